@@ -1,0 +1,47 @@
+"""The errors that fastdqn raises, each of which says what to do next."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "FastDQNError",
+    "NonFiniteError",
+    "UsageError",
+    "WorkerError",
+]
+
+
+class FastDQNError(Exception):
+    """Base of every error that fastdqn raises on purpose."""
+
+
+class UsageError(FastDQNError, ValueError):
+    """A value that cannot be used, refused before anything starts.
+
+    Args:
+        got: The value and its name, as the user knows it (``"--num-envs 0"``).
+        reason: Why it cannot be used.
+        way_out: What to do instead; names the flag where there is one.
+    """
+
+    def __init__(self, got: str, reason: str, way_out: str) -> None:
+        super().__init__(f"{got}: {reason}. {way_out}")
+        self.got = got
+        self.reason = reason
+        self.way_out = way_out
+
+    def __reduce__(self) -> tuple[type[UsageError], tuple[str, str, str]]:
+        """Pickle by the three parts, so that the error crosses process borders."""
+        return type(self), (self.got, self.reason, self.way_out)
+
+
+class WorkerError(FastDQNError, RuntimeError):
+    """An environment worker died, or one of its environments raised."""
+
+
+class NonFiniteError(FastDQNError, FloatingPointError):
+    """A reward, an observation or a loss was NaN or infinite."""
+
+
+class CheckpointError(FastDQNError):
+    """A saved policy is missing, incomplete or not what its description says."""

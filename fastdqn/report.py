@@ -1,0 +1,61 @@
+"""What a run tells about itself: finished episodes and periodic reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["Episode", "Report"]
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One finished training episode.
+
+    Attributes:
+        episode: Serial number over all environments, from 1, in the order of finishing.
+        env_step: Env steps taken by the whole run when the episode ended.
+        return_: Undiscounted sum of rewards.
+        length: Env steps of the episode.
+        truncated: Ended by a time limit and not by the environment's own rules.
+    """
+
+    episode: int
+    env_step: int
+    return_: float
+    length: int
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One periodic look at the running training, already off the device.
+
+    Attributes:
+        env_steps: Real transitions so far.
+        total_env_steps: Transitions at which the run ends by itself.
+        updates: Optimizer steps so far.
+        episodes: Finished episodes so far.
+        sps: Env steps per wall second since the previous report.
+        return_mean_100: Mean return of the last 100 finished episodes; NaN before the first.
+        epsilon: Exploration probability in force.
+        loss: Loss of the last update; NaN before the first.
+        q_mean: Mean Q(s, a) of the last batch; NaN before the first.
+        grad_norm: Norm of the last gradient before clipping; NaN before the first.
+        wall_s: Seconds since the loop started.
+        time_left_s: Seconds until total_env_steps at the present speed; NaN when unknown.
+        time_share: Fractions of the loop's wall time by activity; they sum to 1.
+    """
+
+    env_steps: int
+    total_env_steps: int
+    updates: int
+    episodes: int
+    sps: float
+    return_mean_100: float
+    epsilon: float
+    loss: float
+    q_mean: float
+    grad_norm: float
+    wall_s: float
+    time_left_s: float
+    time_share: dict[str, float] = field(default_factory=dict)
