@@ -1,0 +1,116 @@
+"""fastdqn: fast, exact deep Q-learning on any Gymnasium environment with discrete actions.
+
+Names are imported when they are first used, so that worker processes and `--help` do not pay
+for PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastdqn.agent import DQN
+    from fastdqn.config import Config
+    from fastdqn.envs.grouped import GroupedVectorEnv
+    from fastdqn.errors import (
+        CheckpointError,
+        FastDQNError,
+        NonFiniteError,
+        UsageError,
+        WorkerError,
+    )
+    from fastdqn.evaluation import Evaluation
+    from fastdqn.learner import Learner
+    from fastdqn.losses import (
+        double_dqn_target,
+        dqn_target,
+        huber_loss,
+        mse_loss,
+        soft_update_,
+        td_error,
+    )
+    from fastdqn.networks import MLP
+    from fastdqn.optimizers import Adam, AdamW, RMSprop
+    from fastdqn.policy import epsilon_greedy
+    from fastdqn.presets import PRESETS
+    from fastdqn.replay import ReplayBuffer
+    from fastdqn.schedules import Constant, Exponential, Linear, Multiplicative
+    from fastdqn.transition import Transitions
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "fastdqn.agent": ("DQN",),
+    "fastdqn.config": ("Config",),
+    "fastdqn.envs.grouped": ("GroupedVectorEnv",),
+    "fastdqn.errors": (
+        "CheckpointError",
+        "FastDQNError",
+        "NonFiniteError",
+        "UsageError",
+        "WorkerError",
+    ),
+    "fastdqn.evaluation": ("Evaluation",),
+    "fastdqn.learner": ("Learner",),
+    "fastdqn.losses": (
+        "double_dqn_target",
+        "dqn_target",
+        "huber_loss",
+        "mse_loss",
+        "soft_update_",
+        "td_error",
+    ),
+    "fastdqn.networks": ("MLP",),
+    "fastdqn.optimizers": ("Adam", "AdamW", "RMSprop"),
+    "fastdqn.policy": ("epsilon_greedy",),
+    "fastdqn.presets": ("PRESETS",),
+    "fastdqn.replay": ("ReplayBuffer",),
+    "fastdqn.schedules": ("Constant", "Exponential", "Linear", "Multiplicative"),
+    "fastdqn.transition": ("Transitions",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "MLP",
+    "PRESETS",
+    "Adam",
+    "AdamW",
+    "CheckpointError",
+    "Config",
+    "Constant",
+    "DQN",
+    "Evaluation",
+    "Exponential",
+    "FastDQNError",
+    "GroupedVectorEnv",
+    "Learner",
+    "Linear",
+    "Multiplicative",
+    "NonFiniteError",
+    "RMSprop",
+    "ReplayBuffer",
+    "Transitions",
+    "UsageError",
+    "WorkerError",
+    "__version__",
+    "double_dqn_target",
+    "dqn_target",
+    "epsilon_greedy",
+    "huber_loss",
+    "mse_loss",
+    "soft_update_",
+    "td_error",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module at its first use."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(__all__)

@@ -1,0 +1,374 @@
+"""DQN: the parts put together behind five calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.vector import VectorEnv
+from torch import nn
+
+from fastdqn import checkpoint
+from fastdqn.config import Config
+from fastdqn.device import resolve_device
+from fastdqn.envs.make import EnvDescription, EnvFactory, describe, factory_of
+from fastdqn.envs.seeding import Stream, seeds_of
+from fastdqn.envs.source import EnvSource, make_source, source_of
+from fastdqn.errors import UsageError
+from fastdqn.evaluation import Evaluation, Evaluator
+from fastdqn.execution import choose_execution
+from fastdqn.learner import Learner
+from fastdqn.networks import FlatNetwork, mlp_for
+from fastdqn.optimizers import OPTIMIZERS, Adam, AdamW, Optimizer
+from fastdqn.policy import Policy
+from fastdqn.replay import ReplayBuffer
+from fastdqn.rollout import Rollout
+from fastdqn.schedules import Constant, Exponential, Linear, Multiplicative, ReplayRatio, Schedule
+from fastdqn.trainer import Intervals, NullWitness, Trainer, Witness
+from fastdqn.transition import storage_dtype
+
+__all__ = ["DQN", "epsilon_schedule"]
+
+EVALUATION_ENVS = 20
+
+
+class DQN:
+    """A deep Q-learning agent for one kind of environment.
+
+    Args:
+        env: A Gymnasium id, a factory of environments, or a VectorEnv that the caller built
+            (trained in as it is, and closed at the end of `learn`).
+        network: A module from observations [B, *O] to Q-values [B, A]; None is an MLP of
+            `hidden_sizes`.
+        settings: Fields of `Config`, e.g. `num_envs=16, double=True`.
+
+    Attributes:
+        config: The settings.
+        network: The online network.
+
+    Raises:
+        UsageError: A setting, the environment or the network cannot be used.
+    """
+
+    def __init__(
+        self,
+        env: str | EnvFactory | VectorEnv[Any, Any, Any],
+        *,
+        network: nn.Module | None = None,
+        **settings: Any,
+    ) -> None:
+        self._vector: EnvSource | None = None
+        self._factory: EnvFactory | None = None
+        if isinstance(env, VectorEnv):
+            self._vector = source_of(env)
+            self.description: EnvDescription = self._vector.description
+            settings = {**settings, "num_envs": env.num_envs}
+        else:
+            self._factory = factory_of(env) if isinstance(env, str) else env
+            self.description = describe(self._factory)
+        name = env if isinstance(env, str) else self.description.env_id
+        self.config = _config(settings, name)
+        self._build(network)
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        """Build the agent of a whole `Config`."""
+        return cls(config.env_id, **{k: v for k, v in vars(config).items() if k != "env_id"})
+
+    def _build(self, network: nn.Module | None) -> None:
+        config = self.config
+        device = resolve_device(config.device)
+        expected = int(config.replay_ratio * (config.total_timesteps - config.learning_starts))
+        execution, self.execution_reason = choose_execution(config.execution, device, expected)
+        if config.stop_at_return is not None and self._factory is None:
+            raise UsageError(
+                "stop_at_return with a VectorEnv",
+                "evaluation needs fresh environments and knows no way to build them",
+                "Pass an environment id or a factory.",
+            )
+        flat = FlatNetwork(network or self._new_network(), device)
+        self.network = flat.module
+        self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
+        self.replay = _new_replay(config, self.description, device)
+        self.learner = _new_learner(config, flat, execution)
+        self._ratio = ReplayRatio(config.replay_ratio, config.learning_starts)
+        self._rounds = 0
+        self._env_steps = 0
+        self._episodes = 0
+
+    def _new_network(self) -> nn.Module:
+        config = self.config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds_of(config.seed, Stream.NETWORK, 1)[0])
+            return mlp_for(
+                self.description.obs_space,
+                self.description.num_actions,
+                config.hidden_sizes,
+                kaiming=config.kaiming,
+            )
+
+    # The calls
+
+    def learn(self, total_timesteps: int | None = None, *, witness: Witness | None = None) -> Self:
+        """Train for a number of env steps more; a later call goes on where this one ends.
+
+        The episodes that are running at the end of a call are cut there.
+
+        Args:
+            total_timesteps: Env steps of this call; None is the setting's.
+            witness: Is told how it goes; None is nobody.
+        """
+        with self.trainer(total_timesteps, witness or NullWitness()) as trainer:
+            trainer.run(self.env_seeds())
+        return self
+
+    def predict(self, obs: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Return the greedy action of an observation, or the actions of a batch of them.
+
+        Args:
+            obs: [*O] or [B, *O].
+
+        Returns:
+            Int64 array, () or [B], in the numbers of the environment's action space.
+
+        Raises:
+            UsageError: The shape is neither.
+        """
+        array = np.asarray(obs)
+        shape = self.description.obs_shape
+        if array.shape not in {shape, (array.shape[:1] + shape)}:
+            raise UsageError(
+                f"observation of shape {array.shape}", f"the network takes {shape}", "Or a batch."
+            )
+        dtype = storage_dtype(self.description.obs_dtype)
+        batch = torch.as_tensor(array.reshape(-1, *shape), dtype=dtype, device=self.learner.device)
+        actions: npt.NDArray[np.int64] = self.policy.greedy(batch).cpu().numpy()
+        return actions.reshape(array.shape[: array.ndim - len(shape)]) + self.description.first_action
+
+    def evaluate(self, episodes: int = 100, *, seed: int = 0) -> Evaluation:
+        """Play greedy episodes in fresh environments; nothing is learned.
+
+        Args:
+            episodes: Rounded up to a multiple of the evaluation's environments, 20 or fewer.
+            seed: Of the environments; apart from those of the training even if it is the same.
+        """
+        evaluator = self._new_evaluator(seed, episodes)
+        try:
+            return evaluator.full()
+        finally:
+            evaluator.close()
+
+    def save(self, path: str | Path) -> None:
+        """Save the policy in a folder: safetensors and JSON."""
+        checkpoint.save_policy(Path(path), self.parameters(), self.describe())
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        env: str | EnvFactory | VectorEnv[Any, Any, Any] | None = None,
+        *,
+        network: nn.Module | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Load a policy that `save` or a run wrote.
+
+        Args:
+            path: The folder of the policy.
+            env: Where the agent goes on; None is the saved id.
+            network: The module whose parameters were saved, if it was the caller's own.
+            settings: Override saved settings.
+
+        Raises:
+            CheckpointError: The folder holds no whole policy, or one of another network.
+        """
+        saved = checkpoint.load_policy(Path(path))
+        return cls.from_saved(saved, env, network=network, **settings)
+
+    @classmethod
+    def from_saved(
+        cls,
+        saved: checkpoint.SavedPolicy,
+        env: str | EnvFactory | VectorEnv[Any, Any, Any] | None = None,
+        *,
+        network: nn.Module | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Build an agent around a policy that is already read; see `load`."""
+        kept = {**saved.description["config"], **settings}
+        kept["hidden_sizes"] = tuple(kept["hidden_sizes"])
+        env_id = kept.pop("env_id")
+        agent = cls(env if env is not None else env_id, network=network, **kept)
+        agent._take(saved)
+        return agent
+
+    def _take(self, saved: checkpoint.SavedPolicy) -> None:
+        try:
+            with torch.no_grad():
+                named = dict(self.network.named_parameters())
+                for name, tensor in saved.parameters.items():
+                    named[name].copy_(tensor)
+        except (KeyError, RuntimeError) as error:
+            raise checkpoint.CheckpointError(
+                f"{saved.folder} holds the parameters of another network: {error}"
+            ) from error
+        self.learner.sync_target()
+
+    # For those who drive the loop or witness it
+
+    @contextmanager
+    def trainer(
+        self, total_timesteps: int | None, witness: Witness, *, started: float | None = None
+    ) -> Iterator[Trainer]:
+        """Build the environments and the loop; close the environments afterwards."""
+        config = self.config
+        started = time.perf_counter() if started is None else started
+        threads = torch.get_num_threads()
+        torch.set_num_threads(config.cpu_threads)
+        source = self._vector or self._new_source(config.num_envs)
+        evaluator = self._new_evaluator(config.seed, config.eval_episodes) if self._factory else None
+        try:
+            trainer = self._new_trainer(source, witness, total_timesteps, evaluator, started)
+            yield trainer
+            self._env_steps, self._episodes = trainer.rollout.env_steps, trainer.rollout.episodes
+        finally:
+            source.close()
+            if evaluator is not None:
+                evaluator.close()
+            torch.set_num_threads(threads)
+
+    def env_seeds(self) -> list[int]:
+        """Return seeds for the training environments, new ones at each call."""
+        self._rounds += 1
+        return seeds_of(
+            self.config.seed, Stream.TRAINING_ENVS, self.config.num_envs, self._rounds - 1
+        )
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Return the parameters of the online network by name; views, not copies."""
+        return {name: p.detach() for name, p in self.network.named_parameters()}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what goes with the parameters on disk: plain JSON values."""
+        config = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.config).items()}
+        return {
+            "env_id": self.description.env_id,
+            "env_steps": self._env_steps,
+            "updates": self._ratio.updates,
+            "obs_shape": list(self.description.obs_shape),
+            "obs_dtype": self.description.obs_dtype,
+            "num_actions": self.description.num_actions,
+            "network": type(self.network).__name__,
+            "config": {**config, "run_dir": None},
+        }
+
+    def _new_source(self, num_envs: int) -> EnvSource:
+        if self._factory is None:
+            raise UsageError(
+                "an agent of a VectorEnv", "it cannot build environments", "Pass an id or a factory."
+            )
+        config = self.config
+        return make_source(
+            config.vectorizer, self._factory, self.description, num_envs, config.num_workers
+        )
+
+    def _new_evaluator(self, seed: int, episodes: int) -> Evaluator:
+        num_envs = min(EVALUATION_ENVS, episodes)
+        return Evaluator(self.policy, lambda: self._new_source(num_envs), seed, episodes)
+
+    def _new_trainer(
+        self,
+        source: EnvSource,
+        witness: Witness,
+        total_timesteps: int | None,
+        evaluator: Evaluator | None,
+        started: float,
+    ) -> Trainer:
+        config = self.config
+        rollout = Rollout(source, self.policy, self.replay)
+        rollout.env_steps, rollout.episodes = self._env_steps, self._episodes
+        evaluate = config.eval_interval if config.stop_at_return is not None else 0
+        return Trainer(
+            rollout,
+            self.learner,
+            draw=self.replay.draw if config.replay == "uniform" else self.replay.newest,
+            batch_size=config.batch_size,
+            ratio=self._ratio,
+            epsilon=epsilon_schedule(config),
+            until=self._env_steps + (total_timesteps or config.total_timesteps),
+            intervals=Intervals(
+                report=config.log_interval,
+                checkpoint=config.checkpoint_interval,
+                evaluate=evaluate,
+                target_episodes=config.target_period_episodes if config.target == "hard" else 0,
+            ),
+            witness=witness,
+            evaluator=evaluator,
+            stop_at_return=config.stop_at_return,
+            started=started,
+        )
+
+
+def epsilon_schedule(config: Config) -> Schedule:
+    """Build the exploration schedule of the settings."""
+    start, end = config.epsilon_start, config.epsilon_end
+    schedules: dict[str, Callable[[], Schedule]] = {
+        "exponential": lambda: Exponential(start, end, config.epsilon_decay_steps),
+        "linear": lambda: Linear(start, end, config.epsilon_decay_steps),
+        "multiplicative": lambda: Multiplicative(start, end, config.epsilon_decay_factor),
+        "constant": lambda: Constant(start),
+    }
+    return schedules[config.epsilon_schedule]()
+
+
+def _config(settings: dict[str, Any], env_id: str) -> Config:
+    unknown = set(settings) - set(Config.__dataclass_fields__)
+    if unknown:
+        raise UsageError(
+            f"setting {sorted(unknown)[0]}",
+            "DQN has no such setting",
+            f"Choose among {', '.join(Config.__dataclass_fields__)}.",
+        )
+    return replace(Config(), env_id=env_id, **settings)
+
+
+def _new_replay(config: Config, env: EnvDescription, device: torch.device) -> ReplayBuffer:
+    return ReplayBuffer(
+        config.buffer_size,
+        config.num_envs,
+        env.obs_shape,
+        storage_dtype(env.obs_dtype),
+        device=device,
+        seed=seeds_of(config.seed, Stream.REPLAY, 1)[0],
+    )
+
+
+def _new_learner(config: Config, network: FlatNetwork, execution: str) -> Learner:
+    return Learner(
+        network,
+        gamma=config.gamma,
+        double=config.double,
+        loss=config.loss,
+        optimizer=_new_optimizer(config),
+        learning_rate=config.learning_rate,
+        clip_norm=config.clip_norm,
+        clip_value=config.clip_value,
+        target=config.target,
+        tau=config.tau,
+        target_period=config.target_period,
+        execution=execution,
+    )
+
+
+def _new_optimizer(config: Config) -> Optimizer:
+    kind = OPTIMIZERS[config.optimizer]
+    if issubclass(kind, Adam | AdamW):
+        return kind(weight_decay=config.weight_decay, amsgrad=config.amsgrad)
+    return kind(weight_decay=config.weight_decay)

@@ -1,0 +1,218 @@
+"""The settings of a run: frozen, checked before anything starts, documented at the field.
+
+The text below each field is the help of its flag; it gives the unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from fastdqn.errors import UsageError
+
+__all__ = ["Config", "check"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one training run. Later flags win over the preset."""
+
+    env_id: str = "LunarLander-v3"
+    """Gymnasium id with a discrete action space; `module:Name-v0` imports the module first."""
+    seed: int = 0
+    """Seed of everything: environments, network, exploration, replay."""
+    total_timesteps: int = 300_000
+    """Length of the run in env steps, over all environments."""
+    num_envs: int = 16
+    """Environments stepped side by side."""
+    num_workers: int | None = None
+    """Worker processes that host them; None is one per core."""
+    vectorizer: Literal["grouped", "async", "sync"] = "grouped"
+    """Who steps them: our grouped workers, or Gymnasium's AsyncVectorEnv or SyncVectorEnv."""
+
+    double: bool = True
+    """Double DQN: the online network chooses the next action, the target network values it."""
+    gamma: float = 0.99
+    """Discount per env step."""
+    hidden_sizes: tuple[int, ...] = (128, 128)
+    """Units of each hidden layer of the MLP."""
+    kaiming: bool = False
+    """Start the MLP from He's normal initialisation instead of PyTorch's."""
+    loss: Literal["huber", "mse"] = "huber"
+    """Loss of the TD error."""
+    target: Literal["soft", "hard", "none"] = "soft"
+    """Target network: moved softly each update, copied now and then, or none at all."""
+    tau: float = 0.005
+    """Fraction that the soft target moves per update."""
+    target_period: int = 0
+    """Updates between hard copies; 0 is never."""
+    target_period_episodes: int = 0
+    """Finished episodes between hard copies; 0 is never."""
+
+    optimizer: Literal["adam", "adamw", "rmsprop"] = "adam"
+    """Optimizer of the online network."""
+    learning_rate: float = 5e-4
+    """Step size of the optimizer."""
+    weight_decay: float = 0.0
+    """Weight decay of the optimizer."""
+    amsgrad: bool = False
+    """Let Adam and AdamW divide by the largest second moment so far."""
+    clip_norm: float | None = 10.0
+    """Largest norm of the gradient; None leaves it."""
+    clip_value: float | None = None
+    """Largest magnitude of each element of the gradient; None leaves it."""
+
+    replay: Literal["uniform", "newest"] = "uniform"
+    """Learn from all stored transitions alike, or, without replay, from the newest ones only."""
+    buffer_size: int = 100_000
+    """Transitions that the replay ring holds."""
+    batch_size: int = 128
+    """Transitions per update."""
+    learning_starts: int = 1_000
+    """Env steps before the first update is owed."""
+    replay_ratio: float = 0.25
+    """Updates per env step, kept exactly."""
+
+    epsilon_schedule: Literal["exponential", "linear", "multiplicative", "constant"] = "exponential"
+    """How exploration falls: over env steps, over env steps, per episode, not at all."""
+    epsilon_start: float = 0.9
+    """Probability of a random action at the first env step."""
+    epsilon_end: float = 0.05
+    """Probability of a random action in the end; both 0 is greedy from the start."""
+    epsilon_decay_steps: int = 20_000
+    """Env steps: time constant of the exponential, length of the linear schedule."""
+    epsilon_decay_factor: float = 0.995
+    """Factor per finished episode of the multiplicative schedule."""
+
+    stop_at_return: float | None = None
+    """Stop when the mean return of a greedy evaluation on fresh environments reaches this."""
+    eval_episodes: int = 100
+    """Fresh episodes of the evaluation that may stop the run and of the one at its end."""
+    eval_interval: int = 10_000
+    """Env steps between evaluations while `stop_at_return` is set."""
+
+    device: str = "auto"
+    """Where replay and network live: auto, cpu, cuda, cuda:N or mps."""
+    execution: Literal["auto", "eager", "compile", "cudagraph"] = "auto"
+    """How the update runs; auto compiles it where the run is long enough to repay that."""
+    cpu_threads: int = 1
+    """Threads of PyTorch's CPU operations; more than one slows small networks down."""
+
+    run_dir: Path | None = None
+    """Folder of the run; None is runs/<env>__<preset or algo>__<seed>__<time>."""
+    log_interval: int = 5_000
+    """Env steps between reports and lines of metrics.jsonl."""
+    checkpoint_interval: int = 50_000
+    """Env steps between saved policies; one is always saved at the end."""
+    tensorboard: bool = False
+    """Write TensorBoard events beside metrics.jsonl."""
+    quiet: bool = False
+    """Show no progress on the terminal; the files are written all the same."""
+    preset: str = ""
+    """Name of a preset that fills the other settings (see `fastdqn presets`)."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+_AT_LEAST_ONE = (
+    "total_timesteps",
+    "num_envs",
+    "buffer_size",
+    "batch_size",
+    "epsilon_decay_steps",
+    "eval_episodes",
+    "eval_interval",
+    "cpu_threads",
+    "log_interval",
+    "checkpoint_interval",
+)
+_NOT_NEGATIVE = (
+    "seed",
+    "target_period",
+    "target_period_episodes",
+    "weight_decay",
+    "learning_starts",
+    "learning_rate",
+)
+_FRACTIONS = ("gamma", "epsilon_start", "epsilon_end")
+_POSITIVE_OR_NONE = ("clip_norm", "clip_value", "num_workers")
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot be used, naming the flag, the value and the way out.
+
+    Raises:
+        UsageError: A value lies out of its range, or two values exclude each other.
+    """
+    for name in _AT_LEAST_ONE:
+        _demand(config, name, lambda v: v >= 1, "it must be at least 1")
+    for name in _NOT_NEGATIVE:
+        _demand(config, name, lambda v: math.isfinite(v) and v >= 0, "it must not be negative")
+    for name in _FRACTIONS:
+        _demand(config, name, lambda v: 0 <= v <= 1, "it must lie in [0, 1]")
+    for name in _POSITIVE_OR_NONE:
+        _demand(config, name, lambda v: v is None or v > 0, "it must be positive")
+    _demand(config, "tau", lambda v: 0 < v <= 1, "it must lie in (0, 1]")
+    _demand(config, "epsilon_decay_factor", lambda v: 0 < v <= 1, "it must lie in (0, 1]")
+    _demand(config, "replay_ratio", lambda v: math.isfinite(v) and v > 0, "it must be positive")
+    _demand(config, "hidden_sizes", lambda v: all(size >= 1 for size in v), "a layer needs a unit")
+    _check_choices(config)
+    for got, reason, way_out in _conflicts(config):
+        raise UsageError(got, reason, way_out)
+
+
+def _demand(config: Config, name: str, fine: Callable[[Any], bool], reason: str) -> None:
+    value = getattr(config, name)
+    if not fine(value):
+        default = Config.__dataclass_fields__[name].default
+        raise UsageError(f"{_flag(name)} {value}", reason, f"The default is {default}.")
+
+
+def _check_choices(config: Config) -> None:
+    """Hold the Literal fields to their choices, for those who build a Config in Python."""
+    for field in fields(config):
+        if str(field.type).startswith("Literal"):
+            choices = [part.strip(" \"'") for part in str(field.type)[8:-1].split(",")]
+            value = getattr(config, field.name)
+            if value not in choices:
+                raise UsageError(
+                    f"{_flag(field.name)} {value}",
+                    "there is no such choice",
+                    f"Choose {', '.join(choices)}.",
+                )
+
+
+def _conflicts(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Name the pairs of values that exclude each other."""
+    if config.batch_size > config.buffer_size:
+        yield (
+            f"--batch-size {config.batch_size}",
+            f"it is larger than --buffer-size {config.buffer_size}",
+            "Make the batch smaller or the buffer larger.",
+        )
+    if config.learning_starts >= config.total_timesteps:
+        yield (
+            f"--learning-starts {config.learning_starts}",
+            f"the run ends at --total-timesteps {config.total_timesteps}, so nothing is learned",
+            "Start earlier or run longer.",
+        )
+    if config.num_envs > config.buffer_size:
+        yield (
+            f"--num-envs {config.num_envs}",
+            f"one vector step does not fit into --buffer-size {config.buffer_size}",
+            "Use fewer environments or a larger buffer.",
+        )
+    if config.target == "hard" and not (config.target_period or config.target_period_episodes):
+        yield (
+            "--target hard",
+            "the target would never be copied",
+            "Give --target-period (updates) or --target-period-episodes.",
+        )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

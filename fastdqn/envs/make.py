@@ -1,0 +1,147 @@
+"""From an environment id or a factory to a checked description of the environment."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
+
+from fastdqn.errors import UsageError
+from fastdqn.transition import STORAGE_DTYPES
+
+__all__ = ["EnvDescription", "EnvFactory", "describe", "describe_spaces", "factory_of"]
+
+EnvFactory = Callable[[], gym.Env[Any, Any]]
+
+
+@dataclass(frozen=True)
+class EnvDescription:
+    """What a trainer must know of an environment.
+
+    Attributes:
+        env_id: Gymnasium id, or the factory's name.
+        obs_space: Space of one observation: Box, Discrete, MultiBinary or MultiDiscrete.
+        obs_shape: Shape of one observation.
+        obs_dtype: Its dtype, by name.
+        num_actions: Actions, A.
+        first_action: The space's smallest action; the network counts from 0.
+        solved_at: The mean return at which Gymnasium calls it solved, or None.
+    """
+
+    env_id: str
+    obs_space: Space[Any]
+    obs_shape: tuple[int, ...]
+    obs_dtype: str
+    num_actions: int
+    first_action: int
+    solved_at: float | None
+
+
+def factory_of(env_id: str, **kwargs: Any) -> EnvFactory:
+    """Return a picklable factory for a registered id.
+
+    The spec travels with the factory, so that an id registered in the caller's script is known
+    in the worker too. Gymnasium's per-step checker is left out: `describe` checks once.
+
+    Args:
+        env_id: `Name-v0`, `namespace/Name-v0` or `module:Name-v0`.
+        kwargs: Passed to the environment's constructor.
+
+    Raises:
+        UsageError: The id is not registered; close matches are named.
+    """
+    try:
+        spec = gym.spec(env_id)
+    except (gym.error.Error, ImportError) as error:
+        raise UsageError(f"--env-id {env_id}", _first_line(error), _close_matches(env_id)) from None
+    return partial(gym.make, spec, disable_env_checker=True, **kwargs)
+
+
+def describe(factory: EnvFactory) -> EnvDescription:
+    """Build one environment, look at its spaces, close it.
+
+    Raises:
+        UsageError: It cannot be built, or DQN cannot train on its spaces.
+    """
+    name = _name_of(factory)
+    try:
+        env = factory()
+    except (gym.error.Error, ImportError) as error:
+        raise UsageError(
+            f"environment {name}", _first_line(error), "Install what it needs or fix its factory."
+        ) from error
+    try:
+        solved_at = env.spec.reward_threshold if env.spec else None
+        env_id = env.spec.id if env.spec else name
+        return describe_spaces(env_id, env.observation_space, env.action_space, solved_at)
+    finally:
+        env.close()
+
+
+def describe_spaces(
+    env_id: str, obs: Space[Any], action: Space[Any], solved_at: float | None = None
+) -> EnvDescription:
+    """Check the two spaces of one environment and describe them.
+
+    Raises:
+        UsageError: The action space is not Discrete, or the observation has no fixed shape or
+            a dtype that no tensor holds.
+    """
+    if not isinstance(action, Discrete):
+        raise UsageError(
+            f"environment {env_id} with action space {action}",
+            "a deep Q-network chooses among finitely many actions (Discrete)",
+            "Choose another --env-id, or wrap it so that it offers a few fixed actions.",
+        )
+    if not isinstance(obs, Box | Discrete | MultiBinary | MultiDiscrete):
+        raise UsageError(
+            f"environment {env_id} with {type(obs).__name__} observations",
+            "the network takes one array of a fixed shape",
+            _wrapper_for(obs),
+        )
+    dtype = np.dtype(obs.dtype)
+    if dtype.name not in STORAGE_DTYPES:
+        raise UsageError(
+            f"environment {env_id} with {dtype} observations",
+            "PyTorch has no such dtype to store them in",
+            "Wrap it with gymnasium.wrappers.DtypeObservation(env, numpy.float32).",
+        )
+    return EnvDescription(
+        env_id, obs, tuple(obs.shape or ()), dtype.name, int(action.n), int(action.start), solved_at
+    )
+
+
+def _wrapper_for(obs: Space[Any]) -> str:
+    if isinstance(obs, Dict | Tuple):
+        return (
+            "Wrap the environment: gymnasium.wrappers.FlattenObservation(env) joins all parts, "
+            "gymnasium.wrappers.FilterObservation(env, [...]) picks some first; "
+            'from Python: DQN(lambda: FlattenObservation(gymnasium.make("...")))'
+        )
+    return "Wrap the environment so that it returns a numeric array (gymnasium.wrappers)."
+
+
+def _close_matches(env_id: str) -> str:
+    known = [name for name, spec in gym.registry.items() if not name.startswith("phys2d/")]
+    by_lower = {name.lower(): name for name in known}
+    close = [by_lower[m] for m in difflib.get_close_matches(env_id.lower(), by_lower, 4, 0.55)]
+    if close:
+        return f"Did you mean {', '.join(close)}?"
+    return f"Gymnasium knows {len(known)} ids, such as LunarLander-v3 and CartPole-v1."
+
+
+def _name_of(factory: EnvFactory) -> str:
+    spec = factory.args[0] if isinstance(factory, partial) and factory.args else None
+    if isinstance(spec, gym.envs.registration.EnvSpec):
+        return spec.id
+    return getattr(factory, "__name__", type(factory).__name__)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

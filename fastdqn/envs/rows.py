@@ -1,0 +1,111 @@
+"""The shared block: one row per environment, written by the workers and read by the trainer."""
+
+from __future__ import annotations
+
+import math
+from typing_extensions import Buffer
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["RowSpec", "Rows"]
+
+CACHE_LINE_BYTES = 64
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """Shapes and dtypes of one environment's row.
+
+    Attributes:
+        num_envs: Environments, N.
+        obs_shape: Shape of one observation.
+        obs_dtype: Dtype of the observation space, by name.
+        action_shape: Shape of one action; () for a Discrete space.
+        action_dtype: Dtype of the action space, by name.
+    """
+
+    num_envs: int
+    obs_shape: tuple[int, ...]
+    obs_dtype: str
+    action_shape: tuple[int, ...] = ()
+    action_dtype: str = "int64"
+
+    def fields(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Return shape and dtype of every array of `Rows`, in the order of the block."""
+        n = self.num_envs
+        obs, obs_dtype = (n, *self.obs_shape), np.dtype(self.obs_dtype)
+        return {
+            "obs": (obs, obs_dtype),
+            "final_obs": (obs, obs_dtype),
+            "action": ((n, *self.action_shape), np.dtype(self.action_dtype)),
+            "reward": ((n,), np.dtype(np.float64)),
+            "terminated": ((n,), np.dtype(np.bool_)),
+            "truncated": ((n,), np.dtype(np.bool_)),
+            "real": ((n,), np.dtype(np.bool_)),
+            "episode_return": ((n,), np.dtype(np.float64)),
+            "episode_length": ((n,), np.dtype(np.int64)),
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole block, each array on cache lines of its own."""
+        return sum(_padded_bytes(shape, dtype) for shape, dtype in self.fields().values())
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Numpy views of one block of memory; N environments.
+
+    Attributes:
+        obs: [N, *O] what the policy acts on next: after an end, the first of the new episode.
+        final_obs: [N, *O] last observation of an episode that ended in this step within the
+            step; rows that did not end hold older contents.
+        action: [N, *A] the actions to take.
+        reward: [N] float64.
+        terminated: [N] bool.
+        truncated: [N] bool.
+        real: [N] bool; False where the step was only a reset (autoreset mode NEXT_STEP).
+        episode_return: [N] float64, sum of rewards of the episode that ended last.
+        episode_length: [N] int64, env steps of the episode that ended last.
+    """
+
+    obs: npt.NDArray[Any]
+    final_obs: npt.NDArray[Any]
+    action: npt.NDArray[Any]
+    reward: npt.NDArray[np.float64]
+    terminated: npt.NDArray[np.bool_]
+    truncated: npt.NDArray[np.bool_]
+    real: npt.NDArray[np.bool_]
+    episode_return: npt.NDArray[np.float64]
+    episode_length: npt.NDArray[np.int64]
+
+    @classmethod
+    def over(cls, buffer: Buffer, spec: RowSpec) -> Rows:
+        """Lay the arrays over a writable buffer of at least `spec.nbytes`; copies nothing."""
+        arrays, offset = {}, 0
+        for name, (shape, dtype) in spec.fields().items():
+            flat = np.frombuffer(buffer, dtype, count=math.prod(shape), offset=offset)
+            arrays[name] = flat.reshape(shape)
+            offset += _padded_bytes(shape, dtype)
+        return cls(**arrays)
+
+    @classmethod
+    def allocate(cls, spec: RowSpec) -> Rows:
+        """Allocate private memory for the rows, all zero; `real` is True."""
+        rows = cls.over(bytearray(spec.nbytes), spec)
+        rows.real[:] = True
+        return rows
+
+    def columns(self, start: int, stop: int) -> Rows:
+        """Return views of the environments `start` to `stop` (excluded)."""
+        return Rows(**{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})
+
+
+def _padded_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    nbytes = math.prod(shape) * dtype.itemsize
+    return -(-nbytes // CACHE_LINE_BYTES) * CACHE_LINE_BYTES

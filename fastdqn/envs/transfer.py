@@ -1,0 +1,106 @@
+"""From rows in host memory to tensors on the device: nothing on the CPU, one copy elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdqn.envs.rows import Rows
+from fastdqn.transition import storage_dtype
+
+__all__ = ["DeviceRows", "PackedTransfer", "SharedTransfer", "Transfer", "transfer_to"]
+
+ALIGNMENT_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRows:
+    """The rows of one vector step as tensors; N environments.
+
+    Attributes:
+        obs: [N, *O].
+        final_obs: [N, *O].
+        reward: [N] float64 on the CPU, float32 elsewhere.
+        terminated: [N] bool.
+        truncated: [N] bool.
+    """
+
+    obs: Tensor
+    final_obs: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+
+
+class SharedTransfer:
+    """The CPU's way: tensors over the rows' own memory, made once."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._tensors = _tensors_over(rows)
+
+    def load(self) -> DeviceRows:
+        """Return tensors that alias the rows."""
+        return self._tensors
+
+
+class PackedTransfer:
+    """The way to CUDA and MPS: packed in (pinned) host memory, sent as one copy.
+
+    Args:
+        rows: What to send.
+        device: Where to; never receives a float64.
+    """
+
+    def __init__(self, rows: Rows, device: torch.device) -> None:
+        self._sources = _tensors_over(rows)
+        parts = [self._sources.obs, self._sources.final_obs]
+        dtypes = [storage_dtype(rows.obs.dtype)] * 2 + [torch.float32, torch.bool, torch.bool]
+        parts += [self._sources.reward, self._sources.terminated, self._sources.truncated]
+        nbytes = [_padded(part.numel() * d.itemsize) for part, d in zip(parts, dtypes, strict=True)]
+        pinned = device.type == "cuda"
+        self._host = torch.zeros(sum(nbytes), dtype=torch.uint8, pin_memory=pinned)
+        self._device = torch.zeros(sum(nbytes), dtype=torch.uint8, device=device)
+        self._parts = parts
+        shapes = [part.shape for part in parts]
+        self._host_views = _views(self._host, shapes, dtypes, nbytes)
+        self._device_rows = DeviceRows(*_views(self._device, shapes, dtypes, nbytes))
+
+    def load(self) -> DeviceRows:
+        """Pack, copy, and return views of the device's memory; the next call overwrites them.
+
+        The copy is queued, not waited for: whoever reads the device before it sends the next
+        actions has also waited for this copy, so the host's memory is free to be packed again.
+        """
+        for view, part in zip(self._host_views, self._parts, strict=True):
+            view.copy_(part)
+        self._device.copy_(self._host, non_blocking=True)
+        return self._device_rows
+
+
+Transfer = SharedTransfer | PackedTransfer
+
+
+def transfer_to(rows: Rows, device: torch.device) -> Transfer:
+    """Return the way from `rows` to `device`."""
+    return SharedTransfer(rows) if device.type == "cpu" else PackedTransfer(rows, device)
+
+
+def _tensors_over(rows: Rows) -> DeviceRows:
+    arrays = (rows.obs, rows.final_obs, rows.reward, rows.terminated, rows.truncated)
+    return DeviceRows(*(torch.from_numpy(np.asarray(array)) for array in arrays))
+
+
+def _padded(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def _views(
+    memory: Tensor, shapes: list[torch.Size], dtypes: list[torch.dtype], nbytes: list[int]
+) -> list[Tensor]:
+    views = []
+    for part, shape, dtype in zip(memory.split(nbytes), shapes, dtypes, strict=True):
+        views.append(part.view(dtype)[: shape.numel()].view(shape))
+    return views

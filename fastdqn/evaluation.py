@@ -1,0 +1,126 @@
+"""Greedy evaluation over fresh episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastdqn.envs.seeding import Stream, seeds_of
+from fastdqn.envs.source import EnvSource
+from fastdqn.envs.transfer import transfer_to
+from fastdqn.errors import UsageError
+from fastdqn.policy import Policy
+
+__all__ = ["Evaluation", "Evaluator", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Returns and lengths of greedy episodes.
+
+    Attributes:
+        returns: [E] float64.
+        lengths: [E] int64, env steps.
+    """
+
+    returns: npt.NDArray[np.float64]
+    lengths: npt.NDArray[np.int64]
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(self.returns.mean())
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns over the episodes."""
+        return float(self.returns.std())
+
+    @property
+    def episodes(self) -> int:
+        """Number of episodes, E."""
+        return len(self.returns)
+
+
+def evaluate(
+    policy: Policy, source: EnvSource, seeds: Sequence[int], episodes: int
+) -> Evaluation:
+    """Play greedy episodes and return what they brought.
+
+    Every environment plays the same number of episodes, decided beforehand, so that short
+    episodes are not counted more often than long ones.
+
+    Args:
+        policy: Acts greedily; nothing is learned and nothing is drawn.
+        source: N environments, reset here.
+        seeds: N seeds.
+        episodes: E; rounded up to a multiple of N.
+
+    Raises:
+        UsageError: `episodes` is below 1.
+    """
+    if episodes < 1:
+        raise UsageError(f"--eval-episodes {episodes}", "it must be at least 1", "Try 100.")
+    quota = -(-episodes // source.num_envs)
+    returns: list[list[float]] = [[] for _ in range(source.num_envs)]
+    lengths: list[list[int]] = [[] for _ in range(source.num_envs)]
+    source.reset(seeds)
+    transfer, rows = transfer_to(source.rows, policy.network.flat.device), source.rows
+    while min(map(len, returns)) < quota:
+        source.send(policy.greedy(_loaded(transfer.load().obs)).cpu().numpy())
+        source.recv()
+        for index in np.flatnonzero((rows.terminated | rows.truncated) & rows.real):
+            if len(returns[index]) < quota:
+                returns[index].append(float(rows.episode_return[index]))
+                lengths[index].append(int(rows.episode_length[index]))
+    return Evaluation(np.array(returns).reshape(-1), np.array(lengths).reshape(-1))
+
+
+class Evaluator:
+    """Evaluates the policy again and again, each time on seeds never used before.
+
+    The environments are built at the first call and kept until `close`.
+
+    Args:
+        policy: Acts greedily with its latest parameters.
+        make_source: Builds the environments, apart from those of the training.
+        seed: The run's seed.
+        episodes: Fresh episodes of a full evaluation.
+    """
+
+    def __init__(
+        self, policy: Policy, make_source: Callable[[], EnvSource], seed: int, episodes: int
+    ) -> None:
+        self.policy, self.seed, self.episodes = policy, seed, episodes
+        self._make_source = make_source
+        self._source: EnvSource | None = None
+        self._round = 0
+
+    def screen(self) -> Evaluation:
+        """Play one episode in each environment: a quick look whether a full one is worth it."""
+        return self._play(1)
+
+    def full(self) -> Evaluation:
+        """Play all episodes, none of them shared with a screening."""
+        return self._play(self.episodes)
+
+    def _play(self, episodes: int) -> Evaluation:
+        self._source = self._source or self._make_source()
+        self._round += 1
+        seeds = seeds_of(self.seed, Stream.EVALUATION_ENVS, self._source.num_envs, self._round)
+        return evaluate(self.policy, self._source, seeds, episodes)
+
+    def close(self) -> None:
+        """Close the environments."""
+        if self._source is not None:
+            self._source.close()
+            self._source = None
+
+
+def _loaded(obs: torch.Tensor) -> torch.Tensor:
+    """Give the network float32 where the space has float64."""
+    return obs.float() if obs.dtype == torch.float64 else obs

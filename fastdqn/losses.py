@@ -1,0 +1,170 @@
+"""The equations of Q-learning as pure functions of tensors; none of them knows a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastdqn.errors import UsageError
+
+__all__ = [
+    "LOSSES",
+    "double_dqn_target",
+    "dqn_target",
+    "huber_loss",
+    "mse_loss",
+    "soft_update_",
+    "td_error",
+]
+
+
+def dqn_target(reward: Tensor, terminated: Tensor, next_q_target: Tensor, gamma: float) -> Tensor:
+    """Bootstrap from the target network's own best action.
+
+        y = r                                     if terminated
+        y = r + gamma max_a Q_target(s', a)       otherwise, truncated or not
+
+    Args:
+        reward: [B] float32.
+        terminated: [B] bool.
+        next_q_target: [B, A] float32, Q-values of s' by the target network.
+        gamma: Discount per env step, in [0, 1].
+
+    Returns:
+        [B] float32.
+
+    Raises:
+        ValueError: The shapes are not [B], [B] and [B, A].
+
+    Source:
+        Mnih et al. (2015), Human-level control through deep reinforcement learning,
+        Nature 518, algorithm 1.
+    """
+    _refuse_shapes(reward, terminated, next_q_target)
+    return _bootstrap(reward, terminated, next_q_target.amax(1), gamma)
+
+
+def double_dqn_target(
+    reward: Tensor,
+    terminated: Tensor,
+    next_q_online: Tensor,
+    next_q_target: Tensor,
+    gamma: float,
+) -> Tensor:
+    """Let the online network choose the next action and the target network value it.
+
+        a* = argmax_a Q_online(s', a)
+        y  = r                                    if terminated
+        y  = r + gamma Q_target(s', a*)           otherwise, truncated or not
+
+    Args:
+        reward: [B] float32.
+        terminated: [B] bool.
+        next_q_online: [B, A] float32, Q-values of s' by the online network.
+        next_q_target: [B, A] float32, Q-values of s' by the target network.
+        gamma: Discount per env step, in [0, 1].
+
+    Returns:
+        [B] float32.
+
+    Raises:
+        ValueError: The shapes are not [B], [B], [B, A] and [B, A].
+
+    Source:
+        van Hasselt, Guez, Silver (2016), Deep reinforcement learning with double Q-learning,
+        arXiv:1509.06461, equation 4.
+    """
+    _refuse_shapes(reward, terminated, next_q_target)
+    _refuse_shapes(reward, terminated, next_q_online)
+    best = next_q_online.argmax(1, keepdim=True)
+    return _bootstrap(reward, terminated, next_q_target.gather(1, best).squeeze(1), gamma)
+
+
+def td_error(q: Tensor, action: Tensor, target: Tensor) -> Tensor:
+    """Return Q(s, a) - y, the error that the update shrinks.
+
+    Args:
+        q: [B, A] float32.
+        action: [B] int64.
+        target: [B] float32; no gradient flows into it.
+
+    Returns:
+        [B] float32.
+
+    Raises:
+        ValueError: `action` or `target` is not [B], which would broadcast silently.
+    """
+    if action.shape != q.shape[:1] or target.shape != action.shape:
+        raise ValueError(
+            f"q {tuple(q.shape)}, action {tuple(action.shape)}, target {tuple(target.shape)}: "
+            "want [B, A], [B], [B]"
+        )
+    return q.gather(1, action.unsqueeze(1)).squeeze(1) - target.detach()
+
+
+def huber_loss(error: Tensor) -> Tensor:
+    """Return the mean of 0.5 e^2 where |e| < 1 and |e| - 0.5 elsewhere.
+
+    Args:
+        error: [B] float32.
+
+    Source:
+        Mnih et al. (2015), Nature 518, methods: the error term clipped to [-1, 1].
+    """
+    return functional.smooth_l1_loss(error, torch.zeros_like(error))
+
+
+def mse_loss(error: Tensor) -> Tensor:
+    """Return the mean of e^2.
+
+    Args:
+        error: [B] float32.
+    """
+    return error.square().mean()
+
+
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"huber": huber_loss, "mse": mse_loss}
+"""Name on the command line -> function of the TD error."""
+
+
+def soft_update_(target: list[Tensor], online: list[Tensor], tau: float) -> None:
+    """Move every target parameter a fraction tau towards its online twin, in place.
+
+        theta_target <- (1 - tau) theta_target + tau theta_online
+
+    Hot path: one multi-tensor kernel, no allocation that lives, no wait.
+
+    Args:
+        target: Parameters of the target network, any shapes, float32; written.
+        online: Parameters of the online network, same order and shapes; read.
+        tau: Fraction per call, in (0, 1]; 1 copies.
+
+    Raises:
+        UsageError: tau lies outside (0, 1].
+        ValueError: The lists differ in length or shapes.
+
+    Source:
+        Lillicrap et al. (2016), Continuous control with deep reinforcement learning,
+        arXiv:1509.02971, section 3.
+    """
+    if not 0.0 < tau <= 1.0:
+        raise UsageError(f"--tau {tau}", "it is a fraction in (0, 1]", "Try 0.005.")
+    if [t.shape for t in target] != [o.shape for o in online]:
+        raise ValueError("target and online parameters differ in number or shapes")
+    with torch.no_grad():
+        torch._foreach_lerp_(target, online, tau)
+
+
+def _bootstrap(reward: Tensor, terminated: Tensor, next_value: Tensor, gamma: float) -> Tensor:
+    return torch.where(terminated, reward, reward + gamma * next_value)
+
+
+def _refuse_shapes(reward: Tensor, terminated: Tensor, next_q: Tensor) -> None:
+    if reward.ndim != 1 or terminated.shape != reward.shape or next_q.shape[:-1] != reward.shape:
+        raise ValueError(
+            f"reward {tuple(reward.shape)}, terminated {tuple(terminated.shape)}, "
+            f"next Q {tuple(next_q.shape)}: want [B], [B], [B, A]"
+        )

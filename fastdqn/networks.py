@@ -1,0 +1,167 @@
+"""Q-networks, and any module as a pure function of one flat parameter vector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from gymnasium.spaces import Box, Discrete, Space
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastdqn.errors import UsageError
+
+__all__ = ["MLP", "FlatNetwork", "mlp_for"]
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron from observations to one Q-value per action.
+
+    Observations of any shape are flattened and become float32; whole numbers of a Discrete
+    space become one-hot vectors; the scale is applied here and nowhere else.
+
+    Args:
+        obs_shape: Shape of one observation.
+        num_actions: Outputs, A.
+        hidden_sizes: Units of each hidden layer; () is a linear Q-function.
+        one_hot: Values of a Discrete observation space, or 0.
+        offset: Subtracted from the observation before anything else.
+        scale: Multiplies the observation, e.g. 1/255 for images.
+        kaiming: He initialisation with zero biases instead of PyTorch's default.
+
+    Raises:
+        UsageError: A hidden size below 1.
+
+    Source:
+        He et al. (2015), Delving deep into rectifiers, arXiv:1502.01852, section 2.2.
+    """
+
+    def __init__(
+        self,
+        obs_shape: tuple[int, ...],
+        num_actions: int,
+        hidden_sizes: Sequence[int] = (128, 128),
+        *,
+        one_hot: int = 0,
+        offset: int = 0,
+        scale: float = 1.0,
+        kaiming: bool = False,
+    ) -> None:
+        super().__init__()
+        if any(size < 1 for size in hidden_sizes):
+            raise UsageError(
+                f"--hidden-sizes {tuple(hidden_sizes)}", "a layer needs a unit", "Try 64 64."
+            )
+        self.one_hot, self.offset, self.scale = one_hot, offset, scale
+        sizes = [one_hot or math.prod(obs_shape), *hidden_sizes, num_actions]
+        self.layers = nn.ModuleList(
+            nn.Linear(inputs, outputs) for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+        if kaiming:
+            self._init_kaiming()
+
+    def _init_kaiming(self) -> None:
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+            else:
+                nn.init.zeros_(parameter)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Return Q-values [B, A] float32 of observations [B, *O]."""
+        return self.apply_to(list(self.parameters()), obs)
+
+    def apply_to(self, parameters: Sequence[Tensor], obs: Tensor) -> Tensor:
+        """Return what `forward` would with these parameters (weight, bias, weight, ...)."""
+        x = self._encode(obs)
+        last = len(parameters) - 2
+        for i in range(0, last, 2):
+            x = functional.linear(x, parameters[i], parameters[i + 1]).relu()
+        return functional.linear(x, parameters[last], parameters[last + 1])
+
+    def _encode(self, obs: Tensor) -> Tensor:
+        if self.one_hot:
+            return functional.one_hot(obs.long() - self.offset, self.one_hot).float()
+        x = obs.flatten(1).float()
+        return x * self.scale if self.scale != 1.0 else x
+
+
+def mlp_for(
+    space: Space[Any], num_actions: int, hidden_sizes: Sequence[int], *, kaiming: bool = False
+) -> MLP:
+    """Build the MLP that suits an observation space: one-hot for Discrete, 1/255 for images."""
+    if isinstance(space, Discrete):
+        one_hot, offset = int(space.n), int(space.start)
+        return MLP(
+            (), num_actions, hidden_sizes, one_hot=one_hot, offset=offset, kaiming=kaiming
+        )
+    image = isinstance(space, Box) and space.dtype == "uint8" and len(space.shape) >= 2
+    return MLP(
+        tuple(space.shape or ()),
+        num_actions,
+        hidden_sizes,
+        scale=1.0 / 255.0 if image else 1.0,
+        kaiming=kaiming,
+    )
+
+
+class FlatNetwork:
+    """A module as a pure function of one flat float32 vector of its parameters.
+
+    One vector makes the optimizer, the clipping and the soft target one operation each. The
+    module's own parameters become views of `flat`, so that it always shows what was learned.
+
+    Args:
+        module: Maps observations [B, *O] to Q-values [B, A]; moved to the device.
+        device: Where the vector lives.
+
+    Attributes:
+        flat: [P] float32; written in place by the learner, never replaced.
+
+    Raises:
+        UsageError: The module has no parameters, parameters that are not float32, or layers
+            whose forward pass changes or randomises them (batch norm, dropout).
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+        _refuse_module(module)
+        self.module = module.to(device)
+        named = list(module.named_parameters())
+        self._names = [name for name, _ in named]
+        self._shapes = [parameter.shape for _, parameter in named]
+        self._sizes = [parameter.numel() for _, parameter in named]
+        self.flat = torch.cat([parameter.detach().reshape(-1) for _, parameter in named])
+        for (_, parameter), view in zip(named, self.views(self.flat), strict=True):
+            parameter.data = view
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Return views of `flat` [P] in the shapes of the parameters."""
+        parts = flat.split(self._sizes)
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+    def __call__(self, parameters: Sequence[Tensor], obs: Tensor) -> Tensor:
+        """Return Q-values [B, A] of `obs` [B, *O] under the given parameters."""
+        if isinstance(self.module, MLP):
+            return self.module.apply_to(parameters, obs)
+        by_name = dict(zip(self._names, parameters, strict=True))
+        return functional_call(self.module, by_name, (obs,))
+
+
+def _refuse_module(module: nn.Module) -> None:
+    name = type(module).__name__
+    parameters = list(module.parameters())
+    if not parameters:
+        raise UsageError(f"network {name}", "it has no parameters", "Pass a module that learns.")
+    if any(parameter.dtype != torch.float32 for parameter in parameters):
+        raise UsageError(f"network {name}", "its parameters are not float32", "Call .float() on it.")
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm | nn.modules.dropout._DropoutNd):
+            raise UsageError(
+                f"network {name} with {type(layer).__name__}",
+                "its forward pass is not a pure function of parameters and observations",
+                "Use LayerNorm, or leave the layer out.",
+            )

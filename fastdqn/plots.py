@@ -1,0 +1,147 @@
+"""Pictures of a run as PNG files, drawn from what its folder holds."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastdqn.episodes import read_episodes, solved_threshold
+from fastdqn.errors import UsageError
+from fastdqn.figures import build_returns_figure, build_wall_time_figure, wall_seconds
+from fastdqn.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+
+    from fastdqn.episodes import EpisodeTable
+
+__all__ = ["plot_returns", "plot_run", "plot_wall_time"]
+
+DPI = 150
+
+
+def plot_returns(
+    table: EpisodeTable,
+    path: Path,
+    *,
+    title: str,
+    solved_at: float | None,
+    wall_s: float | None = None,
+) -> None:
+    """Write the returns over env steps and their histogram as a PNG of 1500 by 750 pixels.
+
+    Args:
+        table: The episodes, any number of them; the picture says when there is none.
+        path: The file; its folder is made when missing, an older picture is replaced.
+        title: First part of the headline, usually the env id.
+        solved_at: Return that counts as solved; None draws no line.
+        wall_s: Seconds that the training took, for the headline; None leaves them out.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    _save(build_returns_figure(table, title=title, solved_at=solved_at, wall_s=wall_s), path)
+
+
+def plot_wall_time(
+    metrics: Sequence[dict[str, object]], path: Path, *, title: str, solved_at: float | None
+) -> None:
+    """Write the mean return of the last 100 episodes over wall time as a PNG, 1500 by 750 pixels.
+
+    Args:
+        metrics: Records as read_metrics gives them.
+        path: The file; its folder is made when missing, an older picture is replaced.
+        title: The headline, usually the env id.
+        solved_at: Return that counts as solved; None draws no line.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    _save(build_wall_time_figure(metrics, title=title, solved_at=solved_at), path)
+
+
+def plot_run(run_dir: Path) -> list[Path]:
+    """Draw the pictures of a run into its folder ``plots``.
+
+    ``returns.png`` comes from episodes.csv; ``wall_time.png`` from metrics.jsonl, where there is
+    one. The headline and the threshold come from config.json's ``env_id`` and ``stop_at_return``;
+    without them the folder's name stands in, and the environment's own threshold, if known.
+
+    Args:
+        run_dir: The folder of a run, finished or still running.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UsageError: The folder or its episodes.csv is missing, or a file in it is not what its
+            name says.
+        OSError: A file cannot be read or written.
+    """
+    table = read_episodes(_episodes_path(run_dir))
+    metrics_path = run_dir / "metrics.jsonl"
+    metrics = read_metrics(metrics_path) if metrics_path.exists() else None
+    title, solved_at = _named(run_dir)
+    returns, wall_time = run_dir / "plots" / "returns.png", run_dir / "plots" / "wall_time.png"
+    wall_s = _last_wall_s(metrics or ())
+    plot_returns(table, returns, title=title, solved_at=solved_at, wall_s=wall_s)
+    if metrics is None:
+        return [returns]
+    plot_wall_time(metrics, wall_time, title=title, solved_at=solved_at)
+    return [returns, wall_time]
+
+
+def _episodes_path(run_dir: Path) -> Path:
+    if not run_dir.is_dir():
+        raise UsageError(
+            str(run_dir), "no such folder", "Give the folder of a run, as `fastdqn train` names it."
+        )
+    path = run_dir / "episodes.csv"
+    if not path.is_file():
+        raise UsageError(
+            str(path),
+            "missing, so there is nothing to plot",
+            "Give the folder of a run in which `fastdqn train` has started to train.",
+        )
+    return path
+
+
+def _named(run_dir: Path) -> tuple[str, float | None]:
+    """Return the title and the solved threshold of a run, as far as its config tells them."""
+    config = _read_config(run_dir / "config.json")
+    env_id, solved_at = config.get("env_id"), config.get("stop_at_return")
+    title = env_id if isinstance(env_id, str) else run_dir.name
+    chosen = float(solved_at) if isinstance(solved_at, int | float) else None
+    return title, solved_threshold(title, chosen)
+
+
+def _read_config(path: Path) -> dict[str, object]:
+    """Return the resolved config, at the top of the file or under ``config``; empty if missing."""
+    if not path.exists():
+        return {}
+    try:
+        content: object = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(
+            str(path), f"not JSON ({error})", "Repair it, or move it away to plot without it."
+        ) from error
+    if not isinstance(content, dict):
+        return {}
+    inner = content.get("config")
+    return {**content, **inner} if isinstance(inner, dict) else content
+
+
+def _last_wall_s(metrics: Sequence[dict[str, object]]) -> float | None:
+    known = wall_seconds(metrics)
+    known = known[np.isfinite(known)]
+    return float(known[-1]) if known.size else None
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)

@@ -1,0 +1,343 @@
+"""The replay ring: circular tensors on the device, written by whole vector steps.
+
+Memory is time-major. Row t of the ring holds one vector step, [N] transitions; its
+observations are the frames of row t and its next observations are the frames of row t + 1, so
+that each observation is stored once. Where an episode ends within a step, row t + 1 already
+shows the next episode: the true last observation then lies in a second, smaller ring of frames
+behind the first, and `next_index` points there.
+
+    frames      [ row 0 | row 1 | ... | row T-1 || final observations ]      (T * N + F) x O
+    next_index  flat transition -> the frame of its next observation         T * N
+
+`starts` lists the flat transitions that may be drawn, oldest first, itself in a circle. A
+vector step in which some environments only reset adds fewer of them. The row at the write head
+has no successor yet and is never in the list.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from fastdqn.device import available_bytes
+from fastdqn.errors import UsageError
+from fastdqn.transition import Transitions
+
+__all__ = ["ReplayBuffer", "Ring", "gather", "ring_bytes"]
+
+SMALL_OBS_BYTES = 4096
+"""Observations up to here get a final frame for every transition, larger ones for one in eight."""
+MAX_DRAW = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """The tensors of the ring that a learner reads.
+
+    Attributes:
+        frames: [T * N + F, *O] observations, then final observations.
+        next_index: [T * N] int64, frame of the next observation.
+        action: [T * N] int64.
+        reward: [T * N] float32.
+        terminated: [T * N] bool.
+        truncated: [T * N] bool.
+    """
+
+    frames: Tensor
+    next_index: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+
+
+def gather(ring: Ring, index: Tensor) -> Transitions:
+    """Copy the transitions at flat `index` [B] int64 out of the ring."""
+    return Transitions(
+        ring.frames[index],
+        ring.action[index],
+        ring.reward[index],
+        ring.frames[ring.next_index[index]],
+        ring.terminated[index],
+        ring.truncated[index],
+    )
+
+
+class ReplayBuffer:
+    """The last `capacity` transitions of N environments, drawn uniformly.
+
+    Everything is allocated at birth. Writing copies into the ring; sampling copies out of it.
+
+    Args:
+        capacity: Transitions to hold; rounded up to whole vector steps.
+        num_envs: Environments, N.
+        obs_shape: Shape of one observation.
+        obs_dtype: Dtype in which observations are stored.
+        device: Where the tensors live.
+        seed: Seed of the draws.
+        final_capacity: Final observations to hold, F; None is one per transition for small
+            observations and one per eight for images. If episodes end more often than that, the
+            ring holds fewer transitions, never wrong ones.
+
+    Raises:
+        UsageError: A size below 1, or more bytes than the device has left.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        num_envs: int,
+        obs_shape: tuple[int, ...],
+        obs_dtype: torch.dtype = torch.float32,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        final_capacity: int | None = None,
+    ) -> None:
+        self.device = torch.device(device)
+        self.num_envs = num_envs
+        self.num_rows = _num_rows(capacity, num_envs)
+        self.capacity = (self.num_rows - 1) * num_envs
+        self._finals = _final_frames(self.capacity, num_envs, obs_shape, obs_dtype, final_capacity)
+        _refuse_too_large(capacity, num_envs, obs_shape, obs_dtype, self.device, final_capacity)
+        slots = self.num_rows * num_envs
+        self.ring = Ring(
+            torch.zeros(slots + self._finals, *obs_shape, dtype=obs_dtype, device=self.device),
+            torch.zeros(slots, dtype=torch.int64, device=self.device),
+            torch.zeros(slots, dtype=torch.int64, device=self.device),
+            torch.zeros(slots, dtype=torch.float32, device=self.device),
+            torch.zeros(slots, dtype=torch.bool, device=self.device),
+            torch.zeros(slots, dtype=torch.bool, device=self.device),
+        )
+        self._columns = torch.arange(num_envs, device=self.device)
+        self._starts = torch.zeros(slots, dtype=torch.int64, device=self.device)
+        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._row = 0  # vector steps written so far; row r lies at r % num_rows
+        self._oldest = 0  # the oldest row whose transitions may be drawn
+        self._first = 0  # transitions that have left `starts`
+        self._last = 0  # transitions that ever entered `starts`
+        self._counts = np.zeros(self.num_rows, np.int64)  # transitions in `starts` by row
+        self._final_head = 0
+        self._final_row = np.full(self._finals, -1, np.int64)  # row that a final frame serves
+
+    def __len__(self) -> int:
+        """Return the transitions that can be drawn now."""
+        return self._last - self._first
+
+    # Writing
+
+    def begin(self, obs: Tensor) -> None:
+        """Set what the environments show before the next `write`, e.g. after a reset.
+
+        Args:
+            obs: [N, *O] copied.
+        """
+        self.shown.copy_(obs)
+
+    def write(
+        self,
+        action: Tensor,
+        reward: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        obs: Tensor,
+        *,
+        final_obs: Tensor | None = None,
+        ended: npt.NDArray[np.int64] | None = None,
+        real: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Append one vector step. Hot path: copies in place, waits for nothing.
+
+        Args:
+            action: [N] int64, what was done in the frames shown last.
+            reward: [N] any float dtype.
+            terminated: [N] bool.
+            truncated: [N] bool.
+            obs: [N, *O] what the environments show now.
+            final_obs: [N, *O] true last observations; read at `ended` only.
+            ended: Environments that ended and were reset within this step, on the host.
+            real: [N] False where the step was only a reset; None is True everywhere.
+        """
+        self._forget(self._row + 1 - self.num_rows)
+        here = self._slots(self._row)
+        self.ring.action[here] = action
+        self.ring.reward[here] = reward
+        self.ring.terminated[here] = terminated
+        self.ring.truncated[here] = truncated
+        self._frame_row(self._row + 1).copy_(obs)
+        following = self._slots(self._row + 1).start
+        torch.add(self._columns, following, out=self.ring.next_index[here])
+        if final_obs is not None and ended is not None and ended.size:
+            self._keep_final(self._row, torch.from_numpy(ended), final_obs)
+        self._list_starts(here.start, real)
+        self._row += 1
+
+    def extend(self, data: TensorDict) -> None:
+        """Append one vector step given as complete transitions, batch size [N].
+
+        For loops that are not fastdqn's. If `obs` is not what the previous call named as
+        `next_obs` (an episode ended, or the caller jumped), both are kept. Waits for the device.
+
+        Args:
+            data: Keys obs, action, reward, next_obs, terminated, truncated; copied.
+        """
+        new = Transitions.from_tensordict(data)
+        shown = self.shown
+        jumped = (shown != new.obs).reshape(self.num_envs, -1).any(1).nonzero().flatten().cpu()
+        if jumped.numel() and self._row > 0:
+            self._keep_final(self._row - 1, jumped, shown)
+        self.begin(new.obs)
+        self.write(new.action, new.reward, new.terminated, new.truncated, new.next_obs)
+
+    def cut(self) -> None:
+        """Tell that the next `begin` does not continue the last `write`.
+
+        Keeps what the environments show now, which `begin` will overwrite, as final
+        observations of the episodes that were still running. Waits for the device.
+        """
+        if self._row > 0:
+            following = self.ring.next_index[self._slots(self._row - 1)]
+            running = (following < self.num_rows * self.num_envs).nonzero().flatten().cpu()
+            if running.numel():
+                self._keep_final(self._row - 1, running, self.shown)
+
+    def _slots(self, row: int) -> slice:
+        start = row % self.num_rows * self.num_envs
+        return slice(start, start + self.num_envs)
+
+    def _frame_row(self, row: int) -> Tensor:
+        return self.ring.frames[self._slots(row)]
+
+    def _list_starts(self, start: int, real: npt.NDArray[np.bool_] | None) -> None:
+        columns = self._columns
+        if real is not None and not real.all():
+            columns = torch.from_numpy(np.flatnonzero(real)).to(self.device)
+        count = len(columns)
+        head = self._last % len(self._starts)
+        tail = min(count, len(self._starts) - head)
+        self._starts[head : head + tail] = columns[:tail] + start
+        self._starts[: count - tail] = columns[tail:] + start
+        self._counts[self._row % self.num_rows] = count
+        self._last += count
+
+    def _forget(self, row: int) -> None:
+        """Take `row` and all rows before it out of the draw."""
+        while self._oldest <= row:
+            self._first += int(self._counts[self._oldest % self.num_rows])
+            self._oldest += 1
+
+    def _keep_final(self, row: int, envs: Tensor, frames: Tensor) -> None:
+        """Copy the frames of `envs` behind the ring and let the transitions of `row` point there.
+
+        The copies take the places of the oldest ones; rows that still needed those are forgotten.
+        """
+        places = (self._final_head + np.arange(len(envs))) % self._finals
+        self._forget(int(self._final_row[places].max()))
+        self._final_row[places] = row
+        self._final_head += len(envs)
+        envs = envs.to(self.device)
+        target = torch.from_numpy(places + self.num_rows * self.num_envs).to(self.device)
+        self.ring.frames[target] = frames[envs].to(self.ring.frames.dtype)
+        self.ring.next_index[envs + self._slots(row).start] = target
+
+    @property
+    def shown(self) -> Tensor:
+        """What the environments show now, [N, *O] on the device; a view that `write` moves on."""
+        return self._frame_row(self._row)
+
+    # Reading
+
+    def draw(self, num_batches: int, batch_size: int) -> Tensor:
+        """Draw flat indices uniformly over the stored transitions, with replacement.
+
+        Returns:
+            [num_batches, batch_size] int64 on the device, for `gather(replay.ring, index)`.
+
+        Raises:
+            UsageError: The buffer is empty.
+        """
+        self._refuse_empty()
+        shape = (num_batches, batch_size)
+        draws = torch.randint(MAX_DRAW, shape, generator=self._generator, device=self.device)
+        return self._nth(draws.remainder_(len(self)))
+
+    def newest(self, num_batches: int, batch_size: int) -> Tensor:
+        """Return the newest `batch_size` transitions, the same ones in every batch.
+
+        This is learning without replay; see `draw` for shape and errors. While fewer are
+        stored, the newest ones repeat.
+        """
+        self._refuse_empty()
+        back = torch.arange(batch_size, device=self.device) % len(self)
+        return self._nth(len(self) - 1 - back).expand(num_batches, batch_size)
+
+    def sample(self, batch_size: int) -> TensorDict:
+        """Draw a batch uniformly as a TensorDict of batch size [B]; see `draw`."""
+        return gather(self.ring, self.draw(1, batch_size)[0]).to_tensordict()
+
+    def _nth(self, n: Tensor) -> Tensor:
+        return self._starts[(n + self._first).remainder_(len(self._starts))]
+
+    def _refuse_empty(self) -> None:
+        if len(self) == 0:
+            raise UsageError("replay buffer", "it is empty", "Write a vector step first.")
+
+
+def ring_bytes(
+    capacity: int,
+    num_envs: int,
+    obs_shape: tuple[int, ...],
+    obs_dtype: torch.dtype,
+    final_capacity: int | None = None,
+) -> int:
+    """Return the bytes that a ReplayBuffer of these sizes allocates on its device."""
+    slots = _num_rows(capacity, num_envs) * num_envs
+    finals = _final_frames(slots - num_envs, num_envs, obs_shape, obs_dtype, final_capacity)
+    frame_bytes = math.prod(obs_shape) * obs_dtype.itemsize
+    return (slots + finals) * frame_bytes + slots * (8 + 8 + 4 + 1 + 1 + 8)
+
+
+def _num_rows(capacity: int, num_envs: int) -> int:
+    """Return T: the rows of the capacity and one more for the frames at the write head."""
+    for name, value in (("--buffer-size", capacity), ("--num-envs", num_envs)):
+        if value < 1:
+            raise UsageError(f"{name} {value}", "it must be at least 1", "Give a positive number.")
+    return -(-capacity // num_envs) + 1
+
+
+def _final_frames(
+    capacity: int,
+    num_envs: int,
+    obs_shape: tuple[int, ...],
+    obs_dtype: torch.dtype,
+    asked: int | None,
+) -> int:
+    if asked is not None:
+        return max(asked, num_envs)
+    small = math.prod(obs_shape) * obs_dtype.itemsize <= SMALL_OBS_BYTES
+    return max(capacity if small else capacity // 8, num_envs)
+
+
+def _refuse_too_large(
+    capacity: int,
+    num_envs: int,
+    obs_shape: tuple[int, ...],
+    obs_dtype: torch.dtype,
+    device: torch.device,
+    final_capacity: int | None,
+) -> None:
+    needed = ring_bytes(capacity, num_envs, obs_shape, obs_dtype, final_capacity)
+    free = available_bytes(device)
+    if needed > free:
+        fits = int(capacity * free / needed * 0.9)
+        raise UsageError(
+            f"--buffer-size {capacity:,}",
+            f"it needs {needed / 2**30:,.1f} GiB and {device} has {free / 2**30:,.1f} GiB left",
+            f"At most --buffer-size {fits} fits.",
+        )

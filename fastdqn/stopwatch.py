@@ -1,0 +1,44 @@
+"""Where the wall time of the loop goes."""
+
+from __future__ import annotations
+
+import time
+
+__all__ = ["ACTIVITIES", "Stopwatch"]
+
+ACTIVITIES = ("act", "env_wait", "write", "learn", "other")
+
+
+class Stopwatch:
+    """Adds up wall seconds by activity; each lap ends one activity and begins the next.
+
+    Compiling and evaluating are kept apart: they are not training.
+
+    Attributes:
+        seconds: Seconds by activity, those of ACTIVITIES and `compile` and `evaluate`.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys((*ACTIVITIES, "compile", "evaluate"), 0.0)
+        self._last = time.perf_counter()
+
+    def lap(self, activity: str) -> None:
+        """Book the time since the previous lap on `activity`."""
+        now = time.perf_counter()
+        self.seconds[activity] += now - self._last
+        self._last = now
+
+    def move(self, seconds: float, source: str, to: str) -> None:
+        """Book seconds on another activity than they were booked on."""
+        self.seconds[source] -= seconds
+        self.seconds[to] += seconds
+
+    @property
+    def train_s(self) -> float:
+        """Seconds of training: all activities, without compiling and evaluating."""
+        return sum(self.seconds[activity] for activity in ACTIVITIES)
+
+    def shares(self) -> dict[str, float]:
+        """Return each activity's fraction of the training time."""
+        total = self.train_s or 1.0
+        return {activity: self.seconds[activity] / total for activity in ACTIVITIES}

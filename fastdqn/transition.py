@@ -1,0 +1,86 @@
+"""The schema of a transition: one env step as the replay stores it and the learner reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+__all__ = ["STORAGE_DTYPES", "Transitions", "storage_dtype"]
+
+STORAGE_DTYPES: dict[str, torch.dtype] = {
+    "float64": torch.float32,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "uint8": torch.uint8,
+    "int8": torch.int8,
+    "int16": torch.int16,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "bool": torch.bool,
+}
+"""Dtype of an observation space -> dtype on the device. Only float64 changes."""
+
+
+def storage_dtype(dtype: npt.DTypeLike) -> torch.dtype:
+    """Return the dtype in which observations of `dtype` are stored on the device.
+
+    Raises:
+        KeyError: No tensor dtype holds it (strings, objects, unsigned 16 bits and wider).
+    """
+    return STORAGE_DTYPES[np.dtype(dtype).name]
+
+
+@dataclass(frozen=True, slots=True)
+class Transitions:
+    """A batch of transitions, one tensor per field.
+
+    Attributes:
+        obs: [B, *O] dtype of the observation space (float64 as float32).
+        action: [B] int64, counted from 0.
+        reward: [B] float32.
+        next_obs: [B, *O] like `obs`; at an episode's end its true last observation.
+        terminated: [B] bool; cuts the bootstrap.
+        truncated: [B] bool; does not.
+    """
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    next_obs: Tensor
+    terminated: Tensor
+    truncated: Tensor
+
+    def to_tensordict(self) -> TensorDict:
+        """Return the same tensors, not copies, as a TensorDict of batch size [B]."""
+        return TensorDict(
+            {
+                "obs": self.obs,
+                "action": self.action,
+                "reward": self.reward,
+                "next_obs": self.next_obs,
+                "terminated": self.terminated,
+                "truncated": self.truncated,
+            },
+            batch_size=self.action.shape,
+        )
+
+    @classmethod
+    def from_tensordict(cls, data: TensorDict) -> Transitions:
+        """Read the six fields of a TensorDict; aliases its tensors.
+
+        Raises:
+            KeyError: A field is missing.
+        """
+        return cls(
+            data["obs"],
+            data["action"],
+            data["reward"],
+            data["next_obs"],
+            data["terminated"],
+            data["truncated"],
+        )

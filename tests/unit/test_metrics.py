@@ -1,0 +1,211 @@
+"""Where reports are kept: JSON lines, TensorBoard, groups, nowhere."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from fastdqn.errors import UsageError
+from fastdqn.metrics import (
+    Metrics,
+    MetricsGroup,
+    MetricsLog,
+    NullMetrics,
+    TensorBoardMetrics,
+    read_metrics,
+)
+from fastdqn.report import Report
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+def _report(env_steps: int = 1000, loss: float = 0.5) -> Report:
+    return Report(
+        env_steps=env_steps,
+        total_env_steps=9000,
+        updates=11,
+        episodes=12,
+        sps=13.5,
+        return_mean_100=math.nan,
+        epsilon=0.25,
+        loss=loss,
+        q_mean=1.5,
+        grad_norm=math.inf,
+        wall_s=2.5,
+        time_left_s=20.0,
+        time_share={"learn": 0.75, "act": 0.25},
+    )
+
+
+class _Kept:
+    """Keeps what it is given, and may fail to close."""
+
+    def __init__(self, journal: list[str], name: str, *, fails: bool = False) -> None:
+        self._journal = journal
+        self._name = name
+        self._fails = fails
+
+    def write(self, report: Report, extra: Mapping[str, object] | None = None) -> None:
+        self._journal.append(f"{self._name} {report.env_steps} {extra}")
+
+    def close(self) -> None:
+        self._journal.append(f"{self._name} closed")
+        if self._fails:
+            raise OSError(f"{self._name} cannot close")
+
+
+def test_a_report_becomes_one_json_line(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "run" / "metrics.jsonl")
+    log.write(_report())
+    log.close()
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert text.endswith("}\n")
+    assert json.loads(text) == {
+        "env_steps": 1000,
+        "total_env_steps": 9000,
+        "updates": 11,
+        "episodes": 12,
+        "sps": 13.5,
+        "return_mean_100": None,
+        "epsilon": 0.25,
+        "loss": 0.5,
+        "q_mean": 1.5,
+        "grad_norm": None,
+        "wall_s": 2.5,
+        "time_left_s": 20.0,
+        "time_share": {"learn": 0.75, "act": 0.25},
+    }
+
+
+def test_extra_figures_join_the_line_as_plain_json(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "m")
+    extra = {
+        "eval_mean": np.float32(1.5),
+        "counts": (1, np.int64(2)),
+        "worst": -math.inf,
+        "note": "a\nb",
+    }
+    log.write(_report(), extra)
+    log.close()
+    (record,) = read_metrics(tmp_path / "m")
+    assert {name: record[name] for name in extra} == {
+        "eval_mean": 1.5,
+        "counts": [1, 2],
+        "worst": None,
+        "note": "a\nb",
+    }
+    assert record["loss"] == 0.5
+
+
+def test_extra_may_not_hide_a_figure_of_the_report(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "m")
+    with pytest.raises(ValueError, match=r"\['loss'\]"):
+        log.write(_report(), {"loss": 1.0, "eval_mean": 2.0})
+    log.close()
+    assert (tmp_path / "m").read_text() == ""
+
+
+def test_each_line_is_on_disk_before_close_and_a_second_log_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    first = MetricsLog(path)
+    first.write(_report(1))
+    assert [r["env_steps"] for r in read_metrics(path)] == [1]
+    first.close()
+    first.close()
+    second = MetricsLog(path)
+    second.write(_report(2))
+    second.close()
+    assert [r["env_steps"] for r in read_metrics(path)] == [1, 2]
+
+
+def test_a_log_torn_at_any_byte_reads_as_its_whole_lines_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    log = MetricsLog(path)
+    log.write(_report(1))
+    log.close()
+    content = path.read_bytes()
+    for cut in range(0, len(content) + 1, 7):
+        path.write_bytes(content[:cut])
+        assert len(read_metrics(path)) == content[:cut].count(b"\n")
+        log = MetricsLog(path)
+        log.write(_report(2))
+        log.close()
+        assert read_metrics(path)[-1]["env_steps"] == 2
+
+
+@pytest.mark.parametrize("line", ["{", "3", "", "[1]", "null"])
+def test_a_broken_line_is_named_by_number(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n' + line + "\n")
+    with pytest.raises(UsageError, match=r"metrics\.jsonl, line 2.*not a JSON object"):
+        read_metrics(path)
+
+
+def test_null_metrics_take_the_same_calls() -> None:
+    null: Metrics = NullMetrics()
+    null.write(_report())
+    null.write(_report(), {"eval_mean": 1.0})
+    null.close()
+    null.close()
+
+
+def test_a_group_fans_out_in_order() -> None:
+    journal: list[str] = []
+    group: Metrics = MetricsGroup(_Kept(journal, "a"), _Kept(journal, "b"))
+    group.write(_report(5))
+    group.write(_report(6), {"x": 1})
+    group.close()
+    assert journal == [
+        "a 5 None",
+        "b 5 None",
+        "a 6 {'x': 1}",
+        "b 6 {'x': 1}",
+        "a closed",
+        "b closed",
+    ]
+
+
+def test_a_group_closes_the_rest_when_one_fails() -> None:
+    journal: list[str] = []
+    group = MetricsGroup(_Kept(journal, "a", fails=True), _Kept(journal, "b"))
+    with pytest.raises(OSError, match="a cannot close"):
+        group.close()
+    assert journal == ["a closed", "b closed"]
+
+
+def test_missing_tensorboard_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UsageError, match=r'pip install "fastdqn\[tensorboard\]"'):
+        TensorBoardMetrics(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorboard_holds_every_finite_figure_over_env_steps(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    metrics: Metrics = TensorBoardMetrics(tmp_path / "events")
+    metrics.write(_report(1000, loss=0.5), {"eval_mean": np.float32(7.0), "note": "text"})
+    metrics.write(_report(2000, loss=0.25))
+    metrics.close()
+    metrics.close()
+    module = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    events = module.EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {
+        *(f"train/{n}" for n in ("updates", "episodes", "sps", "epsilon", "loss", "q_mean")),
+        *(f"train/{n}" for n in ("wall_s", "time_left_s", "eval_mean")),
+        "time_share/learn",
+        "time_share/act",
+    }
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1000, 0.5), (2000, 0.25)]
+    assert [e.value for e in events.Scalars("time_share/learn")] == [0.75, 0.75]
+    assert [(e.step, e.value) for e in events.Scalars("train/eval_mean")] == [(1000, 7.0)]

@@ -1,0 +1,313 @@
+"""The pictures of a run: what is drawn, and which files are written."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from matplotlib.patches import Rectangle
+
+from fastdqn.episodes import EpisodeLog, EpisodeTable
+from fastdqn.errors import UsageError
+from fastdqn.figures import build_returns_figure, build_wall_time_figure, wall_seconds
+from fastdqn.metrics import MetricsLog
+from fastdqn.plots import plot_returns, plot_run, plot_wall_time
+from fastdqn.report import Episode, Report
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+
+def _table(returns: Sequence[float], length: int = 50) -> EpisodeTable:
+    count = len(returns)
+    serials = np.arange(1, count + 1, dtype=np.int64)
+    return EpisodeTable(
+        episode=serials,
+        env_step=serials * length,
+        return_=np.array(returns, dtype=np.float64),
+        length=np.full(count, length, dtype=np.int64),
+        status=["Terminated"] * count,
+    )
+
+
+def _metrics(wall_s: Sequence[float], returns: Sequence[float | None]) -> list[dict[str, object]]:
+    pairs = zip(wall_s, returns, strict=True)
+    return [{"wall_s": w, "return_mean_100": r, "sps": 1000.0 + w} for w, r in pairs]
+
+
+def _line(axes: Axes, label: str) -> Line2D:
+    """Return the one line whose label starts with the words."""
+    (line,) = (line for line in axes.get_lines() if str(line.get_label()).startswith(label))
+    return line
+
+
+def _labels(axes: Axes) -> list[str]:
+    return [str(line.get_label()) for line in axes.get_lines()]
+
+
+def _y(line: Line2D) -> npt.NDArray[np.float64]:
+    return np.asarray(line.get_ydata(), dtype=np.float64)
+
+
+def _x(line: Line2D) -> npt.NDArray[np.float64]:
+    return np.asarray(line.get_xdata(), dtype=np.float64)
+
+
+def _texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.texts]
+
+
+def _png_size(path: Path) -> tuple[int, int]:
+    head = path.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", head[16:24])
+    return width, height
+
+
+def test_returns_figure_draws_dots_mean_trend_and_threshold() -> None:
+    returns = [float(i) for i in range(300)]
+    figure = build_returns_figure(_table(returns), title="Env-v0", solved_at=250.0, wall_s=45.0)
+    left, right = figure.axes
+    assert (
+        figure.get_suptitle() == "Env-v0  ·  300 episodes  ·  15,000 env steps  ·  0:45 wall time"
+    )
+    dots = _line(left, "episode")
+    assert _y(dots).tolist() == returns
+    assert _x(dots).tolist() == [50.0 * (i + 1) for i in range(300)]
+    assert dots.get_rasterized()
+    mean = _line(left, "mean of the last 100")
+    assert _x(mean)[0] == 20 * 50
+    assert _y(mean)[0] == pytest.approx(sum(range(20)) / 20)
+    assert _y(mean)[-1] == pytest.approx(sum(range(200, 300)) / 100)
+    assert len(_y(mean)) == 281
+    trend = _line(left, "trend")
+    assert trend.get_label() == "trend, +100.0 per 100 episodes"
+    assert _x(trend).tolist() == [50.0, 15_000.0]
+    assert _y(trend) == pytest.approx([0.0, 299.0])
+    assert set(_y(_line(left, "solved at 250"))) == {250.0}
+    assert (left.get_xlabel(), left.get_ylabel()) == ("env steps", "return")
+    assert _labels(right) == ["mean 149.5", "median 149.5"]
+
+
+def test_trend_is_the_least_squares_line_over_env_steps() -> None:
+    table = _table([3.0, -1.0, 4.0, 1.0, 5.0, 9.0, -2.0, 6.0, 5.0, 3.0, 5.0])
+    table.env_step[:] = [1, 5, 6, 20, 30, 31, 50, 70, 71, 90, 201]
+    figure = build_returns_figure(table, title="t", solved_at=None)
+    slope, offset = np.polyfit(table.env_step, table.return_, 1)
+    trend = _line(figure.axes[0], "trend")
+    assert _y(trend) == pytest.approx([offset + slope, offset + slope * 201])
+    assert f"{slope * 200 / 10 * 100:+,.1f} per 100" in str(trend.get_label())
+
+
+def test_histogram_counts_every_episode_and_marks_mean_and_median() -> None:
+    figure = build_returns_figure(_table([0.0, 0.0, 0.0, 8.0]), title="t", solved_at=None)
+    right = figure.axes[1]
+    heights = [bar.get_height() for bar in right.patches if isinstance(bar, Rectangle)]
+    assert sum(heights) == 4
+    assert (heights[0], heights[-1]) == (3, 1)
+    assert _x(_line(right, "mean 2.0")).tolist() == [2.0, 2.0]
+    assert _x(_line(right, "median 0.0")).tolist() == [0.0, 0.0]
+
+
+def test_one_episode_is_visible_and_has_no_trend() -> None:
+    figure = build_returns_figure(_table([7.0]), title="t", solved_at=None)
+    left = figure.axes[0]
+    assert _labels(left) == ["episode", "mean of the last 100"]
+    assert _line(left, "mean").get_marker() == "o"
+    assert figure.get_suptitle() == "t  ·  1 episode  ·  50 env steps"
+
+
+def test_episodes_that_all_end_at_one_step_draw_without_a_warning() -> None:
+    table = _table([1.0] * 12)
+    table.env_step[:] = 64
+    figure = build_returns_figure(table, title="t", solved_at=1.0)
+    assert "trend, +0.0 per 100 episodes" in _labels(figure.axes[0])
+
+
+@pytest.mark.parametrize("returns", [[], [float("nan"), float("inf")]])
+def test_no_episode_is_said(returns: list[float]) -> None:
+    figure = build_returns_figure(_table(returns), title="Env-v0", solved_at=200.0)
+    assert figure.axes == []
+    assert "no finished episode yet" in _texts(figure)
+    assert figure.get_suptitle() == "Env-v0"
+
+
+def test_returns_that_are_not_finite_are_left_out() -> None:
+    figure = build_returns_figure(_table([1.0, float("nan"), 3.0]), title="t", solved_at=None)
+    assert _y(_line(figure.axes[0], "episode")).tolist() == [1.0, 3.0]
+
+
+def test_many_episodes_fade_but_their_legend_does_not() -> None:
+    few = build_returns_figure(_table([1.0, 2.0]), title="t", solved_at=None).axes[0]
+    many = build_returns_figure(_table([1.0, 2.0] * 5000), title="t", solved_at=None).axes[0]
+    assert _line(few, "episode").get_alpha() == 0.7
+    assert _line(many, "episode").get_alpha() == pytest.approx(0.14)
+    legend = many.get_legend()
+    assert legend is not None
+    assert [handle.get_alpha() for handle in legend.legend_handles if handle] == [1.0] * 3
+
+
+@pytest.mark.parametrize("count", [1, 15, 3000])
+def test_legends_and_labels_cover_no_axes(count: int) -> None:
+    rng = np.random.default_rng(0)
+    table = _table(rng.normal(0.0, 200.0, count).tolist())
+    metrics = _metrics(np.linspace(0.1, 50.0, count).tolist(), table.return_.tolist())
+    for figure in (
+        build_returns_figure(table, title="LunarLander-v3", solved_at=200.0, wall_s=3.0),
+        build_wall_time_figure(metrics, title="LunarLander-v3", solved_at=200.0),
+    ):
+        figure.canvas.draw()
+        for axes in figure.axes:
+            legend = axes.get_legend()
+            if legend is None:
+                continue
+            box = legend.get_window_extent()
+            assert box.y1 < axes.xaxis.label.get_window_extent().y0
+            assert box.y0 >= 0.0
+            assert box.x0 >= 0.0
+            assert box.x1 <= figure.bbox.x1
+
+
+def test_wall_time_figure_draws_return_speed_and_the_moment_of_solving() -> None:
+    metrics = _metrics([1.0, 2.0, 63.0, 64.0], [None, -5.0, 200.0, 210.0])
+    figure = build_wall_time_figure(metrics, title="Env-v0", solved_at=200.0)
+    axes, speed = figure.axes
+    mean = _line(axes, "mean return")
+    assert _x(mean).tolist() == [1.0, 2.0, 63.0, 64.0]
+    np.testing.assert_array_equal(_y(mean), [np.nan, -5.0, 200.0, 210.0])
+    assert _x(_line(axes, "reached after 1:03")).tolist() == [63.0, 63.0]
+    assert set(_y(_line(axes, "solved at 200"))) == {200.0}
+    assert axes.get_xlabel() == "wall time [s]"
+    (band,) = speed.collections
+    assert band.get_datalim(speed.transData).y1 == 1064.0
+    assert speed.get_ylim() == (0.0, 3 * 1064.0)
+    assert figure.get_suptitle() == "Env-v0"
+
+
+@pytest.mark.parametrize("solved_at", [None, 300.0])
+def test_wall_time_figure_marks_no_moment_that_never_came(solved_at: float | None) -> None:
+    metrics = _metrics([1.0, 2.0], [1.0, 2.0])
+    axes = build_wall_time_figure(metrics, title="t", solved_at=solved_at).axes[0]
+    assert not any(label.startswith("reached") for label in _labels(axes))
+
+
+@pytest.mark.parametrize("metrics", [[], _metrics([1.0, 2.0], [None, None]), [{"other": "x"}]])
+def test_wall_time_figure_says_that_nothing_is_there(metrics: list[dict[str, object]]) -> None:
+    figure = build_wall_time_figure(metrics, title="t", solved_at=1.0)
+    assert "no finished episode yet" in _texts(figure)
+
+
+def test_wall_seconds_count_on_over_restarts() -> None:
+    metrics = _metrics([1.0, 5.0, 2.0, 3.0, 1.0], [0.0] * 5)
+    assert wall_seconds(metrics).tolist() == [1.0, 5.0, 7.0, 8.0, 9.0]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2000])
+def test_pictures_are_1500_by_750_pixels(tmp_path: Path, count: int) -> None:
+    returns, wall_time = tmp_path / "plots" / "r.png", tmp_path / "plots" / "w.png"
+    values = [float(i % 7) for i in range(count)]
+    plot_returns(_table(values), returns, title="t", solved_at=5.0)
+    plot_wall_time(_metrics(values, values), wall_time, title="t", solved_at=5.0)
+    assert _png_size(returns) == (1500, 750)
+    assert _png_size(wall_time) == (1500, 750)
+
+
+def _write_run(run_dir: Path, env_id: str = "LunarLander-v3") -> None:
+    with EpisodeLog(run_dir / "episodes.csv", env_id=env_id, solved_at=None) as log:
+        log.write([Episode(i, i * 90, i * 10.0, 90, False) for i in range(1, 31)])
+
+
+def _write_metrics(run_dir: Path) -> None:
+    log = MetricsLog(run_dir / "metrics.jsonl")
+    log.write(Report(2700, 9000, 1, 30, 90.0, 155.0, 0.1, 0.5, 1.0, 2.0, 30.0, 70.0))
+    log.close()
+
+
+def test_plot_run_writes_both_pictures(tmp_path: Path) -> None:
+    _write_run(tmp_path)
+    _write_metrics(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"env_id": "LunarLander-v3"}))
+    written = plot_run(tmp_path)
+    assert written == [tmp_path / "plots" / "returns.png", tmp_path / "plots" / "wall_time.png"]
+    assert [_png_size(path) for path in written] == [(1500, 750)] * 2
+
+
+def test_plot_run_needs_episodes_only(tmp_path: Path) -> None:
+    _write_run(tmp_path)
+    assert plot_run(tmp_path) == [tmp_path / "plots" / "returns.png"]
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["returns.png"]
+
+
+@pytest.mark.parametrize(
+    ("config", "title", "solved_at"),
+    [
+        ({"env_id": "LunarLander-v3"}, "LunarLander-v3", 200.0),
+        ({"env_id": "LunarLander-v3", "stop_at_return": 240}, "LunarLander-v3", 240.0),
+        ({"config": {"env_id": "CartPole-v1", "stop_at_return": 475.0}}, "CartPole-v1", 475.0),
+        ({"env_id": "CartPole-v1", "stop_at_return": None}, "CartPole-v1", None),
+        ({"seed": 1}, "my_run", None),
+        ([1, 2], "my_run", None),
+        (None, "my_run", None),
+    ],
+)
+def test_plot_run_takes_title_and_threshold_from_the_config(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    config: object,
+    title: str,
+    solved_at: float | None,
+) -> None:
+    drawn: list[tuple[str, float | None, float | None]] = []
+
+    def keep(
+        table: EpisodeTable,
+        path: Path,
+        *,
+        title: str,
+        solved_at: float | None,
+        wall_s: float | None,
+    ) -> None:
+        drawn.append((title, solved_at, wall_s))
+
+    monkeypatch.setattr("fastdqn.plots.plot_returns", keep)
+    run_dir = tmp_path / "my_run"
+    _write_run(run_dir)
+    _write_metrics(run_dir)
+    if config is not None:
+        (run_dir / "config.json").write_text(json.dumps(config))
+    plot_run(run_dir)
+    assert drawn == [(title, solved_at, 30.0)]
+
+
+def test_plot_run_refuses_what_is_not_a_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere: no such folder.*fastdqn train"):
+        plot_run(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=r"episodes\.csv: missing.*fastdqn train"):
+        plot_run(tmp_path)
+    _write_run(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UsageError, match=r"config\.json: not JSON.*Repair"):
+        plot_run(tmp_path)
+
+
+def test_plotting_leaves_pyplot_and_the_users_settings_alone() -> None:
+    code = (
+        "import sys, matplotlib as m\n"
+        "settings = lambda: {k: m.rcParams[k] for k in m.rcParams if k != 'backend'}\n"
+        "before = settings()\n"
+        "import fastdqn.plots\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "assert settings() == before\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
