@@ -72,6 +72,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "DQN",
     "MLP",
     "PRESETS",
     "Adam",
@@ -79,7 +80,6 @@ __all__ = [
     "CheckpointError",
     "Config",
     "Constant",
-    "DQN",
     "Evaluation",
     "Exponential",
     "FastDQNError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,26 +15,30 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import nn
 
-from fastdqn import checkpoint
+from fastdqn.build import (
+    build_intervals,
+    build_learner,
+    build_network,
+    build_replay,
+    build_schedule,
+)
+from fastdqn.checkpoint import SavedPolicy, load_policy, save_policy
 from fastdqn.config import Config
 from fastdqn.device import resolve_device
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe, factory_of
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.source import EnvSource, make_source, source_of
-from fastdqn.errors import UsageError
+from fastdqn.errors import CheckpointError, UsageError
 from fastdqn.evaluation import Evaluation, Evaluator
 from fastdqn.execution import choose_execution
-from fastdqn.learner import Learner
-from fastdqn.networks import FlatNetwork, mlp_for
-from fastdqn.optimizers import OPTIMIZERS, Adam, AdamW, Optimizer
+from fastdqn.networks import FlatNetwork
 from fastdqn.policy import Policy
-from fastdqn.replay import ReplayBuffer
 from fastdqn.rollout import Rollout
-from fastdqn.schedules import Constant, Exponential, Linear, Multiplicative, ReplayRatio, Schedule
-from fastdqn.trainer import Intervals, NullWitness, Trainer, Witness
+from fastdqn.schedules import ReplayRatio
+from fastdqn.trainer import NullWitness, Trainer, Witness
 from fastdqn.transition import storage_dtype
 
-__all__ = ["DQN", "epsilon_schedule"]
+__all__ = ["DQN"]
 
 EVALUATION_ENVS = 20
 
@@ -93,26 +97,15 @@ class DQN:
                 "evaluation needs fresh environments and knows no way to build them",
                 "Pass an environment id or a factory.",
             )
-        flat = FlatNetwork(network or self._new_network(), device)
+        flat = FlatNetwork(network or build_network(config, self.description), device)
         self.network = flat.module
         self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
-        self.replay = _new_replay(config, self.description, device)
-        self.learner = _new_learner(config, flat, execution)
+        self.replay = build_replay(config, self.description, device)
+        self.learner = build_learner(config, flat, execution)
         self._ratio = ReplayRatio(config.replay_ratio, config.learning_starts)
         self._rounds = 0
         self._env_steps = 0
         self._episodes = 0
-
-    def _new_network(self) -> nn.Module:
-        config = self.config
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeds_of(config.seed, Stream.NETWORK, 1)[0])
-            return mlp_for(
-                self.description.obs_space,
-                self.description.num_actions,
-                config.hidden_sizes,
-                kaiming=config.kaiming,
-            )
 
     # The calls
 
@@ -150,7 +143,9 @@ class DQN:
         dtype = storage_dtype(self.description.obs_dtype)
         batch = torch.as_tensor(array.reshape(-1, *shape), dtype=dtype, device=self.learner.device)
         actions: npt.NDArray[np.int64] = self.policy.greedy(batch).cpu().numpy()
-        return actions.reshape(array.shape[: array.ndim - len(shape)]) + self.description.first_action
+        return (
+            actions.reshape(array.shape[: array.ndim - len(shape)]) + self.description.first_action
+        )
 
     def evaluate(self, episodes: int = 100, *, seed: int = 0) -> Evaluation:
         """Play greedy episodes in fresh environments; nothing is learned.
@@ -167,7 +162,7 @@ class DQN:
 
     def save(self, path: str | Path) -> None:
         """Save the policy in a folder: safetensors and JSON."""
-        checkpoint.save_policy(Path(path), self.parameters(), self.describe())
+        save_policy(Path(path), self.parameters(), self.describe())
 
     @classmethod
     def load(
@@ -189,13 +184,13 @@ class DQN:
         Raises:
             CheckpointError: The folder holds no whole policy, or one of another network.
         """
-        saved = checkpoint.load_policy(Path(path))
+        saved = load_policy(Path(path))
         return cls.from_saved(saved, env, network=network, **settings)
 
     @classmethod
     def from_saved(
         cls,
-        saved: checkpoint.SavedPolicy,
+        saved: SavedPolicy,
         env: str | EnvFactory | VectorEnv[Any, Any, Any] | None = None,
         *,
         network: nn.Module | None = None,
@@ -209,14 +204,14 @@ class DQN:
         agent._take(saved)
         return agent
 
-    def _take(self, saved: checkpoint.SavedPolicy) -> None:
+    def _take(self, saved: SavedPolicy) -> None:
         try:
             with torch.no_grad():
                 named = dict(self.network.named_parameters())
                 for name, tensor in saved.parameters.items():
                     named[name].copy_(tensor)
         except (KeyError, RuntimeError) as error:
-            raise checkpoint.CheckpointError(
+            raise CheckpointError(
                 f"{saved.folder} holds the parameters of another network: {error}"
             ) from error
         self.learner.sync_target()
@@ -233,7 +228,9 @@ class DQN:
         threads = torch.get_num_threads()
         torch.set_num_threads(config.cpu_threads)
         source = self._vector or self._new_source(config.num_envs)
-        evaluator = self._new_evaluator(config.seed, config.eval_episodes) if self._factory else None
+        evaluator = (
+            self._new_evaluator(config.seed, config.eval_episodes) if self._factory else None
+        )
         try:
             trainer = self._new_trainer(source, witness, total_timesteps, evaluator, started)
             yield trainer
@@ -272,7 +269,9 @@ class DQN:
     def _new_source(self, num_envs: int) -> EnvSource:
         if self._factory is None:
             raise UsageError(
-                "an agent of a VectorEnv", "it cannot build environments", "Pass an id or a factory."
+                "an agent of a VectorEnv",
+                "it cannot build environments",
+                "Pass an id or a factory.",
             )
         config = self.config
         return make_source(
@@ -294,38 +293,20 @@ class DQN:
         config = self.config
         rollout = Rollout(source, self.policy, self.replay)
         rollout.env_steps, rollout.episodes = self._env_steps, self._episodes
-        evaluate = config.eval_interval if config.stop_at_return is not None else 0
         return Trainer(
             rollout,
             self.learner,
             draw=self.replay.draw if config.replay == "uniform" else self.replay.newest,
             batch_size=config.batch_size,
             ratio=self._ratio,
-            epsilon=epsilon_schedule(config),
+            epsilon=build_schedule(config),
             until=self._env_steps + (total_timesteps or config.total_timesteps),
-            intervals=Intervals(
-                report=config.log_interval,
-                checkpoint=config.checkpoint_interval,
-                evaluate=evaluate,
-                target_episodes=config.target_period_episodes if config.target == "hard" else 0,
-            ),
+            intervals=build_intervals(config),
             witness=witness,
             evaluator=evaluator,
             stop_at_return=config.stop_at_return,
             started=started,
         )
-
-
-def epsilon_schedule(config: Config) -> Schedule:
-    """Build the exploration schedule of the settings."""
-    start, end = config.epsilon_start, config.epsilon_end
-    schedules: dict[str, Callable[[], Schedule]] = {
-        "exponential": lambda: Exponential(start, end, config.epsilon_decay_steps),
-        "linear": lambda: Linear(start, end, config.epsilon_decay_steps),
-        "multiplicative": lambda: Multiplicative(start, end, config.epsilon_decay_factor),
-        "constant": lambda: Constant(start),
-    }
-    return schedules[config.epsilon_schedule]()
 
 
 def _config(settings: dict[str, Any], env_id: str) -> Config:
@@ -337,38 +318,3 @@ def _config(settings: dict[str, Any], env_id: str) -> Config:
             f"Choose among {', '.join(Config.__dataclass_fields__)}.",
         )
     return replace(Config(), env_id=env_id, **settings)
-
-
-def _new_replay(config: Config, env: EnvDescription, device: torch.device) -> ReplayBuffer:
-    return ReplayBuffer(
-        config.buffer_size,
-        config.num_envs,
-        env.obs_shape,
-        storage_dtype(env.obs_dtype),
-        device=device,
-        seed=seeds_of(config.seed, Stream.REPLAY, 1)[0],
-    )
-
-
-def _new_learner(config: Config, network: FlatNetwork, execution: str) -> Learner:
-    return Learner(
-        network,
-        gamma=config.gamma,
-        double=config.double,
-        loss=config.loss,
-        optimizer=_new_optimizer(config),
-        learning_rate=config.learning_rate,
-        clip_norm=config.clip_norm,
-        clip_value=config.clip_value,
-        target=config.target,
-        tau=config.tau,
-        target_period=config.target_period,
-        execution=execution,
-    )
-
-
-def _new_optimizer(config: Config) -> Optimizer:
-    kind = OPTIMIZERS[config.optimizer]
-    if issubclass(kind, Adam | AdamW):
-        return kind(weight_decay=config.weight_decay, amsgrad=config.amsgrad)
-    return kind(weight_decay=config.weight_decay)

@@ -70,7 +70,10 @@ def save_policy(
 
 
 def save_checkpoint(
-    checkpoints: Path, env_steps: int, parameters: Mapping[str, Tensor], description: Mapping[str, Any]
+    checkpoints: Path,
+    env_steps: int,
+    parameters: Mapping[str, Tensor],
+    description: Mapping[str, Any],
 ) -> Path:
     """Save a policy as `step-<12 digits>` and delete all but the newest few.
 
@@ -126,7 +129,7 @@ def _steps(checkpoints: Path) -> list[Path]:
 
 
 def _replace(draft: Path, folder: Path) -> None:
-    """Put the draft in the folder's place; a folder cannot be replaced in one step if it is full."""
+    """Put the draft in the folder's place; a full folder cannot be replaced in one step."""
     if folder.exists():
         old = folder.with_name(f".old-{folder.name}-{os.getpid()}")
         folder.rename(old)

@@ -46,9 +46,7 @@ class Evaluation:
         return len(self.returns)
 
 
-def evaluate(
-    policy: Policy, source: EnvSource, seeds: Sequence[int], episodes: int
-) -> Evaluation:
+def evaluate(policy: Policy, source: EnvSource, seeds: Sequence[int], episodes: int) -> Evaluation:
     """Play greedy episodes and return what they brought.
 
     Every environment plays the same number of episodes, decided beforehand, so that short

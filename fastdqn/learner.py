@@ -199,9 +199,7 @@ class Learner:
         state.skipped.add_(~fine)
         step = (state.updates - state.skipped).clamp(min=1).float()
         clipped = self._clip(grad, norm)
-        flat, slots = self._optimizer(
-            state.online, clipped, state.slots, step, state.learning_rate
-        )
+        flat, slots = self._optimizer(state.online, clipped, state.slots, step, state.learning_rate)
         state.online.copy_(torch.where(fine, flat, state.online))
         for old, new in zip(state.slots, slots, strict=True):
             old.copy_(torch.where(fine, new, old))
@@ -233,7 +231,7 @@ def chunks(updates: int, sizes: Sequence[int] = UPDATES_PER_CALL) -> list[int]:
     return calls
 
 
-def _refuse(
+def _refuse(  # noqa: PLR0917 - called once, with names that are its own
     gamma: float,
     learning_rate: float,
     loss: str,
@@ -254,7 +252,12 @@ def _refuse(
         ),
         (0.0 < tau <= 1.0, f"--tau {tau}", "it is a fraction in (0, 1]", "Try 0.005."),
         (clip_norm is None or clip_norm > 0, f"--clip-norm {clip_norm}", "not positive", "Try 10."),
-        (clip_value is None or clip_value > 0, f"--clip-value {clip_value}", "not positive", "Try 1."),
+        (
+            clip_value is None or clip_value > 0,
+            f"--clip-value {clip_value}",
+            "not positive",
+            "Try 1.",
+        ),
     ]
     for fine, got, reason, way_out in checks:
         if not fine:

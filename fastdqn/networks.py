@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class MLP(nn.Module):
         self.one_hot, self.offset, self.scale = one_hot, offset, scale
         sizes = [one_hot or math.prod(obs_shape), *hidden_sizes, num_actions]
         self.layers = nn.ModuleList(
-            nn.Linear(inputs, outputs) for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True)
+            nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes)
         )
         if kaiming:
             self._init_kaiming()
@@ -96,9 +97,7 @@ def mlp_for(
     """Build the MLP that suits an observation space: one-hot for Discrete, 1/255 for images."""
     if isinstance(space, Discrete):
         one_hot, offset = int(space.n), int(space.start)
-        return MLP(
-            (), num_actions, hidden_sizes, one_hot=one_hot, offset=offset, kaiming=kaiming
-        )
+        return MLP((), num_actions, hidden_sizes, one_hot=one_hot, offset=offset, kaiming=kaiming)
     image = isinstance(space, Box) and space.dtype == "uint8" and len(space.shape) >= 2
     return MLP(
         tuple(space.shape or ()),
@@ -140,7 +139,7 @@ class FlatNetwork:
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Return views of `flat` [P] in the shapes of the parameters."""
-        parts = flat.split(self._sizes)
+        parts = torch.split(flat, self._sizes)
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def __call__(self, parameters: Sequence[Tensor], obs: Tensor) -> Tensor:
@@ -148,7 +147,8 @@ class FlatNetwork:
         if isinstance(self.module, MLP):
             return self.module.apply_to(parameters, obs)
         by_name = dict(zip(self._names, parameters, strict=True))
-        return functional_call(self.module, by_name, (obs,))
+        q: Tensor = functional_call(self.module, by_name, (obs,))
+        return q
 
 
 def _refuse_module(module: nn.Module) -> None:
@@ -157,7 +157,9 @@ def _refuse_module(module: nn.Module) -> None:
     if not parameters:
         raise UsageError(f"network {name}", "it has no parameters", "Pass a module that learns.")
     if any(parameter.dtype != torch.float32 for parameter in parameters):
-        raise UsageError(f"network {name}", "its parameters are not float32", "Call .float() on it.")
+        raise UsageError(
+            f"network {name}", "its parameters are not float32", "Call .float() on it."
+        )
     for layer in module.modules():
         if isinstance(layer, _BatchNorm | nn.modules.dropout._DropoutNd):
             raise UsageError(

@@ -87,9 +87,9 @@ class Rollout:
             real=None if within_step else rows.real,
         )
         self.env_steps += source.num_envs if within_step else int(np.count_nonzero(rows.real))
-        return [self._episode(index) for index in ended] if ended.size else []
+        return [self._episode(index) for index in ended.tolist()]
 
-    def _episode(self, index: npt.NDArray[np.int64]) -> Episode:
+    def _episode(self, index: int) -> Episode:
         rows = self.source.rows
         self.episodes += 1
         return Episode(

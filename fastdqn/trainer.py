@@ -211,6 +211,14 @@ class Trainer:
         self.watch.lap("evaluate")
         self.witness.saw_evaluation(self.rollout.env_steps, evaluation, reached)
 
+    def evaluate_fully(self) -> None:
+        """Play the full evaluation outside the loop, e.g. at its end."""
+        if self.evaluator is not None:
+            self.watch.lap("other")
+            self.evaluation = self.evaluator.full()
+            self.watch.lap("evaluate")
+            self.witness.saw_evaluation(self.rollout.env_steps, self.evaluation, False)
+
     def report(self) -> Report:
         """Look at the device and say how the training stands.
 

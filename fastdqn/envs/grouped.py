@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import multiprocessing
-import pickle
-import select
-import signal
-import sys
-import time
-import types
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import cloudpickle
 import gymnasium as gym
 import numpy as np
 from gymnasium.error import AlreadyPendingCallError, NoAsyncCallError
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState
 from gymnasium.vector.utils import batch_differing_spaces, batch_space
 
 from fastdqn.device import available_cores
+from fastdqn.envs.pool import PoolSettings, WorkerPool, read_payload
 from fastdqn.envs.rows import Rows, RowSpec
-from fastdqn.envs.worker import CLOSE, FAILED, PAYLOAD, STEP, Failure, Task, run_worker
-from fastdqn.errors import UsageError, WorkerError
+from fastdqn.envs.worker import PAYLOAD
+from fastdqn.errors import UsageError
 
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
-__all__ = ["GroupedVectorEnv", "row_spec", "without_main_module"]
+__all__ = ["GroupedVectorEnv"]
 
 EnvFactory = Callable[[], gym.Env[Any, Any]]
-CLOSE_TIMEOUT_S = 5.0
 
 
 class GroupedVectorEnv(AsyncVectorEnv):
@@ -70,7 +58,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
         WorkerError: A worker died.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the arguments of Gymnasium's class, in its order
         self,
         env_fns: Sequence[EnvFactory],
         shared_memory: bool = True,
@@ -96,10 +84,11 @@ class GroupedVectorEnv(AsyncVectorEnv):
         self.num_workers = min(num_workers or available_cores(), self.num_envs)
         self.send_infos = send_infos
         self._read_spaces()
-        self._spec = row_spec(
-            self.num_envs, self.single_observation_space, self.single_action_space
+        self._start_workers(
+            RowSpec.of_spaces(
+                self.num_envs, self.single_observation_space, self.single_action_space
+            )
         )
-        self._start_workers()
 
     def _read_spaces(self) -> None:
         """Build one environment here to learn its spaces and metadata, then close it."""
@@ -122,50 +111,26 @@ class GroupedVectorEnv(AsyncVectorEnv):
             raise ValueError(f"observation_mode {mode!r}: choose 'same', 'different' or two spaces")
         env.close()
 
-    def _start_workers(self) -> None:
-        context: Any = multiprocessing.get_context(self.context or "spawn")
-        block = context.RawArray("B", self._spec.nbytes)
-        self.rows = Rows.over(block, self._spec)
-        self.rows.real[:] = True
+    def _start_workers(self, spec: RowSpec) -> None:
+        settings = PoolSettings(
+            num_workers=self.num_workers,
+            start_method=self.context or "spawn",
+            daemon=self.daemon,
+            autoreset_mode=self.autoreset_mode.value,
+            send_infos=self.send_infos,
+            max_concurrency=self.max_concurrency,
+            name=type(self).__name__,
+        )
+        self._pool = WorkerPool(self.env_fns, spec, settings)
+        self.rows: Rows = self._pool.rows
         self.observations = self.rows.obs
-        self.parent_pipes: list[Connection] = []
-        self.processes = []
+        self.parent_pipes, self.processes = self._pool.pipes, self._pool.processes
         self._state = AsyncState.DEFAULT
-        self._answers: dict[int, bytes] = {}
-        bounds = np.linspace(0, self.num_envs, self.num_workers + 1).astype(int).tolist()
-        self._ranges = list(zip(bounds[:-1], bounds[1:], strict=True))
-        permits = self.max_concurrency
-        semaphore = context.BoundedSemaphore(permits) if permits else None
-        with without_main_module():
-            for start, stop in self._ranges:
-                self._start_worker(context, block, start, stop, semaphore)
-        self._pollers = [_poller(pipe) for pipe in self.parent_pipes]
         try:
-            self._ask_all("make", [()] * self.num_workers)
             self._check_spaces()
         except BaseException:
             self.close(terminate=True)
             raise
-
-    def _start_worker(
-        self, context: Any, block: Any, start: int, stop: int, semaphore: Any
-    ) -> None:
-        ours, theirs = context.Pipe()
-        factories = cloudpickle.dumps(list(self.env_fns[start:stop]))
-        mode = self.autoreset_mode.value
-        task = Task(start, factories, self._spec, mode, self.send_infos, semaphore)
-        forked = context.get_start_method() == "fork"
-        inherited = [*self.parent_pipes, ours] if forked else []
-        process = context.Process(
-            target=run_worker,
-            args=(theirs, block, task, inherited),
-            name=f"Worker<{type(self).__name__}>-{start}..{stop - 1}",
-            daemon=self.daemon,
-        )
-        process.start()
-        theirs.close()
-        self.parent_pipes.append(ours)
-        self.processes.append(process)
 
     # Stepping
 
@@ -184,7 +149,8 @@ class GroupedVectorEnv(AsyncVectorEnv):
         """Wait for the step and return what Gymnasium's class returns.
 
         Raises:
-            TimeoutError: `timeout` seconds passed. The step stays pending: call again, or close.
+            multiprocessing.TimeoutError: `timeout` seconds passed. The step stays pending: call
+                again, or close.
         """
         self._expect(AsyncState.WAITING_STEP, "step")
         infos = self._gather_infos(self.recv(timeout))
@@ -206,26 +172,25 @@ class GroupedVectorEnv(AsyncVectorEnv):
             actions: [N, *A] in the dtype of the action space; copied into the block.
         """
         np.copyto(self.rows.action, actions)
-        for index, pipe in enumerate(self.parent_pipes):
-            try:
-                pipe.send_bytes(STEP)
-            except OSError as error:
-                raise self._dead(index) from error
+        self._pool.send_step()
         self._state = AsyncState.WAITING_STEP
 
     def recv(self, timeout: float | None = None) -> list[bytes]:
         """Hot path of `step_wait`: wait until `rows` holds the step; builds no info.
 
         Raises:
-            TimeoutError: `timeout` seconds passed; the call may be repeated.
+            multiprocessing.TimeoutError: `timeout` seconds passed; the call may be repeated.
             WorkerError: A worker died.
             Exception: Whatever an environment raised, with its traceback as the cause.
         """
-        answers = self._collect(timeout)
+        try:
+            answers = self._pool.collect(timeout)
+        except multiprocessing.TimeoutError:
+            raise  # still pending
+        except Exception:
+            self._state = AsyncState.DEFAULT
+            raise
         self._state = AsyncState.DEFAULT
-        for index, answer in enumerate(answers):
-            if answer[:1] == FAILED:
-                self._raise_failure(index, answer)
         return answers
 
     # Resetting
@@ -240,8 +205,8 @@ class GroupedVectorEnv(AsyncVectorEnv):
         seeds = self._seed_list(seed)
         options = dict(options) if options is not None else None
         mask = self._reset_mask(options)
-        parts = [(seeds[a:b], options, mask[a:b]) for a, b in self._ranges]
-        self._tell_all("reset", parts)
+        parts = [(seeds[a:b], options, mask[a:b]) for a, b in self._pool.ranges]
+        self._pool.tell("reset", parts)
         self._state = AsyncState.WAITING_RESET
 
     def reset_wait(self, timeout: float | None = None) -> tuple[Any, dict[str, Any]]:
@@ -277,14 +242,14 @@ class GroupedVectorEnv(AsyncVectorEnv):
     def call_async(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Ask every environment for a method's result or an attribute."""
         self._expect_idle("call_async")
-        self._tell_all("call", [(name, args, kwargs)] * self.num_workers)
+        self._pool.tell("call", [(name, args, kwargs)] * self.num_workers)
         self._state = AsyncState.WAITING_CALL
 
     def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
         """Return the results, one per environment."""
         self._expect(AsyncState.WAITING_CALL, "call")
         answers = self.recv(timeout)
-        return tuple(result for answer in answers for result in _payload(answer))
+        return tuple(result for answer in answers for result in read_payload(answer))
 
     def set_attr(self, name: str, values: Any) -> None:
         """Set an attribute: a list or tuple gives one value per environment."""
@@ -293,11 +258,11 @@ class GroupedVectorEnv(AsyncVectorEnv):
             values = [values] * self.num_envs
         if len(values) != self.num_envs:
             raise ValueError(f"{len(values)} values for {self.num_envs} environments")
-        self._ask_all("set_attr", [(name, list(values[a:b])) for a, b in self._ranges])
+        self._pool.ask("set_attr", [(name, list(values[a:b])) for a, b in self._pool.ranges])
 
     def _check_spaces(self) -> None:
         data = (self.observation_mode, self.single_observation_space, self.single_action_space)
-        answers = self._ask_all("check_spaces", [data] * self.num_workers)
+        answers = self._pool.ask("check_spaces", [data] * self.num_workers)
         for index, (same_obs, same_action) in enumerate(pair for part in answers for pair in part):
             if not (same_obs and same_action):
                 which = "action" if same_obs else "observation"
@@ -305,64 +270,6 @@ class GroupedVectorEnv(AsyncVectorEnv):
                     f"environment {index} has another {which} space than environment 0: "
                     "all environments of a vector must share both"
                 )
-
-    # Messages
-
-    def _tell_all(self, name: str, data: Sequence[tuple[Any, ...]]) -> None:
-        for index, (pipe, part) in enumerate(zip(self.parent_pipes, data, strict=True)):
-            try:
-                pipe.send_bytes(cloudpickle.dumps((name, part)))
-            except OSError as error:
-                raise self._dead(index) from error
-
-    def _ask_all(self, name: str, data: Sequence[tuple[Any, ...]]) -> list[Any]:
-        self._tell_all(name, data)
-        return [_payload(answer) for answer in self.recv()]
-
-    def _collect(self, timeout: float | None) -> list[bytes]:
-        """Wait for one answer of each worker; those that came before a timeout are kept."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        for index, pipe in enumerate(self.parent_pipes):
-            if index in self._answers:
-                continue
-            if deadline is not None and not self._readable(index, deadline):
-                raise multiprocessing.TimeoutError(
-                    f"worker {index} (environments {self._span(index)}) has not answered "
-                    f"within {timeout} s"
-                )
-            try:
-                self._answers[index] = pipe.recv_bytes()
-            except (EOFError, OSError) as error:
-                raise self._dead(index) from error
-        answers = [self._answers[i] for i in range(self.num_workers)]
-        self._answers.clear()
-        return answers
-
-    def _readable(self, index: int, deadline: float) -> bool:
-        remaining_ms = max(0.0, deadline - time.monotonic()) * 1000
-        return bool(self._pollers[index].poll(remaining_ms))
-
-    def _raise_failure(self, index: int, answer: bytes) -> None:
-        failure: Failure = pickle.loads(answer[1:])  # noqa: S301 - written by our own worker
-        report = WorkerError(
-            f"environment {failure.env} (worker {index}) raised:\n{failure.text.rstrip()}"
-        )
-        if failure.error is None:
-            raise report
-        raise failure.error from report
-
-    def _dead(self, index: int) -> WorkerError:
-        process = self.processes[index]
-        process.join(1.0)
-        code = process.exitcode
-        how = "is not answering" if code is None else f"ended with {_describe_exit(code)}"
-        return WorkerError(
-            f"worker {index} (pid {process.pid}, environments {self._span(index)}) {how}"
-        )
-
-    def _span(self, index: int) -> str:
-        start, stop = self._ranges[index]
-        return f"{start} to {stop - 1}"
 
     # States and results
 
@@ -385,7 +292,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
         infos: dict[str, Any] = {}
         for answer in answers:
             if answer[:1] == PAYLOAD:
-                for index, info in _payload(answer).items():
+                for index, info in read_payload(answer).items():
                     infos = self._add_info(infos, info, index)
         return infos
 
@@ -398,48 +305,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         """End the workers: politely, or by force after `timeout` seconds or on `terminate`."""
-        polite = 0.0 if terminate else CLOSE_TIMEOUT_S if timeout is None else timeout
-        if polite:
-            self._say_close()
-        for process in self.processes:
-            process.join(polite)
-            if process.is_alive():
-                process.kill()
-                process.join()
-            process.close()
-        for pipe in self.parent_pipes:
-            pipe.close()
-
-    def _say_close(self) -> None:
-        for pipe in self.parent_pipes:
-            try:
-                pipe.send_bytes(CLOSE)
-            except OSError:
-                continue  # that worker has gone already
-
-
-def row_spec(num_envs: int, obs: gym.Space[Any], action: gym.Space[Any]) -> RowSpec:
-    """Return the layout of the rows for these single-environment spaces.
-
-    Raises:
-        UsageError: A space has no fixed shape and numeric dtype.
-    """
-    fixed = (Box, Discrete, MultiBinary, MultiDiscrete)
-    for name, space in (("observation", obs), ("action", action)):
-        if not isinstance(space, fixed):
-            raise UsageError(
-                f"{name} space {space}",
-                "the shared block takes arrays of one fixed shape and dtype",
-                "Wrap the environment (gymnasium.wrappers.FlattenObservation) "
-                "or use Gymnasium's own AsyncVectorEnv.",
-            )
-    return RowSpec(
-        num_envs,
-        tuple(obs.shape or ()),
-        np.dtype(obs.dtype).name,
-        tuple(action.shape or ()),
-        np.dtype(action.dtype).name,
-    )
+        self._pool.close(0.0 if terminate else timeout)
 
 
 def _refuse(
@@ -462,31 +328,3 @@ def _refuse(
     for name, value in (("num_workers", num_workers), ("max_concurrency", max_concurrency)):
         if value is not None and value < 1:
             raise UsageError(f"{name}={value}", "it must be at least 1", "Leave it out for all.")
-
-
-@contextmanager
-def without_main_module() -> Iterator[None]:
-    """Hide the caller's script from multiprocessing, which would run it again in each worker."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-def _poller(pipe: Connection) -> select.poll:
-    poller = select.poll()
-    poller.register(pipe, select.POLLIN)
-    return poller
-
-
-def _payload(answer: bytes) -> Any:
-    return pickle.loads(answer[1:])  # noqa: S301 - written by our own worker
-
-
-def _describe_exit(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    hint = ", often out of memory" if -code == signal.SIGKILL else ""
-    return f"{signal.Signals(-code).name}{hint}"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing_extensions import Buffer
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
+from fastdqn.errors import UsageError
 
 __all__ = ["RowSpec", "Rows"]
 
@@ -34,6 +34,29 @@ class RowSpec:
     obs_dtype: str
     action_shape: tuple[int, ...] = ()
     action_dtype: str = "int64"
+
+    @classmethod
+    def of_spaces(cls, num_envs: int, obs: Space[Any], action: Space[Any]) -> RowSpec:
+        """Return the layout for the two spaces of a single environment.
+
+        Raises:
+            UsageError: A space has no fixed shape and numeric dtype.
+        """
+        for name, space in (("observation", obs), ("action", action)):
+            if not isinstance(space, Box | Discrete | MultiBinary | MultiDiscrete):
+                raise UsageError(
+                    f"{name} space {space}",
+                    "the rows take arrays of one fixed shape and dtype",
+                    "Wrap the environment (gymnasium.wrappers.FlattenObservation) "
+                    "or use Gymnasium's own AsyncVectorEnv.",
+                )
+        return cls(
+            num_envs,
+            tuple(obs.shape or ()),
+            np.dtype(obs.dtype).name,
+            tuple(action.shape or ()),
+            np.dtype(action.dtype).name,
+        )
 
     def fields(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Return shape and dtype of every array of `Rows`, in the order of the block."""
@@ -85,7 +108,7 @@ class Rows:
     episode_length: npt.NDArray[np.int64]
 
     @classmethod
-    def over(cls, buffer: Buffer, spec: RowSpec) -> Rows:
+    def over(cls, buffer: memoryview | bytearray, spec: RowSpec) -> Rows:
         """Lay the arrays over a writable buffer of at least `spec.nbytes`; copies nothing."""
         arrays, offset = {}, 0
         for name, (shape, dtype) in spec.fields().items():

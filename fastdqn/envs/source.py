@@ -6,7 +6,7 @@ between Gymnasium's three autoreset modes ends here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from fastdqn.envs.grouped import GroupedVectorEnv, row_spec, without_main_module
+from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe_spaces
-from fastdqn.envs.rows import Rows
+from fastdqn.envs.pool import without_main_module
+from fastdqn.envs.rows import Rows, RowSpec
 from fastdqn.errors import UsageError
 
 __all__ = ["VECTORIZERS", "EnvSource", "GroupedSource", "VectorSource", "make_source", "source_of"]
@@ -108,7 +109,9 @@ class VectorSource:
         self.num_envs = envs.num_envs
         self.num_workers = envs.num_envs if isinstance(envs, AsyncVectorEnv) else 0
         self.description = description
-        spec = row_spec(self.num_envs, envs.single_observation_space, envs.single_action_space)
+        spec = RowSpec.of_spaces(
+            self.num_envs, envs.single_observation_space, envs.single_action_space
+        )
         self.rows = Rows.allocate(spec)
         self._mode = _autoreset_mode(envs)
         self.resets_within_step = self._mode is not AutoresetMode.NEXT_STEP
@@ -119,7 +122,8 @@ class VectorSource:
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Start new episodes everywhere; fills `rows.obs`."""
-        self.rows.obs[:], _ = self.envs.reset(seed=list(seeds))
+        envs: Any = self.envs  # Gymnasium's base class is annotated for one seed only
+        self.rows.obs[:], _ = envs.reset(seed=list(seeds))
         self.rows.real[:] = True
         self._ended[:] = False
         self._returns[:] = 0.0
@@ -197,7 +201,10 @@ def make_source(
         )
         return GroupedSource(envs, description)
     with without_main_module():
-        kinds = {"async": partial(AsyncVectorEnv, context="spawn"), "sync": SyncVectorEnv}
+        kinds: dict[str, Callable[..., VectorEnv[Any, Any, Any]]] = {
+            "async": partial(AsyncVectorEnv, context="spawn"),
+            "sync": SyncVectorEnv,
+        }
         return VectorSource(kinds[vectorizer](factories, autoreset_mode=mode), description)
 
 

@@ -101,6 +101,6 @@ def _views(
     memory: Tensor, shapes: list[torch.Size], dtypes: list[torch.dtype], nbytes: list[int]
 ) -> list[Tensor]:
     views = []
-    for part, shape, dtype in zip(memory.split(nbytes), shapes, dtypes, strict=True):
+    for part, shape, dtype in zip(torch.split(memory, nbytes), shapes, dtypes, strict=True):
         views.append(part.view(dtype)[: shape.numel()].view(shape))
     return views

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
 
-    from typing_extensions import Buffer
-
 __all__ = ["CLOSE", "DONE", "FAILED", "PAYLOAD", "STEP", "Failure", "Task", "run_worker"]
 
 STEP = b"s"
@@ -73,14 +71,12 @@ class Failure:
     text: str
 
 
-def run_worker(
-    connection: Connection, block: Buffer, task: Task, inherited: list[Connection]
-) -> None:
+def run_worker(connection: Connection, block: Any, task: Task, inherited: list[Connection]) -> None:
     """Serve until the parent says close or its end of the connection closes.
 
     Args:
         connection: This worker's end.
-        block: Shared memory of `task.spec.nbytes`.
+        block: Shared memory (a RawArray) of `task.spec.nbytes`.
         task: What to host.
         inherited: Ends that a forked child holds by accident; closed first, since an end that
             stays open here would hide the parent's death from other workers.
@@ -98,11 +94,13 @@ def run_worker(
 class _Host:
     """The environments of one worker and the columns of the block that they own."""
 
-    def __init__(self, block: Buffer, task: Task) -> None:
+    def __init__(self, block: Any, task: Task) -> None:
         self.task = task
         self.env_fns: list[Callable[[], gym.Env[Any, Any]]] = pickle.loads(task.env_fns)  # noqa: S301 - written by the parent process
         count = len(self.env_fns)
-        self.rows = Rows.over(block, task.spec).columns(task.first_env, task.first_env + count)
+        self.rows = Rows.over(memoryview(block), task.spec).columns(
+            task.first_env, task.first_env + count
+        )
         self.envs: list[gym.Env[Any, Any]] = []
         self.returns, self.lengths = [0.0] * count, [0] * count
         self.ended = [False] * count
@@ -126,7 +124,7 @@ class _Host:
 
     def _obey(self, message: bytes) -> bytes:
         name, data = pickle.loads(message)  # noqa: S301 - written by the parent process
-        return PAYLOAD + cloudpickle.dumps(getattr(self, name)(*data))
+        return _payload(getattr(self, name)(*data))
 
     def _step(self) -> bytes:
         with self.permit:
@@ -139,7 +137,7 @@ class _Host:
             info = self.step_one(i, action)
             if info and self.task.send_infos:
                 infos[self.task.first_env + i] = info
-        return PAYLOAD + cloudpickle.dumps(infos) if infos else DONE
+        return _payload(infos) if infos else DONE
 
     def _step_only(self, i: int, action: Any) -> dict[str, Any]:
         """Step environment `i` and write its row; the episode's sums are written at its end."""
@@ -212,7 +210,9 @@ class _Host:
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """Call a method of every environment, or read an attribute."""
         if name in {"reset", "step", "close", "set_wrapper_attr"}:
-            raise ValueError(f"Trying to call function `{name}` with `call`, use `{name}` directly.")
+            raise ValueError(
+                f"Trying to call function `{name}` with `call`, use `{name}` directly."
+            )
         results = []
         for i, env in enumerate(self.envs):
             self.current = i
@@ -255,11 +255,16 @@ def _scalar_reward(reward: Any) -> float:
     return float(reward)
 
 
+def _payload(content: Any) -> bytes:
+    packed: bytes = cloudpickle.dumps(content)
+    return PAYLOAD + packed
+
+
 def _pack_failure(env: int, error: Exception) -> bytes:
     text = "".join(traceback.format_exception(error))
     try:
-        packed = cloudpickle.dumps(Failure(env, error, text))
+        packed: bytes = cloudpickle.dumps(Failure(env, error, text))
         pickle.loads(packed)  # noqa: S301 - proves that the parent can read what was just written
-    except Exception:  # noqa: BLE001 - any exception class may refuse either way
+    except Exception:
         packed = cloudpickle.dumps(Failure(env, None, text))
     return packed

@@ -16,7 +16,6 @@ has no successor yet and is never in the list.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,14 +24,12 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from fastdqn.device import available_bytes
 from fastdqn.errors import UsageError
+from fastdqn.replay.sizes import RingSizes
 from fastdqn.transition import Transitions
 
-__all__ = ["ReplayBuffer", "Ring", "gather", "ring_bytes"]
+__all__ = ["ReplayBuffer", "Ring", "gather"]
 
-SMALL_OBS_BYTES = 4096
-"""Observations up to here get a final frame for every transition, larger ones for one in eight."""
 MAX_DRAW = 2**62
 
 
@@ -101,12 +98,11 @@ class ReplayBuffer:
         final_capacity: int | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self.num_envs = num_envs
-        self.num_rows = _num_rows(capacity, num_envs)
-        self.capacity = (self.num_rows - 1) * num_envs
-        self._finals = _final_frames(self.capacity, num_envs, obs_shape, obs_dtype, final_capacity)
-        _refuse_too_large(capacity, num_envs, obs_shape, obs_dtype, self.device, final_capacity)
-        slots = self.num_rows * num_envs
+        sizes = RingSizes(capacity, num_envs, obs_shape, obs_dtype, final_capacity)
+        sizes.refuse_unless_fits(self.device)
+        self.num_envs, self.num_rows = num_envs, sizes.rows
+        self.capacity = sizes.slots - num_envs
+        self._finals, slots = sizes.finals, sizes.slots
         self.ring = Ring(
             torch.zeros(slots + self._finals, *obs_shape, dtype=obs_dtype, device=self.device),
             torch.zeros(slots, dtype=torch.int64, device=self.device),
@@ -287,57 +283,3 @@ class ReplayBuffer:
     def _refuse_empty(self) -> None:
         if len(self) == 0:
             raise UsageError("replay buffer", "it is empty", "Write a vector step first.")
-
-
-def ring_bytes(
-    capacity: int,
-    num_envs: int,
-    obs_shape: tuple[int, ...],
-    obs_dtype: torch.dtype,
-    final_capacity: int | None = None,
-) -> int:
-    """Return the bytes that a ReplayBuffer of these sizes allocates on its device."""
-    slots = _num_rows(capacity, num_envs) * num_envs
-    finals = _final_frames(slots - num_envs, num_envs, obs_shape, obs_dtype, final_capacity)
-    frame_bytes = math.prod(obs_shape) * obs_dtype.itemsize
-    return (slots + finals) * frame_bytes + slots * (8 + 8 + 4 + 1 + 1 + 8)
-
-
-def _num_rows(capacity: int, num_envs: int) -> int:
-    """Return T: the rows of the capacity and one more for the frames at the write head."""
-    for name, value in (("--buffer-size", capacity), ("--num-envs", num_envs)):
-        if value < 1:
-            raise UsageError(f"{name} {value}", "it must be at least 1", "Give a positive number.")
-    return -(-capacity // num_envs) + 1
-
-
-def _final_frames(
-    capacity: int,
-    num_envs: int,
-    obs_shape: tuple[int, ...],
-    obs_dtype: torch.dtype,
-    asked: int | None,
-) -> int:
-    if asked is not None:
-        return max(asked, num_envs)
-    small = math.prod(obs_shape) * obs_dtype.itemsize <= SMALL_OBS_BYTES
-    return max(capacity if small else capacity // 8, num_envs)
-
-
-def _refuse_too_large(
-    capacity: int,
-    num_envs: int,
-    obs_shape: tuple[int, ...],
-    obs_dtype: torch.dtype,
-    device: torch.device,
-    final_capacity: int | None,
-) -> None:
-    needed = ring_bytes(capacity, num_envs, obs_shape, obs_dtype, final_capacity)
-    free = available_bytes(device)
-    if needed > free:
-        fits = int(capacity * free / needed * 0.9)
-        raise UsageError(
-            f"--buffer-size {capacity:,}",
-            f"it needs {needed / 2**30:,.1f} GiB and {device} has {free / 2**30:,.1f} GiB left",
-            f"At most --buffer-size {fits} fits.",
-        )

@@ -1,0 +1,93 @@
+"""From settings to parts: the one place where a Config meets plain arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from fastdqn.config import Config
+from fastdqn.envs.make import EnvDescription
+from fastdqn.envs.seeding import Stream, seeds_of
+from fastdqn.learner import Learner
+from fastdqn.networks import FlatNetwork, mlp_for
+from fastdqn.optimizers import OPTIMIZERS, Adam, AdamW, Optimizer
+from fastdqn.replay import ReplayBuffer
+from fastdqn.schedules import Constant, Exponential, Linear, Multiplicative, Schedule
+from fastdqn.trainer import Intervals
+from fastdqn.transition import storage_dtype
+
+__all__ = [
+    "build_intervals",
+    "build_learner",
+    "build_network",
+    "build_replay",
+    "build_schedule",
+]
+
+
+def build_network(config: Config, env: EnvDescription) -> nn.Module:
+    """Build the MLP; its initial weights depend on the run's seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds_of(config.seed, Stream.NETWORK, 1)[0])
+        return mlp_for(env.obs_space, env.num_actions, config.hidden_sizes, kaiming=config.kaiming)
+
+
+def build_replay(config: Config, env: EnvDescription, device: torch.device) -> ReplayBuffer:
+    """Allocate the replay ring."""
+    return ReplayBuffer(
+        config.buffer_size,
+        config.num_envs,
+        env.obs_shape,
+        storage_dtype(env.obs_dtype),
+        device=device,
+        seed=seeds_of(config.seed, Stream.REPLAY, 1)[0],
+    )
+
+
+def build_learner(config: Config, network: FlatNetwork, execution: str) -> Learner:
+    """Build the learner over a network that is on its device already."""
+    return Learner(
+        network,
+        gamma=config.gamma,
+        double=config.double,
+        loss=config.loss,
+        optimizer=_optimizer(config),
+        learning_rate=config.learning_rate,
+        clip_norm=config.clip_norm,
+        clip_value=config.clip_value,
+        target=config.target,
+        tau=config.tau,
+        target_period=config.target_period,
+        execution=execution,
+    )
+
+
+def _optimizer(config: Config) -> Optimizer:
+    kind = OPTIMIZERS[config.optimizer]
+    if issubclass(kind, Adam | AdamW):
+        return kind(weight_decay=config.weight_decay, amsgrad=config.amsgrad)
+    return kind(weight_decay=config.weight_decay)
+
+
+def build_schedule(config: Config) -> Schedule:
+    """Build the exploration schedule."""
+    start, end = config.epsilon_start, config.epsilon_end
+    schedules: dict[str, Callable[[], Schedule]] = {
+        "exponential": lambda: Exponential(start, end, config.epsilon_decay_steps),
+        "linear": lambda: Linear(start, end, config.epsilon_decay_steps),
+        "multiplicative": lambda: Multiplicative(start, end, config.epsilon_decay_factor),
+        "constant": lambda: Constant(start),
+    }
+    return schedules[config.epsilon_schedule]()
+
+
+def build_intervals(config: Config) -> Intervals:
+    """Build the intervals of the loop; evaluations only where one may stop the run."""
+    return Intervals(
+        report=config.log_interval,
+        checkpoint=config.checkpoint_interval,
+        evaluate=config.eval_interval if config.stop_at_return is not None else 0,
+        target_episodes=config.target_period_episodes if config.target == "hard" else 0,
+    )

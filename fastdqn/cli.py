@@ -1,0 +1,233 @@
+"""The command line: parse, build, run, exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fastdqn import __version__
+from fastdqn.config import Config
+from fastdqn.errors import FastDQNError, UsageError
+from fastdqn.presets import PRESETS, preset_config
+
+__all__ = ["main"]
+
+T = TypeVar("T")
+WRONG_ARGUMENTS, FAILED, INTERRUPTED = 2, 1, 130
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """Play greedy episodes with a saved policy and print what they brought."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+    """Run directory, or a folder that `agent.save` wrote."""
+    episodes: int = 100
+    """Fresh episodes."""
+    seed: int = 0
+    """Seed of the environments."""
+
+
+@dataclass(frozen=True)
+class PlotArguments:
+    """Draw the plots of a run again."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+    """Run directory."""
+
+
+@dataclass(frozen=True)
+class PresetsArguments:
+    """List the presets."""
+
+
+@dataclass(frozen=True)
+class DoctorArguments:
+    """Say what this machine offers: versions, devices, cores, shared memory, limits."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1, 2, 130 or 143."""
+    started = time.perf_counter()
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(argv, started)
+    except UsageError as error:
+        return _complain(error, WRONG_ARGUMENTS)
+    except FastDQNError as error:
+        return _complain(error, FAILED)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _dispatch(argv: list[str], started: float) -> int:
+    if not argv or argv[0] in {"-h", "--help"}:
+        return _help()
+    name, rest = argv[0], argv[1:]
+    if name == "--version":
+        return _say(f"fastdqn {__version__}")
+    if name == "train":
+        return _train(rest, started)
+    if name in COMMANDS:
+        return COMMANDS[name](rest)
+    raise UsageError(
+        f"fastdqn {name}", "there is no such command", f"Choose {', '.join(_SUMMARIES)}."
+    )
+
+
+# The commands
+
+
+def _train(argv: list[str], started: float) -> int:
+    config = _parse(Config, "train", argv, default=_preset_of(argv))
+    from fastdqn.run import train  # noqa: PLC0415 - PyTorch is loaded only where it is needed
+
+    return train(config, started)
+
+
+def _evaluate(argv: list[str]) -> int:
+    asked = _parse(EvaluateArguments, "evaluate", argv)
+    if not asked.path.is_dir():
+        raise UsageError(str(asked.path), "it is no folder", "Give a run directory, runs/...")
+    from fastdqn.agent import DQN  # noqa: PLC0415
+    from fastdqn.checkpoint import load_policy, newest_checkpoint  # noqa: PLC0415
+
+    whole_run = (asked.path / "checkpoints").is_dir()
+    saved = newest_checkpoint(asked.path) if whole_run else load_policy(asked.path)
+    agent = DQN.from_saved(saved, device="cpu", execution="eager", buffer_size=10_000)
+    evaluation = agent.evaluate(asked.episodes, seed=asked.seed)
+    returns = evaluation.returns
+    return _say(
+        f"{agent.description.env_id}: mean return {evaluation.mean:.1f} +- {evaluation.std:.1f} "
+        f"over {evaluation.episodes} fresh greedy episodes "
+        f"(lowest {returns.min():.1f}, highest {returns.max():.1f}, "
+        f"mean length {evaluation.lengths.mean():.0f})"
+    )
+
+
+def _plot(argv: list[str]) -> int:
+    asked = _parse(PlotArguments, "plot", argv)
+    from fastdqn.plots import plot_run  # noqa: PLC0415
+
+    return _say("\n".join(str(path) for path in plot_run(asked.path)))
+
+
+def _presets(argv: list[str]) -> int:
+    _parse(PresetsArguments, "presets", argv)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("preset", style="bold", no_wrap=True)
+    table.add_column("what it does")
+    for name, preset in PRESETS.items():
+        table.add_row(name, preset.summary)
+    Console().print(table)
+    return _say("\nfastdqn train --preset NAME; flags that follow change single settings.")
+
+
+def _doctor(argv: list[str]) -> int:
+    _parse(DoctorArguments, "doctor", argv)
+    from fastdqn.doctor import diagnose  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, finding, fine in diagnose():
+        table.add_row(what, Text(finding, style="" if fine else "yellow"))
+    Console().print(table)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "evaluate": _evaluate,
+    "plot": _plot,
+    "presets": _presets,
+    "doctor": _doctor,
+}
+_SUMMARIES = {
+    "train": "Train an agent and leave a run directory.",
+    "evaluate": "Play greedy episodes with a saved policy.",
+    "plot": "Draw the plots of a run again.",
+    "presets": "List the named settings.",
+    "doctor": "Say what this machine offers.",
+}
+
+
+def _help() -> int:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, summary in _SUMMARIES.items():
+        table.add_row(f"  fastdqn {name}", summary)
+    Console().print(f"fastdqn {__version__}: fast, exact deep Q-learning.\n", highlight=False)
+    Console().print(table)
+    return _say(
+        "\nfastdqn COMMAND --help lists the flags. Start with: fastdqn train --preset cartpole"
+    )
+
+
+# Parsing
+
+
+def _preset_of(argv: list[str]) -> Config:
+    """Return the settings that later flags change: those of --preset, or the defaults."""
+    for position, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        if flag == "--preset" and (equals or position + 1 < len(argv)):
+            return preset_config(value if equals else argv[position + 1])
+    return Config()
+
+
+def _parse(kind: type[T], command: str, argv: list[str], default: T | None = None) -> T:
+    """Let tyro parse; its error boxes become one line that names value, reason and way out."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            prog = f"fastdqn {command}"
+            if default is None:
+                return tyro.cli(kind, args=argv, prog=prog)
+            return tyro.cli(kind, args=argv, prog=prog, default=default)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise _usage_error(box.getvalue(), command) from None
+
+
+def _usage_error(box: str, command: str) -> UsageError:
+    """Turn tyro's box into a UsageError."""
+    lines = [re.sub(r"^[│|]\s?|\s*[│|]$", "", line).strip() for line in box.splitlines()]
+    text = " ".join(line for line in lines if line and line[0] not in "╭╰┌└")
+    parts = re.split(r"\s*─{5,}\s*", text)
+    reason = re.sub(r"^Error parsing Config: ", "", parts[0].strip()).rstrip(".")
+    flags = re.findall(r"(?<![\w-])--[a-z][\w-]*", parts[1]) if len(parts) > 2 else []
+    hint = f"Did you mean {' or '.join(dict.fromkeys(flags))}? " if "meant" in text else ""
+    got = f"fastdqn {command}"
+    return UsageError(got, reason, f"{hint}See fastdqn {command} --help.")
+
+
+# Saying
+
+
+def _say(text: str) -> int:
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _complain(error: FastDQNError, code: int) -> int:
+    console = Console(stderr=True)
+    console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""The witness that writes the run directory and shows the progress."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fastdqn.agent import DQN
+from fastdqn.checkpoint import save_checkpoint
+from fastdqn.episodes import EpisodeLog
+from fastdqn.evaluation import Evaluation
+from fastdqn.metrics import MetricsGroup, MetricsLog, TensorBoardMetrics
+from fastdqn.panel import evaluation_line, report_line
+from fastdqn.progress import Console, Progress, make_progress
+from fastdqn.report import Episode, Report
+from fastdqn.result import result_of, write_json_whole
+from fastdqn.trainer import Trainer
+
+__all__ = ["RunRecord"]
+
+
+class RunRecord:
+    """Writes episodes.csv, metrics.jsonl, log.txt, checkpoints and result.json of one run.
+
+    A full disk costs the file that was being written and is told; it does not end the run.
+
+    Args:
+        run_dir: The run's folder; exists.
+        agent: Whose policy is saved.
+        console: Terminal and log.txt.
+    """
+
+    def __init__(self, run_dir: Path, agent: DQN, console: Console) -> None:
+        self.run_dir, self.agent, self.console = run_dir, agent, console
+        config = agent.config
+        solved_at = config.stop_at_return
+        if solved_at is None:
+            solved_at = agent.description.solved_at
+        self._episodes = EpisodeLog(
+            run_dir / "episodes.csv", env_id=agent.description.env_id, solved_at=solved_at
+        )
+        boards = [TensorBoardMetrics(run_dir / "tensorboard")] if config.tensorboard else []
+        self._metrics = MetricsGroup(MetricsLog(run_dir / "metrics.jsonl"), *boards)
+        self._quiet = config.quiet
+        self._progress: Progress = make_progress(console, quiet=config.quiet)
+        self._progress.start()
+
+    def saw_episodes(self, episodes: Sequence[Episode]) -> None:
+        """Add them to episodes.csv."""
+        self._episodes.write(episodes)
+
+    def saw_report(self, report: Report) -> None:
+        """Add a line to metrics.jsonl and move the progress on."""
+        self._metrics.write(report)
+        self._progress.report(report)
+        if self._quiet:
+            self.console.log(report_line(report))
+
+    def saw_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
+        """Say what the greedy policy reached."""
+        figures = (env_steps, evaluation.mean, evaluation.std, evaluation.episodes, reached)
+        self._progress.evaluated(*figures)
+        if self._quiet:
+            self.console.log(evaluation_line(*figures))
+
+    def saw_checkpoint(self, trainer: Trainer) -> None:
+        """Save the policy and result.json; a failure is told and leaves the older ones."""
+        self._episodes.flush()
+        self.save(trainer, trainer.status)
+
+    def save(self, trainer: Trainer, status: str) -> None:
+        """Write a checkpoint and result.json."""
+        env_steps = trainer.rollout.env_steps
+        agent = self.agent
+        description = {**agent.describe(), "env_steps": env_steps}
+        try:
+            save_checkpoint(
+                self.run_dir / "checkpoints", env_steps, agent.parameters(), description
+            )
+            result = result_of(trainer, agent.config, agent.description.env_id, status)
+            write_json_whole(self.run_dir / "result.json", result)
+        except OSError as error:
+            self.console.say(f"Could not save at env step {env_steps}: {error}", style="red")
+
+    def end_progress(self) -> None:
+        """Leave the terminal to ordinary lines; calling it twice does no harm."""
+        self._progress.stop()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the files."""
+        self.end_progress()
+        self._episodes.close()
+        self._metrics.close()

@@ -1,0 +1,97 @@
+"""How many rows, final frames and bytes a replay ring takes; refused before it is allocated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from fastdqn.device import available_bytes
+from fastdqn.errors import UsageError
+
+__all__ = ["RingSizes", "ring_bytes"]
+
+SMALL_OBS_BYTES = 4096
+"""Observations up to here get a final frame for every transition, larger ones for one in eight."""
+BYTES_BESIDE_FRAMES = 8 + 8 + 8 + 4 + 1 + 1
+"""Per transition: next index, place in the draw, action, reward and the two end flags."""
+
+
+@dataclass(frozen=True)
+class RingSizes:
+    """What a ring of `capacity` transitions of N environments comes to.
+
+    Args:
+        capacity: Transitions asked for.
+        num_envs: Environments, N.
+        obs_shape: Shape of one observation.
+        obs_dtype: Dtype in which observations are stored.
+        final_capacity: Final observations asked for, or None for a choice by size.
+
+    Raises:
+        UsageError: A size below 1.
+    """
+
+    capacity: int
+    num_envs: int
+    obs_shape: tuple[int, ...]
+    obs_dtype: torch.dtype
+    final_capacity: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("--buffer-size", self.capacity), ("--num-envs", self.num_envs)):
+            if value < 1:
+                raise UsageError(f"{name} {value}", "it must be at least 1", "Give more.")
+
+    @property
+    def rows(self) -> int:
+        """Rows of the ring, T: those of the capacity and one for the frames at the write head."""
+        return -(-self.capacity // self.num_envs) + 1
+
+    @property
+    def slots(self) -> int:
+        """Places for transitions, T * N."""
+        return self.rows * self.num_envs
+
+    @property
+    def finals(self) -> int:
+        """Final frames, F; at least one per environment."""
+        if self.final_capacity is not None:
+            return max(self.final_capacity, self.num_envs)
+        drawable = self.slots - self.num_envs
+        small = self._frame_bytes <= SMALL_OBS_BYTES
+        return max(drawable if small else drawable // 8, self.num_envs)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors of the ring."""
+        frames = (self.slots + self.finals) * self._frame_bytes
+        return frames + self.slots * BYTES_BESIDE_FRAMES
+
+    @property
+    def _frame_bytes(self) -> int:
+        return math.prod(self.obs_shape) * self.obs_dtype.itemsize
+
+    def refuse_unless_fits(self, device: torch.device) -> None:
+        """Compare the bytes with what the device has left.
+
+        Raises:
+            UsageError: They do not fit; names both and the largest capacity that does.
+        """
+        free = available_bytes(device)
+        if self.nbytes > free:
+            fits = int(self.capacity * free / self.nbytes * 0.9)
+            raise UsageError(
+                f"--buffer-size {self.capacity:,}",
+                f"it needs {self.nbytes / 2**30:,.1f} GiB and {device} has "
+                f"{free / 2**30:,.1f} GiB left",
+                f"At most --buffer-size {fits} fits.",
+            )
+
+
+def ring_bytes(
+    capacity: int, num_envs: int, obs_shape: tuple[int, ...], obs_dtype: torch.dtype
+) -> int:
+    """Return the bytes that a ReplayBuffer of these sizes allocates on its device."""
+    return RingSizes(capacity, num_envs, obs_shape, obs_dtype).nbytes

@@ -1,0 +1,110 @@
+"""The folder of a run: made before anything starts, described by config.json."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fastdqn.config import Config
+from fastdqn.errors import UsageError
+from fastdqn.result import write_json_whole
+
+__all__ = ["describe_machine", "make_run_dir", "versions", "write_config"]
+
+PACKAGES = ("fastdqn", "torch", "gymnasium", "numpy", "tensordict", "safetensors")
+
+
+def make_run_dir(config: Config) -> Path:
+    """Make the run's folder and prove that files can be written there.
+
+    Raises:
+        UsageError: It cannot be made or written, or it already holds a run.
+    """
+    path = config.run_dir or Path("runs") / _name(config)
+    if (path / "config.json").exists():
+        raise UsageError(
+            f"--run-dir {path}", "it already holds a run", "Choose another folder or delete it."
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"--run-dir {path}",
+            f"it cannot be written ({error.strerror or error})",
+            "Choose a folder of yours with --run-dir.",
+        ) from error
+    return path
+
+
+def _name(config: Config) -> str:
+    algorithm = config.preset or ("double-dqn" if config.double else "dqn")
+    env = re.sub(r"[^\w.-]+", "-", config.env_id)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{env}__{algorithm}__{config.seed}__{stamp}"
+    taken = sum(1 for _ in Path("runs").glob(f"{name}*"))
+    return f"{name}-{taken}" if taken else name
+
+
+def write_config(run_dir: Path, config: Config, resolved: dict[str, Any]) -> None:
+    """Write config.json: settings, what `auto` became, versions, machine, commit, command.
+
+    Args:
+        run_dir: The run's folder.
+        config: The settings.
+        resolved: What the choices of the program came to, e.g. the device.
+    """
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+    content = {
+        "schema": 1,
+        "command": " ".join(["fastdqn", *sys.argv[1:]]),
+        "config": settings,
+        "resolved": resolved,
+        "versions": versions(),
+        "machine": describe_machine(),
+        "commit": _commit(),
+    }
+    write_json_whole(run_dir / "config.json", content)
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python and of the packages that numbers depend on."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def describe_machine() -> str:
+    """Return processor and system in one line."""
+    cpuinfo = Path("/proc/cpuinfo")
+    model = platform.processor() or platform.machine()
+    if cpuinfo.exists():
+        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
+        model = found.group(1) if found else model
+    return f"{model}, {platform.system()} {platform.release()}"
+
+
+def _commit() -> str | None:
+    """Return the commit of a source checkout, or None for an installed package."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
