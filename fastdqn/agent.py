@@ -218,6 +218,12 @@ class DQN:
 
     # For those who drive the loop or witness it
 
+    @property
+    def solved_at(self) -> float | None:
+        """Mean return that counts as solved: the environment's own, or else `stop_at_return`."""
+        own = self.description.solved_at
+        return self.config.stop_at_return if own is None else own
+
     @contextmanager
     def trainer(
         self, total_timesteps: int | None, witness: Witness, *, started: float | None = None

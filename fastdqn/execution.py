@@ -83,10 +83,10 @@ def accelerate(
 
 
 class Compiled:
-    """A step compiled whole, once for each set of shapes it is called with.
+    """A step compiled whole, once for each shape of its last argument.
 
     Args:
-        step: What to compile.
+        step: What to compile; its other arguments keep their shapes.
         device: Where its tensors live; on the CPU the C++ wrapper is used.
 
     Attributes:
@@ -96,17 +96,17 @@ class Compiled:
     def __init__(self, step: Callable[..., None], device: torch.device) -> None:
         options: dict[str, Any] = {"cpp_wrapper": True} if device.type == "cpu" else {}
         self._compiled = torch.compile(step, fullgraph=True, dynamic=False, options=options)
-        self._seen: set[Any] = set()
+        self._seen: set[torch.Size] = set()
         self.compile_s = 0.0
 
     def __call__(self, *args: Any) -> None:
-        """Run the step; compiles first where the shapes are new."""
-        key = args[-1].shape
-        if key in self._seen:
+        """Run the step; compiles first where the shape is new."""
+        shape = args[-1].shape
+        if shape in self._seen:
             self._compiled(*args)
             return
         start = time.perf_counter()
         with dynamo_config.patch(trace_autograd_ops=True):
             self._compiled(*args)
-        self._seen.add(key)
+        self._seen.add(shape)
         self.compile_s += time.perf_counter() - start

@@ -125,7 +125,8 @@ class Learner:
             [4] float32 on the device, see METRICS; overwritten by the next update.
         """
         given = batch if isinstance(batch, Transitions) else Transitions.from_tensordict(batch)
-        self._given_step(self.state, given, given.action)
+        fields = (given.obs, given.action, given.reward, given.next_obs)
+        self._given_step(self.state, *fields, given.terminated, given.truncated)
         return self.state.metrics
 
     def learn(self, replay: ReplayBuffer, index: Tensor) -> None:
@@ -156,8 +157,8 @@ class Learner:
         for batch in index.unbind(0):
             self._step(state, gather(ring, batch))
 
-    def _given(self, state: LearnerState, batch: Transitions, _shape: Tensor) -> None:
-        self._step(state, batch)
+    def _given(self, state: LearnerState, *fields: Tensor) -> None:
+        self._step(state, Transitions(*fields))
 
     def _step(self, state: LearnerState, batch: Transitions) -> None:
         with torch.no_grad():

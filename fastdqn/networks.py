@@ -18,6 +18,9 @@ from fastdqn.errors import UsageError
 
 __all__ = ["MLP", "FlatNetwork", "mlp_for"]
 
+IMPURE_LAYERS = (_BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
+"""Layers that mix the batch's rows or draw random numbers."""
+
 
 class MLP(nn.Module):
     """A multilayer perceptron from observations to one Q-value per action.
@@ -87,7 +90,7 @@ class MLP(nn.Module):
     def _encode(self, obs: Tensor) -> Tensor:
         if self.one_hot:
             return functional.one_hot(obs.long() - self.offset, self.one_hot).float()
-        x = obs.flatten(1).float()
+        x = (obs.flatten(1) if obs.ndim > 1 else obs.unsqueeze(1)).float()
         return x * self.scale if self.scale != 1.0 else x
 
 
@@ -122,8 +125,8 @@ class FlatNetwork:
         flat: [P] float32; written in place by the learner, never replaced.
 
     Raises:
-        UsageError: The module has no parameters, parameters that are not float32, or layers
-            whose forward pass changes or randomises them (batch norm, dropout).
+        UsageError: The module has no parameters, parameters that are frozen or not float32, or
+            layers whose forward pass changes or randomises them (batch norm, dropout).
     """
 
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
@@ -144,7 +147,7 @@ class FlatNetwork:
 
     def __call__(self, parameters: Sequence[Tensor], obs: Tensor) -> Tensor:
         """Return Q-values [B, A] of `obs` [B, *O] under the given parameters."""
-        if isinstance(self.module, MLP):
+        if type(self.module) is MLP:  # a subclass may have a forward pass of its own
             return self.module.apply_to(parameters, obs)
         by_name = dict(zip(self._names, parameters, strict=True))
         q: Tensor = functional_call(self.module, by_name, (obs,))
@@ -160,8 +163,14 @@ def _refuse_module(module: nn.Module) -> None:
         raise UsageError(
             f"network {name}", "its parameters are not float32", "Call .float() on it."
         )
+    if not all(parameter.requires_grad for parameter in parameters):
+        raise UsageError(
+            f"network {name}",
+            "some of its parameters do not require a gradient, and every parameter is learned",
+            "Register what shall stay fixed as buffers.",
+        )
     for layer in module.modules():
-        if isinstance(layer, _BatchNorm | nn.modules.dropout._DropoutNd):
+        if isinstance(layer, IMPURE_LAYERS) or getattr(layer, "track_running_stats", False):
             raise UsageError(
                 f"network {name} with {type(layer).__name__}",
                 "its forward pass is not a pure function of parameters and observations",

@@ -69,8 +69,9 @@ def plot_run(run_dir: Path) -> list[Path]:
     """Draw the pictures of a run into its folder ``plots``.
 
     ``returns.png`` comes from episodes.csv; ``wall_time.png`` from metrics.jsonl, where there is
-    one. The headline and the threshold come from config.json's ``env_id`` and ``stop_at_return``;
-    without them the folder's name stands in, and the environment's own threshold, if known.
+    one. The headline and the threshold come from config.json's ``env_id`` and ``solved_at``, or
+    else ``stop_at_return``; without them the folder's name stands in, and the environment's own
+    threshold, if known.
 
     Args:
         run_dir: The folder of a run, finished or still running.
@@ -114,14 +115,15 @@ def _episodes_path(run_dir: Path) -> Path:
 def _named(run_dir: Path) -> tuple[str, float | None]:
     """Return the title and the solved threshold of a run, as far as its config tells them."""
     config = _read_config(run_dir / "config.json")
-    env_id, solved_at = config.get("env_id"), config.get("stop_at_return")
+    env_id = config.get("env_id")
+    solved_at = config.get("solved_at", config.get("stop_at_return"))
     title = env_id if isinstance(env_id, str) else run_dir.name
     chosen = float(solved_at) if isinstance(solved_at, int | float) else None
     return title, solved_threshold(title, chosen)
 
 
 def _read_config(path: Path) -> dict[str, object]:
-    """Return the resolved config, at the top of the file or under ``config``; empty if missing."""
+    """Return all that config.json says, what the program resolved last; empty if missing."""
     if not path.exists():
         return {}
     try:
@@ -132,8 +134,8 @@ def _read_config(path: Path) -> dict[str, object]:
         ) from error
     if not isinstance(content, dict):
         return {}
-    inner = content.get("config")
-    return {**content, **inner} if isinstance(inner, dict) else content
+    parts = [content.get(name) for name in ("config", "resolved")]
+    return content | {k: v for part in parts if isinstance(part, dict) for k, v in part.items()}
 
 
 def _last_wall_s(metrics: Sequence[dict[str, object]]) -> float | None:

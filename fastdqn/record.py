@@ -35,11 +35,8 @@ class RunRecord:
     def __init__(self, run_dir: Path, agent: DQN, console: Console) -> None:
         self.run_dir, self.agent, self.console = run_dir, agent, console
         config = agent.config
-        solved_at = config.stop_at_return
-        if solved_at is None:
-            solved_at = agent.description.solved_at
         self._episodes = EpisodeLog(
-            run_dir / "episodes.csv", env_id=agent.description.env_id, solved_at=solved_at
+            run_dir / "episodes.csv", env_id=agent.description.env_id, solved_at=agent.solved_at
         )
         boards = [TensorBoardMetrics(run_dir / "tensorboard")] if config.tensorboard else []
         self._metrics = MetricsGroup(MetricsLog(run_dir / "metrics.jsonl"), *boards)

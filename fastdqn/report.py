@@ -35,15 +35,15 @@ class Report:
         total_env_steps: Transitions at which the run ends by itself.
         updates: Optimizer steps so far.
         episodes: Finished episodes so far.
-        sps: Env steps per wall second since the previous report.
+        sps: Env steps per training second since the previous report.
         return_mean_100: Mean return of the last 100 finished episodes; NaN before the first.
         epsilon: Exploration probability in force.
         loss: Loss of the last update; NaN before the first.
         q_mean: Mean Q(s, a) of the last batch; NaN before the first.
         grad_norm: Norm of the last gradient before clipping; NaN before the first.
-        wall_s: Seconds since the loop started.
+        wall_s: Seconds since the command started, with everything in them.
         time_left_s: Seconds until total_env_steps at the present speed; NaN when unknown.
-        time_share: Fractions of the loop's wall time by activity; they sum to 1.
+        time_share: Fractions of the training time by activity; they sum to 1.
     """
 
     env_steps: int

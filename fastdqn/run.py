@@ -39,6 +39,7 @@ def train(config: Config, started: float) -> int:
                 "run_dir": str(run_dir),
                 "device": str(agent.learner.device),
                 "execution": agent.learner.execution,
+                "solved_at": agent.solved_at,
             },
         )
         with RunRecord(run_dir, agent, console) as record:

@@ -16,7 +16,7 @@ from fastdqn.config import Config
 from fastdqn.errors import UsageError
 from fastdqn.result import write_json_whole
 
-__all__ = ["describe_machine", "make_run_dir", "versions", "write_config"]
+__all__ = ["commit", "describe_machine", "make_run_dir", "versions", "write_config"]
 
 PACKAGES = ("fastdqn", "torch", "gymnasium", "numpy", "tensordict", "safetensors")
 
@@ -71,7 +71,7 @@ def write_config(run_dir: Path, config: Config, resolved: dict[str, Any]) -> Non
         "resolved": resolved,
         "versions": versions(),
         "machine": describe_machine(),
-        "commit": _commit(),
+        "commit": commit(),
     }
     write_json_whole(run_dir / "config.json", content)
 
@@ -97,7 +97,7 @@ def describe_machine() -> str:
     return f"{model}, {platform.system()} {platform.release()}"
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Return the commit of a source checkout, or None for an installed package."""
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():

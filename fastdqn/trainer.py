@@ -134,18 +134,23 @@ class Trainer:
 
     def run(self, seeds: Sequence[int]) -> str:
         """Reset the environments with these seeds and train; return the status."""
+        self.begin(seeds)
+        while self.status == "running":
+            self.vector_step()
+        return self.status
+
+    def begin(self, seeds: Sequence[int]) -> None:
+        """Reset the environments and start the stopwatch."""
         self.rollout.reset(seeds)
         self.startup_s = time.perf_counter() - self.started
         self.watch = Stopwatch()
-        while self.status == "running":
-            self._vector_step()
-        return self.status
 
     def stop(self) -> None:
         """Let the loop end after the vector step in progress; may be called from a signal."""
         self.status = "stopped"
 
-    def _vector_step(self) -> None:
+    def vector_step(self) -> None:
+        """Act, learn while the workers step, collect, write, look."""
         rollout, lap = self.rollout, self.watch.lap
         before = rollout.env_steps
         lap("other")
@@ -243,7 +248,7 @@ class Trainer:
             loss=loss,
             q_mean=q_mean,
             grad_norm=grad_norm,
-            wall_s=train_s,
+            wall_s=time.perf_counter() - self.started,
             time_left_s=max(self.until - env_steps, 0) / sps,
             time_share=self.watch.shares(),
         )

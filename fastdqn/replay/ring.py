@@ -182,12 +182,18 @@ class ReplayBuffer:
 
         Args:
             data: Keys obs, action, reward, next_obs, terminated, truncated; copied.
+
+        Raises:
+            UsageError: The batch size is not [N].
         """
         new = Transitions.from_tensordict(data)
-        shown = self.shown
-        jumped = (shown != new.obs).reshape(self.num_envs, -1).any(1).nonzero().flatten().cpu()
-        if jumped.numel() and self._row > 0:
-            self._keep_final(self._row - 1, jumped, shown)
+        if new.action.shape != (self.num_envs,) or new.obs.shape != self.shown.shape:
+            raise UsageError(
+                f"batch size {list(data.batch_size)} with obs {list(new.obs.shape)}",
+                f"this ring takes one transition per environment, obs {list(self.shown.shape)}",
+                "Extend it by one vector step at a time.",
+            )
+        self._keep_shown((self.shown != new.obs).reshape(self.num_envs, -1).any(1))
         self.begin(new.obs)
         self.write(new.action, new.reward, new.terminated, new.truncated, new.next_obs)
 
@@ -197,11 +203,16 @@ class ReplayBuffer:
         Keeps what the environments show now, which `begin` will overwrite, as final
         observations of the episodes that were still running. Waits for the device.
         """
+        self._keep_shown(torch.ones_like(self._columns, dtype=torch.bool))
+
+    def _keep_shown(self, left: Tensor) -> None:
+        """Keep what the environments in `left` [N] bool show, if the last row points there."""
         if self._row > 0:
             following = self.ring.next_index[self._slots(self._row - 1)]
-            running = (following < self.num_rows * self.num_envs).nonzero().flatten().cpu()
-            if running.numel():
-                self._keep_final(self._row - 1, running, self.shown)
+            left = left & (following < self.num_rows * self.num_envs)
+            envs = left.nonzero().flatten().cpu()
+            if envs.numel():
+                self._keep_final(self._row - 1, envs, self.shown)
 
     def _slots(self, row: int) -> slice:
         start = row % self.num_rows * self.num_envs

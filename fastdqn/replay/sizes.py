@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from bisect import bisect_right
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,6 +17,10 @@ SMALL_OBS_BYTES = 4096
 """Observations up to here get a final frame for every transition, larger ones for one in eight."""
 BYTES_BESIDE_FRAMES = 8 + 8 + 8 + 4 + 1 + 1
 """Per transition: next index, place in the draw, action, reward and the two end flags."""
+BYTES_BESIDE_ROWS = 8
+"""Per environment: its number."""
+MARGIN = 0.9
+"""Part of the free memory that an advised capacity may take."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class RingSizes:
     def nbytes(self) -> int:
         """Bytes of all tensors of the ring."""
         frames = (self.slots + self.finals) * self._frame_bytes
-        return frames + self.slots * BYTES_BESIDE_FRAMES
+        return frames + self.slots * BYTES_BESIDE_FRAMES + self.num_envs * BYTES_BESIDE_ROWS
 
     @property
     def _frame_bytes(self) -> int:
@@ -81,13 +86,20 @@ class RingSizes:
         """
         free = available_bytes(device)
         if self.nbytes > free:
-            fits = int(self.capacity * free / self.nbytes * 0.9)
+            fits = self._largest_within(int(free * MARGIN))
             raise UsageError(
                 f"--buffer-size {self.capacity:,}",
                 f"it needs {self.nbytes / 2**30:,.1f} GiB and {device} has "
                 f"{free / 2**30:,.1f} GiB left",
-                f"At most --buffer-size {fits} fits.",
+                f"At most --buffer-size {fits} fits."
+                if fits
+                else f"Give fewer than --num-envs {self.num_envs}.",
             )
+
+    def _largest_within(self, nbytes: int) -> int:
+        """Return the largest capacity whose ring takes at most `nbytes`, or 0."""
+        smaller = range(1, self.capacity)
+        return bisect_right(smaller, nbytes, key=lambda c: replace(self, capacity=c).nbytes)
 
 
 def ring_bytes(

@@ -1,0 +1,60 @@
+# `make` alone prints the targets. All of them work in .venv, which `make setup` builds.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train check format test learn mutants coverage bench bench-quick bench-save clean
+
+help: ## Print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Build .venv and install fastdqn with its development tools
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $(STAMP)
+
+train: $(STAMP) ## Train Double DQN on LunarLander-v3 until it is solved
+	$(BIN)/fastdqn train --preset lunarlander $(ARGS)
+
+check: $(STAMP) ## Format, lint, types and doors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(STAMP) ## Rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: $(STAMP) ## Run the tests (a few minutes on two cores)
+	$(BIN)/python -m pytest -m 'not learning and not cuda' $(ARGS)
+
+learn: $(STAMP) ## Run the learning tests: both presets, from nothing to solved
+	$(BIN)/python -m pytest -m learning --timeout 900 $(ARGS)
+
+mutants: $(STAMP) ## Plant named bugs and see that each turns a test red
+	$(BIN)/python -m tests.mutants
+
+coverage: $(STAMP) ## Run the tests with branch coverage
+	$(BIN)/coverage run -m pytest -m 'not learning and not cuda' -q
+	$(BIN)/coverage report
+
+bench: $(STAMP) ## Time everything: the parts, then end to end against the naive loop
+	$(BIN)/python -m pytest benchmarks -q -o addopts= --benchmark-only --benchmark-columns=median,iqr,ops,rounds
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-quick: $(STAMP) ## Time LunarLander-v3 end to end, within three minutes
+	$(BIN)/python -m benchmarks --rounds 3 --seconds 1.5 --no-cartpole $(ARGS)
+
+bench-save: $(STAMP) ## The same as bench, written to benchmarks/results/NAME.md and .json
+	$(BIN)/python -m benchmarks --save $(NAME) $(ARGS)
+
+clean: ## Delete .venv and all caches; runs/ stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,93 @@
+"""The parts alone, by pytest-benchmark: stepping, acting, writing, drawing, updating."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from fastdqn.envs.make import describe, factory_of
+from fastdqn.envs.source import EnvSource, make_source
+from fastdqn.learner import Learner
+from fastdqn.networks import MLP, FlatNetwork
+from fastdqn.policy import Policy
+from fastdqn.replay import ReplayBuffer
+
+NUM_ENVS = 16
+UPDATES_PER_CALL = 4
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Give PyTorch one thread, as a run does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _filled_replay() -> ReplayBuffer:
+    replay = ReplayBuffer(100_000, NUM_ENVS, (8,))
+    replay.begin(torch.randn(NUM_ENVS, 8))
+    for _ in range(1_000):
+        replay.write(*_vector_step())
+    return replay
+
+
+def _vector_step() -> tuple[torch.Tensor, ...]:
+    flags = torch.zeros(NUM_ENVS, dtype=torch.bool)
+    action = torch.randint(4, (NUM_ENVS,))
+    return action, torch.randn(NUM_ENVS), flags, flags, torch.randn(NUM_ENVS, 8)
+
+
+@pytest.mark.parametrize("vectorizer", ["grouped", "async", "sync"])
+@pytest.mark.parametrize("env_id", ["LunarLander-v3", "CartPole-v1"])
+def test_vector_step(benchmark: BenchmarkFixture, env_id: str, vectorizer: str) -> None:
+    factory = factory_of(env_id)
+    source: EnvSource = make_source(vectorizer, factory, describe(factory), NUM_ENVS)
+    actions = np.zeros(NUM_ENVS, np.int64)
+
+    def step() -> None:
+        source.send(actions)
+        source.recv()
+
+    try:
+        source.reset(range(NUM_ENVS))
+        benchmark.pedantic(step, rounds=200, iterations=5, warmup_rounds=20)
+    finally:
+        source.close()
+
+
+def test_act(benchmark: BenchmarkFixture) -> None:
+    policy = Policy(FlatNetwork(MLP((8,), 4, (64, 64))))
+    obs = torch.randn(NUM_ENVS, 8)
+    benchmark(lambda: policy.act(obs, 0.1).numpy())
+
+
+def test_replay_write(benchmark: BenchmarkFixture) -> None:
+    replay, step = _filled_replay(), _vector_step()
+    benchmark(lambda: replay.write(*step))
+
+
+@pytest.mark.parametrize("batch_size", [64, 256])
+def test_replay_sample(benchmark: BenchmarkFixture, batch_size: int) -> None:
+    replay = _filled_replay()
+    benchmark(lambda: replay.sample(batch_size))
+
+
+@pytest.mark.parametrize("execution", ["eager", "compile"])
+@pytest.mark.parametrize(("hidden", "batch_size"), [(64, 64), (128, 128)])
+def test_four_updates(
+    benchmark: BenchmarkFixture, execution: str, hidden: int, batch_size: int
+) -> None:
+    replay = _filled_replay()
+    learner = Learner(MLP((8,), 4, (hidden, hidden)), execution=execution)
+
+    def update() -> Any:
+        learner.learn(replay, replay.draw(UPDATES_PER_CALL, batch_size))
+
+    benchmark.pedantic(update, rounds=300, iterations=2, warmup_rounds=20)
