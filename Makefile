@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train check format test learn mutants coverage bench bench-quick bench-save clean
+.PHONY: help setup train check format test learn mutants coverage bench bench-quick bench-save solve clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ bench-quick: $(STAMP) ## Time LunarLander-v3 end to end, within three minutes
 
 bench-save: $(STAMP) ## The same as bench, written to benchmarks/results/NAME.md and .json
 	$(BIN)/python -m benchmarks --save $(NAME) $(ARGS)
+
+solve: $(STAMP) ## Train PRESET (lunarlander) with ten seeds and tell how long each took
+	$(BIN)/python -m benchmarks.solve --preset $(or $(PRESET),lunarlander) $(ARGS)
 
 clean: ## Delete .venv and all caches; runs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage

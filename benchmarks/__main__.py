@@ -5,20 +5,15 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import tyro
 
 from benchmarks.measure import Setting, limits_of, open_timers
-from fastdqn.device import available_cores, resolve_device
-from fastdqn.run_directory import commit, describe_machine, versions
-
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.provenance import RESULTS, as_markdown, provenance
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ def main() -> None:
     if arguments.cartpole:
         settings.append(Setting(env_id="CartPole-v1", num_envs=32))
     measured = [compare(setting, arguments.rounds, arguments.seconds) for setting in settings]
-    header = provenance()
+    header = provenance("python -m benchmarks")
     text = "\n\n".join([as_markdown(header), *(table(entry) for entry in measured)])
     sys.stdout.write(text + "\n")
     if arguments.save:
@@ -89,7 +84,7 @@ def table(entry: dict[str, Any]) -> str:
         f"batch {setting['batch_size']}, {setting['num_envs']} envs",
         "",
         f"Naive loop {rates['naive']:,.0f} steps/s; bare env {rates['bare']:,.0f} steps/s; "
-        f"update alone {rates['updates']:,.0f}/s.",
+        f"update alone {rates['updates']:,.0f}/s. Medians over interleaved rounds.",
         "",
         "| updates per env step | steps/s | x naive (lowest to highest) | SPS / SPS_max |",
         "|---|---|---|---|",
@@ -101,31 +96,6 @@ def table(entry: dict[str, Any]) -> str:
         for row in entry["rows"]
     ]
     return "\n".join(lines)
-
-
-def provenance() -> dict[str, Any]:
-    """Return where and when the figures were taken."""
-    device = resolve_device("auto")
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": describe_machine(),
-        "cores": available_cores(),
-        "gpu": gpu,
-        "versions": versions(),
-        "commit": commit(),
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
-    }
-
-
-def as_markdown(header: dict[str, Any]) -> str:
-    """Return the provenance as one paragraph."""
-    packages = ", ".join(f"{name} {found}" for name, found in header["versions"].items())
-    gpu = f", {header['gpu']}" if header["gpu"] else ""
-    return (
-        f"{header['date']}, {header['machine']}, {header['cores']} cores{gpu}; {packages}; "
-        f"commit {header['commit']}; `{header['command']}`. Medians over interleaved rounds."
-    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from fastdqn import DQN
 from fastdqn.device import available_cores, resolve_device, synchronize
 from fastdqn.trainer import NullWitness, Trainer
 
-__all__ = ["Limits", "Setting", "open_timers"]
+__all__ = ["Limits", "Setting", "limits_of", "open_timers"]
 
 Timer = Callable[[float], float]
 """Runs for so many seconds and returns a rate per second."""

@@ -57,7 +57,7 @@ def test_vector_step(benchmark: BenchmarkFixture, env_id: str, vectorizer: str) 
 
     try:
         source.reset(range(NUM_ENVS))
-        benchmark.pedantic(step, rounds=200, iterations=5, warmup_rounds=20)
+        benchmark.pedantic(step, rounds=200, iterations=5, warmup_rounds=20)  # type: ignore[no-untyped-call]
     finally:
         source.close()
 
@@ -90,4 +90,4 @@ def test_four_updates(
     def update() -> Any:
         learner.learn(replay, replay.draw(UPDATES_PER_CALL, batch_size))
 
-    benchmark.pedantic(update, rounds=300, iterations=2, warmup_rounds=20)
+    benchmark.pedantic(update, rounds=300, iterations=2, warmup_rounds=20)  # type: ignore[no-untyped-call]

@@ -48,7 +48,7 @@ class DQN:
 
     Args:
         env: A Gymnasium id, a factory of environments, or a VectorEnv that the caller built
-            (trained in as it is, and closed at the end of `learn`).
+            (trained in as it is, and left for the caller to close).
         network: A module from observations [B, *O] to Q-values [B, A]; None is an MLP of
             `hidden_sizes`.
         settings: Fields of `Config`, e.g. `num_envs=16, double=True`.
@@ -89,8 +89,7 @@ class DQN:
     def _build(self, network: nn.Module | None) -> None:
         config = self.config
         device = resolve_device(config.device)
-        expected = int(config.replay_ratio * (config.total_timesteps - config.learning_starts))
-        execution, self.execution_reason = choose_execution(config.execution, device, expected)
+        choose_execution(config.execution, device, 0)  # refuses what this device cannot run
         if config.stop_at_return is not None and self._factory is None:
             raise UsageError(
                 "stop_at_return with a VectorEnv",
@@ -101,8 +100,9 @@ class DQN:
         self.network = flat.module
         self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
         self.replay = build_replay(config, self.description, device)
-        self.learner = build_learner(config, flat, execution)
+        self.learner = build_learner(config, flat)
         self._ratio = ReplayRatio(config.replay_ratio, config.learning_starts)
+        self.execution_reason = "not trained yet"
         self._rounds = 0
         self._env_steps = 0
         self._episodes = 0
@@ -175,6 +175,8 @@ class DQN:
     ) -> Self:
         """Load a policy that `save` or a run wrote.
 
+        Learning on starts from an empty replay, with exploration as it was when saved.
+
         Args:
             path: The folder of the policy.
             env: Where the agent goes on; None is the saved id.
@@ -215,6 +217,10 @@ class DQN:
                 f"{saved.folder} holds the parameters of another network: {error}"
             ) from error
         self.learner.sync_target()
+        self._env_steps = int(saved.description["env_steps"])
+        self._ratio = ReplayRatio(
+            self.config.replay_ratio, self._env_steps + self.config.learning_starts
+        )
 
     # For those who drive the loop or witness it
 
@@ -231,6 +237,8 @@ class DQN:
         """Build the environments and the loop; close the environments afterwards."""
         config = self.config
         started = time.perf_counter() if started is None else started
+        timesteps = total_timesteps or config.total_timesteps
+        self._choose_execution(timesteps)
         threads = torch.get_num_threads()
         torch.set_num_threads(config.cpu_threads)
         source = self._vector or self._new_source(config.num_envs)
@@ -238,14 +246,25 @@ class DQN:
             self._new_evaluator(config.seed, config.eval_episodes) if self._factory else None
         )
         try:
-            trainer = self._new_trainer(source, witness, total_timesteps, evaluator, started)
-            yield trainer
-            self._env_steps, self._episodes = trainer.rollout.env_steps, trainer.rollout.episodes
+            trainer = self._new_trainer(source, witness, timesteps, evaluator, started)
+            try:
+                yield trainer
+            finally:
+                rollout = trainer.rollout
+                self._env_steps, self._episodes = rollout.env_steps, rollout.episodes
         finally:
-            source.close()
+            if source is not self._vector:
+                source.close()
             if evaluator is not None:
                 evaluator.close()
             torch.set_num_threads(threads)
+
+    def _choose_execution(self, timesteps: int) -> None:
+        config, learner = self.config, self.learner
+        expected = int(config.replay_ratio * timesteps)
+        mode, self.execution_reason = choose_execution(config.execution, learner.device, expected)
+        if mode != learner.execution:
+            learner.execute_as(mode)
 
     def env_seeds(self) -> list[int]:
         """Return seeds for the training environments, new ones at each call."""
@@ -292,7 +311,7 @@ class DQN:
         self,
         source: EnvSource,
         witness: Witness,
-        total_timesteps: int | None,
+        timesteps: int,
         evaluator: Evaluator | None,
         started: float,
     ) -> Trainer:
@@ -306,7 +325,7 @@ class DQN:
             batch_size=config.batch_size,
             ratio=self._ratio,
             epsilon=build_schedule(config),
-            until=self._env_steps + (total_timesteps or config.total_timesteps),
+            until=self._env_steps + timesteps,
             intervals=build_intervals(config),
             witness=witness,
             evaluator=evaluator,

@@ -46,8 +46,8 @@ def build_replay(config: Config, env: EnvDescription, device: torch.device) -> R
     )
 
 
-def build_learner(config: Config, network: FlatNetwork, execution: str) -> Learner:
-    """Build the learner over a network that is on its device already."""
+def build_learner(config: Config, network: FlatNetwork) -> Learner:
+    """Build the learner, eager at first, over a network that is on its device already."""
     return Learner(
         network,
         gamma=config.gamma,
@@ -60,7 +60,6 @@ def build_learner(config: Config, network: FlatNetwork, execution: str) -> Learn
         target=config.target,
         tau=config.tau,
         target_period=config.target_period,
-        execution=execution,
     )
 
 

@@ -96,7 +96,6 @@ class Learner:
         self.gamma, self.double = gamma, double
         self.target_kind, self.tau, self.target_period = target, tau, target_period
         self.clip_norm, self.clip_value = clip_norm, clip_value
-        self.execution = execution
         self._loss = LOSSES[loss]
         self._optimizer = optimizer or Adam()
         flat = self.network.flat
@@ -110,10 +109,15 @@ class Learner:
             learning_rate=torch.tensor(learning_rate, dtype=torch.float32, device=self.device),
             metrics=torch.full((len(METRICS),), torch.nan, device=self.device),
         )
-        self._replayed_step = accelerate(self._replayed, execution, self.device)
-        self._given_step = accelerate(self._given, execution, self.device)
+        self.execute_as(execution)
 
     # The calls
+
+    def execute_as(self, execution: str) -> None:
+        """Run the pure step as `eager` or `compile` from now on; the state stays as it is."""
+        self.execution = execution
+        self._replayed_step = accelerate(self._replayed, execution, self.device)
+        self._given_step = accelerate(self._given, execution, self.device)
 
     def update(self, batch: Transitions | TensorDict) -> Tensor:
         """Take one optimizer step on a batch that the caller drew.

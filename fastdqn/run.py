@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fastdqn.agent import DQN
 from fastdqn.config import Config
 from fastdqn.errors import FastDQNError
@@ -31,23 +33,12 @@ def train(config: Config, started: float) -> int:
     agent = DQN.from_config(config)
     run_dir = make_run_dir(config)
     with Console(run_dir / "log.txt") as console:
-        _introduce(console, agent)
-        write_config(
-            run_dir,
-            config,
-            {
-                "run_dir": str(run_dir),
-                "device": str(agent.learner.device),
-                "execution": agent.learner.execution,
-                "solved_at": agent.solved_at,
-            },
-        )
         with RunRecord(run_dir, agent, console) as record:
             code = _train(agent, record, console, started)
         for path in plot_run(run_dir):
             console.say(f"Plot     {path}")
         console.say(f"Results  {run_dir / 'result.json'}")
-        console.say(f"Replay   fastdqn evaluate {run_dir}")
+        console.say(f"Try it   fastdqn evaluate {run_dir}")
     return code
 
 
@@ -65,8 +56,19 @@ def _introduce(console: Console, agent: DQN) -> None:
     )
 
 
+def _resolved(run_dir: Path, agent: DQN) -> dict[str, object]:
+    return {
+        "run_dir": str(run_dir),
+        "device": str(agent.learner.device),
+        "execution": agent.learner.execution,
+        "solved_at": agent.solved_at,
+    }
+
+
 def _train(agent: DQN, record: RunRecord, console: Console, started: float) -> int:
     with agent.trainer(None, record, started=started) as trainer:
+        _introduce(console, agent)
+        write_config(record.run_dir, agent.config, _resolved(record.run_dir, agent))
         with stop_on_signals(trainer.stop) as request:
             try:
                 trainer.run(agent.env_seeds())

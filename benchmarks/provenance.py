@@ -1,0 +1,42 @@
+"""Where, when and with what a figure was taken."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdqn.device import available_cores, resolve_device
+from fastdqn.run_directory import commit, describe_machine, versions
+
+__all__ = ["RESULTS", "as_markdown", "provenance"]
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def provenance(command: str) -> dict[str, Any]:
+    """Return date, machine, versions, commit and the command with its arguments."""
+    device = resolve_device("auto")
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": describe_machine(),
+        "cores": available_cores(),
+        "gpu": gpu,
+        "versions": versions(),
+        "commit": commit(),
+        "command": " ".join([command, *sys.argv[1:]]),
+    }
+
+
+def as_markdown(header: dict[str, Any]) -> str:
+    """Return the provenance as one paragraph."""
+    packages = ", ".join(f"{name} {found}" for name, found in header["versions"].items())
+    gpu = f", {header['gpu']}" if header["gpu"] else ""
+    return (
+        f"{header['date']}, {header['machine']}, {header['cores']} cores{gpu}; {packages}; "
+        f"commit {header['commit']}; `{header['command']}`."
+    )

@@ -1,0 +1,419 @@
+"""Environments whose every transition can be checked from its contents alone.
+
+Light on purpose: workers import this module, and they must not load PyTorch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.spaces import Box, Discrete
+
+CHAIN_GAMMA = 0.5
+CHAIN_Q = ((0.25, 0.5), (0.25, 1.0))
+"""Q* of the ChainEnv under CHAIN_GAMMA: a row per state; columns left, right."""
+
+Info = dict[str, Any]
+Step = tuple[Any, Any, bool, bool, Info]
+EnvFactory = Callable[[], gym.Env[Any, Any]]
+
+
+# The counter and its rules
+
+
+@dataclass(frozen=True)
+class CounterRules:
+    """What a CounterEnv does, as functions of what its observations show.
+
+    Attributes:
+        lengths: Env steps of an episode; environment i takes them in turn, starting at the i-th.
+        ends_by: `terminated`, `truncated`, or `alternating`: even episodes are terminated.
+    """
+
+    lengths: tuple[int, ...] = (3,)
+    ends_by: str = "truncated"
+
+    def length(self, env_id: int, episode: int) -> int:
+        return self.lengths[(env_id + episode) % len(self.lengths)]
+
+    def reward(self, env_id: int, episode: int, t: int, action: int) -> float:
+        """Return a whole number below 2^24, another one for all arguments; exact in float32."""
+        return float(((env_id * 4096 + episode) * 64 + t) * 4 + action)
+
+    def flags(self, env_id: int, episode: int, t: int) -> tuple[bool, bool]:
+        """Return (terminated, truncated) of the step taken at `t`."""
+        ended = t + 1 == self.length(env_id, episode)
+        terminates = self.ends_by == "terminated" or (
+            self.ends_by == "alternating" and episode % 2 == 0
+        )
+        return ended and terminates, ended and not terminates
+
+
+class CounterEnv(gym.Env[Any, Any]):
+    """Shows [env_id, episode, t]; its reward tells all of that and the action.
+
+    `wakes` counts its steps over all episodes, for the oracles that misbehave at one of them.
+    """
+
+    dtype: type[np.float32 | np.float64 | np.uint8] = np.float32
+    first_action = 0
+
+    def __init__(
+        self,
+        env_id: int = 0,
+        episode_length: int | Sequence[int] = 3,
+        ends_by: str = "truncated",
+        num_actions: int = 3,
+    ) -> None:
+        lengths = (episode_length,) if isinstance(episode_length, int) else tuple(episode_length)
+        self.rules = CounterRules(lengths, ends_by)
+        self.env_id, self.episode, self.t, self.wakes = env_id, -1, 0, 0
+        self.observation_space = Box(0, 255 if self.dtype is np.uint8 else 4096, (3,), self.dtype)
+        self.action_space = Discrete(num_actions, start=self.first_action)
+        self.render_mode = "rgb_array"
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
+        super().reset(seed=seed)
+        self.episode, self.t = self.episode + 1, 0
+        return self._obs(), {}
+
+    def step(self, action: int) -> Step:
+        self.wakes += 1
+        action = int(action) - self.first_action
+        reward = self.rules.reward(self.env_id, self.episode, self.t, action)
+        terminated, truncated = self.rules.flags(self.env_id, self.episode, self.t)
+        self.t += 1
+        return self._obs(), reward, terminated, truncated, {}
+
+    def render(self) -> Any:
+        return np.full((2, 2, 3), self.t, np.uint8)
+
+    def now(self, offset: int = 0, *, scale: int = 1) -> int:
+        """Return t, shifted and scaled: a method to `call` with arguments."""
+        return (self.t + offset) * scale
+
+    def _obs(self) -> npt.NDArray[Any]:
+        return np.array([self.env_id, self.episode, self.t], self.dtype)
+
+
+class Float64CounterEnv(CounterEnv):
+    """Shows float64."""
+
+    dtype = np.float64
+
+
+class Uint8CounterEnv(CounterEnv):
+    """Shows uint8; for fewer than 256 episodes."""
+
+    dtype = np.uint8
+
+
+class OffsetCounterEnv(CounterEnv):
+    """Counts its actions from 5, as Discrete(n, start=5)."""
+
+    first_action = 5
+
+
+class SameArrayCounterEnv(CounterEnv):
+    """Returns the same array object from each step and reset, and overwrites it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._buffer = np.zeros(3, self.dtype)
+
+    def _obs(self) -> npt.NDArray[Any]:
+        self._buffer[:] = self.env_id, self.episode, self.t
+        return self._buffer
+
+
+class TalkativeCounterEnv(CounterEnv):
+    """Fills its infos with one of each kind; some keys come only now and then."""
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
+        obs, _ = super().reset(seed=seed, options=options)
+        info: Info = {"seed": -1 if seed is None else seed, "lives": 3}
+        if options is not None:
+            info["options"] = sorted(options)
+        return obs, info
+
+    def step(self, action: int) -> Step:
+        obs, reward, terminated, truncated, _ = super().step(action)
+        info: Info = {
+            "t": self.t,
+            "half": self.t / 2,
+            "small": np.float32(self.t),
+            "frame": np.arange(self.t, self.t + 2),
+            "word": f"t{self.t}",
+            "nested": {"episode": self.episode, "deep": {"even": self.t % 2 == 0}},
+        }
+        if self.t == 2:
+            info["rare"] = self.env_id
+        return obs, reward, terminated, truncated, info
+
+
+class QuietCounterEnv(TalkativeCounterEnv):
+    """Says something at every third step only, so that most steps send no info."""
+
+    def step(self, action: int) -> Step:
+        result = super().step(action)
+        return result if self.wakes % 3 == 0 else (*result[:4], {})
+
+
+# Counters that misbehave
+
+
+class CrashError(Exception):
+    """What a CrashingEnv raises."""
+
+
+class UnpicklableError(Exception):
+    """Cannot cross a process border: it holds a function of its own."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.hook = lambda: message
+
+    def __reduce__(self) -> Any:
+        raise TypeError("no pickling of this")
+
+
+class HalfPicklableError(Exception):
+    """Pickles, and then fails to be read: its arguments are not those of the constructor."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class CrashingEnv(CounterEnv):
+    """Raises in its constructor, in its n-th reset or in its n-th step.
+
+    Args:
+        where: `constructor`, `reset` or `step`.
+        at: The call that raises, from 1.
+        error: Makes the exception from a message.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        where: str = "step",
+        at: int = 1,
+        error: Callable[[str], BaseException] = CrashError,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.where, self.at, self.error = where, at, error
+        if where == "constructor":
+            raise error("out of luck")
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
+        result = super().reset(seed=seed, options=options)
+        if self.where == "reset" and self.episode + 1 == self.at:
+            raise self.error("out of luck")
+        return result
+
+    def step(self, action: int) -> Step:
+        result = super().step(action)
+        if self.where == "step" and self.wakes == self.at:
+            raise self.error("out of luck")
+        return result
+
+
+class HangingEnv(CounterEnv):
+    """Sleeps in its n-th step.
+
+    Args:
+        at: The step that sleeps, from 1; 0 is every step.
+        sleep_s: For how long.
+    """
+
+    def __init__(self, *args: Any, at: int = 1, sleep_s: float = 60.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.at, self.sleep_s = at, sleep_s
+
+    def step(self, action: int) -> Step:
+        result = super().step(action)
+        start = time.monotonic()
+        if self.at in {0, self.wakes}:
+            time.sleep(self.sleep_s)
+        return *result[:4], {"span": np.array([start, time.monotonic()])}
+
+
+class NonFiniteEnv(CounterEnv):
+    """Shows or pays a NaN or an infinity in its n-th step.
+
+    Args:
+        what: `reward` or `obs`; the observation's last number is spoilt.
+        at: The step, from 1; 0 is the first reset.
+        value: What is not finite.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        what: str = "reward",
+        at: int = 1,
+        value: float = float("nan"),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.what, self.at, self.value = what, at, value
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
+        obs, info = super().reset(seed=seed, options=options)
+        if self.at == 0 and self.episode == 0:
+            obs[-1] = self.value
+        return obs, info
+
+    def step(self, action: int) -> Step:
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self.wakes == self.at:
+            if self.what == "reward":
+                reward = self.value
+            else:
+                obs[-1] = self.value
+        return obs, reward, terminated, truncated, info
+
+
+class ArrayRewardEnv(CounterEnv):
+    """Pays an array of shape (1,)."""
+
+    def step(self, action: int) -> Step:
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, np.array([reward]), terminated, truncated, info
+
+
+class WrongShapeEnv(CounterEnv):
+    """Shows two numbers where its space promises three."""
+
+    def _obs(self) -> npt.NDArray[Any]:
+        return super()._obs()[:2]
+
+
+# Small worlds whose values are known
+
+
+class ChainEnv(gym.Env[Any, Any]):
+    """Two states, one-hot: right leads from the first to the second and from there to +1.
+
+    Left returns to the first state for nothing. Its Q* is CHAIN_Q.
+    """
+
+    def __init__(self) -> None:
+        self.observation_space = Box(0.0, 1.0, (2,), np.float32)
+        self.action_space = Discrete(2)
+        self.state = 0
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
+        super().reset(seed=seed)
+        self.state = 0
+        return self._obs(), {}
+
+    def step(self, action: int) -> Step:
+        goal = self.state == 1 and action == 1
+        self.state = int(action)
+        return self._obs(), float(goal), goal, False, {}
+
+    def _obs(self) -> npt.NDArray[np.float32]:
+        return np.array([self.state == 0, self.state == 1], np.float32)
+
+
+class OneStateEnv(gym.Env[Any, Any]):
+    """Shows [1.0] for ever and pays 1; ends after five steps.
+
+    With gamma 0.9 its value is 10 if the end is a truncation.
+
+    Args:
+        ends_by: `truncated` or `terminated`.
+        length: Env steps of an episode.
+    """
+
+    def __init__(self, ends_by: str = "truncated", length: int = 5) -> None:
+        self.observation_space = Box(0.0, 1.0, (1,), np.float32)
+        self.action_space = Discrete(2)
+        self.ends_by, self.length, self.t = ends_by, length, 0
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
+        super().reset(seed=seed)
+        self.t = 0
+        return np.ones(1, np.float32), {}
+
+    def step(self, action: int) -> Step:
+        self.t += 1
+        ended = self.t == self.length
+        terminates = self.ends_by == "terminated"
+        return np.ones(1, np.float32), 1.0, ended and terminates, ended and not terminates, {}
+
+
+# Factories and the check
+
+
+def counters(
+    num_envs: int,
+    episode_length: int | Sequence[int] = 3,
+    ends_by: str = "truncated",
+    kind: type[CounterEnv] = CounterEnv,
+    **kwargs: Any,
+) -> list[EnvFactory]:
+    """Return picklable factories of counters 0 to num_envs - 1."""
+    return [partial(kind, env_id, episode_length, ends_by, **kwargs) for env_id in range(num_envs)]
+
+
+def one_of(odd: EnvFactory, index: int, num_envs: int) -> list[EnvFactory]:
+    """Return factories of counters, `odd` taking the place of one of them."""
+    factories = counters(num_envs)
+    factories[index] = odd
+    return factories
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Transitions as numpy arrays; B of them, in any order."""
+
+    obs: npt.NDArray[Any]
+    action: npt.NDArray[Any]
+    reward: npt.NDArray[Any]
+    next_obs: npt.NDArray[Any]
+    terminated: npt.NDArray[Any]
+    truncated: npt.NDArray[Any]
+
+
+def assert_counted(stored: Stored, rules: CounterRules) -> None:
+    """Check every transition of counters against what its own contents say."""
+    rows = zip(
+        stored.obs.astype(int).tolist(),
+        stored.action.tolist(),
+        stored.reward.tolist(),
+        stored.next_obs.astype(int).tolist(),
+        stored.terminated.tolist(),
+        stored.truncated.tolist(),
+        strict=True,
+    )
+    for (env_id, episode, t), action, reward, next_obs, terminated, truncated in rows:
+        told = f"environment {env_id}, episode {episode}, t {t}"
+        assert next_obs == [env_id, episode, t + 1], told
+        assert reward == rules.reward(env_id, episode, t, action), told
+        assert (terminated, truncated) == rules.flags(env_id, episode, t), told
+
+
+def assert_complete(stored: Stored, rules: CounterRules, num_envs: int) -> None:
+    """Check that every environment's transitions are there, each once, without a gap."""
+    seen = sorted(map(tuple, stored.obs.astype(int).tolist()))
+    expected = []
+    for env_id in range(num_envs):
+        count = sum(row[0] == env_id for row in seen)
+        episode, t = 0, 0
+        for _ in range(count):
+            expected.append((env_id, episode, t))
+            t += 1
+            if t == rules.length(env_id, episode):
+                episode, t = episode + 1, 0
+    assert seen == expected

@@ -1,0 +1,159 @@
+"""The way to the device: what aliases, what is copied, and in which dtypes."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastdqn.envs.rows import Rows, RowSpec
+from fastdqn.envs.transfer import DeviceRows, PackedTransfer, SharedTransfer, Transfer, transfer_to
+from fastdqn.transition import STORAGE_DTYPES, storage_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+CPU = torch.device("cpu")
+
+
+def _rows(num_envs: int = 3, shape: tuple[int, ...] = (2,), dtype: str = "float32") -> Rows:
+    rows = Rows.allocate(RowSpec(num_envs, shape, dtype))
+    rows.obs[:] = (np.arange(rows.obs.size) % 101).reshape(rows.obs.shape)
+    rows.final_obs[:] = (np.arange(rows.obs.size) % 89 + 1).reshape(rows.obs.shape)
+    rows.reward[:] = np.arange(num_envs) + 0.5
+    rows.terminated[:] = np.arange(num_envs) % 2 == 0
+    rows.truncated[:] = np.arange(num_envs) % 3 == 0
+    return rows
+
+
+def _assert_shows(got: DeviceRows, rows: Rows) -> None:
+    for field in fields(got):
+        expected = getattr(rows, field.name)
+        assert np.array_equal(getattr(got, field.name).numpy(), expected), field.name
+
+
+@pytest.mark.parametrize("dtype", sorted(STORAGE_DTYPES))
+def test_packed_rows_arrive_in_the_dtypes_of_the_device(dtype: str) -> None:
+    rows = _rows(dtype=dtype)
+    got = PackedTransfer(rows, CPU).load()
+    kept = torch.float32 if dtype == "float64" else getattr(torch, dtype)
+    assert {field.name: getattr(got, field.name).dtype for field in fields(got)} == {
+        "obs": kept,
+        "final_obs": kept,
+        "reward": torch.float32,
+        "terminated": torch.bool,
+        "truncated": torch.bool,
+    }
+    _assert_shows(got, rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("float64", torch.float32), ("float32", torch.float32),
+                       ("uint8", torch.uint8), ("int64", torch.int64), ("bool", torch.bool)]
+)  # fmt: skip
+def test_the_storage_dtype_is_that_of_the_space_and_only_float64_changes(
+    name: str, kept: torch.dtype
+) -> None:
+    assert storage_dtype(np.dtype(name)) == kept
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (5, 7), (2, 3, 5)])
+@pytest.mark.parametrize("num_envs", [1, 3, 17])
+def test_packed_rows_of_any_size_arrive_whole(num_envs: int, shape: tuple[int, ...]) -> None:
+    rows = _rows(num_envs, shape, "uint8")
+    _assert_shows(PackedTransfer(rows, CPU).load(), rows)
+
+
+def test_packed_rows_are_a_copy_until_the_next_load() -> None:
+    rows = _rows()
+    transfer = PackedTransfer(rows, CPU)
+    got = transfer.load()
+    before = got.obs.clone()
+    rows.obs[:] = -1
+    assert torch.equal(got.obs, before)
+    again = transfer.load()
+    assert (again.obs == -1).all()
+    assert again.obs.data_ptr() == got.obs.data_ptr()
+
+
+def test_packed_rows_go_over_in_one_copy() -> None:
+    """One copy of bytes from the host buffer to the device buffer, whatever the fields."""
+    transfer = PackedTransfer(_rows(), CPU)
+    with _Copies() as copies:
+        transfer.load()
+    to_device = [size for size, dtype in copies.seen if dtype == torch.uint8]
+    fields_packed = len(copies.seen) - len(to_device)
+    assert (len(to_device), fields_packed) == (1, 5)
+
+
+def test_no_float64_is_made_on_the_way_to_a_device() -> None:
+    rows = _rows(dtype="float64")
+    transfer = PackedTransfer(rows, CPU)
+    with _Made() as made:
+        transfer.load()
+    assert torch.float64 not in made.dtypes
+
+
+def test_shared_rows_alias_the_block_and_are_made_once() -> None:
+    rows = _rows()
+    transfer = SharedTransfer(rows)
+    got = transfer.load()
+    rows.obs[1, 1] = 77
+    rows.reward[2] = -3.25
+    rows.truncated[:] = True
+    _assert_shows(got, rows)
+    assert transfer.load() is got
+    assert got.obs.data_ptr() == rows.obs.ctypes.data
+
+
+def test_shared_rows_keep_the_dtypes_of_the_block() -> None:
+    got = SharedTransfer(_rows(dtype="float64")).load()
+    assert (got.obs.dtype, got.reward.dtype) == (torch.float64, torch.float64)
+
+
+def test_the_cpu_shares_and_every_other_device_packs() -> None:
+    assert isinstance(transfer_to(_rows(), CPU), SharedTransfer)
+    assert isinstance(transfer_to(_rows(), torch.device("meta")), PackedTransfer)
+
+
+def test_both_ways_show_the_same_numbers() -> None:
+    rows = _rows(5, (3, 2), "float64")
+    ways: list[Transfer] = [SharedTransfer(rows), PackedTransfer(rows, CPU)]
+    for way in ways:
+        _assert_shows(way.load(), rows)
+
+
+class _Copies(TorchDispatchMode):
+    """Notes every copy_: elements and dtype of what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, torch.dtype]] = []
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Sequence[Any], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten.copy_.default:
+            self.seen.append((args[0].numel(), args[0].dtype))
+        return func(*args, **(kwargs or {}))
+
+
+class _Made(TorchDispatchMode):
+    """Notes the dtype of every tensor that an operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Sequence[Any], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.dtypes.add(result.dtype)
+        return result
