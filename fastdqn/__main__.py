@@ -1,7 +1,23 @@
 """`python -m fastdqn`."""
 
+from __future__ import annotations
+
+import os
+import signal
 import sys
 
-from fastdqn.cli import main
+__all__ = ["run"]
 
-sys.exit(main())
+INTERRUPTED = 130
+
+
+def run() -> int:
+    """Run one command; a Ctrl-C while there is nothing to save ends it at once, silently."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    from fastdqn.cli import main  # noqa: PLC0415 - PyTorch and its friends take seconds to load
+
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from contextlib import ExitStack, closing, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,19 +16,19 @@ from gymnasium.vector import VectorEnv
 from torch import nn
 
 from fastdqn.build import (
-    build_intervals,
+    build_config,
     build_learner,
     build_network,
     build_replay,
-    build_schedule,
+    build_trainer,
 )
 from fastdqn.checkpoint import SavedPolicy, load_policy, save_policy
-from fastdqn.config import Config
+from fastdqn.config import Config, plain
 from fastdqn.device import resolve_device
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe, factory_of
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.source import EnvSource, make_source, source_of
-from fastdqn.errors import CheckpointError, UsageError
+from fastdqn.errors import UsageError
 from fastdqn.evaluation import Evaluation, Evaluator
 from fastdqn.execution import choose_execution
 from fastdqn.networks import FlatNetwork
@@ -78,7 +78,7 @@ class DQN:
             self._factory = factory_of(env) if isinstance(env, str) else env
             self.description = describe(self._factory)
         name = env if isinstance(env, str) else self.description.env_id
-        self.config = _config(settings, name)
+        self.config = build_config(name, settings)
         self._build(network)
 
     @classmethod
@@ -117,6 +117,9 @@ class DQN:
         Args:
             total_timesteps: Env steps of this call; None is the setting's.
             witness: Is told how it goes; None is nobody.
+
+        Raises:
+            UsageError: So few env steps that nothing would be learned.
         """
         with self.trainer(total_timesteps, witness or NullWitness()) as trainer:
             trainer.run(self.env_seeds())
@@ -143,9 +146,8 @@ class DQN:
         dtype = storage_dtype(self.description.obs_dtype)
         batch = torch.as_tensor(array.reshape(-1, *shape), dtype=dtype, device=self.learner.device)
         actions: npt.NDArray[np.int64] = self.policy.greedy(batch).cpu().numpy()
-        return (
-            actions.reshape(array.shape[: array.ndim - len(shape)]) + self.description.first_action
-        )
+        actions += self.description.first_action
+        return actions.reshape(array.shape[: array.ndim - len(shape)])
 
     def evaluate(self, episodes: int = 100, *, seed: int = 0) -> Evaluation:
         """Play greedy episodes in fresh environments; nothing is learned.
@@ -153,12 +155,12 @@ class DQN:
         Args:
             episodes: Rounded up to a multiple of the evaluation's environments, 20 or fewer.
             seed: Of the environments; apart from those of the training even if it is the same.
+
+        Raises:
+            UsageError: `episodes` is below 1, or the agent knows only a VectorEnv.
         """
-        evaluator = self._new_evaluator(seed, episodes)
-        try:
+        with closing(self._new_evaluator(seed, episodes)) as evaluator:
             return evaluator.full()
-        finally:
-            evaluator.close()
 
     def save(self, path: str | Path) -> None:
         """Save the policy in a folder: safetensors and JSON."""
@@ -167,7 +169,7 @@ class DQN:
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        saved: str | Path | SavedPolicy,
         env: str | EnvFactory | VectorEnv[Any, Any, Any] | None = None,
         *,
         network: nn.Module | None = None,
@@ -178,7 +180,7 @@ class DQN:
         Learning on starts from an empty replay, with exploration as it was when saved.
 
         Args:
-            path: The folder of the policy.
+            saved: The folder of the policy or of the run, or what `load_policy` made of it.
             env: Where the agent goes on; None is the saved id.
             network: The module whose parameters were saved, if it was the caller's own.
             settings: Override saved settings.
@@ -186,41 +188,16 @@ class DQN:
         Raises:
             CheckpointError: The folder holds no whole policy, or one of another network.
         """
-        saved = load_policy(Path(path))
-        return cls.from_saved(saved, env, network=network, **settings)
-
-    @classmethod
-    def from_saved(
-        cls,
-        saved: SavedPolicy,
-        env: str | EnvFactory | VectorEnv[Any, Any, Any] | None = None,
-        *,
-        network: nn.Module | None = None,
-        **settings: Any,
-    ) -> Self:
-        """Build an agent around a policy that is already read; see `load`."""
-        kept = {**saved.description["config"], **settings}
-        kept["hidden_sizes"] = tuple(kept["hidden_sizes"])
+        if not isinstance(saved, SavedPolicy):
+            saved = load_policy(Path(saved))
+        kept = {**saved.config, **settings}
         env_id = kept.pop("env_id")
-        agent = cls(env if env is not None else env_id, network=network, **kept)
-        agent._take(saved)
+        agent = cls(env_id if env is None else env, network=network, **kept)
+        saved.copy_into(agent.parameters())
+        agent.learner.sync_target()
+        agent._env_steps = int(saved.description.get("env_steps", 0))
+        agent._ratio.start += agent._env_steps
         return agent
-
-    def _take(self, saved: SavedPolicy) -> None:
-        try:
-            with torch.no_grad():
-                named = dict(self.network.named_parameters())
-                for name, tensor in saved.parameters.items():
-                    named[name].copy_(tensor)
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{saved.folder} holds the parameters of another network: {error}"
-            ) from error
-        self.learner.sync_target()
-        self._env_steps = int(saved.description["env_steps"])
-        self._ratio = ReplayRatio(
-            self.config.replay_ratio, self._env_steps + self.config.learning_starts
-        )
 
     # For those who drive the loop or witness it
 
@@ -237,27 +214,41 @@ class DQN:
         """Build the environments and the loop; close the environments afterwards."""
         config = self.config
         started = time.perf_counter() if started is None else started
-        timesteps = total_timesteps or config.total_timesteps
+        timesteps = config.total_timesteps if total_timesteps is None else total_timesteps
+        self._refuse_idle(timesteps)
         self._choose_execution(timesteps)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(config.cpu_threads)
-        source = self._vector or self._new_source(config.num_envs)
-        evaluator = (
-            self._new_evaluator(config.seed, config.eval_episodes) if self._factory else None
-        )
-        try:
-            trainer = self._new_trainer(source, witness, timesteps, evaluator, started)
+        with ExitStack() as stack:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(config.cpu_threads)
+            source, evaluator = self._vector, None
+            if source is None:
+                source = stack.enter_context(closing(self._new_source(config.num_envs)))
+                evaluator = self._new_evaluator(config.seed, config.eval_episodes)
+                stack.callback(evaluator.close)
+            rollout = Rollout(source, self.policy, self.replay)
+            rollout.env_steps, rollout.episodes = self._env_steps, self._episodes
             try:
-                yield trainer
+                yield build_trainer(
+                    config,
+                    rollout,
+                    self.learner,
+                    self._ratio,
+                    until=self._env_steps + timesteps,
+                    witness=witness,
+                    evaluator=evaluator,
+                    started=started,
+                )
             finally:
-                rollout = trainer.rollout
                 self._env_steps, self._episodes = rollout.env_steps, rollout.episodes
-        finally:
-            if source is not self._vector:
-                source.close()
-            if evaluator is not None:
-                evaluator.close()
-            torch.set_num_threads(threads)
+
+    def _refuse_idle(self, timesteps: int) -> None:
+        waits = max(self._ratio.start - self._env_steps, 0)
+        if timesteps <= waits:
+            raise UsageError(
+                f"total_timesteps {timesteps}",
+                f"learning starts after {waits} env steps, so nothing is learned",
+                "Train longer, or lower learning_starts.",
+            )
 
     def _choose_execution(self, timesteps: int) -> None:
         config, learner = self.config, self.learner
@@ -274,12 +265,12 @@ class DQN:
         )
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """Return the parameters of the online network by name; views, not copies."""
-        return {name: p.detach() for name, p in self.network.named_parameters()}
+        """Return the parameters and buffers of the online network by name; views, not copies."""
+        named = chain(self.network.named_parameters(), self.network.named_buffers())
+        return {name: tensor.detach() for name, tensor in named}
 
     def describe(self) -> dict[str, Any]:
         """Return what goes with the parameters on disk: plain JSON values."""
-        config = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.config).items()}
         return {
             "env_id": self.description.env_id,
             "env_steps": self._env_steps,
@@ -288,7 +279,7 @@ class DQN:
             "obs_dtype": self.description.obs_dtype,
             "num_actions": self.description.num_actions,
             "network": type(self.network).__name__,
-            "config": {**config, "run_dir": None},
+            "config": {**plain(self.config), "run_dir": None},
         }
 
     def _new_source(self, num_envs: int) -> EnvSource:
@@ -306,40 +297,3 @@ class DQN:
     def _new_evaluator(self, seed: int, episodes: int) -> Evaluator:
         num_envs = min(EVALUATION_ENVS, episodes)
         return Evaluator(self.policy, lambda: self._new_source(num_envs), seed, episodes)
-
-    def _new_trainer(
-        self,
-        source: EnvSource,
-        witness: Witness,
-        timesteps: int,
-        evaluator: Evaluator | None,
-        started: float,
-    ) -> Trainer:
-        config = self.config
-        rollout = Rollout(source, self.policy, self.replay)
-        rollout.env_steps, rollout.episodes = self._env_steps, self._episodes
-        return Trainer(
-            rollout,
-            self.learner,
-            draw=self.replay.draw if config.replay == "uniform" else self.replay.newest,
-            batch_size=config.batch_size,
-            ratio=self._ratio,
-            epsilon=build_schedule(config),
-            until=self._env_steps + timesteps,
-            intervals=build_intervals(config),
-            witness=witness,
-            evaluator=evaluator,
-            stop_at_return=config.stop_at_return,
-            started=started,
-        )
-
-
-def _config(settings: dict[str, Any], env_id: str) -> Config:
-    unknown = set(settings) - set(Config.__dataclass_fields__)
-    if unknown:
-        raise UsageError(
-            f"setting {sorted(unknown)[0]}",
-            "DQN has no such setting",
-            f"Choose among {', '.join(Config.__dataclass_fields__)}.",
-        )
-    return replace(Config(), env_id=env_id, **settings)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,21 +11,48 @@ from torch import nn
 from fastdqn.config import Config
 from fastdqn.envs.make import EnvDescription
 from fastdqn.envs.seeding import Stream, seeds_of
+from fastdqn.errors import UsageError
+from fastdqn.evaluation import Evaluator
 from fastdqn.learner import Learner
 from fastdqn.networks import FlatNetwork, mlp_for
 from fastdqn.optimizers import OPTIMIZERS, Adam, AdamW, Optimizer
 from fastdqn.replay import ReplayBuffer
-from fastdqn.schedules import Constant, Exponential, Linear, Multiplicative, Schedule
-from fastdqn.trainer import Intervals
+from fastdqn.rollout import Rollout
+from fastdqn.schedules import (
+    Constant,
+    Exponential,
+    Linear,
+    Multiplicative,
+    ReplayRatio,
+    Schedule,
+)
+from fastdqn.trainer import Intervals, Trainer, Witness
 from fastdqn.transition import storage_dtype
 
 __all__ = [
-    "build_intervals",
+    "build_config",
     "build_learner",
     "build_network",
     "build_replay",
     "build_schedule",
+    "build_trainer",
 ]
+
+
+def build_config(env_id: str, settings: Mapping[str, Any]) -> Config:
+    """Build the Config of an environment from named settings.
+
+    Raises:
+        UsageError: There is no such setting, or its value cannot be used.
+    """
+    unknown = sorted(set(settings) - set(Config.__dataclass_fields__))
+    if unknown:
+        raise UsageError(
+            f"setting {unknown[0]}",
+            "DQN has no such setting",
+            f"Choose among {', '.join(Config.__dataclass_fields__)}.",
+        )
+    return Config(**{**settings, "env_id": env_id})
 
 
 def build_network(config: Config, env: EnvDescription) -> nn.Module:
@@ -82,8 +110,37 @@ def build_schedule(config: Config) -> Schedule:
     return schedules[config.epsilon_schedule]()
 
 
-def build_intervals(config: Config) -> Intervals:
-    """Build the intervals of the loop; evaluations only where one may stop the run."""
+def build_trainer(
+    config: Config,
+    rollout: Rollout,
+    learner: Learner,
+    ratio: ReplayRatio,
+    *,
+    until: int,
+    witness: Witness,
+    evaluator: Evaluator | None,
+    started: float,
+) -> Trainer:
+    """Build the loop around parts that are built already; see `Trainer` for the arguments."""
+    replay = rollout.replay
+    return Trainer(
+        rollout,
+        learner,
+        draw=replay.draw if config.replay == "uniform" else replay.newest,
+        batch_size=config.batch_size,
+        ratio=ratio,
+        epsilon=build_schedule(config),
+        until=until,
+        intervals=_intervals(config),
+        witness=witness,
+        evaluator=evaluator,
+        stop_at_return=config.stop_at_return,
+        started=started,
+    )
+
+
+def _intervals(config: Config) -> Intervals:
+    """Return the intervals of the loop; evaluations only where one may stop the run."""
     return Intervals(
         report=config.log_interval,
         checkpoint=config.checkpoint_interval,

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from fastdqn.errors import CheckpointError
+from fastdqn.errors import CheckpointError, UsageError
 
 __all__ = ["SavedPolicy", "load_policy", "newest_checkpoint", "save_checkpoint", "save_policy"]
 
 SCHEMA = 1
 TENSORS, DESCRIPTION = "model.safetensors", "policy.json"
+CHECKPOINTS = "checkpoints"
 KEEP_LAST = 3
 
 
@@ -32,11 +33,41 @@ class SavedPolicy:
         parameters: Parameters of the online network by name.
         description: What `save_policy` was told about them.
         folder: Where they lay.
+        skipped: What is wrong with newer ones that could not be read.
     """
 
     parameters: dict[str, Tensor]
     description: dict[str, Any]
     folder: Path
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings that the policy was trained with.
+
+        Raises:
+            CheckpointError: The description holds none.
+        """
+        config = self.description.get("config")
+        if not isinstance(config, dict) or "env_id" not in config:
+            raise CheckpointError(f"{self.folder / DESCRIPTION} holds no settings")
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+
+    def copy_into(self, parameters: Mapping[str, Tensor]) -> None:
+        """Copy the parameters into those of a network, in place.
+
+        Raises:
+            CheckpointError: Names or shapes differ; nothing is written.
+        """
+        for name in sorted(parameters.keys() | self.parameters.keys()):
+            here, there = (_shape(name, named) for named in (parameters, self.parameters))
+            if here != there:
+                raise CheckpointError(
+                    f"{self.folder} holds the parameters of another network: its {name} is "
+                    f"{there}, this network's is {here}. Load with the network that was saved."
+                )
+        for name, tensor in self.parameters.items():
+            parameters[name].copy_(tensor)
 
 
 def save_policy(
@@ -51,7 +82,10 @@ def save_policy(
 
     Raises:
         OSError: The disk is full or the place cannot be written.
+        UsageError: The place holds something else than a saved policy.
     """
+    folder = folder.absolute()
+    _refuse_foreign(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
@@ -59,8 +93,8 @@ def save_policy(
     try:
         host = {name: tensor.detach().cpu().contiguous() for name, tensor in parameters.items()}
         save_file(host, draft / TENSORS)
-        digest = hashlib.sha256((draft / TENSORS).read_bytes()).hexdigest()
-        text = json.dumps({"schema": SCHEMA, "sha256": digest, **description}, indent=2)
+        digest = _digest((draft / TENSORS).read_bytes(), description)
+        text = json.dumps({**description, "schema": SCHEMA, "sha256": digest}, indent=2)
         (draft / DESCRIPTION).write_text(text + "\n")
         for path in (draft / TENSORS, draft / DESCRIPTION, draft):
             _sync(path)
@@ -75,33 +109,39 @@ def save_checkpoint(
     parameters: Mapping[str, Tensor],
     description: Mapping[str, Any],
 ) -> Path:
-    """Save a policy as `step-<12 digits>` and delete all but the newest few.
+    """Save a policy as `step-<12 digits>`, if that is not there, and keep only the newest few.
 
     Returns:
         The folder of the saved policy.
     """
     folder = checkpoints / f"step-{env_steps:012d}"
-    save_policy(folder, parameters, description)
+    if not folder.exists():
+        save_policy(folder, parameters, description)
     for old in _steps(checkpoints)[:-KEEP_LAST]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
 def load_policy(folder: Path) -> SavedPolicy:
-    """Read a saved policy and check it against its description.
+    """Read a saved policy and check it against its description; of a run, read the newest one.
 
     Raises:
         CheckpointError: A file is missing, damaged or of another schema.
     """
+    folder = folder.absolute()
+    if (folder / CHECKPOINTS).is_dir():
+        return newest_checkpoint(folder)
+    if not folder.exists() and _aside(folder).exists():
+        folder = _aside(folder)
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         content = (folder / TENSORS).read_bytes()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder} holds no readable policy: {error}") from error
-    if not isinstance(description, dict) or description.get("schema") != SCHEMA:
+    if not isinstance(description, dict) or description.pop("schema", None) != SCHEMA:
         raise CheckpointError(f"{folder / DESCRIPTION} is not of schema {SCHEMA}")
-    if hashlib.sha256(content).hexdigest() != description.get("sha256"):
-        raise CheckpointError(f"{folder / TENSORS} is damaged: its sha256 is not the saved one")
+    if description.pop("sha256", None) != _digest(content, description):
+        raise CheckpointError(f"{folder} is damaged: its sha256 is not the saved one")
     try:
         return SavedPolicy(load(content), description, folder)
     except SafetensorError as error:
@@ -109,35 +149,62 @@ def load_policy(folder: Path) -> SavedPolicy:
 
 
 def newest_checkpoint(run_dir: Path) -> SavedPolicy:
-    """Load the newest policy of a run that can be read.
+    """Load the newest policy of a run that can be read; it says which newer ones cannot.
 
     Raises:
         CheckpointError: There is none; says what is wrong with each.
     """
-    reasons = []
-    for folder in reversed(_steps(run_dir / "checkpoints")):
+    reasons: list[str] = []
+    for folder in reversed(_steps(run_dir / CHECKPOINTS)):
         try:
-            return load_policy(folder)
+            return replace(load_policy(folder), skipped=tuple(reasons))
         except CheckpointError as error:
             reasons.append(str(error))
     detail = "; ".join(reasons) or "there is no checkpoints/step-*"
     raise CheckpointError(f"{run_dir} holds no saved policy: {detail}")
 
 
+def _digest(content: bytes, description: Mapping[str, Any]) -> str:
+    """Return the sha256 over the tensors' file and the description."""
+    return hashlib.sha256(content + json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
 def _steps(checkpoints: Path) -> list[Path]:
     return sorted(path for path in checkpoints.glob("step-" + "[0-9]" * 12) if path.is_dir())
 
 
+def _refuse_foreign(folder: Path) -> None:
+    """Protect what is no saved policy from being replaced by one."""
+    ours = {TENSORS, DESCRIPTION}
+    if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= ours):
+        raise UsageError(
+            f"save to {folder}", "something else than a saved policy lies there", "Choose another."
+        )
+
+
 def _replace(draft: Path, folder: Path) -> None:
-    """Put the draft in the folder's place; a full folder cannot be replaced in one step."""
+    """Put the draft in the folder's place; the old folder steps aside until that is done."""
+    aside = _aside(folder)
     if folder.exists():
-        old = folder.with_name(f".old-{folder.name}-{os.getpid()}")
-        folder.rename(old)
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    try:
         draft.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        draft.rename(folder)
+    except BaseException:
+        if aside.exists():
+            aside.rename(folder)
+        raise
     _sync(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    """Return where a policy lies if a crash interrupted its replacement."""
+    return folder.with_name(f".replaced-{folder.name}")
+
+
+def _shape(name: str, named: Mapping[str, Tensor]) -> str:
+    return f"of shape {tuple(named[name].shape)}" if name in named else "missing"
 
 
 def _sync(path: Path) -> None:

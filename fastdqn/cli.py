@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -18,14 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from fastdqn import __version__
+from fastdqn.arguments import given, parse
 from fastdqn.config import Config
 from fastdqn.errors import FastDQNError, UsageError
 from fastdqn.presets import PRESETS, preset_config
 
 __all__ = ["main"]
 
-T = TypeVar("T")
 WRONG_ARGUMENTS, FAILED, INTERRUPTED = 2, 1, 130
+SMALLEST: dict[str, Any] = {"buffer_size": 1, "batch_size": 1, "num_envs": 1}
+"""Settings of an agent that only acts."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,11 @@ class EvaluateArguments:
     """Fresh episodes."""
     seed: int = 0
     """Seed of the environments."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("episodes", self.episodes, 1), ("seed", self.seed, 0)):
+            if value < least:
+                raise UsageError(f"--{name} {value}", f"it must be at least {least}", "Try 100.")
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _dispatch(argv, started)
     except UsageError as error:
         return _complain(error, WRONG_ARGUMENTS)
-    except FastDQNError as error:
+    except (FastDQNError, OSError) as error:
         return _complain(error, FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except SystemExit as stop:  # tyro has printed the help
+        return int(stop.code or 0)
 
 
 def _dispatch(argv: list[str], started: float) -> int:
@@ -91,22 +97,23 @@ def _dispatch(argv: list[str], started: float) -> int:
 
 
 def _train(argv: list[str], started: float) -> int:
-    config = _parse(Config, "train", argv, default=_preset_of(argv))
+    config = parse(Config, "train", argv, default=_preset_of(argv))
     from fastdqn.run import train  # noqa: PLC0415 - PyTorch is loaded only where it is needed
 
     return train(config, started)
 
 
 def _evaluate(argv: list[str]) -> int:
-    asked = _parse(EvaluateArguments, "evaluate", argv)
+    asked = parse(EvaluateArguments, "evaluate", argv)
     if not asked.path.is_dir():
         raise UsageError(str(asked.path), "it is no folder", "Give a run directory, runs/...")
     from fastdqn.agent import DQN  # noqa: PLC0415
-    from fastdqn.checkpoint import load_policy, newest_checkpoint  # noqa: PLC0415
+    from fastdqn.checkpoint import load_policy  # noqa: PLC0415
 
-    whole_run = (asked.path / "checkpoints").is_dir()
-    saved = newest_checkpoint(asked.path) if whole_run else load_policy(asked.path)
-    agent = DQN.from_saved(saved, device="cpu", execution="eager", buffer_size=10_000)
+    saved = load_policy(asked.path)
+    for reason in saved.skipped:
+        Console(stderr=True).print(Text(f"skipped: {reason}", "yellow"), soft_wrap=True)
+    agent = DQN.load(saved, device="cpu", execution="eager", **SMALLEST)
     evaluation = agent.evaluate(asked.episodes, seed=asked.seed)
     returns = evaluation.returns
     return _say(
@@ -118,14 +125,14 @@ def _evaluate(argv: list[str]) -> int:
 
 
 def _plot(argv: list[str]) -> int:
-    asked = _parse(PlotArguments, "plot", argv)
+    asked = parse(PlotArguments, "plot", argv)
     from fastdqn.plots import plot_run  # noqa: PLC0415
 
     return _say("\n".join(str(path) for path in plot_run(asked.path)))
 
 
 def _presets(argv: list[str]) -> int:
-    _parse(PresetsArguments, "presets", argv)
+    parse(PresetsArguments, "presets", argv)
     table = Table(box=None, pad_edge=False)
     table.add_column("preset", style="bold", no_wrap=True)
     table.add_column("what it does")
@@ -136,7 +143,7 @@ def _presets(argv: list[str]) -> int:
 
 
 def _doctor(argv: list[str]) -> int:
-    _parse(DoctorArguments, "doctor", argv)
+    parse(DoctorArguments, "doctor", argv)
     from fastdqn.doctor import diagnose  # noqa: PLC0415
 
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -176,43 +183,10 @@ def _help() -> int:
     )
 
 
-# Parsing
-
-
 def _preset_of(argv: list[str]) -> Config:
     """Return the settings that later flags change: those of --preset, or the defaults."""
-    for position, word in enumerate(argv):
-        flag, equals, value = word.partition("=")
-        if flag == "--preset" and (equals or position + 1 < len(argv)):
-            return preset_config(value if equals else argv[position + 1])
-    return Config()
-
-
-def _parse(kind: type[T], command: str, argv: list[str], default: T | None = None) -> T:
-    """Let tyro parse; its error boxes become one line that names value, reason and way out."""
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            prog = f"fastdqn {command}"
-            if default is None:
-                return tyro.cli(kind, args=argv, prog=prog)
-            return tyro.cli(kind, args=argv, prog=prog, default=default)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise _usage_error(box.getvalue(), command) from None
-
-
-def _usage_error(box: str, command: str) -> UsageError:
-    """Turn tyro's box into a UsageError."""
-    lines = [re.sub(r"^[│|]\s?|\s*[│|]$", "", line).strip() for line in box.splitlines()]
-    text = " ".join(line for line in lines if line and line[0] not in "╭╰┌└")
-    parts = re.split(r"\s*─{5,}\s*", text)
-    reason = re.sub(r"^Error parsing Config: ", "", parts[0].strip()).rstrip(".")
-    flags = re.findall(r"(?<![\w-])--[a-z][\w-]*", parts[1]) if len(parts) > 2 else []
-    hint = f"Did you mean {' or '.join(dict.fromkeys(flags))}? " if "meant" in text else ""
-    got = f"fastdqn {command}"
-    return UsageError(got, reason, f"{hint}See fastdqn {command} --help.")
+    named = given(argv, "--preset")
+    return preset_config(named[0]) if named else Config()
 
 
 # Saying
@@ -223,7 +197,7 @@ def _say(text: str) -> int:
     return 0
 
 
-def _complain(error: FastDQNError, code: int) -> int:
+def _complain(error: Exception, code: int) -> int:
     console = Console(stderr=True)
     console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
     return code

@@ -6,14 +6,15 @@ The text below each field is the help of its flag; it gives the unit.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from fastdqn.errors import UsageError
 
-__all__ = ["Config", "check"]
+__all__ = ["Config", "check", "choices_of", "flag_of", "plain", "spelled"]
 
 
 @dataclass(frozen=True)
@@ -139,27 +140,28 @@ _NOT_NEGATIVE = (
     "learning_rate",
 )
 _FRACTIONS = ("gamma", "epsilon_start", "epsilon_end")
-_POSITIVE_OR_NONE = ("clip_norm", "clip_value", "num_workers")
+_POSITIVE_FRACTIONS = ("tau", "epsilon_decay_factor")
+_POSITIVE = ("replay_ratio", "clip_norm", "clip_value", "num_workers")
 
 
 def check(config: Config) -> None:
     """Refuse what cannot be used, naming the flag, the value and the way out.
 
     Raises:
-        UsageError: A value lies out of its range, or two values exclude each other.
+        UsageError: A value is of a wrong type or out of its range, or two exclude each other.
     """
+    _check_types(config)
     for name in _AT_LEAST_ONE:
         _demand(config, name, lambda v: v >= 1, "it must be at least 1")
     for name in _NOT_NEGATIVE:
-        _demand(config, name, lambda v: math.isfinite(v) and v >= 0, "it must not be negative")
+        _demand(config, name, lambda v: v >= 0, "it must not be negative")
     for name in _FRACTIONS:
         _demand(config, name, lambda v: 0 <= v <= 1, "it must lie in [0, 1]")
-    for name in _POSITIVE_OR_NONE:
+    for name in _POSITIVE:
         _demand(config, name, lambda v: v is None or v > 0, "it must be positive")
-    _demand(config, "tau", lambda v: 0 < v <= 1, "it must lie in (0, 1]")
-    _demand(config, "epsilon_decay_factor", lambda v: 0 < v <= 1, "it must lie in (0, 1]")
-    _demand(config, "replay_ratio", lambda v: math.isfinite(v) and v > 0, "it must be positive")
-    _demand(config, "hidden_sizes", lambda v: all(size >= 1 for size in v), "a layer needs a unit")
+    for name in _POSITIVE_FRACTIONS:
+        _demand(config, name, lambda v: 0 < v <= 1, "it must lie in (0, 1]")
+    _demand(config, "hidden_sizes", _are_sizes, "a layer has a whole number of units, 1 or more")
     _check_choices(config)
     for got, reason, way_out in _conflicts(config):
         raise UsageError(got, reason, way_out)
@@ -168,22 +170,46 @@ def check(config: Config) -> None:
 def _demand(config: Config, name: str, fine: Callable[[Any], bool], reason: str) -> None:
     value = getattr(config, name)
     if not fine(value):
-        default = Config.__dataclass_fields__[name].default
-        raise UsageError(f"{_flag(name)} {value}", reason, f"The default is {default}.")
+        way_out = f"The default is {spelled(Config.__dataclass_fields__[name].default)}."
+        raise UsageError(f"{flag_of(name)} {spelled(value)}", reason, way_out)
+
+
+def _check_types(config: Config) -> None:
+    """Hold numbers to be numbers, and finite, for those who build a Config in Python."""
+    for field in fields(config):
+        kind, _, optional = str(field.type).partition(" | ")
+        if kind in _NUMBERS and not (optional and getattr(config, field.name) is None):
+            _demand(config, field.name, *_NUMBERS[kind])
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+_NUMBERS = {
+    "int": (_is_whole, "it must be a whole number (int)"),
+    "float": (_is_finite, "it must be a finite number"),
+}
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(_is_whole(size) and size > 0 for size in value)
 
 
 def _check_choices(config: Config) -> None:
     """Hold the Literal fields to their choices, for those who build a Config in Python."""
     for field in fields(config):
-        if str(field.type).startswith("Literal"):
-            choices = [part.strip(" \"'") for part in str(field.type)[8:-1].split(",")]
-            value = getattr(config, field.name)
-            if value not in choices:
-                raise UsageError(
-                    f"{_flag(field.name)} {value}",
-                    "there is no such choice",
-                    f"Choose {', '.join(choices)}.",
-                )
+        choices, value = choices_of(field), getattr(config, field.name)
+        if choices and value not in choices:
+            raise UsageError(
+                f"{flag_of(field.name)} {value}",
+                "there is no such choice",
+                f"Choose {', '.join(choices)}.",
+            )
 
 
 def _conflicts(config: Config) -> Iterator[tuple[str, str, str]]:
@@ -214,5 +240,21 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str, str]]:
         )
 
 
-def _flag(name: str) -> str:
+def choices_of(field: Field[Any]) -> tuple[str, ...]:
+    """Return what a Literal field may be, nothing for a field of another type."""
+    return tuple(re.findall(r"'([^']+)'", str(field.type)))
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a field: `num_envs` is `--num-envs`."""
     return f"--{name.replace('_', '-')}"
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """Return the settings as values that JSON knows."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items()}
+
+
+def spelled(value: Any) -> str:
+    """Return a value as it is typed behind its flag: sizes stand apart, without brackets."""
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

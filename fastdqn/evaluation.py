@@ -56,13 +56,8 @@ def evaluate(policy: Policy, source: EnvSource, seeds: Sequence[int], episodes: 
         policy: Acts greedily; nothing is learned and nothing is drawn.
         source: N environments, reset here.
         seeds: N seeds.
-        episodes: E; rounded up to a multiple of N.
-
-    Raises:
-        UsageError: `episodes` is below 1.
+        episodes: E >= 1; rounded up to a multiple of N.
     """
-    if episodes < 1:
-        raise UsageError(f"--eval-episodes {episodes}", "it must be at least 1", "Try 100.")
     quota = -(-episodes // source.num_envs)
     returns: list[list[float]] = [[] for _ in range(source.num_envs)]
     lengths: list[list[int]] = [[] for _ in range(source.num_envs)]
@@ -88,11 +83,16 @@ class Evaluator:
         make_source: Builds the environments, apart from those of the training.
         seed: The run's seed.
         episodes: Fresh episodes of a full evaluation.
+
+    Raises:
+        UsageError: `episodes` is below 1.
     """
 
     def __init__(
         self, policy: Policy, make_source: Callable[[], EnvSource], seed: int, episodes: int
     ) -> None:
+        if episodes < 1:
+            raise UsageError(f"episodes {episodes}", "it must be at least 1", "Try 100.")
         self.policy, self.seed, self.episodes = policy, seed, episodes
         self._make_source = make_source
         self._source: EnvSource | None = None

@@ -22,6 +22,9 @@ WORTH_COMPILING_UPDATES = 20_000
 """A cold compile takes as long as some 50,000 eager updates save on a slow machine, a warm one
 as long as 5,000."""
 
+MANY = 10_000
+"""Variants of one step that a process may compile; PyTorch's own limit of 8 is for accidents."""
+
 
 def choose_execution(asked: str, device: torch.device, expected_updates: int) -> tuple[str, str]:
     """Turn `auto` into a mode and check the others against the machine.
@@ -78,7 +81,14 @@ def accelerate(
         step: A function of tensors of fixed shapes that writes its results in place.
         execution: `eager` or `compile`.
         device: Where the tensors live.
+
+    Raises:
+        UsageError: The mode is neither.
     """
+    if execution not in {"eager", "compile"}:
+        raise UsageError(
+            f"--execution {execution}", "a step runs in no such way", "Choose eager or compile."
+        )
     return Compiled(step, device) if execution == "compile" else step
 
 
@@ -106,7 +116,7 @@ class Compiled:
             self._compiled(*args)
             return
         start = time.perf_counter()
-        with dynamo_config.patch(trace_autograd_ops=True):
+        with dynamo_config.patch(trace_autograd_ops=True, recompile_limit=MANY):
             self._compiled(*args)
         self._seen.add(shape)
         self.compile_s += time.perf_counter() - start

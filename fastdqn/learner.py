@@ -190,7 +190,7 @@ class Learner:
             q = self.network(leaves, batch.obs)
             error = td_error(q, batch.action, goal)
             loss = self._loss(error)
-            parts = torch.autograd.grad(loss, leaves)
+            parts = torch.autograd.grad(loss, leaves, materialize_grads=True)
         grad = torch.cat([part.reshape(-1) for part in parts])
         norm = torch.linalg.vector_norm(grad)
         error = error.detach()
@@ -223,8 +223,8 @@ class Learner:
         if self.target_kind == "soft":
             state.target.lerp_(state.online, fine * self.tau)
         elif self.target_kind == "hard" and self.target_period:
-            due = state.updates % self.target_period == 0
-            state.target.lerp_(state.online, due.float())
+            due = (state.updates - state.skipped) % self.target_period == 0
+            state.target.lerp_(state.online, (due & fine).float())
 
 
 def chunks(updates: int, sizes: Sequence[int] = UPDATES_PER_CALL) -> list[int]:

@@ -28,9 +28,12 @@ _LUNARLANDER = Config(
 )
 _CARTPOLE = Config(
     env_id="CartPole-v1",
-    total_timesteps=1_000_000,
+    total_timesteps=500_000,
     hidden_sizes=(64, 64),
     batch_size=64,
+    tau=0.01,
+    replay_ratio=0.5,
+    epsilon_end=0.02,
     epsilon_decay_steps=5_000,
     stop_at_return=485.0,
 )

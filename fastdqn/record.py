@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -40,46 +41,60 @@ class RunRecord:
         )
         boards = [TensorBoardMetrics(run_dir / "tensorboard")] if config.tensorboard else []
         self._metrics = MetricsGroup(MetricsLog(run_dir / "metrics.jsonl"), *boards)
+        self._lost: set[str] = set()
         self._quiet = config.quiet
         self._progress: Progress = make_progress(console, quiet=config.quiet)
         self._progress.start()
 
     def saw_episodes(self, episodes: Sequence[Episode]) -> None:
         """Add them to episodes.csv."""
-        self._episodes.write(episodes)
+        with self._telling("episodes.csv"):
+            self._episodes.write(episodes)
 
     def saw_report(self, report: Report) -> None:
         """Add a line to metrics.jsonl and move the progress on."""
-        self._metrics.write(report)
-        self._progress.report(report)
-        if self._quiet:
-            self.console.log(report_line(report))
+        with self._telling("metrics.jsonl"):
+            self._metrics.write(report)
+        with self._telling("log.txt"):
+            self._progress.report(report)
+            if self._quiet:
+                self.console.log(report_line(report))
 
     def saw_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
         """Say what the greedy policy reached."""
         figures = (env_steps, evaluation.mean, evaluation.std, evaluation.episodes, reached)
-        self._progress.evaluated(*figures)
-        if self._quiet:
-            self.console.log(evaluation_line(*figures))
+        with self._telling("log.txt"):
+            self._progress.evaluated(*figures)
+            if self._quiet:
+                self.console.log(evaluation_line(*figures))
 
     def saw_checkpoint(self, trainer: Trainer) -> None:
         """Save the policy and result.json; a failure is told and leaves the older ones."""
-        self._episodes.flush()
+        with self._telling("episodes.csv"):
+            self._episodes.flush()
         self.save(trainer, trainer.status)
 
     def save(self, trainer: Trainer, status: str) -> None:
         """Write a checkpoint and result.json."""
         env_steps = trainer.rollout.env_steps
-        agent = self.agent
+        agent, folder = self.agent, self.run_dir / "checkpoints"
         description = {**agent.describe(), "env_steps": env_steps}
-        try:
-            save_checkpoint(
-                self.run_dir / "checkpoints", env_steps, agent.parameters(), description
-            )
+        with self._telling(f"the checkpoint of env step {env_steps}"):
+            save_checkpoint(folder, env_steps, agent.parameters(), description)
+        with self._telling(f"result.json at env step {env_steps}"):
             result = result_of(trainer, agent.config, agent.description.env_id, status)
             write_json_whole(self.run_dir / "result.json", result)
+
+    @contextmanager
+    def _telling(self, what: str) -> Iterator[None]:
+        """Tell, the first time, what a full disk costs; the run goes on."""
+        try:
+            yield
         except OSError as error:
-            self.console.say(f"Could not save at env step {env_steps}: {error}", style="red")
+            if what not in self._lost:
+                self._lost.add(what)
+                with suppress(OSError):  # log.txt lies on the same disk
+                    self.console.say(f"Could not write {what}: {error}", style="red")
 
     def end_progress(self) -> None:
         """Leave the terminal to ordinary lines; calling it twice does no harm."""
@@ -96,6 +111,9 @@ class RunRecord:
         trace: TracebackType | None,
     ) -> None:
         """Close the files."""
-        self.end_progress()
-        self._episodes.close()
-        self._metrics.close()
+        with self._telling("log.txt"):
+            self.end_progress()
+        with self._telling("episodes.csv"):
+            self._episodes.close()
+        with self._telling("metrics.jsonl"):
+            self._metrics.close()

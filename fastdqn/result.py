@@ -65,8 +65,8 @@ def _returns(trainer: Trainer) -> dict[str, Any]:
     evaluation = trainer.evaluation
     return {
         "train_mean_100": _number(trainer.return_mean_100),
-        "eval_mean": evaluation.mean if evaluation else None,
-        "eval_std": evaluation.std if evaluation else None,
+        "eval_mean": _number(evaluation.mean) if evaluation else None,
+        "eval_std": _number(evaluation.std) if evaluation else None,
         "eval_episodes": evaluation.episodes if evaluation else None,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,12 @@ from fastdqn.replay import ReplayBuffer
 from fastdqn.report import Episode
 
 __all__ = ["Rollout"]
+
+_LARGEST = {
+    name: np.dtype(name).type(min(np.finfo(name).max, np.finfo(np.float32).max))
+    for name in ("float16", "float32", "float64")
+}
+"""Largest magnitude by dtype that is finite and stays so in float32."""
 
 
 class Rollout:
@@ -39,14 +46,13 @@ class Rollout:
         self.env_steps = 0
         self.episodes = 0
         self._transfer = transfer_to(source.rows, replay.device)
-        self._check_obs = np.issubdtype(source.rows.obs.dtype, np.floating)
         self._action = torch.zeros(source.num_envs, dtype=torch.int64, device=replay.device)
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Start new episodes everywhere; the running ones are cut, not joined."""
         self.source.reset(seeds)
         self.replay.cut()
-        self._refuse_non_finite()
+        self._refuse_if_bad("observation", self.source.rows.obs)
         self.replay.begin(self._transfer.load().obs)
 
     def send(self, epsilon: float) -> None:
@@ -58,11 +64,7 @@ class Rollout:
         self.source.send(self._action.cpu().numpy())
 
     def collect(self) -> None:
-        """Wait for the step that `send` started; the rows are valid afterwards.
-
-        Raises:
-            NonFiniteError: An environment returned a NaN or an infinity.
-        """
+        """Wait for the step that `send` started; the rows are valid afterwards."""
         self.source.recv()
 
     def write(self) -> list[Episode]:
@@ -71,10 +73,10 @@ class Rollout:
         Raises:
             NonFiniteError: An environment returned a NaN or an infinity; nothing is written.
         """
-        self._refuse_non_finite()
         rows, source = self.source.rows, self.source
         ended = np.flatnonzero(rows.terminated | rows.truncated)
         within_step = source.resets_within_step
+        self._refuse_non_finite(ended if within_step else ended[:0])
         step = self._transfer.load()
         self.replay.write(
             self._action,
@@ -100,18 +102,24 @@ class Rollout:
             bool(rows.truncated[index] and not rows.terminated[index]),
         )
 
-    def _refuse_non_finite(self) -> None:
+    def _refuse_non_finite(self, ended: npt.NDArray[np.int64]) -> None:
         rows = self.source.rows
-        if not np.isfinite(rows.reward).all():
-            raise self._non_finite("reward", rows.reward)
-        if self._check_obs and not np.isfinite(rows.obs).all():
-            raise self._non_finite("observation", rows.obs)
+        self._refuse_if_bad("reward", rows.reward)
+        self._refuse_if_bad("observation", rows.obs)
+        if ended.size:
+            self._refuse_if_bad("observation", rows.final_obs[ended], ended)
 
-    def _non_finite(self, what: str, values: npt.NDArray[np.float64]) -> NonFiniteError:
-        bad = ~np.isfinite(values).reshape(len(values), -1).all(1)
-        index = int(np.flatnonzero(bad)[0])
-        return NonFiniteError(
-            f"environment {index} returned the {what} {values[index]} after env step "
+    def _refuse_if_bad(
+        self, what: str, values: npt.NDArray[Any], envs: npt.NDArray[np.int64] | None = None
+    ) -> None:
+        """Refuse a NaN, an infinity, or a number that float32 cannot hold; integers are fine."""
+        if values.dtype.kind != "f" or np.abs(values).max() <= _LARGEST[values.dtype.name]:
+            return
+        bad = ~(np.abs(values).reshape(len(values), -1) <= _LARGEST[values.dtype.name]).all(1)
+        first = int(np.flatnonzero(bad)[0])
+        env = first if envs is None else int(envs[first])
+        raise NonFiniteError(
+            f"environment {env} returned the {what} {values[first]} after env step "
             f"{self.env_steps}: DQN cannot learn from it. Fix the environment, or wrap it "
             "so that it returns finite numbers."
         )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
+import traceback
 from pathlib import Path
 
 from fastdqn.agent import DQN
 from fastdqn.config import Config
-from fastdqn.errors import FastDQNError
+from fastdqn.errors import FastDQNError, UsageError, WorkerError
 from fastdqn.plots import plot_run
 from fastdqn.progress import Console
 from fastdqn.record import RunRecord
 from fastdqn.run_directory import make_run_dir, write_config
-from fastdqn.signals import stop_on_signals
+from fastdqn.signals import StopRequest, stop_on_signals
 from fastdqn.trainer import Trainer
 
 __all__ = ["train"]
+
+FAILED = 1
 
 
 def train(config: Config, started: float) -> int:
@@ -30,16 +34,33 @@ def train(config: Config, started: float) -> int:
     Raises:
         UsageError: A setting cannot be used; nothing has been started.
     """
+    with stop_on_signals() as request:
+        try:
+            return _run(config, request, started)
+        except KeyboardInterrupt:
+            return request.exit_code
+
+
+def _run(config: Config, request: StopRequest, started: float) -> int:
+    _refuse_missing_tensorboard(config)
     agent = DQN.from_config(config)
     run_dir = make_run_dir(config)
     with Console(run_dir / "log.txt") as console:
         with RunRecord(run_dir, agent, console) as record:
-            code = _train(agent, record, console, started)
-        for path in plot_run(run_dir):
-            console.say(f"Plot     {path}")
+            code = _train(agent, record, request, started)
+        _draw(console, run_dir)
         console.say(f"Results  {run_dir / 'result.json'}")
         console.say(f"Try it   fastdqn evaluate {run_dir}")
     return code
+
+
+def _refuse_missing_tensorboard(config: Config) -> None:
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UsageError(
+            "--tensorboard",
+            "the package tensorboard is not installed",
+            'Install it with: pip install "fastdqn[tensorboard]"',
+        )
 
 
 def _introduce(console: Console, agent: DQN) -> None:
@@ -65,33 +86,37 @@ def _resolved(run_dir: Path, agent: DQN) -> dict[str, object]:
     }
 
 
-def _train(agent: DQN, record: RunRecord, console: Console, started: float) -> int:
+def _train(agent: DQN, record: RunRecord, request: StopRequest, started: float) -> int:
     with agent.trainer(None, record, started=started) as trainer:
-        _introduce(console, agent)
+        _introduce(record.console, agent)
         write_config(record.run_dir, agent.config, _resolved(record.run_dir, agent))
-        with stop_on_signals(trainer.stop) as request:
-            try:
-                trainer.run(agent.env_seeds())
-                status = trainer.status
-            except FastDQNError as error:
-                record.end_progress()
-                console.say(f"Failed: {error}", style="red")
-                status = "failed"
-            except KeyboardInterrupt:
-                status = "stopped"
+        try:
+            with request.leads_to(trainer.stop):
+                status = trainer.run(agent.env_seeds())
             record.save(trainer, status)
-            if status in {"completed", "solved"}:
-                _evaluate_at_end(trainer, record)
+            if status == "completed":
+                trainer.evaluate_fully()
+        except KeyboardInterrupt:
+            status = "stopped"
+        except Exception as error:  # whatever an environment raises must not cost the policy
+            record.end_progress()
+            record.console.log("".join(traceback.format_exception(error)))
+            status = "stopped" if request.received else "failed"  # workers may have got it too
+            if status == "failed":
+                record.console.say(f"Failed: {_reason(error)}", style="red")
+        record.save(trainer, status)
         record.end_progress()
-        _conclude(console, trainer, status)
-    return 1 if status == "failed" else request.exit_code
+        _conclude(record.console, trainer, status)
+    return {"stopped": request.exit_code, "failed": FAILED}.get(status, 0)
 
 
-def _evaluate_at_end(trainer: Trainer, record: RunRecord) -> None:
-    """Play the full evaluation, unless the one that stopped the run was of this very policy."""
-    if trainer.status == "completed" and trainer.evaluator is not None:
-        trainer.evaluate_fully()
-        record.save(trainer, trainer.status)
+def _reason(error: Exception) -> str:
+    """Say in one line what went wrong; where an environment raised, which one."""
+    if isinstance(error, FastDQNError):
+        first, *rest = str(error).splitlines()
+        return f"{first} {rest[-1]}" if rest else first
+    report = error.__cause__ if isinstance(error.__cause__, WorkerError) else ""
+    return " ".join([*str(report).splitlines()[:1], f"{type(error).__name__}: {error}"])
 
 
 def _conclude(console: Console, trainer: Trainer, status: str) -> None:
@@ -110,3 +135,12 @@ def _conclude(console: Console, trainer: Trainer, status: str) -> None:
             f"Greedy   mean return {evaluation.mean:.1f} +- {evaluation.std:.1f} "
             f"over {evaluation.episodes} fresh episodes"
         )
+
+
+def _draw(console: Console, run_dir: Path) -> None:
+    """Draw the plots; a full disk costs them and is told."""
+    try:
+        for path in plot_run(run_dir):
+            console.say(f"Plot     {path}")
+    except OSError as error:
+        console.say(f"Could not draw the plots: {error}", style="red")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fastdqn.config import Config
+from fastdqn.config import Config, plain
 from fastdqn.errors import UsageError
 from fastdqn.result import write_json_whole
 
@@ -63,11 +63,10 @@ def write_config(run_dir: Path, config: Config, resolved: dict[str, Any]) -> Non
         config: The settings.
         resolved: What the choices of the program came to, e.g. the device.
     """
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
     content = {
         "schema": 1,
-        "command": " ".join(["fastdqn", *sys.argv[1:]]),
-        "config": settings,
+        "command": shlex.join(["fastdqn", *sys.argv[1:]]),
+        "config": plain(config),
         "resolved": resolved,
         "versions": versions(),
         "machine": describe_machine(),

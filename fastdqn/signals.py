@@ -14,7 +14,7 @@ EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 class StopRequest:
-    """Which signal asked for the end, if one did.
+    """What a signal leads to: an exception, or, while there is something to finish, a call.
 
     Attributes:
         received: The first signal, or None.
@@ -22,30 +22,45 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._stop: Callable[[], None] | None = None
 
     @property
     def exit_code(self) -> int:
         """Return 130 or 143 after a signal, 0 without one."""
         return EXIT_CODES[self.received] if self.received else 0
 
+    @contextmanager
+    def leads_to(self, stop: Callable[[], None]) -> Iterator[None]:
+        """Let the first signal within call `stop`, which must only set a flag."""
+        self._stop = stop
+        try:
+            yield
+        finally:
+            self._stop = None
+
+    def take(self, number: int) -> None:
+        """Take a signal.
+
+        Raises:
+            KeyboardInterrupt: There is nothing to finish, or the signal is not the first.
+        """
+        stop, first = self._stop, self.received is None
+        self.received = self.received or signal.Signals(number)
+        if stop is None or not first:
+            raise KeyboardInterrupt
+        stop()
+
 
 @contextmanager
-def stop_on_signals(stop: Callable[[], None]) -> Iterator[StopRequest]:
-    """Call `stop` at the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt.
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Give SIGINT and SIGTERM to a StopRequest; put the caller's handlers back at the end.
 
-    The caller's handlers are put back at the end. Outside the main thread, where Python lets
-    nobody install handlers, nothing is installed.
-
-    Args:
-        stop: Called from the handler; must only set a flag.
+    Outside the main thread, where Python lets nobody install handlers, nothing is installed.
     """
     request = StopRequest()
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if request.received is not None:
-            raise KeyboardInterrupt
-        request.received = signal.Signals(number)
-        stop()
+        request.take(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield request

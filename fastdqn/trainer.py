@@ -137,6 +137,7 @@ class Trainer:
         self.begin(seeds)
         while self.status == "running":
             self.vector_step()
+        self._end()
         return self.status
 
     def begin(self, seeds: Sequence[int]) -> None:
@@ -180,15 +181,28 @@ class Trainer:
             self.watch.lap("learn")
             self.watch.move(self.learner.compile_s - compiled, "learn", "compile")
 
+    def _end(self) -> None:
+        """Do the updates that the last vector step owes, and report what no interval did."""
+        if self.status == "completed":
+            self._learn()
+            self.watch.lap("learn")
+        if self.rollout.env_steps > self._reported[0]:
+            report = self.report()
+            self.peak_sps = self.peak_sps or report.sps
+            self.witness.saw_report(report)
+
     # By interval
 
     def _look(self, before: int, now: int) -> None:
         if _crossed(self.intervals.report, before, now):
-            self.witness.saw_report(self.report())
+            report = self.report()
+            self.peak_sps = max(self.peak_sps, report.sps)
+            self.witness.saw_report(report)
         if _crossed(self.intervals.checkpoint, before, now):
             self.witness.saw_checkpoint(self)
-        if self.stop_at_return is not None and _crossed(self.intervals.evaluate, before, now):
-            self._try_to_finish(self.stop_at_return)
+        goal, running = self.stop_at_return, self.status == "running"
+        if goal is not None and running and _crossed(self.intervals.evaluate, before, now):
+            self._try_to_finish(goal)
         if now >= self.until and self.status == "running":
             self.status = "completed"
 
@@ -234,7 +248,6 @@ class Trainer:
         env_steps, train_s = self.rollout.env_steps, self.watch.train_s
         sps = (env_steps - self._reported[0]) / max(train_s - self._reported[1], 1e-9)
         self._reported = (env_steps, train_s)
-        self.peak_sps = max(self.peak_sps, sps)
         loss, _, q_mean, grad_norm = self.learner.state.metrics.tolist()
         self._refuse_skipped()
         return Report(
@@ -249,7 +262,7 @@ class Trainer:
             q_mean=q_mean,
             grad_norm=grad_norm,
             wall_s=time.perf_counter() - self.started,
-            time_left_s=max(self.until - env_steps, 0) / sps,
+            time_left_s=max(self.until - env_steps, 0) / sps if sps else math.nan,
             time_share=self.watch.shares(),
         )
 

@@ -5,6 +5,9 @@ Light on purpose: workers import this module, and they must not load PyTorch.
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
 CHAIN_GAMMA = 0.5
 CHAIN_Q = ((0.25, 0.5), (0.25, 1.0))
@@ -81,6 +84,7 @@ class CounterEnv(gym.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
         super().reset(seed=seed)
+        time.sleep((options or {}).get("nap_s", 0.0))
         self.episode, self.t = self.episode + 1, 0
         return self._obs(), {}
 
@@ -98,6 +102,23 @@ class CounterEnv(gym.Env[Any, Any]):
     def now(self, offset: int = 0, *, scale: int = 1) -> int:
         """Return t, shifted and scaled: a method to `call` with arguments."""
         return (self.t + offset) * scale
+
+    def nap(self, sleep_s: float) -> float:
+        """Sleep, then return for how long."""
+        time.sleep(sleep_s)
+        return sleep_s
+
+    def knows_id(self, env_id: str) -> bool:
+        """Return whether Gymnasium knows the id in the process that hosts this environment."""
+        return env_id in gym.registry
+
+    def pid(self) -> int:
+        """Return the process that hosts this environment."""
+        return os.getpid()
+
+    def has_imported(self, module: str) -> bool:
+        """Return whether the process that hosts this environment has loaded a module."""
+        return module in sys.modules
 
     def _obs(self) -> npt.NDArray[Any]:
         return np.array([self.env_id, self.episode, self.t], self.dtype)
@@ -193,10 +214,10 @@ class HalfPicklableError(Exception):
 
 
 class CrashingEnv(CounterEnv):
-    """Raises in its constructor, in its n-th reset or in its n-th step.
+    """Raises in its constructor, in `close`, in its n-th reset or in its n-th step.
 
     Args:
-        where: `constructor`, `reset` or `step`.
+        where: `constructor`, `close`, `reset` or `step`.
         at: The call that raises, from 1.
         error: Makes the exception from a message.
     """
@@ -224,6 +245,19 @@ class CrashingEnv(CounterEnv):
         result = super().step(action)
         if self.where == "step" and self.wakes == self.at:
             raise self.error("out of luck")
+        return result
+
+    def close(self) -> None:
+        if self.where == "close":
+            raise self.error("out of luck")
+
+
+class ChattyEnv(CounterEnv):
+    """Puts something into its info that cannot be pickled."""
+
+    def step(self, action: int) -> Step:
+        *_, info = result = super().step(action)
+        info["lock"] = threading.Lock()
         return result
 
 
@@ -296,6 +330,42 @@ class WrongShapeEnv(CounterEnv):
 
     def _obs(self) -> npt.NDArray[Any]:
         return super()._obs()[:2]
+
+
+# Counters with other spaces
+
+
+class KeepsActionEnv(CounterEnv):
+    """Takes two numbers, keeps them, and pays for the change since the last step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = Box(-9, 9, (2,), np.float32)
+        self.before: Any = np.zeros(2, np.float32)
+
+    def step(self, action: Any) -> Step:
+        change = float(np.abs(action - self.before).sum())
+        self.before = action
+        obs, _, terminated, truncated, info = super().step(0)
+        return obs, change, terminated, truncated, info
+
+
+class PairEnv(CounterEnv):
+    """Takes two whole numbers and adds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = MultiDiscrete([2, 3])
+
+    def step(self, action: Any) -> Step:
+        return super().step(int(action.sum()))
+
+
+def counter_with(obs: gym.Space[Any]) -> CounterEnv:
+    """Return a counter that claims another observation space."""
+    env = CounterEnv()
+    env.observation_space = obs
+    return env
 
 
 # Small worlds whose values are known

@@ -104,7 +104,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
             self.single_observation_space = env.observation_space
             self.observation_space = batch_space(env.observation_space, self.num_envs)
         elif mode == "different":
-            spaces = [env_fn().observation_space for env_fn in self.env_fns]
+            spaces = [_observation_space(env_fn) for env_fn in self.env_fns]
             self.single_observation_space = spaces[0]
             self.observation_space = batch_differing_spaces(spaces)
         else:
@@ -306,6 +306,12 @@ class GroupedVectorEnv(AsyncVectorEnv):
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         """End the workers: politely, or by force after `timeout` seconds or on `terminate`."""
         self._pool.close(0.0 if terminate else timeout)
+
+
+def _observation_space(env_fn: EnvFactory) -> gym.Space[Any]:
+    env = env_fn()
+    env.close()
+    return env.observation_space
 
 
 def _refuse(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
 from fastdqn.errors import UsageError
@@ -56,11 +58,22 @@ def factory_of(env_id: str, **kwargs: Any) -> EnvFactory:
     Raises:
         UsageError: The id is not registered; close matches are named.
     """
+    module, _, name = env_id.rpartition(":")
     try:
-        spec = gym.spec(env_id)
+        if module:
+            importlib.import_module(module)
+        spec = gym.spec(name)
     except (gym.error.Error, ImportError) as error:
-        raise UsageError(f"--env-id {env_id}", _first_line(error), _close_matches(env_id)) from None
-    return partial(gym.make, spec, disable_env_checker=True, **kwargs)
+        raise UsageError(f"--env-id {env_id}", _first_line(error), _close_matches(name)) from None
+    return partial(gym.make, _for_workers(spec), disable_env_checker=True, **kwargs)
+
+
+def _for_workers(spec: EnvSpec) -> EnvSpec:
+    """Replace an entry point in the caller's script, which workers do not run, by the object."""
+    if isinstance(spec.entry_point, str) and spec.entry_point.startswith("__main__:"):
+        creator: Any = load_env_creator(spec.entry_point)
+        return replace(spec, entry_point=creator)
+    return spec
 
 
 def describe(factory: EnvFactory) -> EnvDescription:
@@ -138,10 +151,12 @@ def _close_matches(env_id: str) -> str:
 
 def _name_of(factory: EnvFactory) -> str:
     spec = factory.args[0] if isinstance(factory, partial) and factory.args else None
-    if isinstance(spec, gym.envs.registration.EnvSpec):
+    if isinstance(spec, EnvSpec):
         return spec.id
     return getattr(factory, "__name__", type(factory).__name__)
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """Return the reason alone: Gymnasium's own guess stands in the way of ours."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first.partition(" Did you mean")[0].rstrip(".")

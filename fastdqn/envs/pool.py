@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import pickle
 import select
@@ -27,6 +28,7 @@ from fastdqn.errors import WorkerError
 __all__ = ["PoolSettings", "WorkerPool", "read_payload", "without_main_module"]
 
 CLOSE_TIMEOUT_S = 5.0
+LOOK_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,11 @@ class WorkerPool:
         self._answers: dict[int, bytes] = {}
         permits = settings.max_concurrency
         self._semaphore = context.BoundedSemaphore(permits) if permits else None
-        with without_main_module():
-            for start, stop in self.ranges:
-                self._start(context, spec, start, env_fns[start:stop])
-        self._pollers = [_poller(pipe) for pipe in self.pipes]
+        self._pollers: list[select.poll] = []
         try:
+            with without_main_module():
+                for start, stop in self.ranges:
+                    self._start(context, spec, start, env_fns[start:stop])
             self.ask("make", [()] * settings.num_workers)
         except BaseException:
             self.close(0.0)
@@ -125,6 +127,7 @@ class WorkerPool:
         theirs.close()
         self.pipes.append(ours)
         self.processes.append(process)
+        self._pollers.append(_poller(ours))
 
     # Messages
 
@@ -137,10 +140,14 @@ class WorkerPool:
                 raise self._dead(index) from error
 
     def tell(self, name: str, data: Sequence[tuple[Any, ...]]) -> None:
-        """Send each worker its own arguments for a call; `collect` brings the answers."""
-        for index, (pipe, part) in enumerate(zip(self.pipes, data, strict=True)):
+        """Send each worker its own arguments for a call; `collect` brings the answers.
+
+        All arguments are pickled before the first is sent: a call is made everywhere or nowhere.
+        """
+        messages = [cloudpickle.dumps((name, part)) for part in data]
+        for index, (pipe, message) in enumerate(zip(self.pipes, messages, strict=True)):
             try:
-                pipe.send_bytes(cloudpickle.dumps((name, part)))
+                pipe.send_bytes(message)
             except OSError as error:
                 raise self._dead(index) from error
 
@@ -160,11 +167,11 @@ class WorkerPool:
             WorkerError: A worker died.
             Exception: Whatever an environment raised, its traceback in the cause.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         for index, pipe in enumerate(self.pipes):
             if index in self._answers:
                 continue
-            if deadline is not None and not self._readable(index, deadline):
+            if not self._readable(index, deadline):
                 raise multiprocessing.TimeoutError(
                     f"worker {index} (environments {self._span(index)}) has not answered "
                     f"within {timeout} s"
@@ -181,8 +188,22 @@ class WorkerPool:
         return answers
 
     def _readable(self, index: int, deadline: float) -> bool:
-        remaining_ms = max(0.0, deadline - time.monotonic()) * 1000
-        return bool(self._pollers[index].poll(remaining_ms))
+        """Wait until worker `index` answers; look now and then whether another one has died.
+
+        The dead one may hold the permit that this one waits for.
+        """
+        while True:
+            remaining_s = max(0.0, deadline - time.monotonic())
+            if self._pollers[index].poll(min(remaining_s, LOOK_INTERVAL_S) * 1000):
+                return True
+            self._refuse_dead()
+            if remaining_s <= LOOK_INTERVAL_S:
+                return False
+
+    def _refuse_dead(self) -> None:
+        for index, process in enumerate(self.processes):
+            if not process.is_alive():
+                raise self._dead(index)
 
     def _dead(self, index: int) -> WorkerError:
         process = self.processes[index]

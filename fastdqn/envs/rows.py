@@ -124,6 +124,12 @@ class Rows:
         rows.real[:] = True
         return rows
 
+    def clear(self) -> None:
+        """Forget the last step: no reward, no end, and every row real."""
+        self.reward[:] = 0.0
+        self.terminated[:] = self.truncated[:] = False
+        self.real[:] = True
+
     def columns(self, start: int, stop: int) -> Rows:
         """Return views of the environments `start` to `stop` (excluded)."""
         return Rows(**{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})

@@ -75,6 +75,7 @@ class GroupedSource:
         """Start new episodes everywhere; fills `rows.obs`."""
         self.envs.reset_async(seed=list(seeds))
         self.envs.reset_wait(REPLY_DEADLINE_S)
+        self.rows.clear()
 
     def send(self, actions: npt.NDArray[np.int64]) -> None:
         """Wake the workers; returns at once."""
@@ -96,6 +97,9 @@ class GroupedSource:
 class VectorSource:
     """Any Gymnasium VectorEnv in any autoreset mode; its results are copied into private rows.
 
+    Of Gymnasium's own vectors, SAME_STEP is only for environments that return a new array at
+    each step: one that overwrites its array spoils `final_obs` before anybody sees it.
+
     Args:
         envs: The vector; owned from now on and closed by `close`.
         description: Its environments.
@@ -107,7 +111,7 @@ class VectorSource:
     def __init__(self, envs: VectorEnv[Any, Any, Any], description: EnvDescription) -> None:
         self.envs = envs
         self.num_envs = envs.num_envs
-        self.num_workers = envs.num_envs if isinstance(envs, AsyncVectorEnv) else 0
+        self.num_workers = _num_workers(envs)
         self.description = description
         spec = RowSpec.of_spaces(
             self.num_envs, envs.single_observation_space, envs.single_action_space
@@ -122,9 +126,10 @@ class VectorSource:
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Start new episodes everywhere; fills `rows.obs`."""
-        envs: Any = self.envs  # Gymnasium's base class is annotated for one seed only
-        self.rows.obs[:], _ = envs.reset(seed=list(seeds))
-        self.rows.real[:] = True
+        envs: Any = self.envs  # vectors that are one program take one seed for all
+        one_by_one = isinstance(envs.unwrapped, AsyncVectorEnv | SyncVectorEnv)
+        self.rows.obs[:], _ = envs.reset(seed=list(seeds) if one_by_one else seeds[0])
+        self.rows.clear()
         self._ended[:] = False
         self._returns[:] = 0.0
         self._lengths[:] = 0
@@ -142,6 +147,7 @@ class VectorSource:
         else:
             result = self.envs.step(self._pending)
         rows, (obs, reward, terminated, truncated, infos) = self.rows, result
+        _refuse_reward_shape(np.shape(reward), self.num_envs)
         if not self.resets_within_step:
             np.logical_not(self._ended, out=rows.real)
         rows.reward[:], rows.terminated[:], rows.truncated[:] = reward, terminated, truncated
@@ -194,10 +200,12 @@ def make_source(
         num_workers: Processes of `grouped`; None is one per core.
     """
     factories = [factory] * num_envs
-    mode = AutoresetMode.SAME_STEP
     if vectorizer == "grouped":
         envs = GroupedVectorEnv(
-            factories, autoreset_mode=mode, num_workers=num_workers, send_infos=False
+            factories,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+            num_workers=num_workers,
+            send_infos=False,
         )
         return GroupedSource(envs, description)
     with without_main_module():
@@ -205,6 +213,9 @@ def make_source(
             "async": partial(AsyncVectorEnv, context="spawn"),
             "sync": SyncVectorEnv,
         }
+        # Gymnasium's SAME_STEP hands over the last observation after the reset, which an
+        # environment that reuses its array has overwritten by then.
+        mode = AutoresetMode.DISABLED
         return VectorSource(kinds[vectorizer](factories, autoreset_mode=mode), description)
 
 
@@ -222,6 +233,22 @@ def source_of(envs: VectorEnv[Any, Any, Any]) -> EnvSource:
     if isinstance(envs, GroupedVectorEnv) and envs.autoreset_mode is AutoresetMode.SAME_STEP:
         return GroupedSource(envs, description)
     return VectorSource(envs, description)
+
+
+def _num_workers(envs: VectorEnv[Any, Any, Any]) -> int:
+    unwrapped = envs.unwrapped
+    if isinstance(unwrapped, GroupedVectorEnv):
+        return unwrapped.num_workers
+    return unwrapped.num_envs if isinstance(unwrapped, AsyncVectorEnv) else 0
+
+
+def _refuse_reward_shape(shape: tuple[int, ...], num_envs: int) -> None:
+    if shape != (num_envs,):
+        raise UsageError(
+            f"rewards of shape {shape} from {num_envs} environments",
+            "each must be a scalar",
+            "Return float(reward[0]) from the environment's step.",
+        )
 
 
 def _autoreset_mode(envs: VectorEnv[Any, Any, Any]) -> AutoresetMode:

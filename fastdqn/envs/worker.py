@@ -132,7 +132,7 @@ class _Host:
 
     def _step_all(self) -> bytes:
         infos: dict[int, dict[str, Any]] = {}
-        for i, action in enumerate(self.rows.action):
+        for i, action in enumerate(self.rows.action.copy()):  # an environment may keep its action
             self.current = i
             info = self.step_one(i, action)
             if info and self.task.send_infos:

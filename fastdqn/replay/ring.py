@@ -170,7 +170,7 @@ class ReplayBuffer:
         following = self._slots(self._row + 1).start
         torch.add(self._columns, following, out=self.ring.next_index[here])
         if final_obs is not None and ended is not None and ended.size:
-            self._keep_final(self._row, torch.from_numpy(ended), final_obs)
+            self._keep_final(self._row, ended, final_obs)
         self._list_starts(here.start, real)
         self._row += 1
 
@@ -210,8 +210,8 @@ class ReplayBuffer:
         if self._row > 0:
             following = self.ring.next_index[self._slots(self._row - 1)]
             left = left & (following < self.num_rows * self.num_envs)
-            envs = left.nonzero().flatten().cpu()
-            if envs.numel():
+            envs = np.flatnonzero(left.cpu().numpy())
+            if envs.size:
                 self._keep_final(self._row - 1, envs, self.shown)
 
     def _slots(self, row: int) -> slice:
@@ -224,7 +224,7 @@ class ReplayBuffer:
     def _list_starts(self, start: int, real: npt.NDArray[np.bool_] | None) -> None:
         columns = self._columns
         if real is not None and not real.all():
-            columns = torch.from_numpy(np.flatnonzero(real)).to(self.device)
+            columns = self._queued(np.flatnonzero(real))
         count = len(columns)
         head = self._last % len(self._starts)
         tail = min(count, len(self._starts) - head)
@@ -239,7 +239,7 @@ class ReplayBuffer:
             self._first += int(self._counts[self._oldest % self.num_rows])
             self._oldest += 1
 
-    def _keep_final(self, row: int, envs: Tensor, frames: Tensor) -> None:
+    def _keep_final(self, row: int, envs: npt.NDArray[np.int64], frames: Tensor) -> None:
         """Copy the frames of `envs` behind the ring and let the transitions of `row` point there.
 
         The copies take the places of the oldest ones; rows that still needed those are forgotten.
@@ -248,10 +248,14 @@ class ReplayBuffer:
         self._forget(int(self._final_row[places].max()))
         self._final_row[places] = row
         self._final_head += len(envs)
-        envs = envs.to(self.device)
-        target = torch.from_numpy(places + self.num_rows * self.num_envs).to(self.device)
-        self.ring.frames[target] = frames[envs].to(self.ring.frames.dtype)
-        self.ring.next_index[envs + self._slots(row).start] = target
+        index, target = self._queued(envs), self._queued(places + self.num_rows * self.num_envs)
+        self.ring.frames[target] = frames[index].to(self.ring.frames.dtype)
+        self.ring.next_index[index + self._slots(row).start] = target
+
+    def _queued(self, indices: npt.NDArray[np.int64]) -> Tensor:
+        """Send indices without waiting for the device; only MPS reads the host's memory later."""
+        host = torch.from_numpy(indices)
+        return host.to(self.device, non_blocking=self.device.type != "mps")
 
     @property
     def shown(self) -> Tensor:
@@ -282,7 +286,7 @@ class ReplayBuffer:
         """
         self._refuse_empty()
         back = torch.arange(batch_size, device=self.device) % len(self)
-        return self._nth(len(self) - 1 - back).expand(num_batches, batch_size)
+        return self._nth(len(self) - 1 - back).repeat(num_batches, 1)
 
     def sample(self, batch_size: int) -> TensorDict:
         """Draw a batch uniformly as a TensorDict of batch size [B]; see `draw`."""

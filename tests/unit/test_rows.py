@@ -79,8 +79,7 @@ def test_observations_and_actions_keep_the_shape_and_dtype_of_their_space(
 def test_a_space_without_one_fixed_array_is_refused_by_name(
     space: Space[object], role: str
 ) -> None:
-    spaces: list[Space[object]] = [Discrete(2), Discrete(2)]  # type: ignore[list-item]
-    spaces[role == "action"] = space
+    spaces = (Discrete(2), space) if role == "action" else (space, Discrete(2))
     with pytest.raises(UsageError, match=f"^{role} space {type(space).__name__}.*Wrap"):
         RowSpec.of_spaces(2, *spaces)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_neighbouring_run_seeds_streams_and_rounds_share_no_environment_seed() -
 
 def test_seeds_do_not_follow_each_other_like_seed_plus_i() -> None:
     seeds = seeds_of(5, Stream.TRAINING_ENVS, 64)
-    gaps = {b - a for a, b in zip(seeds, seeds[1:], strict=False)}
+    gaps = {b - a for a, b in pairwise(seeds)}
     assert len(gaps) == 63
     assert min(abs(gap) for gap in gaps) > 1000
 

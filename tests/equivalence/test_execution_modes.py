@@ -1,0 +1,263 @@
+"""Compiled learning against eager learning, the truth; and that nothing compiles twice.
+
+Compiling is slow, so that each setting is compiled once and its learner is shared; `start`
+brings it back to where it was born.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo import config as dynamo_config
+from torch._dynamo.utils import counters
+
+from fastdqn.execution import Compiled
+from fastdqn.learner import Learner, LearnerState
+from fastdqn.networks import MLP
+from fastdqn.optimizers import AdamW, RMSprop
+from fastdqn.policy import Policy
+from tests.small_learners import Branches, filled_ring, random_batch
+
+UPDATES = 200
+BATCH = 8
+REPLAY = filled_ring()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to set a learner up, and one way to feed it."""
+
+    module: Callable[[], nn.Module]
+    arguments: dict[str, Any]
+    from_ring: bool
+
+    def build(self, execution: str) -> Learner:
+        torch.manual_seed(0)
+        return Learner(self.module(), learning_rate=1e-3, execution=execution, **self.arguments)
+
+    def feed(self, learner: Learner, updates: int) -> None:
+        """Make `updates` updates, always on the same batches."""
+        if self.from_ring:
+            generator = torch.Generator().manual_seed(0)
+            index = torch.randint(64, (updates, BATCH), generator=generator)
+            learner.learn(REPLAY, index)
+            return
+        for seed in range(updates):
+            learner.update(random_batch(seed, BATCH))
+
+
+SETTINGS = {
+    "ring, huber, adam, soft, double, norm": Setting(lambda: MLP((4,), 2, (8,)), {}, True),
+    "mse, rmsprop, hard, value, a user's module": Setting(
+        Branches,
+        {
+            "double": False,
+            "loss": "mse",
+            "optimizer": RMSprop(weight_decay=0.01),
+            "target": "hard",
+            "target_period": 7,
+            "clip_norm": None,
+            "clip_value": 0.1,
+        },
+        False,
+    ),
+    "adamw, amsgrad, no target, both clips": Setting(
+        lambda: MLP((4,), 2, (8,)),
+        {
+            "optimizer": AdamW(amsgrad=True),
+            "target": "none",
+            "gamma": 0.9,
+            "clip_norm": 1.0,
+            "clip_value": 0.1,
+        },
+        False,
+    ),
+}
+RING = "ring, huber, adam, soft, double, norm"
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[dict[str, Learner]]:
+    """Learners that have compiled all that they need for chunks of 4 and of 1."""
+    learners = {}
+    for name, setting in SETTINGS.items():
+        learners[name] = setting.build("compile")
+        setting.feed(learners[name], 5)
+    yield learners
+    torch._dynamo.reset()
+
+
+def _tensors(state: LearnerState) -> list[Tensor]:
+    return [state.online, state.target, *state.slots, state.updates, state.skipped]
+
+
+def start(learner: Learner, setting: Setting) -> Learner:
+    """Write the state of a newly born learner into a compiled one."""
+    newborn = setting.build("eager").state
+    for tensor, fresh in zip(_tensors(learner.state), _tensors(newborn), strict=True):
+        tensor.copy_(fresh)
+    learner.state.learning_rate.copy_(newborn.learning_rate)
+    return learner
+
+
+def assert_alike(state: LearnerState, other: LearnerState, rtol: float) -> None:
+    for mine, theirs in zip(_tensors(state), _tensors(other), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=rtol, atol=1e-6)
+    torch.testing.assert_close(state.metrics, other.metrics, rtol=rtol, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_compiled_learning_equals_eager_learning(name: str, compiled: dict[str, Learner]) -> None:
+    setting = SETTINGS[name]
+    learner, eager = start(compiled[name], setting), setting.build("eager")
+    born = eager.state.online.clone()
+    for learning in (learner, eager):
+        setting.feed(learning, UPDATES)
+    assert int(learner.state.updates) == UPDATES
+    assert (eager.state.online - born).abs().max() > 0.01
+    assert_alike(learner.state, eager.state, rtol=2e-4)
+
+
+def test_updates_in_chunks_are_updates_one_by_one_to_the_bit_when_eager() -> None:
+    setting = SETTINGS[RING]
+    together, apart = setting.build("eager"), setting.build("eager")
+    index = torch.randint(64, (23, BATCH))
+    together.learn(REPLAY, index)
+    for row in torch.split(index, 1):
+        apart.learn(REPLAY, row)
+    for mine, theirs in zip(_tensors(together.state), _tensors(apart.state), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_updates_in_chunks_are_updates_one_by_one_when_compiled(
+    compiled: dict[str, Learner],
+) -> None:
+    setting, learner = SETTINGS[RING], compiled[RING]
+    index = torch.randint(64, (21, BATCH))
+    start(learner, setting).learn(REPLAY, index)
+    together = [tensor.clone() for tensor in _tensors(learner.state)]
+    start(learner, setting)
+    for row in torch.split(index, 1):
+        learner.learn(REPLAY, row)
+    for mine, theirs in zip(together, _tensors(learner.state), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_nothing_compiles_again_after_the_first_calls(compiled: dict[str, Learner]) -> None:
+    graphs = dict(counters["stats"])
+    seconds = {name: learner.compile_s for name, learner in compiled.items()}
+    assert min(seconds.values()) > 0
+    replay = filled_ring()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for name, learner in compiled.items():
+            learner.state.learning_rate.fill_(1e-4)
+            learner.sync_target()
+            SETTINGS[name].feed(learner, 9)
+            replay.begin(torch.randn(2, 4))
+            if SETTINGS[name].from_ring:
+                learner.learn(replay, replay.draw(5, BATCH))
+                learner.learn(replay, replay.newest(4, BATCH))
+    assert dict(counters["stats"]) == graphs
+    assert {name: learner.compile_s for name, learner in compiled.items()} == seconds
+
+
+def test_the_check_for_recompiles_notices_one(compiled: dict[str, Learner]) -> None:
+    learner = compiled[RING]
+    with (
+        torch.compiler.set_stance("fail_on_recompile"),
+        pytest.raises(RuntimeError, match="recompile"),
+    ):
+        learner.learn(REPLAY, torch.zeros(1, BATCH + 1, dtype=torch.int64))
+
+
+def test_a_compiled_update_that_is_not_finite_changes_nothing(
+    compiled: dict[str, Learner],
+) -> None:
+    for name, setting in SETTINGS.items():
+        if setting.from_ring:
+            continue
+        learner = start(compiled[name], setting)
+        setting.feed(learner, 2)
+        before = [tensor.clone() for tensor in _tensors(learner.state)[:-2]]
+        batch = random_batch(2, BATCH)
+        learner.update(replace(batch, reward=batch.reward * math.nan))
+        for tensor, kept in zip(_tensors(learner.state)[:-2], before, strict=True):
+            assert torch.equal(tensor, kept)
+        assert (int(learner.state.updates), int(learner.state.skipped)) == (3, 1)
+
+
+def test_the_learning_rate_is_read_anew_by_compiled_updates(
+    compiled: dict[str, Learner],
+) -> None:
+    for name, setting in SETTINGS.items():
+        learner = start(compiled[name], setting)
+        learner.state.learning_rate.zero_()
+        before = learner.state.online.clone()
+        setting.feed(learner, 4)
+        assert torch.equal(learner.state.online, before)
+        learner.state.learning_rate.fill_(1e-2)
+        setting.feed(learner, 4)
+        assert (learner.state.online - before).abs().max() > 1e-3
+
+
+def test_the_actor_sees_what_compiled_updates_write(compiled: dict[str, Learner]) -> None:
+    """No stale weights: rewards for one action make that action the greedy one."""
+    name = "adamw, amsgrad, no target, both clips"
+    learner = start(compiled[name], SETTINGS[name])
+    policy, obs = Policy(learner.network), torch.randn(16, 4)
+    learner.state.learning_rate.fill_(0.02)
+    for wanted in (1, 0):
+        for seed in range(60):
+            batch = random_batch(seed, BATCH)
+            reward = torch.where(batch.action == wanted, 3.0, -3.0)
+            terminated = torch.ones_like(batch.terminated)
+            learner.update(replace(batch, reward=reward, terminated=terminated))
+        assert policy.act(obs, 0.0).tolist() == [wanted] * 16
+        assert policy.greedy(obs).tolist() == [wanted] * 16
+
+
+def test_any_number_of_settings_can_be_compiled_in_one_process() -> None:
+    """PyTorch gives a function up after 8 variants, unless told that they are wanted."""
+
+    def adder(amount: float) -> Callable[[Tensor], None]:
+        def step(x: Tensor) -> None:
+            x.add_(amount)
+
+        return step
+
+    x = torch.zeros(3)
+    with dynamo_config.patch(recompile_limit=1):
+        for amount in (1.0, 2.0):
+            Compiled(adder(amount), torch.device("cpu"))(x)
+    assert x.tolist() == [3.0, 3.0, 3.0]
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_learner_can_change_its_execution_between_updates() -> None:
+    setting = SETTINGS[RING]
+    learner, eager = setting.build("eager"), setting.build("eager")
+    index = torch.randint(64, (60, BATCH))
+    eager.learn(REPLAY, index)
+    learner.learn(REPLAY, index[:20])
+    state, kept = learner.state, learner.state.online.clone()
+    learner.execute_as("compile")
+    assert learner.execution == "compile"
+    assert learner.state is state
+    assert torch.equal(state.online, kept)
+    assert learner.compile_s == 0.0
+    learner.learn(REPLAY, index[20:40])
+    assert learner.compile_s > 0.0
+    learner.execute_as("eager")
+    learner.learn(REPLAY, index[40:])
+    assert_alike(learner.state, eager.state, rtol=1e-4)

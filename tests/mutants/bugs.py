@@ -1,0 +1,464 @@
+"""Named bugs and the tests that each of them must turn red.
+
+A bug is planted by exchanging functions of the package before any test module is imported. It
+has to run to the end: a test counts as red only where an assertion fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastdqn import learner, losses, networks, policy, schedules
+from fastdqn.learner import Learner, LearnerState
+from fastdqn.optimizers import Adam
+from fastdqn.replay.ring import ReplayBuffer
+
+__all__ = ["MUTANTS", "Mutant"]
+
+RING = "tests/unit/test_ring.py::test_"
+LAWS = "tests/property/test_ring_laws.py::test_"
+GOLDEN = "tests/golden/test_equations.py::test_"
+LOSSES = "tests/unit/test_losses.py::test_"
+OPTIMIZERS = "tests/unit/test_optimizers.py::test_"
+NETWORKS = "tests/unit/test_networks.py::test_"
+POLICY = "tests/unit/test_policy.py::test_"
+SCHEDULES = "tests/unit/test_schedules.py::test_"
+LEARNER = "tests/unit/test_learner.py::test_"
+HOTPATH = "tests/hotpath/test_hotpath.py::test_"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A bug that can be planted.
+
+    Attributes:
+        plant: Exchanges functions of the package, in this process and for good.
+        tests: Node ids, each of which must turn red.
+    """
+
+    plant: Callable[[], None]
+    tests: tuple[str, ...]
+
+
+MUTANTS: dict[str, Mutant] = {}
+"""Name -> bug, in the order of the table."""
+
+
+def turns_red(*tests: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Enter a bug into MUTANTS under the name of its function."""
+
+    def enter(plant: Callable[[], None]) -> Callable[[], None]:
+        MUTANTS[plant.__name__.replace("_", " ")] = Mutant(plant, tests)
+        return plant
+
+    return enter
+
+
+def exchange(name: str, new: object, *owners: object) -> None:
+    """Put `new` in the place of what the owners (modules, classes) call `name`."""
+    for owner in owners:
+        assert hasattr(owner, name)
+        setattr(owner, name, new)
+
+
+# Targets and errors
+
+
+@turns_red(
+    GOLDEN + "double_dqn_chooses_with_the_online_and_values_with_the_target_network",
+    GOLDEN + "the_learner_feeds_the_equations_with_the_right_networks_and_states",
+)
+def double_dqn_with_the_networks_swapped() -> None:
+    right = losses.double_dqn_target
+
+    def swapped(r: Tensor, over: Tensor, online: Tensor, target: Tensor, gamma: float) -> Tensor:
+        return right(r, over, target, online, gamma)
+
+    exchange("double_dqn_target", swapped, losses, learner)
+
+
+@turns_red(
+    GOLDEN + "dqn_takes_the_largest_value_of_the_target_network",
+    GOLDEN + "value_iteration_by_updates_finds_q_star_of_the_chain",
+)
+def terminated_ignored() -> None:
+    def bootstrap(reward: Tensor, _: Tensor, next_value: Tensor, gamma: float) -> Tensor:
+        return reward + gamma * next_value
+
+    exchange("_bootstrap", bootstrap, losses)
+
+
+@turns_red(
+    GOLDEN + "a_time_limit_does_not_cut_the_value_of_going_on",
+    GOLDEN + "an_episode_cut_at_five_bootstraps_from_its_true_last_observation",
+)
+def truncated_treated_as_an_end() -> None:
+    right = Learner._goal
+
+    def goal(self: Learner, state: LearnerState, batch: Any) -> Tensor:
+        return right(self, state, replace(batch, terminated=batch.terminated | batch.truncated))
+
+    exchange("_goal", goal, Learner)
+
+
+@turns_red(
+    GOLDEN + "lesson_numbers_for_targets_and_errors",
+    LOSSES + "a_terminated_row_ignores_what_follows_even_if_it_is_not_a_number",
+)
+def gamma_squared() -> None:
+    right = losses._bootstrap
+
+    def bootstrap(reward: Tensor, over: Tensor, next_value: Tensor, gamma: float) -> Tensor:
+        return right(reward, over, next_value, gamma**2)
+
+    exchange("_bootstrap", bootstrap, losses)
+
+
+@turns_red(LOSSES + "the_error_is_value_minus_target_and_its_gradient_reaches_taken_actions_only")
+def target_not_detached() -> None:
+    def error(q: Tensor, action: Tensor, target: Tensor) -> Tensor:
+        return q.gather(1, action.unsqueeze(1)).squeeze(1) - target
+
+    exchange("td_error", error, losses, learner)
+
+
+@turns_red(
+    LOSSES + "the_error_refuses_shapes_that_would_broadcast",
+    LOSSES + "the_error_is_value_minus_target_and_its_gradient_reaches_taken_actions_only",
+    LEARNER + "an_update_equals_one_written_with_torch_alone",
+)
+def errors_broadcast_to_a_square() -> None:
+    def error(q: Tensor, action: Tensor, target: Tensor) -> Tensor:
+        return (q.gather(1, action.reshape(-1, 1)) - target.reshape(1, -1).detach()).mean(1)
+
+    exchange("td_error", error, losses, learner)
+
+
+@turns_red(
+    LOSSES + "targets_refuse_shapes_that_would_broadcast",
+    LOSSES + "double_dqn_refuses_either_network_with_another_batch",
+)
+def shapes_not_checked() -> None:
+    exchange("_refuse_shapes", lambda *_: None, losses)
+
+
+@turns_red(
+    LOSSES + "losses_and_their_gradients_equal_torch",
+    LOSSES + "the_huber_gradient_is_the_error_clipped_to_one",
+    LEARNER + "an_update_equals_one_written_with_torch_alone",
+)
+def huber_replaced_by_mse() -> None:
+    exchange("huber_loss", losses.mse_loss, losses)
+    losses.LOSSES["huber"] = losses.mse_loss
+
+
+# Updates
+
+
+@turns_red(
+    OPTIMIZERS + "two_hundred_steps_equal_torch[adam]",
+    OPTIMIZERS + "the_first_adam_step_is_the_learning_rate_whatever_the_gradient",
+)
+def adam_without_bias_correction() -> None:
+    right = Adam._move
+
+    def move(  # noqa: PLR0917 - the signature of the method it stands in for
+        self: Adam, flat: Tensor, grad: Tensor, slots: list[Tensor], step: Tensor, rate: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        return right(self, flat, grad, slots, torch.full_like(step, 1e6), rate)
+
+    exchange("_move", move, Adam)
+
+
+@turns_red(
+    LOSSES + "soft_updates_follow_their_closed_form",
+    LEARNER + "the_soft_target_follows_its_closed_form",
+    LEARNER + "the_soft_target_moves_towards_the_parameters_of_the_same_update",
+)
+def tau_and_one_minus_tau_exchanged() -> None:
+    def soft_update_(target: list[Tensor], online: list[Tensor], tau: float) -> None:
+        torch._foreach_lerp_(target, online, 1 - tau)
+
+    def move_target(self: Learner, state: LearnerState, fine: Tensor) -> None:
+        state.target.lerp_(state.online, fine * (1 - self.tau))
+
+    exchange("soft_update_", soft_update_, losses)
+    exchange("_move_target", move_target, Learner)
+
+
+@turns_red(LEARNER + "the_soft_target_moves_towards_the_parameters_of_the_same_update")
+def target_moved_before_the_update() -> None:
+    commit, move = Learner._commit, Learner._move_target
+
+    def early(self: Learner, state: LearnerState, *rest: Tensor) -> None:
+        move(self, state, torch.tensor(True))
+        commit(self, state, *rest)
+
+    exchange("_commit", early, Learner)
+    exchange("_move_target", lambda *_: None, Learner)
+
+
+@turns_red(
+    LEARNER + "hard_copies_are_counted_in_updates_for_any_number_of_environments",
+    LEARNER + "learning_from_the_ring_equals_updates_on_what_it_holds",
+)
+def updates_counted_twice() -> None:
+    right = Learner._commit
+
+    def commit(self: Learner, state: LearnerState, *rest: Tensor) -> None:
+        right(self, state, *rest)
+        state.updates.add_(1)
+
+    exchange("_commit", commit, Learner)
+
+
+@turns_red(SCHEDULES + "the_ratio_is_exact_for_any_number_of_environments")
+def updates_paid_twice() -> None:
+    def pay(self: schedules.ReplayRatio, updates: int) -> None:
+        self.updates += 2 * updates
+
+    exchange("pay", pay, schedules.ReplayRatio)
+
+
+@turns_red(SCHEDULES + "env_steps_before_the_start_owe_nothing")
+def a_burst_at_the_start_of_learning() -> None:
+    def due(self: schedules.ReplayRatio, env_steps: int) -> int:
+        owed = int(self.ratio * env_steps) - self.updates
+        return owed if env_steps > self.start else 0
+
+    exchange("due", due, schedules.ReplayRatio)
+
+
+@turns_red(LEARNER + "learning_from_the_ring_equals_updates_on_what_it_holds")
+def one_batch_for_all_updates_of_a_call() -> None:
+    right = Learner._replayed
+
+    def replayed(self: Learner, state: LearnerState, ring: Any, index: Tensor) -> None:
+        right(self, state, ring, index[:1].expand_as(index))
+
+    exchange("_replayed", replayed, Learner)
+
+
+@turns_red(LEARNER + "an_update_that_is_not_finite_changes_no_bit_and_is_counted")
+def poisoned_updates_applied() -> None:
+    right = Learner._gradient
+
+    def gradient(self: Learner, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+        grad, norm, metrics = right(self, *given)
+        return grad, norm, metrics.nan_to_num(posinf=0.0, neginf=0.0)
+
+    exchange("_gradient", gradient, Learner)
+
+
+@turns_red(LEARNER + "an_update_equals_one_written_with_torch_alone")
+def gradient_not_clipped() -> None:
+    exchange("clip_by_norm", lambda grad, _norm, _bound: grad, learner)
+
+
+@turns_red(LEARNER + "without_a_target_network_the_online_one_is_bootstrapped_from")
+def target_network_used_where_none_was_asked_for() -> None:
+    right = Learner._goal
+
+    def goal(self: Learner, state: LearnerState, batch: Any) -> Tensor:
+        return right(self, replace(state, online=state.target), batch)
+
+    exchange("_goal", goal, Learner)
+
+
+# Acting
+
+
+@turns_red(
+    POLICY + "the_count_of_exploring_environments_is_binomial",
+    POLICY + "environments_explore_at_different_times_with_different_actions",
+)
+def one_exploration_draw_for_all_environments() -> None:
+    def epsilon_greedy(q: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+        explore = torch.rand(1, generator=generator) < epsilon
+        anything = torch.randint(q.shape[1], (len(q),), generator=generator)
+        return torch.where(explore, anything, q.argmax(1))
+
+    exchange("epsilon_greedy", epsilon_greedy, policy)
+
+
+@turns_red(POLICY + "environments_explore_at_different_times_with_different_actions")
+def one_random_action_for_all_environments() -> None:
+    def epsilon_greedy(q: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+        explore = torch.rand(len(q), generator=generator) < epsilon
+        anything = torch.randint(q.shape[1], (1,), generator=generator)
+        return torch.where(explore, anything, q.argmax(1))
+
+    exchange("epsilon_greedy", epsilon_greedy, policy)
+
+
+@turns_red(
+    SCHEDULES + "decaying_schedules_really_decay_and_never_leave_their_range",
+    SCHEDULES + "a_line_goes_from_start_to_end_and_stays",
+    GOLDEN + "the_exponential_schedule_is_the_lesson_formula",
+)
+def constant_epsilon() -> None:
+    kinds = (schedules.Linear, schedules.Exponential, schedules.Multiplicative)
+    exchange("__call__", lambda self, _env_steps, _episodes: self.start, *kinds)
+
+
+@turns_red(POLICY + "an_update_changes_the_next_action")
+def policy_with_stale_parameters() -> None:
+    right = policy.Policy.__init__
+
+    def init(self: policy.Policy, network: networks.FlatNetwork, seed: int = 0) -> None:
+        right(self, network, seed)
+        self._parameters = network.views(network.flat.clone())
+
+    exchange("__init__", init, policy.Policy)
+
+
+@turns_red(NETWORKS + "images_are_scaled_by_255_exactly_once")
+def images_scaled_twice() -> None:
+    right = networks.MLP._encode
+
+    def encode(self: networks.MLP, obs: Tensor) -> Tensor:
+        return right(self, obs) * self.scale
+
+    exchange("_encode", encode, networks.MLP)
+
+
+# The ring
+
+
+@turns_red(
+    RING + "eight_rows_after_twelve_writes_hold_the_golden_serials_and_cursor",
+    RING + "capacity_is_reached_rounded_up_to_whole_vector_steps",
+    LAWS + "the_ring_holds_the_newest_transitions_of_any_history",
+)
+def cursor_off_by_one_at_the_wrap() -> None:
+    def slots(self: ReplayBuffer, row: int) -> slice:
+        lap, place = divmod(row, self.num_rows)
+        start = (place + lap) % self.num_rows * self.num_envs
+        return slice(start, start + self.num_envs)
+
+    exchange("_slots", slots, ReplayBuffer)
+
+
+@turns_red(
+    RING + "steps_that_were_only_resets_are_never_stored",
+    LAWS + "resetting_within_the_step_or_in_the_next_one_stores_the_same_transitions",
+)
+def dead_rows_drawn() -> None:
+    right = ReplayBuffer._list_starts
+    exchange("_list_starts", lambda self, start, _real: right(self, start, None), ReplayBuffer)
+
+
+@turns_red(RING + "no_draw_starts_where_the_successor_is_not_written_yet")
+def newest_row_drawn_before_its_successor_is_written() -> None:
+    right = ReplayBuffer._list_starts
+
+    def list_starts(self: ReplayBuffer, start: int, real: Any) -> None:
+        right(self, (start + self.num_envs) % len(self.ring.action), real)
+
+    exchange("_list_starts", list_starts, ReplayBuffer)
+
+
+@turns_red(
+    RING + "no_draw_starts_where_the_successor_is_not_written_yet",
+    RING + "capacity_is_reached_rounded_up_to_whole_vector_steps",
+)
+def oldest_row_drawn_after_it_was_overwritten() -> None:
+    right = ReplayBuffer._forget
+    exchange("_forget", lambda self, row: right(self, row - 1), ReplayBuffer)
+
+
+@turns_red(
+    RING + "ended_episodes_keep_their_true_last_observation_over_wraps",
+    RING + "the_frame_after_an_end_is_the_first_of_the_next_episode",
+    GOLDEN + "an_episode_cut_at_five_bootstraps_from_its_true_last_observation",
+)
+def next_observation_taken_after_the_reset() -> None:
+    right = ReplayBuffer.write
+
+    def write(self: ReplayBuffer, *row: Tensor, **given: Any) -> None:
+        right(self, *row, real=given.get("real"))
+
+    exchange("write", write, ReplayBuffer)
+
+
+@turns_red(RING + "when_final_frames_run_out_the_ring_holds_fewer_but_never_wrong_ones")
+def final_frames_overwritten_while_in_use() -> None:
+    right = ReplayBuffer._keep_final
+
+    def keep_final(self: ReplayBuffer, row: int, envs: Any, frames: Tensor) -> None:
+        self._final_row[:] = -1
+        right(self, row, envs, frames)
+
+    exchange("_keep_final", keep_final, ReplayBuffer)
+
+
+@turns_red(RING + "a_cut_keeps_the_last_observation_of_running_episodes_only")
+def episodes_joined_over_a_cut() -> None:
+    exchange("cut", lambda _self: None, ReplayBuffer)
+
+
+@turns_red(RING + "what_was_written_stays_when_the_caller_reuses_its_arrays")
+def final_observations_aliased() -> None:
+    """The frames of an end are copied one step late, when the caller has reused their array."""
+    right = ReplayBuffer._keep_final
+    late: list[Tensor] = []
+
+    def keep_final(self: ReplayBuffer, row: int, envs: Any, frames: Tensor) -> None:
+        places = (self._final_head + np.arange(len(envs))) % self._finals
+        right(self, row, envs, frames)
+        late[:] = [torch.from_numpy(places + len(self.ring.action)), torch.from_numpy(envs), frames]
+
+    def length(self: ReplayBuffer) -> int:
+        if late:
+            self.ring.frames[late[0]] = late[2][late[1]]
+        return self._last - self._first
+
+    exchange("_keep_final", keep_final, ReplayBuffer)
+    exchange("__len__", length, ReplayBuffer)
+
+
+@turns_red(RING + "draws_are_uniform_although_episodes_are_of_very_different_lengths")
+def draws_that_prefer_old_transitions() -> None:
+    right = ReplayBuffer._nth
+
+    def nth(self: ReplayBuffer, n: Tensor) -> Tensor:
+        return right(self, torch.minimum(n, n.flip(-1)))
+
+    exchange("_nth", nth, ReplayBuffer)
+
+
+@turns_red(
+    RING + "the_dtypes_of_all_fields_are_those_of_the_schema",
+    HOTPATH + "a_vector_step_makes_no_float64_tensor",
+)
+def rewards_kept_in_float64() -> None:
+    right = ReplayBuffer.__init__
+
+    def init(self: ReplayBuffer, *given: Any, **named: Any) -> None:
+        right(self, *given, **named)
+        self.ring = replace(self.ring, reward=self.ring.reward.double())
+
+    exchange("__init__", init, ReplayBuffer)
+
+
+# The hot path
+
+
+@turns_red(
+    HOTPATH + "acting_learning_and_writing_never_look_at_the_device",
+    HOTPATH + "a_vector_step_brings_its_actions_to_the_host_and_nothing_else",
+)
+def a_look_at_the_loss_in_each_update() -> None:
+    def huber(error: Tensor) -> Tensor:
+        loss = functional.smooth_l1_loss(error, torch.zeros_like(error))
+        float(loss)
+        return loss
+
+    losses.LOSSES["huber"] = huber

@@ -1,0 +1,204 @@
+"""Settings: what is accepted, what is refused and how the refusal reads."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from dataclasses import FrozenInstanceError, fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastdqn.config
+from fastdqn.config import Config, choices_of, flag_of, plain, spelled
+from fastdqn.errors import UsageError
+
+AT_LEAST_ONE = (
+    "total_timesteps num_envs num_workers buffer_size batch_size epsilon_decay_steps "
+    "eval_episodes eval_interval cpu_threads log_interval checkpoint_interval"
+)
+NOT_NEGATIVE = "seed target_period target_period_episodes learning_starts"
+NOT_NEGATIVE_NUMBERS = "weight_decay learning_rate"
+POSITIVE_NUMBERS = "replay_ratio clip_norm clip_value"
+FRACTIONS = "gamma epsilon_start epsilon_end"
+POSITIVE_FRACTIONS = "tau epsilon_decay_factor"
+WIDE = Config(total_timesteps=10**12, buffer_size=10**10)
+
+
+def changed(name: str, value: object) -> Config:
+    changes: dict[str, Any] = {name: value}
+    return replace(WIDE, **changes)
+
+
+def refusal(name: str, value: object) -> UsageError:
+    with pytest.raises(UsageError) as refused:
+        changed(name, value)
+    assert refused.value.got == f"{flag_of(name)} {spelled(value)}"
+    assert refused.value.way_out
+    return refused.value
+
+
+def test_the_defaults_are_accepted_and_frozen() -> None:
+    config = Config()
+    with pytest.raises(FrozenInstanceError):
+        config.seed = 1  # type: ignore[misc]
+
+
+@given(st.sampled_from(AT_LEAST_ONE.split()), st.integers(max_value=0))
+def test_sizes_below_one_are_refused(name: str, value: int) -> None:
+    refusal(name, value)
+
+
+@given(st.sampled_from(f"{AT_LEAST_ONE} {NOT_NEGATIVE}".split()), st.integers(1, 10**9))
+def test_sizes_from_one_on_are_accepted(name: str, value: int) -> None:
+    ample: dict[str, Any] = {"learning_starts": 0, "batch_size": 1, "num_envs": 1}
+    assert getattr(replace(WIDE, **{**ample, name: value}), name) == value
+
+
+@given(st.sampled_from(NOT_NEGATIVE.split()), st.integers(max_value=-1))
+def test_counts_below_zero_are_refused(name: str, value: int) -> None:
+    assert refusal(name, value).reason == "it must not be negative"
+
+
+@pytest.mark.parametrize("name", f"{NOT_NEGATIVE} {NOT_NEGATIVE_NUMBERS}".split())
+def test_counts_of_zero_are_accepted(name: str) -> None:
+    assert getattr(changed(name, 0), name) == 0
+
+
+@given(
+    st.sampled_from(f"{NOT_NEGATIVE_NUMBERS} {POSITIVE_NUMBERS}".split()),
+    st.floats(max_value=0, exclude_max=True, allow_infinity=False),
+)
+def test_negative_numbers_are_refused(name: str, value: float) -> None:
+    refusal(name, value)
+
+
+@pytest.mark.parametrize("name", POSITIVE_NUMBERS.split())
+def test_zero_is_refused_where_a_number_must_be_positive(name: str) -> None:
+    assert refusal(name, 0.0).reason == "it must be positive"
+
+
+@given(
+    st.sampled_from(f"{FRACTIONS} {POSITIVE_FRACTIONS}".split()),
+    st.floats(allow_nan=False, allow_infinity=False).filter(lambda value: not 0 <= value <= 1),
+)
+def test_fractions_outside_the_unit_interval_are_refused(name: str, value: float) -> None:
+    assert "1]" in refusal(name, value).reason
+
+
+@given(
+    st.sampled_from(f"{FRACTIONS} {POSITIVE_FRACTIONS}".split()),
+    st.floats(0, 1, exclude_min=True),
+)
+def test_fractions_inside_are_accepted(name: str, value: float) -> None:
+    assert getattr(changed(name, value), name) == value
+
+
+def test_zero_is_a_fraction_of_some_settings_and_not_of_others() -> None:
+    for name in FRACTIONS.split():
+        changed(name, 0.0)
+    for name in POSITIVE_FRACTIONS.split():
+        assert refusal(name, 0.0).reason == "it must lie in (0, 1]"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "0.5", True, 1j])
+@pytest.mark.parametrize(
+    "name", [field.name for field in fields(Config) if str(field.type).startswith("float")]
+)
+def test_numbers_that_are_none_are_refused(name: str, value: object) -> None:
+    assert refusal(name, value).reason == "it must be a finite number"
+
+
+@pytest.mark.parametrize("value", [1e5, "8", True, 2.5])
+@pytest.mark.parametrize(
+    "name", [field.name for field in fields(Config) if str(field.type).startswith("int")]
+)
+def test_counts_that_are_no_whole_numbers_are_refused(name: str, value: object) -> None:
+    assert refusal(name, value).reason == "it must be a whole number (int)"
+
+
+@pytest.mark.parametrize("value", [(64, 0), (-1,), (8.0,), 64, "64"])
+def test_hidden_sizes_that_are_no_sizes_are_refused(value: object) -> None:
+    assert "whole number of units" in refusal("hidden_sizes", value).reason
+
+
+def test_hidden_sizes_may_be_a_list_or_empty() -> None:
+    assert tuple(changed("hidden_sizes", [64, 32]).hidden_sizes) == (64, 32)
+    assert changed("hidden_sizes", ()).hidden_sizes == ()
+
+
+@pytest.mark.parametrize(
+    "field", [f for f in fields(Config) if choices_of(f)], ids=lambda f: f.name
+)
+def test_choices_are_held_in_python_too(field: Any) -> None:
+    ample = replace(WIDE, target_period=1)
+    for choice in choices_of(field):
+        changes: dict[str, Any] = {field.name: choice}
+        replace(ample, **changes)
+    told = refusal(field.name, "nonsense")
+    assert told.way_out == f"Choose {', '.join(choices_of(field))}."
+
+
+def test_optional_settings_may_be_none_and_others_may_not() -> None:
+    for field in fields(Config):
+        if str(field.type).endswith("| None"):
+            assert getattr(changed(field.name, None), field.name) is None
+        elif str(field.type) in {"int", "float"}:
+            refusal(field.name, None)
+
+
+@given(st.integers(2, 10**6), st.integers(1, 10**6))
+def test_a_batch_fits_into_the_buffer_or_is_refused(batch: int, buffer: int) -> None:
+    if batch <= buffer:
+        Config(batch_size=batch, buffer_size=buffer, num_envs=1)
+        return
+    with pytest.raises(UsageError, match=f"--batch-size {batch}: .* --buffer-size {buffer}"):
+        Config(batch_size=batch, buffer_size=buffer, num_envs=1)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 10**6))
+def test_learning_starts_before_the_end_or_is_refused(start: int, total: int) -> None:
+    if start < total:
+        Config(learning_starts=start, total_timesteps=total)
+        return
+    with pytest.raises(UsageError, match=f"--learning-starts {start}: .*{total}"):
+        Config(learning_starts=start, total_timesteps=total)
+
+
+def test_a_vector_step_fits_into_the_buffer_or_is_refused() -> None:
+    Config(num_envs=64, buffer_size=64, batch_size=8)
+    with pytest.raises(UsageError, match=r"--num-envs 65: .* --buffer-size 64"):
+        Config(num_envs=65, buffer_size=64, batch_size=8)
+
+
+def test_a_hard_target_needs_one_of_two_periods() -> None:
+    Config(target="hard", target_period=100)
+    Config(target="hard", target_period_episodes=10)
+    with pytest.raises(UsageError, match=r"--target hard: .*--target-period-episodes"):
+        Config(target="hard")
+
+
+def test_every_field_is_documented_below_it() -> None:
+    tree = ast.parse(Path(fastdqn.config.__file__).read_text())
+    body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Config")
+    documented = {
+        node.target.id
+        for node, below in pairwise(body)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and isinstance(below, ast.Expr)
+    }
+    assert documented == {field.name for field in fields(Config)}
+
+
+def test_settings_as_plain_values_survive_json() -> None:
+    config = Config(run_dir=Path("runs/one"), hidden_sizes=(7,), clip_norm=None)
+    values = json.loads(json.dumps(plain(config), allow_nan=False))
+    assert values["run_dir"] == "runs/one"
+    again = Config(**{**values, "hidden_sizes": tuple(values["hidden_sizes"])})
+    assert replace(again, run_dir=config.run_dir) == config

@@ -1,0 +1,176 @@
+"""Greedy evaluation: which episodes count, and on which seeds they run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from fastdqn.envs.seeding import Stream, seeds_of
+from fastdqn.envs.source import VectorSource, source_of
+from fastdqn.errors import UsageError
+from fastdqn.evaluation import Evaluation, Evaluator, evaluate
+from tests.drive import MODES, random_policy, vector_of
+from tests.oracles import ChainEnv, CounterEnv, CounterRules, Float64CounterEnv, counters
+
+if TYPE_CHECKING:
+    from fastdqn.envs.source import EnvSource
+
+SAME_STEP = AutoresetMode.SAME_STEP
+
+
+def _source(num_envs: int = 3, mode: AutoresetMode = SAME_STEP, **kwargs: Any) -> EnvSource:
+    return source_of(SyncVectorEnv(counters(num_envs, **kwargs), autoreset_mode=mode))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+@pytest.mark.parametrize("kind", ["grouped 2", "sync"])
+def test_returns_and_lengths_are_those_of_whole_episodes(kind: str, mode: AutoresetMode) -> None:
+    rules = CounterRules((2, 5, 1))
+    source = source_of(vector_of(kind, counters(2, rules.lengths), mode))
+    policy = random_policy(source)
+    result = evaluate(policy, source, [1, 2], episodes=6)
+    source.close()
+    assert result.lengths.tolist() == [2, 5, 1, 5, 1, 2]
+    expected = [
+        sum(rules.reward(env_id, episode, t, _greedy(policy, env_id, episode, t)) for t in
+            range(rules.length(env_id, episode)))
+        for env_id in range(2)
+        for episode in range(3)
+    ]  # fmt: skip
+    assert result.returns.tolist() == expected
+    assert result.episodes == 6
+
+
+def _greedy(policy: Any, *obs: int) -> int:
+    return int(policy.greedy(torch.tensor([obs], dtype=torch.float32))[0])
+
+
+def test_short_episodes_count_no_more_often_than_long_ones() -> None:
+    """Environment 0 plays lengths 1 and 9 in turn, environment 1 the other way round."""
+    source = _source(2, episode_length=(1, 9))
+    result = evaluate(random_policy(source), source, [1, 2], episodes=4)
+    assert result.lengths.tolist() == [1, 9, 9, 1]
+
+
+@pytest.mark.parametrize(("asked", "played"), [(1, 3), (3, 3), (4, 6), (6, 6)])
+def test_episodes_are_rounded_up_to_the_same_number_everywhere(asked: int, played: int) -> None:
+    source = _source(3)
+    assert evaluate(random_policy(source), source, [1, 2, 3], asked).episodes == played
+
+
+def test_running_episodes_of_an_earlier_evaluation_do_not_count() -> None:
+    """The second call resets; nothing of the longer episodes that still ran is added."""
+    source = _source(2, episode_length=(1, 9))
+    policy = random_policy(source)
+    evaluate(policy, source, [1, 2], 2)
+    result = evaluate(policy, source, [1, 2], 2)
+    assert sorted(result.lengths.tolist()) == [1, 9]
+
+
+def test_acting_is_greedy_and_draws_nothing() -> None:
+    source = source_of(SyncVectorEnv([ChainEnv], autoreset_mode=SAME_STEP))
+    policy = random_policy(source)
+    with torch.no_grad():
+        policy.network.flat.zero_()
+        policy.network.flat[-1] = 1.0  # the bias of `right`
+    before = policy._generator.get_state()
+    result = evaluate(policy, source, [0], 5)
+    assert result.lengths.tolist() == [2] * 5
+    assert result.returns.tolist() == [1.0] * 5
+    assert torch.equal(policy._generator.get_state(), before)
+
+
+def test_float64_observations_reach_the_network_as_float32() -> None:
+    source = _source(2, kind=Float64CounterEnv)
+    seen = []
+    policy = random_policy(source)
+    greedy = policy.greedy
+
+    def watch(obs: torch.Tensor) -> torch.Tensor:
+        seen.append(obs.dtype)
+        return greedy(obs)
+
+    policy.greedy = watch  # type: ignore[method-assign]
+    evaluate(policy, source, [1, 2], 2)
+    assert set(seen) == {torch.float32}
+
+
+def test_mean_and_deviation_are_over_episodes() -> None:
+    result = Evaluation(np.array([1.0, 2.0, 6.0]), np.array([1, 2, 3]))
+    assert (result.mean, result.episodes) == (3.0, 3)
+    assert result.std == pytest.approx((14 / 3) ** 0.5)
+
+
+# The evaluator
+
+
+class _SeedTape(VectorSource):
+    """Keeps the seeds of every reset."""
+
+    def __init__(self, num_envs: int = 2) -> None:
+        inner = _source(num_envs)
+        assert isinstance(inner, VectorSource)
+        super().__init__(inner.envs, inner.description)
+        self.seeds: list[list[int]] = []
+        self.closed = 0
+
+    def reset(self, seeds: Any) -> None:
+        self.seeds.append(list(seeds))
+        super().reset(seeds)
+
+    def close(self) -> None:
+        self.closed += 1
+        super().close()
+
+
+def test_every_evaluation_runs_on_seeds_that_no_other_one_used() -> None:
+    tape = _SeedTape()
+    evaluator = Evaluator(random_policy(tape), lambda: tape, seed=4, episodes=4)
+    evaluator.screen()
+    evaluator.full()
+    evaluator.screen()
+    evaluator.close()
+    expected = [seeds_of(4, Stream.EVALUATION_ENVS, 2, round_) for round_ in (1, 2, 3)]
+    assert tape.seeds == expected
+    assert len({seed for seeds in tape.seeds for seed in seeds}) == 6
+
+
+def test_a_screening_plays_one_episode_in_each_environment() -> None:
+    tape = _SeedTape(3)
+    evaluator = Evaluator(random_policy(tape), lambda: tape, seed=0, episodes=9)
+    assert (evaluator.screen().episodes, evaluator.full().episodes) == (3, 9)
+
+
+@pytest.mark.parametrize("episodes", [0, -1])
+def test_an_evaluator_of_no_episodes_is_refused(episodes: int) -> None:
+    source = _source(1)
+    with pytest.raises(UsageError, match=f"episodes {episodes}: it must be at least 1"):
+        Evaluator(random_policy(source), lambda: source, seed=0, episodes=episodes)
+
+
+def test_the_environments_are_built_at_the_first_call_and_closed_once() -> None:
+    tape = _SeedTape()
+    built = []
+
+    def make() -> EnvSource:
+        built.append(tape)
+        return tape
+
+    evaluator = Evaluator(random_policy(tape), make, seed=0, episodes=2)
+    evaluator.close()
+    assert built == []
+    evaluator.full()
+    evaluator.full()
+    assert built == [tape]
+    evaluator.close()
+    evaluator.close()
+    assert tape.closed == 1
+
+
+def test_counters_that_never_met_count_from_their_first_episode() -> None:
+    """The oracle itself: a fresh counter shows episode 0 after its first reset."""
+    assert CounterEnv(3).reset()[0].tolist() == [3, 0, 0]

@@ -1,0 +1,143 @@
+"""Acting: one exploration draw per environment, greedy elsewhere."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdqn.learner import Learner
+from fastdqn.networks import FlatNetwork
+from fastdqn.policy import Policy, epsilon_greedy
+from tests.small_learners import Descent, Table, one_hot, transitions
+
+NUM_ENVS, NUM_ACTIONS, STEPS = 64, 50, 2000
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _best_is(action: int, num_envs: int = NUM_ENVS, num_actions: int = NUM_ACTIONS) -> Tensor:
+    q = torch.zeros(num_envs, num_actions)
+    q[:, action] = 1.0
+    return q
+
+
+def test_the_count_of_exploring_environments_is_binomial() -> None:
+    """64 environments at epsilon 0.5; one draw for all would give a variance 64 times as large."""
+    generator = _generator(1)
+    actions = torch.stack([epsilon_greedy(_best_is(0), 0.5, generator) for _ in range(STEPS)])
+    counts = (actions != 0).sum(1).double()
+    p = 0.5 * (NUM_ACTIONS - 1) / NUM_ACTIONS
+    variance = NUM_ENVS * p * (1 - p)
+    assert abs(counts.mean() - NUM_ENVS * p) < 4 * math.sqrt(variance / STEPS)
+    assert 0.85 * variance < counts.var() < 1.15 * variance
+
+
+def test_environments_explore_at_different_times_with_different_actions() -> None:
+    generator = _generator(2)
+    actions = torch.stack([epsilon_greedy(_best_is(0), 0.5, generator) for _ in range(STEPS)])
+    explored = (actions != 0).double()
+    alike = torch.corrcoef(explored.T) - torch.eye(NUM_ENVS)
+    assert alike.abs().max() < 5 / math.sqrt(STEPS)
+    both = (actions[:, 0] != 0) & (actions[:, 1] != 0)
+    same = (actions[:, 0] == actions[:, 1])[both].double().mean()
+    assert same < 3 / NUM_ACTIONS
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.9])
+def test_the_share_of_exploring_environments_is_epsilon(epsilon: float) -> None:
+    generator = _generator(3)
+    actions = torch.stack([epsilon_greedy(_best_is(7), epsilon, generator) for _ in range(200)])
+    share = (actions != 7).double().mean().item()
+    p = epsilon * (NUM_ACTIONS - 1) / NUM_ACTIONS
+    assert abs(share - p) <= 4 * math.sqrt(p * (1 - p) / (200 * NUM_ENVS))
+
+
+def test_epsilon_zero_takes_the_best_action_of_each_environment() -> None:
+    q = torch.randn(NUM_ENVS, NUM_ACTIONS, generator=_generator(4))
+    actions = epsilon_greedy(q, 0.0, _generator())
+    assert torch.equal(actions, q.argmax(1))
+    assert actions.dtype is torch.int64
+    assert len(set(actions.tolist())) > 10
+
+
+def test_epsilon_one_is_uniform_over_all_actions() -> None:
+    generator = _generator(5)
+    q = _best_is(1, num_actions=5)
+    actions = torch.cat([epsilon_greedy(q, 1.0, generator) for _ in range(500)])
+    counts = torch.bincount(actions, minlength=5).double()
+    expected = len(actions) / 5
+    assert len(counts) == 5
+    assert ((counts - expected) ** 2 / expected).sum() < 18.5  # 99.9 % of chi-square, 4 degrees
+
+
+def test_epsilon_does_not_change_how_far_the_generator_goes() -> None:
+    q = _best_is(0)
+    after = []
+    for epsilon in (0.0, 0.3, 1.0):
+        generator = _generator(6)
+        epsilon_greedy(q, epsilon, generator)
+        after.append(epsilon_greedy(q, 1.0, generator))
+    assert torch.equal(after[0], after[1])
+    assert torch.equal(after[0], after[2])
+
+
+# Policy
+
+
+def _policy(seed: int = 0) -> tuple[Policy, Table]:
+    table = Table(2, NUM_ACTIONS)
+    return Policy(FlatNetwork(table), seed), table
+
+
+def test_a_policy_repeats_itself_by_seed_and_not_by_step() -> None:
+    obs = one_hot([0] * NUM_ENVS, 2)
+    runs = []
+    for seed in (1, 1, 2):
+        policy, _ = _policy(seed)
+        runs.append(torch.stack([policy.act(obs, 1.0) for _ in range(3)]))
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+    assert not torch.equal(runs[0][0], runs[0][1])
+
+
+def test_greedy_actions_draw_nothing() -> None:
+    obs = one_hot([0] * NUM_ENVS, 2)
+    quiet, _ = _policy()
+    asked, _ = _policy()
+    for _ in range(3):
+        asked.greedy(obs)
+        assert torch.equal(asked.act(obs, 0.5), quiet.act(obs, 0.5))
+
+
+def test_greedy_is_the_argmax_of_the_network() -> None:
+    policy, table = _policy()
+    policy.network.flat.copy_(torch.randn(2 * NUM_ACTIONS, generator=_generator(9)))
+    best = policy.greedy(one_hot([1, 0, 1], 2))
+    expected = table.q.argmax(1)
+    assert best.tolist() == [expected[1], expected[0], expected[1]]
+    assert torch.equal(best, policy.act(one_hot([1, 0, 1], 2), 0.0))
+
+
+def test_acting_leaves_no_gradient_behind() -> None:
+    policy, table = _policy()
+    assert not policy.act(one_hot([0], 2), 0.0).requires_grad
+    assert table.q.grad is None
+
+
+def test_an_update_changes_the_next_action() -> None:
+    """The actor holds no copy of its own: the learner's parameters act."""
+    learner = Learner(
+        Table(2, 3), loss="mse", optimizer=Descent(), learning_rate=0.5, target="none"
+    )
+    policy = Policy(learner.network)
+    obs = one_hot([0, 1], 2)
+    assert policy.act(obs, 0.0).tolist() == [0, 0]
+    batch = transitions([0, 1], [2, 1], [1.0, 1.0], [0, 0], [True, True], num_states=2)
+    learner.update(batch)
+    assert policy.act(obs, 0.0).tolist() == [2, 1]
+    assert policy.greedy(obs).tolist() == [2, 1]

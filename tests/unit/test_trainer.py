@@ -1,0 +1,484 @@
+"""The loop against fakes that write down what happens: order, counts, intervals, ends."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from fastdqn.errors import NonFiniteError
+from fastdqn.evaluation import Evaluation, Evaluator
+from fastdqn.report import Episode, Report
+from fastdqn.rollout import Rollout
+from fastdqn.schedules import Constant, ReplayRatio, Schedule
+from fastdqn.trainer import Intervals, Trainer
+
+SEEDS = [7, 8]
+NEVER = 10**9
+
+
+class Clock:
+    """Seconds that pass only when a fake says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakeRollout:
+    """Takes N env steps a vector step; ends as many episodes as `ends` says for it."""
+
+    def __init__(self, stage: Stage, num_envs: int, ends: dict[int, int]) -> None:
+        self.stage, self.num_envs, self.ends = stage, num_envs, ends
+        self.replay, self.env_steps, self.episodes, self.vector_steps = "ring", 0, 0, 0
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        self.stage.say(f"reset {list(seeds)}", 5.0)
+
+    def send(self, epsilon: float) -> None:
+        self.stage.say(f"send {epsilon:g}", 1.0)
+
+    def collect(self) -> None:
+        self.stage.say("collect", 2.0)
+
+    def write(self) -> list[Episode]:
+        self.stage.say("write", 0.5)
+        self.vector_steps += 1
+        self.env_steps += self.num_envs
+        return [self._episode() for _ in range(self.ends.get(self.vector_steps, 0))]
+
+    def _episode(self) -> Episode:
+        self.episodes += 1
+        return Episode(self.episodes, self.env_steps, 10.0 * self.episodes, 3, False)
+
+
+class FakeLearner:
+    """Counts updates and says which; pretends to compile at the first call."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage, self.updates, self.compile_s, self.will_compile_s = stage, 0, 0.0, 0.0
+        metrics = torch.tensor([0.5, 0.25, 7.0, 3.0])
+        self.state = SimpleNamespace(metrics=metrics, skipped=torch.tensor(0))
+
+    def learn(self, replay: object, index: int) -> None:
+        self.updates += index
+        self.stage.say(f"learn {index} from {replay}", 4.0 + self.will_compile_s)
+        self.compile_s += self.will_compile_s
+        self.will_compile_s = 0.0
+
+    def sync_target(self) -> None:
+        self.stage.say("sync target")
+
+
+class FakeEvaluator:
+    """Brings planned mean returns: (of a screening, of a full evaluation)."""
+
+    def __init__(self, stage: Stage, means: Sequence[tuple[float, float]]) -> None:
+        self.stage, self.means = stage, iter(means)
+        self.full_mean = math.nan
+
+    def screen(self) -> Evaluation:
+        self.stage.say("screen", 20.0)
+        mean, self.full_mean = next(self.means)
+        return Evaluation(np.array([mean]), np.array([1]))
+
+    def full(self) -> Evaluation:
+        self.stage.say("full", 50.0)
+        return Evaluation(np.array([self.full_mean] * 3), np.array([1] * 3))
+
+
+class Stage:
+    """The fakes, the tape that they write, and the witness of the loop."""
+
+    def __init__(self, clock: Clock, num_envs: int, ends: dict[int, int]) -> None:
+        self.tape: list[str] = []
+        self.clock = clock
+        self.rollout = FakeRollout(self, num_envs, ends)
+        self.learner = FakeLearner(self)
+        self.reports: list[Report] = []
+        self.then: dict[str, Callable[[], None]] = {}
+
+    def say(self, event: str, seconds: float = 0.0) -> None:
+        self.clock.now += seconds
+        self.tape.append(event)
+        self.then.get(event, lambda: None)()
+
+    def draw(self, updates: int, batch_size: int) -> int:
+        self.say(f"draw {updates} x {batch_size}")
+        return updates
+
+    def saw_episodes(self, episodes: Sequence[Episode]) -> None:
+        self.say(f"saw episodes {[episode.episode for episode in episodes]}")
+
+    def saw_report(self, report: Report) -> None:
+        self.reports.append(report)
+        self.say(f"saw report at {report.env_steps}")
+
+    def saw_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
+        self.say(f"saw evaluation at {env_steps}: {evaluation.mean:g} {reached}")
+
+    def saw_checkpoint(self, trainer: Trainer) -> None:
+        self.say(f"saw checkpoint at {trainer.rollout.env_steps} {trainer.status}")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+    return clock
+
+
+def staged(
+    clock: Clock,
+    *,
+    until: int,
+    num_envs: int = 2,
+    ratio: float = 0.5,
+    starts: int = 2,
+    ends: dict[int, int] | None = None,
+    means: Sequence[tuple[float, float]] = (),
+    goal: float | None = None,
+    epsilon: Schedule | None = None,
+    **intervals: int,
+) -> tuple[Trainer, Stage]:
+    stage = Stage(clock, num_envs, ends or {})
+    trainer = Trainer(
+        cast("Rollout", stage.rollout),
+        cast("Any", stage.learner),
+        draw=cast("Any", stage.draw),
+        batch_size=32,
+        ratio=ReplayRatio(ratio, starts),
+        epsilon=epsilon or Constant(0.5),
+        until=until,
+        intervals=Intervals(**{"report": NEVER, "checkpoint": NEVER, **intervals}),
+        witness=stage,
+        evaluator=cast("Evaluator", FakeEvaluator(stage, means)),
+        stop_at_return=goal,
+        started=90.0,
+    )
+    return trainer, stage
+
+
+def count(stage: Stage, start: str) -> int:
+    return sum(event.startswith(start) for event in stage.tape)
+
+
+# The order
+
+
+def test_five_vector_steps_happen_in_this_order(clock: Clock) -> None:
+    trainer, stage = staged(
+        clock,
+        until=10,
+        ends={3: 2},
+        means=[(50.0, 0.0)],
+        goal=100.0,
+        report=4,
+        checkpoint=6,
+        evaluate=8,
+        target_episodes=2,
+    )
+    assert trainer.run(SEEDS) == "completed"
+    assert stage.tape == [
+        "reset [7, 8]",
+        "send 0.5",
+        "collect",
+        "write",
+        "send 0.5",
+        "collect",
+        "write",
+        "saw report at 4",
+        "send 0.5",
+        "draw 1 x 32",
+        "learn 1 from ring",
+        "collect",
+        "write",
+        "sync target",
+        "saw episodes [1, 2]",
+        "saw checkpoint at 6 running",
+        "send 0.5",
+        "draw 1 x 32",
+        "learn 1 from ring",
+        "collect",
+        "write",
+        "saw report at 8",
+        "screen",
+        "saw evaluation at 8: 50 False",
+        "send 0.5",
+        "draw 1 x 32",
+        "learn 1 from ring",
+        "collect",
+        "write",
+        "draw 1 x 32",
+        "learn 1 from ring",
+        "saw report at 10",
+    ]
+
+
+def test_exploration_follows_env_steps_and_episodes(clock: Clock) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def schedule(env_steps: int, episodes: int) -> float:
+        seen.append((env_steps, episodes))
+        return 1.0
+
+    trainer, _ = staged(clock, until=8, num_envs=2, ends={1: 1, 3: 2}, epsilon=schedule)
+    trainer.run(SEEDS)
+    assert seen[:4] == [(0, 0), (2, 1), (4, 1), (6, 3)]
+
+
+# The replay ratio
+
+
+@pytest.mark.parametrize("num_envs", [1, 4, 64])
+@pytest.mark.parametrize("ratio", [0.25, 1.0, 8.0])
+def test_updates_per_env_step_are_exact_at_every_moment(
+    clock: Clock, num_envs: int, ratio: float
+) -> None:
+    trainer, stage = staged(clock, until=1000, num_envs=num_envs, ratio=ratio, starts=130)
+    learn, most = stage.learner.learn, 0
+
+    def checked(replay: object, index: int) -> None:
+        nonlocal most
+        learn(replay, index)
+        most = max(most, index)
+        assert stage.learner.updates == math.floor(ratio * (stage.rollout.env_steps - 130))
+
+    stage.learner.learn = checked  # type: ignore[method-assign]
+    trainer.run(SEEDS)
+    owed = math.floor(ratio * (stage.rollout.env_steps - 130))
+    assert stage.learner.updates == trainer.ratio.updates == owed > 0
+    assert most <= max(1, num_envs * ratio)
+
+
+@pytest.mark.parametrize("num_envs", [1, 4, 64])
+def test_nothing_is_learned_before_learning_starts(clock: Clock, num_envs: int) -> None:
+    trainer, stage = staged(clock, until=130, num_envs=num_envs, ratio=1.0, starts=192)
+    trainer.run(SEEDS)
+    assert stage.learner.updates == 0
+    assert math.isnan(trainer.train_sps)
+
+
+def test_a_stopped_run_owes_what_it_has_not_paid(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=NEVER, ratio=1.0)
+    stage.then["learn 2 from ring"] = trainer.stop
+    assert trainer.run(SEEDS) == "stopped"
+    assert count(stage, "learn") == 1
+    assert trainer.ratio.due(stage.rollout.env_steps) == 2
+
+
+# By interval
+
+
+@pytest.mark.parametrize("num_envs", [1, 4, 64])
+def test_intervals_are_counted_in_env_steps(clock: Clock, num_envs: int) -> None:
+    trainer, stage = staged(
+        clock,
+        until=6400,
+        num_envs=num_envs,
+        means=[(0.0, 0.0)] * 8,
+        goal=1.0,
+        report=100,
+        checkpoint=320,
+        evaluate=800,
+    )
+    trainer.run(SEEDS)
+    assert count(stage, "saw report") == 64
+    assert count(stage, "saw checkpoint") == 20
+    assert count(stage, "screen") == 8
+
+
+def test_a_run_shorter_than_an_interval_is_reported_once_at_its_end(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=10)
+    trainer.run(SEEDS)
+    assert [event for event in stage.tape if "saw" in event] == ["saw report at 10"]
+    assert stage.reports[0].updates == 4
+
+
+@pytest.mark.parametrize(("per_step", "syncs"), [(1, 10), (2, 20), (3, 30), (9, 50)])
+def test_a_hard_target_is_copied_by_finished_episodes(
+    clock: Clock, per_step: int, syncs: int
+) -> None:
+    ends = dict.fromkeys(range(1, 51), per_step)
+    trainer, stage = staged(clock, until=100, ends=ends, target_episodes=5)
+    trainer.run(SEEDS)
+    assert stage.rollout.episodes == 50 * per_step
+    assert count(stage, "sync") == syncs
+
+
+def test_a_soft_target_is_never_copied(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=100, ends=dict.fromkeys(range(1, 51), 3))
+    trainer.run(SEEDS)
+    assert count(stage, "sync") == 0
+
+
+# The goal
+
+
+def test_a_full_evaluation_that_reaches_the_goal_ends_the_run(clock: Clock) -> None:
+    trainer, stage = staged(
+        clock,
+        until=NEVER,
+        means=[(99.0, 120.0), (100.0, 99.0), (150.0, 101.0)],
+        goal=100.0,
+        evaluate=10,
+    )
+    assert trainer.run(SEEDS) == "solved"
+    assert [event for event in stage.tape if event[:4] in {"scre", "full", "saw "}] == [
+        "screen",
+        "saw evaluation at 10: 99 False",
+        "screen",
+        "full",
+        "saw evaluation at 20: 99 False",
+        "screen",
+        "full",
+        "saw evaluation at 30: 101 True",
+        "saw report at 30",
+    ]
+    assert trainer.evaluation is not None
+    assert trainer.evaluation.mean == 101.0
+    assert stage.tape[-2:] == ["saw evaluation at 30: 101 True", "saw report at 30"]
+
+
+def test_the_time_to_the_goal_leaves_evaluations_out_of_the_training_time(clock: Clock) -> None:
+    trainer, _ = staged(
+        clock, until=NEVER, ratio=0.5, means=[(0.0, 0.0), (1.0, 1.0)], goal=1.0, evaluate=4
+    )
+    trainer.run(SEEDS)
+    steps = 6 * 3.5 + 4 * 4.0
+    assert trainer.solved_train_s == steps
+    assert trainer.solved_total_s == 10.0 + 5.0 + steps + 2 * 20.0 + 50.0
+
+
+def test_an_untrained_policy_is_not_evaluated(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=10, starts=8, means=[(9.0, 9.0)], goal=1.0, evaluate=2)
+    assert trainer.run(SEEDS) == "completed"
+    assert count(stage, "screen") == 0
+
+
+def test_without_a_goal_nothing_is_evaluated(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=20, evaluate=2)
+    trainer.run(SEEDS)
+    assert count(stage, "screen") == 0
+    assert (trainer.solved_train_s, trainer.solved_total_s) == (None, None)
+
+
+# Stopping and failing
+
+
+@pytest.mark.parametrize("moment", ["send 0.5", "draw 2 x 32", "learn 2 from ring", "collect"])
+def test_a_stop_ends_the_run_after_the_step_in_progress(clock: Clock, moment: str) -> None:
+    trainer, stage = staged(
+        clock, until=NEVER, means=[(9.0, 9.0)] * 9, goal=1.0, evaluate=2, starts=-4, checkpoint=2
+    )
+    stage.then[moment] = trainer.stop
+    assert trainer.run(SEEDS) == "stopped"
+    assert stage.tape == [
+        "reset [7, 8]",
+        "send 0.5",
+        "draw 2 x 32",
+        "learn 2 from ring",
+        "collect",
+        "write",
+        "saw checkpoint at 2 stopped",
+        "saw report at 2",
+    ]
+
+
+def test_a_stop_in_the_last_step_is_still_a_stop(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=2)
+    stage.then["collect"] = trainer.stop
+    assert trainer.run(SEEDS) == "stopped"
+
+
+def test_a_stop_before_the_first_step_takes_none(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=10)
+    trainer.stop()
+    assert trainer.run(SEEDS) == "stopped"
+    assert stage.tape == ["reset [7, 8]"]
+
+
+def test_updates_that_were_skipped_end_the_run_at_the_next_report(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=100, report=10)
+    stage.then["learn 1 from ring"] = lambda: stage.learner.state.skipped.fill_(3)
+    with pytest.raises(NonFiniteError, match=r"3 updates before env step 10 .*--learning-rate"):
+        trainer.run(SEEDS)
+    assert count(stage, "saw") == 0
+
+
+def test_updates_that_were_skipped_are_found_without_an_interval_too(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=20)
+    stage.learner.state.skipped.fill_(1)
+    with pytest.raises(NonFiniteError, match="before env step 20"):
+        trainer.run(SEEDS)
+
+
+# The clock
+
+
+def test_a_report_tells_where_the_time_went(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=16, starts=0, ends={2: 1, 3: 1}, report=8)
+    stage.learner.will_compile_s = 30.0
+    trainer.run(SEEDS)
+    train_s = 4 * 3.5 + 3 * 4.0
+    assert stage.reports[0].time_left_s == pytest.approx(train_s)
+    assert replace(stage.reports[0], time_left_s=0.0) == Report(
+        env_steps=8,
+        total_env_steps=16,
+        updates=3,
+        episodes=2,
+        sps=8 / train_s,
+        return_mean_100=15.0,
+        epsilon=0.5,
+        loss=0.5,
+        q_mean=7.0,
+        grad_norm=3.0,
+        wall_s=10.0 + 5.0 + train_s + 30.0,
+        time_left_s=0.0,
+        time_share={
+            "act": 4.0 / train_s,
+            "env_wait": 8.0 / train_s,
+            "write": 2.0 / train_s,
+            "learn": 12.0 / train_s,
+            "other": 0.0,
+        },
+    )
+    assert trainer.startup_s == 15.0
+    assert trainer.watch.seconds["compile"] == 30.0
+
+
+def test_the_speed_is_counted_from_the_first_update_on(clock: Clock) -> None:
+    trainer, _ = staged(clock, until=40, starts=20, ratio=0.5)
+    trainer.run(SEEDS)
+    first_update_s, end_s = 11 * 3.5 + 1.0, 20 * 3.5 + 10 * 4.0
+    assert trainer.train_sps == (40 - 22) / (end_s - first_update_s)
+
+
+def test_the_peak_is_the_fastest_whole_interval(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=45, starts=22, ratio=0.5, report=10)
+    trainer.run(SEEDS)
+    speeds = [report.sps for report in stage.reports]
+    assert len(speeds) == 5
+    assert trainer.peak_sps == max(speeds[:4]) == pytest.approx(2 / 3.5)
+
+
+def test_a_report_without_a_step_since_the_last_one_knows_no_time_left(clock: Clock) -> None:
+    trainer, _ = staged(clock, until=10)
+    trainer.begin(SEEDS)
+    assert math.isnan(trainer.report().time_left_s)
+
+
+def test_the_mean_return_is_of_the_last_hundred_episodes(clock: Clock) -> None:
+    trainer, _ = staged(clock, until=200, ends=dict.fromkeys(range(1, 101), 2))
+    assert math.isnan(trainer.return_mean_100)
+    trainer.run(SEEDS)
+    assert trainer.return_mean_100 == pytest.approx(10.0 * np.mean(range(101, 201)))
