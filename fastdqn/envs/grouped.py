@@ -1,4 +1,8 @@
-"""An AsyncVectorEnv whose workers host several environments each and share one block of memory."""
+"""An AsyncVectorEnv whose workers host several environments each and share one block of memory.
+
+It is longer than most files: it answers every call of Gymnasium's class, each in a few lines that
+belong side by side; processes and messages live in `pool`, the layout in `rows`.
+"""
 
 from __future__ import annotations
 

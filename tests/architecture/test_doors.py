@@ -1,0 +1,192 @@
+"""The shape of the package: doors, names, sizes, and what is public."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import fastdqn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PACKAGE = Path(fastdqn.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 50
+NAMES_THAT_SAY_NOTHING = {"utils", "util", "misc", "common", "helpers", "helper", "tools", "core"}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+each_file = pytest.mark.parametrize("path", FILES, ids=name_of)
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def public_definitions(body: list[ast.stmt]) -> Iterator[Function | ast.ClassDef]:
+    """Find public functions and classes, and the public methods of public classes."""
+    for node in body:
+        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from public_definitions(node.body)
+
+
+# Doors
+
+
+def test_the_doors_are_kept() -> None:
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache", "--no-logo"]
+    done = subprocess.run(
+        command, cwd=PACKAGE.parent, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "known"),
+    [
+        ("errors", set()),
+        ("config", {"fastdqn.errors"}),
+        ("presets", {"fastdqn.config", "fastdqn.errors"}),
+        ("arguments", {"fastdqn.config", "fastdqn.errors"}),
+        ("signals", set()),
+    ],
+)
+def test_who_comes_first_knows_only_what_came_before(module: str, known: set[str]) -> None:
+    imported = {
+        node.module
+        for node in ast.walk(tree_of(PACKAGE / f"{module}.py"))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("fastdqn")
+    }
+    assert imported == known
+
+
+@pytest.mark.parametrize("module", ["fastdqn", "fastdqn.cli", "fastdqn.envs.worker"])
+def test_pytorch_is_not_loaded_before_it_is_needed(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+# Names and sizes
+
+
+@each_file
+def test_a_file_is_named_after_what_is_in_it(path: Path) -> None:
+    assert path.stem not in NAMES_THAT_SAY_NOTHING
+    assert path.parent.name not in NAMES_THAT_SAY_NOTHING
+
+
+@each_file
+def test_a_file_is_short_or_says_at_its_top_why_it_is_not(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").count("\n")
+    told = " ".join((ast.get_docstring(tree_of(path)) or "").split())
+    assert lines <= MAX_FILE_LINES or "longer than" in told, f"{lines} lines"
+
+
+@each_file
+def test_functions_are_short(path: Path) -> None:
+    told = " ".join((ast.get_docstring(tree_of(path)) or "").split())
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, Function):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            assert lines <= MAX_FUNCTION_LINES or "longer than" in told, f"{node.name}: {lines}"
+
+
+@each_file
+def test_nothing_is_printed_but_by_a_console(path: Path) -> None:
+    calls = (node.func for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call))
+    assert not [func for func in calls if isinstance(func, ast.Name) and func.id == "print"]
+
+
+# What is public
+
+
+@each_file
+def test_everything_public_is_documented(path: Path) -> None:
+    tree = tree_of(path)
+    assert ast.get_docstring(tree), "the file has no docstring"
+    for node in public_definitions(tree.body):
+        assert ast.get_docstring(node), f"{node.name} has no docstring"
+
+
+@each_file
+def test_everything_public_is_annotated(path: Path) -> None:
+    for node in public_definitions(tree_of(path).body):
+        if isinstance(node, Function):
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            bare = [arg.arg for arg in given if arg.annotation is None]
+            assert set(bare) <= {"self", "cls"}, f"{node.name}: {bare}"
+            assert node.returns is not None, f"{node.name} returns something unsaid"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.name != "__init__.py"], ids=name_of)
+def test_a_file_lists_what_it_offers_once_and_all_of_it_exists(path: Path) -> None:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    module = importlib.import_module(".".join(parts))
+    assert len(set(module.__all__)) == len(module.__all__) > 0
+    assert [name for name in module.__all__ if not hasattr(module, name)] == []
+
+
+def imports_between_files() -> Iterator[tuple[str, str, str]]:
+    """Find (importing file, module, name) for every import of one file of ours from another."""
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("fastdqn."):
+                for alias in node.names:
+                    yield name_of(path), str(node.module), alias.name
+
+
+def test_files_import_from_each_other_only_what_is_offered() -> None:
+    seen = list(imports_between_files())
+    assert len(seen) > 100
+    for path, module, name in seen:
+        assert name in importlib.import_module(module).__all__, f"{path} imports {module}.{name}"
+
+
+def test_the_public_names_are_those_of_the_table_and_of_the_type_checker() -> None:
+    table = {name for names in fastdqn._HOMES.values() for name in names}
+    assert {*table, "__version__"} == set(fastdqn.__all__)
+    checked = {
+        (node.module, alias.name)
+        for node in ast.walk(tree_of(PACKAGE / "__init__.py"))
+        if isinstance(node, ast.ImportFrom) and node.module != "__future__"
+        for alias in node.names
+        if alias.name not in {"TYPE_CHECKING", "Any"}
+    }
+    assert checked == {(home, name) for home, names in fastdqn._HOMES.items() for name in names}
+
+
+@pytest.mark.parametrize("name", sorted(set(fastdqn.__all__) - {"__version__"}))
+def test_a_public_name_can_be_imported_is_offered_at_home_and_documented(name: str) -> None:
+    thing: Any = getattr(fastdqn, name)
+    home = importlib.import_module(fastdqn._HOME_OF[name])
+    assert thing is getattr(home, name)
+    assert name in home.__all__
+    assert name in dir(fastdqn)
+    if inspect.isclass(thing) or inspect.isfunction(thing):
+        assert thing.__doc__
+        assert not thing.__doc__.startswith(f"{name}("), "the docstring is a dataclass's own"
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'Trainer'"):
+        _ = fastdqn.Trainer
+
+
+def test_the_package_is_typed_for_others() -> None:
+    assert (PACKAGE / "py.typed").exists()
