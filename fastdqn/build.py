@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from fastdqn.evaluation import Evaluator
 from fastdqn.learner import Learner
 from fastdqn.networks import FlatNetwork, mlp_for
 from fastdqn.optimizers import OPTIMIZERS, Adam, AdamW, Optimizer
+from fastdqn.presets import preset_config
 from fastdqn.replay import ReplayBuffer
 from fastdqn.rollout import Rollout
 from fastdqn.schedules import (
@@ -40,7 +42,7 @@ __all__ = [
 
 
 def build_config(env_id: str, settings: Mapping[str, Any]) -> Config:
-    """Build the Config of an environment from named settings.
+    """Build the Config of an environment from named settings; `preset` fills the others.
 
     Raises:
         UsageError: There is no such setting, or its value cannot be used.
@@ -52,7 +54,8 @@ def build_config(env_id: str, settings: Mapping[str, Any]) -> Config:
             "DQN has no such setting",
             f"Choose among {', '.join(Config.__dataclass_fields__)}.",
         )
-    return Config(**{**settings, "env_id": env_id})
+    preset = settings.get("preset")
+    return replace(preset_config(preset) if preset else Config(), **{**settings, "env_id": env_id})
 
 
 def build_network(config: Config, env: EnvDescription) -> nn.Module:

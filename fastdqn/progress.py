@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from datetime import datetime
@@ -49,7 +50,8 @@ class Console:
         rich: The terminal, for displays that draw on it.
 
     Raises:
-        OSError: The log file cannot be written.
+        OSError: The log file cannot be opened. One that fills the disk later is given up, and
+            that is told once.
     """
 
     def __init__(self, log_path: Path | None, *, stream: TextIO | None = None) -> None:
@@ -79,13 +81,18 @@ class Console:
         if self._log is None:
             return
         stamp = datetime.now().isoformat(sep=" ", timespec="seconds")
-        self._log.writelines(f"{stamp}  {line}\n" for line in text.splitlines())
+        try:
+            self._log.writelines(f"{stamp}  {line}\n" for line in text.splitlines())
+        except OSError as error:
+            self.close()
+            self.say(f"log.txt ends here: {error}", style="red")
 
     def close(self) -> None:
         """Close the log file; a second call does nothing, the terminal stays usable."""
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        log, self._log = self._log, None
+        if log is not None:
+            with contextlib.suppress(OSError):
+                log.close()
 
     def __enter__(self) -> Self:
         return self

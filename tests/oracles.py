@@ -6,6 +6,7 @@ Light on purpose: workers import this module, and they must not load PyTorch.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -115,6 +116,10 @@ class CounterEnv(gym.Env[Any, Any]):
     def pid(self) -> int:
         """Return the process that hosts this environment."""
         return os.getpid()
+
+    def holds_ctrl_c_back(self) -> bool:
+        """Return whether the process that hosts this environment was started deaf to SIGINT."""
+        return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
     def has_imported(self, module: str) -> bool:
         """Return whether the process that hosts this environment has loaded a module."""

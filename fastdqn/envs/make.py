@@ -85,9 +85,11 @@ def describe(factory: EnvFactory) -> EnvDescription:
     name = _name_of(factory)
     try:
         env = factory()
-    except (gym.error.Error, ImportError) as error:
+    except Exception as error:  # a constructor may raise anything
         raise UsageError(
-            f"environment {name}", _first_line(error), "Install what it needs or fix its factory."
+            f"environment {name}",
+            f"it cannot be built ({type(error).__name__}: {_first_line(error)})",
+            "Install what it needs or fix its factory.",
         ) from error
     try:
         solved_at = env.spec.reward_threshold if env.spec else None

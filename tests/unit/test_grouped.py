@@ -133,7 +133,7 @@ def test_close_does_not_wait_for_a_pending_step_beyond_its_timeout() -> None:
 @pytest.fixture(scope="module")
 def slow() -> Iterator[GroupedVectorEnv]:
     """Two workers; environment 1 sleeps in its first step, environment 0 in none."""
-    factory = partial(HangingEnv, 1, 50, at=1, sleep_s=0.4)
+    factory = partial(HangingEnv, 1, 50, at=1, sleep_s=0.6)
     envs = GroupedVectorEnv(one_of(factory, 1, 2), num_workers=2)
     yield envs
     envs.close()
@@ -167,11 +167,11 @@ def test_a_timeout_that_is_long_enough_changes_nothing(slow: GroupedVectorEnv) -
 
 
 def test_a_timeout_in_call_and_reset_keeps_them_pending(slow: GroupedVectorEnv) -> None:
-    slow.call_async("nap", 0.1)
+    slow.call_async("nap", 0.3)
     with pytest.raises(multiprocessing.TimeoutError):
         slow.call_wait(timeout=0.0)
-    assert slow.call_wait(timeout=20) == (0.1, 0.1)
-    slow.reset_async(options={"nap_s": 0.1})
+    assert slow.call_wait(timeout=20) == (0.3, 0.3)
+    slow.reset_async(options={"nap_s": 0.3})
     with pytest.raises(multiprocessing.TimeoutError):
         slow.reset_wait(timeout=0.0)
     assert slow.reset_wait(timeout=20)[0][:, 2].tolist() == [0, 0]
@@ -247,6 +247,23 @@ def test_actions_of_several_numbers_reach_their_environment() -> None:
     _, reward, *_ = vector.step(np.array([[0, 0], [1, 0], [1, 2]]))
     vector.close()
     assert (reward % 4).tolist() == [0, 1, 3]
+
+
+# Rows
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
+def test_the_block_says_which_rows_were_only_a_reset(mode: AutoresetMode) -> None:
+    vector = GroupedVectorEnv(counters(2, (1, 2)), autoreset_mode=mode, num_workers=1)
+    vector.reset()
+    seen = []
+    for _ in range(2):
+        vector.step([0, 0])
+        seen.append(vector.rows.real.tolist())
+    vector.close()
+    second = [mode is not AutoresetMode.NEXT_STEP, True]
+    assert seen == [[True, True], second]
+    assert vector.rows.episode_length.tolist() == [1, 2]
 
 
 # Arguments
@@ -440,12 +457,16 @@ def test_workers_never_load_pytorch(context: str) -> None:
 def test_no_more_workers_run_at_a_time_than_max_concurrency(
     allowed: int | None, at_once: int
 ) -> None:
-    factories = [partial(HangingEnv, i, at=0, sleep_s=0.1) for i in range(2)]
+    factories = [partial(HangingEnv, i, 50, at=0, sleep_s=0.05) for i in range(2)]
     vector = GroupedVectorEnv(factories, max_concurrency=allowed, num_workers=2)
     vector.reset()
-    overlaps = [_most_at_once(vector.step([0, 0])[-1]["span"]) for _ in range(2)]
+    most = 0
+    for _ in range(8):  # a busy machine may keep two free workers apart for a step or two
+        most = max(most, _most_at_once(vector.step([0, 0])[-1]["span"]))
+        if most == 2:
+            break
     vector.close()
-    assert max(overlaps) == at_once
+    assert most == at_once
 
 
 def _most_at_once(spans: np.ndarray[Any, Any]) -> int:

@@ -174,13 +174,15 @@ def test_an_environment_that_lacks_a_library_is_refused_by_name() -> None:
     def mujoco() -> gym.Env[Any, Any]:
         raise gym.error.DependencyNotInstalled("Please run pip install this\nand that")
 
-    with pytest.raises(UsageError, match=r"^environment mujoco: Please run pip install this\. "):
+    said = r"mujoco: it cannot be built \(DependencyNotInstalled: Please run pip install this\)\. "
+    with pytest.raises(UsageError, match=said):
         describe(mujoco)
 
 
-def test_what_a_constructor_raises_by_itself_comes_through() -> None:
-    with pytest.raises(CrashError, match="out of luck"):
+def test_what_a_constructor_raises_is_told_and_kept_as_the_cause() -> None:
+    with pytest.raises(UsageError, match=r"cannot be built \(CrashError: out of luck\)") as refused:
         describe(partial(CrashingEnv, where="constructor"))
+    assert isinstance(refused.value.__cause__, CrashError)
 
 
 # Spaces
