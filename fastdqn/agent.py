@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +25,7 @@ from fastdqn.build import (
 )
 from fastdqn.checkpoint import SavedPolicy, load_policy, save_policy
 from fastdqn.config import Config, plain
-from fastdqn.device import resolve_device
+from fastdqn.device import available_cores, resolve_device
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe, factory_of
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.source import EnvSource, make_source, source_of
@@ -222,7 +223,8 @@ class DQN:
             torch.set_num_threads(config.cpu_threads)
             source, evaluator = self._vector, None
             if source is None:
-                source = stack.enter_context(closing(self._new_source(config.num_envs)))
+                workers = config.num_workers or max(1, available_cores() - 1)  # one core learns
+                source = stack.enter_context(closing(self._new_source(config.num_envs, workers)))
                 evaluator = self._new_evaluator(config.seed, config.eval_episodes)
                 stack.callback(evaluator.close)
             rollout = Rollout(source, self.policy, self.replay)
@@ -282,18 +284,18 @@ class DQN:
             "config": {**plain(self.config), "run_dir": None},
         }
 
-    def _new_source(self, num_envs: int) -> EnvSource:
+    def _new_source(self, num_envs: int, num_workers: int | None) -> EnvSource:
         if self._factory is None:
             raise UsageError(
                 "an agent of a VectorEnv",
                 "it cannot build environments",
                 "Pass an id or a factory.",
             )
-        config = self.config
         return make_source(
-            config.vectorizer, self._factory, self.description, num_envs, config.num_workers
+            self.config.vectorizer, self._factory, self.description, num_envs, num_workers
         )
 
     def _new_evaluator(self, seed: int, episodes: int) -> Evaluator:
-        num_envs = min(EVALUATION_ENVS, episodes)
-        return Evaluator(self.policy, lambda: self._new_source(num_envs), seed, episodes)
+        num_envs, num_workers = min(EVALUATION_ENVS, episodes), self.config.num_workers
+        make = partial(self._new_source, num_envs, num_workers)
+        return Evaluator(self.policy, make, seed, episodes)

@@ -30,7 +30,7 @@ class Config:
     num_envs: int = 16
     """Environments stepped side by side."""
     num_workers: int | None = None
-    """Worker processes that host them; None is one per core."""
+    """Worker processes that host them; None is one per core but one, which learns."""
     vectorizer: Literal["grouped", "async", "sync"] = "grouped"
     """Who steps them: our grouped workers, or Gymnasium's AsyncVectorEnv or SyncVectorEnv."""
 

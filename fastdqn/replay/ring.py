@@ -105,20 +105,22 @@ class ReplayBuffer:
         self._finals, slots = sizes.finals, sizes.slots
         self.ring = Ring(
             torch.zeros(slots + self._finals, *obs_shape, dtype=obs_dtype, device=self.device),
-            torch.zeros(slots, dtype=torch.int64, device=self.device),
+            torch.arange(num_envs, slots + num_envs, device=self.device).remainder_(slots),
             torch.zeros(slots, dtype=torch.int64, device=self.device),
             torch.zeros(slots, dtype=torch.float32, device=self.device),
             torch.zeros(slots, dtype=torch.bool, device=self.device),
             torch.zeros(slots, dtype=torch.bool, device=self.device),
         )
         self._columns = torch.arange(num_envs, device=self.device)
-        self._starts = torch.zeros(slots, dtype=torch.int64, device=self.device)
+        self._starts = torch.arange(slots, device=self.device)
+        self._in_order = True  # no row was partial yet, so `starts` already holds what it will
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._row = 0  # vector steps written so far; row r lies at r % num_rows
         self._oldest = 0  # the oldest row whose transitions may be drawn
         self._first = 0  # transitions that have left `starts`
         self._last = 0  # transitions that ever entered `starts`
         self._counts = np.zeros(self.num_rows, np.int64)  # transitions in `starts` by row
+        self._points_away = np.zeros(self.num_rows, np.bool_)  # rows with a final observation
         self._final_head = 0
         self._final_row = np.full(self._finals, -1, np.int64)  # row that a final frame serves
 
@@ -167,8 +169,7 @@ class ReplayBuffer:
         self.ring.terminated[here] = terminated
         self.ring.truncated[here] = truncated
         self._frame_row(self._row + 1).copy_(obs)
-        following = self._slots(self._row + 1).start
-        torch.add(self._columns, following, out=self.ring.next_index[here])
+        self._point_to_next_row(here)
         if final_obs is not None and ended is not None and ended.size:
             self._keep_final(self._row, ended, final_obs)
         self._list_starts(here.start, real)
@@ -221,17 +222,30 @@ class ReplayBuffer:
     def _frame_row(self, row: int) -> Tensor:
         return self.ring.frames[self._slots(row)]
 
+    def _point_to_next_row(self, here: slice) -> None:
+        """Let a row point to the frames of the next one, if an older use of it did not."""
+        if self._points_away[self._row % self.num_rows]:
+            following = self._slots(self._row + 1).start
+            torch.add(self._columns, following, out=self.ring.next_index[here])
+            self._points_away[self._row % self.num_rows] = False
+
     def _list_starts(self, start: int, real: npt.NDArray[np.bool_] | None) -> None:
         columns = self._columns
         if real is not None and not real.all():
             columns = self._queued(np.flatnonzero(real))
+            self._in_order = False
+        count = len(columns)
+        if not self._in_order:
+            self._append_starts(columns, start)
+        self._counts[self._row % self.num_rows] = count
+        self._last += count
+
+    def _append_starts(self, columns: Tensor, start: int) -> None:
         count = len(columns)
         head = self._last % len(self._starts)
         tail = min(count, len(self._starts) - head)
         self._starts[head : head + tail] = columns[:tail] + start
         self._starts[: count - tail] = columns[tail:] + start
-        self._counts[self._row % self.num_rows] = count
-        self._last += count
 
     def _forget(self, row: int) -> None:
         """Take `row` and all rows before it out of the draw."""
@@ -247,6 +261,7 @@ class ReplayBuffer:
         places = (self._final_head + np.arange(len(envs))) % self._finals
         self._forget(int(self._final_row[places].max()))
         self._final_row[places] = row
+        self._points_away[row % self.num_rows] = True
         self._final_head += len(envs)
         index, target = self._queued(envs), self._queued(places + self.num_rows * self.num_envs)
         self.ring.frames[target] = frames[index].to(self.ring.frames.dtype)

@@ -357,12 +357,8 @@ def dead_rows_drawn() -> None:
 
 @turns_red(RING + "no_draw_starts_where_the_successor_is_not_written_yet")
 def newest_row_drawn_before_its_successor_is_written() -> None:
-    right = ReplayBuffer._list_starts
-
-    def list_starts(self: ReplayBuffer, start: int, real: Any) -> None:
-        right(self, (start + self.num_envs) % len(self.ring.action), real)
-
-    exchange("_list_starts", list_starts, ReplayBuffer)
+    right = ReplayBuffer._nth
+    exchange("_nth", lambda self, n: right(self, n + self.num_envs), ReplayBuffer)
 
 
 @turns_red(
