@@ -26,9 +26,12 @@ _LUNARLANDER = Config(
     total_timesteps=1_500_000,
     stop_at_return=210.0,
 )
+# CartPole with gamma 0.99 diverges for about one seed in ten: its Q-values pass 100, which no
+# return of discounted ones can. With 0.98 none of the seeds 0 to 22 did.
 _CARTPOLE = Config(
     env_id="CartPole-v1",
     total_timesteps=500_000,
+    gamma=0.98,
     hidden_sizes=(64, 64),
     batch_size=64,
     tau=0.01,
