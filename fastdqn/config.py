@@ -72,7 +72,7 @@ class Config:
     """Transitions that the replay ring holds."""
     batch_size: int = 128
     """Transitions per update."""
-    learning_starts: int = 1_000
+    learning_starts: int = 1_024
     """Env steps before the first update is owed."""
     replay_ratio: float = 0.25
     """Updates per env step, kept exactly."""
