@@ -19,12 +19,12 @@ class Preset:
     config: Config
 
 
-# Both stop a little above the return that counts as solved (200 and 475), by about two standard
-# errors of a mean over 100 episodes, so that a second evaluation agrees with the first.
+# Both stop above the return that counts as solved (200 and 475), by two standard errors of a mean
+# over 100 episodes or more, so that a second evaluation agrees with the first.
 _LUNARLANDER = Config(
     env_id="LunarLander-v3",
     total_timesteps=1_500_000,
-    stop_at_return=210.0,
+    stop_at_return=220.0,
 )
 # CartPole with gamma 0.99 diverges for about one seed in ten: its Q-values pass 100, which no
 # return of discounted ones can. With 0.98 none of the seeds 0 to 22 did.
