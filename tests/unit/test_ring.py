@@ -80,7 +80,7 @@ def _stored(replay: ReplayBuffer) -> list[tuple[int, float, float]]:
 def _shown_row(replay: ReplayBuffer) -> int:
     """Row of the ring at the write head, seen from where its frames lie in memory."""
     frames, shown = replay.ring.frames, replay.shown
-    return (shown.storage_offset() - frames.storage_offset()) // shown.numel()
+    return int((shown.storage_offset() - frames.storage_offset()) // shown.numel())
 
 
 # Golden
