@@ -104,9 +104,7 @@ class DQN:
         self.learner = build_learner(config, flat)
         self._ratio = ReplayRatio(config.replay_ratio, config.learning_starts)
         self.execution_reason = "not trained yet"
-        self._rounds = 0
-        self._env_steps = 0
-        self._episodes = 0
+        self._rounds = self._env_steps = self._episodes = 0
 
     # The calls
 

@@ -1,6 +1,7 @@
 """Replay: the ring of transitions on the device."""
 
-from fastdqn.replay.ring import ReplayBuffer, Ring, gather
+from fastdqn.replay.ring import ReplayBuffer
 from fastdqn.replay.sizes import ring_bytes
+from fastdqn.replay.storage import Ring, gather
 
 __all__ = ["ReplayBuffer", "Ring", "gather", "ring_bytes"]

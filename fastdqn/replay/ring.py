@@ -16,8 +16,6 @@ has no successor yet and is never in the list.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -26,44 +24,12 @@ from torch import Tensor
 
 from fastdqn.errors import UsageError
 from fastdqn.replay.sizes import RingSizes
+from fastdqn.replay.storage import allocate, gather
 from fastdqn.transition import Transitions
 
-__all__ = ["ReplayBuffer", "Ring", "gather"]
+__all__ = ["ReplayBuffer"]
 
 MAX_DRAW = 2**62
-
-
-@dataclass(frozen=True, slots=True)
-class Ring:
-    """The tensors of the ring that a learner reads.
-
-    Attributes:
-        frames: [T * N + F, *O] observations, then final observations.
-        next_index: [T * N] int64, frame of the next observation.
-        action: [T * N] int64.
-        reward: [T * N] float32.
-        terminated: [T * N] bool.
-        truncated: [T * N] bool.
-    """
-
-    frames: Tensor
-    next_index: Tensor
-    action: Tensor
-    reward: Tensor
-    terminated: Tensor
-    truncated: Tensor
-
-
-def gather(ring: Ring, index: Tensor) -> Transitions:
-    """Copy the transitions at flat `index` [B] int64 out of the ring."""
-    return Transitions(
-        ring.frames[index],
-        ring.action[index],
-        ring.reward[index],
-        ring.frames[ring.next_index[index]],
-        ring.terminated[index],
-        ring.truncated[index],
-    )
 
 
 class ReplayBuffer:
@@ -103,14 +69,7 @@ class ReplayBuffer:
         self.num_envs, self.num_rows = num_envs, sizes.rows
         self.capacity = sizes.slots - num_envs
         self._finals, slots = sizes.finals, sizes.slots
-        self.ring = Ring(
-            torch.zeros(slots + self._finals, *obs_shape, dtype=obs_dtype, device=self.device),
-            torch.arange(num_envs, slots + num_envs, device=self.device).remainder_(slots),
-            torch.zeros(slots, dtype=torch.int64, device=self.device),
-            torch.zeros(slots, dtype=torch.float32, device=self.device),
-            torch.zeros(slots, dtype=torch.bool, device=self.device),
-            torch.zeros(slots, dtype=torch.bool, device=self.device),
-        )
+        self.ring = allocate(slots, self._finals, num_envs, obs_shape, obs_dtype, self.device)
         self._columns = torch.arange(num_envs, device=self.device)
         self._starts = torch.arange(slots, device=self.device)
         self._in_order = True  # no row was partial yet, so `starts` already holds what it will
