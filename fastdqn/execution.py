@@ -19,8 +19,8 @@ __all__ = ["EXECUTIONS", "Compiled", "accelerate", "choose_execution"]
 
 EXECUTIONS = ("auto", "eager", "compile", "cudagraph")
 WORTH_COMPILING_UPDATES = 20_000
-"""A cold compile takes as long as some 50,000 eager updates save on a slow machine, a warm one
-as long as 5,000."""
+"""A cold compile (20 s on two cores) takes as long as compiling 35,000 small updates saves, a warm
+one (3 s) as long as 5,000."""
 
 MANY = 10_000
 """Variants of one step that a process may compile; PyTorch's own limit of 8 is for accidents."""

@@ -58,7 +58,7 @@ class GroupedSource:
     """A GroupedVectorEnv in SAME_STEP mode: its shared block is the rows, nothing is copied.
 
     Args:
-        envs: The vector; owned from now on and closed by `close`.
+        envs: The vector; `close` closes it.
         description: Its environments.
     """
 
@@ -101,7 +101,7 @@ class VectorSource:
     each step: one that overwrites its array spoils `final_obs` before anybody sees it.
 
     Args:
-        envs: The vector; owned from now on and closed by `close`.
+        envs: The vector; `close` closes it.
         description: Its environments.
 
     Raises:
@@ -220,7 +220,7 @@ def make_source(
 
 
 def source_of(envs: VectorEnv[Any, Any, Any]) -> EnvSource:
-    """Make a source of a vector environment that the caller built; it is closed with the run.
+    """Make a source of a vector environment that the caller built and goes on owning.
 
     Raises:
         UsageError: Its spaces do not suit DQN, or it does not say its autoreset mode.
