@@ -27,6 +27,7 @@ class RowSpec:
         obs_dtype: Dtype of the observation space, by name.
         action_shape: Shape of one action; () for a Discrete space.
         action_dtype: Dtype of the action space, by name.
+        num_masked: Actions that a mask speaks of, A; 0 where environments give no masks.
     """
 
     num_envs: int
@@ -34,6 +35,7 @@ class RowSpec:
     obs_dtype: str
     action_shape: tuple[int, ...] = ()
     action_dtype: str = "int64"
+    num_masked: int = 0
 
     @classmethod
     def of_spaces(cls, num_envs: int, obs: Space[Any], action: Space[Any]) -> RowSpec:
@@ -72,6 +74,8 @@ class RowSpec:
             "real": ((n,), np.dtype(np.bool_)),
             "episode_return": ((n,), np.dtype(np.float64)),
             "episode_length": ((n,), np.dtype(np.int64)),
+            "action_mask": ((n, self.num_masked), np.dtype(np.bool_)),
+            "final_action_mask": ((n, self.num_masked), np.dtype(np.bool_)),
         }
 
     @property
@@ -95,6 +99,8 @@ class Rows:
         real: [N] bool; False where the step was only a reset (autoreset mode NEXT_STEP).
         episode_return: [N] float64, sum of rewards of the episode that ended last.
         episode_length: [N] int64, env steps of the episode that ended last.
+        action_mask: [N, A] bool, what may be done in `obs`; [N, 0] without masks.
+        final_action_mask: [N, A] bool, what could have been done in `final_obs`; or [N, 0].
     """
 
     obs: npt.NDArray[Any]
@@ -106,6 +112,8 @@ class Rows:
     real: npt.NDArray[np.bool_]
     episode_return: npt.NDArray[np.float64]
     episode_length: npt.NDArray[np.int64]
+    action_mask: npt.NDArray[np.bool_]
+    final_action_mask: npt.NDArray[np.bool_]
 
     @classmethod
     def over(cls, buffer: memoryview | bytearray, spec: RowSpec) -> Rows:
