@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -27,8 +28,10 @@ from fastdqn.checkpoint import SavedPolicy, load_policy, save_policy
 from fastdqn.config import Config, plain
 from fastdqn.device import available_cores, resolve_device
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe, factory_of
+from fastdqn.envs.masks import MASK, with_mask_in_info
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.source import EnvSource, make_source, source_of
+from fastdqn.envs.supervision import Supervision
 from fastdqn.errors import UsageError
 from fastdqn.evaluation import Evaluation, Evaluator
 from fastdqn.execution import choose_execution
@@ -71,13 +74,17 @@ class DQN:
     ) -> None:
         self._vector: EnvSource | None = None
         self._factory: EnvFactory | None = None
+        masks = settings.get("action_masks", True)
         if isinstance(env, VectorEnv):
-            self._vector = source_of(env)
+            self._vector = source_of(env, masks_in_infos=masks and MASK in env.reset()[1])
             self.description: EnvDescription = self._vector.description
             settings = {**settings, "num_envs": env.num_envs}
         else:
-            self._factory = factory_of(env) if isinstance(env, str) else env
+            factory = factory_of(env) if isinstance(env, str) else env
+            self._factory = partial(with_mask_in_info, factory)
             self.description = describe(self._factory)
+        if not masks:
+            self.description = replace(self.description, num_masked=0)
         name = env if isinstance(env, str) else self.description.env_id
         self.config = build_config(name, settings)
         self._build(network)
@@ -221,8 +228,7 @@ class DQN:
             torch.set_num_threads(config.cpu_threads)
             source, evaluator = self._vector, None
             if source is None:
-                workers = config.num_workers or max(1, available_cores() - 1)  # one core learns
-                source = stack.enter_context(closing(self._new_source(config.num_envs, workers)))
+                source = stack.enter_context(closing(self._training_source()))
                 evaluator = self._new_evaluator(config.seed, config.eval_episodes)
                 stack.callback(evaluator.close)
             rollout = Rollout(source, self.policy, self.replay)
@@ -282,7 +288,16 @@ class DQN:
             "config": {**plain(self.config), "run_dir": None},
         }
 
-    def _new_source(self, num_envs: int, num_workers: int | None) -> EnvSource:
+    def _training_source(self) -> EnvSource:
+        config, workers = self.config, self.config.num_workers
+        if workers is None:
+            workers = available_cores() - 1  # one core learns; a single one does everything
+        return self._new_source(config.num_envs, workers, config.env_groups)
+
+    def _new_source(
+        self, num_envs: int, num_workers: int | None, num_groups: int = 1
+    ) -> EnvSource:
+        config = self.config
         if self._factory is None:
             raise UsageError(
                 "an agent of a VectorEnv",
@@ -290,7 +305,13 @@ class DQN:
                 "Pass an id or a factory.",
             )
         return make_source(
-            self.config.vectorizer, self._factory, self.description, num_envs, num_workers
+            config.vectorizer,
+            self._factory,
+            self.description,
+            num_envs,
+            num_workers,
+            num_groups=num_groups,
+            supervision=Supervision(config.worker_deadline_s, config.max_worker_restarts),
         )
 
     def _new_evaluator(self, seed: int, episodes: int) -> Evaluator:

@@ -74,6 +74,8 @@ def build_replay(config: Config, env: EnvDescription, device: torch.device) -> R
         storage_dtype(env.obs_dtype),
         device=device,
         seed=seeds_of(config.seed, Stream.REPLAY, 1)[0],
+        num_groups=config.env_groups,
+        num_masked=env.num_masked,
     )
 
 

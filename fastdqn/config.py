@@ -30,9 +30,18 @@ class Config:
     num_envs: int = 16
     """Environments stepped side by side."""
     num_workers: int | None = None
-    """Worker processes that host them; None is one per core but one, which learns."""
-    vectorizer: Literal["grouped", "async", "sync"] = "grouped"
-    """Who steps them: our grouped workers, or Gymnasium's AsyncVectorEnv or SyncVectorEnv."""
+    """Worker processes that host them; 0 is none, None is one per core but one, which learns."""
+    env_groups: int = 1
+    """Groups of environments; of 2, one steps while the network acts for the other."""
+    vectorizer: Literal["grouped", "async", "sync", "envpool", "tensor"] = "grouped"
+    """Who steps them: our grouped workers, Gymnasium's AsyncVectorEnv or SyncVectorEnv, EnvPool,
+    or tensor environments on the device."""
+    worker_deadline_s: float = 120.0
+    """Seconds that a worker may take for a step or a reset; one that takes longer is restarted."""
+    max_worker_restarts: int = 100
+    """Restarts of workers within ten minutes; one more ends the run."""
+    action_masks: bool = True
+    """Obey the action masks of environments that give some, when acting and in the target."""
 
     double: bool = True
     """Double DQN: the online network chooses the next action, the target network values it."""
@@ -122,6 +131,7 @@ class Config:
 _AT_LEAST_ONE = (
     "total_timesteps",
     "num_envs",
+    "env_groups",
     "buffer_size",
     "batch_size",
     "epsilon_decay_steps",
@@ -138,10 +148,12 @@ _NOT_NEGATIVE = (
     "weight_decay",
     "learning_starts",
     "learning_rate",
+    "max_worker_restarts",
 )
+_NOT_NEGATIVE_OR_NONE = ("num_workers",)
 _FRACTIONS = ("gamma", "epsilon_start", "epsilon_end")
 _POSITIVE_FRACTIONS = ("tau", "epsilon_decay_factor")
-_POSITIVE = ("replay_ratio", "clip_norm", "clip_value", "num_workers")
+_POSITIVE = ("replay_ratio", "clip_norm", "clip_value", "worker_deadline_s")
 
 
 def check(config: Config) -> None:
@@ -155,6 +167,8 @@ def check(config: Config) -> None:
         _demand(config, name, lambda v: v >= 1, "it must be at least 1")
     for name in _NOT_NEGATIVE:
         _demand(config, name, lambda v: v >= 0, "it must not be negative")
+    for name in _NOT_NEGATIVE_OR_NONE:
+        _demand(config, name, lambda v: v is None or v >= 0, "it must not be negative")
     for name in _FRACTIONS:
         _demand(config, name, lambda v: 0 <= v <= 1, "it must lie in [0, 1]")
     for name in _POSITIVE:
@@ -231,6 +245,18 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str, str]]:
             f"--num-envs {config.num_envs}",
             f"one vector step does not fit into --buffer-size {config.buffer_size}",
             "Use fewer environments or a larger buffer.",
+        )
+    if config.num_envs % config.env_groups:
+        yield (
+            f"--env-groups {config.env_groups}",
+            f"--num-envs {config.num_envs} do not fall into that many equal groups",
+            "Choose --num-envs as a multiple of it.",
+        )
+    if config.env_groups > 1 and config.vectorizer != "grouped":
+        yield (
+            f"--env-groups {config.env_groups} with --vectorizer {config.vectorizer}",
+            "only our own workers step in groups",
+            "Leave one of the two out.",
         )
     if config.target == "hard" and not (config.target_period or config.target_period_episodes):
         yield (

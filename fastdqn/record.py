@@ -74,6 +74,16 @@ class RunRecord:
             self._episodes.flush()
         self.save(trainer, trainer.status)
 
+    def saw_restart(self, env_steps: int, told: str) -> None:
+        """Say in a line that a worker was restarted, and in log.txt all that is known."""
+        first, *rest = told.splitlines()
+        reason = f": {rest[-1]}" if rest else ""
+        with self._telling("log.txt"):
+            line = f"Restarted at env step {env_steps:,}: {first}{reason}"
+            self.console.say(line, style="yellow")
+            if rest:
+                self.console.log("\n".join(rest))
+
     def save(self, trainer: Trainer, status: str) -> None:
         """Write a checkpoint and result.json."""
         env_steps = trainer.rollout.env_steps

@@ -56,7 +56,7 @@ def result_of(trainer: Trainer, config: Config, env_id: str, status: str) -> dic
             "train_wall": _number(trainer.solved_train_s),
             "total_wall": _number(trainer.solved_total_s),
         },
-        "worker_restarts": 0,
+        "worker_restarts": trainer.worker_restarts,
         "status": status,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastdqn.envs.rows import Rows
 from fastdqn.envs.source import EnvSource
 from fastdqn.envs.transfer import transfer_to
 from fastdqn.errors import NonFiniteError
@@ -29,10 +31,11 @@ class Rollout:
     """Acts in N environments and writes what happens into the replay ring.
 
     `send` and `collect` are the two halves of a vector step; between them the workers step and
-    the caller may learn.
+    the caller may learn. With two groups of environments (double buffering) a vector step is one
+    of a single group: while the caller acts for one group and learns, the other one steps.
 
     Args:
-        source: The environments; between `collect` and `send` their rows are ours.
+        source: The environments; between `collect` and `send` a group's rows are ours.
         policy: Chooses the actions.
         replay: Takes the transitions; also holds what the environments show now.
 
@@ -45,27 +48,38 @@ class Rollout:
         self.source, self.policy, self.replay = source, policy, replay
         self.env_steps = 0
         self.episodes = 0
-        self._transfer = transfer_to(source.rows, replay.device)
-        self._action = torch.zeros(source.num_envs, dtype=torch.int64, device=replay.device)
+        self._groups = [_Group(source, i, replay.device) for i in range(source.num_groups)]
+        self._waiting: deque[_Group] = deque()  # whose rows are ours: they act next
+        self._stepping: deque[_Group] = deque()  # whose rows are the workers', the oldest first
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Start new episodes everywhere; the running ones are cut, not joined."""
+        while self._stepping:
+            self.source.recv(self._stepping.popleft().index)
         self.source.reset(seeds)
         self.replay.cut()
         self._refuse_if_bad("observation", self.source.rows.obs)
-        self.replay.begin(self._transfer.load().obs)
+        for group in self._groups:
+            shown = group.transfer.load()
+            self.replay.begin(shown.obs, shown.action_mask, group=group.index)
+        first = self.replay.next_group
+        self._waiting = deque(self._groups[first:] + self._groups[:first])
 
     def send(self, epsilon: float) -> None:
-        """Choose an action for every environment and start the step.
+        """Choose actions for the group that waits and start its step.
 
         The copy of the actions to the host is the one wait of a vector step.
         """
-        self._action = self.policy.act(self.replay.shown, epsilon)
-        self.source.send(self._action.cpu().numpy())
+        while self._waiting:
+            group, replay = self._waiting.popleft(), self.replay
+            shown, mask = replay.shown(group.index), replay.shown_mask(group.index)
+            group.action = self.policy.act(shown, epsilon, mask)
+            self.source.send(group.action.cpu().numpy(), group.index)
+            self._stepping.append(group)
 
     def collect(self) -> None:
-        """Wait for the step that `send` started; the rows are valid afterwards."""
-        self.source.recv()
+        """Wait for the step that was started first; its rows are valid afterwards."""
+        self.source.recv(self._stepping[0].index)
 
     def write(self) -> list[Episode]:
         """Write the rows into the ring and return the episodes that ended.
@@ -73,26 +87,29 @@ class Rollout:
         Raises:
             NonFiniteError: An environment returned a NaN or an infinity; nothing is written.
         """
-        rows, source = self.source.rows, self.source
+        group = self._stepping.popleft()
+        rows, within_step = group.rows, self.source.resets_within_step
         ended = np.flatnonzero(rows.terminated | rows.truncated)
-        within_step = source.resets_within_step
-        self._refuse_non_finite(ended if within_step else ended[:0])
-        step = self._transfer.load()
+        self._refuse_non_finite(group, ended if within_step else ended[:0])
+        real = None if rows.real.all() else rows.real
+        step = group.transfer.load()
         self.replay.write(
-            self._action,
+            group.action,
             step.reward,
             step.terminated,
             step.truncated,
             step.obs,
             final_obs=step.final_obs if within_step else None,
             ended=ended,
-            real=None if within_step else rows.real,
+            real=real,
+            action_mask=step.action_mask,
+            final_action_mask=step.final_action_mask,
         )
-        self.env_steps += source.num_envs if within_step else int(np.count_nonzero(rows.real))
-        return [self._episode(index) for index in ended.tolist()]
+        self._waiting.append(group)
+        self.env_steps += len(rows.real) if real is None else int(np.count_nonzero(real))
+        return [self._episode(rows, index) for index in ended.tolist()]
 
-    def _episode(self, index: int) -> Episode:
-        rows = self.source.rows
+    def _episode(self, rows: Rows, index: int) -> Episode:
         self.episodes += 1
         return Episode(
             self.episodes,
@@ -102,15 +119,19 @@ class Rollout:
             bool(rows.truncated[index] and not rows.terminated[index]),
         )
 
-    def _refuse_non_finite(self, ended: npt.NDArray[np.int64]) -> None:
-        rows = self.source.rows
-        self._refuse_if_bad("reward", rows.reward)
-        self._refuse_if_bad("observation", rows.obs)
+    def _refuse_non_finite(self, group: _Group, ended: npt.NDArray[np.int64]) -> None:
+        rows, first = group.rows, group.first_env
+        self._refuse_if_bad("reward", rows.reward, first)
+        self._refuse_if_bad("observation", rows.obs, first)
         if ended.size:
-            self._refuse_if_bad("observation", rows.final_obs[ended], ended)
+            self._refuse_if_bad("observation", rows.final_obs[ended], first, ended)
 
     def _refuse_if_bad(
-        self, what: str, values: npt.NDArray[Any], envs: npt.NDArray[np.int64] | None = None
+        self,
+        what: str,
+        values: npt.NDArray[Any],
+        first_env: int = 0,
+        envs: npt.NDArray[np.int64] | None = None,
     ) -> None:
         """Refuse a NaN, an infinity, or a number that float32 cannot hold; integers are fine.
 
@@ -123,9 +144,29 @@ class Rollout:
         if not bad.any():
             return  # large, but no larger than float32 holds
         first = int(np.flatnonzero(bad)[0])
-        env = first if envs is None else int(envs[first])
+        env = first_env + (first if envs is None else int(envs[first]))
         raise NonFiniteError(
             f"environment {env} returned the {what} {values[first]} after env step "
             f"{self.env_steps}: DQN cannot learn from it. Fix the environment, or wrap it "
             "so that it returns finite numbers."
         )
+
+
+class _Group:
+    """A group of environments and what belongs to it.
+
+    Attributes:
+        index: Which group.
+        first_env: Its first environment.
+        rows: Its rows.
+        transfer: Takes them to the device.
+        action: [M] int64 on the device, the actions of its last step.
+    """
+
+    def __init__(self, source: EnvSource, index: int, device: torch.device) -> None:
+        self.index = index
+        self.rows = source.rows_of(index)
+        size = len(self.rows.real)
+        self.first_env = index * size
+        self.transfer = transfer_to(self.rows, device)
+        self.action = torch.zeros(size, dtype=torch.int64, device=device)

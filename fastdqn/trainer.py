@@ -38,6 +38,9 @@ class Witness(Protocol):
     def saw_checkpoint(self, trainer: Trainer) -> None:
         """Save the policy, at a checkpoint interval."""
 
+    def saw_restart(self, env_steps: int, told: str) -> None:
+        """Hear that a worker was restarted, and why."""
+
 
 class NullWitness:
     """Sees everything and tells nobody."""
@@ -52,6 +55,9 @@ class NullWitness:
         """Ignore it."""
 
     def saw_checkpoint(self, trainer: Trainer) -> None:
+        """Ignore it."""
+
+    def saw_restart(self, env_steps: int, told: str) -> None:
         """Ignore it."""
 
 
@@ -93,6 +99,7 @@ class Trainer:
         status: `running`, then `completed`, `solved` or `stopped`.
         solved_train_s: Training seconds until `stop_at_return` was reached, or None.
         solved_total_s: Seconds since `started` until then, or None.
+        worker_restarts: Workers of this run that were restarted.
         evaluation: The last full evaluation, or None.
     """
 
@@ -126,6 +133,7 @@ class Trainer:
         self.solved_train_s: float | None = None
         self.solved_total_s: float | None = None
         self.peak_sps = 0.0
+        self.worker_restarts = 0
         self.watch = Stopwatch()
         self._first_update: tuple[int, float] | None = None
         self._reported = (rollout.env_steps, 0.0)
@@ -165,6 +173,8 @@ class Trainer:
         lap("write")
         if episodes:
             self._count(episodes)
+        if rollout.source.num_restarts > self.worker_restarts:
+            self._tell_restarts()
         self._look(before, rollout.env_steps)
 
     def _learn(self) -> None:
@@ -205,6 +215,13 @@ class Trainer:
             self._try_to_finish(goal)
         if now >= self.until and self.status == "running":
             self.status = "completed"
+
+    def _tell_restarts(self) -> None:
+        source = self.rollout.source
+        new = source.num_restarts - self.worker_restarts
+        self.worker_restarts = source.num_restarts
+        for told in source.restarts[-new:]:
+            self.witness.saw_restart(self.rollout.env_steps, told)
 
     def _count(self, episodes: list[Episode]) -> None:
         last = self.rollout.episodes

@@ -1,27 +1,40 @@
 """An AsyncVectorEnv whose workers host several environments each and share one block of memory.
 
 It is longer than most files: it answers every call of Gymnasium's class, each in a few lines that
-belong side by side; processes and messages live in `pool`, the layout in `rows`.
+belong side by side; processes and signals live in `pool`, stepping in `host`, the layout in `rows`.
 """
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
+from gymnasium import logger
 from gymnasium.error import AlreadyPendingCallError, NoAsyncCallError
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState
-from gymnasium.vector.utils import batch_differing_spaces, batch_space
 
-from fastdqn.device import available_cores
-from fastdqn.envs.pool import PoolSettings, WorkerPool, read_payload
+from fastdqn.envs.actions import as_rows, one_by_one
+from fastdqn.envs.host import EnvFailures, Failure
+from fastdqn.envs.local import LocalPool
+from fastdqn.envs.observations import (
+    BlockObservations,
+    Observations,
+    SharedObservations,
+    TravellingObservations,
+    shared_memory_for,
+)
+from fastdqn.envs.pool import PoolSettings, WorkerPool
 from fastdqn.envs.rows import Rows, RowSpec
-from fastdqn.envs.worker import PAYLOAD
-from fastdqn.errors import UsageError
+from fastdqn.envs.spaces import ARRAY_SPACES, read_spaces
+from fastdqn.envs.staffing import choose_workers
+from fastdqn.envs.supervision import SupervisedPool, Supervision
+from fastdqn.errors import UsageError, WorkerError
 
 __all__ = ["GroupedVectorEnv"]
 
@@ -32,16 +45,18 @@ class GroupedVectorEnv(AsyncVectorEnv):
     """Gymnasium's AsyncVectorEnv with several environments per worker process.
 
     Actions, observations, rewards, both end flags and the sums of finished episodes lie in one
-    shared block; a step costs one short message to each worker and one back. Infos are pickled
-    only when an environment returns a non-empty one. The transitions are those of Gymnasium's
-    own class, whatever the number of workers.
+    shared block; a step costs one byte to each worker and one back. Infos are pickled only when
+    an environment returns a non-empty one. The transitions are those of Gymnasium's own class,
+    whatever the number of workers. Observations and actions that are no arrays of one shape
+    (Dict, Tuple, Text, spaces of the caller's own) take Gymnasium's own, slower ways.
 
     Workers start as fresh interpreters that do not run the caller's script again, so that no
-    thread and no CUDA context is forked and a script needs no `if __name__ == "__main__"`.
+    thread and no CUDA context is forked and a script needs no `if __name__ == "__main__"`. An
+    environment that raises is shut down, the others go on, and the next reset builds it anew.
 
     Args:
         env_fns: Factories, one per environment; pickled by value with cloudpickle.
-        shared_memory: Must be True: there is no slower way here.
+        shared_memory: Whether observations come back through shared memory or travel pickled.
         copy: Whether `reset` and `step` return copies of the observations. If False they return
             the shared block itself, which the next step overwrites.
         context: Start method (`spawn`, `forkserver`, `fork`); None is `spawn`.
@@ -50,14 +65,19 @@ class GroupedVectorEnv(AsyncVectorEnv):
         observation_mode: As in Gymnasium: `same`, `different` or a pair of spaces.
         autoreset_mode: As in Gymnasium.
         max_concurrency: How many workers may run an environment at a time; None is all.
-        num_workers: Processes; None is one per core, at most one per environment.
+        num_workers: Processes; 0 steps the environments in this process; None is one per core,
+            or none where a few steps of a trial environment show that waking them costs more.
+        num_groups: Groups of environments that `send` and `recv` step by themselves.
         send_infos: Whether the infos of the environments travel. The trainer turns them off.
+        num_masked: Actions of `info["action_mask"]`, which the block then carries; 0 is none.
+        supervision: Restart workers that raise, die or hang; the rows of their environments are
+            then not `real` for a while, and `step` says so in `infos["restarted"]`. None raises.
 
     Attributes:
         rows: The shared block as numpy views; valid between `recv` and the next `send`.
 
     Raises:
-        UsageError: An argument that cannot be honoured, or a space without a fixed shape.
+        UsageError: An argument that cannot be honoured.
         RuntimeError: The spaces of the environments differ.
         WorkerError: A worker died.
     """
@@ -75,60 +95,77 @@ class GroupedVectorEnv(AsyncVectorEnv):
         max_concurrency: int | None = None,
         *,
         num_workers: int | None = None,
+        num_groups: int = 1,
         send_infos: bool = True,
+        num_masked: int = 0,
+        supervision: Supervision | None = None,
     ) -> None:
-        _refuse(env_fns, shared_memory, worker, num_workers, max_concurrency)
+        _refuse(env_fns, worker, num_workers, num_groups, max_concurrency, supervision)
         self.env_fns = env_fns
         self.shared_memory, self.copy, self.worker = shared_memory, copy, None
         self.context, self.daemon = context, daemon
         self.observation_mode = observation_mode  # type: ignore[assignment]
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.max_concurrency = max_concurrency
-        self.num_envs = len(env_fns)
-        self.num_workers = min(num_workers or available_cores(), self.num_envs)
+        self.num_envs, self.num_groups = len(env_fns), num_groups
         self.send_infos = send_infos
-        self._read_spaces()
-        self._start_workers(
-            RowSpec.of_spaces(
-                self.num_envs, self.single_observation_space, self.single_action_space
-            )
+        step_s = self._read_spaces(measure=num_workers is None)
+        per_group = self.num_envs // num_groups
+        self.num_workers = choose_workers(num_workers, per_group, step_s)
+        self._start(num_masked, supervision)
+
+    def _read_spaces(self, *, measure: bool) -> float | None:
+        spaces = read_spaces(self.env_fns, self.observation_mode, measure=measure)  # type: ignore[arg-type]
+        self.metadata = {**spaces.metadata, "autoreset_mode": self.autoreset_mode}
+        self.render_mode = spaces.render_mode
+        self.single_action_space, self.action_space = (
+            spaces.single_action_space,
+            spaces.action_space,
         )
+        self.single_observation_space = spaces.single_observation_space
+        self.observation_space = spaces.observation_space
+        return spaces.step_s
 
-    def _read_spaces(self) -> None:
-        """Build one environment here to learn its spaces and metadata, then close it."""
-        env = self.env_fns[0]()
-        self.metadata = {**env.metadata, "autoreset_mode": self.autoreset_mode}
-        self.render_mode = env.render_mode
-        self.single_action_space = env.action_space
-        self.action_space = batch_space(env.action_space, self.num_envs)
-        mode = self.observation_mode
-        if isinstance(mode, tuple):
-            self.observation_space, self.single_observation_space = mode
-        elif mode == "same":
-            self.single_observation_space = env.observation_space
-            self.observation_space = batch_space(env.observation_space, self.num_envs)
-        elif mode == "different":
-            spaces = [_observation_space(env_fn) for env_fn in self.env_fns]
-            self.single_observation_space = spaces[0]
-            self.observation_space = batch_differing_spaces(spaces)
-        else:
-            raise ValueError(f"observation_mode {mode!r}: choose 'same', 'different' or two spaces")
-        env.close()
-
-    def _start_workers(self, spec: RowSpec) -> None:
+    def _start(self, num_masked: int, supervision: Supervision | None) -> None:
+        space, actions = self.single_observation_space, self.single_action_space
+        in_block = self.shared_memory and isinstance(space, ARRAY_SPACES)
+        self._actions_in_block = isinstance(actions, ARRAY_SPACES)
+        spec = RowSpec.of_spaces(
+            self.num_envs,
+            space if in_block else None,
+            actions if self._actions_in_block else None,
+            num_masked,
+        )
+        shared = None
+        if self.shared_memory and not in_block:
+            context = multiprocessing.get_context(self.context or "spawn")
+            shared = shared_memory_for(space, self.num_envs, context)
         settings = PoolSettings(
-            num_workers=self.num_workers,
-            start_method=self.context or "spawn",
-            daemon=self.daemon,
+            num_workers=max(self.num_workers, 1),
+            num_groups=self.num_groups,
             autoreset_mode=self.autoreset_mode.value,
             send_infos=self.send_infos,
+            start_method=self.context or "spawn",
+            daemon=self.daemon,
             max_concurrency=self.max_concurrency,
+            obs_space=None if in_block else space,
+            shared_obs=shared,
             name=type(self).__name__,
         )
-        self._pool = WorkerPool(self.env_fns, spec, settings)
+        self._pool = self._new_pool(spec, settings, supervision)
         self.rows: Rows = self._pool.rows
-        self.observations = self.rows.obs
-        self.parent_pipes, self.processes = self._pool.pipes, self._pool.processes
+        self._groups = [
+            self.rows.columns(group[0][0], group[-1][1])
+            for group in zip(*self._pool.spans, strict=True)
+        ]
+        self._reader: Observations = (
+            BlockObservations(self.rows)
+            if in_block
+            else SharedObservations(space, shared, self.num_envs)
+            if shared is not None
+            else TravellingObservations(space, self.num_envs)
+        )
+        self._travelled: list[Any] = []
         self._state = AsyncState.DEFAULT
         try:
             self._check_spaces()
@@ -136,18 +173,50 @@ class GroupedVectorEnv(AsyncVectorEnv):
             self.close(terminate=True)
             raise
 
+    def _new_pool(
+        self, spec: RowSpec, settings: PoolSettings, supervision: Supervision | None
+    ) -> WorkerPool | LocalPool:
+        try:
+            if self.num_workers == 0:
+                return LocalPool(self.env_fns, spec, settings, supervision)
+            if supervision is not None:
+                return SupervisedPool(self.env_fns, spec, settings, supervision)
+            return WorkerPool(self.env_fns, spec, settings)
+        except EnvFailures as error:
+            raise _as_raised(error.failures[-1]) from None
+
+    @property
+    def processes(self) -> list[Any]:  # type: ignore[override]
+        """The worker processes."""
+        return [worker.process for worker in self._pool.workers]
+
+    @property
+    def parent_pipes(self) -> list[Any]:  # type: ignore[override]
+        """The parent's ends of the connections to the workers."""
+        return [worker.wire.messages for worker in self._pool.workers]
+
+    @property
+    def observations(self) -> Any:
+        """What the environments show now; not a copy."""
+        return self._reader.read(iter(self._travelled), False)
+
     # Stepping
 
     def step_async(self, actions: Any) -> None:
-        """Write the actions into the block and wake the workers; returns at once."""
+        """Hand over the actions and wake the workers; returns at once.
+
+        Raises:
+            ValueError: Actions of a wrong number, shape, dtype or range, by environment.
+        """
         self._expect_idle("step_async")
-        actions = np.asarray(actions)
-        if actions.shape != self.rows.action.shape:
-            raise ValueError(
-                f"actions of shape {actions.shape}: {self.num_envs} environments take "
-                f"actions of shape {self.rows.action.shape}"
-            )
-        self.send(actions)
+        space = self.single_action_space
+        array = as_rows(actions, space, self.rows.action) if self._actions_in_block else None
+        if array is not None:
+            self.send(array)
+            return
+        singles = one_by_one(actions, self.action_space, self.num_envs)
+        self._tell("step", lambda a, b: (singles[a:b],))
+        self._state = AsyncState.WAITING_STEP
 
     def step_wait(self, timeout: float | None = None) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Wait for the step and return what Gymnasium's class returns.
@@ -157,30 +226,36 @@ class GroupedVectorEnv(AsyncVectorEnv):
                 again, or close.
         """
         self._expect(AsyncState.WAITING_STEP, "step")
-        infos = self._gather_infos(self.recv(timeout))
-        if self.autoreset_mode is AutoresetMode.SAME_STEP:
-            self._add_final_obs(infos)
+        infos = self._gather(self._answers(timeout))
         rows = self.rows
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and not self.send_infos:
+            self._add_final_obs(infos)
+        if self.num_restarts:
+            infos = self._add_restarted(infos)
         return (
-            self._observations(),
+            self._reader.read(iter(self._travelled), self.copy),
             rows.reward.copy(),
             rows.terminated.copy(),
             rows.truncated.copy(),
             infos,
         )
 
-    def send(self, actions: np.ndarray[Any, Any]) -> None:
-        """Hot path of `step_async`: no checks; the block is the workers' until `recv` returns.
+    def send(self, actions: npt.NDArray[Any], group: int = 0) -> None:
+        """Hot path of `step_async`: no checks; the group's rows are the workers' until `recv`.
 
         Args:
-            actions: [N, *A] in the dtype of the action space; copied into the block.
+            actions: [M, *A] of the group's environments, in the dtype of the action space; copied.
+            group: Which group steps; groups are received in the order in which they were sent.
         """
-        np.copyto(self.rows.action, actions)
-        self._pool.send_step()
+        np.copyto(self._groups[group].action, actions)
+        self._pool.send_step(group)
         self._state = AsyncState.WAITING_STEP
 
-    def recv(self, timeout: float | None = None) -> list[bytes]:
-        """Hot path of `step_wait`: wait until `rows` holds the step; builds no info.
+    def recv(self, timeout: float | None = None, group: int = 0) -> list[Any]:
+        """Hot path of `step_wait`: wait until the group's rows hold the step; builds no info.
+
+        Returns:
+            What each worker told beside the block: None, or infos and observations.
 
         Raises:
             multiprocessing.TimeoutError: `timeout` seconds passed; the call may be repeated.
@@ -188,14 +263,20 @@ class GroupedVectorEnv(AsyncVectorEnv):
             Exception: Whatever an environment raised, with its traceback as the cause.
         """
         try:
-            answers = self._pool.collect(timeout)
+            answers = self._pool.collect(timeout, group)
         except multiprocessing.TimeoutError:
             raise  # still pending
-        except Exception:
+        except BaseException as error:
             self._state = AsyncState.DEFAULT
+            if isinstance(error, EnvFailures):
+                raise _as_raised(error.failures[-1]) from None
             raise
         self._state = AsyncState.DEFAULT
         return answers
+
+    def rows_of(self, group: int) -> Rows:
+        """Return the columns of the block that belong to a group."""
+        return self._groups[group]
 
     # Resetting
 
@@ -205,20 +286,20 @@ class GroupedVectorEnv(AsyncVectorEnv):
         options: dict[str, Any] | None = None,
     ) -> None:
         """Ask the workers to reset; `options["reset_mask"]` chooses environments."""
-        self._expect_idle("reset_async")
+        self._assert_is_running()
         seeds = self._seed_list(seed)
+        self._expect_idle("reset_async")
         options = dict(options) if options is not None else None
         mask = self._reset_mask(options)
-        parts = [(seeds[a:b], options, mask[a:b]) for a, b in self._pool.ranges]
-        self._pool.tell("reset", parts)
+        self._tell("reset", lambda a, b: (seeds[a:b], options, mask[a:b]))
         self._state = AsyncState.WAITING_RESET
 
     def reset_wait(self, timeout: float | None = None) -> tuple[Any, dict[str, Any]]:
         """Wait for the reset and return observations and infos."""
         self._expect(AsyncState.WAITING_RESET, "reset")
-        infos = self._gather_infos(self.recv(timeout))
+        infos = self._gather(self._answers(timeout))
         self.rows.real[:] = True
-        return self._observations(), infos
+        return self._reader.read(iter(self._travelled), self.copy), infos
 
     def _seed_list(self, seed: int | list[int | None] | None) -> list[int | None]:
         if seed is None:
@@ -226,18 +307,26 @@ class GroupedVectorEnv(AsyncVectorEnv):
         if isinstance(seed, int):
             return [seed + i for i in range(self.num_envs)]
         if len(seed) != self.num_envs:
-            raise ValueError(f"{len(seed)} seeds for {self.num_envs} environments")
+            raise ValueError(
+                "If seeds are passed as a list the length must match "
+                f"num_envs={self.num_envs} but got length={len(seed)}."
+            )
         return list(seed)
 
     def _reset_mask(self, options: dict[str, Any] | None) -> list[bool]:
         if options is None or "reset_mask" not in options:
             return [True] * self.num_envs
-        mask = options.pop("reset_mask")
-        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-            raise TypeError(f"options['reset_mask'] must be a numpy bool array, got {mask!r}")
-        if mask.shape != (self.num_envs,) or not mask.any():
+        mask, name = options.pop("reset_mask"), "`options['reset_mask']`"
+        if not isinstance(mask, np.ndarray):
+            raise TypeError(f"{name} must be a numpy array, got {type(mask)}")
+        if mask.shape != (self.num_envs,):
+            raise ValueError(f"{name} must have shape `({self.num_envs},)`, got {mask.shape}")
+        if mask.dtype != np.bool_:
+            raise TypeError(f"{name} must have `dtype=np.bool_`, got {mask.dtype}")
+        if not mask.any():
             raise ValueError(
-                f"options['reset_mask'] must have shape ({self.num_envs},) and a True, got {mask}"
+                f"{name} must contain a boolean array with at least one True value, "
+                f"got reset_mask={mask}"
             )
         return [bool(chosen) for chosen in mask]
 
@@ -246,95 +335,205 @@ class GroupedVectorEnv(AsyncVectorEnv):
     def call_async(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Ask every environment for a method's result or an attribute."""
         self._expect_idle("call_async")
-        self._pool.tell("call", [(name, args, kwargs)] * self.num_workers)
+        self._tell("call", lambda _a, _b: (name, args, kwargs))
         self._state = AsyncState.WAITING_CALL
 
     def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
         """Return the results, one per environment."""
         self._expect(AsyncState.WAITING_CALL, "call")
-        answers = self.recv(timeout)
-        return tuple(result for answer in answers for result in read_payload(answer))
+        return tuple(result for part in self._answers(timeout) for result in part)
 
     def set_attr(self, name: str, values: Any) -> None:
         """Set an attribute: a list or tuple gives one value per environment."""
-        self._expect_idle("set_attr")
+        self._assert_is_running()
         if not isinstance(values, list | tuple):
             values = [values] * self.num_envs
         if len(values) != self.num_envs:
-            raise ValueError(f"{len(values)} values for {self.num_envs} environments")
-        self._pool.ask("set_attr", [(name, list(values[a:b])) for a, b in self._pool.ranges])
+            raise ValueError(
+                "Values must be a list or tuple with length equal to the number of environments. "
+                f"Got `{len(values)}` values for {self.num_envs} environments."
+            )
+        self._expect_idle("set_attr")
+        self._tell("set_attr", lambda a, b: (name, list(values[a:b])))
+        self._answers(None)
 
     def _check_spaces(self) -> None:
         data = (self.observation_mode, self.single_observation_space, self.single_action_space)
-        answers = self._pool.ask("check_spaces", [data] * self.num_workers)
-        for index, (same_obs, same_action) in enumerate(pair for part in answers for pair in part):
-            if not (same_obs and same_action):
-                which = "action" if same_obs else "observation"
+        self._tell("check_spaces", lambda _a, _b: data)
+        same = [pair for part in self._answers(None) for pair in part]
+        name = type(self).__name__
+        for index, (same_obs, same_action) in enumerate(same):
+            if not same_obs:
                 raise RuntimeError(
-                    f"environment {index} has another {which} space than environment 0: "
-                    "all environments of a vector must share both"
+                    f"{name}(..., observation_mode={self.observation_mode!r}) however some of the "
+                    f"sub-environments observation spaces are not equivalent. Environment {index} "
+                    f"has another one than {self.single_observation_space}. "
+                    "If this is intentional, use `observation_mode='different'` instead."
+                )
+            if not same_action:
+                raise RuntimeError(
+                    f"environment {index} has another action space than "
+                    f"{self.single_action_space}: all environments of a vector must share it"
                 )
 
-    # States and results
+    # Signals and answers
+
+    def _tell(self, name: str, part: Callable[[int, int], tuple[Any, ...]]) -> None:
+        """Send a call to every worker and group, each with its own part of the arguments."""
+        for group, spans in enumerate(zip(*self._pool.spans, strict=True)):
+            self._pool.tell(name, [part(a, b) for a, b in spans], group)
+
+    def _answers(self, timeout: float | None) -> list[Any]:
+        """Return the answers of all groups and workers, in the order of the environments."""
+        try:
+            answers = [
+                answer
+                for group in range(self.num_groups)
+                for answer in self._pool.collect(timeout, group)
+            ]
+        except multiprocessing.TimeoutError:
+            raise  # still pending
+        except BaseException as error:
+            self._state = AsyncState.DEFAULT
+            if isinstance(error, EnvFailures):
+                _tell_failures(error.failures)
+                raise _as_raised(error.failures[-1]) from None
+            raise
+        self._state = AsyncState.DEFAULT
+        return answers
+
+    def _gather(self, answers: list[Any]) -> dict[str, Any]:
+        """Batch the infos; keep observations that travelled."""
+        infos: dict[str, Any] = {}
+        self._travelled = []
+        for told, observations in filter(None, answers):
+            for index, info in told.items():
+                infos = self._add_info(infos, info, index)
+            self._travelled += observations or []
+        return infos
+
+    def _add_final_obs(self, infos: dict[str, Any]) -> None:
+        if isinstance(self._reader, BlockObservations):
+            ended = self.rows.terminated | self.rows.truncated
+            for index in np.flatnonzero(ended).tolist():
+                self._add_info(infos, {"final_obs": self.rows.final_obs[index].copy()}, index)
+
+    def _add_restarted(self, infos: dict[str, Any]) -> dict[str, Any]:
+        """Say which rows are no transitions since their worker is being restarted."""
+        if self.autoreset_mode is not AutoresetMode.NEXT_STEP or not self.rows.real.all():
+            infos["restarted"] = ~self.rows.real
+        return infos
+
+    @property
+    def num_restarts(self) -> int:
+        """Restarts of workers so far."""
+        budget = self._pool.budget
+        return budget.count if budget else 0
+
+    @property
+    def restarts(self) -> Sequence[str]:
+        """What befell the workers that were restarted, in order; the newest thousand."""
+        budget = self._pool.budget
+        return list(budget.restarts) if budget else []
+
+    # States
 
     def _expect_idle(self, call: str) -> None:
         self._assert_is_running()
         if self._state is not AsyncState.DEFAULT:
             raise AlreadyPendingCallError(
-                f"{call} while a call to {self._state.value} is pending", str(self._state.value)
+                f"Calling `{call}` while waiting for a pending call to "
+                f"`{self._state.value}` to complete.",
+                str(self._state.value),
             )
 
     def _expect(self, state: AsyncState, call: str) -> None:
         self._assert_is_running()
         if self._state is not state:
-            raise NoAsyncCallError(f"{call}_wait without {call}_async before it", state.value)
+            raise NoAsyncCallError(
+                f"Calling `{call}_wait` without any prior call to `{call}_async`.", state.value
+            )
 
-    def _observations(self) -> Any:
-        return self.rows.obs.copy() if self.copy else self.rows.obs
+    def close_extras(
+        self, timeout: float | None = None, terminate: bool = False, *, quiet: bool = False
+    ) -> None:
+        """End the workers.
 
-    def _gather_infos(self, answers: list[bytes]) -> dict[str, Any]:
-        infos: dict[str, Any] = {}
-        for answer in answers:
-            if answer[:1] == PAYLOAD:
-                for index, info in read_payload(answer).items():
-                    infos = self._add_info(infos, info, index)
-        return infos
-
-    def _add_final_obs(self, infos: dict[str, Any]) -> None:
-        ended = self.rows.terminated | self.rows.truncated
-        for index in np.flatnonzero(ended).tolist():
-            self._add_info(infos, {"final_obs": self.rows.final_obs[index].copy()}, index)
-
-    # Closing
-
-    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
-        """End the workers: politely, or by force after `timeout` seconds or on `terminate`."""
+        Args:
+            timeout: Seconds that a polite end may take, then force; None is five.
+            terminate: Use force at once.
+            quiet: Do not warn of a call that is still pending.
+        """
+        pending = self._state
         self._pool.close(0.0 if terminate else timeout)
+        if pending is not AsyncState.DEFAULT and not quiet:
+            logger.warn(
+                f"Calling `close` while waiting for a pending call to `{pending.value}` to "
+                "complete."
+            )
 
 
-def _observation_space(env_fn: EnvFactory) -> gym.Space[Any]:
-    env = env_fn()
-    env.close()
-    return env.observation_space
+def _as_raised(failure: Failure) -> Exception:
+    """Return the exception of an environment as it is to be raised here."""
+    report = WorkerError(f"environment {failure.env} raised:\n{failure.text.rstrip()}")
+    if failure.error is None:
+        return report
+    failure.error.__cause__ = report
+    return failure.error
 
 
-def _refuse(
+def _tell_failures(failures: Sequence[Failure]) -> None:
+    """Log what Gymnasium's class logs when environments raise in a step or a reset."""
+    if not any(failure.ended for failure in failures):
+        return
+    for failure in failures:
+        logger.error(f"Received the following error from Worker-{failure.env} - Shutting it down")
+        logger.error(f"{failure.text}")
+    logger.error("Raising the last exception back to the main process.")
+
+
+def _refuse_signature(worker: Any) -> None:
+    """Tell a worker that even Gymnasium's class would not take from one that only it takes."""
+    try:
+        inspect.signature(worker).bind(*(None,) * 8)
+    except TypeError as error:
+        raise ValueError(
+            f"A custom `worker` must accept 8 arguments, got {inspect.signature(worker)}."
+        ) from error
+
+
+def _refuse(  # noqa: PLR0917 - called once, with names that are its own
     env_fns: Sequence[EnvFactory],
-    shared_memory: bool,
     worker: Any,
     num_workers: int | None,
+    num_groups: int,
     max_concurrency: int | None,
+    supervision: Supervision | None,
 ) -> None:
     if not env_fns:
         raise UsageError("env_fns []", "a vector needs an environment", "Pass one factory or more.")
-    if not shared_memory:
-        raise UsageError(
-            "shared_memory=False", "the block is the only way here", "Use gymnasium's own class."
-        )
     if worker is not None:
+        _refuse_signature(worker)
         raise UsageError(
             "worker", "a foreign worker does not know the block", "Use gymnasium's own class."
         )
-    for name, value in (("num_workers", num_workers), ("max_concurrency", max_concurrency)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name}={value}", "it must be at least 1", "Leave it out for all.")
+    if max_concurrency is not None and not isinstance(max_concurrency, int | np.integer):
+        raise ValueError(
+            f"`max_concurrency` must be an integer or None, got {type(max_concurrency)}."
+        )
+    if max_concurrency is not None and max_concurrency < 1:
+        raise ValueError(f"`max_concurrency` must be a positive or None, got {max_concurrency}.")
+    if num_workers is not None and num_workers < 0:
+        raise UsageError(f"num_workers={num_workers}", "it is negative", "0 steps in this process.")
+    if num_groups < 1 or len(env_fns) % num_groups:
+        raise UsageError(
+            f"--env-groups {num_groups}",
+            f"{len(env_fns)} environments do not fall into that many equal groups",
+            "Choose --num-envs as a multiple of it.",
+        )
+    if supervision is not None and max_concurrency is not None:
+        raise UsageError(
+            f"max_concurrency={max_concurrency} with supervision",
+            "a worker that dies takes its permit along",
+            "Choose fewer workers instead.",
+        )

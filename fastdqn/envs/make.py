@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
+from fastdqn.envs.masks import MASK, with_mask_in_info
 from fastdqn.errors import UsageError
 from fastdqn.transition import STORAGE_DTYPES
 
@@ -34,6 +35,7 @@ class EnvDescription:
         num_actions: Actions, A.
         first_action: The space's smallest action; the network counts from 0.
         solved_at: The mean return at which Gymnasium calls it solved, or None.
+        num_masked: Actions that the environment's masks speak of; 0 where it gives none.
     """
 
     env_id: str
@@ -43,6 +45,7 @@ class EnvDescription:
     num_actions: int
     first_action: int
     solved_at: float | None
+    num_masked: int = 0
 
 
 def factory_of(env_id: str, **kwargs: Any) -> EnvFactory:
@@ -77,26 +80,50 @@ def _for_workers(spec: EnvSpec) -> EnvSpec:
 
 
 def describe(factory: EnvFactory) -> EnvDescription:
-    """Build one environment, look at its spaces, close it.
+    """Build one environment, look at its spaces and its first info, close it.
 
     Raises:
-        UsageError: It cannot be built, or DQN cannot train on its spaces.
+        UsageError: It cannot be built or reset, or DQN cannot train on its spaces.
     """
     name = _name_of(factory)
-    try:
-        env = factory()
-    except Exception as error:  # a constructor may raise anything
-        raise UsageError(
-            f"environment {name}",
-            f"it cannot be built ({type(error).__name__}: {_first_line(error)})",
-            "Install what it needs or fix its factory.",
-        ) from error
+    env = _tried(factory, name, "built")
     try:
         solved_at = env.spec.reward_threshold if env.spec else None
         env_id = env.spec.id if env.spec else name
-        return describe_spaces(env_id, env.observation_space, env.action_space, solved_at)
+        described = describe_spaces(env_id, env.observation_space, env.action_space, solved_at)
+        _, info = _tried(partial(env.reset, seed=0), name, "reset")
+        return replace(described, num_masked=_num_masked(described, info))
     finally:
         env.close()
+
+
+def _tried(call: Callable[[], Any], name: str, done: str) -> Any:
+    try:
+        return call()
+    except Exception as error:  # an environment may raise anything
+        raise UsageError(
+            f"environment {name}",
+            f"it cannot be {done} ({type(error).__name__}: {_first_line(error)})",
+            "Install what it needs or fix its factory.",
+        ) from error
+
+
+def _num_masked(described: EnvDescription, info: dict[str, Any]) -> int:
+    """Return the actions that a mask in the info speaks of; 0 without one.
+
+    Raises:
+        UsageError: It speaks of another number of actions than there are.
+    """
+    if MASK not in info:
+        return 0
+    shape = np.shape(info[MASK])
+    if shape != (described.num_actions,):
+        raise UsageError(
+            f'environment {described.env_id} with info["{MASK}"] of shape {shape}',
+            f"its {described.num_actions} actions need ({described.num_actions},)",
+            "Fix the mask, or use --no-action-masks.",
+        )
+    return described.num_actions
 
 
 def describe_spaces(
@@ -152,6 +179,8 @@ def _close_matches(env_id: str) -> str:
 
 
 def _name_of(factory: EnvFactory) -> str:
+    if isinstance(factory, partial) and factory.func is with_mask_in_info:
+        return _name_of(factory.args[0])
     spec = factory.args[0] if isinstance(factory, partial) and factory.args else None
     if isinstance(spec, EnvSpec):
         return spec.id

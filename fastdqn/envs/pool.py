@@ -1,13 +1,21 @@
-"""The pool: worker processes over one shared block, and the messages that pass between."""
+"""Worker processes over one shared block, and the signals that pass between.
+
+Environments may form groups that step by themselves (double buffering): every worker then hosts
+some environments of each group, and serves the signals in the order in which they come.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
+import os
 import pickle
 import select
 import signal
+import socket
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -15,232 +23,313 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from typing import Any
 
 import cloudpickle
 import gymnasium as gym
 import numpy as np
 
+from fastdqn.envs.host import EnvFailures, Task
+from fastdqn.envs.limits import refuse_unless_openable, refuse_unless_shareable
 from fastdqn.envs.rows import Rows, RowSpec
-from fastdqn.envs.worker import CLOSE, FAILED, STEP, Failure, Task, run_worker
+from fastdqn.envs.worker import CALL, CLOSE, DONE, FAILED, Wire, Work, run_worker
 from fastdqn.errors import WorkerError
 
-__all__ = ["PoolSettings", "WorkerPool", "read_payload", "without_main_module"]
+__all__ = ["PoolSettings", "WorkerPool", "WorkerProcess", "without_main_module"]
 
 CLOSE_TIMEOUT_S = 5.0
 LOOK_INTERVAL_S = 1.0
+EnvFactory = Callable[[], gym.Env[Any, Any]]
 
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """How the workers run.
+    """How the environments are dealt out and stepped.
 
     Attributes:
-        num_workers: Processes.
-        start_method: `spawn`, `forkserver` or `fork`.
-        daemon: Whether they end with the parent and may start no children of their own.
+        num_workers: Processes, at most one per environment of a group.
+        num_groups: Groups of environments, each stepped by signals of its own.
         autoreset_mode: Value of a Gymnasium AutoresetMode.
         send_infos: Whether the infos of the environments travel.
+        start_method: `spawn`, `forkserver` or `fork`.
+        daemon: Whether workers end with the parent and may start no children of their own.
         max_concurrency: How many workers may run an environment at a time; None is all.
+        obs_space: Space of an observation that does not lie in the block, or None.
+        shared_obs: Gymnasium's shared memory for such observations; None lets them travel.
         name: Prefix of the process names.
     """
 
     num_workers: int
-    start_method: str
-    daemon: bool
-    autoreset_mode: str
-    send_infos: bool
-    max_concurrency: int | None
-    name: str
+    num_groups: int = 1
+    autoreset_mode: str = "SameStep"
+    send_infos: bool = False
+    start_method: str = "spawn"
+    daemon: bool = True
+    max_concurrency: int | None = None
+    obs_space: gym.Space[Any] | None = None
+    shared_obs: Any = None
+    name: str = "Workers"
+
+    def spans(self, num_envs: int) -> list[list[tuple[int, int]]]:
+        """Return (first, last + 1) environment by worker and group: even shares, in order."""
+        edges = [
+            np.linspace(first, last, self.num_workers + 1).astype(int).tolist()
+            for first, last in pairwise(range(0, num_envs + 1, num_envs // self.num_groups))
+        ]
+        return [list(spans) for spans in zip(*map(pairwise, edges), strict=True)]
+
+    def task(self, span: tuple[int, int], spec: RowSpec) -> Task:
+        """Return what the host of these environments is to do."""
+        first, stop = span
+        mode, infos = self.autoreset_mode, self.send_infos
+        return Task(first, stop - first, spec, mode, infos, self.obs_space)
+
+
+class WorkerProcess:
+    """A worker as its parent sees it.
+
+    Args:
+        index: Which worker.
+        spans: Its environments by group.
+        process: The process.
+        wire: The parent's end of the line to it.
+    """
+
+    def __init__(
+        self, index: int, spans: Sequence[tuple[int, int]], process: Any, wire: Wire
+    ) -> None:
+        self.index, self.spans, self.process, self.wire = index, spans, process, wire
+        self.pid, self.ended = process.pid, False
+        self._poller = select.poll()
+        self._poller.register(wire.signals, select.POLLIN)
+        self._poller.register(process.sentinel, select.POLLIN)
+
+    def __str__(self) -> str:
+        """Return how to name it in a message."""
+        envs = ", ".join(f"{a} to {b - 1}" for a, b in self.spans)
+        return f"worker {self.index} (pid {self.pid}, environments {envs})"
+
+    def send(self, signal_: bytes, message: bytes | None = None) -> None:
+        """Send a signal and what it announces.
+
+        Raises:
+            WorkerError: The worker has gone.
+        """
+        try:
+            self.wire.send(signal_, message)
+        except OSError as error:
+            raise self.gone() from error
+
+    def answered(self, timeout_s: float) -> bool:
+        """Wait until a signal, or the end of the process, is there to be received."""
+        return bool(self._poller.poll(timeout_s * 1000))
+
+    def receive(self) -> Any:
+        """Return what the worker answered: None, or an object.
+
+        Raises:
+            WorkerError: The worker has gone.
+            EnvFailures: Environments raised.
+        """
+        try:
+            signal_ = self.wire.receive()
+            if signal_ == DONE:
+                return None
+            answer = pickle.loads(self.wire.messages.recv_bytes())  # noqa: S301 - our own worker's
+        except (EOFError, OSError) as error:
+            raise self.gone() from error
+        if signal_ == FAILED:
+            raise EnvFailures(answer)
+        return answer
+
+    def gone(self) -> WorkerError:
+        """Say how the process ended."""
+        self.process.join(1.0)
+        code = self.process.exitcode
+        how = "does not answer" if code is None else f"ended with {_describe_exit(code)}"
+        return WorkerError(f"{self} {how}")
+
+    def end(self, polite_s: float = 0.0) -> None:
+        """Wait for the process to leave, then make it leave; free what it held here."""
+        if self.ended:
+            return
+        self.ended = True
+        self.process.join(polite_s)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.process.close()
+        self.wire.close()
 
 
 class WorkerPool:
-    """Worker processes, each hosting a range of the environments.
+    """Worker processes, each hosting some environments of every group.
 
     Args:
         env_fns: Factories, one per environment; pickled by value.
         spec: Layout of the shared block.
-        settings: How the workers run.
+        settings: How the environments are dealt out.
 
     Attributes:
-        rows: The shared block; the workers' between `send_step` and `collect`.
-        ranges: (first, last + 1) environment of each worker.
+        workers: The processes.
+        rows: The shared block; a group's columns are the workers' between `send_step` and
+            `collect`.
+        spans: (first, last + 1) environment by worker and group.
 
     Raises:
+        UsageError: More files or shared memory than this process may have.
         WorkerError: A worker died while it built its environments.
-        Exception: Whatever a factory raised.
+        EnvFailures: A factory raised.
     """
 
+    budget: Any = None  # nobody is restarted here
+
     def __init__(
-        self,
-        env_fns: Sequence[Callable[[], gym.Env[Any, Any]]],
-        spec: RowSpec,
-        settings: PoolSettings,
+        self, env_fns: Sequence[EnvFactory], spec: RowSpec, settings: PoolSettings
     ) -> None:
-        context: Any = multiprocessing.get_context(settings.start_method)
-        self._settings = settings
-        self._block = context.RawArray("B", spec.nbytes)
+        refuse_unless_openable(settings.num_workers)
+        refuse_unless_shareable(spec.nbytes, spec.num_envs)
+        self._context: Any = multiprocessing.get_context(settings.start_method)
+        self.env_fns, self.spec, self.settings = env_fns, spec, settings
+        self._block = self._context.RawArray("B", spec.nbytes)
         self.rows = Rows.over(memoryview(self._block), spec)
         self.rows.real[:] = True
-        bounds = np.linspace(0, len(env_fns), settings.num_workers + 1).astype(int).tolist()
-        self.ranges = list(pairwise(bounds))
-        self.pipes: list[Connection] = []
-        self.processes: list[Any] = []
-        self._answers: dict[int, bytes] = {}
+        self.spans = settings.spans(len(env_fns))
         permits = settings.max_concurrency
-        self._semaphore = context.BoundedSemaphore(permits) if permits else None
-        self._pollers: list[select.poll] = []
+        self._semaphore = self._context.BoundedSemaphore(permits) if permits else None
+        self.workers: list[WorkerProcess] = []
+        self._answers: dict[int, Any] = {}
         try:
-            with without_main_module():
-                for start, stop in self.ranges:
-                    self._start(context, spec, start, env_fns[start:stop])
-            self.ask("make", [()] * settings.num_workers)
+            for index in range(settings.num_workers):
+                self.workers.append(self._start(index))
+            for group in range(settings.num_groups):
+                self.ask("make", [()] * settings.num_workers, group)
         except BaseException:
             self.close(0.0)
             raise
 
-    def _start(
-        self,
-        context: Any,
-        spec: RowSpec,
-        first_env: int,
-        env_fns: Sequence[Callable[[], gym.Env[Any, Any]]],
-    ) -> None:
-        settings = self._settings
-        ours, theirs = context.Pipe()
-        task = Task(
-            first_env,
-            cloudpickle.dumps(list(env_fns)),
-            spec,
-            settings.autoreset_mode,
-            settings.send_infos,
+    def _start(self, index: int) -> WorkerProcess:
+        """Start the process of worker `index`; its environments are not built yet."""
+        settings, spans = self.settings, self.spans[index]
+        (ours, theirs), forked = self._new_wire(), settings.start_method == "fork"
+        work = Work(
+            [settings.task(span, self.spec) for span in spans],
+            cloudpickle.dumps([list(self.env_fns[a:b]) for a, b in spans]),
+            self._block,
+            settings.shared_obs,
             self._semaphore,
+            0 if settings.start_method == "forkserver" or _in_a_thread() else os.getpid(),
         )
-        forked = settings.start_method == "fork"
-        process = context.Process(
+        process = self._context.Process(
             target=run_worker,
-            args=(theirs, self._block, task, [*self.pipes, ours] if forked else []),
-            name=f"Worker<{settings.name}>-{first_env}..{first_env + len(env_fns) - 1}",
+            args=(theirs, work, [*(w.wire for w in self.workers), ours] if forked else []),
+            name=f"Worker<{settings.name}>-{spans[0][0]}..{spans[-1][1] - 1}",
             daemon=settings.daemon,
         )
-        with _interrupts_held():
-            process.start()
-        theirs.close()
-        self.pipes.append(ours)
-        self.processes.append(process)
-        self._pollers.append(_poller(ours))
+        try:
+            with without_main_module(), _interrupts_held():
+                process.start()
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return WorkerProcess(index, spans, process, ours)
+
+    def _new_wire(self) -> tuple[Wire, Wire]:
+        signals, messages = socket.socketpair(), self._context.Pipe()
+        return Wire(signals[0], messages[0]), Wire(signals[1], messages[1])
 
     # Messages
 
-    def send_step(self) -> None:
-        """Wake every worker for one step; hot path."""
-        for index, pipe in enumerate(self.pipes):
-            try:
-                pipe.send_bytes(STEP)
-            except OSError as error:
-                raise self._dead(index) from error
+    def send_step(self, group: int = 0) -> None:
+        """Wake every worker for one step of a group; hot path."""
+        signal_ = bytes((group,))
+        for worker in self.workers:
+            worker.send(signal_)
 
-    def tell(self, name: str, data: Sequence[tuple[Any, ...]]) -> None:
+    def tell(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> None:
         """Send each worker its own arguments for a call; `collect` brings the answers.
 
         All arguments are pickled before the first is sent: a call is made everywhere or nowhere.
         """
-        messages = [cloudpickle.dumps((name, part)) for part in data]
-        for index, (pipe, message) in enumerate(zip(self.pipes, messages, strict=True)):
-            try:
-                pipe.send_bytes(message)
-            except OSError as error:
-                raise self._dead(index) from error
+        messages = [self.packed(name, group, part) for part in arguments]
+        for worker, message in zip(self.workers, messages, strict=True):
+            worker.send(CALL, message)
 
-    def ask(self, name: str, data: Sequence[tuple[Any, ...]]) -> list[Any]:
+    @staticmethod
+    def packed(name: str, group: int, arguments: tuple[Any, ...]) -> bytes:
+        """Return a call as it travels."""
+        message: bytes = cloudpickle.dumps((name, group, arguments))
+        return message
+
+    def ask(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> list[Any]:
         """Send each worker its own arguments and return what the workers return."""
-        self.tell(name, data)
-        return [read_payload(answer) for answer in self.collect(None)]
+        self.tell(name, arguments, group)
+        return self.collect(None, group)
 
-    def collect(self, timeout: float | None) -> list[bytes]:
+    def collect(self, timeout: float | None, group: int = 0) -> list[Any]:  # noqa: ARG002
         """Wait for one answer of each worker; hot path.
 
         Answers that came before a timeout are kept for the next call, so that a late one is
         never taken for the answer to a later message.
 
+        Args:
+            timeout: Seconds, or None.
+            group: Whose answers are due next; workers answer in the order of the signals.
+
+        Returns:
+            What each worker told: None or an object.
+
         Raises:
             TimeoutError: `timeout` seconds passed.
             WorkerError: A worker died.
-            Exception: Whatever an environment raised, its traceback in the cause.
+            EnvFailures: Environments raised.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        for index, pipe in enumerate(self.pipes):
-            if index in self._answers:
-                continue
-            if not self._readable(index, deadline):
-                raise multiprocessing.TimeoutError(
-                    f"worker {index} (environments {self._span(index)}) has not answered "
-                    f"within {timeout} s"
-                )
-            try:
-                self._answers[index] = pipe.recv_bytes()
-            except (EOFError, OSError) as error:
-                raise self._dead(index) from error
-        answers = [self._answers[index] for index in range(len(self.pipes))]
+        for worker in self.workers:
+            if worker.index not in self._answers:
+                self._answers[worker.index] = self._answer_of(worker, deadline, timeout)
+        answers = [self._answers[index] for index in range(len(self.workers))]
         self._answers.clear()
-        for index, answer in enumerate(answers):
-            if answer[:1] == FAILED:
-                _raise_failure(index, answer)
+        failures = [f for a in answers if isinstance(a, EnvFailures) for f in a.failures]
+        if failures:
+            raise EnvFailures(failures)
         return answers
 
-    def _readable(self, index: int, deadline: float) -> bool:
-        """Wait until worker `index` answers; look now and then whether another one has died.
+    def _answer_of(self, worker: WorkerProcess, deadline: float, timeout: float | None) -> Any:
+        if not self._waited_for(worker, deadline):
+            raise multiprocessing.TimeoutError(f"{worker} has not answered within {timeout} s")
+        try:
+            return worker.receive()
+        except EnvFailures as failures:
+            return failures
+
+    def _waited_for(self, worker: WorkerProcess, deadline: float) -> bool:
+        """Wait for a worker's answer; look now and then whether another one has died.
 
         The dead one may hold the permit that this one waits for.
         """
         while True:
             remaining_s = max(0.0, deadline - time.monotonic())
-            if self._pollers[index].poll(min(remaining_s, LOOK_INTERVAL_S) * 1000):
+            if worker.answered(min(remaining_s, LOOK_INTERVAL_S)):
                 return True
-            self._refuse_dead()
+            for other in self.workers:
+                if not other.process.is_alive():
+                    raise other.gone()
             if remaining_s <= LOOK_INTERVAL_S:
                 return False
-
-    def _refuse_dead(self) -> None:
-        for index, process in enumerate(self.processes):
-            if not process.is_alive():
-                raise self._dead(index)
-
-    def _dead(self, index: int) -> WorkerError:
-        process = self.processes[index]
-        process.join(1.0)
-        code = process.exitcode
-        how = "does not answer" if code is None else f"ended with {_describe_exit(code)}"
-        return WorkerError(
-            f"worker {index} (pid {process.pid}, environments {self._span(index)}) {how}"
-        )
-
-    def _span(self, index: int) -> str:
-        start, stop = self.ranges[index]
-        return f"{start} to {stop - 1}"
 
     def close(self, timeout: float | None) -> None:
         """End the workers: politely within `timeout` seconds (None is five), then by force."""
         polite = CLOSE_TIMEOUT_S if timeout is None else timeout
         if polite:
-            self._say_close()
+            for worker in self.workers:
+                with contextlib.suppress(OSError):
+                    worker.wire.send(CLOSE)
         deadline = time.monotonic() + polite
-        for process in self.processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-            if process.is_alive():
-                process.kill()
-                process.join()
-            process.close()
-        for pipe in self.pipes:
-            pipe.close()
-
-    def _say_close(self) -> None:
-        for pipe in self.pipes:
-            try:
-                pipe.send_bytes(CLOSE)
-            except OSError:
-                continue  # that worker has gone already
+        for worker in self.workers:
+            worker.end(max(0.0, deadline - time.monotonic()))
 
 
 @contextmanager
@@ -265,25 +354,9 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def read_payload(answer: bytes) -> Any:
-    """Return what a worker pickled behind the first byte of its answer."""
-    return pickle.loads(answer[1:])  # noqa: S301 - written by our own worker
-
-
-def _poller(pipe: Connection) -> select.poll:
-    poller = select.poll()
-    poller.register(pipe, select.POLLIN)
-    return poller
-
-
-def _raise_failure(index: int, answer: bytes) -> None:
-    failure: Failure = read_payload(answer)
-    report = WorkerError(
-        f"environment {failure.env} (worker {index}) raised:\n{failure.text.rstrip()}"
-    )
-    if failure.error is None:
-        raise report
-    raise failure.error from report
+def _in_a_thread() -> bool:
+    """Return whether this is not the main thread: the kernel takes its end for the parent's."""
+    return threading.current_thread() is not threading.main_thread()
 
 
 def _describe_exit(code: int) -> str:

@@ -38,27 +38,35 @@ class RowSpec:
     num_masked: int = 0
 
     @classmethod
-    def of_spaces(cls, num_envs: int, obs: Space[Any], action: Space[Any]) -> RowSpec:
+    def of_spaces(
+        cls,
+        num_envs: int,
+        obs: Space[Any] | None,
+        action: Space[Any] | None,
+        num_masked: int = 0,
+    ) -> RowSpec:
         """Return the layout for the two spaces of a single environment.
+
+        Args:
+            num_envs: Environments, N.
+            obs: Space of one observation; None where observations do not lie in the block.
+            action: Space of one action; None where actions do not lie in the block.
+            num_masked: Actions that a mask speaks of.
 
         Raises:
             UsageError: A space has no fixed shape and numeric dtype.
         """
         for name, space in (("observation", obs), ("action", action)):
-            if not isinstance(space, Box | Discrete | MultiBinary | MultiDiscrete):
+            if not (
+                space is None or isinstance(space, Box | Discrete | MultiBinary | MultiDiscrete)
+            ):
                 raise UsageError(
                     f"{name} space {space}",
                     "the rows take arrays of one fixed shape and dtype",
                     "Wrap the environment (gymnasium.wrappers.FlattenObservation) "
                     "or use Gymnasium's own AsyncVectorEnv.",
                 )
-        return cls(
-            num_envs,
-            tuple(obs.shape or ()),
-            np.dtype(obs.dtype).name,
-            tuple(action.shape or ()),
-            np.dtype(action.dtype).name,
-        )
+        return cls(num_envs, *_shape_and_dtype(obs), *_shape_and_dtype(action), num_masked)
 
     def fields(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Return shape and dtype of every array of `Rows`, in the order of the block."""
@@ -141,6 +149,13 @@ class Rows:
     def columns(self, start: int, stop: int) -> Rows:
         """Return views of the environments `start` to `stop` (excluded)."""
         return Rows(**{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})
+
+
+def _shape_and_dtype(space: Space[Any] | None) -> tuple[tuple[int, ...], str]:
+    """Return what an array space says; no bytes at all for what does not lie in the block."""
+    if space is None:
+        return (0,), "uint8"
+    return tuple(space.shape or ()), np.dtype(space.dtype).name
 
 
 def _padded_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:

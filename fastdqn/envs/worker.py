@@ -1,270 +1,175 @@
-"""The worker process: several environments, stepped on a signal, results in the shared block.
+"""The worker process: it serves its hosts, one signal in, one signal out.
 
-A signal is one short message on the worker's own connection; everything else of a step lies in
-the block. When the parent dies, its end of the connection closes and the worker leaves.
+A signal is one byte over a socket; everything else of a step lies in the shared block. Whatever
+does not fit into a byte follows over the connection beside the socket. When the parent dies, its
+ends close and the worker leaves; if it is stuck in an environment, a watch ends it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
+import multiprocessing
+import os
 import pickle
 import signal
-import traceback
-from dataclasses import dataclass
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
-import gymnasium as gym
-import numpy as np
-from gymnasium.spaces.utils import is_space_dtype_shape_equiv
-from gymnasium.vector import AutoresetMode
 
-from fastdqn.envs.rows import Rows, RowSpec
+from fastdqn.envs.host import EnvFailures, Failure, Host, Task
+from fastdqn.envs.rows import Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from multiprocessing.connection import Connection
 
-__all__ = ["CLOSE", "DONE", "FAILED", "PAYLOAD", "STEP", "Failure", "Task", "run_worker"]
+__all__ = ["CALL", "CLOSE", "DONE", "FAILED", "PAYLOAD", "Wire", "Work", "run_worker"]
 
-STEP = b"s"
-"""The whole message that asks for one step of every environment of the worker."""
-CLOSE = pickle.dumps(("close", ()))
-"""The whole message that ends the worker."""
+CALL, CLOSE = b"c", b"q"
+"""Signals to a worker: a pickled call follows; leave. A byte below 32 steps that group's host."""
 DONE, PAYLOAD, FAILED = b"d", b"p", b"f"
-"""First byte of an answer: nothing more; a pickled result follows; a pickled Failure follows."""
+"""Signals from a worker: nothing more; a pickled result follows; pickled Failures follow."""
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a worker hosts.
+class Wire:
+    """One end of the line between parent and worker.
 
     Attributes:
-        first_env: Index of its first environment in the whole vector.
-        env_fns: Cloudpickled list of factories, one per environment.
-        spec: Layout of the block, for all environments.
-        autoreset_mode: Value of a Gymnasium AutoresetMode.
-        send_infos: Whether infos travel; if not, they are dropped in the worker.
+        signals: A stream socket for single bytes.
+        messages: What does not fit into a byte, announced by one.
+    """
+
+    signals: socket.socket
+    messages: Connection
+
+    def send(self, signal_: bytes, message: bytes | None = None) -> None:
+        """Send a signal and what it announces."""
+        self.signals.send(signal_)
+        if message is not None:
+            self.messages.send_bytes(message)
+
+    def receive(self) -> bytes:
+        """Wait for a signal.
+
+        Raises:
+            EOFError: The other end is closed.
+        """
+        signal_ = self.signals.recv(1)
+        if not signal_:
+            raise EOFError
+        return signal_
+
+    def close(self) -> None:
+        """Close this end."""
+        self.signals.close()
+        self.messages.close()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker process is born with.
+
+    Attributes:
+        tasks: One per group of environments.
+        env_fns: Cloudpickled lists of factories, one per task.
+        block: Shared memory (a RawArray) for the rows.
+        shared_obs: See `Host`.
         semaphore: Limits how many workers run an environment at a time, or None.
+        parent_pid: The process that this one must not survive, or 0 where it is not the parent.
     """
 
-    first_env: int
+    tasks: Sequence[Task]
     env_fns: bytes
-    spec: RowSpec
-    autoreset_mode: str
-    send_infos: bool
-    semaphore: Any = None
+    block: Any
+    shared_obs: Any
+    semaphore: Any
+    parent_pid: int
 
 
-@dataclass(frozen=True)
-class Failure:
-    """An exception that an environment raised, fit to cross the process border.
-
-    Attributes:
-        env: Index of the environment in the whole vector.
-        error: The exception, or None if it does not survive pickling.
-        text: The formatted traceback.
-    """
-
-    env: int
-    error: Exception | None
-    text: str
-
-
-def run_worker(connection: Connection, block: Any, task: Task, inherited: list[Connection]) -> None:
-    """Serve until the parent says close or its end of the connection closes.
+def run_worker(wire: Wire, work: Work, inherited: Sequence[Wire]) -> None:
+    """Serve until the parent says close or its ends close.
 
     Args:
-        connection: This worker's end.
-        block: Shared memory (a RawArray) of `task.spec.nbytes`.
-        task: What to host.
+        wire: This worker's end.
+        work: What to do.
         inherited: Ends that a forked child holds by accident; closed first, since an end that
             stays open here would hide the parent's death from other workers.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     for end in inherited:
         end.close()
-    host = _Host(block, task)
+    _die_with_parent(work.parent_pid)
+    rows = Rows.over(memoryview(work.block), work.tasks[0].spec)
+    env_fns = pickle.loads(work.env_fns)  # noqa: S301 - written by the parent process
+    hosts = [
+        Host(task, fns, rows, work.shared_obs, work.semaphore)
+        for task, fns in zip(work.tasks, env_fns, strict=True)
+    ]
+    gc.freeze()  # what was imported stays; no collection needs to look at it
     with contextlib.suppress(EOFError, OSError):
-        while host.serve(connection):
+        while _serve(wire, hosts):
             pass
-    host.close()
+    for host in hosts:
+        host.close()
 
 
-class _Host:
-    """The environments of one worker and the columns of the block that they own."""
+def _die_with_parent(parent_pid: int) -> None:
+    """End this process when the parent is gone, even while an environment hangs.
 
-    def __init__(self, block: Any, task: Task) -> None:
-        self.task = task
-        self.env_fns: list[Callable[[], gym.Env[Any, Any]]] = pickle.loads(task.env_fns)  # noqa: S301 - written by the parent process
-        count = len(self.env_fns)
-        self.rows = Rows.over(memoryview(block), task.spec).columns(
-            task.first_env, task.first_env + count
-        )
-        self.envs: list[gym.Env[Any, Any]] = []
-        self.returns, self.lengths = [0.0] * count, [0] * count
-        self.ended = [False] * count
-        self.current = 0
-        self.step_one = {
-            AutoresetMode.NEXT_STEP.value: self._step_or_reset,
-            AutoresetMode.SAME_STEP.value: self._step_and_reset,
-            AutoresetMode.DISABLED.value: self._step_only,
-        }[task.autoreset_mode]
-        self.permit = task.semaphore or contextlib.nullcontext()
-
-    def serve(self, connection: Connection) -> bool:
-        """Answer one message; return False when it was the last."""
-        message = connection.recv_bytes()
-        try:
-            answer = self._step() if message == STEP else self._obey(message)
-        except Exception as error:  # whatever an environment raises goes to the parent
-            answer = FAILED + _pack_failure(self.task.first_env + self.current, error)
-        connection.send_bytes(answer)
-        return message != CLOSE
-
-    def _obey(self, message: bytes) -> bytes:
-        name, data = pickle.loads(message)  # noqa: S301 - written by the parent process
-        return _payload(getattr(self, name)(*data))
-
-    def _step(self) -> bytes:
-        with self.permit:
-            return self._step_all()
-
-    def _step_all(self) -> bytes:
-        infos: dict[int, dict[str, Any]] = {}
-        for i, action in enumerate(self.rows.action.copy()):  # an environment may keep its action
-            self.current = i
-            info = self.step_one(i, action)
-            if info and self.task.send_infos:
-                infos[self.task.first_env + i] = info
-        return _payload(infos) if infos else DONE
-
-    def _step_only(self, i: int, action: Any) -> dict[str, Any]:
-        """Step environment `i` and write its row; the episode's sums are written at its end."""
-        rows = self.rows
-        obs, reward, terminated, truncated, info = self.envs[i].step(action)
-        if not isinstance(reward, float):
-            reward = _scalar_reward(reward)
-        rows.obs[i] = obs
-        rows.reward[i] = reward
-        rows.terminated[i] = terminated
-        rows.truncated[i] = truncated
-        self.returns[i] += reward
-        self.lengths[i] += 1
-        if terminated or truncated:
-            self.ended[i] = True
-            rows.episode_return[i] = self.returns[i]
-            rows.episode_length[i] = self.lengths[i]
-        return info
-
-    def _step_and_reset(self, i: int, action: Any) -> dict[str, Any]:
-        """SAME_STEP: an ended environment is reset at once; its last observation is kept."""
-        info = self._step_only(i, action)
-        if self.ended[i]:
-            self.rows.final_obs[i] = self.rows.obs[i]
-            info = {"final_info": info, **self._reset_one(i, None, None)}
-        return info
-
-    def _step_or_reset(self, i: int, action: Any) -> dict[str, Any]:
-        """NEXT_STEP: an ended environment is reset by the next step, which is no transition."""
-        self.rows.real[i] = not self.ended[i]
-        if not self.ended[i]:
-            return self._step_only(i, action)
-        self.rows.reward[i] = 0.0
-        self.rows.terminated[i] = self.rows.truncated[i] = False
-        return self._reset_one(i, None, None)
-
-    def _reset_one(
-        self, i: int, seed: int | None, options: dict[str, Any] | None
-    ) -> dict[str, Any]:
-        obs, info = self.envs[i].reset(seed=seed, options=options)
-        shape = np.shape(obs)
-        if shape != self.task.spec.obs_shape:
-            raise ValueError(
-                f"reset returned an observation of shape {shape}, "
-                f"the observation space says {self.task.spec.obs_shape}"
-            )
-        self.rows.obs[i] = obs
-        self.returns[i], self.lengths[i], self.ended[i] = 0.0, 0, False
-        return info
-
-    def make(self) -> None:
-        """Build the environments."""
-        for i, env_fn in enumerate(self.env_fns):
-            self.current = i
-            self.envs.append(env_fn())
-
-    def reset(
-        self, seeds: list[int | None], options: dict[str, Any] | None, mask: list[bool]
-    ) -> dict[int, dict[str, Any]]:
-        """Reset the environments that the mask names; return their infos by index."""
-        infos = {}
-        for i, seed in enumerate(seeds):
-            self.current = i
-            if mask[i]:
-                with self.permit:
-                    info = self._reset_one(i, seed, options)
-                infos[self.task.first_env + i] = info if self.task.send_infos else {}
-        return infos
-
-    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        """Call a method of every environment, or read an attribute."""
-        if name in {"reset", "step", "close", "set_wrapper_attr"}:
-            raise ValueError(
-                f"Trying to call function `{name}` with `call`, use `{name}` directly."
-            )
-        results = []
-        for i, env in enumerate(self.envs):
-            self.current = i
-            attribute = env.get_wrapper_attr(name)
-            results.append(attribute(*args, **kwargs) if callable(attribute) else attribute)
-        return results
-
-    def set_attr(self, name: str, values: list[Any]) -> None:
-        """Set one attribute of every environment."""
-        for i, (env, value) in enumerate(zip(self.envs, values, strict=True)):
-            self.current = i
-            env.set_wrapper_attr(name, value)
-
-    def check_spaces(
-        self, mode: Any, obs_space: gym.Space[Any], action_space: gym.Space[Any]
-    ) -> list[tuple[bool, bool]]:
-        """Say for every environment whether its two spaces are those of the vector."""
-        return [
-            (
-                env.observation_space == obs_space
-                if mode == "same"
-                else is_space_dtype_shape_equiv(env.observation_space, obs_space),
-                env.action_space == action_space,
-            )
-            for env in self.envs
-        ]
-
-    def close(self) -> None:
-        """Close every environment, once."""
-        while self.envs:
-            self.envs.pop().close()
+    The kernel does it on Linux; a thread does it elsewhere, and where the parent is a fork server.
+    """
+    if sys.platform == "linux" and parent_pid:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_pid:
+            os._exit(1)
+    threading.Thread(target=_watch_parent, daemon=True).start()
 
 
-def _scalar_reward(reward: Any) -> float:
-    if np.ndim(reward) != 0:
-        raise ValueError(
-            f"the reward must be a scalar, got an array of shape {np.shape(reward)}: "
-            "return float(reward[0]) from the environment's step"
-        )
-    return float(reward)
+def _watch_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _payload(content: Any) -> bytes:
-    packed: bytes = cloudpickle.dumps(content)
-    return PAYLOAD + packed
-
-
-def _pack_failure(env: int, error: Exception) -> bytes:
-    text = "".join(traceback.format_exception(error))
+def _serve(wire: Wire, hosts: Sequence[Host]) -> bool:
+    """Answer one signal; return False when it was the last."""
+    asked = wire.receive()
+    if asked == CLOSE:
+        return False
     try:
-        packed: bytes = cloudpickle.dumps(Failure(env, error, text))
-        pickle.loads(packed)  # noqa: S301 - proves that the parent can read what was just written
-    except Exception:
-        packed = cloudpickle.dumps(Failure(env, None, text))
+        if asked == CALL:
+            name, group, arguments = pickle.loads(wire.messages.recv_bytes())  # noqa: S301
+            answer = cloudpickle.dumps(getattr(hosts[group], name)(*arguments))
+        else:
+            told = hosts[asked[0]].step()
+            answer = None if told is None else cloudpickle.dumps(told)
+    except EnvFailures as error:
+        wire.send(FAILED, _pack(error.failures))
+    except Exception as error:  # e.g. what cannot be pickled
+        wire.send(FAILED, _pack([hosts[0].failure(0, error)]))
+    else:
+        wire.send(DONE if answer is None else PAYLOAD, answer)
+    return True
+
+
+def _pack(failures: Sequence[Failure]) -> bytes:
+    packed: bytes = cloudpickle.dumps([_fit_to_travel(failure) for failure in failures])
     return packed
+
+
+def _fit_to_travel(failure: Failure) -> Failure:
+    """Leave the exception out if the parent could not read it."""
+    try:
+        pickle.loads(cloudpickle.dumps(failure))  # noqa: S301 - what was just written
+    except Exception:
+        return replace(failure, error=None)
+    return failure

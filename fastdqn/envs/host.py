@@ -1,0 +1,338 @@
+"""The environments of one host, stepped one after the other; results go into the shared block.
+
+A worker process has one host for each group of environments; without workers the caller's own
+process has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.error import ClosedEnvironmentError
+from gymnasium.spaces.utils import is_space_dtype_shape_equiv
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import write_to_shared_memory
+
+from fastdqn.envs.rows import Rows, RowSpec
+
+__all__ = ["EnvFactory", "EnvFailures", "Failure", "Host", "Task"]
+
+EnvFactory = Callable[[], gym.Env[Any, Any]]
+StepTold = tuple[dict[int, dict[str, Any]], list[Any] | None] | None
+"""What a step tells beside the block: infos by environment, and observations that travel."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a host is to do.
+
+    Attributes:
+        first_env: Index of its first environment in the whole vector.
+        num_envs: Its environments.
+        spec: Layout of the block, for all environments.
+        autoreset_mode: Value of a Gymnasium AutoresetMode.
+        send_infos: Whether infos travel; if not, they are dropped here.
+        obs_space: Space of an observation that does not lie in the block, or None.
+    """
+
+    first_env: int
+    num_envs: int
+    spec: RowSpec
+    autoreset_mode: str
+    send_infos: bool
+    obs_space: gym.Space[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception that an environment raised, fit to cross the process border.
+
+    Attributes:
+        env: Index of the environment in the whole vector.
+        error: The exception, or None if it does not survive pickling.
+        text: The formatted traceback.
+        ended: Whether the environment was shut down; the next reset builds it anew.
+    """
+
+    env: int
+    error: Exception | None
+    text: str
+    ended: bool
+
+
+class EnvFailures(Exception):  # noqa: N818 - several errors, one for each environment
+    """What the environments of one call raised, in the order of the environments."""
+
+    def __init__(self, failures: list[Failure]) -> None:
+        super().__init__(f"{len(failures)} environments raised")
+        self.failures = failures
+
+
+class Host:
+    """Some environments and the columns of the block that they own.
+
+    Args:
+        task: What to do.
+        env_fns: Factories of its environments.
+        rows: The whole block.
+        shared_obs: Gymnasium's shared memory for observations that do not lie in the block; None
+            where they do, or where they travel with the answers.
+        permit: Held while an environment runs.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        env_fns: Sequence[EnvFactory],
+        rows: Rows,
+        shared_obs: Any = None,
+        permit: Any = None,
+    ) -> None:
+        self.task, self.env_fns, self.shared_obs = task, env_fns, shared_obs
+        self.rows = rows.columns(task.first_env, task.first_env + task.num_envs)
+        self.envs: list[gym.Env[Any, Any]] = []
+        self.travelling: list[Any] = [None] * task.num_envs
+        self.returns, self.lengths = [0.0] * task.num_envs, [0] * task.num_envs
+        self.ended = [False] * task.num_envs
+        self.last_obs: Any = None
+        self.permit = permit or contextlib.nullcontext()
+        self.in_block = task.obs_space is None
+        self.travels = not self.in_block and shared_obs is None
+        self.put = self._way_of_observations()
+        self.step_one = {
+            AutoresetMode.NEXT_STEP.value: self._step_or_reset,
+            AutoresetMode.SAME_STEP.value: self._step_and_reset,
+            AutoresetMode.DISABLED.value: self._step_only,
+        }[task.autoreset_mode]
+
+    def _way_of_observations(self) -> Callable[[int, Any], None]:
+        """Return what takes the observation of environment i to where the caller reads it."""
+        if self.in_block:
+            return self.rows.obs.__setitem__
+        if self.travels:
+            return self.travelling.__setitem__
+        space: Any = self.task.obs_space
+        first, memory = self.task.first_env, self.shared_obs
+        return lambda i, obs: write_to_shared_memory(space, first + i, obs, memory)
+
+    # Stepping
+
+    def step(self, actions: Sequence[Any] | None = None) -> StepTold:
+        """Step every environment; hot path.
+
+        Args:
+            actions: One per environment; None takes them from the block.
+
+        Raises:
+            EnvFailures: Some environments raised; the others were stepped.
+        """
+        infos: dict[int, dict[str, Any]] = {}
+        failures: list[Failure] = []
+        with self.permit:
+            # An environment may keep its action, so it gets a copy.
+            for i, action in enumerate(self.rows.action.copy() if actions is None else actions):
+                try:
+                    info = self.step_one(i, action)
+                except Exception as error:  # whatever an environment raises goes to the caller
+                    failures.append(self._shut(i, error))
+                    continue
+                if info and self.task.send_infos:
+                    infos[self.task.first_env + i] = info
+        if failures:
+            raise EnvFailures(failures)
+        return self._told(infos)
+
+    def _told(self, infos: dict[int, dict[str, Any]]) -> StepTold:
+        if self.travels:
+            return infos, self.travelling
+        return (infos, None) if infos else None
+
+    def _step_only(self, i: int, action: Any) -> dict[str, Any]:
+        """Step environment `i` and write its row; the episode's sums are written at its end."""
+        rows = self.rows
+        obs, reward, terminated, truncated, info = self.envs[i].step(action)
+        self.last_obs = obs
+        if not isinstance(reward, float):
+            reward = _scalar_reward(reward)
+        self.put(i, obs)
+        rows.reward[i] = reward
+        rows.terminated[i] = terminated
+        rows.truncated[i] = truncated
+        self.returns[i] += reward
+        self.lengths[i] += 1
+        if self.task.spec.num_masked:
+            self._read_mask(i, info)
+        if terminated or truncated:
+            self.ended[i] = True
+            rows.episode_return[i] = self.returns[i]
+            rows.episode_length[i] = self.lengths[i]
+        return info
+
+    def _step_and_reset(self, i: int, action: Any) -> dict[str, Any]:
+        """SAME_STEP: an ended environment is reset at once; its last observation is kept."""
+        info = self._step_only(i, action)
+        if self.ended[i]:
+            info = {"final_info": info, **self._keep_final(i), **self._reset_one(i, None, None)}
+        return info
+
+    def _keep_final(self, i: int) -> dict[str, Any]:
+        """Keep the last observation in the block, and return it as an info where infos travel."""
+        self.rows.final_action_mask[i] = self.rows.action_mask[i]
+        if self.in_block:
+            self.rows.final_obs[i] = self.rows.obs[i]
+        return {"final_obs": deepcopy(self.last_obs)} if self.task.send_infos else {}
+
+    def _step_or_reset(self, i: int, action: Any) -> dict[str, Any]:
+        """NEXT_STEP: an ended environment is reset by the next step, which is no transition."""
+        self.rows.real[i] = not self.ended[i]
+        if not self.ended[i]:
+            return self._step_only(i, action)
+        self.rows.reward[i] = 0.0
+        self.rows.terminated[i] = self.rows.truncated[i] = False
+        return self._reset_one(i, None, None)
+
+    def _reset_one(
+        self, i: int, seed: int | None, options: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        obs, info = self.envs[i].reset(seed=seed, options=options)
+        if self.in_block and np.shape(obs) != self.task.spec.obs_shape:
+            raise ValueError(
+                f"reset returned an observation of shape {np.shape(obs)}, "
+                f"the observation space says {self.task.spec.obs_shape}"
+            )
+        self.put(i, obs)
+        if self.task.spec.num_masked:
+            self._read_mask(i, info)
+        self.returns[i], self.lengths[i], self.ended[i] = 0.0, 0, False
+        return info
+
+    def _read_mask(self, i: int, info: dict[str, Any]) -> None:
+        """Write the actions that the info allows; all of them where it says nothing."""
+        mask = info.get("action_mask", True)
+        if mask is not True and np.shape(mask) != (self.task.spec.num_masked,):
+            raise ValueError(
+                f'info["action_mask"] has shape {np.shape(mask)}, '
+                f"{self.task.spec.num_masked} actions need ({self.task.spec.num_masked},)"
+            )
+        self.rows.action_mask[i] = mask
+
+    def _shut(self, i: int, error: Exception) -> Failure:
+        """Close an environment that raised: nobody knows its state. The next reset rebuilds it."""
+        with contextlib.suppress(Exception):
+            self.envs[i].close()
+        self.envs[i] = _Shut()
+        return self.failure(i, error, ended=True)
+
+    def failure(self, i: int, error: Exception, *, ended: bool = False) -> Failure:
+        """Return what environment `i` raised as it is told."""
+        text = "".join(traceback.format_exception(error))
+        return Failure(self.task.first_env + i, error, text, ended)
+
+    # Calls
+
+    def make(self) -> None:
+        """Build the environments.
+
+        Raises:
+            EnvFailures: One could not be built.
+        """
+        for i, env_fn in enumerate(self.env_fns):
+            try:
+                self.envs.append(env_fn())
+            except Exception as error:
+                raise EnvFailures([self.failure(i, error, ended=True)]) from error
+
+    def reset(
+        self, seeds: list[int | None], options: dict[str, Any] | None, mask: list[bool]
+    ) -> tuple[dict[int, dict[str, Any]], list[Any] | None]:
+        """Reset the environments that the mask names, rebuilding those that were shut down.
+
+        Returns:
+            Their infos by index, and observations that travel.
+
+        Raises:
+            EnvFailures: Some environments raised.
+        """
+        infos: dict[int, dict[str, Any]] = {}
+        failures: list[Failure] = []
+        for i in np.flatnonzero(mask).tolist():
+            try:
+                if isinstance(self.envs[i], _Shut):
+                    self.envs[i] = self.env_fns[i]()
+                with self.permit:
+                    info = self._reset_one(i, seeds[i], options)
+            except Exception as error:
+                failures.append(self._shut(i, error))
+                continue
+            if self.task.send_infos:
+                infos[self.task.first_env + i] = info
+        if failures:
+            raise EnvFailures(failures)
+        return infos, self.travelling if self.travels else None
+
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """Call a method of every environment, or read an attribute."""
+        if name in {"reset", "step", "close", "set_wrapper_attr", "_setattr", "_check_spaces"}:
+            raise ValueError(
+                f"Trying to call function `{name}` with `call`, use `{name}` directly instead."
+            )
+        return [self._of_env(i, name, args, kwargs) for i in range(len(self.envs))]
+
+    def _of_env(self, i: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            attribute = self.envs[i].get_wrapper_attr(name)
+            return attribute(*args, **kwargs) if callable(attribute) else attribute
+        except Exception as error:
+            raise EnvFailures([self.failure(i, error, ended=False)]) from error
+
+    def set_attr(self, name: str, values: list[Any]) -> None:
+        """Set one attribute of every environment."""
+        for i, value in enumerate(values):
+            try:
+                self.envs[i].set_wrapper_attr(name, value)
+            except Exception as error:
+                raise EnvFailures([self.failure(i, error, ended=False)]) from error
+
+    def check_spaces(
+        self, mode: Any, obs_space: gym.Space[Any], action_space: gym.Space[Any]
+    ) -> list[tuple[bool, bool]]:
+        """Say for every environment whether its two spaces are those of the vector."""
+        return [
+            (
+                env.observation_space == obs_space
+                if mode == "same"
+                else is_space_dtype_shape_equiv(env.observation_space, obs_space),
+                env.action_space == action_space,
+            )
+            for env in self.envs
+        ]
+
+    def close(self) -> None:
+        """Close every environment, once, whatever one of them raises."""
+        while self.envs:
+            with contextlib.suppress(Exception):
+                self.envs.pop().close()
+
+
+class _Shut(gym.Env[Any, Any]):
+    """Stands where an environment raised, until the next reset."""
+
+    def step(self, action: Any) -> Any:  # noqa: ARG002
+        """Refuse."""
+        raise ClosedEnvironmentError("the environment raised and was shut down: reset it first")
+
+
+def _scalar_reward(reward: Any) -> float:
+    if np.ndim(reward) != 0:
+        raise ValueError(
+            f"the reward must be a scalar, got {reward!r} of shape {np.shape(reward)}: "
+            "return float(reward[0]) from the environment's step"
+        )
+    return float(reward)

@@ -1,0 +1,63 @@
+"""What the system must grant before workers start: open files and shared memory."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+from fastdqn.errors import UsageError
+
+__all__ = ["FILES_PER_WORKER", "refuse_unless_openable", "refuse_unless_shareable"]
+
+FILES_PER_WORKER = 8
+"""A socket, a connection and a sentinel here; as many for a moment while the worker starts."""
+SPARE_FILES = 32
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def refuse_unless_openable(num_workers: int) -> None:
+    """Raise this process's limit of open files far enough for its workers.
+
+    Raises:
+        UsageError: The system does not let it be raised that far.
+    """
+    needed = _open_files() + num_workers * FILES_PER_WORKER + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft in {resource.RLIM_INFINITY} or needed <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        fits = max((hard - _open_files() - SPARE_FILES) // FILES_PER_WORKER, 0)
+        raise UsageError(
+            f"--num-workers {num_workers}",
+            f"they need {needed} open files and this process may have {hard}",
+            f"At most {fits} workers fit; let each host more environments, "
+            "or ask the administrator for more (ulimit -Hn).",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def refuse_unless_shareable(nbytes: int, num_envs: int) -> None:
+    """Compare the shared block with the room that shared memory has left.
+
+    Raises:
+        UsageError: It does not fit.
+    """
+    if not SHARED_MEMORY.is_dir():
+        return
+    status = os.statvfs(SHARED_MEMORY)
+    free = status.f_bavail * status.f_frsize
+    if nbytes > free:
+        raise UsageError(
+            f"--num-envs {num_envs}",
+            f"their rows take {nbytes / 2**20:,.1f} MiB of shared memory and {SHARED_MEMORY} "
+            f"has {free / 2**20:,.1f} MiB left",
+            f"Use fewer environments, or make {SHARED_MEMORY} larger (docker run --shm-size).",
+        )
+
+
+def _open_files() -> int:
+    for folder in (Path("/proc/self/fd"), Path("/dev/fd")):
+        if folder.is_dir():
+            return sum(1 for _ in folder.iterdir())
+    return SPARE_FILES

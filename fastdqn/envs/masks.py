@@ -1,0 +1,54 @@
+"""Action masks: where environments say which actions are allowed.
+
+Either in `info["action_mask"]`, or in a Dict observation that has an `action_mask` beside one
+other entry; the latter becomes the former here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.spaces import Dict, Space
+
+__all__ = ["MASK", "MaskInInfo", "observed_beside_mask", "with_mask_in_info"]
+
+MASK = "action_mask"
+
+
+def observed_beside_mask(space: Space[Any]) -> str | None:
+    """Return the key of what is observed where a Dict space holds that and a mask alone."""
+    if not isinstance(space, Dict) or MASK not in space.spaces or len(space.spaces) != 2:
+        return None
+    return next(key for key in space.spaces if key != MASK)
+
+
+class MaskInInfo(gym.Wrapper[Any, Any, Any, Any]):
+    """Moves the mask of a Dict observation into the info; the rest becomes the observation.
+
+    Args:
+        env: Its observations are a Dict of two entries, one of them `action_mask`.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        space: Any = env.observation_space
+        self._key = observed_beside_mask(space)
+        self.observation_space = space[self._key]
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment and split its observation."""
+        obs, info = self.env.reset(**kwargs)
+        return obs[self._key], {**info, MASK: obs[MASK]}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step the environment and split its observation."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs[self._key], reward, terminated, truncated, {**info, MASK: obs[MASK]}
+
+
+def with_mask_in_info(factory: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
+    """Build an environment; where its observation holds a mask, that moves into the info."""
+    env = factory()
+    return env if observed_beside_mask(env.observation_space) is None else MaskInInfo(env)

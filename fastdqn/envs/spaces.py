@@ -1,0 +1,124 @@
+"""What one environment tells of all: spaces, metadata, and how long it steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
+from gymnasium.vector.utils import batch_differing_spaces, batch_space
+
+__all__ = ["ARRAY_SPACES", "VectorSpaces", "read_spaces"]
+
+ARRAY_SPACES = (Box, Discrete, MultiBinary, MultiDiscrete)
+"""Spaces whose elements are arrays of one shape and dtype."""
+MEASURED_STEPS = 30
+PATIENCE_S = 0.01
+"""Whoever takes longer than this for a reset or for a few steps is slow enough to be sure."""
+EnvFactory = Callable[[], gym.Env[Any, Any]]
+
+
+@dataclass(frozen=True)
+class VectorSpaces:
+    """Spaces of one environment and of all of them together.
+
+    Attributes:
+        metadata: Of one environment.
+        render_mode: Of one environment.
+        single_action_space: Of one environment.
+        action_space: Of all.
+        single_observation_space: Of one environment.
+        observation_space: Of all.
+        step_s: Seconds that a step took, or None where nobody measured.
+    """
+
+    metadata: dict[str, Any]
+    render_mode: str | None
+    single_action_space: Space[Any]
+    action_space: Space[Any]
+    single_observation_space: Space[Any]
+    observation_space: Space[Any]
+    step_s: float | None
+
+
+def read_spaces(
+    env_fns: Sequence[EnvFactory],
+    observation_mode: str | tuple[Space[Any], Space[Any]],
+    *,
+    measure: bool,
+) -> VectorSpaces:
+    """Build one environment, look at it, close it; `different` looks at all of them.
+
+    Args:
+        env_fns: Factories, one per environment.
+        observation_mode: As in Gymnasium's AsyncVectorEnv.
+        measure: Whether to take a few random steps and to time them.
+
+    Raises:
+        ValueError: There is no such mode.
+        TypeError: The pair holds something that is no space.
+    """
+    env = env_fns[0]()
+    try:
+        single, batched = _observation_spaces(env, env_fns, observation_mode)
+        return VectorSpaces(
+            dict(env.metadata),
+            env.render_mode,
+            env.action_space,
+            batch_space(env.action_space, len(env_fns)),
+            single,
+            batched,
+            _measured_step_s(env) if measure else None,
+        )
+    finally:
+        env.close()
+
+
+def _observation_spaces(
+    env: gym.Env[Any, Any], env_fns: Sequence[EnvFactory], mode: Any
+) -> tuple[Space[Any], Space[Any]]:
+    """Return the space of one observation and the space of all."""
+    if isinstance(mode, tuple) and len(mode) == 2:
+        for space in mode:
+            if not isinstance(space, Space):
+                raise TypeError(
+                    f"Expected both elements of observation_mode to be Spaces, got {mode}"
+                )
+        return mode[1], mode[0]
+    if mode == "same":
+        return env.observation_space, batch_space(env.observation_space, len(env_fns))
+    if mode == "different":
+        spaces = [_observation_space(env_fn) for env_fn in env_fns]
+        return spaces[0], batch_differing_spaces(spaces)
+    raise ValueError(
+        "Invalid `observation_mode`, expected: 'same' or 'different' or tuple of single and "
+        f"batch observation space, actual got {mode}"
+    )
+
+
+def _observation_space(env_fn: EnvFactory) -> Space[Any]:
+    env = env_fn()
+    env.close()
+    return env.observation_space
+
+
+def _measured_step_s(env: gym.Env[Any, Any]) -> float | None:
+    """Time random steps; None where the environment is slow, or raises."""
+    try:
+        start = time.perf_counter()
+        env.reset(seed=0)
+        if time.perf_counter() - start > PATIENCE_S:
+            return None
+        actions = [env.action_space.sample() for _ in range(MEASURED_STEPS)]
+        start, taken = time.perf_counter(), 0
+        for action in actions:
+            _, _, terminated, truncated, _ = env.step(action)
+            taken += 1
+            if terminated or truncated or time.perf_counter() - start > PATIENCE_S:
+                break
+        return (time.perf_counter() - start) / taken
+    except Exception:
+        return None  # it will say so again where somebody listens

@@ -1,0 +1,175 @@
+"""Any Gymnasium VectorEnv, in any autoreset mode, as rows of true transitions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from fastdqn.envs.make import EnvDescription
+from fastdqn.envs.masks import MASK, observed_beside_mask
+from fastdqn.envs.rows import Rows, RowSpec
+from fastdqn.errors import UsageError
+
+__all__ = ["VectorSource"]
+
+
+class VectorSource:
+    """A vector environment whose results are copied into private rows.
+
+    Of Gymnasium's own vectors, SAME_STEP is only for environments that return a new array at
+    each step: one that overwrites its array spoils `final_obs` before anybody sees it.
+
+    Args:
+        envs: The vector; `close` closes it.
+        description: Its environments.
+
+    Raises:
+        UsageError: The vector does not say its autoreset mode.
+    """
+
+    num_groups = 1
+    num_restarts = 0
+    restarts: Sequence[str] = ()
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any], description: EnvDescription) -> None:
+        self.envs = envs
+        self.num_envs = envs.num_envs
+        self.num_workers = _num_workers(envs)
+        self.description = description
+        self._key = observed_beside_mask(envs.single_observation_space)
+        spec = RowSpec.of_spaces(
+            self.num_envs, description.obs_space, envs.single_action_space, description.num_masked
+        )
+        self.rows = Rows.allocate(spec)
+        self._mode = _autoreset_mode(envs)
+        self.resets_within_step = self._mode is not AutoresetMode.NEXT_STEP
+        self._returns = np.zeros(self.num_envs)
+        self._lengths = np.zeros(self.num_envs, np.int64)
+        self._ended = np.zeros(self.num_envs, np.bool_)
+        self._pending: npt.NDArray[np.int64] | None = None
+
+    def rows_of(self, group: int) -> Rows:  # noqa: ARG002
+        """Return the rows: there is one group."""
+        return self.rows
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Start new episodes everywhere; fills `rows.obs`."""
+        envs: Any = self.envs  # vectors that are one program take one seed for all
+        one_by_one = isinstance(envs.unwrapped, AsyncVectorEnv | SyncVectorEnv)
+        obs, infos = envs.reset(seed=list(seeds) if one_by_one else seeds[0])
+        self.rows.clear()
+        self.rows.obs[:] = self._observed(obs)
+        self._read_masks(obs, infos, np.ones(self.num_envs, np.bool_))
+        self._ended[:] = False
+        self._returns[:] = 0.0
+        self._lengths[:] = 0
+
+    def send(self, actions: npt.NDArray[np.int64], group: int = 0) -> None:  # noqa: ARG002
+        """Start the step where the vector can (AsyncVectorEnv), or keep it for `recv`."""
+        self._pending = actions + self.description.first_action
+        if isinstance(self.envs, AsyncVectorEnv):
+            self.envs.step_async(self._pending)
+
+    def recv(self, group: int = 0) -> None:  # noqa: ARG002
+        """Finish the step and copy it into the rows."""
+        if isinstance(self.envs, AsyncVectorEnv):
+            result = self.envs.step_wait()
+        else:
+            result = self.envs.step(self._pending)
+        rows, (obs, reward, terminated, truncated, infos) = self.rows, result
+        _refuse_reward_shape(np.asarray(reward), self.num_envs)
+        if not self.resets_within_step:
+            np.logical_not(self._ended, out=rows.real)
+        rows.reward[:], rows.terminated[:], rows.truncated[:] = reward, terminated, truncated
+        np.logical_or(rows.terminated, rows.truncated, out=self._ended)
+        self._count_episodes()
+        self._place_observations(obs, infos)
+
+    def _count_episodes(self) -> None:
+        rows = self.rows
+        self._returns += rows.reward * rows.real
+        self._lengths += rows.real
+        rows.episode_return[self._ended] = self._returns[self._ended]
+        rows.episode_length[self._ended] = self._lengths[self._ended]
+        self._returns[self._ended] = 0.0
+        self._lengths[self._ended] = 0
+
+    def _place_observations(self, obs: Any, infos: dict[str, Any]) -> None:
+        """Fill `obs` and, for episodes that ended within the step, `final_obs`."""
+        rows, ended = self.rows, self._ended
+        rows.obs[:] = self._observed(obs)
+        self._read_masks(obs, infos, np.ones(self.num_envs, np.bool_))
+        if not (self.resets_within_step and ended.any()):
+            return
+        if self._mode is AutoresetMode.SAME_STEP:
+            self._place_finals(infos)
+            return
+        rows.final_obs[ended] = rows.obs[ended]
+        rows.final_action_mask[ended] = rows.action_mask[ended]
+        fresh, fresh_infos = self.envs.reset(options={"reset_mask": ended.copy()})
+        rows.obs[ended] = self._observed(fresh)[ended]
+        self._read_masks(fresh, fresh_infos, ended)
+
+    def _place_finals(self, infos: dict[str, Any]) -> None:
+        """SAME_STEP: the last observations and what was said of them come in the infos."""
+        final_masks = infos.get("final_info", {}).get(MASK)
+        for index in np.flatnonzero(self._ended):
+            final = infos["final_obs"][index]
+            self.rows.final_obs[index] = final if self._key is None else final[self._key]
+            if self._key is not None:
+                final_mask = final[MASK]
+            else:
+                final_mask = True if final_masks is None else final_masks[index]
+            self.rows.final_action_mask[index] = final_mask
+
+    def _observed(self, obs: Any) -> Any:
+        return obs if self._key is None else obs[self._key]
+
+    def _read_masks(self, obs: Any, infos: dict[str, Any], which: npt.NDArray[np.bool_]) -> None:
+        """Take the masks of the environments in `which` [N]; everything is allowed without one."""
+        if not self.description.num_masked:
+            return
+        if self._key is not None:
+            self.rows.action_mask[which] = obs[MASK][which]
+            return
+        said = which & infos.get(f"_{MASK}", MASK in infos)
+        self.rows.action_mask[which & ~said] = True
+        if said.any():
+            self.rows.action_mask[said] = infos[MASK][said]
+
+    def close(self) -> None:
+        """Close the vector environment."""
+        self.envs.close()
+
+
+def _num_workers(envs: VectorEnv[Any, Any, Any]) -> int:
+    unwrapped: Any = envs.unwrapped
+    if not isinstance(unwrapped, AsyncVectorEnv):
+        return 0
+    return int(getattr(unwrapped, "num_workers", unwrapped.num_envs))
+
+
+def _refuse_reward_shape(reward: npt.NDArray[Any], num_envs: int) -> None:
+    if reward.shape != (num_envs,):
+        raise UsageError(
+            f"rewards of shape {reward.shape} from {num_envs} environments, "
+            f"{reward[0]!r} from environment 0",
+            "each must be a scalar",
+            "Return float(reward[0]) from the environment's step.",
+        )
+
+
+def _autoreset_mode(envs: VectorEnv[Any, Any, Any]) -> AutoresetMode:
+    mode = envs.metadata.get("autoreset_mode")
+    try:
+        return AutoresetMode(mode)
+    except ValueError:
+        raise UsageError(
+            f"{type(envs).__name__} with autoreset_mode {mode!r}",
+            "without it nobody can tell reset rows from transitions",
+            'Set envs.metadata["autoreset_mode"] to a gymnasium.vector.AutoresetMode.',
+        ) from None
