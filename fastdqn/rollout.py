@@ -60,7 +60,7 @@ class Rollout:
 
         The copy of the actions to the host is the one wait of a vector step.
         """
-        self._action = self.policy.act(self.replay.shown, epsilon)
+        self._action = self.policy.act(self.replay.shown(), epsilon)
         self.source.send(self._action.cpu().numpy())
 
     def collect(self) -> None:
