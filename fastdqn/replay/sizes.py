@@ -83,9 +83,9 @@ class RingSizes:
         """Final frames, F; at least one per environment."""
         if self.final_capacity is not None:
             return max(self.final_capacity, self.num_envs)
-        drawable = self.slots - self.num_envs
+        most = self.slots - self.row_size  # all that may be drawn, and what a cut keeps late
         small = self._frame_bytes <= SMALL_OBS_BYTES
-        return max(drawable if small else drawable // 8, self.num_envs)
+        return max(most if small else most // 8, self.num_envs)
 
     @property
     def nbytes(self) -> int:
