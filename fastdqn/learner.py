@@ -123,14 +123,13 @@ class Learner:
         """Take one optimizer step on a batch that the caller drew.
 
         Args:
-            batch: B transitions on the learner's device; read.
+            batch: B transitions on the learner's device, with or without action masks; read.
 
         Returns:
             [4] float32 on the device, see METRICS; overwritten by the next update.
         """
         given = batch if isinstance(batch, Transitions) else Transitions.from_tensordict(batch)
-        fields = (given.obs, given.action, given.reward, given.next_obs)
-        self._given_step(self.state, *fields, given.terminated, given.truncated)
+        self._given_step(self.state, *given.tensors())
         return self.state.metrics
 
     def learn(self, replay: ReplayBuffer, index: Tensor) -> None:
@@ -174,12 +173,13 @@ class Learner:
     def _goal(self, state: LearnerState, batch: Transitions) -> Tensor:
         """Return the bootstrapped target values [B]."""
         net, views = self.network, self.network.views
+        given, mask = (batch.reward, batch.terminated), batch.next_action_mask
         bootstrap = state.online if self.target_kind == "none" else state.target
         next_q = net(views(bootstrap), batch.next_obs)
         if not self.double:
-            return dqn_target(batch.reward, batch.terminated, next_q, self.gamma)
+            return dqn_target(*given, next_q, self.gamma, next_action_mask=mask)
         online_q = net(views(state.online), batch.next_obs)
-        return double_dqn_target(batch.reward, batch.terminated, online_q, next_q, self.gamma)
+        return double_dqn_target(*given, online_q, next_q, self.gamma, next_action_mask=mask)
 
     def _gradient(
         self, state: LearnerState, batch: Transitions, goal: Tensor

@@ -15,36 +15,79 @@ __all__ = [
     "double_dqn_target",
     "dqn_target",
     "huber_loss",
+    "masked_q",
     "mse_loss",
     "soft_update_",
     "td_error",
 ]
 
 
-def dqn_target(reward: Tensor, terminated: Tensor, next_q_target: Tensor, gamma: float) -> Tensor:
+def masked_q(q: Tensor, action_mask: Tensor | None) -> Tensor:
+    """Return Q-values among which a forbidden action is never the largest.
+
+        Q(s, a)        if a may be done in s, or nothing may
+        -infinity      otherwise
+
+    Where nothing may be done, every action counts as allowed, so that a maximum stays finite.
+
+    Args:
+        q: [B, A] float.
+        action_mask: [B, A] bool, True where the action may be done; None returns `q` itself.
+
+    Raises:
+        ValueError: The mask is not bool, or its shape is not that of `q`.
+
+    Source:
+        Huang, Ontanon (2022), A closer look at invalid action masking in policy gradient
+        algorithms, arXiv:2006.14171, section 3, where it is done to logits.
+    """
+    if action_mask is None:
+        return q
+    if action_mask.shape != q.shape or action_mask.dtype is not torch.bool:
+        raise ValueError(
+            f"action mask {tuple(action_mask.shape)} {action_mask.dtype}, Q {tuple(q.shape)}: "
+            "want [B, A] bool, [B, A]"
+        )
+    forbidden = ~action_mask & action_mask.any(1, keepdim=True)
+    return q.masked_fill(forbidden, -torch.inf)
+
+
+def dqn_target(
+    reward: Tensor,
+    terminated: Tensor,
+    next_q_target: Tensor,
+    gamma: float,
+    *,
+    next_action_mask: Tensor | None = None,
+) -> Tensor:
     """Bootstrap from the target network's own best action.
 
         y = r                                     if terminated
         y = r + gamma max_a Q_target(s', a)       otherwise, truncated or not
+
+    The maximum is taken over the actions that s' allows; where it allows none and the episode
+    goes on, over all of them.
 
     Args:
         reward: [B] float32.
         terminated: [B] bool.
         next_q_target: [B, A] float32, Q-values of s' by the target network.
         gamma: Discount per env step, in [0, 1].
+        next_action_mask: [B, A] bool, what may be done in s'; None allows everything.
 
     Returns:
         [B] float32.
 
     Raises:
-        ValueError: The shapes are not [B], [B] and [B, A].
+        ValueError: The shapes are not [B], [B], [B, A] and [B, A], or the mask is not bool.
 
     Source:
         Mnih et al. (2015), Human-level control through deep reinforcement learning,
         Nature 518, algorithm 1.
     """
     _refuse_shapes(reward, terminated, next_q_target)
-    return _bootstrap(reward, terminated, next_q_target.amax(1), gamma)
+    best = masked_q(next_q_target, next_action_mask).amax(1)
+    return _bootstrap(reward, terminated, best, gamma)
 
 
 def double_dqn_target(
@@ -53,6 +96,8 @@ def double_dqn_target(
     next_q_online: Tensor,
     next_q_target: Tensor,
     gamma: float,
+    *,
+    next_action_mask: Tensor | None = None,
 ) -> Tensor:
     """Let the online network choose the next action and the target network value it.
 
@@ -60,18 +105,22 @@ def double_dqn_target(
         y  = r                                    if terminated
         y  = r + gamma Q_target(s', a*)           otherwise, truncated or not
 
+    The choice is among the actions that s' allows; where it allows none and the episode goes
+    on, among all of them.
+
     Args:
         reward: [B] float32.
         terminated: [B] bool.
         next_q_online: [B, A] float32, Q-values of s' by the online network.
         next_q_target: [B, A] float32, Q-values of s' by the target network.
         gamma: Discount per env step, in [0, 1].
+        next_action_mask: [B, A] bool, what may be done in s'; None allows everything.
 
     Returns:
         [B] float32.
 
     Raises:
-        ValueError: The shapes are not [B], [B], [B, A] and [B, A].
+        ValueError: The shapes are not [B], [B] and [B, A] thrice, or the mask is not bool.
 
     Source:
         van Hasselt, Guez, Silver (2016), Deep reinforcement learning with double Q-learning,
@@ -79,7 +128,7 @@ def double_dqn_target(
     """
     _refuse_shapes(reward, terminated, next_q_target)
     _refuse_shapes(reward, terminated, next_q_online)
-    best = next_q_online.argmax(1, keepdim=True)
+    best = masked_q(next_q_online, next_action_mask).argmax(1, keepdim=True)
     return _bootstrap(reward, terminated, next_q_target.gather(1, best).squeeze(1), gamma)
 
 

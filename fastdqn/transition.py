@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,7 @@ class Transitions:
         next_obs: [B, *O] like `obs`; at an episode's end its true last observation.
         terminated: [B] bool; cuts the bootstrap.
         truncated: [B] bool; does not.
+        next_action_mask: [B, A] bool, what may be done in `next_obs`; None where everything may.
     """
 
     obs: Tensor
@@ -54,33 +55,28 @@ class Transitions:
     next_obs: Tensor
     terminated: Tensor
     truncated: Tensor
+    next_action_mask: Tensor | None = None
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the fields in their order, the mask only where there is one."""
+        mask = () if self.next_action_mask is None else (self.next_action_mask,)
+        six = (self.obs, self.action, self.reward, self.next_obs, self.terminated, self.truncated)
+        return six + mask
 
     def to_tensordict(self) -> TensorDict:
         """Return the same tensors, not copies, as a TensorDict of batch size [B]."""
-        return TensorDict(
-            {
-                "obs": self.obs,
-                "action": self.action,
-                "reward": self.reward,
-                "next_obs": self.next_obs,
-                "terminated": self.terminated,
-                "truncated": self.truncated,
-            },
-            batch_size=self.action.shape,
-        )
+        named = dict(zip(_FIELDS, self.tensors(), strict=False))
+        return TensorDict(named, batch_size=self.action.shape)
 
     @classmethod
     def from_tensordict(cls, data: TensorDict) -> Transitions:
-        """Read the six fields of a TensorDict; aliases its tensors.
+        """Read the fields of a TensorDict; aliases its tensors. `next_action_mask` may be missing.
 
         Raises:
-            KeyError: A field is missing.
+            KeyError: Another field is missing.
         """
-        return cls(
-            data["obs"],
-            data["action"],
-            data["reward"],
-            data["next_obs"],
-            data["terminated"],
-            data["truncated"],
-        )
+        *six, mask = _FIELDS
+        return cls(**{name: data[name] for name in six}, next_action_mask=data.get(mask, None))
+
+
+_FIELDS = tuple(field.name for field in fields(Transitions))

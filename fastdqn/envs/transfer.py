@@ -26,6 +26,8 @@ class DeviceRows:
         reward: [N] float64 on the CPU, float32 elsewhere.
         terminated: [N] bool.
         truncated: [N] bool.
+        action_mask: [N, A] bool, of `obs`; None where environments give no masks.
+        final_action_mask: [N, A] bool, of `final_obs`; None likewise.
     """
 
     obs: Tensor
@@ -33,6 +35,8 @@ class DeviceRows:
     reward: Tensor
     terminated: Tensor
     truncated: Tensor
+    action_mask: Tensor | None = None
+    final_action_mask: Tensor | None = None
 
 
 class SharedTransfer:
@@ -55,10 +59,12 @@ class PackedTransfer:
     """
 
     def __init__(self, rows: Rows, device: torch.device) -> None:
-        self._sources = _tensors_over(rows)
-        parts = [self._sources.obs, self._sources.final_obs]
-        dtypes = [storage_dtype(rows.obs.dtype)] * 2 + [torch.float32, torch.bool, torch.bool]
-        parts += [self._sources.reward, self._sources.terminated, self._sources.truncated]
+        sources = _tensors_over(rows)
+        kept = storage_dtype(rows.obs.dtype)
+        parts = [sources.obs, sources.final_obs, sources.reward]
+        parts += [sources.terminated, sources.truncated]
+        parts += [m for m in (sources.action_mask, sources.final_action_mask) if m is not None]
+        dtypes = [kept, kept, torch.float32] + [torch.bool] * (len(parts) - 3)
         nbytes = [_padded(part.numel() * d.itemsize) for part, d in zip(parts, dtypes, strict=True)]
         pinned = device.type == "cuda"
         self._host = torch.zeros(sum(nbytes), dtype=torch.uint8, pin_memory=pinned)
@@ -89,7 +95,9 @@ def transfer_to(rows: Rows, device: torch.device) -> Transfer:
 
 
 def _tensors_over(rows: Rows) -> DeviceRows:
-    arrays = (rows.obs, rows.final_obs, rows.reward, rows.terminated, rows.truncated)
+    arrays = [rows.obs, rows.final_obs, rows.reward, rows.terminated, rows.truncated]
+    if rows.action_mask.shape[1]:
+        arrays += [rows.action_mask, rows.final_action_mask]
     return DeviceRows(*(torch.from_numpy(np.asarray(array)) for array in arrays))
 
 

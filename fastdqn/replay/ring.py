@@ -1,17 +1,18 @@
 """The replay ring: circular tensors on the device, written by whole vector steps.
 
-Memory is time-major. Row t of the ring holds one vector step, [N] transitions; its
-observations are the frames of row t and its next observations are the frames of row t + 1, so
-that each observation is stored once. Where an episode ends within a step, row t + 1 already
-shows the next episode: the true last observation then lies in a second, smaller ring of frames
-behind the first, and `next_index` points there.
+Memory is time-major. A row of the ring holds one vector step of one group of environments, [M]
+transitions; with one group, as usual, M is N. G groups take turns: row r is of group r % G, and
+the same environments come again in row r + G. The observations of row r are its frames, and its
+next observations are the frames of row r + G, so that each observation is stored once. Where an
+episode ends within a step, row r + G already shows the next episode: the true last observation
+then lies in a second, smaller ring of frames behind the first, and `next_index` points there.
 
-    frames      [ row 0 | row 1 | ... | row T-1 || final observations ]      (T * N + F) x O
-    next_index  flat transition -> the frame of its next observation         T * N
+    frames      [ row 0 | row 1 | ... | row T-1 || final observations ]      (T * M + F) x O
+    next_index  flat transition -> the frame of its next observation         T * M
 
-`starts` lists the flat transitions that may be drawn, oldest first, itself in a circle. A
-vector step in which some environments only reset adds fewer of them. The row at the write head
-has no successor yet and is never in the list.
+`Starts` lists the flat transitions that may be drawn, oldest first. A vector step in which some
+environments only reset adds fewer of them. The G rows at the write head have no successor yet
+and are never in the list.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from torch import Tensor
 
 from fastdqn.errors import UsageError
 from fastdqn.replay.sizes import RingSizes
-from fastdqn.replay.storage import allocate, gather
+from fastdqn.replay.starts import Starts
+from fastdqn.replay.storage import allocate, gather, queued
 from fastdqn.transition import Transitions
 
 __all__ = ["ReplayBuffer"]
@@ -38,7 +40,7 @@ class ReplayBuffer:
     Everything is allocated at birth. Writing copies into the ring; sampling copies out of it.
 
     Args:
-        capacity: Transitions to hold; rounded up to whole vector steps.
+        capacity: Transitions to hold; rounded up to whole vector steps of a group.
         num_envs: Environments, N.
         obs_shape: Shape of one observation.
         obs_dtype: Dtype in which observations are stored.
@@ -47,9 +49,12 @@ class ReplayBuffer:
         final_capacity: Final observations to hold, F; None is one per transition for small
             observations and one per eight for images. If episodes end more often than that, the
             ring holds fewer transitions, never wrong ones.
+        num_masked: Actions that a mask speaks of, A; 0 stores no masks.
+        num_groups: Groups of M = N / G neighbouring environments that are stepped in turn, G.
 
     Raises:
-        UsageError: A size below 1, or more bytes than the device has left.
+        UsageError: A size below 1, environments that do not split into equal groups, or more
+            bytes than the device has left.
     """
 
     def __init__(
@@ -62,40 +67,43 @@ class ReplayBuffer:
         device: torch.device | str = "cpu",
         seed: int = 0,
         final_capacity: int | None = None,
+        num_masked: int = 0,
+        num_groups: int = 1,
     ) -> None:
         self.device = torch.device(device)
-        sizes = RingSizes(capacity, num_envs, obs_shape, obs_dtype, final_capacity)
+        given = (capacity, num_envs, obs_shape, obs_dtype, final_capacity)
+        sizes = RingSizes(*given, num_masked, num_groups)
         sizes.refuse_unless_fits(self.device)
-        self.num_envs, self.num_rows = num_envs, sizes.rows
+        self.num_envs, self.num_groups = num_envs, num_groups
+        self.num_rows, self.row_size = sizes.rows, sizes.row_size
         self.capacity = sizes.slots - num_envs
-        self._finals, slots = sizes.finals, sizes.slots
-        self.ring = allocate(slots, self._finals, num_envs, obs_shape, obs_dtype, self.device)
-        self._columns = torch.arange(num_envs, device=self.device)
-        self._starts = torch.arange(slots, device=self.device)
-        self._in_order = True  # no row was partial yet, so `starts` already holds what it will
+        self.ring = allocate(sizes, self.device)
+        self._slots, self._finals = sizes.slots, sizes.finals
+        self._starts = Starts(self.num_rows, self.row_size, self.device)
         self._generator = torch.Generator(self.device).manual_seed(seed)
-        self._row = 0  # vector steps written so far; row r lies at r % num_rows
-        self._oldest = 0  # the oldest row whose transitions may be drawn
-        self._first = 0  # transitions that have left `starts`
-        self._last = 0  # transitions that ever entered `starts`
-        self._counts = np.zeros(self.num_rows, np.int64)  # transitions in `starts` by row
+        self._row = 0  # rows written so far; row r lies at r % num_rows
         self._points_away = np.zeros(self.num_rows, np.bool_)  # rows with a final observation
         self._final_head = 0
         self._final_row = np.full(self._finals, -1, np.int64)  # row that a final frame serves
 
     def __len__(self) -> int:
         """Return the transitions that can be drawn now."""
-        return self._last - self._first
+        return len(self._starts)
 
     # Writing
 
-    def begin(self, obs: Tensor) -> None:
-        """Set what the environments show before the next `write`, e.g. after a reset.
+    def begin(self, obs: Tensor, action_mask: Tensor | None = None, group: int = 0) -> None:
+        """Set what a group shows before its next `write`, e.g. after a reset.
 
         Args:
-            obs: [N, *O] copied.
+            obs: [M, *O] copied.
+            action_mask: [M, A] bool, what may be done in `obs`; None allows everything.
+            group: Which environments, counted from 0.
+
+        Raises:
+            UsageError: There is no such group, or a mask for a ring without masks.
         """
-        self.shown.copy_(obs)
+        self._show(self._next_row(group), obs, action_mask)
 
     def write(
         self,
@@ -108,30 +116,42 @@ class ReplayBuffer:
         final_obs: Tensor | None = None,
         ended: npt.NDArray[np.int64] | None = None,
         real: npt.NDArray[np.bool_] | None = None,
+        action_mask: Tensor | None = None,
+        final_action_mask: Tensor | None = None,
     ) -> None:
-        """Append one vector step. Hot path: copies in place, waits for nothing.
+        """Append one vector step of the group whose turn it is.
+
+        Hot path: copies in place, waits for nothing.
 
         Args:
-            action: [N] int64, what was done in the frames shown last.
-            reward: [N] any float dtype.
-            terminated: [N] bool.
-            truncated: [N] bool.
-            obs: [N, *O] what the environments show now.
-            final_obs: [N, *O] true last observations; read at `ended` only.
-            ended: Environments that ended and were reset within this step, on the host.
-            real: [N] False where the step was only a reset; None is True everywhere.
+            action: [M] int64, what was done in the frames that the group showed last.
+            reward: [M] any float dtype.
+            terminated: [M] bool.
+            truncated: [M] bool.
+            obs: [M, *O] what the environments show now.
+            final_obs: [M, *O] true last observations; read at `ended` only.
+            ended: Environments that ended and were reset within this step, on the host; counted
+                from 0 within the group, and real.
+            real: [M] False where the step was no transition, e.g. only a reset; None is True
+                everywhere. Of such environments nothing but `obs` and its mask is ever read.
+            action_mask: [M, A] bool, what may be done in `obs`; None allows everything.
+            final_action_mask: [M, A] bool, of `final_obs`; read at `ended` only.
+
+        Raises:
+            UsageError: A mask for a ring without masks.
         """
-        self._forget(self._row + 1 - self.num_rows)
-        here = self._slots(self._row)
+        row = self._row
+        self._starts.forget(row + self.num_groups - self.num_rows)
+        self._show(row + self.num_groups, obs, action_mask)
+        here = self._places(row)
         self.ring.action[here] = action
         self.ring.reward[here] = reward
         self.ring.terminated[here] = terminated
         self.ring.truncated[here] = truncated
-        self._frame_row(self._row + 1).copy_(obs)
-        self._point_to_next_row(here)
+        self._point_to_successor(row)
         if final_obs is not None and ended is not None and ended.size:
-            self._keep_final(self._row, ended, final_obs)
-        self._list_starts(here.start, real)
+            self._keep_final(row, ended, final_obs, final_action_mask)
+        self._starts.append(row, real)
         self._row += 1
 
     def extend(self, data: TensorDict) -> None:
@@ -141,100 +161,109 @@ class ReplayBuffer:
         `next_obs` (an episode ended, or the caller jumped), both are kept. Waits for the device.
 
         Args:
-            data: Keys obs, action, reward, next_obs, terminated, truncated; copied.
+            data: Keys obs, action, reward, next_obs, terminated, truncated; copied. A ring with
+                masks also takes next_action_mask [N, A] bool; without it everything is allowed.
 
         Raises:
-            UsageError: The batch size is not [N].
+            UsageError: The batch size is not [N], the environments are in groups, or a mask for
+                a ring without masks.
         """
-        new = Transitions.from_tensordict(data)
-        if new.action.shape != (self.num_envs,) or new.obs.shape != self.shown.shape:
+        new, shown = Transitions.from_tensordict(data), self.shown()
+        if self.num_groups > 1:
+            raise UsageError(
+                f"extend with --env-groups {self.num_groups}",
+                "it takes whole vector steps, and a row of this ring is that of one group",
+                "Build the ring with num_groups=1.",
+            )
+        if new.action.shape != (self.num_envs,) or new.obs.shape != shown.shape:
             raise UsageError(
                 f"batch size {list(data.batch_size)} with obs {list(new.obs.shape)}",
-                f"this ring takes one transition per environment, obs {list(self.shown.shape)}",
+                f"this ring takes one transition per environment, obs {list(shown.shape)}",
                 "Extend it by one vector step at a time.",
             )
-        self._keep_shown((self.shown != new.obs).reshape(self.num_envs, -1).any(1))
-        self.begin(new.obs)
-        self.write(new.action, new.reward, new.terminated, new.truncated, new.next_obs)
+        self._keep_shown(self._row - 1, (shown != new.obs).reshape(self.num_envs, -1).any(1))
+        shown.copy_(new.obs)  # the mask stays: it is that of the last step's next observation
+        row = (new.action, new.reward, new.terminated, new.truncated, new.next_obs)
+        self.write(*row, action_mask=new.next_action_mask)
 
     def cut(self) -> None:
-        """Tell that the next `begin` does not continue the last `write`.
+        """Tell that the next `begin` of each group does not continue its last `write`.
 
         Keeps what the environments show now, which `begin` will overwrite, as final
         observations of the episodes that were still running. Waits for the device.
         """
-        self._keep_shown(torch.ones_like(self._columns, dtype=torch.bool))
+        everyone = torch.ones(self.row_size, dtype=torch.bool, device=self.device)
+        for row in range(self._row - self.num_groups, self._row):
+            self._keep_shown(row, everyone)
 
-    def _keep_shown(self, left: Tensor) -> None:
-        """Keep what the environments in `left` [N] bool show, if the last row points there."""
-        if self._row > 0:
-            following = self.ring.next_index[self._slots(self._row - 1)]
-            left = left & (following < self.num_rows * self.num_envs)
-            envs = np.flatnonzero(left.cpu().numpy())
-            if envs.size:
-                self._keep_final(self._row - 1, envs, self.shown)
+    def _keep_shown(self, row: int, left: Tensor) -> None:
+        """Keep what the environments in `left` [M] bool show since `row`, if it points there."""
+        if row < 0:
+            return
+        left = left & (self.ring.next_index[self._places(row)] < self._slots)
+        envs = np.flatnonzero(left.cpu().numpy())
+        if envs.size:
+            shown, masks = self._places(row + self.num_groups), self.ring.masks
+            mask = None if masks is None else masks[shown]
+            self._keep_final(row, envs, self.ring.frames[shown], mask)
 
-    def _slots(self, row: int) -> slice:
-        start = row % self.num_rows * self.num_envs
-        return slice(start, start + self.num_envs)
+    def _places(self, row: int) -> slice:
+        """Return where the transitions of a row lie, and its frames."""
+        start = row % self.num_rows * self.row_size
+        return slice(start, start + self.row_size)
 
-    def _frame_row(self, row: int) -> Tensor:
-        return self.ring.frames[self._slots(row)]
+    def _next_row(self, group: int) -> int:
+        """Return the row that will be written for a group next."""
+        if not 0 <= group < self.num_groups:
+            raise UsageError(f"group {group}", f"there are {self.num_groups}", "Count from 0.")
+        return self._row + (group - self._row) % self.num_groups
 
-    def _point_to_next_row(self, here: slice) -> None:
-        """Let a row point to the frames of the next one, if an older use of it did not."""
-        if self._points_away[self._row % self.num_rows]:
-            following = self._slots(self._row + 1).start
-            torch.add(self._columns, following, out=self.ring.next_index[here])
-            self._points_away[self._row % self.num_rows] = False
+    def _show(self, row: int, obs: Tensor, action_mask: Tensor | None) -> None:
+        """Write the frames of a row, and what may be done in them."""
+        here, masks = self._places(row), self.ring.masks
+        if action_mask is not None and masks is not None:
+            masks[here].copy_(action_mask)
+        elif masks is not None:
+            masks[here].fill_(True)
+        elif action_mask is not None:
+            raise UsageError("an action mask", "this ring has none", "Build it with num_masked.")
+        self.ring.frames[here].copy_(obs)
 
-    def _list_starts(self, start: int, real: npt.NDArray[np.bool_] | None) -> None:
-        columns = self._columns
-        if real is not None and not real.all():
-            columns = self._queued(np.flatnonzero(real))
-            self._in_order = False
-        count = len(columns)
-        if not self._in_order:
-            self._append_starts(columns, start)
-        self._counts[self._row % self.num_rows] = count
-        self._last += count
+    def _point_to_successor(self, row: int) -> None:
+        """Let a row point to the frames of its successor, if an older use of it did not."""
+        if self._points_away[row % self.num_rows]:
+            here, after = self._places(row), self._places(row + self.num_groups)
+            torch.arange(after.start, after.stop, out=self.ring.next_index[here])
+            self._points_away[row % self.num_rows] = False
 
-    def _append_starts(self, columns: Tensor, start: int) -> None:
-        count = len(columns)
-        head = self._last % len(self._starts)
-        tail = min(count, len(self._starts) - head)
-        self._starts[head : head + tail] = columns[:tail] + start
-        self._starts[: count - tail] = columns[tail:] + start
-
-    def _forget(self, row: int) -> None:
-        """Take `row` and all rows before it out of the draw."""
-        while self._oldest <= row:
-            self._first += int(self._counts[self._oldest % self.num_rows])
-            self._oldest += 1
-
-    def _keep_final(self, row: int, envs: npt.NDArray[np.int64], frames: Tensor) -> None:
+    def _keep_final(
+        self, row: int, envs: npt.NDArray[np.int64], frames: Tensor, masks: Tensor | None
+    ) -> None:
         """Copy the frames of `envs` behind the ring and let the transitions of `row` point there.
 
         The copies take the places of the oldest ones; rows that still needed those are forgotten.
         """
         places = (self._final_head + np.arange(len(envs))) % self._finals
-        self._forget(int(self._final_row[places].max()))
+        self._starts.forget(int(self._final_row[places].max()))
         self._final_row[places] = row
         self._points_away[row % self.num_rows] = True
         self._final_head += len(envs)
-        index, target = self._queued(envs), self._queued(places + self.num_rows * self.num_envs)
+        index, target = queued(envs, self.device), queued(places + self._slots, self.device)
         self.ring.frames[target] = frames[index].to(self.ring.frames.dtype)
-        self.ring.next_index[index + self._slots(row).start] = target
+        self.ring.next_index[index + self._places(row).start] = target
+        if self.ring.masks is not None and masks is not None:
+            self.ring.masks[target] = masks[index]
+        elif self.ring.masks is not None:
+            self.ring.masks.index_fill_(0, target, True)
 
-    def _queued(self, indices: npt.NDArray[np.int64]) -> Tensor:
-        """Send indices without waiting for the device; only MPS reads the host's memory later."""
-        host = torch.from_numpy(indices)
-        return host.to(self.device, non_blocking=self.device.type != "mps")
+    def shown(self, group: int = 0) -> Tensor:
+        """Return what a group shows now, [M, *O] on the device; a view that `write` moves on."""
+        return self.ring.frames[self._places(self._next_row(group))]
 
-    @property
-    def shown(self) -> Tensor:
-        """What the environments show now, [N, *O] on the device; a view that `write` moves on."""
-        return self._frame_row(self._row)
+    def shown_mask(self, group: int = 0) -> Tensor | None:
+        """Return what may be done in `shown`, [M, A] bool, a view; None without masks."""
+        masks = self.ring.masks
+        return None if masks is None else masks[self._places(self._next_row(group))]
 
     # Reading
 
@@ -250,7 +279,7 @@ class ReplayBuffer:
         self._refuse_empty()
         shape = (num_batches, batch_size)
         draws = torch.randint(MAX_DRAW, shape, generator=self._generator, device=self.device)
-        return self._nth(draws.remainder_(len(self)))
+        return self._starts.nth(draws.remainder_(len(self)))
 
     def newest(self, num_batches: int, batch_size: int) -> Tensor:
         """Return the newest `batch_size` transitions, the same ones in every batch.
@@ -260,14 +289,11 @@ class ReplayBuffer:
         """
         self._refuse_empty()
         back = torch.arange(batch_size, device=self.device) % len(self)
-        return self._nth(len(self) - 1 - back).repeat(num_batches, 1)
+        return self._starts.nth(len(self) - 1 - back).repeat(num_batches, 1)
 
     def sample(self, batch_size: int) -> TensorDict:
         """Draw a batch uniformly as a TensorDict of batch size [B]; see `draw`."""
         return gather(self.ring, self.draw(1, batch_size)[0]).to_tensordict()
-
-    def _nth(self, n: Tensor) -> Tensor:
-        return self._starts[(n + self._first).remainder_(len(self._starts))]
 
     def _refuse_empty(self) -> None:
         if len(self) == 0:

@@ -18,7 +18,7 @@ SMALL_OBS_BYTES = 4096
 BYTES_BESIDE_FRAMES = 8 + 8 + 8 + 4 + 1 + 1
 """Per transition: next index, place in the draw, action, reward and the two end flags."""
 BYTES_BESIDE_ROWS = 8
-"""Per environment: its number."""
+"""Per environment of a row: its number."""
 MARGIN = 0.9
 """Part of the free memory that an advised capacity may take."""
 
@@ -33,9 +33,11 @@ class RingSizes:
         obs_shape: Shape of one observation.
         obs_dtype: Dtype in which observations are stored.
         final_capacity: Final observations asked for, or None for a choice by size.
+        num_masked: Actions that a mask speaks of, A; 0 without masks.
+        num_groups: Groups of environments that are stepped in turn, G.
 
     Raises:
-        UsageError: A size below 1.
+        UsageError: A size below 1, or environments that do not split into equal groups.
     """
 
     capacity: int
@@ -43,36 +45,53 @@ class RingSizes:
     obs_shape: tuple[int, ...]
     obs_dtype: torch.dtype
     final_capacity: int | None = None
+    num_masked: int = 0
+    num_groups: int = 1
 
     def __post_init__(self) -> None:
-        for name, value in (("--buffer-size", self.capacity), ("--num-envs", self.num_envs)):
+        for name, value in (
+            ("--buffer-size", self.capacity),
+            ("--num-envs", self.num_envs),
+            ("--env-groups", self.num_groups),
+        ):
             if value < 1:
                 raise UsageError(f"{name} {value}", "it must be at least 1", "Give more.")
+        if self.num_envs % self.num_groups:
+            raise UsageError(
+                f"--env-groups {self.num_groups}",
+                f"--num-envs {self.num_envs} does not split into that many equal groups",
+                f"Choose a divisor of {self.num_envs}.",
+            )
+
+    @property
+    def row_size(self) -> int:
+        """Transitions of a row, M: one for each environment of a group."""
+        return self.num_envs // self.num_groups
 
     @property
     def rows(self) -> int:
-        """Rows of the ring, T: those of the capacity and one for the frames at the write head."""
-        return -(-self.capacity // self.num_envs) + 1
+        """Rows of the ring, T: those of the capacity and one per group at the write head."""
+        return -(-self.capacity // self.row_size) + self.num_groups
 
     @property
     def slots(self) -> int:
-        """Places for transitions, T * N."""
-        return self.rows * self.num_envs
+        """Places for transitions, T * M."""
+        return self.rows * self.row_size
 
     @property
     def finals(self) -> int:
         """Final frames, F; at least one per environment."""
         if self.final_capacity is not None:
             return max(self.final_capacity, self.num_envs)
-        drawable = self.slots - self.num_envs
+        most = self.slots - self.row_size  # all that may be drawn, and what a cut keeps late
         small = self._frame_bytes <= SMALL_OBS_BYTES
-        return max(drawable if small else drawable // 8, self.num_envs)
+        return max(most if small else most // 8, self.num_envs)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors of the ring."""
-        frames = (self.slots + self.finals) * self._frame_bytes
-        return frames + self.slots * BYTES_BESIDE_FRAMES + self.num_envs * BYTES_BESIDE_ROWS
+        frames = (self.slots + self.finals) * (self._frame_bytes + self.num_masked)
+        return frames + self.slots * BYTES_BESIDE_FRAMES + self.row_size * BYTES_BESIDE_ROWS
 
     @property
     def _frame_bytes(self) -> int:
@@ -103,7 +122,14 @@ class RingSizes:
 
 
 def ring_bytes(
-    capacity: int, num_envs: int, obs_shape: tuple[int, ...], obs_dtype: torch.dtype
+    capacity: int,
+    num_envs: int,
+    obs_shape: tuple[int, ...],
+    obs_dtype: torch.dtype,
+    *,
+    num_masked: int = 0,
+    num_groups: int = 1,
 ) -> int:
     """Return the bytes that a ReplayBuffer of these sizes allocates on its device."""
-    return RingSizes(capacity, num_envs, obs_shape, obs_dtype).nbytes
+    given = (capacity, num_envs, obs_shape, obs_dtype)
+    return RingSizes(*given, num_masked=num_masked, num_groups=num_groups).nbytes

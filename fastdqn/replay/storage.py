@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastdqn.replay.sizes import RingSizes
 from fastdqn.transition import Transitions
 
-__all__ = ["Ring", "allocate", "gather"]
+__all__ = ["Ring", "allocate", "gather", "queued"]
 
 
 @dataclass(frozen=True, slots=True)
 class Ring:
     """The tensors of the ring that a learner reads.
 
+    T rows of M transitions, A actions.
+
     Attributes:
-        frames: [T * N + F, *O] observations, then final observations.
-        next_index: [T * N] int64, frame of the next observation.
-        action: [T * N] int64.
-        reward: [T * N] float32.
-        terminated: [T * N] bool.
-        truncated: [T * N] bool.
+        frames: [T * M + F, *O] observations, then final observations.
+        next_index: [T * M] int64, frame of the next observation.
+        action: [T * M] int64.
+        reward: [T * M] float32.
+        terminated: [T * M] bool.
+        truncated: [T * M] bool.
+        masks: [T * M + F, A] bool, what may be done in each frame; None without masks.
     """
 
     frames: Tensor
@@ -31,43 +37,38 @@ class Ring:
     reward: Tensor
     terminated: Tensor
     truncated: Tensor
+    masks: Tensor | None = None
 
 
 def gather(ring: Ring, index: Tensor) -> Transitions:
     """Copy the transitions at flat `index` [B] int64 out of the ring."""
+    following = ring.next_index[index]
     return Transitions(
         ring.frames[index],
         ring.action[index],
         ring.reward[index],
-        ring.frames[ring.next_index[index]],
+        ring.frames[following],
         ring.terminated[index],
         ring.truncated[index],
+        None if ring.masks is None else ring.masks[following],
     )
 
 
-def allocate(  # noqa: PLR0917 - called once, with names that are its own
-    slots: int,
-    finals: int,
-    num_envs: int,
-    obs_shape: tuple[int, ...],
-    obs_dtype: torch.dtype,
-    device: torch.device,
-) -> Ring:
-    """Allocate a ring of `slots` transitions whose next frames are those of the next row.
-
-    Args:
-        slots: Places for transitions, T * N.
-        finals: Final frames behind them, F.
-        num_envs: Environments, N: places of a row.
-        obs_shape: Shape of one observation.
-        obs_dtype: Dtype in which observations are stored.
-        device: Where the tensors live.
-    """
+def allocate(sizes: RingSizes, device: torch.device) -> Ring:
+    """Allocate a ring whose next frames are those of the same environments' next row."""
+    slots, frames, num_envs = sizes.slots, sizes.slots + sizes.finals, sizes.num_envs
+    masks = torch.ones(frames, sizes.num_masked, dtype=torch.bool, device=device)
     return Ring(
-        torch.zeros(slots + finals, *obs_shape, dtype=obs_dtype, device=device),
+        torch.zeros(frames, *sizes.obs_shape, dtype=sizes.obs_dtype, device=device),
         torch.arange(num_envs, slots + num_envs, device=device).remainder_(slots),
         torch.zeros(slots, dtype=torch.int64, device=device),
         torch.zeros(slots, dtype=torch.float32, device=device),
         torch.zeros(slots, dtype=torch.bool, device=device),
         torch.zeros(slots, dtype=torch.bool, device=device),
+        masks if sizes.num_masked else None,
     )
+
+
+def queued(indices: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+    """Send indices without waiting for the device; only MPS reads the host's memory later."""
+    return torch.from_numpy(indices).to(device, non_blocking=device.type != "mps")

@@ -285,7 +285,7 @@ def test_a_vector_step_does_as_many_operations_for_many_environments_as_for_few(
         policy = Policy(Learner(MLP((OBS_SIZE,), 2, (8,))).network)
         flags = torch.zeros(num_envs, dtype=torch.bool)
         with Operations() as operations:
-            action = policy.act(replay.shown, 0.5)
+            action = policy.act(replay.shown(), 0.5)
             replay.write(
                 action,
                 torch.zeros(num_envs),
@@ -305,7 +305,7 @@ def test_on_a_card_only_the_actions_are_waited_for() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(5):
-            parts.policy.act(parts.replay.shown, 0.5)
+            parts.policy.act(parts.replay.shown(), 0.5)
             parts.learner.learn(parts.replay, parts.replay.draw(3, BATCH))
             parts.rollout.collect()
             parts.rollout.write()

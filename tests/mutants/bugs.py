@@ -19,6 +19,7 @@ from fastdqn import learner, losses, networks, policy, schedules
 from fastdqn.learner import Learner, LearnerState
 from fastdqn.optimizers import Adam
 from fastdqn.replay.ring import ReplayBuffer
+from fastdqn.replay.starts import Starts
 
 __all__ = ["MUTANTS", "Mutant"]
 
@@ -78,8 +79,10 @@ def exchange(name: str, new: object, *owners: object) -> None:
 def double_dqn_with_the_networks_swapped() -> None:
     right = losses.double_dqn_target
 
-    def swapped(r: Tensor, over: Tensor, online: Tensor, target: Tensor, gamma: float) -> Tensor:
-        return right(r, over, target, online, gamma)
+    def swapped(
+        r: Tensor, over: Tensor, online: Tensor, target: Tensor, gamma: float, **mask: Any
+    ) -> Tensor:
+        return right(r, over, target, online, gamma, **mask)
 
     exchange("double_dqn_target", swapped, losses, learner)
 
@@ -280,7 +283,9 @@ def target_network_used_where_none_was_asked_for() -> None:
     POLICY + "environments_explore_at_different_times_with_different_actions",
 )
 def one_exploration_draw_for_all_environments() -> None:
-    def epsilon_greedy(q: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+    def epsilon_greedy(
+        q: Tensor, epsilon: float, generator: torch.Generator, _mask: Tensor | None = None
+    ) -> Tensor:
         explore = torch.rand(1, generator=generator) < epsilon
         anything = torch.randint(q.shape[1], (len(q),), generator=generator)
         return torch.where(explore, anything, q.argmax(1))
@@ -290,7 +295,9 @@ def one_exploration_draw_for_all_environments() -> None:
 
 @turns_red(POLICY + "environments_explore_at_different_times_with_different_actions")
 def one_random_action_for_all_environments() -> None:
-    def epsilon_greedy(q: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+    def epsilon_greedy(
+        q: Tensor, epsilon: float, generator: torch.Generator, _mask: Tensor | None = None
+    ) -> Tensor:
         explore = torch.rand(len(q), generator=generator) < epsilon
         anything = torch.randint(q.shape[1], (1,), generator=generator)
         return torch.where(explore, anything, q.argmax(1))
@@ -338,12 +345,12 @@ def images_scaled_twice() -> None:
     LAWS + "the_ring_holds_the_newest_transitions_of_any_history",
 )
 def cursor_off_by_one_at_the_wrap() -> None:
-    def slots(self: ReplayBuffer, row: int) -> slice:
+    def places(self: ReplayBuffer, row: int) -> slice:
         lap, place = divmod(row, self.num_rows)
         start = (place + lap) % self.num_rows * self.num_envs
         return slice(start, start + self.num_envs)
 
-    exchange("_slots", slots, ReplayBuffer)
+    exchange("_places", places, ReplayBuffer)
 
 
 @turns_red(
@@ -351,14 +358,14 @@ def cursor_off_by_one_at_the_wrap() -> None:
     LAWS + "resetting_within_the_step_or_in_the_next_one_stores_the_same_transitions",
 )
 def dead_rows_drawn() -> None:
-    right = ReplayBuffer._list_starts
-    exchange("_list_starts", lambda self, start, _real: right(self, start, None), ReplayBuffer)
+    right = Starts.append
+    exchange("append", lambda self, row, _real: right(self, row, None), Starts)
 
 
 @turns_red(RING + "no_draw_starts_where_the_successor_is_not_written_yet")
 def newest_row_drawn_before_its_successor_is_written() -> None:
-    right = ReplayBuffer._nth
-    exchange("_nth", lambda self, n: right(self, n + self.num_envs), ReplayBuffer)
+    right = Starts.nth
+    exchange("nth", lambda self, n: right(self, n + self.row_size), Starts)
 
 
 @turns_red(
@@ -366,8 +373,8 @@ def newest_row_drawn_before_its_successor_is_written() -> None:
     RING + "capacity_is_reached_rounded_up_to_whole_vector_steps",
 )
 def oldest_row_drawn_after_it_was_overwritten() -> None:
-    right = ReplayBuffer._forget
-    exchange("_forget", lambda self, row: right(self, row - 1), ReplayBuffer)
+    right = Starts.forget
+    exchange("forget", lambda self, row: right(self, row - 1), Starts)
 
 
 @turns_red(
@@ -388,9 +395,9 @@ def next_observation_taken_after_the_reset() -> None:
 def final_frames_overwritten_while_in_use() -> None:
     right = ReplayBuffer._keep_final
 
-    def keep_final(self: ReplayBuffer, row: int, envs: Any, frames: Tensor) -> None:
+    def keep_final(self: ReplayBuffer, *given: Any) -> None:
         self._final_row[:] = -1
-        right(self, row, envs, frames)
+        right(self, *given)
 
     exchange("_keep_final", keep_final, ReplayBuffer)
 
@@ -406,15 +413,15 @@ def final_observations_aliased() -> None:
     right = ReplayBuffer._keep_final
     late: list[Tensor] = []
 
-    def keep_final(self: ReplayBuffer, row: int, envs: Any, frames: Tensor) -> None:
+    def keep_final(self: ReplayBuffer, row: int, envs: Any, frames: Tensor, masks: Any) -> None:
         places = (self._final_head + np.arange(len(envs))) % self._finals
-        right(self, row, envs, frames)
+        right(self, row, envs, frames, masks)
         late[:] = [torch.from_numpy(places + len(self.ring.action)), torch.from_numpy(envs), frames]
 
     def length(self: ReplayBuffer) -> int:
         if late:
             self.ring.frames[late[0]] = late[2][late[1]]
-        return self._last - self._first
+        return len(self._starts)
 
     exchange("_keep_final", keep_final, ReplayBuffer)
     exchange("__len__", length, ReplayBuffer)
@@ -422,12 +429,12 @@ def final_observations_aliased() -> None:
 
 @turns_red(RING + "draws_are_uniform_although_episodes_are_of_very_different_lengths")
 def draws_that_prefer_old_transitions() -> None:
-    right = ReplayBuffer._nth
+    right = Starts.nth
 
-    def nth(self: ReplayBuffer, n: Tensor) -> Tensor:
+    def nth(self: Starts, n: Tensor) -> Tensor:
         return right(self, torch.minimum(n, n.flip(-1)))
 
-    exchange("_nth", nth, ReplayBuffer)
+    exchange("nth", nth, Starts)
 
 
 @turns_red(

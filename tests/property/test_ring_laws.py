@@ -15,6 +15,12 @@ from torch import Tensor
 from fastdqn.replay import ReplayBuffer, gather
 
 GO, TERMINATED, TRUNCATED, RESET = "go", "terminated", "truncated", "reset"
+NUM_ACTIONS = 5
+
+
+def masks_of(serials: Tensor) -> Tensor:
+    """The mask of a frame [B, 5] bool, told by its serial number [B] alone: its last five bits."""
+    return (serials.long().unsqueeze(1) >> torch.arange(NUM_ACTIONS)) % 2 == 1
 
 
 @dataclass(frozen=True, order=True)
@@ -34,33 +40,39 @@ class ListedRing:
     """What the ring should hold, written for reading: every row ever, and which are still there.
 
     Attributes:
-        num_rows: Vector steps to keep.
+        num_rows: Vector steps of a group to keep.
         num_finals: Final frames to keep.
-        shown: What each environment shows, by serial number.
-        rows: Every vector step so far.
+        shown: What each environment of each group shows, by serial number.
+        rows: Every vector step of a group so far; the groups take turns.
         finals: For each kept final frame, oldest first, the row that it serves.
         oldest: Rows before this one lost a final frame.
-        ended: Environments of the last row whose next observation is a kept final frame.
+        ended: Environments of each row whose next observation is a kept final frame.
     """
 
     num_rows: int
     num_finals: int
-    shown: list[int]
+    shown: list[list[int]]
     rows: list[list[Step]] = field(default_factory=list)
     finals: deque[int] = field(default_factory=deque)
     oldest: int = 0
-    ended: set[int] = field(default_factory=set)
+    ended: list[set[int]] = field(default_factory=list)
+
+    @property
+    def group(self) -> int:
+        """The group whose turn it is."""
+        return len(self.rows) % len(self.shown)
 
     def write(self, row: list[Step], shown: list[int], ended: set[int]) -> None:
         self._keep(len(self.rows), ended)
+        self.shown[self.group] = shown
         self.rows.append(row)
-        self.shown, self.ended = shown, ended
+        self.ended.append(ended)
 
     def leave(self, envs: set[int]) -> None:
         """The next observations of `envs` will not be what they show now."""
-        if self.rows:
-            self._keep(len(self.rows) - 1, envs - self.ended)
-            self.ended = self.ended | envs
+        for row in range(max(0, len(self.rows) - len(self.shown)), len(self.rows)):
+            self._keep(row, envs - self.ended[row])
+            self.ended[row] = self.ended[row] | envs
 
     def _keep(self, row: int, envs: set[int]) -> None:
         for _ in envs:
@@ -77,49 +89,80 @@ class ListedRing:
 class Histories:
     """Plays one random history on the ring and on the list."""
 
-    def __init__(self, capacity: int, num_envs: int, final_capacity: int | None) -> None:
-        self.num_envs = num_envs
-        self.replay = ReplayBuffer(capacity, num_envs, (2,), final_capacity=final_capacity)
-        rows = -(-capacity // num_envs)
-        finals = rows * num_envs if final_capacity is None else max(final_capacity, num_envs)
+    def __init__(
+        self, capacity: int, num_groups: int, row_size: int, final_capacity: int | None
+    ) -> None:
+        self.row_size, num_envs = row_size, num_groups * row_size
+        self.replay = ReplayBuffer(
+            capacity,
+            num_envs,
+            (2,),
+            final_capacity=final_capacity,
+            num_masked=NUM_ACTIONS,
+            num_groups=num_groups,
+        )
+        rows = -(-capacity // row_size)
+        late = num_envs - row_size  # those that a cut keeps after the ends of younger rows
+        finals = late + rows * row_size
+        if final_capacity is not None:
+            finals = max(final_capacity, num_envs)
         self.serial = 0
-        self.listed = ListedRing(rows, finals, self._fresh())
-        self.replay.begin(self._frames(self.listed.shown))
+        self.listed = ListedRing(rows, finals, [[] for _ in range(num_groups)])
+        self._begin()
+
+    def _begin(self) -> None:
+        for group in range(len(self.listed.shown)):
+            self.listed.shown[group] = self._fresh()
+            obs, mask = self._frames(self.listed.shown[group], group)
+            self.replay.begin(obs, mask, group)
 
     def _fresh(self) -> list[int]:
-        """New serial numbers, one for each environment."""
-        self.serial += self.num_envs
-        return list(range(self.serial - self.num_envs, self.serial))
+        """New serial numbers, one for each environment of a group."""
+        self.serial += self.row_size
+        return list(range(self.serial - self.row_size, self.serial))
 
-    def _frames(self, serials: list[int]) -> Tensor:
-        return torch.tensor([[env, serial] for env, serial in enumerate(serials)]).float()
+    def _frames(self, serials: list[int], group: int) -> tuple[Tensor, Tensor]:
+        """The observations [environment, serial] of a group, and their masks."""
+        first = group * self.row_size
+        pairs = [[first + column, serial] for column, serial in enumerate(serials)]
+        return torch.tensor(pairs).float(), masks_of(torch.tensor(serials))
 
     def write(self, kinds: list[str], within_step: bool) -> None:
-        """One vector step; what ended is reset within it, or shows its last frame for a step."""
-        before, after, final = self.listed.shown, self._fresh(), self._fresh()
+        """One vector step; what ended is reset within it, or shows its last frame for a step.
+
+        Where nothing but a reset happened, all else that is written is nonsense.
+        """
+        group = self.listed.group
+        before, after, final = self.listed.shown[group], self._fresh(), self._fresh()
         actions, over = self._fresh(), {TERMINATED, TRUNCATED}
         ended = {e for e, kind in enumerate(kinds) if kind in over} if within_step else set()
         real = np.array([kind != RESET for kind in kinds])
+        nonsense = torch.from_numpy(~real)
+        (obs, mask), (final_obs, final_mask) = (self._frames(s, group) for s in (after, final))
+        stays = torch.tensor([e not in ended for e in range(self.row_size)])
+        final_obs[stays], final_mask[stays] = torch.nan, True
         self.replay.write(
-            torch.tensor(actions),
-            torch.tensor(actions, dtype=torch.float64) / 2,
-            torch.tensor([kind == TERMINATED for kind in kinds]),
-            torch.tensor([kind == TRUNCATED for kind in kinds]),
-            self._frames(after),
-            final_obs=self._frames(final) if within_step else None,
+            torch.tensor(actions).masked_fill(nonsense, -99),
+            (torch.tensor(actions, dtype=torch.float64) / 2).masked_fill(nonsense, torch.nan),
+            torch.tensor([kind in {TERMINATED, RESET} for kind in kinds]),
+            torch.tensor([kind in {TRUNCATED, RESET} for kind in kinds]),
+            obs,
+            final_obs=final_obs if within_step else None,
             ended=np.array(sorted(ended), np.int64),
             real=real,
+            action_mask=mask,
+            final_action_mask=final_mask if within_step else None,
         )
         row = [
             Step(
-                env,
+                group * self.row_size + env,
                 before[env],
                 final[env] if env in ended else after[env],
                 actions[env],
                 kinds[env] == TERMINATED,
                 kinds[env] == TRUNCATED,
             )
-            for env in range(self.num_envs)
+            for env in range(self.row_size)
             if real[env]
         ]
         self.listed.write(row, after, ended)
@@ -128,38 +171,42 @@ class Histories:
         """One vector step of complete transitions; some start elsewhere than the last one led."""
         jumped = {env for env, jump in enumerate(jumps) if jump}
         fresh, after, actions = self._fresh(), self._fresh(), self._fresh()
-        before = [fresh[e] if e in jumped else self.listed.shown[e] for e in range(self.num_envs)]
+        shown = self.listed.shown[0]
+        before = [fresh[e] if e in jumped else shown[e] for e in range(self.row_size)]
+        next_obs, next_mask = self._frames(after, 0)
         self.replay.extend(
             TensorDict(
                 {
-                    "obs": self._frames(before),
+                    "obs": self._frames(before, 0)[0],
                     "action": torch.tensor(actions),
                     "reward": torch.tensor(actions) / 2,
-                    "next_obs": self._frames(after),
+                    "next_obs": next_obs,
                     "terminated": torch.tensor([kind == TERMINATED for kind in kinds]),
                     "truncated": torch.tensor([kind == TRUNCATED for kind in kinds]),
+                    "next_action_mask": next_mask,
                 },
-                batch_size=[self.num_envs],
+                batch_size=[self.row_size],
             )
         )
         self.listed.leave(jumped)
         row = [
             Step(e, before[e], after[e], actions[e], kinds[e] == TERMINATED, kinds[e] == TRUNCATED)
-            for e in range(self.num_envs)
+            for e in range(self.row_size)
         ]
         self.listed.write(row, after, set())
 
     def cut(self) -> None:
         """Start anew everywhere."""
         self.replay.cut()
-        self.listed.leave(set(range(self.num_envs)))
-        self.listed.shown = self._fresh()
-        self.replay.begin(self._frames(self.listed.shown))
+        self.listed.leave(set(range(self.row_size)))
+        self._begin()
 
     def read(self, index: Tensor) -> list[Step]:
         rows = gather(self.replay.ring, index)
         assert torch.equal(rows.obs[:, 0], rows.next_obs[:, 0])
         assert torch.equal(rows.reward, rows.action / 2)
+        assert rows.next_action_mask is not None
+        assert torch.equal(rows.next_action_mask, masks_of(rows.next_obs[:, 1]))
         columns = (
             rows.obs[:, 0].int(),
             rows.obs[:, 1].int(),
@@ -176,45 +223,49 @@ class Histories:
         if expected:
             assert sorted(self.read(self.replay.newest(1, len(expected))[0])) == expected
             assert set(self.read(self.replay.draw(2, 8).flatten())) <= set(expected)
+        for group, serials in enumerate(self.listed.shown):
+            obs, mask = self._frames(serials, group)
+            shown_mask = self.replay.shown_mask(group)
+            assert torch.equal(self.replay.shown(group), obs)
+            assert shown_mask is not None
+            assert torch.equal(shown_mask, mask)
 
 
 KINDS = (GO, GO, TERMINATED, TRUNCATED, RESET)
 
 
-def play(data: st.DataObject, capacity: int, num_envs: int, finals: int | None) -> ListedRing:
+def play(data: st.DataObject, finals: int | None) -> ListedRing:
     """Play a random history and compare after every move; return the list at its end."""
-    history = Histories(capacity, num_envs, finals)
-    kinds = st.lists(st.sampled_from(KINDS), min_size=num_envs, max_size=num_envs)
-    jumps = st.lists(st.booleans(), min_size=num_envs, max_size=num_envs)
-    writes = st.tuples(st.just("write"), kinds, st.booleans())
-    moves = st.one_of(writes, writes, st.tuples(st.just("extend"), kinds, jumps), st.just(("cut",)))
+    num_groups, row_size = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    history = Histories(data.draw(st.integers(1, 14)), num_groups, row_size, finals)
+    some = st.one_of(
+        st.just([GO] * row_size),  # whole rows in plenty, so that the draw returns to its order
+        st.lists(st.sampled_from(KINDS), min_size=row_size, max_size=row_size),
+    )
+    jumps = st.lists(st.booleans(), min_size=row_size, max_size=row_size)
+    writes = st.tuples(st.just("write"), some, st.booleans())
+    extends = st.tuples(st.just("extend"), some, jumps) if num_groups == 1 else writes
+    moves = st.one_of(writes, writes, extends, st.just(("cut",)))
     for name, *arguments in data.draw(st.lists(moves, max_size=30)):
         getattr(history, name)(*arguments)
         history.check()
     return history.listed
 
 
-@given(data=st.data(), capacity=st.integers(1, 14), num_envs=st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
-def test_the_ring_holds_the_newest_transitions_of_any_history(
-    data: st.DataObject, capacity: int, num_envs: int
-) -> None:
-    listed = play(data, capacity, num_envs, None)
+@given(data=st.data())
+@settings(max_examples=120, deadline=None)
+def test_the_ring_holds_the_newest_transitions_of_any_history(data: st.DataObject) -> None:
+    listed = play(data, None)
     newest = sorted(step for row in listed.rows[-listed.num_rows :] for step in row)
     assert listed.drawable == newest  # enough final frames: nothing is ever lost
 
 
-@given(
-    data=st.data(),
-    capacity=st.integers(1, 14),
-    num_envs=st.integers(1, 4),
-    finals=st.integers(1, 8),
-)
-@settings(max_examples=60, deadline=None)
+@given(data=st.data(), finals=st.integers(1, 8))
+@settings(max_examples=80, deadline=None)
 def test_with_few_final_frames_the_ring_forgets_exactly_the_rows_that_lost_one(
-    data: st.DataObject, capacity: int, num_envs: int, finals: int
+    data: st.DataObject, finals: int
 ) -> None:
-    play(data, capacity, num_envs, finals)
+    play(data, finals)
 
 
 class CountingEnvs:

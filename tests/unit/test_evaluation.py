@@ -92,9 +92,9 @@ def test_float64_observations_reach_the_network_as_float32() -> None:
     policy = random_policy(source)
     greedy = policy.greedy
 
-    def watch(obs: torch.Tensor) -> torch.Tensor:
+    def watch(obs: torch.Tensor, action_mask: torch.Tensor | None = None) -> torch.Tensor:
         seen.append(obs.dtype)
-        return greedy(obs)
+        return greedy(obs, action_mask)
 
     policy.greedy = watch  # type: ignore[method-assign]
     evaluate(policy, source, [1, 2], 2)

@@ -1,0 +1,86 @@
+"""Which transitions of the ring may be drawn: a list on the device, itself in a circle."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fastdqn.replay.storage import queued
+
+__all__ = ["Starts"]
+
+
+class Starts:
+    """The flat transitions that may be drawn, oldest first.
+
+    While every row is whole the list is what it was born as, 0, 1, 2, ..., and nothing is
+    written. Rows in which some environments only reset enter with fewer transitions; once the
+    last of those has left the draw, the list is put back in order.
+
+    Args:
+        num_rows: Rows of the ring, T.
+        row_size: Transitions of a row, M.
+        device: Where the list lives.
+    """
+
+    def __init__(self, num_rows: int, row_size: int, device: torch.device) -> None:
+        self.num_rows, self.row_size = num_rows, row_size
+        self._list = torch.arange(num_rows * row_size, device=device)
+        self._columns = torch.arange(row_size, device=device)
+        self._in_order = True
+        self._newest_partial = -1  # the last row that did not enter whole
+        self._oldest = 0  # the oldest row whose transitions may be drawn
+        self._first = 0  # transitions that have left the list
+        self._last = 0  # transitions that ever entered it
+        self._counts = np.zeros(num_rows, np.int64)  # transitions in the list by row
+
+    def __len__(self) -> int:
+        """Return the transitions that can be drawn now."""
+        return self._last - self._first
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        return self._list.nbytes + self._columns.nbytes
+
+    def append(self, row: int, real: npt.NDArray[np.bool_] | None) -> None:
+        """Let the transitions of the next row be drawn.
+
+        Args:
+            row: Rows written before it.
+            real: [M] False where there is no transition; None is True everywhere.
+        """
+        columns = self._columns
+        if real is not None and not real.all():
+            columns = queued(np.flatnonzero(real), self._columns.device)
+            self._in_order, self._newest_partial = False, row
+        elif not self._in_order and self._oldest > self._newest_partial:
+            self._put_in_order(row)
+        if not self._in_order:
+            self._enter(columns + row % self.num_rows * self.row_size)
+        self._counts[row % self.num_rows] = len(columns)
+        self._last += len(columns)
+
+    def _enter(self, new: Tensor) -> None:
+        head = self._last % len(self._list)
+        tail = min(len(new), len(self._list) - head)
+        self._list[head : head + tail] = new[:tail]
+        self._list[: len(new) - tail] = new[tail:]
+
+    def _put_in_order(self, row: int) -> None:
+        """Return to the list of the birth: all rows that may be drawn, up to `row`, are whole."""
+        torch.arange(len(self._list), out=self._list)
+        self._first, self._last = self._oldest * self.row_size, row * self.row_size
+        self._in_order = True
+
+    def forget(self, row: int) -> None:
+        """Take `row` and all rows before it out of the draw."""
+        while self._oldest <= row:
+            self._first += int(self._counts[self._oldest % self.num_rows])
+            self._oldest += 1
+
+    def nth(self, n: Tensor) -> Tensor:
+        """Return the flat index of the n-th oldest transition for each of `n`, any shape, int64."""
+        return self._list[(n + self._first).remainder_(len(self._list))]
