@@ -273,6 +273,9 @@ CORNERS: list[tuple[Callable[..., PureTensorEnv], list[float], int]] = [
     (MountainCar, [-1.19, -0.07], 0),  # into the wall
     (MountainCar, [-1.2, 0.0], 1),  # away from it by the slope alone
     (MountainCar, [-0.2, 0.07], 2),  # as fast as it goes
+    (MountainCar, [0.48, 0.02], 2),  # a hair beyond the goal
+    (MountainCar, [0.55, -0.02], 0),  # beyond the goal, and rolling back
+    (MountainCar, [0.59, 0.07], 2),  # against the right end
     (Acrobot, [3.0, -3.1, 9.0, -28.0], 0),  # more than one turn in one step
     (Acrobot, [-3.1, 3.1, -12.5, 28.2], 2),
     (Acrobot, [0.3, -3.0, 12.5, 28.2], 1),
