@@ -1,0 +1,21 @@
+"""Environments that live on the device and speak tensors.
+
+Loads PyTorch, so that nothing a worker process imports may import it.
+"""
+
+from fastdqn.envs.tensor.acrobot import Acrobot
+from fastdqn.envs.tensor.cartpole import CartPole
+from fastdqn.envs.tensor.kinds import TENSOR_ENVS, make_tensor_env
+from fastdqn.envs.tensor.mountain_car import MountainCar
+from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv, TensorStep
+
+__all__ = [
+    "TENSOR_ENVS",
+    "Acrobot",
+    "CartPole",
+    "MountainCar",
+    "PureTensorEnv",
+    "TensorEnv",
+    "TensorStep",
+    "make_tensor_env",
+]

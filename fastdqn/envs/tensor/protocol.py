@@ -1,0 +1,106 @@
+"""What an environment on the device offers: tensors in, tensors out, no host in between.
+
+`TensorEnv` is all that an adapter for a simulator on the GPU has to implement (Isaac Lab,
+ManiSkill, Brax, Playground). `PureTensorEnv` adds what lets a whole training iteration,
+environment included, be compiled or captured as one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from gymnasium.spaces import Discrete, Space
+from torch import Tensor
+
+__all__ = ["PureTensorEnv", "TensorEnv", "TensorStep"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStep:
+    """What one vector step gave, all of it on the device of the environment.
+
+    An environment may write into the same tensors at its next step: copy what has to stay.
+
+    Attributes:
+        obs: [N, *O] what the policy acts on next; after an end, the first of the new episode.
+        final_obs: [N, *O] the true next observation of this step; equal to `obs` where no
+            episode ended. A transition's `next_obs` is this one.
+        reward: [N] float32.
+        terminated: [N] bool; the episode ended by itself, nothing follows.
+        truncated: [N] bool; the episode was cut. Never True where `terminated` is.
+    """
+
+    obs: Tensor
+    final_obs: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+
+
+@runtime_checkable
+class TensorEnv(Protocol):
+    """N environments on one device that begin a new episode within the step that ends the old.
+
+    Attributes:
+        env_id: Name for people and files, such as `CartPole-v1`.
+        num_envs: N, at least 1.
+        device: Where every tensor lies, with its index (`cuda:0`, not `cuda`).
+        single_observation_space: Of one environment; its shape is O, its dtype that of `obs`.
+        single_action_space: Of one environment; with A actions.
+    """
+
+    env_id: str
+    num_envs: int
+    device: torch.device
+    single_observation_space: Space[Any]
+    single_action_space: Discrete
+
+    def reset(self, seed: int) -> Tensor:
+        """Begin new episodes everywhere and draw from `seed` from now on.
+
+        Returns:
+            [N, *O] their first observations.
+        """
+        ...
+
+    def step(self, action: Tensor) -> TensorStep:
+        """Take one step in every environment, and reset those that ended.
+
+        Hot path: should neither loop over environments nor wait for the device.
+
+        Args:
+            action: [N] int64 on the device, in 0 ... A - 1 whatever the space's start is; read.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release what the environment holds; a second call does nothing."""
+        ...
+
+
+@runtime_checkable
+class PureTensorEnv(TensorEnv, Protocol):
+    """A tensor environment whose step is a function of its state, the action and noise.
+
+    Attributes:
+        state: Everything that changes, each tensor [N, ...] on the device. The tuple and its
+            tensors stay the same objects for life; `advance` and `reset` write into them.
+        num_random: R, the uniform numbers that one environment needs for one step.
+    """
+
+    state: tuple[Tensor, ...]
+    num_random: int
+
+    def advance(self, action: Tensor, uniform: Tensor) -> TensorStep:
+        """Do what `step` does with random numbers from outside.
+
+        Writes `state` in place and has no other effect: it draws from no generator, never looks
+        at the device, and compiles with `fullgraph=True`.
+
+        Args:
+            action: [N] int64 on the device, in 0 ... A - 1; read.
+            uniform: [N, R] float32 in [0, 1), all of them independent; read.
+        """
+        ...
