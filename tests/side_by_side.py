@@ -1,0 +1,150 @@
+"""Drives Gymnasium's AsyncVectorEnv and GroupedVectorEnv side by side and compares their answers."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import multiprocessing
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv
+
+from fastdqn.envs.grouped import GroupedVectorEnv
+from fastdqn.envs.pool import without_main_module
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NUM_WORKERS = 2
+START_METHOD = "forkserver"
+"""One clean process that has loaded what the environments need, and forks every worker."""
+
+Pair = tuple[AsyncVectorEnv[Any, Any], AsyncVectorEnv[Any, Any]]
+"""Ours and Gymnasium's, over the same factories."""
+Question = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a vector answers to a question.
+
+    Attributes:
+        value: What it returns, copied; None if it raises.
+        error: Type and text of what it raises, or None.
+        warned: Category and text of each warning; a traceback is cut to its first and last line.
+    """
+
+    value: Any
+    error: tuple[type[BaseException], str] | None
+    warned: list[tuple[type[Warning], str]]
+
+
+def ask(question: Question, *about: Any) -> Answer:
+    """Ask one question, and keep whatever comes."""
+    value, error = None, None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            value = copy.deepcopy(question(*about))
+        except Exception as raised:
+            error = type(raised), str(raised)
+    return Answer(value, error, [(each.category, _ends_of(str(each.message))) for each in caught])
+
+
+def _ends_of(text: str) -> str:
+    if "Traceback" not in text:
+        return text
+    lines = text.splitlines()
+    return " ... ".join((lines[0], *lines[-2:]))
+
+
+def make_theirs(factories: Sequence[Any], **settings: Any) -> AsyncVectorEnv[Any, Any]:
+    """Build Gymnasium's vector."""
+    _preload()
+    with without_main_module():
+        return AsyncVectorEnv(factories, **{"context": START_METHOD, **settings})
+
+
+def make_ours(factories: Sequence[Any], **settings: Any) -> AsyncVectorEnv[Any, Any]:
+    """Build ours; two workers, so that one of them hosts several environments."""
+    _preload()
+    defaults = {"context": START_METHOD, "num_workers": NUM_WORKERS}
+    return GroupedVectorEnv(factories, **{**defaults, **settings})
+
+
+def _preload() -> None:
+    multiprocessing.set_forkserver_preload(["gymnasium.vector", "cloudpickle", "tests.scripted"])
+
+
+@contextmanager
+def side_by_side(factories: Sequence[Any], **settings: Any) -> Iterator[Pair]:
+    """Build both vectors, and close them by force at the end."""
+    theirs = make_theirs(factories, **settings)
+    try:
+        ours = make_ours(factories, **settings)
+        try:
+            yield ours, theirs
+        finally:
+            close(ours)
+    finally:
+        close(theirs)
+
+
+def close(envs: AsyncVectorEnv[Any, Any]) -> None:
+    """Close by force, whatever is pending, in silence."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        envs.close(terminate=True)
+    gc.collect()
+
+
+def both(pair: Pair, question: Question) -> Any:
+    """Ask both the same question, demand the same answer, and return it."""
+    ours, theirs = (ask(question, envs) for envs in pair)
+    assert_same_answer(ours, theirs)
+    return ours.value
+
+
+def assert_same_answer(ours: Answer, theirs: Answer) -> None:
+    """Demand the same value, warnings and error; our error may be a subclass and may say more."""
+    if theirs.error is None or ours.error is None:
+        assert ours.error == theirs.error
+    else:
+        assert issubclass(ours.error[0], theirs.error[0]), (ours.error, theirs.error)
+        assert theirs.error[1] in ours.error[1]
+    # Environments fail at the same time in any order.
+    assert sorted(ours.warned, key=str) == sorted(theirs.warned, key=str)
+    assert [text for _, text in ours.warned][-1:] == [text for _, text in theirs.warned][-1:]
+    assert_same(ours.value, theirs.value)
+
+
+def assert_same(ours: Any, theirs: Any, where: str = "answer") -> None:
+    """Compare nested containers: types, keys, dtypes, shapes and values, bit for bit."""
+    assert type(ours) is type(theirs), (where, ours, theirs)
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key, value in theirs.items():
+            assert_same(ours[key], value, f"{where}[{key!r}]")
+    elif isinstance(theirs, tuple | list):
+        assert len(ours) == len(theirs), where
+        for i, value in enumerate(theirs):
+            assert_same(ours[i], value, f"{where}[{i}]")
+    elif isinstance(theirs, np.ndarray):
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), where
+        if theirs.dtype == object:
+            assert_same(ours.ravel().tolist(), theirs.ravel().tolist(), where)
+        else:
+            assert ours.tobytes() == theirs.tobytes(), (where, ours, theirs)
+    elif isinstance(theirs, np.random.Generator):
+        assert_same(ours.bit_generator.state, theirs.bit_generator.state, where)
+    elif isinstance(theirs, gym.Space):
+        assert repr(ours) == repr(theirs), where
+        assert ours == theirs, where
+    else:
+        assert ours == theirs, where
