@@ -131,11 +131,14 @@ class DQN:
             trainer.run(self.env_seeds())
         return self
 
-    def predict(self, obs: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    def predict(
+        self, obs: npt.ArrayLike, action_mask: npt.ArrayLike | None = None
+    ) -> npt.NDArray[np.int64]:
         """Return the greedy action of an observation, or the actions of a batch of them.
 
         Args:
             obs: [*O] or [B, *O].
+            action_mask: [A] or [B, A] bool, what is allowed; None is everything.
 
         Returns:
             Int64 array, () or [B], in the numbers of the environment's action space.
@@ -149,11 +152,24 @@ class DQN:
             raise UsageError(
                 f"observation of shape {array.shape}", f"the network takes {shape}", "Or a batch."
             )
-        dtype = storage_dtype(self.description.obs_dtype)
-        batch = torch.as_tensor(array.reshape(-1, *shape), dtype=dtype, device=self.learner.device)
-        actions: npt.NDArray[np.int64] = self.policy.greedy(batch).cpu().numpy()
+        dtype, device = storage_dtype(self.description.obs_dtype), self.learner.device
+        batch = torch.as_tensor(array.reshape(-1, *shape), dtype=dtype, device=device)
+        mask = self._mask_of(action_mask, len(batch))
+        actions: npt.NDArray[np.int64] = self.policy.greedy(batch, mask).cpu().numpy()
         actions += self.description.first_action
         return actions.reshape(array.shape[: array.ndim - len(shape)])
+
+    def _mask_of(self, action_mask: npt.ArrayLike | None, batch: int) -> torch.Tensor | None:
+        if action_mask is None:
+            return None
+        array, num_actions = np.asarray(action_mask, np.bool_), self.description.num_actions
+        if array.size != batch * num_actions:
+            raise UsageError(
+                f"action_mask of shape {array.shape}",
+                f"{batch} observations with {num_actions} actions need ({batch}, {num_actions})",
+                "Or leave it out.",
+            )
+        return torch.as_tensor(array.reshape(batch, num_actions), device=self.learner.device)
 
     def evaluate(self, episodes: int = 100, *, seed: int = 0) -> Evaluation:
         """Play greedy episodes in fresh environments; nothing is learned.
@@ -294,9 +310,7 @@ class DQN:
             workers = available_cores() - 1  # one core learns; a single one does everything
         return self._new_source(config.num_envs, workers, config.env_groups)
 
-    def _new_source(
-        self, num_envs: int, num_workers: int | None, num_groups: int = 1
-    ) -> EnvSource:
+    def _new_source(self, num_envs: int, num_workers: int | None, num_groups: int = 1) -> EnvSource:
         config = self.config
         if self._factory is None:
             raise UsageError(

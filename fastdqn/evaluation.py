@@ -64,7 +64,8 @@ def evaluate(policy: Policy, source: EnvSource, seeds: Sequence[int], episodes: 
     source.reset(seeds)
     transfer, rows = transfer_to(source.rows, policy.network.flat.device), source.rows
     while min(map(len, returns)) < quota:
-        source.send(policy.greedy(_loaded(transfer.load().obs)).cpu().numpy())
+        shown = transfer.load()
+        source.send(policy.greedy(_loaded(shown.obs), shown.action_mask).cpu().numpy())
         source.recv()
         for index in np.flatnonzero((rows.terminated | rows.truncated) & rows.real):
             if len(returns[index]) < quota:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import multiprocessing
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
@@ -183,7 +183,8 @@ class GroupedVectorEnv(AsyncVectorEnv):
                 return SupervisedPool(self.env_fns, spec, settings, supervision)
             return WorkerPool(self.env_fns, spec, settings)
         except EnvFailures as error:
-            raise _as_raised(error.failures[-1]) from None
+            _raise_here(error.failures[-1])
+            raise
 
     @property
     def processes(self) -> list[Any]:  # type: ignore[override]
@@ -269,7 +270,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
         except BaseException as error:
             self._state = AsyncState.DEFAULT
             if isinstance(error, EnvFailures):
-                raise _as_raised(error.failures[-1]) from None
+                _raise_here(error.failures[-1])
             raise
         self._state = AsyncState.DEFAULT
         return answers
@@ -397,7 +398,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
             self._state = AsyncState.DEFAULT
             if isinstance(error, EnvFailures):
                 _tell_failures(error.failures)
-                raise _as_raised(error.failures[-1]) from None
+                _raise_here(error.failures[-1])
             raise
         self._state = AsyncState.DEFAULT
         return answers
@@ -473,13 +474,12 @@ class GroupedVectorEnv(AsyncVectorEnv):
             )
 
 
-def _as_raised(failure: Failure) -> Exception:
-    """Return the exception of an environment as it is to be raised here."""
-    report = WorkerError(f"environment {failure.env} raised:\n{failure.text.rstrip()}")
+def _raise_here(failure: Failure) -> NoReturn:
+    """Raise the exception of an environment; what is known of it is its cause."""
+    report = WorkerError(str(failure))
     if failure.error is None:
-        return report
-    failure.error.__cause__ = report
-    return failure.error
+        raise report from None
+    raise failure.error from report
 
 
 def _tell_failures(failures: Sequence[Failure]) -> None:

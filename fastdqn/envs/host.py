@@ -24,6 +24,7 @@ from fastdqn.envs.rows import Rows, RowSpec
 
 __all__ = ["EnvFactory", "EnvFailures", "Failure", "Host", "Task"]
 
+SHUT = "the environment raised and was shut down: reset it first"
 EnvFactory = Callable[[], gym.Env[Any, Any]]
 StepTold = tuple[dict[int, dict[str, Any]], list[Any] | None] | None
 """What a step tells beside the block: infos by environment, and observations that travel."""
@@ -58,13 +59,19 @@ class Failure:
         env: Index of the environment in the whole vector.
         error: The exception, or None if it does not survive pickling.
         text: The formatted traceback.
+        doing: What it was given to do, or nothing.
         ended: Whether the environment was shut down; the next reset builds it anew.
     """
 
     env: int
     error: Exception | None
     text: str
+    doing: str
     ended: bool
+
+    def __str__(self) -> str:
+        """Return all that is known, over several lines."""
+        return f"environment {self.env} raised{self.doing}:\n{self.text.rstrip()}"
 
 
 class EnvFailures(Exception):  # noqa: N818 - several errors, one for each environment
@@ -141,7 +148,7 @@ class Host:
                 try:
                     info = self.step_one(i, action)
                 except Exception as error:  # whatever an environment raises goes to the caller
-                    failures.append(self._shut(i, error))
+                    failures.append(self._shut(i, error, _on_action(self.envs[i], action)))
                     continue
                 if info and self.task.send_infos:
                     infos[self.task.first_env + i] = info
@@ -223,17 +230,17 @@ class Host:
             )
         self.rows.action_mask[i] = mask
 
-    def _shut(self, i: int, error: Exception) -> Failure:
+    def _shut(self, i: int, error: Exception, doing: str = "") -> Failure:
         """Close an environment that raised: nobody knows its state. The next reset rebuilds it."""
         with contextlib.suppress(Exception):
             self.envs[i].close()
         self.envs[i] = _Shut()
-        return self.failure(i, error, ended=True)
+        return self.failure(i, error, doing, ended=True)
 
-    def failure(self, i: int, error: Exception, *, ended: bool = False) -> Failure:
+    def failure(self, i: int, error: Exception, doing: str = "", *, ended: bool = False) -> Failure:
         """Return what environment `i` raised as it is told."""
         text = "".join(traceback.format_exception(error))
-        return Failure(self.task.first_env + i, error, text, ended)
+        return Failure(self.task.first_env + i, error, text, doing, ended)
 
     # Calls
 
@@ -326,7 +333,20 @@ class _Shut(gym.Env[Any, Any]):
 
     def step(self, action: Any) -> Any:  # noqa: ARG002
         """Refuse."""
-        raise ClosedEnvironmentError("the environment raised and was shut down: reset it first")
+        raise ClosedEnvironmentError(SHUT)
+
+    def get_wrapper_attr(self, name: str) -> Any:  # noqa: ARG002
+        """Refuse."""
+        raise ClosedEnvironmentError(SHUT)
+
+
+def _on_action(env: gym.Env[Any, Any], action: Any) -> str:
+    """Return the action that an environment raised on, and whether it was none of its own."""
+    try:
+        strange = not env.action_space.contains(action)
+        return f" on action {action!r}{f', not in {env.action_space}' if strange else ''}"
+    except Exception:
+        return ""
 
 
 def _scalar_reward(reward: Any) -> float:

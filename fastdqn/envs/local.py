@@ -109,8 +109,8 @@ class LocalPool:
             self._in_a_row += 1
             mask = [False] * host.task.num_envs
             for failure in failures:
-                told = f"environment {failure.env} (seed {self._seeds[failure.env]}) raised:"
-                time.sleep(self.budget.spend(f"{told}\n{failure.text.rstrip()}", self._in_a_row))
+                told = f"environment {failure.env} failed, its seed {self._seeds[failure.env]}"
+                time.sleep(self.budget.spend(f"{told}\n{failure}", self._in_a_row))
                 silence(self.rows, failure.env, failure.env + 1)
                 self._silent.append(failure.env)
                 mask[failure.env - host.task.first_env] = True

@@ -211,7 +211,6 @@ class WorkerPool:
     def _start(self, index: int) -> WorkerProcess:
         """Start the process of worker `index`; its environments are not built yet."""
         settings, spans = self.settings, self.spans[index]
-        (ours, theirs), forked = self._new_wire(), settings.start_method == "fork"
         work = Work(
             [settings.task(span, self.spec) for span in spans],
             cloudpickle.dumps([list(self.env_fns[a:b]) for a, b in spans]),
@@ -220,6 +219,7 @@ class WorkerPool:
             self._semaphore,
             0 if settings.start_method == "forkserver" or _in_a_thread() else os.getpid(),
         )
+        (ours, theirs), forked = self._new_wire(), settings.start_method == "fork"
         process = self._context.Process(
             target=run_worker,
             args=(theirs, work, [*(w.wire for w in self.workers), ours] if forked else []),

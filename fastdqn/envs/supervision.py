@@ -223,8 +223,7 @@ class SupervisedPool(WorkerPool):
         except WorkerError as error:
             return str(error)
         except EnvFailures as error:
-            told = "\n".join(f"environment {f.env}: {f.text.rstrip()}" for f in error.failures)
-            return f"{worker} raised:\n{told}"
+            return "\n".join([f"{worker} failed", *map(str, error.failures)])
         return f"{worker} has not answered within {self.supervision.deadline_s:g} s"
 
     def _speak(self, ward: _Ward, group: int) -> None:

@@ -256,6 +256,11 @@ class ReplayBuffer:
         elif self.ring.masks is not None:
             self.ring.masks.index_fill_(0, target, True)
 
+    @property
+    def next_group(self) -> int:
+        """The group whose vector step `write` appends next."""
+        return self._row % self.num_groups
+
     def shown(self, group: int = 0) -> Tensor:
         """Return what a group shows now, [M, *O] on the device; a view that `write` moves on."""
         return self.ring.frames[self._places(self._next_row(group))]

@@ -227,6 +227,9 @@ def test_a_dict_environment_trains_once_it_is_wrapped_as_told() -> None:
             super().__init__()
             self.observation_space = Dict({"at": Box(0, 9, (3,), np.float32), "on": TWO})
 
+        def _obs(self) -> Any:
+            return {"at": super()._obs(), "on": 1}
+
     described = describe(lambda: gym.wrappers.FlattenObservation(DictEnv()))
     assert described.obs_shape == (5,)
 

@@ -33,11 +33,13 @@ FIELDS = {
     "real": ((4,), "bool"),
     "episode_return": ((4,), "float64"),
     "episode_length": ((4,), "int64"),
+    "action_mask": ((4, 2), "bool"),
+    "final_action_mask": ((4, 2), "bool"),
 }
 
 
 def test_every_array_has_the_shape_and_dtype_that_the_table_says() -> None:
-    rows = Rows.allocate(RowSpec(4, (3,), "uint8"))
+    rows = Rows.allocate(RowSpec(4, (3,), "uint8", num_masked=2))
     got = {f.name: getattr(rows, f.name) for f in fields(rows)}
     assert {name: (array.shape, array.dtype.name) for name, array in got.items()} == FIELDS
 
