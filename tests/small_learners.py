@@ -99,9 +99,9 @@ def transitions(
 
 
 def random_batch(
-    seed: int = 0, size: int = 8, *, obs_size: int = 4, actions: int = 2
+    seed: int = 0, size: int = 8, *, obs_size: int = 4, actions: int = 2, masked: bool = False
 ) -> Transitions:
-    """Return random transitions, a quarter of them terminated."""
+    """Return random transitions, a quarter of them terminated; masks allow half of the actions."""
     generator = torch.Generator().manual_seed(seed)
     return Transitions(
         torch.randn(size, obs_size, generator=generator),
@@ -110,14 +110,19 @@ def random_batch(
         torch.randn(size, obs_size, generator=generator),
         torch.rand(size, generator=generator) < 0.25,
         torch.zeros(size, dtype=torch.bool),
+        torch.rand(size, actions, generator=generator) < 0.5 if masked else None,
     )
 
 
-def filled_ring(num_envs: int = 2, rows: int = 32, *, obs_size: int = 4) -> ReplayBuffer:
+def filled_ring(
+    num_envs: int = 2, rows: int = 32, *, obs_size: int = 4, num_masked: int = 0
+) -> ReplayBuffer:
     """Return a full ring of random transitions; a quarter of them ended within the step."""
-    replay = ReplayBuffer(num_envs * rows, num_envs, (obs_size,), seed=1)
+    replay = ReplayBuffer(num_envs * rows, num_envs, (obs_size,), seed=1, num_masked=num_masked)
     for seed in range(rows + 3):
         row = random_batch(seed, num_envs, obs_size=obs_size)
+        masks = torch.rand(2, num_envs, num_masked, generator=torch.Generator().manual_seed(seed))
+        mask, final_mask = (masks < 0.5).unbind(0) if num_masked else (None, None)
         ended = np.flatnonzero(row.terminated.numpy())
         replay.write(
             row.action,
@@ -127,5 +132,7 @@ def filled_ring(num_envs: int = 2, rows: int = 32, *, obs_size: int = 4) -> Repl
             row.obs,
             final_obs=row.next_obs,
             ended=ended,
+            action_mask=mask,
+            final_action_mask=final_mask,
         )
     return replay

@@ -40,11 +40,6 @@ class Starts:
         """Return the transitions that can be drawn now."""
         return self._last - self._first
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors."""
-        return self._list.nbytes + self._columns.nbytes
-
     def append(self, row: int, real: npt.NDArray[np.bool_] | None) -> None:
         """Let the transitions of the next row be drawn.
 

@@ -27,6 +27,7 @@ from tests.small_learners import Branches, filled_ring, random_batch
 UPDATES = 200
 BATCH = 8
 REPLAY = filled_ring()
+MASKED = filled_ring(num_masked=2)
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Setting:
     module: Callable[[], nn.Module]
     arguments: dict[str, Any]
     from_ring: bool
+    masked: bool = False
 
     def build(self, execution: str) -> Learner:
         torch.manual_seed(0)
@@ -46,10 +48,10 @@ class Setting:
         if self.from_ring:
             generator = torch.Generator().manual_seed(0)
             index = torch.randint(64, (updates, BATCH), generator=generator)
-            learner.learn(REPLAY, index)
+            learner.learn(MASKED if self.masked else REPLAY, index)
             return
         for seed in range(updates):
-            learner.update(random_batch(seed, BATCH))
+            learner.update(random_batch(seed, BATCH, masked=self.masked))
 
 
 SETTINGS = {
@@ -78,6 +80,8 @@ SETTINGS = {
         },
         False,
     ),
+    "masks, ring, double": Setting(lambda: MLP((4,), 2, (8,)), {}, True, True),
+    "masks, given, plain": Setting(lambda: MLP((4,), 2, (8,)), {"double": False}, False, True),
 }
 RING = "ring, huber, adam, soft, double, norm"
 
@@ -129,6 +133,30 @@ def test_compiled_learning_equals_eager_learning(name: str, compiled: dict[str, 
     assert_alike(learner.state, eager.state, rtol=2e-4)
 
 
+def test_masks_make_a_difference_that_the_comparison_would_see() -> None:
+    for name, setting in SETTINGS.items():
+        if setting.masked:
+            masked, free = setting.build("eager"), setting.build("eager")
+            setting.feed(masked, UPDATES)
+            replace(setting, masked=False).feed(free, UPDATES)
+            apart = (masked.state.online - free.state.online).abs().max()
+            assert apart > 1e-3, name
+
+
+def test_one_learner_compiles_batches_with_and_without_masks(
+    compiled: dict[str, Learner],
+) -> None:
+    """The mask is one more tensor: both kinds of batch go through the same learner in turn."""
+    name = "masks, given, plain"
+    setting = SETTINGS[name]
+    learner, eager = start(compiled[name], setting), setting.build("eager")
+    for seed in range(20):
+        batch = random_batch(seed, BATCH, masked=seed % 2 == 0)
+        learner.update(batch)
+        eager.update(batch)
+    assert_alike(learner.state, eager.state, rtol=2e-4)
+
+
 def test_updates_in_chunks_are_updates_one_by_one_to_the_bit_when_eager() -> None:
     setting = SETTINGS[RING]
     together, apart = setting.build("eager"), setting.build("eager")
@@ -158,12 +186,13 @@ def test_nothing_compiles_again_after_the_first_calls(compiled: dict[str, Learne
     graphs = dict(counters["stats"])
     seconds = {name: learner.compile_s for name, learner in compiled.items()}
     assert min(seconds.values()) > 0
-    replay = filled_ring()
+    replays = {masked: filled_ring(num_masked=2 * masked) for masked in (False, True)}
     with torch.compiler.set_stance("fail_on_recompile"):
         for name, learner in compiled.items():
             learner.state.learning_rate.fill_(1e-4)
             learner.sync_target()
             SETTINGS[name].feed(learner, 9)
+            replay = replays[SETTINGS[name].masked]
             replay.begin(torch.randn(2, 4))
             if SETTINGS[name].from_ring:
                 learner.learn(replay, replay.draw(5, BATCH))

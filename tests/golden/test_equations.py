@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,6 +43,42 @@ def test_dqn_takes_the_largest_value_of_the_target_network() -> None:
         torch.tensor([1.0, -2.0]), torch.tensor([False, True]), torch.tensor(NEXT_TARGET), 0.5
     )
     assert target.tolist() == PLAIN
+
+
+MASK = [[True, False, True], [False, True, True]]
+MASKED_DOUBLE, MASKED_PLAIN = [31.0, -2.0], [61.0, -2.0]
+MASKED_ONLINE = [[0.0, 900.0, 1.0], [5.0, 0.0, 0.0]]
+MASKED_TARGET = [[120.0, 8000.0, 60.0], [7.0, 7.0, 7.0]]
+
+
+def test_a_forbidden_action_is_neither_chosen_nor_valued() -> None:
+    """The forbidden action has the largest value in both networks by far.
+
+    Decoys: unmasked 4001 in both; the mask on the valuing network only, -infinity.
+    """
+    reward, over = torch.tensor([1.0, -2.0]), torch.tensor([False, True])
+    mask, target = torch.tensor(MASK), torch.tensor(MASKED_TARGET)
+    plain = dqn_target(reward, over, target, 0.5, next_action_mask=mask)
+    assert plain.tolist() == MASKED_PLAIN
+    online = torch.tensor(MASKED_ONLINE)
+    double = double_dqn_target(reward, over, online, target, 0.5, next_action_mask=mask)
+    assert double.tolist() == MASKED_DOUBLE
+
+
+@pytest.mark.parametrize(("double", "expected"), [(True, MASKED_DOUBLE), (False, MASKED_PLAIN)])
+def test_the_learner_feeds_the_masks_into_the_equations(
+    double: bool, expected: list[float]
+) -> None:
+    learner = Learner(Table(3, 3), gamma=0.5, double=double, target="hard", learning_rate=0.0)
+    online, target = torch.zeros(3, 3), torch.full((3, 3), 1e6)
+    online[:2], target[:2] = torch.tensor(MASKED_ONLINE), torch.tensor(MASKED_TARGET)
+    learner.state.online.copy_(online.flatten())
+    learner.state.target.copy_(target.flatten())
+    batch = transitions([2, 2], [0, 1], [1.0, -2.0], [0, 1], [False, True], num_states=3)
+    masked = replace(batch, next_action_mask=torch.tensor(MASK))
+    for given in (masked, masked.to_tensordict()):
+        error = learner.update(given)[1].item()
+        assert error == pytest.approx(sum(map(abs, expected)) / 2)
 
 
 @pytest.mark.parametrize(("double", "expected"), [(True, DOUBLE), (False, PLAIN)])
@@ -135,6 +172,54 @@ def _q(learner: Learner) -> list[list[float]]:
     module = learner.network.module
     assert isinstance(module, Table)
     return module.q.detach().tolist()
+
+
+FORBIDDEN_Q = 1e6
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_forbidden_action_of_huge_value_does_not_blow_the_values_up(
+    double: bool, masked: bool
+) -> None:
+    """A chain of states 0, 1, 2 where action 0 goes on for 1 and action 1 is forbidden.
+
+    The Q-value of action 1 is never taught and stays at a million. With gamma 0.5 the values
+    are 1.75, 1.5 and 1; without the mask half a million follows in every state but the last.
+    """
+    replay = ReplayBuffer(12, 1, (4,), num_masked=2)
+    replay.begin(one_hot([0], 4), torch.tensor([[True, False]]))
+    for t in range(12):
+        over = torch.tensor([t % 3 == 2])
+        replay.write(
+            torch.tensor([0]),
+            torch.ones(1),
+            over,
+            torch.tensor([False]),
+            one_hot([(t + 1) % 3], 4),
+            final_obs=one_hot([3], 4),
+            ended=np.flatnonzero(over.numpy()),
+            action_mask=torch.tensor([[True, not masked]]),
+            final_action_mask=torch.tensor([[False, False]]),
+        )
+    learner = Learner(
+        Table(4, 2),
+        gamma=0.5,
+        double=double,
+        loss="mse",
+        optimizer=Descent(),
+        learning_rate=1.5,
+        clip_norm=None,
+        target="none",
+    )
+    learner.state.online.view(4, 2)[:, 1] = FORBIDDEN_Q
+    for _ in range(3):
+        learner.learn(replay, replay.newest(1, 12))
+    value = 0.5 * FORBIDDEN_Q + 1.0
+    expected = [1.75, 1.5, 1.0, 0.0] if masked else [value, value, 1.0, 0.0]
+    assert [row[0] for row in _q(learner)] == pytest.approx(expected)
+    assert [row[1] for row in _q(learner)] == [FORBIDDEN_Q] * 4
+    assert int(learner.state.skipped) == 0
 
 
 CHAIN = transitions(

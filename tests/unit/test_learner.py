@@ -15,6 +15,7 @@ from fastdqn.errors import UsageError
 from fastdqn.learner import METRICS, Learner, LearnerState, chunks
 from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.optimizers import Adam, AdamW, Optimizer, RMSprop
+from fastdqn.replay import gather
 from fastdqn.schedules import ReplayRatio
 from fastdqn.transition import Transitions
 from tests.small_learners import (
@@ -380,6 +381,36 @@ def test_learning_from_the_ring_equals_updates_on_what_it_holds() -> None:
         )
     assert _same_bits(learner.state, _copy(other.state))
     assert int(learner.state.updates) == 7
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_masks_in_the_ring_are_used_as_those_of_a_batch_are(double: bool) -> None:
+    replay = filled_ring(num_masked=2)
+    index = replay.draw(7, 5)
+    learner, other, unmasked = (_learner(double=double, learning_rate=0.01) for _ in range(3))
+    learner.learn(replay, index)
+    ring = replay.ring
+    assert ring.masks is not None
+    for row in index:
+        batch = gather(ring, row)
+        assert batch.next_action_mask is not None
+        assert torch.equal(batch.next_action_mask, ring.masks[ring.next_index[row]])
+        other.update(batch.to_tensordict())
+        unmasked.update(dataclasses.replace(batch, next_action_mask=None))
+    assert _same_bits(learner.state, _copy(other.state))
+    assert not torch.equal(learner.state.online, unmasked.state.online)
+
+
+def test_masks_that_allow_everything_or_nothing_change_no_bit() -> None:
+    learner, all_allowed, none_allowed = (_learner(learning_rate=0.01) for _ in range(3))
+    for seed in range(5):
+        batch = random_batch(seed)
+        learner.update(batch)
+        everything = torch.ones(8, 2, dtype=torch.bool)
+        all_allowed.update(dataclasses.replace(batch, next_action_mask=everything))
+        none_allowed.update(dataclasses.replace(batch, next_action_mask=~everything))
+    assert _same_bits(learner.state, _copy(all_allowed.state))
+    assert _same_bits(learner.state, _copy(none_allowed.state))
 
 
 def test_learning_from_no_batch_does_nothing() -> None:

@@ -13,6 +13,7 @@ from fastdqn.losses import (
     double_dqn_target,
     dqn_target,
     huber_loss,
+    masked_q,
     mse_loss,
     soft_update_,
     td_error,
@@ -95,6 +96,52 @@ def test_a_terminated_row_ignores_what_follows_even_if_it_is_not_a_number() -> N
 def test_discount_zero_and_one_are_the_reward_and_the_whole_value() -> None:
     assert torch.equal(dqn_target(REWARD, ALIVE, Q, 0.0), REWARD)
     assert torch.equal(dqn_target(REWARD, ALIVE, Q, 1.0), REWARD + Q.amax(1))
+
+
+# Action masks
+
+
+def test_without_a_mask_the_values_are_the_same_tensor() -> None:
+    assert masked_q(Q, None) is Q
+
+
+def test_forbidden_actions_are_never_the_largest_and_allowed_ones_keep_their_value() -> None:
+    mask = torch.tensor([[1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 1]]).bool()
+    q = Q.clone()
+    q[0, 1], q[1, 0] = torch.nan, torch.inf
+    got = masked_q(q, mask)
+    assert got[0].tolist() == [0.0, -torch.inf, 2.0]
+    assert got[1].tolist() == [-torch.inf, 4.0, -torch.inf]
+    assert torch.equal(got[2:], Q[2:])  # nothing allowed counts as everything
+    assert got.dtype is Q.dtype
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_where_nothing_is_allowed_the_target_is_finite(over: bool) -> None:
+    """Cut where the episode is over; over all actions where it goes on."""
+    terminated, mask = torch.full((B,), over), torch.zeros(B, A, dtype=torch.bool)
+    expected = REWARD if over else REWARD + 0.5 * Q.amax(1)
+    assert torch.equal(dqn_target(REWARD, terminated, Q, 0.5, next_action_mask=mask), expected)
+    double = double_dqn_target(REWARD, terminated, Q, Q, 0.5, next_action_mask=mask)
+    assert torch.equal(double, expected)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.ones(B, A),
+        torch.ones(B, A, dtype=torch.uint8),
+        torch.ones(B, A, 1, dtype=torch.bool),
+        torch.ones(1, A, dtype=torch.bool),
+        torch.ones(B, 1, dtype=torch.bool),
+        torch.ones(A, dtype=torch.bool),
+    ],
+)
+def test_masks_that_would_broadcast_or_are_not_bool_are_refused(mask: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"want \[B, A\] bool, \[B, A\]"):
+        dqn_target(REWARD, ALIVE, Q, 0.9, next_action_mask=mask)
+    with pytest.raises(ValueError, match=r"want \[B, A\] bool, \[B, A\]"):
+        double_dqn_target(REWARD, ALIVE, Q, Q, 0.9, next_action_mask=mask)
 
 
 @pytest.mark.parametrize(

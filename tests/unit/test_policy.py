@@ -86,6 +86,81 @@ def test_epsilon_does_not_change_how_far_the_generator_goes() -> None:
     assert torch.equal(after[0], after[2])
 
 
+# Masks
+
+MASKS = torch.tensor(
+    [
+        [True, False, True, True, False],
+        [False, False, False, False, True],
+        [True, True, True, True, True],
+        [False, False, False, False, False],  # nothing allowed: free to do anything
+    ]
+)
+Q_TALL = torch.tensor([[0.0, 99.0, 1.0, 2.0, 50.0]] * 4)
+"""The largest values belong to actions that the first mask forbids."""
+
+
+def test_exploration_is_uniform_over_the_allowed_actions() -> None:
+    """Chi-square at its 99.9 % quantile, and nothing at all where it is forbidden."""
+    generator = _generator(7)
+    draws = 4000
+    actions = torch.stack(
+        [epsilon_greedy(Q_TALL, 1.0, generator, action_mask=MASKS) for _ in range(draws)]
+    )
+    quantile = {1: 0.0, 3: 13.8, 5: 18.5}
+    for env, mask in enumerate(MASKS):
+        allowed = mask if mask.any() else ~mask
+        counts = torch.bincount(actions[:, env], minlength=5).double()
+        assert counts[~allowed].sum() == 0
+        expected = draws / int(allowed.sum())
+        chi_square = ((counts[allowed] - expected) ** 2 / expected).sum()
+        assert chi_square <= quantile[int(allowed.sum())]
+    assert actions.dtype is torch.int64
+
+
+def test_environments_with_masks_explore_with_draws_of_their_own() -> None:
+    generator = _generator(8)
+    mask = torch.arange(NUM_ACTIONS).expand(NUM_ENVS, -1) % 2 == 0
+    actions = torch.stack([epsilon_greedy(_best_is(0), 0.5, generator, mask) for _ in range(STEPS)])
+    alike = torch.corrcoef((actions != 0).double().T) - torch.eye(NUM_ENVS)
+    assert alike.abs().max() < 5 / math.sqrt(STEPS)
+    both = (actions[:, 0] != 0) & (actions[:, 1] != 0)
+    same = (actions[:, 0] == actions[:, 1])[both].double().mean()
+    assert same < 6 / NUM_ACTIONS
+
+
+def test_the_best_allowed_action_is_taken() -> None:
+    assert epsilon_greedy(Q_TALL, 0.0, _generator(), MASKS).tolist() == [3, 4, 1, 1]
+
+
+@pytest.mark.parametrize("mask", [None, MASKS])
+def test_epsilon_moves_the_generator_as_far_with_masks_as_without(mask: Tensor | None) -> None:
+    states = []
+    for epsilon in (0.0, 0.3, 1.0):
+        generator = _generator(6)
+        epsilon_greedy(Q_TALL, epsilon, generator, mask)
+        states.append(generator.get_state())
+    assert torch.equal(states[0], states[1])
+    assert torch.equal(states[0], states[2])
+
+
+def test_without_a_mask_the_draws_are_one_float_and_one_action_per_environment() -> None:
+    """The order and kind of the draws are part of what a seed means."""
+    q = torch.randn(NUM_ENVS, NUM_ACTIONS, generator=_generator(4))
+    generator = _generator(9)
+    explore = torch.rand(NUM_ENVS, generator=generator) < 0.4
+    anything = torch.randint(NUM_ACTIONS, (NUM_ENVS,), generator=generator)
+    expected = torch.where(explore, anything, q.argmax(1))
+    assert torch.equal(epsilon_greedy(q, 0.4, _generator(9)), expected)
+    assert torch.equal(epsilon_greedy(q, 0.4, _generator(9), None), expected)
+
+
+def test_masks_that_do_not_fit_the_values_are_refused() -> None:
+    for wrong in (MASKS[:1], MASKS[:, :1], MASKS.float(), MASKS[0]):
+        with pytest.raises(ValueError, match=r"want \[B, A\] bool"):
+            epsilon_greedy(Q_TALL, 0.5, _generator(), wrong)
+
+
 # Policy
 
 
@@ -121,6 +196,21 @@ def test_greedy_is_the_argmax_of_the_network() -> None:
     expected = table.q.argmax(1)
     assert best.tolist() == [expected[1], expected[0], expected[1]]
     assert torch.equal(best, policy.act(one_hot([1, 0, 1], 2), 0.0))
+
+
+def test_a_policy_acts_within_the_masks() -> None:
+    policy, table = _policy()
+    with torch.no_grad():
+        table.q[:, 7] = 3.0
+        table.q[:, 9] = 2.0
+    obs = one_hot([0, 1, 0], 2)
+    mask = torch.ones(3, NUM_ACTIONS, dtype=torch.bool)
+    mask[1:, 7] = False
+    assert policy.greedy(obs, mask).tolist() == [7, 9, 9]
+    assert policy.act(obs, 0.0, mask).tolist() == [7, 9, 9]
+    only = torch.arange(NUM_ACTIONS).expand(3, -1) == torch.tensor([[1], [2], [3]])
+    for epsilon in (0.0, 0.5, 1.0):
+        assert policy.act(obs, epsilon, only).tolist() == [1, 2, 3]
 
 
 def test_acting_leaves_no_gradient_behind() -> None:

@@ -144,13 +144,30 @@ def test_ring_bytes_are_the_bytes_of_all_tensors(
     capacity: int, num_envs: int, obs_shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     replay = ReplayBuffer(capacity, num_envs, obs_shape, dtype)
+    assert ring_bytes(capacity, num_envs, obs_shape, dtype) == _held_bytes(replay)
+
+
+@pytest.mark.parametrize("capacity", [1, 16, 17])
+@pytest.mark.parametrize(("num_masked", "num_groups"), [(3, 1), (0, 2), (3, 2), (1, 4)])
+def test_ring_bytes_count_masks_and_groups(capacity: int, num_masked: int, num_groups: int) -> None:
+    taken = set()
+    for masks, groups in ((num_masked, num_groups), (0, 1)):
+        replay = ReplayBuffer(capacity, 4, (2,), num_masked=masks, num_groups=groups)
+        held = _held_bytes(replay)
+        counted = ring_bytes(capacity, 4, (2,), torch.float32, num_masked=masks, num_groups=groups)
+        assert counted == held
+        taken.add(held)
+    assert len(taken) == 2
+
+
+def _held_bytes(replay: ReplayBuffer) -> int:
+    """The bytes of every tensor that a ring holds."""
     held = [getattr(replay.ring, field.name) for field in dataclasses.fields(replay.ring)]
+    held = [tensor for tensor in held if tensor is not None]
     held += [value for value in vars(replay._starts).values() if isinstance(value, Tensor)]
-    held = [value for value in held if value is not None]
     assert not [value for value in vars(replay).values() if isinstance(value, Tensor)]
     assert len(held) > 6
-    total = sum(tensor.untyped_storage().nbytes() for tensor in held)
-    assert ring_bytes(capacity, num_envs, obs_shape, dtype) == total
+    return sum(tensor.untyped_storage().nbytes() for tensor in held)
 
 
 def test_observations_keep_their_dtype_and_their_bytes_per_row() -> None:
@@ -297,6 +314,260 @@ def test_partial_rows_over_many_wraps_leave_the_newest_rows() -> None:
         _write(replay, serial, reset=reset)
         rows.append([(env, serial, serial + 1) for env in range(3) if env not in reset])
         assert _stored(replay) == list(chain.from_iterable(rows[-3:]))
+
+
+def test_ends_are_kept_in_a_step_in_which_other_columns_were_no_transition() -> None:
+    """A crashed worker's columns hold nonsense while another environment ends within the step."""
+    replay = _begin(ReplayBuffer(9, 3, (2,)))
+    _write(replay, 0)
+    nan, obs, final = torch.nan, _obs(3, 2), _obs(3, 1) + torch.tensor([0.0, 0.5])
+    final[0] = final[2] = nan
+    obs[2, 1] = 70.0  # what the crashed environment shows after its restart
+    replay.write(
+        torch.tensor([3, 4, -99]),
+        torch.tensor([1.0, 1.0, nan], dtype=torch.float64),
+        torch.tensor([False, False, True]),
+        torch.tensor([False, True, True]),
+        obs,
+        final_obs=final,
+        ended=np.array([1]),
+        real=np.array([True, True, False]),
+    )
+    first = [(0, 0, 1), (1, 0, 1), (2, 0, 1)]
+    assert _stored(replay) == [*first, (0, 1, 2), (1, 1, 1.5)]
+    after = _obs(3, 3)
+    after[2, 1] = 71.0
+    flags = _never(3)
+    replay.write(torch.arange(3), torch.tensor([2.0, 2.0, 70.0]), flags, flags, after)
+    assert _stored(replay)[5:] == [(0, 2, 3), (1, 2, 3), (2, 70, 71)]
+    assert not gather(replay.ring, replay.draw(1, 500)[0]).reward.isnan().any()
+
+
+def test_the_draw_returns_to_its_order_once_the_last_partial_row_has_left() -> None:
+    replay = _begin(ReplayBuffer(9, 3, (2,)))
+    born = replay._starts._list.clone()
+    places = replay._starts._list.data_ptr()
+    for serial in range(5):
+        _write(replay, serial)
+    assert torch.equal(replay._starts._list, born)
+    _write(replay, 5, reset=(1,))
+    for serial in range(6, 9):
+        assert not torch.equal(replay._starts._list, born)
+        _write(replay, serial)
+    for serial in range(9, 20):
+        _write(replay, serial)
+        assert torch.equal(replay._starts._list, born)
+        assert _stored(replay) == [
+            (env, s, s + 1) for s in range(serial - 2, serial + 1) for env in range(3)
+        ]
+    _write(replay, 20, reset=(0, 2))
+    assert _stored(replay)[-1] == (1, 20, 21)
+    assert len(replay) == 7
+    assert replay._starts._list.data_ptr() == places
+
+
+# Masks
+
+
+def _masked(replay: ReplayBuffer) -> list[list[bool]]:
+    """The masks of the next observations of all transitions, oldest first."""
+    mask = gather(replay.ring, replay.newest(1, len(replay))[0].flip(0)).next_action_mask
+    assert mask is not None
+    return mask.tolist()
+
+
+YES, NO, LEFT, RIGHT = [True, True], [False, False], [True, False], [False, True]
+
+
+def test_masks_lie_at_their_frames_over_ends_and_a_cut() -> None:
+    replay = ReplayBuffer(8, 2, (2,), num_masked=2)
+    replay.begin(_obs(2, 0), torch.tensor([LEFT, RIGHT]))
+    shown = replay.shown_mask()
+    assert shown is not None
+    assert shown.tolist() == [LEFT, RIGHT]
+    n = torch.zeros(2, dtype=torch.int64), torch.zeros(2), _never(2), _never(2)
+    replay.write(
+        *n,
+        _obs(2, 1),
+        final_obs=_obs(2, 1),
+        ended=np.array([1]),
+        action_mask=torch.tensor([LEFT, YES]),
+        final_action_mask=torch.tensor([YES, NO]),
+    )
+    replay.write(*n, _obs(2, 2), action_mask=torch.tensor([RIGHT, LEFT]))
+    assert _masked(replay) == [LEFT, NO, RIGHT, LEFT]
+    replay.cut()
+    replay.begin(_obs(2, 50), torch.tensor([NO, NO]))
+    assert _masked(replay) == [LEFT, NO, RIGHT, LEFT]
+
+
+def test_where_no_mask_is_given_everything_is_allowed_even_over_older_masks() -> None:
+    replay = ReplayBuffer(2, 1, (2,), num_masked=2)
+    n = torch.zeros(1, dtype=torch.int64), torch.zeros(1), _never(1), _never(1)
+    replay.begin(_obs(1, 0), torch.tensor([NO]))
+    final, ended = _obs(1, 1), np.array([0])
+    for mask in (torch.tensor([NO]), None):
+        for _ in range(6):
+            replay.write(*n, _obs(1, 1), action_mask=mask)
+        assert _masked(replay) == [YES if mask is None else NO] * 2
+        for _ in range(6):
+            replay.write(
+                *n,
+                _obs(1, 1),
+                final_obs=final,
+                ended=ended,
+                action_mask=mask,
+                final_action_mask=mask,
+            )
+        assert _masked(replay) == [YES if mask is None else NO] * 2
+    replay.begin(_obs(1, 0))
+    shown = replay.shown_mask()
+    assert shown is not None
+    assert shown.tolist() == [YES]
+
+
+def test_a_ring_without_masks_refuses_one_and_shows_none() -> None:
+    replay = _begin(ReplayBuffer(8, 2, (2,)))
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    with pytest.raises(UsageError, match=r"an action mask: .*num_masked"):
+        replay.begin(_obs(2, 0), mask)
+    n = torch.zeros(2, dtype=torch.int64), torch.zeros(2), _never(2), _never(2)
+    with pytest.raises(UsageError, match=r"an action mask: .*num_masked"):
+        replay.write(*n, _obs(2, 1), action_mask=mask)
+    assert len(replay) == 0
+    assert replay.shown_mask() is None
+    assert replay.ring.masks is None
+
+
+def test_a_sample_with_masks_names_them_and_holds_copies() -> None:
+    replay = ReplayBuffer(8, 2, (2,), num_masked=3)
+    replay.begin(_obs(2, 0))
+    _write(replay, 0)
+    sample = replay.sample(5)
+    assert sample["next_action_mask"].shape == (5, 3)
+    assert sample["next_action_mask"].dtype is torch.bool
+    sample["next_action_mask"].zero_()
+    assert _masked(replay) == [[True] * 3] * 2
+
+
+def test_extend_takes_masks_and_allows_everything_where_they_are_missing() -> None:
+    replay = ReplayBuffer(8, 2, (2,), num_masked=2)
+    replay.extend(_given([0, 0], [1, 1]).set("next_action_mask", torch.tensor([LEFT, NO])))
+    replay.extend(_given([1, 40], [2, 41]))
+    replay.extend(_given([2, 41], [3, 42]).set("next_action_mask", torch.tensor([RIGHT, LEFT])))
+    assert _masked(replay) == [LEFT, NO, YES, YES, RIGHT, LEFT]
+
+
+# Groups
+
+
+def _turn(replay: ReplayBuffer, serial: int, real: list[bool] | None = None) -> None:
+    """Write vector step `serial` of the group whose turn it is."""
+    m = replay.row_size
+    group = serial % replay.num_groups
+    obs = torch.stack((torch.arange(m).float() + group * m, torch.full((m,), serial + 0.0)), 1)
+    if serial < replay.num_groups:
+        replay.begin(obs - torch.tensor([0.0, replay.num_groups]), group=group)
+    reward = obs[:, 1] - replay.num_groups
+    given = None if real is None else np.array(real)
+    replay.write(torch.arange(m), reward, _never(m), _never(m), obs, real=given)
+
+
+@pytest.mark.parametrize("num_groups", [2, 3])
+@pytest.mark.parametrize("row_size", [1, 2])
+@pytest.mark.parametrize("capacity", CAPACITIES)
+def test_groups_take_turns_and_the_newest_rows_of_both_stay(
+    capacity: int, row_size: int, num_groups: int
+) -> None:
+    replay = ReplayBuffer(capacity, row_size * num_groups, (2,), num_groups=num_groups)
+    rows = -(-capacity // row_size)
+    assert (replay.num_rows, replay.row_size) == (rows + num_groups, row_size)
+    assert replay.capacity == rows * row_size >= capacity
+    for serial in range(4 * capacity + 9):
+        _turn(replay, serial)
+        serials = range(max(0, serial + 1 - rows), serial + 1)
+        assert _stored(replay) == [
+            (s % num_groups * row_size + column, s - num_groups, s)
+            for s in serials
+            for column in range(row_size)
+        ]
+        head = [(serial + 1 + ahead) % replay.num_rows for ahead in range(num_groups)]
+        drawn = replay.draw(1, 200)[0] // row_size
+        assert not any((drawn == row).any() for row in head)
+
+
+def test_draws_are_uniform_over_groups_of_partial_rows() -> None:
+    replay = ReplayBuffer(240, 6, (2,), seed=11, num_groups=3)
+    for serial in range(400):
+        _turn(replay, serial, [serial % 5 != 0, serial % 7 != 1])
+    stored = replay.newest(1, len(replay))[0]
+    assert 180 < len(stored) < 220
+    counts = torch.bincount(replay.draw(1, 200 * len(stored))[0], minlength=len(replay.ring.action))
+    assert counts.sum() == counts[stored].sum()
+    chi_square = float(((counts[stored] - 200.0) ** 2 / 200.0).sum())
+    assert len(stored) / 2 < chi_square < _chi_square_bound(len(stored) - 1)
+
+
+def test_each_group_shows_what_it_began_with_until_its_own_turn() -> None:
+    replay = ReplayBuffer(12, 4, (2,), num_masked=2, num_groups=2)
+    masks = [torch.tensor([LEFT, LEFT]), torch.tensor([RIGHT, NO])]
+    for group in (1, 0):
+        replay.begin(_obs(2, 10 * group), masks[group], group)
+    for group in (0, 1):
+        shown = replay.shown_mask(group)
+        assert torch.equal(replay.shown(group), _obs(2, 10 * group))
+        assert shown is not None
+        assert torch.equal(shown, masks[group])
+    n = torch.zeros(2, dtype=torch.int64), torch.zeros(2), _never(2), _never(2)
+    replay.write(*n, _obs(2, 1))
+    assert torch.equal(replay.shown(0), _obs(2, 1))
+    assert torch.equal(replay.shown(1), _obs(2, 10))
+
+
+@pytest.mark.parametrize("written", [0, 1, 2, 3, 4, 7])
+def test_a_cut_keeps_what_every_group_shows_even_before_its_first_turn(written: int) -> None:
+    """Three groups, of which some may have written nothing yet."""
+    replay = ReplayBuffer(20, 6, (2,), num_groups=3)
+    for serial in range(written):
+        _turn(replay, serial)
+    before = _stored(replay)
+    assert len(before) == 2 * written
+    replay.cut()
+    for group in range(3):
+        replay.begin(torch.full((2, 2), -1.0), group=group)
+    assert _stored(replay) == before
+
+
+@pytest.mark.parametrize(("num_envs", "groups"), [(4, 3), (1, 2), (5, 4)])
+def test_environments_that_do_not_split_into_equal_groups_are_refused(
+    num_envs: int, groups: int
+) -> None:
+    with pytest.raises(UsageError, match=rf"--env-groups {groups}: --num-envs {num_envs} does not"):
+        ReplayBuffer(10, num_envs, (2,), num_groups=groups)
+
+
+@pytest.mark.parametrize("groups", [0, -1])
+def test_fewer_than_one_group_are_refused(groups: int) -> None:
+    with pytest.raises(UsageError, match=r"--env-groups -?\d: it must be at least 1"):
+        ReplayBuffer(10, 4, (2,), num_groups=groups)
+
+
+@pytest.mark.parametrize("group", [-1, 2, 7])
+def test_a_group_that_is_not_there_is_refused(group: int) -> None:
+    replay = ReplayBuffer(10, 4, (2,), num_masked=2, num_groups=2)
+    with pytest.raises(UsageError, match=rf"group {group}: there are 2"):
+        replay.shown(group)
+    with pytest.raises(UsageError, match=rf"group {group}: there are 2"):
+        replay.shown_mask(group)
+    with pytest.raises(UsageError, match=rf"group {group}: there are 2"):
+        replay.begin(_obs(2, 0), group=group)
+
+
+def test_extend_takes_no_groups() -> None:
+    replay = ReplayBuffer(10, 4, (2,), num_groups=2)
+    with pytest.raises(UsageError, match="extend with --env-groups 2"):
+        replay.extend(_given([0, 0], [1, 1]))
+    assert len(replay) == 0
 
 
 # Draws

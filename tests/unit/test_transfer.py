@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 CPU = torch.device("cpu")
 
 
-def _rows(num_envs: int = 3, shape: tuple[int, ...] = (2,), dtype: str = "float32") -> Rows:
-    rows = Rows.allocate(RowSpec(num_envs, shape, dtype))
+def _rows(
+    num_envs: int = 3, shape: tuple[int, ...] = (2,), dtype: str = "float32", num_masked: int = 0
+) -> Rows:
+    rows = Rows.allocate(RowSpec(num_envs, shape, dtype, num_masked=num_masked))
+    count = rows.action_mask.size
+    rows.action_mask[:] = (np.arange(count) % 3 == 0).reshape(num_envs, num_masked)
+    rows.final_action_mask[:] = (np.arange(count) % 5 == 0).reshape(num_envs, num_masked)
     rows.obs[:] = (np.arange(rows.obs.size) % 101).reshape(rows.obs.shape)
     rows.final_obs[:] = (np.arange(rows.obs.size) % 89 + 1).reshape(rows.obs.shape)
     rows.reward[:] = np.arange(num_envs) + 0.5
@@ -74,6 +79,31 @@ def test_packed_rows_of_any_size_arrive_whole(num_envs: int, shape: tuple[int, .
     _assert_shows(PackedTransfer(rows, CPU).load(), rows)
 
 
+@pytest.mark.parametrize("num_masked", [1, 3, 17])
+@pytest.mark.parametrize("num_envs", [1, 5])
+def test_masks_arrive_whole_both_ways_and_as_bool(num_envs: int, num_masked: int) -> None:
+    rows = _rows(num_envs, (3,), "uint8", num_masked)
+    for way in (SharedTransfer(rows), PackedTransfer(rows, CPU)):
+        got = way.load()
+        assert list(_present(got))[-2:] == ["action_mask", "final_action_mask"]
+        _assert_shows(got, rows)
+        for mask in (got.action_mask, got.final_action_mask):
+            assert mask is not None
+            assert (mask.dtype, mask.shape) == (torch.bool, (num_envs, num_masked))
+
+
+def test_without_masks_there_are_no_mask_tensors() -> None:
+    for way in (SharedTransfer(_rows()), PackedTransfer(_rows(), CPU)):
+        assert (way.load().action_mask, way.load().final_action_mask) == (None, None)
+
+
+def test_shared_masks_alias_the_block() -> None:
+    rows = _rows(num_masked=2)
+    got = SharedTransfer(rows).load()
+    rows.action_mask[:] = ~rows.action_mask
+    _assert_shows(got, rows)
+
+
 def test_packed_rows_are_a_copy_until_the_next_load() -> None:
     rows = _rows()
     transfer = PackedTransfer(rows, CPU)
@@ -86,14 +116,18 @@ def test_packed_rows_are_a_copy_until_the_next_load() -> None:
     assert again.obs.data_ptr() == got.obs.data_ptr()
 
 
-def test_packed_rows_go_over_in_one_copy() -> None:
-    """One copy of bytes from the host buffer to the device buffer, whatever the fields."""
-    transfer = PackedTransfer(_rows(), CPU)
+@pytest.mark.parametrize(("num_masked", "parts", "nbytes"), [(0, 5, 112), (4, 7, 144)])
+def test_packed_rows_go_over_in_one_copy(num_masked: int, parts: int, nbytes: int) -> None:
+    """One copy of bytes from the host buffer to the device buffer, whatever the fields.
+
+    2 * 32 + 3 * 16 bytes on boundaries of 16, and 2 * 16 for the masks.
+    """
+    transfer = PackedTransfer(_rows(num_masked=num_masked), CPU)
     with _Watch() as watch:
         transfer.load()
     *packed, (sent, dtype) = watch.copies
-    assert len(packed) == 5
-    assert (sent, dtype) == (112, torch.uint8)  # 2 * 32 + 3 * 16 bytes on boundaries of 16
+    assert len(packed) == parts
+    assert (sent, dtype) == (nbytes, torch.uint8)
 
 
 def test_no_float64_is_made_on_the_way_to_a_device() -> None:

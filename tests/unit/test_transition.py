@@ -61,6 +61,26 @@ def test_a_tensordict_and_back_is_the_same_memory() -> None:
         assert torch.equal(data[name], getattr(batch, name))
 
 
+def test_a_mask_goes_along_in_a_tensordict_and_is_absent_where_there_is_none() -> None:
+    batch = random_batch(size=5, masked=True)
+    data = batch.to_tensordict()
+    assert tuple(data.keys()) == (*FIELDS, "next_action_mask")
+    assert Transitions.from_tensordict(data).next_action_mask is data["next_action_mask"]
+    assert data["next_action_mask"] is batch.next_action_mask
+    assert len(batch.tensors()) == 7
+    without = random_batch(size=5)
+    assert len(without.tensors()) == 6
+    assert Transitions.from_tensordict(without.to_tensordict()).next_action_mask is None
+
+
+def test_the_tensors_are_the_fields_in_their_order() -> None:
+    batch = random_batch(masked=True)
+    names = [field.name for field in dataclasses.fields(batch)]
+    assert names == [*FIELDS, "next_action_mask"]
+    for name, tensor in zip(names, batch.tensors(), strict=True):
+        assert tensor is getattr(batch, name)
+
+
 @pytest.mark.parametrize("missing", FIELDS)
 def test_a_missing_field_is_named(missing: str) -> None:
     data = random_batch().to_tensordict().exclude(missing)
