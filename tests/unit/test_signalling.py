@@ -30,8 +30,12 @@ def test_every_case_steps_waits_for_the_work_and_leaves_nothing(
         crew.close()
 
 
+@pytest.mark.timeout(30)
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_sleepers_that_never_spin_are_woken_each_time(nothing_left: None) -> None:
+def test_sleepers_that_never_spin_are_woken_each_time(
+    nothing_left: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.signal_lines.SAFETY_MS", 1000)  # a missed signal costs that
     case = Case("no spin", lambda i, cells: SpinLine(cells, i, 0.0, True))
     crew = Crew(case, 2)
     try:
