@@ -15,7 +15,7 @@ from fastdqn import DQN
 from fastdqn.device import available_cores, resolve_device, synchronize
 from fastdqn.trainer import NullWitness, Trainer
 
-__all__ = ["Limits", "Setting", "limits_of", "open_timers"]
+__all__ = ["Limits", "Setting", "Timer", "bare_timer", "limits_of", "open_timers", "repeat"]
 
 Timer = Callable[[float], float]
 """Runs for so many seconds and returns a rate per second."""
@@ -77,7 +77,10 @@ def open_timers(setting: Setting) -> Iterator[dict[str, Timer]]:
         naive = NaiveDQN(setting.env_id, setting.hidden, setting.batch_size)
         stack.callback(naive.close)
         naive.run_for(0.5)
-        timers: dict[str, Timer] = {"bare": _bare(setting, stack), "naive": naive.run_for}
+        timers: dict[str, Timer] = {
+            "bare": bare_timer(setting.env_id, stack),
+            "naive": naive.run_for,
+        }
         for ratio in setting.ratios:
             trainer = stack.enter_context(_trainer(setting, ratio))
             timers[f"fastdqn@{ratio:g}"] = _loop(trainer)
@@ -107,7 +110,7 @@ def _trainer(setting: Setting, ratio: float) -> Iterator[Trainer]:
 def _loop(trainer: Trainer) -> Timer:
     def run_for(seconds: float) -> float:
         steps = trainer.rollout.env_steps
-        elapsed = _repeat(trainer.vector_step, seconds)
+        elapsed = repeat(trainer.vector_step, seconds)
         return (trainer.rollout.env_steps - steps) / elapsed
 
     return run_for
@@ -122,7 +125,7 @@ def _updates(trainer: Trainer, updates_per_call: int = 16) -> Timer:
         before = int(trainer.learner.state.updates)
         synchronize(trainer.learner.device)
         start = time.perf_counter()
-        _repeat(update, seconds)
+        repeat(update, seconds)
         synchronize(trainer.learner.device)
         elapsed = time.perf_counter() - start
         return (int(trainer.learner.state.updates) - before) / elapsed
@@ -130,8 +133,9 @@ def _updates(trainer: Trainer, updates_per_call: int = 16) -> Timer:
     return run_for
 
 
-def _bare(setting: Setting, stack: ExitStack) -> Timer:
-    env = gym.make(setting.env_id, disable_env_checker=True)
+def bare_timer(env_id: str, stack: ExitStack) -> Timer:
+    """Time one process that steps one environment at random; resets take time, count nothing."""
+    env = gym.make(env_id, disable_env_checker=True)
     stack.callback(env.close)
     actions = env.action_space.n  # type: ignore[attr-defined]
     choices = torch.randint(int(actions), (1024,)).tolist()
@@ -151,13 +155,13 @@ def _bare(setting: Setting, stack: ExitStack) -> Timer:
             calls += 1
             steps()
 
-        elapsed = _repeat(counted, seconds)
+        elapsed = repeat(counted, seconds)
         return calls * 100 / elapsed
 
     return run_for
 
 
-def _repeat(call: Callable[[], None], seconds: float) -> float:
+def repeat(call: Callable[[], None], seconds: float) -> float:
     """Call again and again until the time is over; return the seconds that it took."""
     start = time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
