@@ -1,4 +1,4 @@
-"""Drives Gymnasium's AsyncVectorEnv and GroupedVectorEnv side by side and compares their answers."""
+"""Drives AsyncVectorEnv and GroupedVectorEnv side by side and compares what they answer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ START_METHOD = "forkserver"
 
 Pair = tuple[AsyncVectorEnv[Any, Any], AsyncVectorEnv[Any, Any]]
 """Ours and Gymnasium's, over the same factories."""
-Question = Callable[[Any], Any]
+Question = Callable[..., Any]
 
 
 @dataclass(frozen=True)
