@@ -53,6 +53,7 @@ class ScriptedEnv(gym.Env[Any, Any]):
         env_id: int,
         obs_space: gym.Space[Any] | None = None,
         action_space: gym.Space[Any] | None = None,
+        *,
         length: int = 3,
         infos: Sequence[Info] = (),
         fails: Sequence[str] = (),

@@ -1,4 +1,4 @@
-"""Drives Gymnasium's AsyncVectorEnv and GroupedVectorEnv side by side and compares their answers."""
+"""Drives AsyncVectorEnv and GroupedVectorEnv side by side and compares what they answer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ START_METHOD = "forkserver"
 
 Pair = tuple[AsyncVectorEnv[Any, Any], AsyncVectorEnv[Any, Any]]
 """Ours and Gymnasium's, over the same factories."""
-Question = Callable[[Any], Any]
+Question = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,15 @@ def both(pair: Pair, question: Question) -> Any:
 
 def assert_same_answer(ours: Answer, theirs: Answer) -> None:
     """Demand the same value, warnings and error; our error may be a subclass and may say more."""
+    told = f"ours: {ours.error}, {ours.warned}; theirs: {theirs.error}, {theirs.warned}"
     if theirs.error is None or ours.error is None:
-        assert ours.error == theirs.error
+        assert ours.error == theirs.error, told
     else:
-        assert issubclass(ours.error[0], theirs.error[0]), (ours.error, theirs.error)
-        assert theirs.error[1] in ours.error[1]
-    # Environments fail at the same time in any order.
-    assert sorted(ours.warned, key=str) == sorted(theirs.warned, key=str)
-    assert [text for _, text in ours.warned][-1:] == [text for _, text in theirs.warned][-1:]
+        assert issubclass(ours.error[0], theirs.error[0]), told
+        assert theirs.error[1] in ours.error[1], told
+    # Environments fail at the same time in any order; the end of all errors comes last.
+    assert sorted(ours.warned, key=str) == sorted(theirs.warned, key=str), told
+    assert ours.warned[-1:] == theirs.warned[-1:], told
     assert_same(ours.value, theirs.value)
 
 
@@ -128,7 +129,7 @@ def assert_same(ours: Any, theirs: Any, where: str = "answer") -> None:
     """Compare nested containers: types, keys, dtypes, shapes and values, bit for bit."""
     assert type(ours) is type(theirs), (where, ours, theirs)
     if isinstance(theirs, dict):
-        assert ours.keys() == theirs.keys(), where
+        assert ours.keys() == theirs.keys(), (where, list(ours), list(theirs))
         for key, value in theirs.items():
             assert_same(ours[key], value, f"{where}[{key!r}]")
     elif isinstance(theirs, tuple | list):
@@ -136,7 +137,8 @@ def assert_same(ours: Any, theirs: Any, where: str = "answer") -> None:
         for i, value in enumerate(theirs):
             assert_same(ours[i], value, f"{where}[{i}]")
     elif isinstance(theirs, np.ndarray):
-        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), where
+        kinds = (ours.dtype, ours.shape), (theirs.dtype, theirs.shape)
+        assert kinds[0] == kinds[1], (where, *kinds)
         if theirs.dtype == object:
             assert_same(ours.ravel().tolist(), theirs.ravel().tolist(), where)
         else:
@@ -147,4 +149,4 @@ def assert_same(ours: Any, theirs: Any, where: str = "answer") -> None:
         assert repr(ours) == repr(theirs), where
         assert ours == theirs, where
     else:
-        assert ours == theirs, where
+        assert ours == theirs, (where, ours, theirs)

@@ -55,7 +55,7 @@ FIXED = {
     "float16": Box(-1, 1, (2,), np.float16),
     "uint8 picture": Box(0, 255, (4, 5, 3), np.uint8),
     "int32": Box(-5, 5, (2,), np.int32),
-    "bool": Box(0, 1, (3,), np.bool_),
+    "bool": Box(0, 1, (3,), np.bool_),  # type: ignore[arg-type] # it is allowed
     "no axis": Box(-1, 1, (), np.float32),
     "discrete": Discrete(5),
     "discrete from -2": Discrete(5, start=-2),
@@ -94,18 +94,23 @@ def sampled(pair: Pair, seed: int) -> Any:
     return space.sample()
 
 
+def reset_where(mask: Any, **more: Any) -> Question:
+    """Ask for a reset of some environments; Gymnasium takes the mask out of the options it gets."""
+    return lambda envs: envs.reset(options={"reset_mask": mask, "level": 2}, **more)
+
+
 def rolled(pair: Pair, steps: int = 7) -> set[str]:
     """Step both over the ends of episodes and compare everything; return the keys of all infos."""
     both(pair, methodcaller("reset", seed=4))
     seen: set[str] = set()
     for step in range(steps):
         actions = sampled(pair, step)
-        *_, terminated, truncated, infos = both(pair, lambda e, a=actions: e.step(a))
+        *_, terminated, truncated, infos = both(pair, methodcaller("step", actions))
         seen |= set(infos)
         both(pair, methodcaller("get_attr", "last_action"))
         ended = terminated | truncated
         if pair[1].autoreset_mode is DISABLED and ended.any():
-            both(pair, lambda e, mask=ended: e.reset(options={"reset_mask": mask.copy()}))
+            both(pair, reset_where(ended))
     return seen
 
 
@@ -155,8 +160,8 @@ def test_every_autoreset_mode_resets_as_gymnasium_does(
 
 @pytest.mark.parametrize(
     "actions",
-    [[0, 1, 2], (0, 1, 2), np.array([0, 1, 2], np.int8), np.array([0.0, 1.0, 2.0]), "abc"],
-    ids=["list", "tuple", "int8", "floats", "string"],
+    [[0, 1, 2], (0, 1, 2), np.array([0, 1, 2], np.int8), np.array([0.0, 1.0, 2.0])],
+    ids=["list", "tuple", "int8", "floats"],
 )
 def test_each_environment_gets_its_action_as_the_caller_gave_it(actions: Any) -> None:
     with side_by_side(scripted(NUM_ENVS)) as pair:
@@ -197,7 +202,7 @@ def test_what_a_caller_holds_is_a_copy_or_the_vectors_own(
 # Infos
 
 
-INFOS: dict[str, list[list[dict[str, Any]]]] = {
+INFOS: dict[str, list[list[dict[Any, Any]]]] = {
     "numbers": [[{"i": 1, "f": 0.5, "b": True}], [{"i": 2, "f": 1.5, "b": False}], [{"i": 3}]],
     "int, then float": [[{"x": 1}], [{"x": 2.7}], [{"x": -0.5}]],
     "float, then int": [[{"x": 1.5}], [{"x": 2}], [{"x": True}]],
@@ -225,7 +230,7 @@ INFOS: dict[str, list[list[dict[str, Any]]]] = {
 
 
 @pytest.mark.parametrize("infos", INFOS.values(), ids=INFOS)
-def test_infos_are_gathered_as_gymnasium_gathers_them(infos: list[list[dict[str, Any]]]) -> None:
+def test_infos_are_gathered_as_gymnasium_gathers_them(infos: list[list[dict[Any, Any]]]) -> None:
     factories = [partial(ScriptedEnv, i, length=2 + i, infos=said) for i, said in enumerate(infos)]
     with side_by_side(factories, autoreset_mode=SAME_STEP) as pair:
         seen = rolled(pair, 5)
@@ -291,7 +296,7 @@ CONVERSATIONS: dict[str, list[Question]] = {
               methodcaller("reset", seed=True), attrgetter("np_random_seed")],
     "too few seeds": [methodcaller("reset", seed=[1, 2]), methodcaller("reset", seed=[])],
     "a numpy seed": [methodcaller("reset", seed=np.int64(3))],
-    "options": [lambda e: e.reset(options={"level": 2}), lambda e: e.reset(options={})],
+    "options": [methodcaller("reset", options={"level": 2}), methodcaller("reset", options={})],
     "frames": [methodcaller("render")],
     **{f"call of {name}": [methodcaller("call", name)] for name in RESERVED},
     "call of what is not there": [methodcaller("call", "nonsense"), methodcaller("close")],
@@ -331,8 +336,7 @@ def test_a_reset_mask_is_taken_or_refused_as_in_gymnasium(mask: Any) -> None:
     with side_by_side(scripted(NUM_ENVS, infos=[{"said": 1}])) as pair:
         both(pair, methodcaller("reset", seed=1))
         both(pair, methodcaller("step", [0, 1, 2]))
-        seeds = [5, None, 7]
-        both(pair, lambda e: e.reset(seed=seeds, options={"reset_mask": mask, "level": 2}))
+        both(pair, reset_where(mask, seed=[5, None, 7]))
         both(pair, methodcaller("step", [0, 1, 2]))
         both(pair, attrgetter("np_random_seed"))
 
