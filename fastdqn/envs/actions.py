@@ -6,27 +6,25 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium.spaces import Discrete, Space
+from gymnasium.spaces import Space
 from gymnasium.vector.utils import iterate
 
 __all__ = ["as_rows", "one_by_one"]
 
 
-def as_rows(actions: Any, space: Space[Any], goal: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+def as_rows(actions: Any, goal: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
     """Return actions that the block can take as they are.
 
     Args:
         actions: What the caller gave.
-        space: Of one action.
         goal: [N, *A] where they would lie.
 
     Returns:
         [N, *A], or None where each must travel by itself to arrive as the caller gave it.
     """
-    if not isinstance(actions, np.ndarray) or actions.shape != goal.shape:
+    if not isinstance(actions, np.ndarray):
         return None
-    whole = isinstance(space, Discrete) and actions.dtype.kind == "i"
-    return actions if whole or actions.dtype == goal.dtype else None
+    return actions if (actions.shape, actions.dtype) == (goal.shape, goal.dtype) else None
 
 
 def one_by_one(actions: Any, batched: Space[Any], num_envs: int) -> list[Any]:

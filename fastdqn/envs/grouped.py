@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import multiprocessing
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any, NoReturn
 
 import gymnasium as gym
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from gymnasium import logger
 from gymnasium.error import AlreadyPendingCallError, NoAsyncCallError
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
-from gymnasium.vector.async_vector_env import AsyncState
+from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 
 from fastdqn.envs.actions import as_rows, one_by_one
 from fastdqn.envs.host import EnvFailures, Failure
@@ -199,7 +200,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
     @property
     def observations(self) -> Any:
         """What the environments show now; not a copy."""
-        return self._reader.read(iter(self._travelled), False)
+        return self._reader.read()
 
     # Stepping
 
@@ -210,8 +211,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
             ValueError: Actions of a wrong number, shape, dtype or range, by environment.
         """
         self._expect_idle("step_async")
-        space = self.single_action_space
-        array = as_rows(actions, space, self.rows.action) if self._actions_in_block else None
+        array = as_rows(actions, self.rows.action) if self._actions_in_block else None
         if array is not None:
             self.send(array)
             return
@@ -234,7 +234,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
         if self.num_restarts:
             infos = self._add_restarted(infos)
         return (
-            self._reader.read(iter(self._travelled), self.copy),
+            self._seen(),
             rows.reward.copy(),
             rows.terminated.copy(),
             rows.truncated.copy(),
@@ -300,7 +300,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
         self._expect(AsyncState.WAITING_RESET, "reset")
         infos = self._gather(self._answers(timeout))
         self.rows.real[:] = True
-        return self._reader.read(iter(self._travelled), self.copy), infos
+        return self._seen(), infos
 
     def _seed_list(self, seed: int | list[int | None] | None) -> list[int | None]:
         if seed is None:
@@ -362,20 +362,29 @@ class GroupedVectorEnv(AsyncVectorEnv):
         data = (self.observation_mode, self.single_observation_space, self.single_action_space)
         self._tell("check_spaces", lambda _a, _b: data)
         same = [pair for part in self._answers(None) for pair in part]
-        name = type(self).__name__
         for index, (same_obs, same_action) in enumerate(same):
             if not same_obs:
-                raise RuntimeError(
-                    f"{name}(..., observation_mode={self.observation_mode!r}) however some of the "
-                    f"sub-environments observation spaces are not equivalent. Environment {index} "
-                    f"has another one than {self.single_observation_space}. "
-                    "If this is intentional, use `observation_mode='different'` instead."
-                )
+                raise RuntimeError(self._other_observations(index))
             if not same_action:
                 raise RuntimeError(
-                    f"environment {index} has another action space than "
-                    f"{self.single_action_space}: all environments of a vector must share it"
+                    "Some environments have an action space different from "
+                    f"`{self.single_action_space}`. In order to batch actions, the action spaces "
+                    f"from all environments must be equal. Environment {index} differs."
                 )
+
+    def _other_observations(self, index: int) -> str:
+        name = type(self).__name__
+        if self.observation_mode == "same":
+            return (
+                f"{name}(..., observation_mode='same') however some of the sub-environments "
+                "observation spaces are not equivalent. If this is intentional, use "
+                f"`observation_mode='different'` instead. Environment {index} differs."
+            )
+        return (
+            f"{name}(..., observation_mode='different' or custom space) however the "
+            "sub-environment's observation spaces do not share a common shape and dtype. "
+            f"Environment {index} differs."
+        )
 
     # Signals and answers
 
@@ -392,8 +401,11 @@ class GroupedVectorEnv(AsyncVectorEnv):
                 for group in range(self.num_groups)
                 for answer in self._pool.collect(timeout, group)
             ]
-        except multiprocessing.TimeoutError:
-            raise  # still pending
+        except multiprocessing.TimeoutError as error:  # the call is still pending
+            raise multiprocessing.TimeoutError(
+                f"The call to `{self._state.value}_wait` has timed out after {timeout} second(s). "
+                f"Of the workers, {error}."
+            ) from None
         except BaseException as error:
             self._state = AsyncState.DEFAULT
             if isinstance(error, EnvFailures):
@@ -412,6 +424,11 @@ class GroupedVectorEnv(AsyncVectorEnv):
                 infos = self._add_info(infos, info, index)
             self._travelled += observations or []
         return infos
+
+    def _seen(self) -> Any:
+        """Return the observations as the caller may have them."""
+        seen = self._reader.read(self._travelled)
+        return deepcopy(seen) if self.copy else seen
 
     def _add_final_obs(self, infos: dict[str, Any]) -> None:
         if isinstance(self._reader, BlockObservations):
@@ -498,7 +515,8 @@ def _refuse_signature(worker: Any) -> None:
         inspect.signature(worker).bind(*(None,) * 8)
     except TypeError as error:
         raise ValueError(
-            f"A custom `worker` must accept 8 arguments, got {inspect.signature(worker)}."
+            "A custom `worker` must accept 8 arguments. Got the signature "
+            f"{inspect.signature(worker)} which should match {inspect.signature(_async_worker)}."
         ) from error
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from copy import deepcopy
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from gymnasium.error import CustomSpaceError
-from gymnasium.spaces import Space
+from gymnasium.spaces import Dict, OneOf, Space, Text, Tuple
 from gymnasium.vector.utils import (
     concatenate,
     create_empty_array,
@@ -30,12 +29,11 @@ __all__ = [
 class Observations(Protocol):
     """Reads the observations after a step or a reset."""
 
-    def read(self, travelled: Iterator[Any], copy: bool) -> Any:
-        """Return the observations of all environments.
+    def read(self, travelled: Sequence[Any] | None = None) -> Any:
+        """Return the observations of all environments; not a copy.
 
         Args:
-            travelled: Those that came with the answers, in order; of none where none travel.
-            copy: Whether the caller may keep them.
+            travelled: Those that came with the answers, in order; None where none came.
         """
 
 
@@ -45,9 +43,9 @@ class BlockObservations:
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
 
-    def read(self, travelled: Iterator[Any], copy: bool) -> Any:  # noqa: ARG002
-        """Return the block's array, or a copy."""
-        return self.rows.obs.copy() if copy else self.rows.obs
+    def read(self, travelled: Sequence[Any] | None = None) -> Any:  # noqa: ARG002
+        """Return the block's array."""
+        return self.rows.obs
 
 
 class SharedObservations:
@@ -55,11 +53,14 @@ class SharedObservations:
 
     def __init__(self, space: Space[Any], memory: Any, num_envs: int) -> None:
         self.space, self.memory, self.num_envs = space, memory, num_envs
+        self._views = None if _has_words(space) else self._look()
 
-    def read(self, travelled: Iterator[Any], copy: bool) -> Any:  # noqa: ARG002
-        """Return what the memory holds now; arrays are views without `copy`."""
-        seen = read_from_shared_memory(self.space, self.memory, n=self.num_envs)
-        return deepcopy(seen) if copy else seen
+    def _look(self) -> Any:
+        return read_from_shared_memory(self.space, self.memory, n=self.num_envs)
+
+    def read(self, travelled: Sequence[Any] | None = None) -> Any:  # noqa: ARG002
+        """Return what the memory holds now; arrays are views of it."""
+        return self._look() if self._views is None else self._views
 
 
 class TravellingObservations:
@@ -67,12 +68,22 @@ class TravellingObservations:
 
     def __init__(self, space: Space[Any], num_envs: int) -> None:
         self.space = space
-        self.joined: Any = create_empty_array(space, n=num_envs, fn=np.zeros)
+        self._joined: Any = create_empty_array(space, n=num_envs, fn=np.zeros)
 
-    def read(self, travelled: Iterator[Any], copy: bool) -> Any:
-        """Join what came; without `copy` the next call overwrites the arrays."""
-        self.joined = concatenate(self.space, list(travelled), self.joined)
-        return deepcopy(self.joined) if copy else self.joined
+    def read(self, travelled: Sequence[Any] | None = None) -> Any:
+        """Join what came; the next call overwrites the arrays."""
+        if travelled:
+            self._joined = concatenate(self.space, travelled, self._joined)
+        return self._joined
+
+
+def _has_words(space: Space[Any]) -> bool:
+    """Return whether reading the memory of this space copies: words and choices are no views."""
+    if isinstance(space, Dict):
+        return any(map(_has_words, space.values()))
+    if isinstance(space, Tuple):
+        return any(map(_has_words, space.spaces))
+    return isinstance(space, Text | OneOf)
 
 
 def shared_memory_for(space: Space[Any], num_envs: int, context: Any) -> Any:
@@ -85,6 +96,6 @@ def shared_memory_for(space: Space[Any], num_envs: int, context: Any) -> Any:
         return create_shared_memory(space, n=num_envs, ctx=context)
     except CustomSpaceError as error:
         raise ValueError(
-            f"shared_memory=True does not suit the observation space {space}: pass "
-            "shared_memory=False, with which observations travel one by one."
+            "Using `AsyncVector(..., shared_memory=True)` caused an error, you can disable this "
+            "feature with `shared_memory=False` however this is slower."
         ) from error

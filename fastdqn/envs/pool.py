@@ -299,7 +299,7 @@ class WorkerPool:
 
     def _answer_of(self, worker: WorkerProcess, deadline: float, timeout: float | None) -> Any:
         if not self._waited_for(worker, deadline):
-            raise multiprocessing.TimeoutError(f"{worker} has not answered within {timeout} s")
+            raise multiprocessing.TimeoutError(f"{worker} has not answered within {timeout:g} s")
         try:
             return worker.receive()
         except EnvFailures as failures:

@@ -85,7 +85,8 @@ def _observation_spaces(
         for space in mode:
             if not isinstance(space, Space):
                 raise TypeError(
-                    f"Expected both elements of observation_mode to be Spaces, got {mode}"
+                    "Expected both elements of observation_mode to be Spaces, "
+                    f"got {type(mode[0])} and {type(mode[1])}"
                 )
         return mode[1], mode[0]
     if mode == "same":

@@ -32,6 +32,7 @@ from tests.side_by_side import (
     ask,
     assert_same_answer,
     both,
+    both_refuse,
     close,
     make_ours,
     make_theirs,
@@ -298,11 +299,6 @@ CONVERSATIONS: dict[str, list[Question]] = {
     "a numpy seed": [methodcaller("reset", seed=np.int64(3))],
     "options": [methodcaller("reset", options={"level": 2}), methodcaller("reset", options={})],
     "frames": [methodcaller("render")],
-    **{f"call of {name}": [methodcaller("call", name)] for name in RESERVED},
-    "call of what is not there": [methodcaller("call", "nonsense"), methodcaller("close")],
-    "reading a broken attribute": [methodcaller("get_attr", "broken"), methodcaller("close")],
-    "too few actions": [methodcaller("reset"), methodcaller("step", [0, 1])],
-    "too many actions": [methodcaller("reset"), methodcaller("step", [0, 1, 2, 0])],
     "one action for all": [methodcaller("reset"), methodcaller("step", 0)],
     "no action": [methodcaller("reset"), methodcaller("step", None)],
 }  # fmt: skip
@@ -314,6 +310,24 @@ def test_a_conversation_goes_as_with_gymnasium(questions: list[Question]) -> Non
     with side_by_side(factories) as pair:
         for question in questions:
             both(pair, question)
+
+
+REFUSALS: dict[str, Question] = {
+    **{f"call of {name}": methodcaller("call", name) for name in RESERVED},
+    "call of what is not there": methodcaller("call", "nonsense"),
+    "reading a broken attribute": methodcaller("get_attr", "broken"),
+    "too few actions": methodcaller("step", [0, 1]),
+    "too many actions": methodcaller("step", [0, 1, 2, 0]),
+}
+
+
+@pytest.mark.parametrize("question", REFUSALS.values(), ids=REFUSALS)
+def test_a_call_that_cannot_be_made_leaves_our_environments_as_they_are(question: Question) -> None:
+    """Gymnasium's class shuts workers down."""
+    with side_by_side(scripted(NUM_ENVS)) as pair:
+        both(pair, methodcaller("reset"))
+        both_refuse(pair, question)
+        assert ask(methodcaller("step", [0, 1, 2]), pair[0]).error is None
 
 
 MASKS = {
@@ -360,7 +374,7 @@ def test_a_timeout_says_what_gymnasium_says(call: str) -> None:
 
 
 @pytest.mark.parametrize("unlucky", [(0,), (1,), (1, 2), (0, 1, 2)], ids=str)
-@pytest.mark.parametrize("method", ["reset", "step", "told", "render"])
+@pytest.mark.parametrize("method", ["reset", "step"])
 def test_what_environments_raise_is_told_and_raised_as_in_gymnasium(
     method: str, unlucky: tuple[int, ...]
 ) -> None:
@@ -368,8 +382,6 @@ def test_what_environments_raise_is_told_and_raised_as_in_gymnasium(
     asked: dict[str, Question] = {
         "reset": methodcaller("reset", seed=1),
         "step": methodcaller("step", [0, 1, 2]),
-        "told": methodcaller("call", "told"),
-        "render": methodcaller("render"),
     }
     factories = [
         partial(ScriptedEnv, i, fails=[method] if i in unlucky else []) for i in range(NUM_ENVS)
@@ -383,6 +395,16 @@ def test_what_environments_raise_is_told_and_raised_as_in_gymnasium(
         for error in (ours.error, theirs.error):
             assert error in [(ValueError, f"{method} of {i} is out of luck") for i in unlucky]
         both(pair, methodcaller("close"))
+
+
+@pytest.mark.parametrize("method", ["told", "render"])
+def test_what_a_method_raises_is_raised_and_costs_no_environment(method: str) -> None:
+    """Gymnasium's class shuts workers down."""
+    factories = [partial(ScriptedEnv, i, fails=[method]) for i in range(NUM_ENVS)]
+    with side_by_side(factories) as pair:
+        both(pair, methodcaller("reset"))
+        both_refuse(pair, methodcaller("call", method))
+        assert ask(methodcaller("step", [0, 1, 2]), pair[0]).error is None
 
 
 # Construction

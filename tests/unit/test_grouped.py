@@ -375,7 +375,7 @@ def test_a_pair_of_spaces_is_taken_as_it_is() -> None:
 
 
 def test_an_unknown_observation_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected: 'same' or 'different'.* got alike"):
+    with pytest.raises(ValueError, match=r"expected: 'same' or 'different'.* got alike"):
         GroupedVectorEnv(counters(1), observation_mode="alike")
 
 
