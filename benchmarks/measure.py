@@ -13,7 +13,8 @@ import torch
 from benchmarks.naive import NaiveDQN
 from fastdqn import DQN
 from fastdqn.device import available_cores, resolve_device, synchronize
-from fastdqn.trainer import NullWitness, Trainer
+from fastdqn.loop import NullWitness
+from fastdqn.trainer import Trainer
 
 __all__ = ["Limits", "Setting", "Timer", "bare_timer", "limits_of", "open_timers", "repeat"]
 

@@ -17,7 +17,7 @@ from fastdqn.panel import evaluation_line, report_line
 from fastdqn.progress import Console, Progress, make_progress
 from fastdqn.report import Episode, Report
 from fastdqn.result import result_of, write_json_whole
-from fastdqn.trainer import Trainer
+from fastdqn.loop import Loop
 
 __all__ = ["RunRecord"]
 
@@ -68,7 +68,7 @@ class RunRecord:
             if self._quiet:
                 self.console.log(evaluation_line(*figures))
 
-    def saw_checkpoint(self, trainer: Trainer) -> None:
+    def saw_checkpoint(self, trainer: Loop) -> None:
         """Save the policy and result.json; a failure is told and leaves the older ones."""
         with self._telling("episodes.csv"):
             self._episodes.flush()
@@ -84,7 +84,7 @@ class RunRecord:
             if rest:
                 self.console.log("\n".join(rest))
 
-    def save(self, trainer: Trainer, status: str) -> None:
+    def save(self, trainer: Loop, status: str) -> None:
         """Write a checkpoint and result.json."""
         env_steps = trainer.rollout.env_steps
         agent, folder = self.agent, self.run_dir / "checkpoints"

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fastdqn.config import Config
-from fastdqn.trainer import Trainer
+from fastdqn.loop import Loop
 
 __all__ = ["result_of", "write_json_whole"]
 
 SCHEMA = 1
 
 
-def result_of(trainer: Trainer, config: Config, env_id: str, status: str) -> dict[str, Any]:
+def result_of(trainer: Loop, config: Config, env_id: str, status: str) -> dict[str, Any]:
     """Return the contents of result.json; numbers that do not exist yet are None.
 
     Args:
@@ -35,8 +35,8 @@ def result_of(trainer: Trainer, config: Config, env_id: str, status: str) -> dic
         "preset": config.preset or None,
         "device": str(learner.device),
         "execution": learner.execution,
-        "num_envs": rollout.source.num_envs,
-        "num_workers": rollout.source.num_workers,
+        "num_envs": rollout.num_envs,
+        "num_workers": rollout.num_workers,
         "env_steps": env_steps,
         "updates": updates,
         "replay_ratio_measured": _number(
@@ -61,7 +61,7 @@ def result_of(trainer: Trainer, config: Config, env_id: str, status: str) -> dic
     }
 
 
-def _returns(trainer: Trainer) -> dict[str, Any]:
+def _returns(trainer: Loop) -> dict[str, Any]:
     evaluation = trainer.evaluation
     return {
         "train_mean_100": _number(trainer.return_mean_100),

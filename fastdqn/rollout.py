@@ -52,6 +52,26 @@ class Rollout:
         self._waiting: deque[_Group] = deque()  # whose rows are ours: they act next
         self._stepping: deque[_Group] = deque()  # whose rows are the workers', the oldest first
 
+    @property
+    def num_envs(self) -> int:
+        """Environments, N."""
+        return self.source.num_envs
+
+    @property
+    def num_workers(self) -> int:
+        """Processes or threads that step them; 0 is none beside this one."""
+        return self.source.num_workers
+
+    @property
+    def num_restarts(self) -> int:
+        """Workers that were restarted so far."""
+        return self.source.num_restarts
+
+    @property
+    def restarts(self) -> Sequence[str]:
+        """What befell them, the newest last."""
+        return self.source.restarts
+
     def reset(self, seeds: Sequence[int]) -> None:
         """Start new episodes everywhere; the running ones are cut, not joined."""
         while self._stepping:

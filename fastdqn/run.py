@@ -14,7 +14,7 @@ from fastdqn.progress import Console
 from fastdqn.record import RunRecord
 from fastdqn.run_directory import make_run_dir, write_config
 from fastdqn.signals import StopRequest, stop_on_signals
-from fastdqn.trainer import Trainer
+from fastdqn.loop import Loop
 
 __all__ = ["train"]
 
@@ -119,7 +119,7 @@ def _reason(error: Exception) -> str:
     return " ".join([*str(report).splitlines()[:1], f"{type(error).__name__}: {error}"])
 
 
-def _conclude(console: Console, trainer: Trainer, status: str) -> None:
+def _conclude(console: Console, trainer: Loop, status: str) -> None:
     rollout, evaluation = trainer.rollout, trainer.evaluation
     console.say(
         f"{status.capitalize()} after {rollout.env_steps:,} env steps, "

@@ -1,107 +1,31 @@
-"""The loop: act, learn while the workers step, collect, write; then, by interval, look."""
+"""The loop: act, learn while the workers step, collect, write, look."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from typing import Unpack
 
 from torch import Tensor
 
-from fastdqn.errors import NonFiniteError
-from fastdqn.evaluation import Evaluation, Evaluator
 from fastdqn.learner import Learner
-from fastdqn.replay import ReplayBuffer
-from fastdqn.report import Episode, Report
+from fastdqn.loop import Loop, LoopSettings
 from fastdqn.rollout import Rollout
-from fastdqn.schedules import ReplayRatio, Schedule
-from fastdqn.stopwatch import Stopwatch
 
-__all__ = ["Intervals", "NullWitness", "Trainer", "Witness"]
+__all__ = ["Trainer"]
 
 
-class Witness(Protocol):
-    """Whoever wants to know how the training goes."""
-
-    def saw_episodes(self, episodes: Sequence[Episode]) -> None:
-        """Take the episodes that ended in the last vector step."""
-
-    def saw_report(self, report: Report) -> None:
-        """Take a periodic report."""
-
-    def saw_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
-        """Take the result of a greedy evaluation."""
-
-    def saw_checkpoint(self, trainer: Trainer) -> None:
-        """Save the policy, at a checkpoint interval."""
-
-    def saw_restart(self, env_steps: int, told: str) -> None:
-        """Hear that a worker was restarted, and why."""
-
-
-class NullWitness:
-    """Sees everything and tells nobody."""
-
-    def saw_episodes(self, episodes: Sequence[Episode]) -> None:
-        """Ignore them."""
-
-    def saw_report(self, report: Report) -> None:
-        """Ignore it."""
-
-    def saw_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
-        """Ignore it."""
-
-    def saw_checkpoint(self, trainer: Trainer) -> None:
-        """Ignore it."""
-
-    def saw_restart(self, env_steps: int, told: str) -> None:
-        """Ignore it."""
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """How often the loop does what is not training; env steps.
-
-    Attributes:
-        report: Between reports.
-        checkpoint: Between saved policies.
-        evaluate: Between evaluations; 0 is never.
-        target_episodes: Finished episodes between hard copies of the target; 0 is never.
-    """
-
-    report: int
-    checkpoint: int
-    evaluate: int = 0
-    target_episodes: int = 0
-
-
-class Trainer:
-    """Trains until `until` env steps, a reached return, or `stop`.
+class Trainer(Loop):
+    """Trains on what workers, or whoever else steps environments, bring through the host.
 
     Args:
         rollout: Environments to rows.
         learner: Rows to weights.
         draw: Chooses the batches: `replay.draw` or `replay.newest`.
         batch_size: Transitions per update, B.
-        ratio: The account of updates per env step.
-        epsilon: Exploration over env steps and episodes.
-        until: Env steps at which the run ends by itself.
-        intervals: When to report, save and evaluate.
-        witness: Is told everything.
-        evaluator: Plays greedy episodes; needed with `stop_at_return`.
-        stop_at_return: Mean return of a full evaluation that ends the run.
-        started: `time.perf_counter()` at the start of the command.
-
-    Attributes:
-        status: `running`, then `completed`, `solved` or `stopped`.
-        solved_train_s: Training seconds until `stop_at_return` was reached, or None.
-        solved_total_s: Seconds since `started` until then, or None.
-        worker_restarts: Workers of this run that were restarted.
-        evaluation: The last full evaluation, or None.
+        settings: Of every loop; see `LoopSettings`.
     """
+
+    rollout: Rollout
 
     def __init__(
         self,
@@ -110,53 +34,10 @@ class Trainer:
         *,
         draw: Callable[[int, int], Tensor],
         batch_size: int,
-        ratio: ReplayRatio,
-        epsilon: Schedule,
-        until: int,
-        intervals: Intervals,
-        witness: Witness,
-        evaluator: Evaluator | None = None,
-        stop_at_return: float | None = None,
-        started: float | None = None,
+        **settings: Unpack[LoopSettings],
     ) -> None:
-        self.rollout, self.learner = rollout, learner
-        self.replay: ReplayBuffer = rollout.replay
-        self.draw, self.batch_size = draw, batch_size
-        self.ratio, self.epsilon, self.until = ratio, epsilon, until
-        self.intervals, self.witness = intervals, witness
-        self.evaluator, self.stop_at_return = evaluator, stop_at_return
-        self.started = time.perf_counter() if started is None else started
-        self.startup_s = 0.0
-        self.status = "running"
-        self.returns: deque[float] = deque(maxlen=100)
-        self.evaluation: Evaluation | None = None
-        self.solved_train_s: float | None = None
-        self.solved_total_s: float | None = None
-        self.peak_sps = 0.0
-        self.worker_restarts = 0
-        self.watch = Stopwatch()
-        self._first_update: tuple[int, float] | None = None
-        self._reported = (rollout.env_steps, 0.0)
-
-    # The loop
-
-    def run(self, seeds: Sequence[int]) -> str:
-        """Reset the environments with these seeds and train; return the status."""
-        self.begin(seeds)
-        while self.status == "running":
-            self.vector_step()
-        self._end()
-        return self.status
-
-    def begin(self, seeds: Sequence[int]) -> None:
-        """Reset the environments and start the stopwatch."""
-        self.rollout.reset(seeds)
-        self.startup_s = time.perf_counter() - self.started
-        self.watch = Stopwatch()
-
-    def stop(self) -> None:
-        """Let the loop end after the vector step in progress; may be called from a signal."""
-        self.status = "stopped"
+        super().__init__(rollout, learner, **settings)
+        self.replay, self.draw, self.batch_size = rollout.replay, draw, batch_size
 
     def vector_step(self) -> None:
         """Act, learn while the workers step, collect, write, look."""
@@ -173,7 +54,7 @@ class Trainer:
         lap("write")
         if episodes:
             self._count(episodes)
-        if rollout.source.num_restarts > self.worker_restarts:
+        if rollout.num_restarts > self.worker_restarts:
             self._tell_restarts()
         self._look(before, rollout.env_steps)
 
@@ -191,122 +72,6 @@ class Trainer:
             self.watch.lap("learn")
             self.watch.move(self.learner.compile_s - compiled, "learn", "compile")
 
-    def _end(self) -> None:
-        """Do the updates that the last vector step owes, and report what no interval did."""
-        if self.status == "completed":
-            self._learn()
-            self.watch.lap("learn")
-        if self.rollout.env_steps > self._reported[0]:
-            report = self.report()
-            self.peak_sps = self.peak_sps or report.sps
-            self.witness.saw_report(report)
-
-    # By interval
-
-    def _look(self, before: int, now: int) -> None:
-        if _crossed(self.intervals.report, before, now):
-            report = self.report()
-            self.peak_sps = max(self.peak_sps, report.sps)
-            self.witness.saw_report(report)
-        if _crossed(self.intervals.checkpoint, before, now):
-            self.witness.saw_checkpoint(self)
-        goal, running = self.stop_at_return, self.status == "running"
-        if goal is not None and running and _crossed(self.intervals.evaluate, before, now):
-            self._try_to_finish(goal)
-        if now >= self.until and self.status == "running":
-            self.status = "completed"
-
-    def _tell_restarts(self) -> None:
-        source = self.rollout.source
-        new = source.num_restarts - self.worker_restarts
-        self.worker_restarts = source.num_restarts
-        for told in source.restarts[-new:]:
-            self.witness.saw_restart(self.rollout.env_steps, told)
-
-    def _count(self, episodes: list[Episode]) -> None:
-        last = self.rollout.episodes
-        if _crossed(self.intervals.target_episodes, last - len(episodes), last):
-            self.learner.sync_target()
-        self.returns.extend(episode.return_ for episode in episodes)
-        self.witness.saw_episodes(episodes)
-
-    def _try_to_finish(self, goal: float) -> None:
-        """Evaluate; a quick look first, and all episodes only where that look reaches the goal."""
-        if self.evaluator is None or self._first_update is None:
-            return
-        self.watch.lap("other")
-        evaluation = self.evaluator.screen()
-        reached = False
-        if evaluation.mean >= goal:
-            evaluation = self.evaluation = self.evaluator.full()
-            reached = evaluation.mean >= goal
-        if reached and self.status == "running":
-            self.status = "solved"
-            self.solved_train_s = self.watch.train_s
-            self.solved_total_s = time.perf_counter() - self.started
-        self.watch.lap("evaluate")
-        self.witness.saw_evaluation(self.rollout.env_steps, evaluation, reached)
-
-    def evaluate_fully(self) -> None:
-        """Play the full evaluation outside the loop, e.g. at its end."""
-        if self.evaluator is not None:
-            self.watch.lap("other")
-            self.evaluation = self.evaluator.full()
-            self.watch.lap("evaluate")
-            self.witness.saw_evaluation(self.rollout.env_steps, self.evaluation, False)
-
-    def report(self) -> Report:
-        """Look at the device and say how the training stands.
-
-        Raises:
-            NonFiniteError: An update since the last report was skipped as not finite.
-        """
-        self.watch.lap("other")
-        env_steps, train_s = self.rollout.env_steps, self.watch.train_s
-        sps = (env_steps - self._reported[0]) / max(train_s - self._reported[1], 1e-9)
-        self._reported = (env_steps, train_s)
-        loss, _, q_mean, grad_norm = self.learner.state.metrics.tolist()
-        self._refuse_skipped()
-        return Report(
-            env_steps=env_steps,
-            total_env_steps=self.until,
-            updates=self.ratio.updates,
-            episodes=self.rollout.episodes,
-            sps=sps,
-            return_mean_100=self.return_mean_100,
-            epsilon=self.epsilon(env_steps, self.rollout.episodes),
-            loss=loss,
-            q_mean=q_mean,
-            grad_norm=grad_norm,
-            wall_s=time.perf_counter() - self.started,
-            time_left_s=max(self.until - env_steps, 0) / sps if sps else math.nan,
-            time_share=self.watch.shares(),
-        )
-
-    def _refuse_skipped(self) -> None:
-        skipped = int(self.learner.state.skipped)
-        if skipped:
-            raise NonFiniteError(
-                f"{skipped} updates before env step {self.rollout.env_steps} had a loss or a "
-                "gradient that is not finite; they changed nothing. Lower --learning-rate, "
-                "bound the gradient with --clip-norm, or scale the rewards down."
-            )
-
-    @property
-    def return_mean_100(self) -> float:
-        """Mean return of the last 100 finished episodes; NaN before the first."""
-        return sum(self.returns) / len(self.returns) if self.returns else math.nan
-
-    @property
-    def train_sps(self) -> float:
-        """Env steps per training second, from the first update on; NaN before it."""
-        if self._first_update is None:
-            return math.nan
-        env_steps, train_s = self._first_update
-        elapsed = self.watch.train_s - train_s
-        return (self.rollout.env_steps - env_steps) / elapsed if elapsed > 0 else math.nan
-
-
-def _crossed(interval: int, before: int, now: int) -> bool:
-    """Return whether a multiple of `interval` lies in (before, now]; never for interval 0."""
-    return interval > 0 and now // interval > before // interval
+    def _finish(self) -> None:
+        self._learn()
+        self.watch.lap("learn")

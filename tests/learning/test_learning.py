@@ -8,7 +8,7 @@ import pytest
 
 from fastdqn import DQN, Config
 from fastdqn.presets import preset_config
-from fastdqn.trainer import NullWitness
+from fastdqn.loop import NullWitness
 
 pytestmark = pytest.mark.learning
 

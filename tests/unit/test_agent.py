@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fastdqn import DQN, CheckpointError, UsageError
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.report import Episode
-from fastdqn.trainer import NullWitness
+from fastdqn.loop import NullWitness
 from tests.oracles import CounterEnv, CrashError, CrashingEnv, OffsetCounterEnv, OneStateEnv
 
 SMALL: dict[str, Any] = {

@@ -18,7 +18,8 @@ from fastdqn.evaluation import Evaluation, Evaluator
 from fastdqn.report import Episode, Report
 from fastdqn.rollout import Rollout
 from fastdqn.schedules import Constant, ReplayRatio, Schedule
-from fastdqn.trainer import Intervals, Trainer
+from fastdqn.loop import Intervals, Loop
+from fastdqn.trainer import Trainer
 
 SEEDS = [7, 8]
 NEVER = 10**9
@@ -126,7 +127,7 @@ class Stage:
     def saw_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
         self.say(f"saw evaluation at {env_steps}: {evaluation.mean:g} {reached}")
 
-    def saw_checkpoint(self, trainer: Trainer) -> None:
+    def saw_checkpoint(self, trainer: Loop) -> None:
         self.say(f"saw checkpoint at {trainer.rollout.env_steps} {trainer.status}")
 
 
