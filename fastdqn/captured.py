@@ -77,8 +77,8 @@ class Captured:
         with self._cuda.stream(stream):
             for _ in range(self._warmups):
                 self._step(*args)
+                restore()  # each time: what was kept need only cover one run
         self._cuda.current_stream().wait_stream(stream)
-        restore()
         for generator, seed in zip(self._generators, seeds, strict=True):
             generator.set_state(seed)
 

@@ -27,6 +27,14 @@ ROW_FIELDS = ("next_index", "action", "reward", "terminated", "truncated")
 """Fields of the ring with one value per transition."""
 
 
+class _FullSizes(RingSizes):
+    """Sizes of a ring with a final observation for every place."""
+
+    @property
+    def finals(self) -> int:
+        return self.slots
+
+
 class DeviceRing:
     """The last `capacity` transitions of N environments, for one compiled or captured function.
 
@@ -58,10 +66,9 @@ class DeviceRing:
         device: torch.device | str = "cpu",
     ) -> None:
         place = torch.device(device)
-        slots = RingSizes(capacity, num_envs, obs_shape, obs_dtype).slots
-        sizes = RingSizes(capacity, num_envs, obs_shape, obs_dtype, final_capacity=slots)
+        sizes = _FullSizes(capacity, num_envs, obs_shape, obs_dtype)
         sizes.refuse_unless_fits(place)
-        self.num_envs, self.num_rows = num_envs, sizes.rows
+        self.num_envs, self.num_rows, slots = num_envs, sizes.rows, sizes.slots
         self.capacity = slots - num_envs
         self.ring = allocate(slots, slots, num_envs, obs_shape, obs_dtype, place)
         self.row = torch.zeros((), dtype=torch.int64, device=place)
