@@ -156,6 +156,15 @@ class Learner:
 
     # The pure step
 
+    def step(self, state: LearnerState, batch: Transitions) -> None:
+        """Take one optimizer step on `batch`, as it is: for steps that hold it as their part.
+
+        Args:
+            state: Written in place, usually `self.state`.
+            batch: B transitions on the learner's device; read.
+        """
+        self._step(state, batch)
+
     def _replayed(self, state: LearnerState, ring: Ring, index: Tensor) -> None:
         for batch in index.unbind(0):
             self._step(state, gather(ring, batch))

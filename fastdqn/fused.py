@@ -1,0 +1,321 @@
+"""The fused rollout: environments that speak tensors, fed and learned from without the host.
+
+A block of vector steps and updates is one function of tensors, run as it is, compiled, or as one
+CUDA graph. Random numbers are drawn before it and handed in; afterwards the host looks once, at
+the log of the episodes that ended.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdqn.blocks import Block
+from fastdqn.captured import Captured
+from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
+from fastdqn.errors import NonFiniteError, UsageError
+from fastdqn.execution import Compiled
+from fastdqn.iteration import FAULT, NUM_ACTING, Iteration, finite
+from fastdqn.networks import FlatNetwork
+from fastdqn.replay.device_ring import MAX_BITS, DeviceRing
+from fastdqn.report import Episode
+from fastdqn.transition import STORAGE_DTYPES, Transitions
+
+__all__ = ["FusedRollout"]
+
+EXECUTIONS = ("eager", "compile", "cudagraph")
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """The tensors of one kind of call, born once and filled in place; see `Iteration.block`."""
+
+    ends: Tensor
+    returns: Tensor
+    uniform: Tensor
+    bits: Tensor
+
+
+class _Parts(NamedTuple):
+    """The parts of an iteration as they are run."""
+
+    act: Callable[..., None]
+    record: Callable[..., None]
+    learn: Callable[..., None]
+
+
+class FusedRollout:
+    """Acts in N tensor environments, keeps what happens and learns from it, all on one device.
+
+    Where the environments are pure, a whole block is one function. Where they only speak
+    tensors, they step eagerly between the parts of it; observations stay on the device too.
+
+    Args:
+        env: The environments.
+        network: Shared with the learner; its latest parameters act.
+        learn: One update, in place, a pure step on a batch, such as `partial(learner.step,
+            learner.state)`; None if there will be no updates.
+        capacity: Transitions to hold.
+        batch_size: Transitions per update, B.
+        seed: Seed of the environments and of everything that is drawn here.
+        execution: `eager`, `compile`, or `cudagraph`: compiled, then captured.
+        learned: Every tensor that `learn` writes; needed by `cudagraph`, whose warm-up must
+            leave no trace.
+
+    Attributes:
+        ring: What was seen.
+        generator: The one source of random numbers.
+        rows: Vector steps so far.
+        updates: Updates so far.
+        episodes: Finished episodes so far.
+
+    Raises:
+        UsageError: A value that cannot be used, named with its flag.
+    """
+
+    def __init__(
+        self,
+        env: TensorEnv,
+        network: FlatNetwork,
+        learn: Callable[[Transitions], None] | None,
+        *,
+        capacity: int,
+        batch_size: int,
+        seed: int,
+        execution: str = "eager",
+        learned: Sequence[Tensor] = (),
+    ) -> None:
+        self.device = network.flat.device
+        _refuse(env, self.device, batch_size, execution)
+        self.env, self.batch_size, self.execution = env, batch_size, execution
+        self._learns, self._learned = learn is not None, tuple(learned)
+        space = env.single_observation_space
+        self.ring = DeviceRing(
+            capacity,
+            env.num_envs,
+            space.shape or (),
+            STORAGE_DTYPES[str(space.dtype)],
+            device=self.device,
+        )
+        self.generator = torch.Generator(self.device)
+        self.rows = self.updates = self.episodes = 0
+        self._iteration = Iteration(env, network, learn or _learn_nothing, self.ring)
+        self._calls: dict[Block, _Call] = {}
+        self._compiled: dict[Block, Compiled] = {}
+        self._compilers: list[Compiled] = []
+        self._parts = self._accelerate()
+        self.reset(seed)
+
+    # The calls
+
+    @property
+    def env_steps(self) -> int:
+        """Real transitions so far."""
+        return self.rows * self.env.num_envs
+
+    @property
+    def compile_s(self) -> float:
+        """Seconds spent compiling so far."""
+        return sum(step.compile_s for step in self._compilers)
+
+    def reset(self, seed: int) -> None:
+        """Begin new episodes everywhere, and all random numbers anew; running episodes are cut.
+
+        Raises:
+            NonFiniteError: An environment shows a number that is not finite.
+        """
+        obs = self.env.reset(seed)
+        self.generator.manual_seed(seed)
+        fine = finite(obs).cpu().numpy()
+        if not fine.all():
+            env = int(fine.argmin())
+            raise _non_finite(env, f"observation {obs[env].tolist()}", self.env_steps)
+        self._iteration.begin(obs)
+
+    def advance(self, block: Block, epsilon: float) -> list[Episode]:
+        """Do a block, then look at the device once. Hot path.
+
+        Args:
+            block: What to do; one marked as rare runs eagerly.
+            epsilon: Probability of exploring throughout the block.
+
+        Returns:
+            The episodes that ended, in order.
+
+        Raises:
+            NonFiniteError: An environment returned a NaN or an infinity.
+            UsageError: There is nothing to learn with, or nothing yet to learn from.
+        """
+        if block.num_updates and not self._learns:
+            raise UsageError(f"{block}", "there is nothing to learn with", "Give `learn`.")
+        if block.num_updates and not (self.rows or block.num_steps):
+            raise UsageError(f"{block}", "the ring is empty", "Begin with a vector step.")
+        self._iteration.epsilon.fill_(epsilon)
+        episodes: list[Episode] = []
+        for piece in block.pieces():
+            call = self._filled(piece)
+            self._run(piece, call.ends, call.returns, call.uniform, call.bits)
+            self.rows += piece.total_steps
+            self.updates += piece.total_updates
+            episodes += self._read(call) if piece.num_steps else []
+        return episodes
+
+    def _filled(self, block: Block) -> _Call:
+        """Return the tensors of a call with new random numbers in them."""
+        call = self._calls.get(block)
+        if call is None:
+            call = self._calls[block] = self._new_call(block)
+        call.uniform.uniform_(generator=self.generator)
+        call.bits.random_(0, MAX_BITS, generator=self.generator)
+        return call
+
+    def _new_call(self, block: Block) -> _Call:
+        steps, num_envs = block.total_steps, self.env.num_envs
+        new = partial(torch.zeros, device=self.device)
+        own = self.env.num_random if isinstance(self.env, PureTensorEnv) else 0
+        return _Call(
+            new(steps, num_envs, dtype=torch.int32),
+            new(steps, num_envs, dtype=torch.float32),
+            new(steps, num_envs, NUM_ACTING + own, dtype=torch.float32),
+            new(block.total_updates, self.batch_size, dtype=torch.int64),
+        )
+
+    # How a block is run
+
+    def _accelerate(self) -> _Parts:
+        """Prepare the fast way to run a block, and those parts of it that the host may join."""
+        parts = self._iteration
+        self._fast: Callable[..., None] = self._run_compiled
+        if self.execution == "eager":
+            return _Parts(parts.act, parts.record, parts.learn)
+        compiled = [Compiled(part, self.device) for part in (parts.act, parts.record, parts.learn)]
+        self._compilers += compiled
+        act, record, learn = compiled
+        if self.execution == "compile":
+            return _Parts(act, record, learn)
+        self._fast = Captured(self._run_compiled, self._keep)
+        return _Parts(act, record, Captured(learn, lambda _: parts.keep(0, self._learned)))
+
+    def _run(self, block: Block, *tensors: Tensor) -> None:
+        if not isinstance(self.env, PureTensorEnv):
+            self._run_around(block, *tensors)
+        elif block.rare or self.execution == "eager":
+            self._run_whole(block, *tensors)
+        else:
+            self._fast(block, *tensors)
+
+    def _run_whole(self, block: Block, *tensors: Tensor) -> None:
+        """Do the block as one pure function; the environments are a part of it."""
+        self._iteration.block(block.num_steps, block.num_updates, *tensors)
+
+    def _run_compiled(self, block: Block, *tensors: Tensor) -> None:
+        if block not in self._compiled:
+
+            def step(*tensors: Tensor) -> None:
+                self._run_whole(block, *tensors)
+
+            self._compiled[block] = Compiled(step, self.device)
+            self._compilers.append(self._compiled[block])
+        self._compiled[block](*tensors)
+
+    def _run_around(
+        self, block: Block, ends: Tensor, returns: Tensor, uniform: Tensor, bits: Tensor
+    ) -> None:
+        """Do the parts of the block around the environments' own eager steps."""
+        parts = self._parts
+        for repeat in range(block.repeats):
+            for row in range(repeat * block.num_steps, (repeat + 1) * block.num_steps):
+                parts.act(uniform[row])
+                parts.record(self.env.step(self._iteration.action), ends[row], returns[row])
+            if block.num_updates:
+                first = repeat * block.num_updates
+                parts.learn(bits[first : first + block.num_updates])
+
+    def _keep(self, block: Block, *_tensors: Tensor) -> Callable[[], None]:
+        """Copy what a block changes, for the warm-up of its capture."""
+        state = self.env.state if isinstance(self.env, PureTensorEnv) else ()
+        return self._iteration.keep(block.total_steps, (*state, *self._learned))
+
+    # What the host reads
+
+    def _read(self, call: _Call) -> list[Episode]:
+        """Read the log of the call that was just made; the one wait for the device."""
+        ends = call.ends.cpu().numpy()
+        found = np.argwhere(ends).tolist()
+        if not found:
+            return []
+        before = self.rows - len(ends)
+        for row, env in found:
+            if ends[row, env] == FAULT:
+                raise self._fault(before + row, env)
+        returns = call.returns.cpu().numpy()
+        return [
+            self._episode(before + row + 1, int(ends[row, env]), float(returns[row, env]))
+            for row, env in found
+        ]
+
+    def _episode(self, rows: int, end: int, return_: float) -> Episode:
+        self.episodes += 1
+        return Episode(self.episodes, rows * self.env.num_envs, return_, abs(end), end < 0)
+
+    def _fault(self, row: int, env: int) -> NonFiniteError:
+        """Name what vector step `row` brought, as far as the ring still holds it."""
+        what = "number"
+        if self.rows - row < self.ring.num_rows:
+            ring, slot = self.ring.ring, row % self.ring.num_rows * self.env.num_envs + env
+            slots = len(ring.reward)
+            last, first = ring.frames[slots + slot], ring.frames[(slot + self.env.num_envs) % slots]
+            shown = first if bool(torch.isfinite(last).all()) else last
+            bad_reward = not math.isfinite(float(ring.reward[slot]))
+            what = (
+                f"reward {float(ring.reward[slot])}"
+                if bad_reward
+                else f"observation {shown.tolist()}"
+            )
+        return _non_finite(env, what, (row + 1) * self.env.num_envs)
+
+
+def _non_finite(env: int, what: str, env_steps: int) -> NonFiniteError:
+    return NonFiniteError(
+        f"environment {env} returned the {what} by env step {env_steps}: DQN cannot learn from "
+        "it. Fix the environment, or let it return finite numbers."
+    )
+
+
+def _learn_nothing(_batch: Transitions) -> None:
+    return
+
+
+def _refuse(env: TensorEnv, device: torch.device, batch_size: int, execution: str) -> None:
+    space = env.single_observation_space
+    if space.shape is None or str(space.dtype) not in STORAGE_DTYPES:
+        raise UsageError(
+            f"observation space {space} of {env.env_id}",
+            "tensor environments show one tensor of numbers",
+            "Flatten it on the device first.",
+        )
+    if env.device != device:
+        raise UsageError(
+            f"{env.env_id} on {env.device} and a network on {device}",
+            "a fused iteration has one device",
+            f"Build the environments with device={str(device)!r}.",
+        )
+    if batch_size < 1:
+        raise UsageError(f"--batch-size {batch_size}", "a batch has a row", "Try 64.")
+    if execution not in EXECUTIONS:
+        raise UsageError(
+            f"--execution {execution}", "no block runs so", f"Choose {', '.join(EXECUTIONS)}."
+        )
+    if execution == "cudagraph" and device.type != "cuda":
+        raise UsageError(
+            f"--execution cudagraph on {device}",
+            "CUDA graphs need CUDA",
+            "Use --execution compile.",
+        )

@@ -1,0 +1,168 @@
+"""The replay ring whose cursor lives on the device, for iterations that are one pure function.
+
+The same tensors as those of the ring (`fastdqn.replay.storage`), so that `gather` reads both. Here
+the final observation of every transition has a place of its own, written at every step whether the
+episode ended or not: no row is partial, nothing needs the host, and all shapes are static.
+
+    frames      [ row 0 | row 1 | ... | row T-1 || finals of row 0 | ... | finals of row T-1 ]
+    next_index  flat transition -> its final observation where it ended, else row t + 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastdqn.replay.sizes import RingSizes
+from fastdqn.replay.storage import allocate
+
+__all__ = ["MAX_BITS", "DeviceRing"]
+
+MAX_BITS = 2**62
+"""Bound of the random numbers that `draw` takes; a remainder of so many is uniform within 2^-30."""
+
+ROW_FIELDS = ("next_index", "action", "reward", "terminated", "truncated")
+"""Fields of the ring with one value per transition."""
+
+
+class _FullSizes(RingSizes):
+    """Sizes of a ring with a final observation for every place."""
+
+    @property
+    def finals(self) -> int:
+        return self.slots
+
+
+class DeviceRing:
+    """The last `capacity` transitions of N environments, for one compiled or captured function.
+
+    Nothing here waits for the device or branches on a value; every method can be traced whole.
+
+    Args:
+        capacity: Transitions to hold; rounded up to whole vector steps.
+        num_envs: Environments, N.
+        obs_shape: Shape of one observation.
+        obs_dtype: Dtype in which observations are stored.
+        device: Where the tensors live.
+
+    Attributes:
+        ring: The tensors, T * N transitions and twice as many frames; written in place.
+        row: Scalar int64 on the device, vector steps written so far; row r lies at r % T.
+        num_rows: Rows, T, one more than can be drawn from.
+
+    Raises:
+        UsageError: A size below 1, or more bytes than the device has left.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        num_envs: int,
+        obs_shape: tuple[int, ...],
+        obs_dtype: torch.dtype = torch.float32,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        place = torch.device(device)
+        sizes = _FullSizes(capacity, num_envs, obs_shape, obs_dtype)
+        sizes.refuse_unless_fits(place)
+        self.num_envs, self.num_rows, slots = num_envs, sizes.rows, sizes.slots
+        self.capacity = slots - num_envs
+        self.ring = allocate(slots, slots, num_envs, obs_shape, obs_dtype, place)
+        self.row = torch.zeros((), dtype=torch.int64, device=place)
+        self._columns = torch.arange(num_envs, device=place)
+
+    def begin(self, obs: Tensor) -> None:
+        """Set what the environments show before the next `write`.
+
+        After a reset in the middle of episodes, call `cut` first.
+
+        Args:
+            obs: [N, *O] copied.
+        """
+        self.ring.frames[self._slots(self.row)] = obs
+
+    def write(  # noqa: PLR0917 - called in one place, with names that are its own
+        self,
+        action: Tensor,
+        reward: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        obs: Tensor,
+        final_obs: Tensor,
+    ) -> None:
+        """Append one vector step of N real transitions, in place.
+
+        Args:
+            action: [N] int64, what was done in the frames shown last.
+            reward: [N] float32.
+            terminated: [N] bool.
+            truncated: [N] bool.
+            obs: [N, *O] what the environments show now.
+            final_obs: [N, *O] the true next observations; kept for all, read where one ended.
+        """
+        ring, here, following = self.ring, self._slots(self.row), self._slots(self.row + 1)
+        final = here + len(ring.action)
+        ring.action[here] = action
+        ring.reward[here] = reward
+        ring.terminated[here] = terminated
+        ring.truncated[here] = truncated
+        ring.next_index[here] = torch.where(terminated | truncated, final, following)
+        ring.frames[torch.cat((following, final))] = torch.cat((obs, final_obs))
+        self.row.add_(1)
+
+    def cut(self) -> None:
+        """Tell that the next `begin` does not continue the last `write`.
+
+        The last row then points to its own final observations, which `write` always keeps.
+        """
+        last = self._slots(self.row - 1)
+        pointed = torch.where(
+            self.row > 0, last + len(self.ring.action), self.ring.next_index[last]
+        )
+        self.ring.next_index[last] = pointed
+
+    def draw(self, bits: Tensor) -> Tensor:
+        """Turn random bits into flat indices, uniform over the transitions that can be drawn.
+
+            first + bits mod count,    count = min(row, T - 1) N
+
+        The row at the write head is never among them: its frames already show what comes next.
+
+        Args:
+            bits: [B] int64 in [0, 2^62), drawn by the caller. Before the first `write` the
+                result means nothing; the caller, who counts rows, must not ask for it.
+
+        Returns:
+            [B] int64 for `gather`.
+        """
+        rows = self.row.clamp(max=self.num_rows - 1)
+        first = (self.row - rows) * self.num_envs
+        return (first + bits % (rows * self.num_envs)) % len(self.ring.action)
+
+    def keep(self, num_rows: int) -> Callable[[], None]:
+        """Copy the rows that the next `num_rows` calls of `write` change; return what undoes them.
+
+        Other rows may not be written in between by anything else.
+        """
+        steps = torch.arange(min(num_rows + 1, self.num_rows), device=self.row.device)
+        here = (
+            ((self.row + steps) % self.num_rows * self.num_envs)[:, None] + self._columns
+        ).ravel()
+        frames = torch.cat((here, here + len(self.ring.action)))
+        fields = [getattr(self.ring, field) for field in ROW_FIELDS]
+        row, kept = self.row.clone(), [field[here] for field in fields]
+        kept_frames = self.ring.frames[frames]
+
+        def restore() -> None:
+            self.row.copy_(row)
+            self.ring.frames[frames] = kept_frames
+            for field, value in zip(fields, kept, strict=True):
+                field[here] = value
+
+        return restore
+
+    def _slots(self, row: Tensor) -> Tensor:
+        return row % self.num_rows * self.num_envs + self._columns

@@ -1,0 +1,120 @@
+"""The fused iteration compiled, against itself as it is; and that nothing compiles twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdqn.blocks import Block
+from fastdqn.envs.tensor import CartPole, TensorEnv
+from fastdqn.fused import FusedRollout
+from fastdqn.learner import Learner
+from fastdqn.networks import MLP
+from fastdqn.report import Episode
+from tests.oracles import CounterRules
+from tests.tensor_oracles import PureCounter, TensorCounter
+
+BLOCK = Block(1, 1, 2)
+ITERATIONS = 200
+RULES = CounterRules((2, 5, 1, 3), "alternating")
+KINDS: dict[str, Any] = {"whole": PureCounter, "around": TensorCounter}
+
+
+def build(env: TensorEnv, execution: str) -> tuple[FusedRollout, Learner]:
+    torch.manual_seed(0)
+    size = (env.single_observation_space.shape or ())[0]
+    learner = Learner(MLP((size,), int(env.single_action_space.n), (8,), scale=0.1))
+    learn = partial(learner.step, learner.state)
+    given: dict[str, Any] = {"capacity": 40, "batch_size": 8, "seed": 3, "execution": execution}
+    return FusedRollout(env, learner.network, learn, **given), learner
+
+
+def run(rollout: FusedRollout) -> tuple[list[Episode], list[Tensor]]:
+    """Do the iterations; return the episodes and the numbers that were drawn."""
+    episodes, drawn = [], []
+    for _ in range(ITERATIONS // BLOCK.repeats):
+        episodes += rollout.advance(BLOCK, 0.6)
+        call = rollout._calls[BLOCK]
+        drawn += [call.uniform.clone(), call.bits.clone()]
+    return episodes, drawn
+
+
+@pytest.fixture(scope="module")
+def twins() -> Iterator[dict[str, list[tuple[FusedRollout, Learner]]]]:
+    """By kind: an eager rollout and a compiled one, neither of which has done anything yet."""
+    yield {
+        name: [build(kind(3, RULES), execution) for execution in ("eager", "compile")]
+        for name, kind in KINDS.items()
+    }
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_compiled_iterations_equal_eager_ones(
+    name: str, twins: dict[str, list[tuple[FusedRollout, Learner]]]
+) -> None:
+    (eager, eager_learner), (compiled, learner) = twins[name]
+    born = learner.state.online.clone()
+    told, drawn = run(eager)
+    compiled_told, compiled_drawn = run(compiled)
+    assert all(torch.equal(a, b) for a, b in zip(drawn, compiled_drawn, strict=True))
+    assert compiled_told == told
+    assert len(told) > 100
+    for field in fields(eager.ring.ring):
+        mine, theirs = getattr(compiled.ring.ring, field.name), getattr(eager.ring.ring, field.name)
+        assert torch.equal(mine, theirs), field.name
+    assert int(learner.state.updates) == compiled.updates == ITERATIONS
+    assert (learner.state.online - born).abs().max() > 0.01
+    for mine, theirs in (
+        (learner.state.online, eager_learner.state.online),
+        (learner.state.target, eager_learner.state.target),
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=2e-4, atol=1e-6)
+    assert compiled.compile_s > 0
+    assert eager.compile_s == 0
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_nothing_compiles_again(
+    name: str, twins: dict[str, list[tuple[FusedRollout, Learner]]]
+) -> None:
+    rollout, learner = twins[name][1]
+    if not rollout.rows:
+        rollout.advance(BLOCK, 0.5)
+    seconds = rollout.compile_s
+    with torch.compiler.set_stance("fail_on_recompile"):
+        rollout.advance(BLOCK, 0.1)
+        learner.state.learning_rate.fill_(1e-4)
+        rollout.reset(8)
+        for epsilon in (0.0, 1.0, 0.3):
+            rollout.advance(BLOCK, epsilon)
+            rollout.advance(Block(2, 1, rare=True), epsilon)
+    assert rollout.compile_s == seconds
+
+
+def test_cartpole_compiles_whole_and_stores_what_it_steps() -> None:
+    """Rounding grows in CartPole, so that single steps are compared, each from the same state."""
+    (eager, _), (compiled, _) = (build(CartPole(3), how) for how in ("eager", "compile"))
+    for _ in range(30):
+        for rollout in (eager, compiled):
+            rollout.advance(BLOCK, 0.6)
+        mine, theirs = compiled.ring.ring, eager.ring.ring
+        assert torch.equal(mine.action, theirs.action)
+        assert torch.equal(mine.next_index, theirs.next_index)
+        torch.testing.assert_close(mine.frames, theirs.frames, rtol=1e-4, atol=1e-5)
+        for mine_, theirs_ in zip(_state(compiled), _state(eager), strict=True):
+            mine_.copy_(theirs_)
+    torch._dynamo.reset()
+
+
+def _state(rollout: FusedRollout) -> tuple[Tensor, ...]:
+    assert isinstance(rollout.env, CartPole)
+    state: tuple[Tensor, ...] = (*rollout.env.state, rollout._iteration.shown)
+    return state
+

@@ -1,0 +1,202 @@
+"""Capturing, in order: what is run, recorded and replayed, and that warming up leaves no trace.
+
+There is no GPU here. A stand-in for `torch.cuda` writes every call on a tape; its graph records
+the operations of the step and repeats them, as CUDA's does, on the tensors of then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdqn.captured import Captured
+
+
+class FakeStream:
+    def __init__(self, name: str, tape: list[str]) -> None:
+        self.name, self._tape = name, tape
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self._tape.append(f"{self.name} waits for {other.name}")
+
+
+class FakeGraph:
+    def __init__(self, cuda: FakeCuda) -> None:
+        self._cuda, self.work = cuda, list[Callable[[], object]]()
+        self.generators: list[torch.Generator] = []
+
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        assert not self.work
+        self._cuda.tape.append("generator registered")
+        self.generators.append(generator)
+
+    def replay(self) -> None:
+        self._cuda.tape.append("replay")
+        for work in self.work:
+            work()
+
+
+class FakeCuda:
+    """Streams and graphs that write what happens to them on a tape."""
+
+    def __init__(self) -> None:
+        self.tape: list[str] = []
+        self.recording: FakeGraph | None = None
+        self._main = FakeStream("main", self.tape)
+
+    def Stream(self) -> FakeStream:
+        return FakeStream("side", self.tape)
+
+    def current_stream(self) -> FakeStream:
+        return self._main
+
+    @contextmanager
+    def stream(self, stream: FakeStream) -> Iterator[None]:
+        self.tape.append(f"on {stream.name}")
+        yield
+        self.tape.append(f"off {stream.name}")
+
+    def graph_pool_handle(self) -> str:
+        self.tape.append("new pool")
+        return f"pool {self.tape.count('new pool')}"
+
+    def CUDAGraph(self) -> FakeGraph:
+        return FakeGraph(self)
+
+    @contextmanager
+    def graph(self, graph: FakeGraph, *, pool: str) -> Iterator[None]:
+        self.tape.append(f"capture in {pool}")
+        self.recording = graph
+        yield
+        self.recording = None
+        self.tape.append("captured")
+
+    def launch(self, work: Callable[[], object]) -> None:
+        """Do the work of an operation, or only note it while a graph is recorded."""
+        if self.recording is not None:
+            self.recording.work.append(work)
+        else:
+            work()
+
+
+class Counting:
+    """A step that adds its argument to a total, and what brings the total back."""
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.total, self._cuda = torch.zeros(2), cuda
+
+    def step(self, times: int, amount: Tensor) -> None:
+        self._cuda.tape.append("step")
+        self._cuda.launch(lambda: self.total.add_(amount * times))
+
+    def keep(self, times: int, amount: Tensor) -> Callable[[], None]:
+        kept = self.total.clone()
+        self._cuda.tape.append("keep")
+
+        def restore() -> None:
+            self._cuda.tape.append("restore")
+            self.total.copy_(kept)
+
+        return restore
+
+
+def captured(**settings: Any) -> tuple[FakeCuda, Counting, Captured]:
+    cuda = FakeCuda()
+    counting = Counting(cuda)
+    return cuda, counting, Captured(counting.step, counting.keep, cuda=cuda, **settings)
+
+
+def test_the_first_call_warms_up_aside_takes_it_back_records_and_replays() -> None:
+    cuda, counting, step = captured(warmups=2)
+    step(1, torch.ones(2))
+    assert cuda.tape == [
+        "keep",
+        "side waits for main",
+        "on side",
+        "step",
+        "restore",
+        "step",
+        "restore",
+        "off side",
+        "main waits for side",
+        "new pool",
+        "capture in pool 1",
+        "step",
+        "captured",
+        "replay",
+    ]
+    assert counting.total.tolist() == [1.0, 1.0]
+
+
+def test_later_calls_only_replay_and_read_what_the_tensors_hold_then() -> None:
+    cuda, counting, step = captured()
+    amount = torch.ones(2)
+    step(1, amount)
+    cuda.tape.clear()
+    amount.fill_(5.0)
+    step(1, amount)
+    assert cuda.tape == ["replay"]
+    assert counting.total.tolist() == [6.0, 6.0]
+
+
+def test_another_value_or_another_tensor_is_another_graph_in_the_same_pool() -> None:
+    cuda, counting, step = captured()
+    amount, other = torch.ones(2), torch.full((2,), 10.0)
+    for args in ((1, amount), (2, amount), (1, other), (1, amount), (2, amount)):
+        step(*args)
+    assert step.captures == 3
+    assert cuda.tape.count("new pool") == 1
+    assert cuda.tape.count("capture in pool 1") == 3
+    assert counting.total.tolist() == [16.0, 16.0]
+
+
+def test_a_view_of_another_shape_is_another_graph() -> None:
+    _, counting, step = captured()
+    amount = torch.ones(2)
+    step(1, amount)
+    step(1, amount[:1])
+    assert step.captures == 2
+    assert counting.total.tolist() == [2.0, 2.0]
+
+
+def test_generators_are_registered_before_the_capture_and_warming_up_draws_nothing() -> None:
+    cuda, generator = FakeCuda(), torch.Generator().manual_seed(3)
+    drawn = torch.zeros(1)
+
+    def step(place: Tensor) -> None:
+        cuda.tape.append("step")
+        cuda.launch(lambda: place.uniform_(generator=generator))
+
+    captured_step = Captured(
+        step, lambda place: lambda: None, generators=[generator], warmups=1, cuda=cuda
+    )
+    captured_step(drawn)
+    assert cuda.tape.index("generator registered") < cuda.tape.index("capture in pool 1")
+    assert torch.equal(drawn, torch.rand(1, generator=torch.Generator().manual_seed(3)))
+
+
+@pytest.mark.cuda
+def test_a_captured_step_equals_a_plain_one_on_the_gpu() -> None:
+    total, amount = torch.zeros(4, device="cuda"), torch.ones(4, device="cuda")
+
+    def keep(amount: Tensor) -> Callable[[], None]:
+        kept = total.clone()
+
+        def restore() -> None:
+            total.copy_(kept)
+
+        return restore
+
+    def add(amount: Tensor) -> None:
+        total.add_(amount)
+
+    step = Captured(add, keep)
+    for number in range(5):
+        amount.fill_(float(number))
+        step(amount)
+    assert total.tolist() == [10.0] * 4
