@@ -102,6 +102,7 @@ def _trainer(setting: Setting, ratio: float) -> Iterator[Trainer]:
         device=setting.device,
     )
     with agent.trainer(None, NullWitness()) as trainer:
+        assert isinstance(trainer, Trainer)
         trainer.begin(agent.env_seeds())
         while trainer.rollout.env_steps < 4_000 or not trainer.ratio.updates:
             trainer.vector_step()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,33 +13,32 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from gymnasium.vector import VectorEnv
 from torch import nn
 
 from fastdqn.build import (
     build_config,
+    build_fused,
     build_learner,
+    build_loop,
     build_network,
     build_replay,
-    build_trainer,
 )
 from fastdqn.checkpoint import SavedPolicy, load_policy, save_policy
 from fastdqn.config import Config, plain
-from fastdqn.device import available_cores, resolve_device
-from fastdqn.envs.make import EnvDescription, EnvFactory, describe, factory_of
-from fastdqn.envs.masks import MASK, with_mask_in_info
+from fastdqn.device import resolve_device
+from fastdqn.envs.make import EnvDescription
 from fastdqn.envs.seeding import Stream, seeds_of
-from fastdqn.envs.source import EnvSource, make_source, source_of
-from fastdqn.envs.supervision import Supervision
 from fastdqn.errors import UsageError
 from fastdqn.evaluation import Evaluation, Evaluator
 from fastdqn.execution import choose_execution
+from fastdqn.loop import Loop, NullWitness, Witness
 from fastdqn.networks import FlatNetwork
 from fastdqn.policy import Policy
+from fastdqn.replay import ReplayBuffer
 from fastdqn.rollout import Rollout
 from fastdqn.schedules import ReplayRatio
-from fastdqn.trainer import NullWitness, Trainer, Witness
 from fastdqn.transition import storage_dtype
+from fastdqn.worlds import AnyEnv, world_of
 
 __all__ = ["DQN"]
 
@@ -51,8 +49,8 @@ class DQN:
     """A deep Q-learning agent for one kind of environment.
 
     Args:
-        env: A Gymnasium id, a factory of environments, or a VectorEnv that the caller built
-            (trained in as it is, and left for the caller to close).
+        env: A Gymnasium id, a factory of environments, or a VectorEnv or tensor environments
+            that the caller built (trained in as they are, and left for the caller to close).
         network: A module from observations [B, *O] to Q-values [B, A]; None is an MLP of
             `hidden_sizes`.
         settings: Fields of `Config`, e.g. `num_envs=16, double=True`.
@@ -67,24 +65,19 @@ class DQN:
 
     def __init__(
         self,
-        env: str | EnvFactory | VectorEnv[Any, Any, Any],
+        env: AnyEnv,
         *,
         network: nn.Module | None = None,
         **settings: Any,
     ) -> None:
-        self._vector: EnvSource | None = None
-        self._factory: EnvFactory | None = None
-        masks = settings.get("action_masks", True)
-        if isinstance(env, VectorEnv):
-            self._vector = source_of(env, masks_in_infos=masks and MASK in env.reset()[1])
-            self.description: EnvDescription = self._vector.description
-            settings = {**settings, "num_envs": env.num_envs}
-        else:
-            factory = factory_of(env) if isinstance(env, str) else env
-            self._factory = partial(with_mask_in_info, factory)
-            self.description = describe(self._factory)
-        if not masks:
-            self.description = replace(self.description, num_masked=0)
+        vectorizer, masks = (
+            settings.get("vectorizer", "grouped"),
+            settings.get("action_masks", True),
+        )
+        self._world = world_of(env, vectorizer, masks=masks)
+        self.description: EnvDescription = self._world.description
+        if self._world.num_envs is not None:
+            settings = {**settings, "num_envs": self._world.num_envs}
         name = env if isinstance(env, str) else self.description.env_id
         self.config = build_config(name, settings)
         self._build(network)
@@ -97,18 +90,22 @@ class DQN:
     def _build(self, network: nn.Module | None) -> None:
         config = self.config
         device = resolve_device(config.device)
-        choose_execution(config.execution, device, 0)  # refuses what this device cannot run
-        if config.stop_at_return is not None and self._factory is None:
+        tensors = self._world.tensors(config.num_envs, device)
+        self._graphs = tensors is not None
+        # Refuses what this device cannot run, before anything is allocated.
+        choose_execution(config.execution, device, 0, graphs=self._graphs)
+        if config.stop_at_return is not None and not self._world.builds:
             raise UsageError(
-                "stop_at_return with a VectorEnv",
+                "stop_at_return with environments that the caller built",
                 "evaluation needs fresh environments and knows no way to build them",
                 "Pass an environment id or a factory.",
             )
         flat = FlatNetwork(network or build_network(config, self.description), device)
         self.network = flat.module
         self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
-        self.replay = build_replay(config, self.description, device)
         self.learner = build_learner(config, flat)
+        self._fused = None if tensors is None else build_fused(config, tensors, flat, self.learner)
+        self._replay = None if self._fused else build_replay(config, self.description, device)
         self._ratio = ReplayRatio(config.replay_ratio, config.learning_starts)
         self.execution_reason = "not trained yet"
         self._rounds = self._env_steps = self._episodes = 0
@@ -179,7 +176,7 @@ class DQN:
             seed: Of the environments; apart from those of the training even if it is the same.
 
         Raises:
-            UsageError: `episodes` is below 1, or the agent knows only a VectorEnv.
+            UsageError: `episodes` is below 1, or the agent cannot build environments.
         """
         with closing(self._new_evaluator(seed, episodes)) as evaluator:
             return evaluator.full()
@@ -192,7 +189,7 @@ class DQN:
     def load(
         cls,
         saved: str | Path | SavedPolicy,
-        env: str | EnvFactory | VectorEnv[Any, Any, Any] | None = None,
+        env: AnyEnv | None = None,
         *,
         network: nn.Module | None = None,
         **settings: Any,
@@ -218,6 +215,8 @@ class DQN:
         saved.copy_into(agent.parameters())
         agent.learner.sync_target()
         agent._env_steps = int(saved.description.get("env_steps", 0))
+        if agent._fused is not None:
+            agent._fused.earlier_steps = agent._env_steps
         agent._ratio.start += agent._env_steps
         return agent
 
@@ -232,7 +231,7 @@ class DQN:
     @contextmanager
     def trainer(
         self, total_timesteps: int | None, witness: Witness, *, started: float | None = None
-    ) -> Iterator[Trainer]:
+    ) -> Iterator[Loop]:
         """Build the environments and the loop; close the environments afterwards."""
         config = self.config
         started = time.perf_counter() if started is None else started
@@ -242,19 +241,17 @@ class DQN:
         with ExitStack() as stack:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(config.cpu_threads)
-            source, evaluator = self._vector, None
-            if source is None:
-                source = stack.enter_context(closing(self._training_source()))
+            evaluator = None
+            if self._world.builds:
                 evaluator = self._new_evaluator(config.seed, config.eval_episodes)
                 stack.callback(evaluator.close)
-            rollout = Rollout(source, self.policy, self.replay)
-            rollout.env_steps, rollout.episodes = self._env_steps, self._episodes
+            rollout = self._fused or self._new_rollout(stack)
             try:
-                yield build_trainer(
+                yield build_loop(
                     config,
                     rollout,
                     self.learner,
-                    self._ratio,
+                    ratio=self._ratio,
                     until=self._env_steps + timesteps,
                     witness=witness,
                     evaluator=evaluator,
@@ -262,6 +259,26 @@ class DQN:
                 )
             finally:
                 self._env_steps, self._episodes = rollout.env_steps, rollout.episodes
+
+    def _new_rollout(self, stack: ExitStack) -> Rollout:
+        """Build the environments of a training; the stack closes them."""
+        source = stack.enter_context(self._world.training(self.config))
+        rollout = Rollout(source, self.policy, self.replay)
+        rollout.env_steps, rollout.episodes = self._env_steps, self._episodes
+        return rollout
+
+    @property
+    def replay(self) -> ReplayBuffer:
+        """The replay ring.
+
+        Raises:
+            UsageError: The agent learns in tensor environments, which have a ring of their own.
+        """
+        if self._replay is None:
+            raise UsageError(
+                "replay of tensor environments", "their ring lies on the device", "Leave it there."
+            )
+        return self._replay
 
     def _refuse_idle(self, timesteps: int) -> None:
         waits = max(self._ratio.start - self._env_steps, 0)
@@ -275,8 +292,13 @@ class DQN:
     def _choose_execution(self, timesteps: int) -> None:
         config, learner = self.config, self.learner
         expected = int(config.replay_ratio * timesteps)
-        mode, self.execution_reason = choose_execution(config.execution, learner.device, expected)
-        if mode != learner.execution:
+        mode, self.execution_reason = choose_execution(
+            config.execution, learner.device, expected, graphs=self._graphs
+        )
+        if self._fused is not None:
+            self._fused.execute_as(mode)
+            learner.execution = mode
+        elif mode != learner.execution:
             learner.execute_as(mode)
 
     def env_seeds(self) -> list[int]:
@@ -304,31 +326,6 @@ class DQN:
             "config": {**plain(self.config), "run_dir": None},
         }
 
-    def _training_source(self) -> EnvSource:
-        config, workers = self.config, self.config.num_workers
-        if workers is None:
-            workers = available_cores() - 1  # one core learns; a single one does everything
-        return self._new_source(config.num_envs, workers, config.env_groups)
-
-    def _new_source(self, num_envs: int, num_workers: int | None, num_groups: int = 1) -> EnvSource:
-        config = self.config
-        if self._factory is None:
-            raise UsageError(
-                "an agent of a VectorEnv",
-                "it cannot build environments",
-                "Pass an id or a factory.",
-            )
-        return make_source(
-            config.vectorizer,
-            self._factory,
-            self.description,
-            num_envs,
-            num_workers,
-            num_groups=num_groups,
-            supervision=Supervision(config.worker_deadline_s, config.max_worker_restarts),
-        )
-
     def _new_evaluator(self, seed: int, episodes: int) -> Evaluator:
-        num_envs, num_workers = min(EVALUATION_ENVS, episodes), self.config.num_workers
-        make = partial(self._new_source, num_envs, num_workers)
+        make = partial(self._world.evaluation, self.config, min(EVALUATION_ENVS, episodes))
         return Evaluator(self.policy, make, seed, episodes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,13 @@ from torch import nn
 from fastdqn.config import Config
 from fastdqn.envs.make import EnvDescription
 from fastdqn.envs.seeding import Stream, seeds_of
+from fastdqn.envs.tensor import TensorEnv
 from fastdqn.errors import UsageError
 from fastdqn.evaluation import Evaluator
+from fastdqn.fused import FusedRollout
+from fastdqn.fused_trainer import FusedTrainer
 from fastdqn.learner import Learner
+from fastdqn.loop import Intervals, Loop, LoopSettings, Witness
 from fastdqn.networks import FlatNetwork, mlp_for
 from fastdqn.optimizers import OPTIMIZERS, Adam, AdamW, Optimizer
 from fastdqn.presets import preset_config
@@ -28,16 +33,17 @@ from fastdqn.schedules import (
     ReplayRatio,
     Schedule,
 )
-from fastdqn.trainer import Intervals, Trainer, Witness
+from fastdqn.trainer import Trainer
 from fastdqn.transition import storage_dtype
 
 __all__ = [
     "build_config",
+    "build_fused",
     "build_learner",
+    "build_loop",
     "build_network",
     "build_replay",
     "build_schedule",
-    "build_trainer",
 ]
 
 
@@ -115,24 +121,48 @@ def build_schedule(config: Config) -> Schedule:
     return schedules[config.epsilon_schedule]()
 
 
-def build_trainer(
+def build_fused(
+    config: Config, env: TensorEnv, network: FlatNetwork, learner: Learner
+) -> FusedRollout:
+    """Build the rollout of tensor environments, updates included.
+
+    Raises:
+        UsageError: A setting that it cannot keep.
+    """
+    if config.replay != "uniform":
+        raise UsageError(
+            f"--replay {config.replay} with tensor environments",
+            "their batches are drawn uniformly, on the device",
+            "Use --replay uniform.",
+        )
+    state = learner.state
+    return FusedRollout(
+        env,
+        network,
+        partial(learner.step, state),
+        capacity=config.buffer_size,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        learned=(
+            *(state.online, state.target, *state.slots),
+            *(state.updates, state.skipped, state.metrics),
+        ),
+    )
+
+
+def build_loop(
     config: Config,
-    rollout: Rollout,
+    rollout: Rollout | FusedRollout,
     learner: Learner,
-    ratio: ReplayRatio,
     *,
+    ratio: ReplayRatio,
     until: int,
     witness: Witness,
     evaluator: Evaluator | None,
     started: float,
-) -> Trainer:
-    """Build the loop around parts that are built already; see `Trainer` for the arguments."""
-    replay = rollout.replay
-    return Trainer(
-        rollout,
-        learner,
-        draw=replay.draw if config.replay == "uniform" else replay.newest,
-        batch_size=config.batch_size,
+) -> Loop:
+    """Build the loop around parts that are built already; see `LoopSettings`."""
+    settings = LoopSettings(
         ratio=ratio,
         epsilon=build_schedule(config),
         until=until,
@@ -142,6 +172,11 @@ def build_trainer(
         stop_at_return=config.stop_at_return,
         started=started,
     )
+    if isinstance(rollout, FusedRollout):
+        return FusedTrainer(rollout, learner, **settings)
+    replay = rollout.replay
+    draw = replay.draw if config.replay == "uniform" else replay.newest
+    return Trainer(rollout, learner, draw=draw, batch_size=config.batch_size, **settings)
 
 
 def _intervals(config: Config) -> Intervals:

@@ -26,8 +26,16 @@ MANY = 10_000
 """Variants of one step that a process may compile; PyTorch's own limit of 8 is for accidents."""
 
 
-def choose_execution(asked: str, device: torch.device, expected_updates: int) -> tuple[str, str]:
+def choose_execution(
+    asked: str, device: torch.device, expected_updates: int, *, graphs: bool = False
+) -> tuple[str, str]:
     """Turn `auto` into a mode and check the others against the machine.
+
+    Args:
+        asked: What the user wants.
+        device: Where the tensors live.
+        expected_updates: Updates of the whole run.
+        graphs: Whether what runs can be captured in a CUDA graph.
 
     Returns:
         The mode, and one clause that says why.
@@ -46,12 +54,16 @@ def choose_execution(asked: str, device: torch.device, expected_updates: int) ->
             )
         return asked, "as asked"
     if asked == "auto":
+        if graphs and device.type == "cuda":
+            return "cudagraph", "tensor environments and updates are one graph"
         return _automatic(device, expected_updates)
     if asked == "cudagraph":
+        if graphs and device.type == "cuda":
+            return asked, "as asked"
         raise UsageError(
             f"--execution cudagraph on {device}",
-            "this version captures no CUDA graphs yet",
-            "Use --execution compile, which runs on CUDA too.",
+            "this version captures tensor environments on CUDA only",
+            "Use --execution compile, or --vectorizer tensor on a CUDA device.",
         )
     raise UsageError(
         f"--execution {asked}", "there is no such mode", f"Choose {', '.join(EXECUTIONS)}."

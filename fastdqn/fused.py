@@ -72,6 +72,8 @@ class FusedRollout:
     Attributes:
         ring: What was seen.
         generator: The one source of random numbers.
+        num_envs: Environments, N.
+        earlier_steps: Env steps of a training that this one goes on from.
         rows: Vector steps so far.
         updates: Updates so far.
         episodes: Finished episodes so far.
@@ -79,6 +81,9 @@ class FusedRollout:
     Raises:
         UsageError: A value that cannot be used, named with its flag.
     """
+
+    num_workers = num_restarts = 0
+    restarts: Sequence[str] = ()
 
     def __init__(
         self,
@@ -93,8 +98,8 @@ class FusedRollout:
         learned: Sequence[Tensor] = (),
     ) -> None:
         self.device = network.flat.device
-        _refuse(env, self.device, batch_size, execution)
-        self.env, self.batch_size, self.execution = env, batch_size, execution
+        _refuse(env, self.device, batch_size)
+        self.env, self.batch_size = env, batch_size
         self._learns, self._learned = learn is not None, tuple(learned)
         space = env.single_observation_space
         self.ring = DeviceRing(
@@ -105,34 +110,48 @@ class FusedRollout:
             device=self.device,
         )
         self.generator = torch.Generator(self.device)
-        self.rows = self.updates = self.episodes = 0
+        self.num_envs = env.num_envs
+        self.earlier_steps = self.rows = self.updates = self.episodes = 0
         self._iteration = Iteration(env, network, learn or _learn_nothing, self.ring)
         self._calls: dict[Block, _Call] = {}
         self._compiled: dict[Block, Compiled] = {}
         self._compilers: list[Compiled] = []
-        self._parts = self._accelerate()
-        self.reset(seed)
+        self.execute_as(execution)
+        self.reset([seed])
 
     # The calls
 
     @property
     def env_steps(self) -> int:
         """Real transitions so far."""
-        return self.rows * self.env.num_envs
+        return self.earlier_steps + self.rows * self.num_envs
 
     @property
     def compile_s(self) -> float:
         """Seconds spent compiling so far."""
         return sum(step.compile_s for step in self._compilers)
 
-    def reset(self, seed: int) -> None:
+    def execute_as(self, execution: str) -> None:
+        """Run blocks as `eager`, `compile` or `cudagraph` from now on; everything else stays.
+
+        Raises:
+            UsageError: There is no such way, or not on this device.
+        """
+        _refuse_execution(execution, self.device)
+        self.execution = execution
+        self._parts = self._accelerate()
+
+    def reset(self, seeds: Sequence[int]) -> None:
         """Begin new episodes everywhere, and all random numbers anew; running episodes are cut.
+
+        Args:
+            seeds: The first one is that of all environments and draws.
 
         Raises:
             NonFiniteError: An environment shows a number that is not finite.
         """
-        obs = self.env.reset(seed)
-        self.generator.manual_seed(seed)
+        obs = self.env.reset(seeds[0])
+        self.generator.manual_seed(seeds[0])
         fine = finite(obs).cpu().numpy()
         if not fine.all():
             env = int(fine.argmin())
@@ -293,7 +312,7 @@ def _learn_nothing(_batch: Transitions) -> None:
     return
 
 
-def _refuse(env: TensorEnv, device: torch.device, batch_size: int, execution: str) -> None:
+def _refuse(env: TensorEnv, device: torch.device, batch_size: int) -> None:
     space = env.single_observation_space
     if space.shape is None or str(space.dtype) not in STORAGE_DTYPES:
         raise UsageError(
@@ -309,6 +328,9 @@ def _refuse(env: TensorEnv, device: torch.device, batch_size: int, execution: st
         )
     if batch_size < 1:
         raise UsageError(f"--batch-size {batch_size}", "a batch has a row", "Try 64.")
+
+
+def _refuse_execution(execution: str, device: torch.device) -> None:
     if execution not in EXECUTIONS:
         raise UsageError(
             f"--execution {execution}", "no block runs so", f"Choose {', '.join(EXECUTIONS)}."

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NotRequired, Protocol, TypedDict, Unpack
 
 from fastdqn.errors import NonFiniteError
 from fastdqn.evaluation import Evaluation, Evaluator
@@ -20,7 +20,7 @@ from fastdqn.report import Episode, Report
 from fastdqn.schedules import ReplayRatio, Schedule
 from fastdqn.stopwatch import Stopwatch
 
-__all__ = ["Intervals", "Loop", "Mover", "NullWitness", "Witness"]
+__all__ = ["Intervals", "Loop", "LoopSettings", "Mover", "NullWitness", "Witness"]
 
 
 class Witness(Protocol):
@@ -45,8 +45,13 @@ class Witness(Protocol):
 class Mover(Protocol):
     """Whatever moves environments on and counts what they do: a rollout."""
 
-    env_steps: int
-    episodes: int
+    @property
+    def env_steps(self) -> int:
+        """Real transitions so far."""
+
+    @property
+    def episodes(self) -> int:
+        """Finished episodes so far."""
 
     @property
     def num_envs(self) -> int:
@@ -104,12 +109,10 @@ class Intervals:
     target_episodes: int = 0
 
 
-class Loop:
-    """Trains until `until` env steps, a reached return, or `stop`.
+class LoopSettings(TypedDict):
+    """What every loop is told.
 
-    Args:
-        rollout: Environments to rows.
-        learner: Rows to weights.
+    Attributes:
         ratio: The account of updates per env step.
         epsilon: Exploration over env steps and episodes.
         until: Env steps at which the run ends by itself.
@@ -118,6 +121,25 @@ class Loop:
         evaluator: Plays greedy episodes; needed with `stop_at_return`.
         stop_at_return: Mean return of a full evaluation that ends the run.
         started: `time.perf_counter()` at the start of the command.
+    """
+
+    ratio: ReplayRatio
+    epsilon: Schedule
+    until: int
+    intervals: Intervals
+    witness: Witness
+    evaluator: NotRequired[Evaluator | None]
+    stop_at_return: NotRequired[float | None]
+    started: NotRequired[float | None]
+
+
+class Loop:
+    """Trains until `until` env steps, a reached return, or `stop`.
+
+    Args:
+        rollout: Environments to rows.
+        learner: Rows to weights.
+        settings: See `LoopSettings`.
 
     Attributes:
         status: `running`, then `completed`, `solved` or `stopped`.
@@ -131,20 +153,14 @@ class Loop:
         self,
         rollout: Mover,
         learner: Learner,
-        *,
-        ratio: ReplayRatio,
-        epsilon: Schedule,
-        until: int,
-        intervals: Intervals,
-        witness: Witness,
-        evaluator: Evaluator | None = None,
-        stop_at_return: float | None = None,
-        started: float | None = None,
+        **settings: Unpack[LoopSettings],
     ) -> None:
         self.rollout, self.learner = rollout, learner
-        self.ratio, self.epsilon, self.until = ratio, epsilon, until
-        self.intervals, self.witness = intervals, witness
-        self.evaluator, self.stop_at_return = evaluator, stop_at_return
+        self.ratio, self.epsilon = settings["ratio"], settings["epsilon"]
+        self.until, self.intervals = settings["until"], settings["intervals"]
+        self.witness, self.evaluator = settings["witness"], settings.get("evaluator")
+        self.stop_at_return = settings.get("stop_at_return")
+        started = settings.get("started")
         self.started = time.perf_counter() if started is None else started
         self.startup_s = 0.0
         self.status = "running"

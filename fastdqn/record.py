@@ -12,12 +12,12 @@ from fastdqn.agent import DQN
 from fastdqn.checkpoint import save_checkpoint
 from fastdqn.episodes import EpisodeLog
 from fastdqn.evaluation import Evaluation
+from fastdqn.loop import Loop
 from fastdqn.metrics import MetricsGroup, MetricsLog, TensorBoardMetrics
 from fastdqn.panel import evaluation_line, report_line
 from fastdqn.progress import Console, Progress, make_progress
 from fastdqn.report import Episode, Report
 from fastdqn.result import result_of, write_json_whole
-from fastdqn.loop import Loop
 
 __all__ = ["RunRecord"]
 

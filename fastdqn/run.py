@@ -9,12 +9,12 @@ from pathlib import Path
 from fastdqn.agent import DQN
 from fastdqn.config import Config
 from fastdqn.errors import FastDQNError, UsageError, WorkerError
+from fastdqn.loop import Loop
 from fastdqn.plots import plot_run
 from fastdqn.progress import Console
 from fastdqn.record import RunRecord
 from fastdqn.run_directory import make_run_dir, write_config
 from fastdqn.signals import StopRequest, stop_on_signals
-from fastdqn.loop import Loop
 
 __all__ = ["train"]
 

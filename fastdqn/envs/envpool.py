@@ -59,6 +59,9 @@ class EnvPoolSource:
     """
 
     resets_within_step = False
+    num_groups = 1
+    num_restarts = 0
+    restarts: Sequence[str] = ()
 
     def __init__(
         self,
@@ -111,7 +114,11 @@ class EnvPoolSource:
         self._lengths[:] = 0
         self._alive[:] = True
 
-    def send(self, actions: npt.NDArray[np.int64]) -> None:
+    def rows_of(self, group: int) -> Rows:  # noqa: ARG002
+        """Return the rows: there is one group."""
+        return self.rows
+
+    def send(self, actions: npt.NDArray[np.int64], group: int = 0) -> None:  # noqa: ARG002
         """Hand the actions to EnvPool's threads; returns at once.
 
         Raises:
@@ -119,7 +126,7 @@ class EnvPoolSource:
         """
         self._running().send(actions + self.description.first_action)
 
-    def recv(self) -> None:
+    def recv(self, group: int = 0) -> None:  # noqa: ARG002
         """Wait for all environments and copy their step into the rows.
 
         Raises:

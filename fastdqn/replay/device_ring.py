@@ -70,7 +70,7 @@ class DeviceRing:
         sizes.refuse_unless_fits(place)
         self.num_envs, self.num_rows, slots = num_envs, sizes.rows, sizes.slots
         self.capacity = slots - num_envs
-        self.ring = allocate(slots, slots, num_envs, obs_shape, obs_dtype, place)
+        self.ring = allocate(sizes, place)
         self.row = torch.zeros((), dtype=torch.int64, device=place)
         self._columns = torch.arange(num_envs, device=place)
 

@@ -91,7 +91,7 @@ def test_nothing_compiles_again(
     with torch.compiler.set_stance("fail_on_recompile"):
         rollout.advance(BLOCK, 0.1)
         learner.state.learning_rate.fill_(1e-4)
-        rollout.reset(8)
+        rollout.reset([8])
         for epsilon in (0.0, 1.0, 0.3):
             rollout.advance(BLOCK, epsilon)
             rollout.advance(Block(2, 1, rare=True), epsilon)
@@ -117,4 +117,3 @@ def _state(rollout: FusedRollout) -> tuple[Tensor, ...]:
     assert isinstance(rollout.env, CartPole)
     state: tuple[Tensor, ...] = (*rollout.env.state, rollout._iteration.shown)
     return state
-

@@ -111,7 +111,7 @@ def test_a_reset_cuts_the_running_episodes(kind: type[TensorCounter]) -> None:
     rules = CounterRules((10,))
     rollout = rollout_of(kind(3, rules))
     rollout.advance(Block(4, 0), 1.0)
-    rollout.reset(1)
+    rollout.reset([1])
     assert rollout.advance(Block(9, 0), 1.0) == []
     assert_counts(stored(rollout), rules)
     assert [episode.length for episode in rollout.advance(Block(1, 0), 1.0)] == [10] * 3

@@ -1,0 +1,264 @@
+"""Worlds: what an agent was given to learn in, and how more of it is built.
+
+An id or a factory builds environments behind a vectorizer; EnvPool has its own; a VectorEnv or a
+tensor environment of the caller is lent, and nobody here can build another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from gymnasium.vector import VectorEnv
+
+from fastdqn.config import Config
+from fastdqn.device import available_cores
+from fastdqn.envs.envpool import describe_envpool, make_envpool_source
+from fastdqn.envs.make import EnvDescription, EnvFactory, describe, describe_spaces, factory_of
+from fastdqn.envs.masks import MASK, with_mask_in_info
+from fastdqn.envs.source import VECTORIZERS, EnvSource, make_source, source_of
+from fastdqn.envs.supervision import Supervision
+from fastdqn.envs.tensor import TensorEnv, make_tensor_env
+from fastdqn.errors import UsageError
+
+__all__ = ["AnyEnv", "Built", "EnvPoolBuilt", "Lent", "LentTensors", "Tensors", "World", "world_of"]
+
+AnyEnv = str | EnvFactory | VectorEnv[Any, Any, Any] | TensorEnv
+
+
+class World(Protocol):
+    """Where an agent learns.
+
+    Attributes:
+        description: One environment.
+        num_envs: The number of environments where it is fixed, or None.
+        builds: Whether fresh environments can be built, e.g. for an evaluation.
+    """
+
+    description: EnvDescription
+    num_envs: int | None
+    builds: bool
+
+    def training(self, config: Config) -> Any:
+        """Return a context manager that brings the EnvSource of a training."""
+
+    def evaluation(self, config: Config, num_envs: int) -> EnvSource:
+        """Build environments apart from those of the training.
+
+        Raises:
+            UsageError: They cannot be built.
+        """
+
+    def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:
+        """Return the tensor environments of a training; None where there are none."""
+
+
+class Built:
+    """Environments of Gymnasium, built from a factory.
+
+    Args:
+        factory: Builds one.
+        masks: Whether to obey their action masks.
+
+    Raises:
+        UsageError: DQN cannot train on them.
+    """
+
+    num_envs: int | None = None
+    builds = True
+
+    def __init__(self, factory: EnvFactory, *, masks: bool = True) -> None:
+        self.factory = partial(with_mask_in_info, factory)
+        described = describe(self.factory)
+        self.description = described if masks else replace(described, num_masked=0)
+
+    @contextmanager
+    def training(self, config: Config) -> Iterator[EnvSource]:
+        """Build the environments of a training, and close them afterwards."""
+        workers = config.num_workers
+        if workers is None:
+            workers = available_cores() - 1  # one core learns; a single one does everything
+        with closing(self._source(config, config.num_envs, workers, config.env_groups)) as source:
+            yield source
+
+    def evaluation(self, config: Config, num_envs: int) -> EnvSource:
+        """Build environments apart from those of the training."""
+        return self._source(config, num_envs, config.num_workers)
+
+    def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:  # noqa: ARG002
+        """Return None: these speak numpy."""
+        return None
+
+    def _source(
+        self, config: Config, num_envs: int, num_workers: int | None, num_groups: int = 1
+    ) -> EnvSource:
+        vectorizer = config.vectorizer if config.vectorizer in VECTORIZERS else "grouped"
+        return make_source(
+            vectorizer,
+            self.factory,
+            self.description,
+            num_envs,
+            num_workers,
+            num_groups=num_groups,
+            supervision=Supervision(config.worker_deadline_s, config.max_worker_restarts),
+        )
+
+
+class EnvPoolBuilt:
+    """Environments of EnvPool, also for the evaluation.
+
+    Args:
+        env_id: EnvPool's id.
+
+    Raises:
+        UsageError: It is not installed, or does not have the id.
+    """
+
+    num_envs: int | None = None
+    builds = True
+
+    def __init__(self, env_id: str) -> None:
+        self.env_id = env_id
+        self.description = describe_envpool(env_id)
+
+    @contextmanager
+    def training(self, config: Config) -> Iterator[EnvSource]:
+        """Build a pool for a training, and close it afterwards."""
+        threads = config.num_workers or max(1, available_cores() - 1)
+        with closing(make_envpool_source(self.env_id, config.num_envs, threads)) as source:
+            yield source
+
+    def evaluation(self, config: Config, num_envs: int) -> EnvSource:
+        """Build a pool apart from that of the training."""
+        return make_envpool_source(self.env_id, num_envs, config.num_workers or None)
+
+    def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:  # noqa: ARG002
+        """Return None: these speak numpy."""
+        return None
+
+
+class Lent:
+    """A VectorEnv of the caller, trained in as it is and left for the caller to close.
+
+    It is reset once, to see whether its infos hold action masks.
+
+    Args:
+        envs: The vector.
+        masks: Whether to obey its action masks.
+
+    Raises:
+        UsageError: DQN cannot train on it.
+    """
+
+    builds = False
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any], *, masks: bool = True) -> None:
+        in_infos = masks and MASK in envs.reset()[1]
+        self.source = source_of(envs, masks_in_infos=in_infos)
+        described = self.source.description
+        self.description = described if masks else replace(described, num_masked=0)
+        self.num_envs: int | None = envs.num_envs
+
+    @contextmanager
+    def training(self, config: Config) -> Iterator[EnvSource]:  # noqa: ARG002
+        """Lend the vector itself."""
+        yield self.source
+
+    def evaluation(self, config: Config, num_envs: int) -> EnvSource:  # noqa: ARG002
+        """Refuse."""
+        raise _cannot_build("a VectorEnv")
+
+    def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:  # noqa: ARG002
+        """Return None: these speak numpy."""
+        return None
+
+
+class Tensors(Built):
+    """Tensor environments for training, Gymnasium's own of the same id for the evaluation.
+
+    Args:
+        env_id: An id that both have.
+
+    Raises:
+        UsageError: There are no tensor environments of that id.
+    """
+
+    def __init__(self, env_id: str) -> None:
+        make_tensor_env(env_id, 1, "cpu")  # refuses unknown ids
+        super().__init__(factory_of(env_id))
+        self.env_id = env_id
+
+    def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:
+        """Build the environments of a training on a device."""
+        return make_tensor_env(self.env_id, num_envs, device)
+
+
+class LentTensors:
+    """Tensor environments of the caller, trained in as they are.
+
+    Args:
+        env: The environments.
+
+    Raises:
+        UsageError: DQN cannot train on them.
+    """
+
+    builds = False
+
+    def __init__(self, env: TensorEnv) -> None:
+        self.env = env
+        self.num_envs: int | None = env.num_envs
+        self.description = describe_spaces(
+            env.env_id, env.single_observation_space, env.single_action_space
+        )
+
+    def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:  # noqa: ARG002
+        """Return the caller's environments."""
+        return self.env
+
+    @contextmanager
+    def training(self, config: Config) -> Iterator[EnvSource]:  # noqa: ARG002
+        """Refuse: tensors pass no source."""
+        raise _cannot_build("a tensor environment")
+        yield  # a generator, as all the others
+
+    def evaluation(self, config: Config, num_envs: int) -> EnvSource:  # noqa: ARG002
+        """Refuse."""
+        raise _cannot_build("a tensor environment")
+
+
+def world_of(env: AnyEnv, vectorizer: str = "grouped", *, masks: bool = True) -> World:
+    """Return the world of whatever the caller gave.
+
+    Args:
+        env: An id, a factory, a VectorEnv, or tensor environments.
+        vectorizer: Who steps the environments of an id or a factory.
+        masks: Whether to obey action masks.
+
+    Raises:
+        UsageError: DQN cannot train on it, or the vectorizer cannot step it.
+    """
+    if isinstance(env, VectorEnv):
+        return Lent(env, masks=masks)
+    if isinstance(env, TensorEnv):
+        return LentTensors(env)
+    by_id: dict[str, Callable[[str], World]] = {"envpool": EnvPoolBuilt, "tensor": Tensors}
+    if vectorizer in by_id:
+        if not isinstance(env, str):
+            raise UsageError(
+                f"--vectorizer {vectorizer} with a factory",
+                "it builds environments of its own",
+                "Pass an environment id, or choose --vectorizer grouped.",
+            )
+        return by_id[vectorizer](env)
+    return Built(factory_of(env) if isinstance(env, str) else env, masks=masks)
+
+
+def _cannot_build(what: str) -> UsageError:
+    return UsageError(
+        f"an agent of {what}", "it cannot build environments", "Pass an id or a factory."
+    )
