@@ -117,4 +117,3 @@ def _state(rollout: FusedRollout) -> tuple[Tensor, ...]:
     assert isinstance(rollout.env, CartPole)
     state: tuple[Tensor, ...] = (*rollout.env.state, rollout._iteration.shown)
     return state
-
