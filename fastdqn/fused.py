@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +20,7 @@ from fastdqn.captured import Captured
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
 from fastdqn.errors import NonFiniteError, UsageError
 from fastdqn.execution import Compiled
-from fastdqn.iteration import FAULT, NUM_ACTING, Iteration, finite
+from fastdqn.iteration import FAULT, BlockTensors, Iteration, finite
 from fastdqn.networks import FlatNetwork
 from fastdqn.replay.device_ring import MAX_BITS, DeviceRing
 from fastdqn.report import Episode
@@ -31,16 +29,6 @@ from fastdqn.transition import STORAGE_DTYPES, Transitions
 __all__ = ["FusedRollout"]
 
 EXECUTIONS = ("eager", "compile", "cudagraph")
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """The tensors of one kind of call, born once and filled in place; see `Iteration.block`."""
-
-    ends: Tensor
-    returns: Tensor
-    uniform: Tensor
-    bits: Tensor
 
 
 class _Parts(NamedTuple):
@@ -61,7 +49,7 @@ class FusedRollout:
         env: The environments.
         network: Shared with the learner; its latest parameters act.
         learn: One update, in place, a pure step on a batch, such as `partial(learner.step,
-            learner.state)`; None if there will be no updates.
+            learner.state)`; None for no updates.
         capacity: Transitions to hold.
         batch_size: Transitions per update, B.
         seed: Seed of the environments and of everything that is drawn here.
@@ -113,7 +101,7 @@ class FusedRollout:
         self.num_envs = env.num_envs
         self.earlier_steps = self.rows = self.updates = self.episodes = 0
         self._iteration = Iteration(env, network, learn or _learn_nothing, self.ring)
-        self._calls: dict[Block, _Call] = {}
+        self._calls: dict[Block, BlockTensors] = {}
         self._compiled: dict[Block, Compiled] = {}
         self._compilers: list[Compiled] = []
         self.execute_as(execution)
@@ -186,25 +174,20 @@ class FusedRollout:
             episodes += self._read(call) if piece.num_steps else []
         return episodes
 
-    def _filled(self, block: Block) -> _Call:
+    def _filled(self, block: Block) -> BlockTensors:
         """Return the tensors of a call with new random numbers in them."""
         call = self._calls.get(block)
         if call is None:
-            call = self._calls[block] = self._new_call(block)
+            own = self.env.num_random if isinstance(self.env, PureTensorEnv) else 0
+            steps, draws = (
+                (block.total_steps, self.env.num_envs),
+                (block.total_updates, self.batch_size),
+            )
+            call = BlockTensors.allocate(steps, own, draws, self.device)
+            self._calls[block] = call
         call.uniform.uniform_(generator=self.generator)
         call.bits.random_(0, MAX_BITS, generator=self.generator)
         return call
-
-    def _new_call(self, block: Block) -> _Call:
-        steps, num_envs = block.total_steps, self.env.num_envs
-        new = partial(torch.zeros, device=self.device)
-        own = self.env.num_random if isinstance(self.env, PureTensorEnv) else 0
-        return _Call(
-            new(steps, num_envs, dtype=torch.int32),
-            new(steps, num_envs, dtype=torch.float32),
-            new(steps, num_envs, NUM_ACTING + own, dtype=torch.float32),
-            new(block.total_updates, self.batch_size, dtype=torch.int64),
-        )
 
     # How a block is run
 
@@ -264,7 +247,7 @@ class FusedRollout:
 
     # What the host reads
 
-    def _read(self, call: _Call) -> list[Episode]:
+    def _read(self, call: BlockTensors) -> list[Episode]:
         """Read the log of the call that was just made; the one wait for the device."""
         ends = call.ends.cpu().numpy()
         found = np.argwhere(ends).tolist()
@@ -286,19 +269,15 @@ class FusedRollout:
 
     def _fault(self, row: int, env: int) -> NonFiniteError:
         """Name what vector step `row` brought, as far as the ring still holds it."""
-        what = "number"
-        if self.rows - row < self.ring.num_rows:
-            ring, slot = self.ring.ring, row % self.ring.num_rows * self.env.num_envs + env
-            slots = len(ring.reward)
-            last, first = ring.frames[slots + slot], ring.frames[(slot + self.env.num_envs) % slots]
-            shown = first if bool(torch.isfinite(last).all()) else last
-            bad_reward = not math.isfinite(float(ring.reward[slot]))
-            what = (
-                f"reward {float(ring.reward[slot])}"
-                if bad_reward
-                else f"observation {shown.tolist()}"
-            )
-        return _non_finite(env, what, (row + 1) * self.env.num_envs)
+        rows, width = self.ring.num_rows, self.env.num_envs
+        if self.rows - row >= rows:
+            return _non_finite(env, "number", (row + 1) * width)
+        ring, slot = self.ring.ring, row % rows * width + env
+        last, first = ring.frames[rows * width + slot], ring.frames[(slot + width) % (rows * width)]
+        shown = first if bool(torch.isfinite(last).all()) else last
+        reward = float(ring.reward[slot])
+        what = f"observation {shown.tolist()}" if math.isfinite(reward) else f"reward {reward}"
+        return _non_finite(env, what, (row + 1) * width)
 
 
 def _non_finite(env: int, what: str, env_steps: int) -> NonFiniteError:

@@ -9,6 +9,7 @@ block of them, environments included, where the environments are pure.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -20,7 +21,7 @@ from fastdqn.replay import gather
 from fastdqn.replay.device_ring import DeviceRing
 from fastdqn.transition import Transitions
 
-__all__ = ["FAULT", "NUM_ACTING", "Iteration", "explore", "finite"]
+__all__ = ["FAULT", "BlockTensors", "Iteration", "explore", "finite"]
 
 NUM_ACTING = 2
 """Uniform numbers that the choice of one action takes; the environment's own follow them."""
@@ -56,6 +57,36 @@ def finite(values: Tensor) -> Tensor:
     if not values.is_floating_point():
         return torch.ones(len(values), dtype=torch.bool, device=values.device)
     return torch.isfinite(values).reshape(len(values), -1).all(1)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTensors:
+    """What the host hands to a block and reads from it: born once, filled in place.
+
+    Attributes:
+        ends: [S, N] int32 of S vector steps, see `Iteration.record`.
+        returns: [S, N] float32, see there.
+        uniform: [S, N, 2 + R] float32 in [0, 1): two for acting, then the environments' own.
+        bits: [U, B] int64 of U updates, see `DeviceRing.draw`.
+    """
+
+    ends: Tensor
+    returns: Tensor
+    uniform: Tensor
+    bits: Tensor
+
+    @classmethod
+    def allocate(
+        cls, steps: tuple[int, int], num_random: int, draws: tuple[int, int], device: torch.device
+    ) -> BlockTensors:
+        """Allocate them for `steps` (S, N), R numbers of the environments, and `draws` (U, B)."""
+        new = partial(torch.zeros, device=device)
+        return cls(
+            new(steps, dtype=torch.int32),
+            new(steps, dtype=torch.float32),
+            new((*steps, NUM_ACTING + num_random), dtype=torch.float32),
+            new(draws, dtype=torch.int64),
+        )
 
 
 class Iteration:
