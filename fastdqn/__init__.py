@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from fastdqn.agent import DQN
     from fastdqn.config import Config
     from fastdqn.envs.grouped import GroupedVectorEnv
+    from fastdqn.envs.supervision import Supervision
+    from fastdqn.envs.tensor import PureTensorEnv, TensorEnv, TensorStep, make_tensor_env
     from fastdqn.errors import (
         CheckpointError,
         FastDQNError,
@@ -44,6 +46,8 @@ _HOMES = {
     "fastdqn.agent": ("DQN",),
     "fastdqn.config": ("Config",),
     "fastdqn.envs.grouped": ("GroupedVectorEnv",),
+    "fastdqn.envs.supervision": ("Supervision",),
+    "fastdqn.envs.tensor": ("PureTensorEnv", "TensorEnv", "TensorStep", "make_tensor_env"),
     "fastdqn.errors": (
         "CheckpointError",
         "FastDQNError",
@@ -88,8 +92,12 @@ __all__ = [
     "Linear",
     "Multiplicative",
     "NonFiniteError",
+    "PureTensorEnv",
     "RMSprop",
     "ReplayBuffer",
+    "Supervision",
+    "TensorEnv",
+    "TensorStep",
     "Transitions",
     "UsageError",
     "WorkerError",
@@ -98,6 +106,7 @@ __all__ = [
     "dqn_target",
     "epsilon_greedy",
     "huber_loss",
+    "make_tensor_env",
     "mse_loss",
     "soft_update_",
     "td_error",
