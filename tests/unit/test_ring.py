@@ -537,6 +537,29 @@ def test_a_cut_keeps_what_every_group_shows_even_before_its_first_turn(written: 
     assert _stored(replay) == before
 
 
+def test_a_cut_of_groups_costs_no_transition_although_it_keeps_old_rows_late() -> None:
+    """Row 1 ends and is cut after it, row 0 is cut: the final frame of row 1 is the older one."""
+    replay = ReplayBuffer(2, 2, (2,), num_groups=2)
+    n = torch.zeros(1, dtype=torch.int64), torch.zeros(1), _never(1), _never(1)
+    ends = torch.tensor([[7.0, 7.0]]), np.array([0])
+    replay.write(*n, _obs(1, 1))
+    replay.write(*n, _obs(1, 1), final_obs=ends[0], ended=ends[1])
+    replay.cut()
+    replay.write(*n, _obs(1, 2), final_obs=ends[0], ended=ends[1])
+    assert len(replay) == replay.capacity == 2
+    rows = gather(replay.ring, replay.newest(1, 2)[0])
+    assert torch.equal(rows.next_obs, torch.full((2, 2), 7.0))
+
+
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_a_cut_before_the_first_turn_of_a_group_keeps_nothing_of_it(num_groups: int) -> None:
+    replay = ReplayBuffer(8, 4, (2,), num_groups=num_groups)
+    for group in range(num_groups):
+        replay.begin(torch.full((4 // num_groups, 2), 5.0), group=group)
+    replay.cut()
+    assert not replay.ring.frames[len(replay.ring.action) :].any()
+
+
 @pytest.mark.parametrize(("num_envs", "groups"), [(4, 3), (1, 2), (5, 4)])
 def test_environments_that_do_not_split_into_equal_groups_are_refused(
     num_envs: int, groups: int
