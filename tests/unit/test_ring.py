@@ -460,8 +460,10 @@ def test_extend_takes_masks_and_allows_everything_where_they_are_missing() -> No
 # Groups
 
 
-def _turn(replay: ReplayBuffer, serial: int, real: list[bool] | None = None) -> None:
-    """Write vector step `serial` of the group whose turn it is."""
+def _turn(
+    replay: ReplayBuffer, serial: int, real: list[bool] | None = None, *, ends: bool = False
+) -> None:
+    """Write vector step `serial` of the group whose turn it is; its first environment may end."""
     m = replay.row_size
     group = serial % replay.num_groups
     obs = torch.stack((torch.arange(m).float() + group * m, torch.full((m,), serial + 0.0)), 1)
@@ -469,7 +471,16 @@ def _turn(replay: ReplayBuffer, serial: int, real: list[bool] | None = None) -> 
         replay.begin(obs - torch.tensor([0.0, replay.num_groups]), group=group)
     reward = obs[:, 1] - replay.num_groups
     given = None if real is None else np.array(real)
-    replay.write(torch.arange(m), reward, _never(m), _never(m), obs, real=given)
+    replay.write(
+        torch.arange(m),
+        reward,
+        _never(m),
+        _never(m),
+        obs,
+        final_obs=obs + torch.tensor([0.0, 0.5]),
+        ended=np.array([0] * ends, np.int64),
+        real=given,
+    )
 
 
 @pytest.mark.parametrize("num_groups", [2, 3])
@@ -493,6 +504,18 @@ def test_groups_take_turns_and_the_newest_rows_of_both_stay(
         head = [(serial + 1 + ahead) % replay.num_rows for ahead in range(num_groups)]
         drawn = replay.draw(1, 200)[0] // row_size
         assert not any((drawn == row).any() for row in head)
+
+
+@pytest.mark.parametrize("num_groups", [2, 3])
+def test_ended_episodes_of_groups_keep_their_last_observation_over_wraps(num_groups: int) -> None:
+    replay = ReplayBuffer(10, 2 * num_groups, (2,), num_groups=num_groups)
+    expected: list[tuple[int, float, float]] = []
+    for serial in range(60):
+        ends = serial % 5 == 0
+        _turn(replay, serial, ends=ends)
+        first, before = serial % num_groups * 2, serial - num_groups
+        expected += [(first, before, serial + 0.5 * ends), (first + 1, before, serial)]
+        assert _stored(replay) == expected[-10:]
 
 
 def test_draws_are_uniform_over_groups_of_partial_rows() -> None:
