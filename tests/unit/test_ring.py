@@ -150,14 +150,13 @@ def test_ring_bytes_are_the_bytes_of_all_tensors(
 @pytest.mark.parametrize("capacity", [1, 16, 17])
 @pytest.mark.parametrize(("num_masked", "num_groups"), [(3, 1), (0, 2), (3, 2), (1, 4)])
 def test_ring_bytes_count_masks_and_groups(capacity: int, num_masked: int, num_groups: int) -> None:
-    taken = set()
-    for masks, groups in ((num_masked, num_groups), (0, 1)):
-        replay = ReplayBuffer(capacity, 4, (2,), num_masked=masks, num_groups=groups)
-        held = _held_bytes(replay)
-        counted = ring_bytes(capacity, 4, (2,), torch.float32, num_masked=masks, num_groups=groups)
-        assert counted == held
-        taken.add(held)
-    assert len(taken) == 2
+    replay = ReplayBuffer(capacity, 4, (2,), num_masked=num_masked, num_groups=num_groups)
+    sizes = (capacity, 4, (2,), torch.float32)
+    counted = ring_bytes(*sizes, num_masked=num_masked, num_groups=num_groups)
+    assert counted == _held_bytes(replay)
+    if num_masked:
+        unmasked = ring_bytes(*sizes, num_groups=num_groups)
+        assert counted - unmasked == num_masked * len(replay.ring.frames)
 
 
 def _held_bytes(replay: ReplayBuffer) -> int:
@@ -461,8 +460,10 @@ def test_extend_takes_masks_and_allows_everything_where_they_are_missing() -> No
 # Groups
 
 
-def _turn(replay: ReplayBuffer, serial: int, real: list[bool] | None = None) -> None:
-    """Write vector step `serial` of the group whose turn it is."""
+def _turn(
+    replay: ReplayBuffer, serial: int, real: list[bool] | None = None, *, ends: bool = False
+) -> None:
+    """Write vector step `serial` of the group whose turn it is; its first environment may end."""
     m = replay.row_size
     group = serial % replay.num_groups
     obs = torch.stack((torch.arange(m).float() + group * m, torch.full((m,), serial + 0.0)), 1)
@@ -470,7 +471,16 @@ def _turn(replay: ReplayBuffer, serial: int, real: list[bool] | None = None) -> 
         replay.begin(obs - torch.tensor([0.0, replay.num_groups]), group=group)
     reward = obs[:, 1] - replay.num_groups
     given = None if real is None else np.array(real)
-    replay.write(torch.arange(m), reward, _never(m), _never(m), obs, real=given)
+    replay.write(
+        torch.arange(m),
+        reward,
+        _never(m),
+        _never(m),
+        obs,
+        final_obs=obs + torch.tensor([0.0, 0.5]),
+        ended=np.array([0] * ends, np.int64),
+        real=given,
+    )
 
 
 @pytest.mark.parametrize("num_groups", [2, 3])
@@ -494,6 +504,18 @@ def test_groups_take_turns_and_the_newest_rows_of_both_stay(
         head = [(serial + 1 + ahead) % replay.num_rows for ahead in range(num_groups)]
         drawn = replay.draw(1, 200)[0] // row_size
         assert not any((drawn == row).any() for row in head)
+
+
+@pytest.mark.parametrize("num_groups", [2, 3])
+def test_ended_episodes_of_groups_keep_their_last_observation_over_wraps(num_groups: int) -> None:
+    replay = ReplayBuffer(10, 2 * num_groups, (2,), num_groups=num_groups)
+    expected: list[tuple[int, float, float]] = []
+    for serial in range(60):
+        ends = serial % 5 == 0
+        _turn(replay, serial, ends=ends)
+        first, before = serial % num_groups * 2, serial - num_groups
+        expected += [(first, before, serial + 0.5 * ends), (first + 1, before, serial)]
+        assert _stored(replay) == expected[-10:]
 
 
 def test_draws_are_uniform_over_groups_of_partial_rows() -> None:
@@ -536,6 +558,29 @@ def test_a_cut_keeps_what_every_group_shows_even_before_its_first_turn(written: 
     for group in range(3):
         replay.begin(torch.full((2, 2), -1.0), group=group)
     assert _stored(replay) == before
+
+
+def test_a_cut_of_groups_costs_no_transition_although_it_keeps_old_rows_late() -> None:
+    """Row 1 ends and is cut after it, row 0 is cut: the final frame of row 1 is the older one."""
+    replay = ReplayBuffer(2, 2, (2,), num_groups=2)
+    n = torch.zeros(1, dtype=torch.int64), torch.zeros(1), _never(1), _never(1)
+    ends = torch.tensor([[7.0, 7.0]]), np.array([0])
+    replay.write(*n, _obs(1, 1))
+    replay.write(*n, _obs(1, 1), final_obs=ends[0], ended=ends[1])
+    replay.cut()
+    replay.write(*n, _obs(1, 2), final_obs=ends[0], ended=ends[1])
+    assert len(replay) == replay.capacity == 2
+    rows = gather(replay.ring, replay.newest(1, 2)[0])
+    assert torch.equal(rows.next_obs, torch.full((2, 2), 7.0))
+
+
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_a_cut_before_the_first_turn_of_a_group_keeps_nothing_of_it(num_groups: int) -> None:
+    replay = ReplayBuffer(8, 4, (2,), num_groups=num_groups)
+    for group in range(num_groups):
+        replay.begin(torch.full((4 // num_groups, 2), 5.0), group=group)
+    replay.cut()
+    assert not replay.ring.frames[len(replay.ring.action) :].any()
 
 
 @pytest.mark.parametrize(("num_envs", "groups"), [(4, 3), (1, 2), (5, 4)])
