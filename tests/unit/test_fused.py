@@ -174,6 +174,20 @@ def test_each_environment_explores_by_a_draw_of_its_own(
         assert 0.6 * size * variance <= spread <= 1.5 * size * variance
 
 
+@each_kind
+def test_the_actor_sees_what_is_stored_as_its_observation(kind: type[TensorCounter]) -> None:
+    """Q = 2 a t - a^2 is largest where a = t; at an end it must see t = 0, not the last t."""
+    learner = preferring(0)
+    actions = torch.arange(NUM_ACTIONS).float()
+    weight, bias = learner.network.views(learner.state.online)
+    weight[:, 2], bias[:] = 2 * actions, -(actions**2)
+    rollout = rollout_of(kind(3, CounterRules((2, 1))), learner)
+    rollout.advance(Block(12, 0), 0.0)
+    batch = stored(rollout)
+    assert set(batch.action.tolist()) == {0, 1}
+    assert batch.action.tolist() == batch.obs[:, 2].tolist()
+
+
 def test_every_action_is_explored_alike() -> None:
     uniform = torch.rand(30_000, 2)
     q = torch.tensor([0.0, 9.0, 0.0, 0.0, 0.0]).expand(len(uniform), 5)
