@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train check format test learn mutants coverage bench bench-quick bench-save solve clean
+.PHONY: help setup train check format test gymnasium-tests learn mutants coverage bench bench-quick bench-save bench-stepping solve clean
 
 help: ## Print this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Build .venv and install fastdqn with its development tools
 
@@ -35,6 +35,9 @@ format: $(STAMP) ## Rewrite the code in the project's format
 test: $(STAMP) ## Run the tests (a few minutes on two cores)
 	$(BIN)/python -m pytest -m 'not learning and not cuda' $(ARGS)
 
+gymnasium-tests: $(STAMP) ## Run the tests of a clone of Gymnasium (GYMNASIUM=path) with GroupedVectorEnv
+	$(BIN)/python -m tests.dropin $(GYMNASIUM) $(ARGS)
+
 learn: $(STAMP) ## Run the learning tests: both presets, from nothing to solved
 	$(BIN)/python -m pytest -m learning --timeout 900 $(ARGS)
 
@@ -45,8 +48,10 @@ coverage: $(STAMP) ## Run the tests with branch coverage
 	$(BIN)/coverage run -m pytest -m 'not learning and not cuda' -q
 	$(BIN)/coverage report
 
-bench: $(STAMP) ## Time everything: the parts, then end to end against the naive loop
+bench: $(STAMP) ## Time everything: the parts, stepping, tensor environments, then end to end
 	$(BIN)/python -m pytest benchmarks -q -o addopts= --benchmark-only --benchmark-columns=median,iqr,ops,rounds
+	$(BIN)/python -m benchmarks.stepping --quick
+	$(BIN)/python -m benchmarks.fused
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-quick: $(STAMP) ## Time LunarLander-v3 end to end, within three minutes
@@ -54,6 +59,9 @@ bench-quick: $(STAMP) ## Time LunarLander-v3 end to end, within three minutes
 
 bench-save: $(STAMP) ## The same as bench, written to benchmarks/results/NAME.md and .json
 	$(BIN)/python -m benchmarks --save $(NAME) $(ARGS)
+
+bench-stepping: $(STAMP) ## Time stepping alone, 1 to 256 environments; written to NAME.md and .json if given
+	$(BIN)/python -m benchmarks.stepping $(if $(NAME),--save $(NAME)) $(ARGS)
 
 solve: $(STAMP) ## Train PRESET (lunarlander) with ten seeds and tell how long each took
 	$(BIN)/python -m benchmarks.solve --preset $(or $(PRESET),lunarlander) $(ARGS)

@@ -1,4 +1,4 @@
-"""README: its code runs, and every command, flag, target and file that it names exists."""
+"""README and docs: their code runs, and every command, flag, target and file that it names exists."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from fastdqn.presets import preset_config
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ENVIRONMENTS = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
 SMALL_BUDGET = 10_000
 KINDS: dict[str, type[Any]] = {
     "train": Config,
@@ -80,7 +81,7 @@ def test_the_commands_known_here_are_those_of_the_command_line() -> None:
     assert set(KINDS) == {"train", *COMMANDS}
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
+@pytest.mark.parametrize("words", commands() + commands(ENVIRONMENTS), ids=" ".join)
 def test_every_command_in_the_readme_exists(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,12 +99,20 @@ def test_every_flag_in_the_prose_of_the_readme_exists() -> None:
             for f in fields(kind)
         )
     )
-    named = {flag for span in spans() for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)}
+    named = {
+        flag
+        for span in spans() + spans(ENVIRONMENTS)
+        for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)
+    }
     assert named
     assert named <= known
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[-1])
+@pytest.mark.parametrize(
+    "code",
+    blocks("python") + blocks("python", ENVIRONMENTS),
+    ids=lambda code: code.splitlines()[-1],
+)
 @pytest.mark.usefixtures("nothing_left")
 def test_the_python_code_of_the_readme_runs(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -120,10 +129,13 @@ def _smaller(found: re.Match[str]) -> str:
     return found[0] if int(found[2]) <= SMALL_BUDGET else f"{found[1]}2_000"
 
 
-def test_every_file_that_the_readme_links_to_exists() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+@pytest.mark.parametrize(
+    ("text", "folder"), [(README, ROOT), (ENVIRONMENTS, ROOT / "docs")], ids=["README", "docs"]
+)
+def test_every_file_that_a_page_links_to_exists(text: str, folder: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not (folder / link).exists()] == []
 
 
 # The checks themselves

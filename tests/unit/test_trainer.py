@@ -15,10 +15,10 @@ import torch
 
 from fastdqn.errors import NonFiniteError
 from fastdqn.evaluation import Evaluation, Evaluator
+from fastdqn.loop import Intervals, Loop
 from fastdqn.report import Episode, Report
 from fastdqn.rollout import Rollout
 from fastdqn.schedules import Constant, ReplayRatio, Schedule
-from fastdqn.loop import Intervals, Loop
 from fastdqn.trainer import Trainer
 
 SEEDS = [7, 8]
