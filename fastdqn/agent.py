@@ -34,10 +34,10 @@ from fastdqn.execution import choose_execution
 from fastdqn.loop import Loop, NullWitness, Witness
 from fastdqn.networks import FlatNetwork
 from fastdqn.policy import Policy
+from fastdqn.prediction import predict
 from fastdqn.replay import ReplayBuffer
 from fastdqn.rollout import Rollout
 from fastdqn.schedules import ReplayRatio
-from fastdqn.transition import storage_dtype
 from fastdqn.worlds import AnyEnv, world_of
 
 __all__ = ["DQN"]
@@ -131,7 +131,7 @@ class DQN:
     def predict(
         self, obs: npt.ArrayLike, action_mask: npt.ArrayLike | None = None
     ) -> npt.NDArray[np.int64]:
-        """Return the greedy action of an observation, or the actions of a batch of them.
+        """Return the greedy action of an observation [*O], or the actions of a batch [B, *O].
 
         Args:
             obs: [*O] or [B, *O].
@@ -139,34 +139,8 @@ class DQN:
 
         Returns:
             Int64 array, () or [B], in the numbers of the environment's action space.
-
-        Raises:
-            UsageError: The shape is neither.
         """
-        array = np.asarray(obs)
-        shape = self.description.obs_shape
-        if array.shape not in {shape, (array.shape[:1] + shape)}:
-            raise UsageError(
-                f"observation of shape {array.shape}", f"the network takes {shape}", "Or a batch."
-            )
-        dtype, device = storage_dtype(self.description.obs_dtype), self.learner.device
-        batch = torch.as_tensor(array.reshape(-1, *shape), dtype=dtype, device=device)
-        mask = self._mask_of(action_mask, len(batch))
-        actions: npt.NDArray[np.int64] = self.policy.greedy(batch, mask).cpu().numpy()
-        actions += self.description.first_action
-        return actions.reshape(array.shape[: array.ndim - len(shape)])
-
-    def _mask_of(self, action_mask: npt.ArrayLike | None, batch: int) -> torch.Tensor | None:
-        if action_mask is None:
-            return None
-        array, num_actions = np.asarray(action_mask, np.bool_), self.description.num_actions
-        if array.size != batch * num_actions:
-            raise UsageError(
-                f"action_mask of shape {array.shape}",
-                f"{batch} observations with {num_actions} actions need ({batch}, {num_actions})",
-                "Or leave it out.",
-            )
-        return torch.as_tensor(array.reshape(batch, num_actions), device=self.learner.device)
+        return predict(self.policy, self.description, obs, action_mask)
 
     def evaluate(self, episodes: int = 100, *, seed: int = 0) -> Evaluation:
         """Play greedy episodes in fresh environments; nothing is learned.
@@ -269,15 +243,9 @@ class DQN:
 
     @property
     def replay(self) -> ReplayBuffer:
-        """The replay ring.
-
-        Raises:
-            UsageError: The agent learns in tensor environments, which have a ring of their own.
-        """
+        """The replay ring; tensor environments have one of their own, on the device."""
         if self._replay is None:
-            raise UsageError(
-                "replay of tensor environments", "their ring lies on the device", "Leave it there."
-            )
+            raise UsageError("agent.replay", "tensor environments have none", "Do without it.")
         return self._replay
 
     def _refuse_idle(self, timesteps: int) -> None:

@@ -15,9 +15,10 @@ from torch._dynamo import config as dynamo_config
 
 from fastdqn.errors import UsageError
 
-__all__ = ["EXECUTIONS", "Compiled", "accelerate", "choose_execution"]
+__all__ = ["EXECUTIONS", "Compiled", "accelerate", "choose_execution", "refuse_block_execution"]
 
 EXECUTIONS = ("auto", "eager", "compile", "cudagraph")
+BLOCK_EXECUTIONS = ("eager", "compile", "cudagraph")
 WORTH_COMPILING_UPDATES = 20_000
 """A cold compile (20 s on two cores) takes as long as compiling 35,000 small updates saves, a warm
 one (3 s) as long as 5,000."""
@@ -82,6 +83,26 @@ def _automatic(device: torch.device, expected_updates: int) -> tuple[str, str]:
 
 def _has_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "c++", "clang++"))
+
+
+def refuse_block_execution(execution: str, device: torch.device) -> None:
+    """Refuse ways in which a block of tensor environments and updates cannot run.
+
+    Raises:
+        UsageError: There is no such way, or not on this device.
+    """
+    if execution not in BLOCK_EXECUTIONS:
+        raise UsageError(
+            f"--execution {execution}",
+            "no block runs so",
+            f"Choose {', '.join(BLOCK_EXECUTIONS)}.",
+        )
+    if execution == "cudagraph" and device.type != "cuda":
+        raise UsageError(
+            f"--execution cudagraph on {device}",
+            "CUDA graphs need CUDA",
+            "Use --execution compile.",
+        )
 
 
 def accelerate(

@@ -19,7 +19,7 @@ from fastdqn.blocks import Block
 from fastdqn.captured import Captured
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
 from fastdqn.errors import NonFiniteError, UsageError
-from fastdqn.execution import Compiled
+from fastdqn.execution import Compiled, refuse_block_execution
 from fastdqn.iteration import FAULT, BlockTensors, Iteration, finite
 from fastdqn.networks import FlatNetwork
 from fastdqn.replay.device_ring import MAX_BITS, DeviceRing
@@ -27,8 +27,6 @@ from fastdqn.report import Episode
 from fastdqn.transition import STORAGE_DTYPES, Transitions
 
 __all__ = ["FusedRollout"]
-
-EXECUTIONS = ("eager", "compile", "cudagraph")
 
 
 class _Parts(NamedTuple):
@@ -90,20 +88,16 @@ class FusedRollout:
         self.env, self.batch_size = env, batch_size
         self._learns, self._learned = learn is not None, tuple(learned)
         space = env.single_observation_space
-        self.ring = DeviceRing(
-            capacity,
-            env.num_envs,
-            space.shape or (),
-            STORAGE_DTYPES[str(space.dtype)],
-            device=self.device,
-        )
+        frame = space.shape or (), STORAGE_DTYPES[str(space.dtype)]
+        self.ring = DeviceRing(capacity, env.num_envs, *frame, device=self.device)
         self.generator = torch.Generator(self.device)
         self.num_envs = env.num_envs
         self.earlier_steps = self.rows = self.updates = self.episodes = 0
-        self._iteration = Iteration(env, network, learn or _learn_nothing, self.ring)
+        self._iteration = Iteration(env, network, learn or (lambda _: None), self.ring)
         self._calls: dict[Block, BlockTensors] = {}
         self._compiled: dict[Block, Compiled] = {}
         self._compilers: list[Compiled] = []
+        self.execution = ""
         self.execute_as(execution)
         self.reset([seed])
 
@@ -125,9 +119,10 @@ class FusedRollout:
         Raises:
             UsageError: There is no such way, or not on this device.
         """
-        _refuse_execution(execution, self.device)
-        self.execution = execution
-        self._parts = self._accelerate()
+        refuse_block_execution(execution, self.device)
+        if execution != self.execution:
+            self.execution = execution
+            self._parts = self._accelerate()
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Begin new episodes everywhere, and all random numbers anew; running episodes are cut.
@@ -179,12 +174,9 @@ class FusedRollout:
         call = self._calls.get(block)
         if call is None:
             own = self.env.num_random if isinstance(self.env, PureTensorEnv) else 0
-            steps, draws = (
-                (block.total_steps, self.env.num_envs),
-                (block.total_updates, self.batch_size),
-            )
-            call = BlockTensors.allocate(steps, own, draws, self.device)
-            self._calls[block] = call
+            steps, draws = block.total_steps, block.total_updates
+            sizes = (steps, self.num_envs), own, (draws, self.batch_size)
+            call = self._calls[block] = BlockTensors.allocate(*sizes, self.device)
         call.uniform.uniform_(generator=self.generator)
         call.bits.random_(0, MAX_BITS, generator=self.generator)
         return call
@@ -265,7 +257,8 @@ class FusedRollout:
 
     def _episode(self, rows: int, end: int, return_: float) -> Episode:
         self.episodes += 1
-        return Episode(self.episodes, rows * self.env.num_envs, return_, abs(end), end < 0)
+        env_steps = self.earlier_steps + rows * self.num_envs
+        return Episode(self.episodes, env_steps, return_, abs(end), end < 0)
 
     def _fault(self, row: int, env: int) -> NonFiniteError:
         """Name what vector step `row` brought, as far as the ring still holds it."""
@@ -287,10 +280,6 @@ def _non_finite(env: int, what: str, env_steps: int) -> NonFiniteError:
     )
 
 
-def _learn_nothing(_batch: Transitions) -> None:
-    return
-
-
 def _refuse(env: TensorEnv, device: torch.device, batch_size: int) -> None:
     space = env.single_observation_space
     if space.shape is None or str(space.dtype) not in STORAGE_DTYPES:
@@ -307,16 +296,3 @@ def _refuse(env: TensorEnv, device: torch.device, batch_size: int) -> None:
         )
     if batch_size < 1:
         raise UsageError(f"--batch-size {batch_size}", "a batch has a row", "Try 64.")
-
-
-def _refuse_execution(execution: str, device: torch.device) -> None:
-    if execution not in EXECUTIONS:
-        raise UsageError(
-            f"--execution {execution}", "no block runs so", f"Choose {', '.join(EXECUTIONS)}."
-        )
-    if execution == "cudagraph" and device.type != "cuda":
-        raise UsageError(
-            f"--execution cudagraph on {device}",
-            "CUDA graphs need CUDA",
-            "Use --execution compile.",
-        )

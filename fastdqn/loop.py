@@ -16,11 +16,12 @@ from typing import NotRequired, Protocol, TypedDict, Unpack
 from fastdqn.errors import NonFiniteError
 from fastdqn.evaluation import Evaluation, Evaluator
 from fastdqn.learner import Learner
+from fastdqn.mover import Mover
 from fastdqn.report import Episode, Report
 from fastdqn.schedules import ReplayRatio, Schedule
 from fastdqn.stopwatch import Stopwatch
 
-__all__ = ["Intervals", "Loop", "LoopSettings", "Mover", "NullWitness", "Witness"]
+__all__ = ["Intervals", "Loop", "LoopSettings", "NullWitness", "Witness"]
 
 
 class Witness(Protocol):
@@ -40,37 +41,6 @@ class Witness(Protocol):
 
     def saw_restart(self, env_steps: int, told: str) -> None:
         """Hear that a worker was restarted, and why."""
-
-
-class Mover(Protocol):
-    """Whatever moves environments on and counts what they do: a rollout."""
-
-    @property
-    def env_steps(self) -> int:
-        """Real transitions so far."""
-
-    @property
-    def episodes(self) -> int:
-        """Finished episodes so far."""
-
-    @property
-    def num_envs(self) -> int:
-        """Environments, N."""
-
-    @property
-    def num_workers(self) -> int:
-        """Processes or threads that step them; 0 is none beside this one."""
-
-    @property
-    def num_restarts(self) -> int:
-        """Workers that were restarted so far."""
-
-    @property
-    def restarts(self) -> Sequence[str]:
-        """What befell them, the newest last."""
-
-    def reset(self, seeds: Sequence[int]) -> None:
-        """Start new episodes everywhere."""
 
 
 class NullWitness:

@@ -37,8 +37,7 @@ class EnvPoolSource:
 
     EnvPool calls an episode that ends by itself in the last step of its time a truncation. To
     tell the two apart, the pool is given one step more than the environment's limit, and the
-    limit is kept here: after a truncation come two rows that are not real, the step too many
-    and the reset.
+    limit is kept here: after a truncation come two rows that are not real.
 
     Seeds are fixed when a pool is built, one per environment, so `reset` builds a new pool. An
     environment's seed alone decides its episodes, whatever its place and the number of threads:
@@ -250,11 +249,7 @@ def _spec_of(env_id: str) -> Any:
 
 
 def _envpool() -> Any:
-    """Import EnvPool, which is an extra and takes a second.
-
-    Raises:
-        UsageError: It is not installed.
-    """
+    """Import EnvPool, which is an extra and takes a second."""
     try:
         with _quiet():
             return importlib.import_module("envpool")

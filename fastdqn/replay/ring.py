@@ -10,9 +10,8 @@ then lies in a second, smaller ring of frames behind the first, and `next_index`
     frames      [ row 0 | row 1 | ... | row T-1 || final observations ]      (T * M + F) x O
     next_index  flat transition -> the frame of its next observation         T * M
 
-`Starts` lists the flat transitions that may be drawn, oldest first. A vector step in which some
-environments only reset adds fewer of them. The G rows at the write head have no successor yet
-and are never in the list.
+`Starts` lists the flat transitions that may be drawn, oldest first; rows that are no transitions
+are not in it, nor are the G rows at the write head, which have no successor yet.
 """
 
 from __future__ import annotations
@@ -170,11 +169,8 @@ class ReplayBuffer:
         """
         new, shown = Transitions.from_tensordict(data), self.shown()
         if self.num_groups > 1:
-            raise UsageError(
-                f"extend with --env-groups {self.num_groups}",
-                "it takes whole vector steps, and a row of this ring is that of one group",
-                "Build the ring with num_groups=1.",
-            )
+            got, reason = f"extend with {self.num_groups} groups", "its rows are those of one group"
+            raise UsageError(got, reason, "Build the ring with num_groups=1.")
         if new.action.shape != (self.num_envs,) or new.obs.shape != shown.shape:
             raise UsageError(
                 f"batch size {list(data.batch_size)} with obs {list(new.obs.shape)}",
@@ -183,14 +179,13 @@ class ReplayBuffer:
             )
         self._keep_shown(self._row - 1, (shown != new.obs).reshape(self.num_envs, -1).any(1))
         shown.copy_(new.obs)  # the mask stays: it is that of the last step's next observation
-        row = (new.action, new.reward, new.terminated, new.truncated, new.next_obs)
-        self.write(*row, action_mask=new.next_action_mask)
+        step = (new.action, new.reward, new.terminated, new.truncated, new.next_obs)
+        self.write(*step, action_mask=new.next_action_mask)
 
     def cut(self) -> None:
         """Tell that the next `begin` of each group does not continue its last `write`.
 
-        Keeps what the environments show now, which `begin` will overwrite, as final
-        observations of the episodes that were still running. Waits for the device.
+        Keeps what the environments show now as final observations. Waits for the device.
         """
         everyone = torch.ones(self.row_size, dtype=torch.bool, device=self.device)
         for row in range(self._row - self.num_groups, self._row):
@@ -211,6 +206,11 @@ class ReplayBuffer:
         """Return where the transitions of a row lie, and its frames."""
         start = row % self.num_rows * self.row_size
         return slice(start, start + self.row_size)
+
+    @property
+    def next_group(self) -> int:
+        """The group whose vector step `write` appends next."""
+        return self._row % self.num_groups
 
     def _next_row(self, group: int) -> int:
         """Return the row that will be written for a group next."""
@@ -256,11 +256,6 @@ class ReplayBuffer:
         elif self.ring.masks is not None:
             self.ring.masks.index_fill_(0, target, True)
 
-    @property
-    def next_group(self) -> int:
-        """The group whose vector step `write` appends next."""
-        return self._row % self.num_groups
-
     def shown(self, group: int = 0) -> Tensor:
         """Return what a group shows now, [M, *O] on the device; a view that `write` moves on."""
         return self.ring.frames[self._places(self._next_row(group))]
@@ -289,8 +284,7 @@ class ReplayBuffer:
     def newest(self, num_batches: int, batch_size: int) -> Tensor:
         """Return the newest `batch_size` transitions, the same ones in every batch.
 
-        This is learning without replay; see `draw` for shape and errors. While fewer are
-        stored, the newest ones repeat.
+        Learning without replay; see `draw`. While fewer are stored, the newest ones repeat.
         """
         self._refuse_empty()
         back = torch.arange(batch_size, device=self.device) % len(self)

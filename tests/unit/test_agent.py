@@ -150,7 +150,7 @@ def test_a_setting_that_cannot_be_is_refused() -> None:
 
 
 def test_a_return_to_stop_at_needs_environments_to_evaluate_in() -> None:
-    with pytest.raises(UsageError, match="stop_at_return with a VectorEnv"):
+    with pytest.raises(UsageError, match="stop_at_return with environments that the caller built"):
         small(_vector(AutoresetMode.SAME_STEP), stop_at_return=475.0)
 
 

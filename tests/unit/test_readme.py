@@ -1,4 +1,4 @@
-"""README and docs: their code runs, and every command, flag, target and file that it names exists."""
+"""README and docs: their code runs; commands, flags, targets and files in them exist."""
 
 from __future__ import annotations
 
