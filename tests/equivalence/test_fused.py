@@ -68,7 +68,7 @@ def test_compiled_iterations_equal_eager_ones(
     assert len(told) > 100
     for field in fields(eager.ring.ring):
         mine, theirs = getattr(compiled.ring.ring, field.name), getattr(eager.ring.ring, field.name)
-        assert torch.equal(mine, theirs), field.name
+        assert theirs is mine is None or torch.equal(mine, theirs), field.name
     assert int(learner.state.updates) == compiled.updates == ITERATIONS
     assert (learner.state.online - born).abs().max() > 0.01
     for mine, theirs in (

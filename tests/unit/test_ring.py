@@ -610,7 +610,7 @@ def test_a_group_that_is_not_there_is_refused(group: int) -> None:
 
 def test_extend_takes_no_groups() -> None:
     replay = ReplayBuffer(10, 4, (2,), num_groups=2)
-    with pytest.raises(UsageError, match="extend with --env-groups 2"):
+    with pytest.raises(UsageError, match="extend with 2 groups"):
         replay.extend(_given([0, 0], [1, 1]))
     assert len(replay) == 0
 
