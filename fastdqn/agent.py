@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -76,15 +75,15 @@ class DQN:
         self._factory: EnvFactory | None = None
         masks = settings.get("action_masks", True)
         if isinstance(env, VectorEnv):
-            self._vector = source_of(env, masks_in_infos=masks and MASK in env.reset()[1])
+            said = masks and MASK in env.reset()[1]
+            self._vector = source_of(env, masks_in_infos=said, obey_masks=masks)
             self.description: EnvDescription = self._vector.description
-            settings = {**settings, "num_envs": env.num_envs}
+            groups = self._vector.num_groups
+            settings = {**settings, "num_envs": env.num_envs, "env_groups": groups}
         else:
             factory = factory_of(env) if isinstance(env, str) else env
             self._factory = partial(with_mask_in_info, factory)
-            self.description = describe(self._factory)
-        if not masks:
-            self.description = replace(self.description, num_masked=0)
+            self.description = describe(self._factory, masks=masks)
         name = env if isinstance(env, str) else self.description.env_id
         self.config = build_config(name, settings)
         self._build(network)
@@ -138,13 +137,14 @@ class DQN:
 
         Args:
             obs: [*O] or [B, *O].
-            action_mask: [A] or [B, A] bool, what is allowed; None is everything.
+            action_mask: [A] beside one observation, [B, A] beside a batch; bool, what is
+                allowed; None is everything.
 
         Returns:
             Int64 array, () or [B], in the numbers of the environment's action space.
 
         Raises:
-            UsageError: The shape is neither.
+            UsageError: The observation or the mask has another shape.
         """
         array = np.asarray(obs)
         shape = self.description.obs_shape
@@ -154,22 +154,25 @@ class DQN:
             )
         dtype, device = storage_dtype(self.description.obs_dtype), self.learner.device
         batch = torch.as_tensor(array.reshape(-1, *shape), dtype=dtype, device=device)
-        mask = self._mask_of(action_mask, len(batch))
+        asked = array.shape[: array.ndim - len(shape)]
+        mask = self._mask_of(action_mask, asked)
         actions: npt.NDArray[np.int64] = self.policy.greedy(batch, mask).cpu().numpy()
         actions += self.description.first_action
-        return actions.reshape(array.shape[: array.ndim - len(shape)])
+        return actions.reshape(asked)
 
-    def _mask_of(self, action_mask: npt.ArrayLike | None, batch: int) -> torch.Tensor | None:
+    def _mask_of(
+        self, action_mask: npt.ArrayLike | None, asked: tuple[int, ...]
+    ) -> torch.Tensor | None:
         if action_mask is None:
             return None
-        array, num_actions = np.asarray(action_mask, np.bool_), self.description.num_actions
-        if array.size != batch * num_actions:
+        array, wanted = np.asarray(action_mask, np.bool_), (*asked, self.description.num_actions)
+        if array.shape != wanted:
             raise UsageError(
                 f"action_mask of shape {array.shape}",
-                f"{batch} observations with {num_actions} actions need ({batch}, {num_actions})",
+                f"{wanted} says what is allowed in these observations",
                 "Or leave it out.",
             )
-        return torch.as_tensor(array.reshape(batch, num_actions), device=self.learner.device)
+        return torch.as_tensor(array.reshape(-1, wanted[-1]), device=self.learner.device)
 
     def evaluate(self, episodes: int = 100, *, seed: int = 0) -> Evaluation:
         """Play greedy episodes in fresh environments; nothing is learned.

@@ -20,6 +20,7 @@ from gymnasium.spaces.utils import is_space_dtype_shape_equiv
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import write_to_shared_memory
 
+from fastdqn.envs.masks import MASK, refuse_mask_shape
 from fastdqn.envs.rows import Rows, RowSpec
 
 __all__ = ["EnvFactory", "EnvFailures", "Failure", "Host", "Task"]
@@ -222,12 +223,12 @@ class Host:
 
     def _read_mask(self, i: int, info: dict[str, Any]) -> None:
         """Write the actions that the info allows; all of them where it says nothing."""
-        mask = info.get("action_mask", True)
-        if mask is not True and np.shape(mask) != (self.task.spec.num_masked,):
-            raise ValueError(
-                f'info["action_mask"] has shape {np.shape(mask)}, '
-                f"{self.task.spec.num_masked} actions need ({self.task.spec.num_masked},)"
-            )
+        mask = info.get(MASK)
+        if mask is None:
+            self.rows.action_mask[i] = True
+            return
+        env = f"environment {self.task.first_env + i}"
+        refuse_mask_shape(env, np.shape(mask), self.task.spec.num_masked)
         self.rows.action_mask[i] = mask
 
     def _shut(self, i: int, error: Exception, doing: str = "") -> Failure:

@@ -127,7 +127,8 @@ def test_rows_packed_for_a_device_store_what_shared_rows_store(
     rules = CounterRules((3, 1, 4))
     source = source_of(_sync(mode, episode_length=rules.lengths, kind=kind))
     rollout = rollout_of(source)
-    rollout._transfer = PackedTransfer(source.rows, torch.device("cpu"))
+    (group,) = rollout._groups
+    group.transfer = PackedTransfer(source.rows, torch.device("cpu"))
     rollout.reset(range(3))
     roll(rollout, 40)
     stored = everything_in(rollout.replay)
