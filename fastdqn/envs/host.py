@@ -187,15 +187,21 @@ class Host:
         """SAME_STEP: an ended environment is reset at once; its last observation is kept."""
         info = self._step_only(i, action)
         if self.ended[i]:
-            info = {"final_info": info, **self._keep_final(i), **self._reset_one(i, None, None)}
+            info = {**self._keep_final(i, info), **self._reset_one(i, None, None)}
         return info
 
-    def _keep_final(self, i: int) -> dict[str, Any]:
-        """Keep the last observation in the block, and return it as an info where infos travel."""
+    def _keep_final(self, i: int, info: dict[str, Any]) -> dict[str, Any]:
+        """Keep the last row in the block; where infos travel, return what is told of the end.
+
+        All of it is copied: an environment may overwrite its own arrays in the reset.
+        """
         self.rows.final_action_mask[i] = self.rows.action_mask[i]
         if self.in_block:
             self.rows.final_obs[i] = self.rows.obs[i]
-        return {"final_obs": deepcopy(self.last_obs)} if self.task.send_infos else {}
+        if not self.task.send_infos:
+            return {}
+        copied = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in info.items()}
+        return {"final_info": copied, "final_obs": deepcopy(self.last_obs)}
 
     def _step_or_reset(self, i: int, action: Any) -> dict[str, Any]:
         """NEXT_STEP: an ended environment is reset by the next step, which is no transition."""
