@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
@@ -79,5 +80,5 @@ def stored_at(replay: ReplayBuffer, index: torch.Tensor) -> Stored:
     """Return the transitions at flat indices of the ring."""
     rows = gather(replay.ring, index)
     parts = (rows.obs, rows.action, rows.reward, rows.next_obs, rows.terminated, rows.truncated)
-    mask = rows.next_action_mask
-    return Stored(*(part.numpy() for part in parts), None if mask is None else mask.numpy())
+    stored, mask = Stored(*(part.numpy() for part in parts)), rows.next_action_mask
+    return stored if mask is None else replace(stored, next_action_mask=mask.numpy())

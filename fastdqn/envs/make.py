@@ -194,6 +194,8 @@ def _name_of(factory: EnvFactory) -> str:
     spec = factory.args[0] if isinstance(factory, partial) and factory.args else None
     if isinstance(spec, EnvSpec):
         return spec.id
+    if isinstance(factory, partial):
+        return _name_of(factory.func)
     return getattr(factory, "__name__", type(factory).__name__)
 
 

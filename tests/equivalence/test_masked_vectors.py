@@ -110,7 +110,8 @@ def test_an_evaluation_does_the_best_of_what_is_allowed(vector: Vector) -> None:
     ]
 
 
-def _greedy_reward(policy: Policy, *obs: int) -> float:
+def _greedy_reward(policy: Policy, env_id: int, episode: int, t: int) -> float:
+    obs = (env_id, episode, t)
     q = policy.network(policy._parameters, torch.tensor([obs], dtype=torch.float32))[0].tolist()
     action = max((a for a in range(NUM_ACTIONS) if allowed(*obs)[a]), key=q.__getitem__)
     return RULES.reward(*obs, action)
@@ -262,14 +263,17 @@ def test_a_mask_space_of_another_shape_is_refused() -> None:
 # Restarts
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_restarted_environment_shows_its_own_mask_again(num_workers: int) -> None:
+@pytest.mark.parametrize(("num_workers", "num_groups"), [(0, 1), (0, 3), (2, 1), (1, 3)])
+def test_a_restarted_environment_shows_its_own_mask_again(
+    num_workers: int, num_groups: int
+) -> None:
     """Every counter raises in its seventh step, on what it was allowed to do."""
     factories = counters(NUM_ENVS, RULES.lengths, RULES.ends_by, CrashingMaskedEnv)
     envs = GroupedVectorEnv(
         factories,
         autoreset_mode=SAME_STEP,
         num_workers=num_workers,
+        num_groups=num_groups,
         send_infos=False,
         num_masked=NUM_ACTIONS,
         supervision=Supervision(deadline_s=30.0),
@@ -277,7 +281,7 @@ def test_a_restarted_environment_shows_its_own_mask_again(num_workers: int) -> N
     source = source_of(envs)
     rollout = rollout_of(source)
     rollout.reset(range(NUM_ENVS))
-    roll(rollout, 6)
+    roll(rollout, 6 * num_groups)
     until = time.monotonic() + 30
     while rollout.env_steps < 12 * NUM_ENVS and time.monotonic() < until:
         roll(rollout, 1)

@@ -153,10 +153,16 @@ class Parts:
         **settings: Any,
     ) -> None:
         self.learner = Learner(MLP((OBS_SIZE,), 2, (8,)), device=device, **settings)
-        sizes = {"num_groups": num_groups, "num_masked": num_masked}
-        self.replay = ReplayBuffer(60, NUM_ENVS, (OBS_SIZE,), device=device, **sizes)
+        self.replay = ReplayBuffer(
+            60,
+            NUM_ENVS,
+            (OBS_SIZE,),
+            device=device,
+            num_groups=num_groups,
+            num_masked=num_masked,
+        )
         self.policy = Policy(self.learner.network)
-        self.source = RandomSource(resets_within_step, **sizes)
+        self.source = RandomSource(resets_within_step, num_groups, num_masked)
         self.rollout = Rollout(self.source, self.policy, self.replay)
         self.rollout.reset(range(NUM_ENVS))
         for _ in range(12):

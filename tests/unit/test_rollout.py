@@ -185,7 +185,7 @@ def _spoilt(kind: str, what: str, value: float, at: int, mode: AutoresetMode) ->
 @every_mode
 def test_a_nan_in_the_last_observation_of_an_episode_is_refused(mode: AutoresetMode) -> None:
     """It is shown after the reset in SAME_STEP, only as the final observation."""
-    for kind in ("sync", "grouped 2"):
+    for kind in ("sync", "grouped 0", "grouped 2"):
         rollout = _spoilt(kind, "obs", math.nan, at=3, mode=mode)
         try:
             _assert_refused(rollout, written_steps=2, named="observation")

@@ -92,7 +92,7 @@ def test_results_are_copied_even_from_a_vector_that_hands_out_its_own_buffer(
 
 @every_mode
 def test_a_reset_clears_the_rewards_and_ends_of_the_last_step(mode: AutoresetMode) -> None:
-    for kind in ("grouped 1", "sync"):
+    for kind in ("grouped 0", "grouped 1", "sync"):
         source = source_of(vector_of(kind, counters(2, 1), mode))
         source.reset([0, 1])
         source.send(np.array([1, 2]))
@@ -110,7 +110,7 @@ def test_a_reset_clears_the_rewards_and_ends_of_the_last_step(mode: AutoresetMod
 # Actions
 
 
-@pytest.mark.parametrize("kind", ["grouped 2", "sync", "async"])
+@pytest.mark.parametrize("kind", ["grouped 0", "grouped 2", "sync", "async"])
 def test_actions_count_from_zero_whatever_the_space_says(kind: str) -> None:
     factories = counters(2, kind=OffsetCounterEnv)
     source = source_of(vector_of(kind, factories, AutoresetMode.SAME_STEP))
@@ -207,6 +207,7 @@ def test_only_a_grouped_vector_in_same_step_mode_shares_its_block() -> None:
 @pytest.mark.parametrize(
     ("kind", "mode", "num_workers"),
     [
+        ("grouped 0", AutoresetMode.SAME_STEP, 0),
         ("grouped 1", AutoresetMode.SAME_STEP, 1),
         ("grouped 1", AutoresetMode.NEXT_STEP, 1),
         ("async", AutoresetMode.NEXT_STEP, 2),
