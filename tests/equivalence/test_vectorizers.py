@@ -266,6 +266,8 @@ def _by_source(source: EnvSource, steps: int) -> list[list[Transition]]:
                     due[i] = next(actions[i])
                 shown[i] = row.shown
             source.send(np.array([due[i] for i in envs]), group)
+    for group in range(source.num_groups):
+        source.recv(group)
     return seen
 
 

@@ -48,13 +48,13 @@ def test_returns_and_lengths_are_those_of_whole_episodes(kind: str, mode: Autore
 
 
 def test_environments_in_groups_are_evaluated_like_others() -> None:
-    results = []
+    policy, results = random_policy(_source(1)), []
     for num_groups in (1, 2, 4):
         envs = GroupedVectorEnv(
             counters(4, (2, 5, 1)), autoreset_mode=SAME_STEP, num_workers=0, num_groups=num_groups
         )
         source = source_of(envs)
-        result = evaluate(random_policy(source), source, range(4), episodes=12)
+        result = evaluate(policy, source, range(4), episodes=12)
         source.close()
         results.append((result.returns.tolist(), result.lengths.tolist()))
     assert results[0] == results[1] == results[2]
