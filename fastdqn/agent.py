@@ -70,14 +70,10 @@ class DQN:
         network: nn.Module | None = None,
         **settings: Any,
     ) -> None:
-        vectorizer, masks = (
-            settings.get("vectorizer", "grouped"),
-            settings.get("action_masks", True),
-        )
-        self._world = world_of(env, vectorizer, masks=masks)
+        masks = settings.get("action_masks", True)
+        self._world = world_of(env, settings.get("vectorizer", "grouped"), masks=masks)
         self.description: EnvDescription = self._world.description
-        if self._world.num_envs is not None:
-            settings = {**settings, "num_envs": self._world.num_envs}
+        settings = {**settings, **self._world.fixed}
         name = env if isinstance(env, str) else self.description.env_id
         self.config = build_config(name, settings)
         self._build(network)

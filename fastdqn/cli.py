@@ -23,7 +23,7 @@ from fastdqn.presets import PRESETS, preset_config
 __all__ = ["main"]
 
 WRONG_ARGUMENTS, FAILED, INTERRUPTED = 2, 1, 130
-SMALLEST: dict[str, Any] = {"buffer_size": 1, "batch_size": 1, "num_envs": 1}
+SMALLEST: dict[str, Any] = {"buffer_size": 1, "batch_size": 1, "num_envs": 1, "env_groups": 1}
 """Settings of an agent that only acts."""
 
 

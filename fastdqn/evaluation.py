@@ -65,8 +65,11 @@ def evaluate(policy: Policy, source: EnvSource, seeds: Sequence[int], episodes: 
     transfer, rows = transfer_to(source.rows, policy.network.flat.device), source.rows
     while min(map(len, returns)) < quota:
         shown = transfer.load()
-        source.send(policy.greedy(_loaded(shown.obs), shown.action_mask).cpu().numpy())
-        source.recv()
+        actions = policy.greedy(_loaded(shown.obs), shown.action_mask).cpu().numpy()
+        for group, part in enumerate(np.split(actions, source.num_groups)):
+            source.send(part, group)
+        for group in range(source.num_groups):
+            source.recv(group)
         for index in np.flatnonzero((rows.terminated | rows.truncated) & rows.real):
             if len(returns[index]) < quota:
                 returns[index].append(float(rows.episode_return[index]))

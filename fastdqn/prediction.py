@@ -32,7 +32,7 @@ def predict(
         Int64 array, () or [B], in the numbers of the environment's action space.
 
     Raises:
-        UsageError: A shape is neither.
+        UsageError: The observation or the mask has another shape.
     """
     array, shape = np.asarray(obs), env.obs_shape
     if array.shape not in {shape, (array.shape[:1] + shape)}:
@@ -41,21 +41,21 @@ def predict(
         )
     dtype, device = storage_dtype(env.obs_dtype), policy.network.flat.device
     batch = torch.as_tensor(array.reshape(-1, *shape), dtype=dtype, device=device)
-    mask = None if action_mask is None else _masks(action_mask, len(batch), env, device)
+    asked = array.shape[: array.ndim - len(shape)]
+    mask = None if action_mask is None else _masks(action_mask, asked, env.num_actions, device)
     actions: npt.NDArray[np.int64] = policy.greedy(batch, mask).cpu().numpy()
     actions += env.first_action
-    return actions.reshape(array.shape[: array.ndim - len(shape)])
+    return actions.reshape(asked)
 
 
 def _masks(
-    action_mask: npt.ArrayLike, batch: int, env: EnvDescription, device: torch.device
+    action_mask: npt.ArrayLike, asked: tuple[int, ...], num_actions: int, device: torch.device
 ) -> torch.Tensor:
-    array = np.asarray(action_mask, np.bool_)
-    if array.size != batch * env.num_actions:
+    array, wanted = np.asarray(action_mask, np.bool_), (*asked, num_actions)
+    if array.shape != wanted:
         raise UsageError(
             f"action_mask of shape {array.shape}",
-            f"{batch} observations with {env.num_actions} actions need "
-            f"({batch}, {env.num_actions})",
+            f"{wanted} says what is allowed in these observations",
             "Or leave it out.",
         )
-    return torch.as_tensor(array.reshape(batch, env.num_actions), device=device)
+    return torch.as_tensor(array.reshape(-1, num_actions), device=device)

@@ -74,8 +74,7 @@ class Rollout:
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Start new episodes everywhere; the running ones are cut, not joined."""
-        while self._stepping:
-            self.source.recv(self._stepping.popleft().index)
+        self._stepping.clear()
         self.source.reset(seeds)
         self.replay.cut()
         self._refuse_if_bad("observation", self.source.rows.obs)

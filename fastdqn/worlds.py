@@ -6,10 +6,10 @@ tensor environment of the caller is lent, and nobody here can build another one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -35,12 +35,12 @@ class World(Protocol):
 
     Attributes:
         description: One environment.
-        num_envs: The number of environments where it is fixed, or None.
+        fixed: Settings that it decides.
         builds: Whether fresh environments can be built, e.g. for an evaluation.
     """
 
     description: EnvDescription
-    num_envs: int | None
+    fixed: Mapping[str, int]
     builds: bool
 
     def training(self, config: Config) -> Any:
@@ -68,13 +68,12 @@ class Built:
         UsageError: DQN cannot train on them.
     """
 
-    num_envs: int | None = None
+    fixed: Mapping[str, int] = MappingProxyType({})
     builds = True
 
     def __init__(self, factory: EnvFactory, *, masks: bool = True) -> None:
         self.factory = partial(with_mask_in_info, factory)
-        described = describe(self.factory)
-        self.description = described if masks else replace(described, num_masked=0)
+        self.description = describe(self.factory, masks=masks)
 
     @contextmanager
     def training(self, config: Config) -> Iterator[EnvSource]:
@@ -118,7 +117,7 @@ class EnvPoolBuilt:
         UsageError: It is not installed, or does not have the id.
     """
 
-    num_envs: int | None = None
+    fixed: Mapping[str, int] = MappingProxyType({})
     builds = True
 
     def __init__(self, env_id: str) -> None:
@@ -158,10 +157,9 @@ class Lent:
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], *, masks: bool = True) -> None:
         in_infos = masks and MASK in envs.reset()[1]
-        self.source = source_of(envs, masks_in_infos=in_infos)
-        described = self.source.description
-        self.description = described if masks else replace(described, num_masked=0)
-        self.num_envs: int | None = envs.num_envs
+        self.source = source_of(envs, masks_in_infos=in_infos, obey_masks=masks)
+        self.description = self.source.description
+        self.fixed = {"num_envs": envs.num_envs, "env_groups": self.source.num_groups}
 
     @contextmanager
     def training(self, config: Config) -> Iterator[EnvSource]:  # noqa: ARG002
@@ -211,7 +209,7 @@ class LentTensors:
 
     def __init__(self, env: TensorEnv) -> None:
         self.env = env
-        self.num_envs: int | None = env.num_envs
+        self.fixed: Mapping[str, int] = {"num_envs": env.num_envs}
         self.description = describe_spaces(
             env.env_id, env.single_observation_space, env.single_action_space
         )

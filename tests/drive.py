@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from fastdqn.envs.source import EnvSource
     from fastdqn.report import Episode
 
-KINDS = ("grouped 1", "grouped 2", "grouped 4", "async", "sync")
+KINDS = ("grouped 0", "grouped 1", "grouped 2", "grouped 4", "async", "sync")
 MODES = (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
 
 Vector = AsyncVectorEnv | SyncVectorEnv
@@ -49,15 +50,22 @@ def rollout_of(source: EnvSource, capacity: int = 8000, seed: int = 0) -> Rollou
     """Return a rollout that acts at random and writes into a ring of its own."""
     env = source.description
     dtype = storage_dtype(env.obs_dtype)
-    replay = ReplayBuffer(capacity, source.num_envs, env.obs_shape, dtype)
+    replay = ReplayBuffer(
+        capacity,
+        source.num_envs,
+        env.obs_shape,
+        dtype,
+        num_masked=env.num_masked,
+        num_groups=source.num_groups,
+    )
     return Rollout(source, random_policy(source, seed), replay)
 
 
-def roll(rollout: Rollout, vector_steps: int) -> list[Episode]:
-    """Take vector steps with random actions; return the episodes that ended."""
+def roll(rollout: Rollout, vector_steps: int, epsilon: float = 1.0) -> list[Episode]:
+    """Take vector steps, with random actions if nothing else is said; return what ended."""
     episodes: list[Episode] = []
     for _ in range(vector_steps):
-        rollout.send(epsilon=1.0)
+        rollout.send(epsilon)
         rollout.collect()
         episodes += rollout.write()
     return episodes
@@ -72,4 +80,5 @@ def stored_at(replay: ReplayBuffer, index: torch.Tensor) -> Stored:
     """Return the transitions at flat indices of the ring."""
     rows = gather(replay.ring, index)
     parts = (rows.obs, rows.action, rows.reward, rows.next_obs, rows.terminated, rows.truncated)
-    return Stored(*(part.numpy() for part in parts))
+    stored, mask = Stored(*(part.numpy() for part in parts)), rows.next_action_mask
+    return stored if mask is None else replace(stored, next_action_mask=mask.numpy())

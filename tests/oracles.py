@@ -459,6 +459,7 @@ class Stored:
     next_obs: npt.NDArray[Any]
     terminated: npt.NDArray[Any]
     truncated: npt.NDArray[Any]
+    next_action_mask: npt.NDArray[Any] | None = None
 
 
 def assert_counted(stored: Stored, rules: CounterRules) -> None:

@@ -213,7 +213,9 @@ class GroupedVectorEnv(AsyncVectorEnv):
         self._expect_idle("step_async")
         array = as_rows(actions, self.rows.action) if self._actions_in_block else None
         if array is not None:
-            self.send(array)
+            size = self.num_envs // self.num_groups
+            for group in range(self.num_groups):
+                self.send(array[group * size : (group + 1) * size], group)
             return
         singles = one_by_one(actions, self.action_space, self.num_envs)
         self._tell("step", lambda a, b: (singles[a:b],))

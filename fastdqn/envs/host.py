@@ -20,6 +20,7 @@ from gymnasium.spaces.utils import is_space_dtype_shape_equiv
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import write_to_shared_memory
 
+from fastdqn.envs.masks import MASK, refuse_mask_shape
 from fastdqn.envs.rows import Rows, RowSpec
 
 __all__ = ["EnvFactory", "EnvFailures", "Failure", "Host", "Task"]
@@ -186,15 +187,21 @@ class Host:
         """SAME_STEP: an ended environment is reset at once; its last observation is kept."""
         info = self._step_only(i, action)
         if self.ended[i]:
-            info = {"final_info": info, **self._keep_final(i), **self._reset_one(i, None, None)}
+            info = {**self._keep_final(i, info), **self._reset_one(i, None, None)}
         return info
 
-    def _keep_final(self, i: int) -> dict[str, Any]:
-        """Keep the last observation in the block, and return it as an info where infos travel."""
+    def _keep_final(self, i: int, info: dict[str, Any]) -> dict[str, Any]:
+        """Keep the last row in the block; where infos travel, return what is told of the end.
+
+        All of it is copied: an environment may overwrite its own arrays in the reset.
+        """
         self.rows.final_action_mask[i] = self.rows.action_mask[i]
         if self.in_block:
             self.rows.final_obs[i] = self.rows.obs[i]
-        return {"final_obs": deepcopy(self.last_obs)} if self.task.send_infos else {}
+        if not self.task.send_infos:
+            return {}
+        copied = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in info.items()}
+        return {"final_info": copied, "final_obs": deepcopy(self.last_obs)}
 
     def _step_or_reset(self, i: int, action: Any) -> dict[str, Any]:
         """NEXT_STEP: an ended environment is reset by the next step, which is no transition."""
@@ -222,12 +229,12 @@ class Host:
 
     def _read_mask(self, i: int, info: dict[str, Any]) -> None:
         """Write the actions that the info allows; all of them where it says nothing."""
-        mask = info.get("action_mask", True)
-        if mask is not True and np.shape(mask) != (self.task.spec.num_masked,):
-            raise ValueError(
-                f'info["action_mask"] has shape {np.shape(mask)}, '
-                f"{self.task.spec.num_masked} actions need ({self.task.spec.num_masked},)"
-            )
+        mask = info.get(MASK)
+        if mask is None:
+            self.rows.action_mask[i] = True
+            return
+        env = f"environment {self.task.first_env + i}"
+        refuse_mask_shape(env, np.shape(mask), self.task.spec.num_masked)
         self.rows.action_mask[i] = mask
 
     def _shut(self, i: int, error: Exception, doing: str = "") -> Failure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
-from fastdqn.envs.masks import MASK, with_mask_in_info
+from fastdqn.envs.masks import MASK, refuse_mask_shape, with_mask_in_info
 from fastdqn.errors import UsageError
 from fastdqn.transition import STORAGE_DTYPES
 
@@ -79,8 +80,12 @@ def _for_workers(spec: EnvSpec) -> EnvSpec:
     return spec
 
 
-def describe(factory: EnvFactory) -> EnvDescription:
-    """Build one environment, look at its spaces and its first info, close it.
+def describe(factory: EnvFactory, *, masks: bool = True) -> EnvDescription:
+    """Build one environment, look at its spaces and its first infos, close it.
+
+    Args:
+        factory: Builds one environment.
+        masks: Whether to look for action masks: in the info of the reset, or else of one step.
 
     Raises:
         UsageError: It cannot be built or reset, or DQN cannot train on its spaces.
@@ -92,9 +97,19 @@ def describe(factory: EnvFactory) -> EnvDescription:
         env_id = env.spec.id if env.spec else name
         described = describe_spaces(env_id, env.observation_space, env.action_space, solved_at)
         _, info = _tried(partial(env.reset, seed=0), name, "reset")
-        return replace(described, num_masked=_num_masked(described, info))
+        if masks and MASK not in info:
+            info = _info_of_a_step(env)
+        return replace(described, num_masked=_num_masked(described, info)) if masks else described
     finally:
         env.close()
+
+
+def _info_of_a_step(env: gym.Env[Any, Any]) -> dict[str, Any]:
+    """Return what an environment says after one step; nothing where it fails, which will show."""
+    space: Any = env.action_space
+    with contextlib.suppress(Exception):
+        return dict(env.step(int(space.start))[4])
+    return {}
 
 
 def _tried(call: Callable[[], Any], name: str, done: str) -> Any:
@@ -116,14 +131,9 @@ def _num_masked(described: EnvDescription, info: dict[str, Any]) -> int:
     """
     if MASK not in info:
         return 0
-    shape = np.shape(info[MASK])
-    if shape != (described.num_actions,):
-        raise UsageError(
-            f'environment {described.env_id} with info["{MASK}"] of shape {shape}',
-            f"its {described.num_actions} actions need ({described.num_actions},)",
-            "Fix the mask, or use --no-action-masks.",
-        )
-    return described.num_actions
+    env, num_actions = f"environment {described.env_id}", described.num_actions
+    refuse_mask_shape(env, np.shape(info[MASK]), num_actions)
+    return num_actions
 
 
 def describe_spaces(
@@ -184,6 +194,8 @@ def _name_of(factory: EnvFactory) -> str:
     spec = factory.args[0] if isinstance(factory, partial) and factory.args else None
     if isinstance(spec, EnvSpec):
         return spec.id
+    if isinstance(factory, partial):
+        return _name_of(factory.func)
     return getattr(factory, "__name__", type(factory).__name__)
 
 

@@ -10,9 +10,20 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
 from gymnasium.spaces import Dict, Space
 
-__all__ = ["MASK", "MaskInInfo", "observed_beside_mask", "with_mask_in_info"]
+from fastdqn.errors import UsageError
+
+__all__ = [
+    "MASK",
+    "MaskInInfo",
+    "checked_masks",
+    "observed_beside_mask",
+    "refuse_mask_shape",
+    "with_mask_in_info",
+]
 
 MASK = "action_mask"
 
@@ -52,3 +63,43 @@ def with_mask_in_info(factory: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, 
     """Build an environment; where its observation holds a mask, that moves into the info."""
     env = factory()
     return env if observed_beside_mask(env.observation_space) is None else MaskInInfo(env)
+
+
+def refuse_mask_shape(env: str, shape: tuple[int, ...], num_actions: int) -> None:
+    """Refuse a mask that does not speak of every action once.
+
+    Args:
+        env: Whose mask it is.
+        shape: Of the mask.
+        num_actions: Actions, A.
+
+    Raises:
+        UsageError: The shape is not (A,).
+    """
+    if shape != (num_actions,):
+        raise UsageError(
+            f"{env} with an action mask of shape {shape}",
+            f"its {num_actions} actions need ({num_actions},)",
+            "Fix the mask, or use --no-action-masks.",
+        )
+
+
+def checked_masks(masks: Any, envs: npt.NDArray[np.bool_], num_actions: int) -> Any:
+    """Pick the masks of some environments out of those of a vector.
+
+    Args:
+        masks: [N, A] of any dtype, or [N] objects of shape [A] or None.
+        envs: [N] bool, whose masks are asked for; at least one.
+        num_actions: Actions, A.
+
+    Returns:
+        [M, A] bool, of the M environments asked for, in order.
+
+    Raises:
+        UsageError: A mask of another shape; names the environment.
+    """
+    picked, indices = np.asarray(masks)[envs], np.flatnonzero(envs)
+    shapes = map(np.shape, picked) if picked.dtype == object else [picked.shape[1:]]
+    for index, shape in zip(indices, shapes, strict=False):
+        refuse_mask_shape(f"environment {index}", shape, num_actions)
+    return np.array(picked.tolist() if picked.dtype == object else picked, np.bool_)

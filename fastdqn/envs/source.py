@@ -6,6 +6,8 @@ between Gymnasium's three autoreset modes ends here.
 
 from __future__ import annotations
 
+import multiprocessing
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,11 +19,12 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe_spaces
-from fastdqn.envs.masks import observed_beside_mask
+from fastdqn.envs.masks import MASK, observed_beside_mask, refuse_mask_shape
 from fastdqn.envs.pool import without_main_module
 from fastdqn.envs.rows import Rows
 from fastdqn.envs.supervision import Supervision
 from fastdqn.envs.vector_source import VectorSource
+from fastdqn.errors import UsageError
 
 __all__ = ["VECTORIZERS", "EnvSource", "GroupedSource", "VectorSource", "make_source", "source_of"]
 
@@ -58,7 +61,7 @@ class EnvSource(Protocol):
         """Return the rows of a group: columns of `rows`."""
 
     def reset(self, seeds: Sequence[int]) -> None:
-        """Start new episodes everywhere; fills `rows.obs`."""
+        """Start new episodes everywhere; fills `rows.obs`. Steps under way are forgotten."""
 
     def send(self, actions: npt.NDArray[np.int64], group: int = 0) -> None:
         """Start a step of a group with its actions [M] int64, counted from 0."""
@@ -87,6 +90,7 @@ class GroupedSource:
         self.num_workers = envs.num_workers
         self.description = description
         self.rows_of = envs.rows_of
+        self._sent: deque[int] = deque()  # groups whose step was not received yet
 
     @property
     def num_restarts(self) -> int:
@@ -100,6 +104,8 @@ class GroupedSource:
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Start new episodes everywhere; fills `rows.obs`."""
+        while self._sent:
+            self.recv(self._sent[0])
         self.envs.reset_async(seed=list(seeds))
         self.envs.reset_wait()
         self.rows.clear()
@@ -107,6 +113,7 @@ class GroupedSource:
     def send(self, actions: npt.NDArray[np.int64], group: int = 0) -> None:
         """Wake the workers; returns at once."""
         self.envs.send(actions + self.description.first_action, group)
+        self._sent.append(group)
 
     def recv(self, group: int = 0) -> None:
         """Wait for all workers.
@@ -115,7 +122,14 @@ class GroupedSource:
             TimeoutError: A worker that nobody supervises was silent for two minutes.
             WorkerError: Workers failed more often than their supervision allows.
         """
-        self.envs.recv(REPLY_DEADLINE_S, group)
+        try:
+            self.envs.recv(REPLY_DEADLINE_S, group)
+        except multiprocessing.TimeoutError:
+            raise  # still under way
+        except Exception:
+            self._sent.popleft()
+            raise
+        self._sent.popleft()
 
     def close(self) -> None:
         """End the workers."""
@@ -166,16 +180,20 @@ def make_source(
         return VectorSource(kinds[vectorizer](factories, autoreset_mode=mode), description)
 
 
-def source_of(envs: VectorEnv[Any, Any, Any], *, masks_in_infos: bool = False) -> EnvSource:
+def source_of(
+    envs: VectorEnv[Any, Any, Any], *, masks_in_infos: bool = False, obey_masks: bool = True
+) -> EnvSource:
     """Make a source of a vector environment that the caller built and goes on owning.
 
     Args:
         envs: The vector.
-        masks_in_infos: Whether its infos hold `action_mask`; one in a Dict observation is seen
-            by itself.
+        masks_in_infos: Whether its infos hold `action_mask`; one in a Dict observation, or in
+            the block of a GroupedVectorEnv, is seen by itself.
+        obey_masks: Whether masks are read at all.
 
     Raises:
-        UsageError: Its spaces do not suit DQN, or it does not say its autoreset mode.
+        UsageError: Its spaces do not suit DQN, its masks speak of another number of actions or
+            stay where nobody reads them, or it does not say its autoreset mode.
     """
     env_id = envs.spec.id if envs.spec else type(envs).__name__
     threshold = envs.spec.reward_threshold if envs.spec else None
@@ -184,10 +202,19 @@ def source_of(envs: VectorEnv[Any, Any, Any], *, masks_in_infos: bool = False) -
     description = describe_spaces(
         env_id, space if key is None else space[key], envs.single_action_space, threshold
     )
-    masked = masks_in_infos or key is not None
-    description = replace(description, num_masked=description.num_actions if masked else 0)
+    if obey_masks and key is not None:
+        refuse_mask_shape(f"environment {env_id}", space[MASK].shape, description.num_actions)
+    in_block = isinstance(envs, GroupedVectorEnv) and envs.rows.action_mask.shape[1] > 0
+    if obey_masks and (masks_in_infos or in_block or key is not None):
+        description = replace(description, num_masked=description.num_actions)
     if _shares_its_rows(envs, description):
         return GroupedSource(envs, description)  # type: ignore[arg-type]
+    if description.num_masked and in_block and not envs.send_infos:  # type: ignore[attr-defined]
+        raise UsageError(
+            "num_masked with send_infos=False",
+            "its masks lie in the block, which is read in mode SAME_STEP only",
+            "Build it with send_infos=True or autoreset_mode=AutoresetMode.SAME_STEP.",
+        )
     return VectorSource(envs, description)
 
 
@@ -197,5 +224,5 @@ def _shares_its_rows(envs: VectorEnv[Any, Any, Any], description: EnvDescription
         isinstance(envs, GroupedVectorEnv)
         and envs.autoreset_mode is AutoresetMode.SAME_STEP
         and envs.rows.obs.shape[1:] == description.obs_shape
-        and envs.rows.action_mask.shape[1] >= description.num_masked
+        and envs.rows.action_mask.shape[1] == description.num_masked
     )

@@ -262,7 +262,7 @@ class SupervisedPool(WorkerPool):
                 self._start_again(ward)
             return
         while ward.owed and ward.worker.answered(0.0):
-            trouble = self._trouble_of(ward, math.inf)
+            trouble = self._trouble_of(ward, time.monotonic())
             if isinstance(trouble, str):
                 self._replace(ward, trouble)
                 return

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.async_vector_env import AsyncState
 
 from fastdqn.envs.make import EnvDescription
-from fastdqn.envs.masks import MASK, observed_beside_mask
+from fastdqn.envs.masks import MASK, checked_masks, observed_beside_mask
 from fastdqn.envs.rows import Rows, RowSpec
 from fastdqn.errors import UsageError
 
@@ -50,6 +51,7 @@ class VectorSource:
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, np.int64)
         self._ended = np.zeros(self.num_envs, np.bool_)
+        self._everyone = np.ones(self.num_envs, np.bool_)
         self._pending: npt.NDArray[np.int64] | None = None
 
     def rows_of(self, group: int) -> Rows:  # noqa: ARG002
@@ -59,11 +61,12 @@ class VectorSource:
     def reset(self, seeds: Sequence[int]) -> None:
         """Start new episodes everywhere; fills `rows.obs`."""
         envs: Any = self.envs  # vectors that are one program take one seed for all
+        if isinstance(envs, AsyncVectorEnv) and envs._state is AsyncState.WAITING_STEP:
+            envs.step_wait()
         one_by_one = isinstance(envs.unwrapped, AsyncVectorEnv | SyncVectorEnv)
         obs, infos = envs.reset(seed=list(seeds) if one_by_one else seeds[0])
         self.rows.clear()
-        self.rows.obs[:] = self._observed(obs)
-        self._read_masks(obs, infos, np.ones(self.num_envs, np.bool_))
+        self._show(obs, infos)
         self._ended[:] = False
         self._returns[:] = 0.0
         self._lengths[:] = 0
@@ -101,8 +104,7 @@ class VectorSource:
     def _place_observations(self, obs: Any, infos: dict[str, Any]) -> None:
         """Fill `obs` and, for episodes that ended within the step, `final_obs`."""
         rows, ended = self.rows, self._ended
-        rows.obs[:] = self._observed(obs)
-        self._read_masks(obs, infos, np.ones(self.num_envs, np.bool_))
+        self._show(obs, infos)
         if not (self.resets_within_step and ended.any()):
             return
         if self._mode is AutoresetMode.SAME_STEP:
@@ -110,36 +112,43 @@ class VectorSource:
             return
         rows.final_obs[ended] = rows.obs[ended]
         rows.final_action_mask[ended] = rows.action_mask[ended]
-        fresh, fresh_infos = self.envs.reset(options={"reset_mask": ended.copy()})
-        rows.obs[ended] = self._observed(fresh)[ended]
-        self._read_masks(fresh, fresh_infos, ended)
+        self._show(*self.envs.reset(options={"reset_mask": ended.copy()}), ended)
+
+    def _show(
+        self, obs: Any, infos: dict[str, Any], which: npt.NDArray[np.bool_] | None = None
+    ) -> None:
+        """Let the environments in `which` [N], or all, show `obs` and what may be done there."""
+        told, here = infos, slice(None) if which is None else which
+        if self._key is not None:
+            told, obs = obs, obs[self._key]
+        self.rows.obs[here] = obs[here]
+        self._read_masks(self.rows.action_mask, told, self._everyone if which is None else which)
 
     def _place_finals(self, infos: dict[str, Any]) -> None:
         """SAME_STEP: the last observations and what was said of them come in the infos."""
-        final_masks = infos.get("final_info", {}).get(MASK)
-        for index in np.flatnonzero(self._ended):
-            final = infos["final_obs"][index]
-            self.rows.final_obs[index] = final if self._key is None else final[self._key]
-            if self._key is not None:
-                final_mask = final[MASK]
-            else:
-                final_mask = True if final_masks is None else final_masks[index]
-            self.rows.final_action_mask[index] = final_mask
-
-    def _observed(self, obs: Any) -> Any:
-        return obs if self._key is None else obs[self._key]
-
-    def _read_masks(self, obs: Any, infos: dict[str, Any], which: npt.NDArray[np.bool_]) -> None:
-        """Take the masks of the environments in `which` [N]; everything is allowed without one."""
-        if not self.description.num_masked:
-            return
+        ended, finals = self._ended, infos["final_obs"]
+        told = infos.get("final_info", {})
         if self._key is not None:
-            self.rows.action_mask[which] = obs[MASK][which]
+            observed = np.full(self.num_envs, None)
+            told = {MASK: np.full(self.num_envs, None)}
+            for index in np.flatnonzero(ended):
+                observed[index], told[MASK][index] = finals[index][self._key], finals[index][MASK]
+            finals = observed
+        for index in np.flatnonzero(ended):
+            self.rows.final_obs[index] = finals[index]
+        self._read_masks(self.rows.final_action_mask, told, ended)
+
+    def _read_masks(
+        self, into: npt.NDArray[np.bool_], told: Any, which: npt.NDArray[np.bool_]
+    ) -> None:
+        """Take the masks of the environments in `which` [N]; everything is allowed without one."""
+        num_masked = self.description.num_masked
+        if not num_masked:
             return
-        said = which & infos.get(f"_{MASK}", MASK in infos)
-        self.rows.action_mask[which & ~said] = True
+        said = which & told.get(f"_{MASK}", MASK in told)
+        into[which & ~said] = True
         if said.any():
-            self.rows.action_mask[said] = infos[MASK][said]
+            into[said] = checked_masks(told[MASK], said, num_masked)
 
     def close(self) -> None:
         """Close the vector environment."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -187,10 +187,10 @@ def test_a_nan_is_refused_by_environment_and_step_and_nothing_of_it_is_written(
 
 SAFE = [
     (kind, mode)
-    for kind in ("grouped 2", "async", "sync")
+    for kind in ("grouped 0", "grouped 2", "async", "sync")
     for mode in MODES
     # Gymnasium's own vectors hand over the array itself in SAME_STEP, after the reset wrote to it.
-    if kind == "grouped 2" or mode is not AutoresetMode.SAME_STEP
+    if kind.startswith("grouped") or mode is not AutoresetMode.SAME_STEP
 ]
 
 
@@ -249,31 +249,44 @@ def _plain_loop(factory: EnvFactory, seed: int, env_index: int, steps: int) -> l
 
 def _by_source(source: EnvSource, steps: int) -> list[list[Transition]]:
     """Return at least `steps` transitions of each environment, read from the rows."""
-    rows = source.rows
     actions = [_actions_of(i, source.description.num_actions) for i in range(source.num_envs)]
     seen: list[list[Transition]] = [[] for _ in range(source.num_envs)]
-    due = [next(a) for a in actions]
     source.reset(SEEDS)
+    size = source.num_envs // source.num_groups
+    groups = [range(first, first + size) for first in range(0, source.num_envs, size)]
+    shown, due = source.rows.obs.tolist(), [next(a) for a in actions]
+    for group, envs in enumerate(groups):
+        source.send(np.array([due[i] for i in envs]), group)
     while min(map(len, seen)) < steps:
-        before = rows.obs.tolist()
-        source.send(np.array(due))
-        source.recv()
-        after = rows.obs.tolist()
-        for i in np.flatnonzero(rows.real).tolist():
-            ended = bool(rows.terminated[i] or rows.truncated[i])
-            last = rows.final_obs[i].tolist() if ended and source.resets_within_step else after[i]
-            seen[i].append(
-                (
-                    before[i],
-                    due[i],
-                    float(rows.reward[i]),
-                    last,
-                    bool(rows.terminated[i]),
-                    bool(rows.truncated[i]),
-                )
-            )
-            due[i] = next(actions[i])
+        for group, envs in enumerate(groups):
+            source.recv(group)
+            for i, row in zip(envs, _rows_as_python(source, group), strict=True):
+                if row.real:
+                    seen[i].append((shown[i], due[i], *row.transition))
+                    due[i] = next(actions[i])
+                shown[i] = row.shown
+            source.send(np.array([due[i] for i in envs]), group)
+    for group in range(source.num_groups):
+        source.recv(group)
     return seen
+
+
+class _Row(NamedTuple):
+    """What one environment's row says after a step; a transition without its beginning."""
+
+    real: bool
+    transition: tuple[float, list[float], bool, bool]
+    shown: list[float]
+
+
+def _rows_as_python(source: EnvSource, group: int) -> Iterator[_Row]:
+    rows = source.rows_of(group)
+    for i, shown in enumerate(rows.obs.tolist()):
+        terminated, truncated = bool(rows.terminated[i]), bool(rows.truncated[i])
+        within = source.resets_within_step and (terminated or truncated)
+        last = rows.final_obs[i].tolist() if within else shown
+        told = (float(rows.reward[i]), last, terminated, truncated)
+        yield _Row(bool(rows.real[i]), told, shown)
 
 
 def _assert_same_as_plain_loop(source: EnvSource, factory: EnvFactory, steps: int) -> None:
@@ -290,7 +303,7 @@ def _assert_same_as_plain_loop(source: EnvSource, factory: EnvFactory, steps: in
 @pytest.mark.parametrize(
     ("kind", "mode"),
     [(kind, AutoresetMode.SAME_STEP) for kind in KINDS]
-    + [(kind, mode) for kind in ("grouped 2", "sync") for mode in (MODES[0], MODES[2])],
+    + [(kind, mode) for kind in ("grouped 0", "grouped 2", "sync") for mode in MODES[::2]],
     ids=str,
 )
 def test_cartpole_gives_the_transitions_of_a_plain_loop(kind: str, mode: AutoresetMode) -> None:
@@ -300,14 +313,17 @@ def test_cartpole_gives_the_transitions_of_a_plain_loop(kind: str, mode: Autores
 
 
 @pytest.mark.parametrize(
-    ("vectorizer", "num_workers"),
-    [("grouped", 1), ("grouped", 2), ("grouped", 4), ("async", None), ("sync", None)],
+    ("vectorizer", "num_workers", "num_groups"),
+    [("grouped", workers, groups) for workers in (0, 1, 2) for groups in (1, 2)]
+    + [("grouped", 4, 1), ("grouped", 0, 4), ("async", None, 1), ("sync", None, 1)],
 )
 def test_lunar_lander_gives_the_transitions_of_a_plain_loop(
-    vectorizer: str, num_workers: int | None
+    vectorizer: str, num_workers: int | None, num_groups: int
 ) -> None:
     factory = factory_of("LunarLander-v3")
-    source = make_source(vectorizer, factory, describe(factory), NUM_ENVS, num_workers)
+    source = make_source(
+        vectorizer, factory, describe(factory), NUM_ENVS, num_workers, num_groups=num_groups
+    )
     _assert_same_as_plain_loop(source, factory, 300)
 
 

@@ -104,30 +104,37 @@ class RandomSource:
 
     num_workers = 0
     num_envs = NUM_ENVS
+    num_restarts = 0
+    restarts: Sequence[str] = ()
     description: EnvDescription = describe_spaces(
         "Random-v0", Box(-1, 1, (OBS_SIZE,), np.float32), Discrete(2), None
     )
 
-    def __init__(self, resets_within_step: bool) -> None:
-        self.resets_within_step = resets_within_step
-        self.rows = Rows.allocate(RowSpec(NUM_ENVS, (OBS_SIZE,), "float32"))
+    def __init__(self, resets_within_step: bool, num_groups: int, num_masked: int) -> None:
+        self.resets_within_step, self.num_groups = resets_within_step, num_groups
+        spec = RowSpec(NUM_ENVS, (OBS_SIZE,), "float32", num_masked=num_masked)
+        self.rows = Rows.allocate(spec)
         self._rng = np.random.default_rng(0)
         self.actions: list[npt.NDArray[np.int64]] = []
+
+    def rows_of(self, group: int) -> Rows:
+        size = NUM_ENVS // self.num_groups
+        return self.rows.columns(group * size, (group + 1) * size)
 
     def reset(self, seeds: Sequence[int]) -> None:
         self.rows.obs[:] = self._rng.normal(size=self.rows.obs.shape)
 
-    def send(self, actions: npt.NDArray[np.int64]) -> None:
+    def send(self, actions: npt.NDArray[np.int64], group: int = 0) -> None:
         self.actions.append(actions.copy())
 
-    def recv(self) -> None:
-        rows = self.rows
+    def recv(self, group: int = 0) -> None:
+        rows = self.rows_of(group)
         for array in (rows.obs, rows.final_obs, rows.reward):
             array[:] = self._rng.normal(size=array.shape)
-        rows.terminated[:] = self._rng.random(NUM_ENVS) < 0.2
-        rows.truncated[:] = self._rng.random(NUM_ENVS) < 0.2
+        for flags in (rows.terminated, rows.truncated, rows.action_mask, rows.final_action_mask):
+            flags[:] = self._rng.random(flags.shape) < 0.2
         if not self.resets_within_step:
-            rows.real[:] = self._rng.random(NUM_ENVS) < 0.7
+            rows.real[:] = self._rng.random(len(rows.real)) < 0.7
 
     def close(self) -> None:
         return
@@ -137,12 +144,25 @@ class Parts:
     """A policy, a learner, a ring and a rollout that have gone through a few vector steps."""
 
     def __init__(
-        self, *, resets_within_step: bool = True, device: str = "cpu", **settings: Any
+        self,
+        *,
+        resets_within_step: bool = True,
+        num_groups: int = 1,
+        num_masked: int = 0,
+        device: str = "cpu",
+        **settings: Any,
     ) -> None:
         self.learner = Learner(MLP((OBS_SIZE,), 2, (8,)), device=device, **settings)
-        self.replay = ReplayBuffer(60, NUM_ENVS, (OBS_SIZE,), device=device)
+        self.replay = ReplayBuffer(
+            60,
+            NUM_ENVS,
+            (OBS_SIZE,),
+            device=device,
+            num_groups=num_groups,
+            num_masked=num_masked,
+        )
         self.policy = Policy(self.learner.network)
-        self.source = RandomSource(resets_within_step)
+        self.source = RandomSource(resets_within_step, num_groups, num_masked)
         self.rollout = Rollout(self.source, self.policy, self.replay)
         self.rollout.reset(range(NUM_ENVS))
         for _ in range(12):
@@ -161,6 +181,8 @@ SETTINGS: list[dict[str, Any]] = [
     {},
     {"double": False, "loss": "mse", "target": "hard", "target_period": 2, "clip_value": 1.0},
     {"target": "none", "clip_norm": None, "resets_within_step": False},
+    {"num_masked": 2},
+    {"num_groups": 3, "num_masked": 2, "resets_within_step": False},
 ]
 
 
@@ -183,11 +205,12 @@ def test_a_vector_step_makes_no_float64_tensor(settings: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_acting_learning_and_writing_never_look_at_the_device(settings: dict[str, Any]) -> None:
-    parts = Parts(**settings)
-    obs = torch.randn(NUM_ENVS, OBS_SIZE)
-    with Operations() as operations, Calls() as calls:
-        for _ in range(5):
-            parts.policy.act(obs, 0.5)
+    """Sending is left out: it brings the actions to the host."""
+    parts, operations, calls = Parts(**settings), Operations(), Calls()
+    for _ in range(5):
+        parts.rollout.send(0.5)
+        with operations, calls:
+            parts.policy.act(parts.replay.shown(), 0.5, parts.replay.shown_mask())
             parts.learner.learn(parts.replay, parts.replay.draw(3, BATCH))
             parts.rollout.collect()
             parts.rollout.write()
@@ -196,8 +219,11 @@ def test_acting_learning_and_writing_never_look_at_the_device(settings: dict[str
     assert operations.names.total() > 100
 
 
-def test_a_vector_step_brings_its_actions_to_the_host_and_nothing_else() -> None:
-    parts = Parts()
+@pytest.mark.parametrize("settings", SETTINGS[2:])
+def test_a_vector_step_brings_its_actions_to_the_host_and_nothing_else(
+    settings: dict[str, Any],
+) -> None:
+    parts = Parts(**settings)
     seen = len(parts.source.actions)
     with Operations() as operations, Calls() as calls:
         for _ in range(5):
@@ -302,13 +328,16 @@ def test_a_vector_step_does_as_many_operations_for_many_environments_as_for_few(
 @pytest.mark.cuda
 def test_on_a_card_only_the_actions_are_waited_for() -> None:
     parts = Parts(device="cuda")
-    torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(5):
+            parts.rollout.send(0.5)
+            torch.cuda.set_sync_debug_mode("error")
             parts.policy.act(parts.replay.shown(), 0.5)
             parts.learner.learn(parts.replay, parts.replay.draw(3, BATCH))
             parts.rollout.collect()
             parts.rollout.write()
+            torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.set_sync_debug_mode("error")
         with pytest.raises(RuntimeError, match="synchronizing"):
             parts.rollout.send(0.5)
     finally:

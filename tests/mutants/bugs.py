@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastdqn import learner, losses, networks, policy, schedules
+from fastdqn import learner, losses, networks, policy, rollout, schedules
+from fastdqn.envs.host import Host
+from fastdqn.envs.source import GroupedSource
+from fastdqn.envs.vector_source import VectorSource
 from fastdqn.learner import Learner, LearnerState
 from fastdqn.optimizers import Adam
 from fastdqn.replay.ring import ReplayBuffer
@@ -33,6 +36,9 @@ POLICY = "tests/unit/test_policy.py::test_"
 SCHEDULES = "tests/unit/test_schedules.py::test_"
 LEARNER = "tests/unit/test_learner.py::test_"
 HOTPATH = "tests/hotpath/test_hotpath.py::test_"
+MASKS = "tests/unit/test_masks.py::test_"
+MASKED_VECTORS = "tests/equivalence/test_masked_vectors.py::test_"
+GROUPS = "tests/unit/test_env_groups.py::test_"
 
 
 @dataclass(frozen=True)
@@ -449,6 +455,135 @@ def rewards_kept_in_float64() -> None:
         self.ring = replace(self.ring, reward=self.ring.reward.double())
 
     exchange("__init__", init, ReplayBuffer)
+
+
+# Masks
+
+
+@turns_red(MASKS + "what_is_forbidden_next_does_not_count_in_the_target")
+def forbidden_actions_in_the_target() -> None:
+    right = Learner._goal
+
+    def goal(self: Learner, state: LearnerState, batch: Any) -> Tensor:
+        return right(self, state, replace(batch, next_action_mask=None))
+
+    exchange("_goal", goal, Learner)
+
+
+@turns_red(
+    MASKS + "a_prediction_is_the_best_of_what_is_allowed",
+    MASKED_VECTORS + "an_evaluation_does_the_best_of_what_is_allowed",
+)
+def forbidden_actions_when_greedy() -> None:
+    right = policy.Policy.greedy
+    exchange("greedy", lambda self, obs, _mask=None: right(self, obs), policy.Policy)
+
+
+@turns_red(MASKS + "the_masked_taxi_never_stands_still_and_the_free_one_does")
+def forbidden_actions_when_exploring() -> None:
+    exchange("_any_allowed", _anything, policy)
+
+
+def _anything(action_mask: Tensor, generator: torch.Generator) -> Tensor:
+    rows, num_actions = action_mask.shape
+    return torch.randint(num_actions, (rows,), generator=generator)
+
+
+@turns_red(
+    MASKED_VECTORS + "made_sources_read_masks",
+    MASKED_VECTORS + "masks_in_the_block_of_our_own_vector_are_read_there_without_infos",
+)
+def last_mask_taken_after_the_reset() -> None:
+    right = Host._reset_one
+
+    def reset_one(self: Host, i: int, *given: Any) -> Any:
+        info = right(self, i, *given)
+        self.rows.final_action_mask[i] = self.rows.action_mask[i]
+        return info
+
+    exchange("_reset_one", reset_one, Host)
+
+
+@turns_red(MASKED_VECTORS + "made_sources_read_masks[grouped-0-1-MaskedCounterEnv]")
+def an_older_mask_kept_where_nothing_is_said() -> None:
+    right = Host._read_mask
+
+    def read_mask(self: Host, i: int, info: dict[str, Any]) -> None:
+        if "action_mask" in info:
+            right(self, i, info)
+
+    exchange("_read_mask", read_mask, Host)
+
+
+@turns_red(MASKED_VECTORS + "masks_are_those_of_the_next_observation_and_no_action_is_forbidden")
+def nothing_said_taken_for_nothing_allowed() -> None:
+    """Gymnasium's infos hold zeros for environments that say nothing while others do."""
+    right = VectorSource._read_masks
+
+    def read_masks(self: VectorSource, into: Any, told: Any, which: Any) -> None:
+        right(self, into, {key: told[key] for key in told if key != "_action_mask"}, which)
+
+    exchange("_read_masks", read_masks, VectorSource)
+
+
+# Groups of environments
+
+
+@turns_red(GROUPS + "while_one_group_is_waited_for_the_others_step")
+def one_group_waited_for_before_the_next_is_sent() -> None:
+    def send(self: rollout.Rollout, epsilon: float) -> None:
+        group = self._waiting.popleft()
+        shown, mask = self.replay.shown(group.index), self.replay.shown_mask(group.index)
+        group.action = self.policy.act(shown, epsilon, mask)
+        self.source.send(group.action.numpy(), group.index)
+        self._stepping.append(group)
+
+    exchange("send", send, rollout.Rollout)
+
+
+@turns_red(GROUPS + "every_environment_goes_through_what_it_does_in_a_single_group")
+def every_group_acts_for_the_first() -> None:
+    right = ReplayBuffer.shown
+    exchange("shown", lambda self, _group=0: right(self, 0), ReplayBuffer)
+
+
+@turns_red(
+    GROUPS + "env_steps_and_episodes_are_counted_as_they_are_written",
+    GROUPS + "updates_per_env_step_are_exact_at_every_moment",
+)
+def a_step_of_one_group_counted_for_all() -> None:
+    right = rollout.Rollout.write
+
+    def write(self: rollout.Rollout) -> Any:
+        episodes = right(self)
+        self.env_steps += self.source.num_envs - self.source.num_envs // self.source.num_groups
+        return episodes
+
+    exchange("write", write, rollout.Rollout)
+
+
+@turns_red(
+    GROUPS + "after_a_reset_in_the_middle_the_group_whose_turn_it_is_begins",
+    GROUPS + "an_agent_learns_again_and_again_in_a_vector_of_the_callers_own",
+)
+def a_step_under_way_answers_the_next_reset() -> None:
+    right = GroupedSource.reset
+
+    def reset(self: GroupedSource, seeds: Any) -> None:
+        self._sent.clear()
+        right(self, seeds)
+
+    exchange("reset", reset, GroupedSource)
+
+
+@turns_red(GROUPS + "a_nan_is_told_by_the_environments_own_number")
+def environments_numbered_within_their_group() -> None:
+    right = rollout.Rollout._refuse_if_bad
+
+    def refuse(self: rollout.Rollout, what: str, values: Any, _: int = 0, envs: Any = None) -> None:
+        right(self, what, values, 0, envs)
+
+    exchange("_refuse_if_bad", refuse, rollout.Rollout)
 
 
 # The hot path

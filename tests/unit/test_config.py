@@ -19,12 +19,14 @@ from fastdqn.config import Config, choices_of, flag_of, plain, spelled
 from fastdqn.errors import UsageError
 
 AT_LEAST_ONE = (
-    "total_timesteps num_envs num_workers buffer_size batch_size epsilon_decay_steps "
+    "total_timesteps num_envs env_groups buffer_size batch_size epsilon_decay_steps "
     "eval_episodes eval_interval cpu_threads log_interval checkpoint_interval"
 )
-NOT_NEGATIVE = "seed target_period target_period_episodes learning_starts"
+NOT_NEGATIVE = (
+    "seed num_workers target_period target_period_episodes learning_starts max_worker_restarts"
+)
 NOT_NEGATIVE_NUMBERS = "weight_decay learning_rate"
-POSITIVE_NUMBERS = "replay_ratio clip_norm clip_value"
+POSITIVE_NUMBERS = "replay_ratio clip_norm clip_value worker_deadline_s"
 FRACTIONS = "gamma epsilon_start epsilon_end"
 POSITIVE_FRACTIONS = "tau epsilon_decay_factor"
 WIDE = Config(total_timesteps=10**12, buffer_size=10**10)
@@ -57,6 +59,8 @@ def test_sizes_below_one_are_refused(name: str, value: int) -> None:
 @given(st.sampled_from(f"{AT_LEAST_ONE} {NOT_NEGATIVE}".split()), st.integers(1, 10**9))
 def test_sizes_from_one_on_are_accepted(name: str, value: int) -> None:
     ample: dict[str, Any] = {"learning_starts": 0, "batch_size": 1, "num_envs": 1}
+    if name == "env_groups":
+        ample["num_envs"] = value
     assert getattr(replace(WIDE, **{**ample, name: value}), name) == value
 
 
@@ -174,6 +178,23 @@ def test_a_vector_step_fits_into_the_buffer_or_is_refused() -> None:
     Config(num_envs=64, buffer_size=64, batch_size=8)
     with pytest.raises(UsageError, match=r"--num-envs 65: .* --buffer-size 64"):
         Config(num_envs=65, buffer_size=64, batch_size=8)
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_groups_are_equally_large_or_refused(num_envs: int, groups: int) -> None:
+    if num_envs % groups == 0:
+        Config(num_envs=num_envs, env_groups=groups)
+        return
+    message = rf"--env-groups {groups}: --num-envs {num_envs} .* Choose --num-envs as a multiple"
+    with pytest.raises(UsageError, match=message):
+        Config(num_envs=num_envs, env_groups=groups)
+
+
+@pytest.mark.parametrize("vectorizer", ["async", "sync", "envpool", "tensor"])
+def test_only_our_own_workers_step_in_groups(vectorizer: Any) -> None:
+    Config(vectorizer=vectorizer, env_groups=1)
+    with pytest.raises(UsageError, match=f"--env-groups 2 with --vectorizer {vectorizer}: only"):
+        Config(vectorizer=vectorizer, env_groups=2)
 
 
 def test_a_hard_target_needs_one_of_two_periods() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.source import VectorSource, source_of
 from fastdqn.errors import UsageError
@@ -28,7 +29,7 @@ def _source(num_envs: int = 3, mode: AutoresetMode = SAME_STEP, **kwargs: Any) -
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
-@pytest.mark.parametrize("kind", ["grouped 2", "sync"])
+@pytest.mark.parametrize("kind", ["grouped 0", "grouped 2", "sync"])
 def test_returns_and_lengths_are_those_of_whole_episodes(kind: str, mode: AutoresetMode) -> None:
     rules = CounterRules((2, 5, 1))
     source = source_of(vector_of(kind, counters(2, rules.lengths), mode))
@@ -44,6 +45,19 @@ def test_returns_and_lengths_are_those_of_whole_episodes(kind: str, mode: Autore
     ]  # fmt: skip
     assert result.returns.tolist() == expected
     assert result.episodes == 6
+
+
+def test_environments_in_groups_are_evaluated_like_others() -> None:
+    policy, results = random_policy(_source(1)), []
+    for num_groups in (1, 2, 4):
+        envs = GroupedVectorEnv(
+            counters(4, (2, 5, 1)), autoreset_mode=SAME_STEP, num_workers=0, num_groups=num_groups
+        )
+        source = source_of(envs)
+        result = evaluate(policy, source, range(4), episodes=12)
+        source.close()
+        results.append((result.returns.tolist(), result.lengths.tolist()))
+    assert results[0] == results[1] == results[2]
 
 
 def _greedy(policy: Any, *obs: int) -> int:

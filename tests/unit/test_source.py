@@ -9,12 +9,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.make import describe, factory_of
 from fastdqn.envs.source import GroupedSource, VectorSource, make_source, source_of
 from fastdqn.errors import UsageError
+from tests.batched import BatchedCounter
 from tests.drive import MODES, everything_in, roll, rollout_of, vector_of
 from tests.oracles import (
     ArrayRewardEnv,
@@ -91,7 +92,7 @@ def test_results_are_copied_even_from_a_vector_that_hands_out_its_own_buffer(
 
 @every_mode
 def test_a_reset_clears_the_rewards_and_ends_of_the_last_step(mode: AutoresetMode) -> None:
-    for kind in ("grouped 1", "sync"):
+    for kind in ("grouped 0", "grouped 1", "sync"):
         source = source_of(vector_of(kind, counters(2, 1), mode))
         source.reset([0, 1])
         source.send(np.array([1, 2]))
@@ -109,7 +110,7 @@ def test_a_reset_clears_the_rewards_and_ends_of_the_last_step(mode: AutoresetMod
 # Actions
 
 
-@pytest.mark.parametrize("kind", ["grouped 2", "sync", "async"])
+@pytest.mark.parametrize("kind", ["grouped 0", "grouped 2", "sync", "async"])
 def test_actions_count_from_zero_whatever_the_space_says(kind: str) -> None:
     factories = counters(2, kind=OffsetCounterEnv)
     source = source_of(vector_of(kind, factories, AutoresetMode.SAME_STEP))
@@ -124,51 +125,6 @@ def test_actions_count_from_zero_whatever_the_space_says(kind: str) -> None:
 
 
 # Vectors that are one program
-
-
-class BatchedCounter(VectorEnv[Any, Any, Any]):
-    """N counters written as one program: native arrays, one seed for all."""
-
-    def __init__(self, num_envs: int, mode: AutoresetMode | str | None) -> None:
-        self.num_envs = num_envs
-        self.metadata = {} if mode is None else {"autoreset_mode": mode}
-        self.single_observation_space = Box(0, 4096, (3,), np.float32)
-        self.single_action_space = Discrete(3)
-        self.rules = CounterRules((3, 2))
-        self.seed: int | None = None
-        self.state = np.zeros((num_envs, 3), np.int64)
-        self.state[:, 0] = np.arange(num_envs)
-        self.state[:, 1] = -1
-        self.ended = np.zeros(num_envs, np.bool_)
-
-    def _begin(self, mask: np.ndarray[Any, Any]) -> None:
-        self.state[mask, 1] += 1
-        self.state[mask, 2] = 0
-        self.ended[mask] = False
-
-    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
-        assert seed is None or isinstance(seed, int)
-        self.seed = self.seed if seed is None else seed
-        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, np.bool_))
-        self._begin(mask)
-        return self.state.astype(np.float32), {}
-
-    def step(self, actions: Any) -> Any:
-        reset = self.ended.copy()
-        reward = np.zeros(self.num_envs)
-        terminated, truncated = np.zeros((2, self.num_envs), np.bool_)
-        for i in np.flatnonzero(~reset).tolist():
-            env_id, episode, t = self.state[i].tolist()
-            reward[i] = self.rules.reward(env_id, episode, t, int(actions[i]))
-            terminated[i], truncated[i] = self.rules.flags(env_id, episode, t)
-        self.state[~reset, 2] += 1
-        self._begin(reset)
-        ended = self.ended = terminated | truncated
-        infos: dict[str, Any] = {}
-        if self.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP and ended.any():
-            infos = {"final_obs": self.state.astype(np.float32), "_final_obs": ended}
-            self._begin(ended.copy())
-        return self.state.astype(np.float32), reward, terminated, truncated, infos
 
 
 @every_mode
@@ -251,6 +207,7 @@ def test_only_a_grouped_vector_in_same_step_mode_shares_its_block() -> None:
 @pytest.mark.parametrize(
     ("kind", "mode", "num_workers"),
     [
+        ("grouped 0", AutoresetMode.SAME_STEP, 0),
         ("grouped 1", AutoresetMode.SAME_STEP, 1),
         ("grouped 1", AutoresetMode.NEXT_STEP, 1),
         ("async", AutoresetMode.NEXT_STEP, 2),

@@ -41,6 +41,7 @@ class FakeRollout:
     def __init__(self, stage: Stage, num_envs: int, ends: dict[int, int]) -> None:
         self.stage, self.num_envs, self.ends = stage, num_envs, ends
         self.replay, self.env_steps, self.episodes, self.vector_steps = "ring", 0, 0, 0
+        self.source = SimpleNamespace(num_restarts=0, restarts=[])
 
     def reset(self, seeds: Sequence[int]) -> None:
         self.stage.say(f"reset {list(seeds)}", 5.0)
@@ -129,6 +130,9 @@ class Stage:
 
     def saw_checkpoint(self, trainer: Loop) -> None:
         self.say(f"saw checkpoint at {trainer.rollout.env_steps} {trainer.status}")
+
+    def saw_restart(self, env_steps: int, told: str) -> None:
+        self.say(f"saw restart at {env_steps}: {told}")
 
 
 @pytest.fixture
@@ -223,6 +227,25 @@ def test_five_vector_steps_happen_in_this_order(clock: Clock) -> None:
         "learn 1 from ring",
         "saw report at 10",
     ]
+
+
+def test_each_restart_of_a_worker_is_told_once_and_after_its_step(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=8, starts=6)
+    source = stage.rollout.source
+    moments = iter([[], ["worker 0", "worker 1"], [], ["worker 0 again"]])
+
+    def befall() -> None:
+        source.restarts += next(moments)
+        source.num_restarts = len(source.restarts)
+
+    stage.then["collect"] = befall
+    trainer.run(SEEDS)
+    assert [event for event in stage.tape if event.startswith("saw restart")] == [
+        "saw restart at 4: worker 0",
+        "saw restart at 4: worker 1",
+        "saw restart at 8: worker 0 again",
+    ]
+    assert trainer.worker_restarts == 3
 
 
 def test_exploration_follows_env_steps_and_episodes(clock: Clock) -> None:
