@@ -159,7 +159,10 @@ class Lent:
         in_infos = masks and MASK in envs.reset()[1]
         self.source = source_of(envs, masks_in_infos=in_infos, obey_masks=masks)
         self.description = self.source.description
-        self.fixed = {"num_envs": envs.num_envs, "env_groups": self.source.num_groups}
+        self.fixed: Mapping[str, int] = {
+            "num_envs": envs.num_envs,
+            "env_groups": self.source.num_groups,
+        }
 
     @contextmanager
     def training(self, config: Config) -> Iterator[EnvSource]:  # noqa: ARG002

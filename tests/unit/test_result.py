@@ -43,9 +43,7 @@ def a_trainer(**changes: Any) -> Trainer:
         "evaluate": 7.0,
     }
     parts = {
-        "rollout": SimpleNamespace(
-            env_steps=1000, episodes=33, source=SimpleNamespace(num_envs=8, num_workers=2)
-        ),
+        "rollout": SimpleNamespace(env_steps=1000, episodes=33, num_envs=8, num_workers=2),
         "learner": SimpleNamespace(device="cpu", execution="eager"),
         "watch": watch,
         "ratio": ratio,
@@ -53,6 +51,7 @@ def a_trainer(**changes: Any) -> Trainer:
         "startup_s": 2.5,
         "train_sps": 125.0,
         "peak_sps": 150.0,
+        "worker_restarts": 3,
         "returns": deque([1.0, 2.0]),
         "return_mean_100": 1.5,
         "evaluation": Evaluation(np.array([10.0, 20.0]), np.array([3, 4])),
@@ -95,7 +94,7 @@ def test_a_solved_run_is_told_in_full() -> None:
             "eval_episodes": 2,
         },
         "time_to_target_s": {"train_wall": 6.0, "total_wall": 9.0},
-        "worker_restarts": 0,
+        "worker_restarts": 3,
         "status": "solved",
     }
 

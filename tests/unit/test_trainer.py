@@ -41,7 +41,7 @@ class FakeRollout:
     def __init__(self, stage: Stage, num_envs: int, ends: dict[int, int]) -> None:
         self.stage, self.num_envs, self.ends = stage, num_envs, ends
         self.replay, self.env_steps, self.episodes, self.vector_steps = "ring", 0, 0, 0
-        self.source = SimpleNamespace(num_restarts=0, restarts=[])
+        self.num_restarts, self.restarts = 0, list[str]()
 
     def reset(self, seeds: Sequence[int]) -> None:
         self.stage.say(f"reset {list(seeds)}", 5.0)
@@ -231,7 +231,7 @@ def test_five_vector_steps_happen_in_this_order(clock: Clock) -> None:
 
 def test_each_restart_of_a_worker_is_told_once_and_after_its_step(clock: Clock) -> None:
     trainer, stage = staged(clock, until=8, starts=6)
-    source = stage.rollout.source
+    source = stage.rollout
     moments = iter([[], ["worker 0", "worker 1"], [], ["worker 0 again"]])
 
     def befall() -> None:
