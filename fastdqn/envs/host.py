@@ -75,11 +75,16 @@ class Failure:
 
 
 class EnvFailures(Exception):  # noqa: N818 - several errors, one for each environment
-    """What the environments of one call raised, in the order of the environments."""
+    """What the environments of one call raised, in the order of the environments.
 
-    def __init__(self, failures: list[Failure]) -> None:
+    Attributes:
+        failures: One per environment that raised.
+        told: What the call would have returned for the others, where it went on with them.
+    """
+
+    def __init__(self, failures: list[Failure], told: StepTold = None) -> None:
         super().__init__(f"{len(failures)} environments raised")
-        self.failures = failures
+        self.failures, self.told = failures, told
 
 
 class Host:
@@ -153,7 +158,7 @@ class Host:
                 if info and self.task.send_infos:
                     infos[self.task.first_env + i] = info
         if failures:
-            raise EnvFailures(failures)
+            raise EnvFailures(failures, self._told(infos))
         return self._told(infos)
 
     def _told(self, infos: dict[int, dict[str, Any]]) -> StepTold:
@@ -280,9 +285,10 @@ class Host:
                 continue
             if self.task.send_infos:
                 infos[self.task.first_env + i] = info
+        told = infos, self.travelling if self.travels else None
         if failures:
-            raise EnvFailures(failures)
-        return infos, self.travelling if self.travels else None
+            raise EnvFailures(failures, told)
+        return told
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """Call a method of every environment, or read an attribute."""

@@ -115,7 +115,8 @@ class GroupedSource:
             TimeoutError: A worker that nobody supervises was silent for two minutes.
             WorkerError: Workers failed more often than their supervision allows.
         """
-        self.envs.recv(REPLY_DEADLINE_S, group)
+        patience_s = None if self.envs.supervised else REPLY_DEADLINE_S
+        self.envs.recv(patience_s, group)
 
     def close(self) -> None:
         """End the workers."""
