@@ -59,6 +59,7 @@ class Failure:
         env: Index of the environment in the whole vector.
         error: The exception, or None if it does not survive pickling.
         text: The formatted traceback.
+        reason: Its name and the first line of what it says.
         doing: What it was given to do, or nothing.
         ended: Whether the environment was shut down; the next reset builds it anew.
     """
@@ -66,6 +67,7 @@ class Failure:
     env: int
     error: Exception | None
     text: str
+    reason: str
     doing: str
     ended: bool
 
@@ -245,7 +247,8 @@ class Host:
     def failure(self, i: int, error: Exception, doing: str = "", *, ended: bool = False) -> Failure:
         """Return what environment `i` raised as it is told."""
         text = "".join(traceback.format_exception(error))
-        return Failure(self.task.first_env + i, error, text, doing, ended)
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".removesuffix(": ")
+        return Failure(self.task.first_env + i, error, text, reason, doing, ended)
 
     # Calls
 
@@ -350,7 +353,8 @@ def _on_action(env: gym.Env[Any, Any], action: Any) -> str:
     """Return the action that an environment raised on, and whether it was none of its own."""
     try:
         strange = not env.action_space.contains(action)
-        return f" on action {action!r}{f', not in {env.action_space}' if strange else ''}"
+        shown = action.item() if isinstance(action, np.generic) else action
+        return f" on action {shown!r}{f', not in {env.action_space}' if strange else ''}"
     except Exception:
         return ""
 

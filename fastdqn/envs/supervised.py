@@ -420,5 +420,5 @@ class SupervisedPool(WorkerPool):
 
 def _told(ward: _Ward, error: EnvFailures) -> tuple[str, list[int]]:
     """Say what environments of a worker raised, and which ones they are."""
-    lines = [f"{ward.worker} failed: {raised(error.failures)}", *map(str, error.failures)]
+    lines = [f"{ward.worker}: {raised(error.failures)}", *map(str, error.failures)]
     return "\n".join(lines), [failure.env for failure in error.failures]

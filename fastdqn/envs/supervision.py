@@ -82,13 +82,15 @@ class RestartBudget:
             WorkerError: There were too many; tells the trouble, and in its last line the limit.
         """
         now, limits = time.monotonic(), self.supervision
+        first, newline, rest = trouble.partition("\n")
+        told = f"{first}.{newline}{rest}"
         self._times.append(now)
         while self._times[0] < now - limits.window_s:
             self._times.popleft()
         if in_a_row > limits.max_in_a_row:
-            raise WorkerError(f"{trouble}\nIt failed {in_a_row} times without a single step.")
+            raise WorkerError(f"{told}\nIt failed {in_a_row} times without a single step.")
         if len(self._times) > limits.max_restarts:
-            raise WorkerError(f"{trouble}\n{self._exceeded()}")
+            raise WorkerError(f"{told}\n{self._exceeded()}")
         self.count += 1
         self.restarts.append(trouble)
         if in_a_row == 1:
@@ -126,11 +128,8 @@ def branch_of(seeds: Sequence[int | None], branch: int) -> list[int | None]:
 def raised(failures: Sequence[Failure]) -> str:
     """Say in one line which environments raised, and what the last of them raised."""
     envs = ", ".join(str(failure.env) for failure in failures)
-    last = failures[-1]
-    what = last.text.rstrip().rpartition("\n")[2]
-    if last.error is not None:
-        what = f"{type(last.error).__name__}: {str(last.error).partition(chr(10))[0]}"
-    return f"environment{'s' * (len(failures) > 1)} {envs} raised{last.doing}: {what}"
+    last, many = failures[-1], "s" * (len(failures) > 1)
+    return f"environment{many} {envs} raised{last.doing}: {last.reason}"
 
 
 def seeds_told(seeds: Sequence[int | None]) -> str:

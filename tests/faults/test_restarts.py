@@ -288,7 +288,7 @@ def test_one_restart_too_many_is_an_error_that_tells_everything() -> None:
     kill(envs, 1)
     said = (
         rf"^worker 1 \(pid {pid}, environments 2 to 3\) ended with SIGKILL "
-        rf"\(often out of memory\); in vector step \d+, seeds \d+, \d+\n"
+        rf"\(often out of memory\); in vector step \d+, seeds \d+, \d+\.\n"
         rf"Workers were restarted 2 times within 600 s already \(--max-worker-restarts 2\)\.$"
     )
     with pytest.raises(WorkerError, match=said):
@@ -333,7 +333,7 @@ def test_a_constructor_that_fails_later_is_given_up_after_growing_delays(
     assert time.monotonic() - start > 0.2 + 0.4 + (3 * 0.5 if how == "hangs" else 0)
     assert steps > 100  # the other worker did not wait
     reasons = {
-        "raises": "HalfPicklableError: out of parts",
+        "raises": "environment 0 raised: HalfPicklableError: out of parts; ",
         "exits": "ended with exit code 9",
         "dies": "ended with SIGKILL",
         "hangs": "has not started within 0.5 s",

@@ -62,9 +62,9 @@ def test_workers_killed_from_outside_at_any_moment_join_no_two_lives(groups: int
     envs = supervised(mortals(6, LivingEnv), num_workers=3, num_groups=groups)
     rollout = rollout_over(envs)
     with fire_at(envs, pause_s=0.02):
-        roll_until(rollout, lambda: envs.num_restarts >= 100)
+        roll_until(rollout, lambda: envs.num_restarts >= 80)
     roll_until(rollout, lambda: not envs._pool.restarted.any())
-    assert_nothing_joined(rollout, 100)
+    assert_nothing_joined(rollout, 80)
     envs.close()
 
 
@@ -75,8 +75,8 @@ def test_workers_that_die_hang_and_raise_in_steps_and_resets_join_no_two_lives(
     fate = {"kills": 0.01, "raises": 0.01, "hangs": 0.0003}
     envs = supervised(mortals(6, **fate), 3, HASTY, num_groups=groups)
     rollout = rollout_over(envs)
-    roll_until(rollout, lambda: envs.num_restarts >= 120)
-    assert_nothing_joined(rollout, 120)
+    roll_until(rollout, lambda: envs.num_restarts >= 80)
+    assert_nothing_joined(rollout, 80)
     said = "\n".join(envs.restarts)
     for what in ("SIGKILL (often out of memory)", "out of luck", "has not answered within 0.4 s"):
         assert what in said
