@@ -77,10 +77,8 @@ class RunRecord:
     def saw_restart(self, env_steps: int, told: str) -> None:
         """Say in a line that a worker was restarted, and in log.txt all that is known."""
         first, *rest = told.splitlines()
-        reason = f": {rest[-1]}" if rest else ""
         with self._telling("log.txt"):
-            line = f"Restarted at env step {env_steps:,}: {first}{reason}"
-            self.console.say(line, style="yellow")
+            self.console.say(f"Restarted at env step {env_steps:,}: {first}", style="yellow")
             if rest:
                 self.console.log("\n".join(rest))
 

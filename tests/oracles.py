@@ -5,6 +5,7 @@ Light on purpose: workers import this module, and they must not load PyTorch.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -493,3 +494,140 @@ def assert_complete(stored: Stored, rules: CounterRules, num_envs: int) -> None:
             if t == rules.length(env_id, episode):
                 episode, t = episode + 1, 0
     assert seen == expected
+
+
+# Lives: environments that die, and transitions that say whose they are
+
+LONGEST_LIFE = 2**20
+
+
+class LivingEnv(CounterEnv):
+    """Shows [env_id, life, episode, t]: a life begins with the seed that also names it.
+
+    Whoever joins what came before a restart to what came after it joins two lives.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.life = 0
+        self.observation_space = Box(0, 2**24, (4,), self.dtype)
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
+        if seed is not None:
+            self.life, self.episode = seed % LONGEST_LIFE, -1
+        return super().reset(seed=seed, options=options)
+
+    def _obs(self) -> npt.NDArray[Any]:
+        return np.array([self.env_id, self.life, self.episode, self.t], self.dtype)
+
+
+class MortalEnv(LivingEnv):
+    """Dies, hangs or raises at random moments of its steps and resets, by its seed's dice.
+
+    It kills and hangs workers alone, never the process that runs the tests.
+
+    Args:
+        kills: Probability, per step and per reset, that it kills its process.
+        hangs: Probability that it sleeps for `sleep_s`.
+        raises: Probability that it raises something, readable or not.
+        sleep_s: How long it hangs.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        kills: float = 0.0,
+        hangs: float = 0.0,
+        raises: float = 0.0,
+        sleep_s: float = 1000.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.kills, self.hangs, self.raises, self.sleep_s = kills, hangs, raises, sleep_s
+        self.dice = np.random.default_rng(0)
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
+        if seed is not None:
+            self.dice = np.random.default_rng(seed)
+        return self._between(lambda: super(MortalEnv, self).reset(seed=seed, options=options))
+
+    def step(self, action: int) -> Step:
+        return self._between(lambda: super(MortalEnv, self).step(action))
+
+    def _between(self, act: Callable[[], Any]) -> Any:
+        """Meet the fate before or after acting, if at all."""
+        fate, late = self.dice.random(), self.dice.random() < 0.5
+        result = act() if late else None
+        self._meet(fate)
+        return result if late else act()
+
+    def _meet(self, fate: float) -> None:
+        if multiprocessing.parent_process() is not None:
+            if fate < self.kills:
+                os.kill(os.getpid(), signal.SIGKILL)
+            fate -= self.kills
+            if 0 <= fate < self.hangs:
+                time.sleep(self.sleep_s)
+            fate -= self.hangs
+        if 0 <= fate < self.raises:
+            kinds = (CrashError, UnpicklableError, partial(HalfPicklableError, 7))
+            raise kinds[int(self.dice.integers(3))]("out of luck")
+
+
+class FlawedEnv(CounterEnv):
+    """Cannot be built in a worker once a file is there; without the file all is well.
+
+    Args:
+        env_id: See `CounterEnv`.
+        flaw: Path of the file.
+        how: `raises`, `exits`, `dies` or `hangs`.
+    """
+
+    def __init__(self, env_id: int, flaw: str, how: str = "raises") -> None:
+        super().__init__(env_id)
+        if multiprocessing.parent_process() is None or not os.path.exists(flaw):  # noqa: PTH110
+            return
+        if how == "raises":
+            raise HalfPicklableError(7, "out of parts")
+        if how == "exits":
+            raise SystemExit(9)
+        if how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(1000.0)
+
+
+def assert_lived(stored: Stored, rules: CounterRules) -> dict[int, int]:
+    """Check every transition of LivingEnvs from its contents: none joins two lives.
+
+    Every life is there from its first step to where it was cut, each transition once.
+
+    Returns:
+        How many lives each environment has had.
+    """
+    obs, after = stored.obs.astype(np.int64), stored.next_obs.astype(np.int64)
+    assert ((after - obs) == [0, 0, 0, 1]).all()
+    env_id, life, episode, t = obs.T
+    np.testing.assert_array_equal(
+        stored.reward.astype(np.int64), ((env_id * 4096 + episode) * 64 + t) * 4 + stored.action
+    )
+    flags = [rules.flags(e, k, s) for e, k, s in zip(env_id, episode, t, strict=True)]
+    np.testing.assert_array_equal(np.stack([stored.terminated, stored.truncated], 1), flags)
+    lives: dict[int, int] = {}
+    for e, one in np.unique(obs[:, :2], axis=0).tolist():
+        lives[e] = lives.get(e, 0) + 1
+        mine = (env_id == e) & (life == one)
+        seen = sorted(zip(episode[mine].tolist(), t[mine].tolist(), strict=True))
+        assert seen == _first_steps(rules, e, len(seen)), f"environment {e}, life {one}"
+    return lives
+
+
+def _first_steps(rules: CounterRules, env_id: int, count: int) -> list[tuple[int, int]]:
+    """Return (episode, t) of the first steps of a life."""
+    steps: list[tuple[int, int]] = []
+    episode = t = 0
+    while len(steps) < count:
+        steps.append((episode, t))
+        t += 1
+        if t == rules.length(env_id, episode):
+            episode, t = episode + 1, 0
+    return steps

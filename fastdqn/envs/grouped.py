@@ -34,7 +34,8 @@ from fastdqn.envs.pool import PoolSettings, WorkerPool
 from fastdqn.envs.rows import Rows, RowSpec
 from fastdqn.envs.spaces import ARRAY_SPACES, read_spaces
 from fastdqn.envs.staffing import choose_workers
-from fastdqn.envs.supervision import SupervisedPool, Supervision
+from fastdqn.envs.supervised import SupervisedPool
+from fastdqn.envs.supervision import Supervision
 from fastdqn.errors import UsageError, WorkerError
 
 __all__ = ["GroupedVectorEnv"]
@@ -234,7 +235,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
         if self.autoreset_mode is AutoresetMode.SAME_STEP and not self.send_infos:
             self._add_final_obs(infos)
         if self.num_restarts:
-            infos = self._add_restarted(infos)
+            infos["restarted"] = self._pool.restarted.copy()
         return (
             self._seen(),
             rows.reward.copy(),
@@ -438,11 +439,10 @@ class GroupedVectorEnv(AsyncVectorEnv):
             for index in np.flatnonzero(ended).tolist():
                 self._add_info(infos, {"final_obs": self.rows.final_obs[index].copy()}, index)
 
-    def _add_restarted(self, infos: dict[str, Any]) -> dict[str, Any]:
-        """Say which rows are no transitions since their worker is being restarted."""
-        if self.autoreset_mode is not AutoresetMode.NEXT_STEP or not self.rows.real.all():
-            infos["restarted"] = ~self.rows.real
-        return infos
+    @property
+    def supervised(self) -> bool:
+        """Whether workers that fail are restarted."""
+        return self._pool.budget is not None
 
     @property
     def num_restarts(self) -> int:

@@ -60,6 +60,7 @@ class Failure:
         env: Index of the environment in the whole vector.
         error: The exception, or None if it does not survive pickling.
         text: The formatted traceback.
+        reason: Its name and the first line of what it says.
         doing: What it was given to do, or nothing.
         ended: Whether the environment was shut down; the next reset builds it anew.
     """
@@ -67,6 +68,7 @@ class Failure:
     env: int
     error: Exception | None
     text: str
+    reason: str
     doing: str
     ended: bool
 
@@ -76,11 +78,16 @@ class Failure:
 
 
 class EnvFailures(Exception):  # noqa: N818 - several errors, one for each environment
-    """What the environments of one call raised, in the order of the environments."""
+    """What the environments of one call raised, in the order of the environments.
 
-    def __init__(self, failures: list[Failure]) -> None:
+    Attributes:
+        failures: One per environment that raised.
+        told: What the call would have returned for the others, where it went on with them.
+    """
+
+    def __init__(self, failures: list[Failure], told: StepTold = None) -> None:
         super().__init__(f"{len(failures)} environments raised")
-        self.failures = failures
+        self.failures, self.told = failures, told
 
 
 class Host:
@@ -154,7 +161,7 @@ class Host:
                 if info and self.task.send_infos:
                     infos[self.task.first_env + i] = info
         if failures:
-            raise EnvFailures(failures)
+            raise EnvFailures(failures, self._told(infos))
         return self._told(infos)
 
     def _told(self, infos: dict[int, dict[str, Any]]) -> StepTold:
@@ -247,7 +254,8 @@ class Host:
     def failure(self, i: int, error: Exception, doing: str = "", *, ended: bool = False) -> Failure:
         """Return what environment `i` raised as it is told."""
         text = "".join(traceback.format_exception(error))
-        return Failure(self.task.first_env + i, error, text, doing, ended)
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".removesuffix(": ")
+        return Failure(self.task.first_env + i, error, text, reason, doing, ended)
 
     # Calls
 
@@ -287,9 +295,10 @@ class Host:
                 continue
             if self.task.send_infos:
                 infos[self.task.first_env + i] = info
+        told = infos, self.travelling if self.travels else None
         if failures:
-            raise EnvFailures(failures)
-        return infos, self.travelling if self.travels else None
+            raise EnvFailures(failures, told)
+        return told
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """Call a method of every environment, or read an attribute."""
@@ -351,7 +360,8 @@ def _on_action(env: gym.Env[Any, Any], action: Any) -> str:
     """Return the action that an environment raised on, and whether it was none of its own."""
     try:
         strange = not env.action_space.contains(action)
-        return f" on action {action!r}{f', not in {env.action_space}' if strange else ''}"
+        shown = action.item() if isinstance(action, np.generic) else action
+        return f" on action {shown!r}{f', not in {env.action_space}' if strange else ''}"
     except Exception:
         return ""
 

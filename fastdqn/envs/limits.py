@@ -22,19 +22,26 @@ def refuse_unless_openable(num_workers: int) -> None:
     Raises:
         UsageError: The system does not let it be raised that far.
     """
-    needed = _open_files() + num_workers * FILES_PER_WORKER + SPARE_FILES
+    taken = _open_files() + SPARE_FILES
+    needed = taken + num_workers * FILES_PER_WORKER
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft in {resource.RLIM_INFINITY} or needed <= soft:
+    if soft == resource.RLIM_INFINITY or needed <= soft:
         return
-    if hard != resource.RLIM_INFINITY and needed > hard:
-        fits = max((hard - _open_files() - SPARE_FILES) // FILES_PER_WORKER, 0)
-        raise UsageError(
-            f"--num-workers {num_workers}",
-            f"they need {needed} open files and this process may have {hard}",
-            f"At most {fits} workers fit; let each host more environments, "
-            "or ask the administrator for more (ulimit -Hn).",
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    granted = hard
+    if hard == resource.RLIM_INFINITY or needed <= hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        except (ValueError, OSError):  # more than the kernel gives to anybody
+            granted = soft
+        else:
+            return
+    fits = max((granted - taken) // FILES_PER_WORKER, 0)
+    raise UsageError(
+        f"--num-workers {num_workers}",
+        f"they need {needed} open files and this process may have {granted}",
+        f"At most {fits} workers fit; let each host more environments, "
+        "or ask the administrator for more (ulimit -Hn).",
+    )
 
 
 def refuse_unless_shareable(nbytes: int, num_envs: int) -> None:

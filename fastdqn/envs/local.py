@@ -10,10 +10,19 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from fastdqn.envs.host import EnvFactory, EnvFailures, Failure, Host
 from fastdqn.envs.pool import PoolSettings
 from fastdqn.envs.rows import Rows, RowSpec
-from fastdqn.envs.supervision import RestartBudget, Supervision, branch_of, silence
+from fastdqn.envs.supervision import (
+    RestartBudget,
+    Supervision,
+    branch_of,
+    raised,
+    seeds_told,
+    silence,
+)
 
 __all__ = ["LocalPool"]
 
@@ -35,6 +44,7 @@ class LocalPool:
         rows: The rows, in private memory.
         spans: (first, last + 1) environment by group, of the one worker that there is not.
         budget: The restarts so far, or None without supervision.
+        restarted: [N] bool, whose last row is no transition since it was built anew.
 
     Raises:
         EnvFailures: A factory raised.
@@ -52,8 +62,9 @@ class LocalPool:
         self.spans = settings.spans(len(env_fns))
         self.workers: list[Any] = []
         self._pending: deque[tuple[str, tuple[Any, ...], int]] = deque()
-        self._silent: list[int] = []
-        self._in_a_row = 0
+        self.restarted = np.zeros(len(env_fns), np.bool_)
+        self._in_a_row = [(0, -1)] * len(env_fns)
+        self._steps = [0] * settings.num_groups
         self._seeds: list[int | None] = [None] * len(env_fns)
         self.hosts = [
             Host(settings.task(span, spec), env_fns[slice(*span)], self.rows, settings.shared_obs)
@@ -73,7 +84,9 @@ class LocalPool:
     def tell(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> None:
         """Ask for a call; `collect` makes it."""
         if name == "reset":
-            self._seeds[slice(*self.spans[0][group])] = arguments[0][0]
+            first = self.spans[0][group][0]
+            for env, seed in enumerate(arguments[0][0], first):
+                self._seeds[env] = self._seeds[env] if seed is None else seed
         self._pending.append((name, arguments[0], group))
 
     def ask(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> list[Any]:
@@ -90,37 +103,64 @@ class LocalPool:
         """
         name, arguments, asked_group = self._pending.popleft()
         host = self.hosts[asked_group]
-        while self._silent:
-            self.rows.real[self._silent.pop()] = True
+        if name == "step":
+            self._steps[asked_group] += 1
+            self._speak(*self.spans[0][asked_group])
         try:
-            answer = getattr(host, name)(*arguments)
+            return [getattr(host, name)(*arguments)]
         except EnvFailures as error:
             if self.budget is None or name not in {"step", "reset"}:
                 raise
-            self._rebuild(host, error.failures)
-            return [None]
-        self._in_a_row = 0
-        return [answer]
+            options = arguments[1] if name == "reset" else None
+            return [self._rebuild(asked_group, error, self.budget, options)]
 
-    def _rebuild(self, host: Host, failures: Sequence[Failure]) -> None:
-        """Build environments that raised anew and reset them with fresh seeds."""
-        assert self.budget is not None
-        while failures:
-            self._in_a_row += 1
-            mask = [False] * host.task.num_envs
-            for failure in failures:
-                told = f"environment {failure.env} failed, its seed {self._seeds[failure.env]}"
-                time.sleep(self.budget.spend(f"{told}\n{failure}", self._in_a_row))
-                silence(self.rows, failure.env, failure.env + 1)
-                self._silent.append(failure.env)
-                mask[failure.env - host.task.first_env] = True
-            first, stop = host.task.first_env, host.task.first_env + host.task.num_envs
-            self._seeds[first:stop] = branch_of(self._seeds[first:stop], self.budget.count)
+    def _speak(self, start: int, stop: int) -> None:
+        """Let the rows of environments that were built anew count as transitions."""
+        if self.restarted[start:stop].any():
+            self.rows.real[start:stop] |= self.restarted[start:stop]
+            self.restarted[start:stop] = False
+
+    def _rebuild(
+        self,
+        group: int,
+        error: EnvFailures,
+        budget: RestartBudget,
+        options: dict[str, Any] | None,
+    ) -> Any:
+        """Build environments that raised anew and reset them with fresh seeds.
+
+        Returns:
+            What the others had told, and what the resets tell.
+
+        Raises:
+            WorkerError: The budget of restarts is spent.
+        """
+        infos = error.told[0] if error.told else {}
+        first, stop = self.spans[0][group]
+        while True:
+            for failure in error.failures:
+                self._cut(failure, self._steps[group], budget)
+            failed = [failure.env for failure in error.failures]
+            chosen = [env in failed for env in range(first, stop)]
             try:
-                host.reset(self._seeds[first:stop], None, mask)
-                failures = []
-            except EnvFailures as error:
-                failures = error.failures
+                fresh, travelled = self.hosts[group].reset(self._seeds[first:stop], options, chosen)
+            except EnvFailures as again:
+                infos, error = {**infos, **(again.told[0] if again.told else {})}, again
+            else:
+                return {**infos, **fresh}, travelled
+
+    def _cut(self, failure: Failure, step: int, budget: RestartBudget) -> None:
+        """End the episode of an environment that raised; its row is no transition."""
+        env = failure.env
+        in_a_row, last = self._in_a_row[env]
+        in_a_row = in_a_row + 1 if step - last <= 1 else 1
+        self._in_a_row[env] = in_a_row, step
+        seed = self._seeds[env]
+        told = f"{raised([failure])}; in vector step {step}, {seeds_told([seed])}\n{failure}"
+        time.sleep(budget.spend(told, in_a_row))
+        self._seeds[env] = branch_of([seed], budget.count)[0]
+        silence(self.rows, env, env + 1)
+        self.restarted[env] = True
 
     def close(self, timeout: float | None) -> None:  # noqa: ARG002
         """Close the environments."""

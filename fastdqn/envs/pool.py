@@ -153,11 +153,11 @@ class WorkerProcess:
         """Wait for the process to leave, then make it leave; free what it held here."""
         if self.ended:
             return
-        self.ended = True
         self.process.join(polite_s)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
+        self.ended = True  # only now: whoever interrupts the waiting may come back to it
         self.process.close()
         self.wire.close()
 
@@ -183,6 +183,7 @@ class WorkerPool:
     """
 
     budget: Any = None  # nobody is restarted here
+    restarted: Any = None
 
     def __init__(
         self, env_fns: Sequence[EnvFactory], spec: RowSpec, settings: PoolSettings
@@ -217,7 +218,7 @@ class WorkerPool:
             self._block,
             settings.shared_obs,
             self._semaphore,
-            0 if settings.start_method == "forkserver" or _in_a_thread() else os.getpid(),
+            _parent_pid(settings.start_method),
         )
         (ours, theirs), forked = self._new_wire(), settings.start_method == "fork"
         process = self._context.Process(
@@ -354,13 +355,16 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _in_a_thread() -> bool:
-    """Return whether this is not the main thread: the kernel takes its end for the parent's."""
-    return threading.current_thread() is not threading.main_thread()
+def _parent_pid(start_method: str) -> int:
+    """Return whose end a worker is to see; to the kernel that of a thread is the parent's."""
+    if start_method == "forkserver":
+        return -1
+    in_a_thread = threading.current_thread() is not threading.main_thread()
+    return 0 if in_a_thread else os.getpid()
 
 
 def _describe_exit(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
-    hint = ", often out of memory" if -code == signal.SIGKILL else ""
+    hint = " (often out of memory)" if -code == signal.SIGKILL else ""
     return f"{signal.Signals(-code).name}{hint}"

@@ -122,8 +122,9 @@ class GroupedSource:
             TimeoutError: A worker that nobody supervises was silent for two minutes.
             WorkerError: Workers failed more often than their supervision allows.
         """
+        patience_s = None if self.envs.supervised else REPLY_DEADLINE_S
         try:
-            self.envs.recv(REPLY_DEADLINE_S, group)
+            self.envs.recv(patience_s, group)
         except multiprocessing.TimeoutError:
             raise  # still under way
         except Exception:

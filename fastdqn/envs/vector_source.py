@@ -33,8 +33,6 @@ class VectorSource:
     """
 
     num_groups = 1
-    num_restarts = 0
-    restarts: Sequence[str] = ()
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], description: EnvDescription) -> None:
         self.envs = envs
@@ -53,6 +51,17 @@ class VectorSource:
         self._ended = np.zeros(self.num_envs, np.bool_)
         self._everyone = np.ones(self.num_envs, np.bool_)
         self._pending: npt.NDArray[np.int64] | None = None
+
+    @property
+    def num_restarts(self) -> int:
+        """Workers that were restarted so far; 0 for vectors that do not say."""
+        return int(getattr(self.envs.unwrapped, "num_restarts", 0))
+
+    @property
+    def restarts(self) -> Sequence[str]:
+        """What befell the workers that were restarted, the newest last."""
+        told: Sequence[str] = getattr(self.envs.unwrapped, "restarts", ())
+        return told
 
     def rows_of(self, group: int) -> Rows:  # noqa: ARG002
         """Return the rows: there is one group."""
@@ -87,10 +96,20 @@ class VectorSource:
         _refuse_reward_shape(np.asarray(reward), self.num_envs)
         if not self.resets_within_step:
             np.logical_not(self._ended, out=rows.real)
+        if "restarted" in infos:
+            self._cut(infos["restarted"])
         rows.reward[:], rows.terminated[:], rows.truncated[:] = reward, terminated, truncated
         np.logical_or(rows.terminated, rows.truncated, out=self._ended)
         self._count_episodes()
         self._place_observations(obs, infos)
+
+    def _cut(self, restarted: npt.NDArray[np.bool_]) -> None:
+        """Leave out the rows of environments whose worker was restarted; see GroupedVectorEnv."""
+        if self.resets_within_step:
+            self.rows.real[:] = True
+        self.rows.real[restarted] = False
+        self._returns[restarted] = 0.0
+        self._lengths[restarted] = 0
 
     def _count_episodes(self) -> None:
         rows = self.rows

@@ -15,6 +15,7 @@ import os
 import pickle
 import signal
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Sequence
@@ -67,6 +68,13 @@ class Wire:
             raise EOFError
         return signal_
 
+    def limit(self, seconds: float) -> None:
+        """Let a message that gets stuck half-way for so long be an OSError."""
+        patience = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+        with socket.socket(fileno=os.dup(self.messages.fileno())) as end:
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                end.setsockopt(socket.SOL_SOCKET, option, patience)
+
     def close(self) -> None:
         """Close this end."""
         self.signals.close()
@@ -83,7 +91,8 @@ class Work:
         block: Shared memory (a RawArray) for the rows.
         shared_obs: See `Host`.
         semaphore: Limits how many workers run an environment at a time, or None.
-        parent_pid: The process that this one must not survive, or 0 where it is not the parent.
+        parent_pid: The process that this one must not survive; 0 where a thread of it starts
+            this one and may end before; -1 where a fork server starts it.
     """
 
     tasks: Sequence[Task]
@@ -124,13 +133,24 @@ def run_worker(wire: Wire, work: Work, inherited: Sequence[Wire]) -> None:
 def _die_with_parent(parent_pid: int) -> None:
     """End this process when the parent is gone, even while an environment hangs.
 
-    The kernel does it on Linux; a thread does it elsewhere, and where the parent is a fork server.
+    On Linux the kernel does it, even to a stopped process; elsewhere a thread does. A fork server
+    ends with the parent, once none of its children holds the line to it.
     """
+    _let_go_of_fork_server()
     if sys.platform == "linux" and parent_pid:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent_pid:
+        if os.getppid() != parent_pid > 0:
             os._exit(1)
     threading.Thread(target=_watch_parent, daemon=True).start()
+
+
+def _let_go_of_fork_server() -> None:
+    """Close the end that a child of a fork server, or a fork of its owner, holds open."""
+    module: Any = sys.modules.get("multiprocessing.forkserver")
+    server = module and module._forkserver
+    if server and server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = None
 
 
 def _watch_parent() -> None:

@@ -6,6 +6,7 @@ has to run to the end: a test counts as red only where an assertion fails.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,8 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastdqn import learner, losses, networks, policy, rollout, schedules
+from fastdqn.envs import local, supervised
 from fastdqn.envs.host import Host
 from fastdqn.envs.source import GroupedSource
+from fastdqn.envs.supervised import SupervisedPool
+from fastdqn.envs.supervision import RestartBudget
 from fastdqn.envs.vector_source import VectorSource
 from fastdqn.learner import Learner, LearnerState
 from fastdqn.optimizers import Adam
@@ -39,6 +43,10 @@ HOTPATH = "tests/hotpath/test_hotpath.py::test_"
 MASKS = "tests/unit/test_masks.py::test_"
 MASKED_VECTORS = "tests/equivalence/test_masked_vectors.py::test_"
 GROUPS = "tests/unit/test_env_groups.py::test_"
+FIRE = "tests/faults/test_supervision.py::test_"
+RESTARTS = "tests/faults/test_restarts.py::test_"
+BUDGET = "tests/unit/test_supervision.py::test_"
+LOCAL = "tests/unit/test_local.py::test_"
 
 
 @dataclass(frozen=True)
@@ -600,3 +608,70 @@ def a_look_at_the_loss_in_each_update() -> None:
         return loss
 
     losses.LOSSES["huber"] = huber
+
+
+# Workers that die
+
+
+@turns_red(
+    FIRE + "workers_killed_from_outside_at_any_moment_join_no_two_lives",
+    FIRE + "others_go_on_while_a_worker_is_restarted",
+    LOCAL + "no_transition_joins_two_lives",
+)
+def a_restart_joined_to_the_old_episode() -> None:
+    exchange("silence", lambda *_: None, supervised, local)
+
+
+@turns_red(RESTARTS + "a_worker_that_dies_idle_is_replaced_by_whatever_comes_next")
+def fresh_environments_stepped_before_anybody_saw_them() -> None:
+    right = SupervisedPool._replace
+
+    def replace_(self: SupervisedPool, ward: Any, *given: Any) -> None:
+        right(self, ward, *given)
+        ward.shown = [True] * len(ward.shown)
+
+    exchange("_replace", replace_, SupervisedPool)
+
+
+@turns_red(
+    FIRE + "workers_killed_from_outside_at_any_moment_join_no_two_lives",
+    LOCAL + "only_the_seed_of_the_environment_that_failed_is_fresh",
+)
+def a_restart_with_the_same_seeds() -> None:
+    exchange("branch_of", lambda seeds, _: list(seeds), supervised, local)
+
+
+@turns_red(FIRE + "a_vector_in_another_autoreset_mode_is_as_safe_a_source")
+def restarts_of_a_foreign_loop_ignored() -> None:
+    exchange("_cut", lambda *_: None, VectorSource)
+
+
+@turns_red(
+    BUDGET + "a_spent_budget_names_its_flag",
+    BUDGET + "a_worker_that_never_steps_is_given_up_before_the_budget_is_spent",
+    RESTARTS + "one_restart_too_many_is_an_error_that_tells_everything",
+)
+def a_budget_that_is_never_spent() -> None:
+    def spend(self: RestartBudget, trouble: str, _: int) -> float:
+        self.count += 1
+        self.restarts.append(trouble)
+        return 0.0
+
+    exchange("spend", spend, RestartBudget)
+
+
+@turns_red(RESTARTS + "two_workers_that_hang_cost_one_deadline")
+def a_deadline_for_one_worker_after_the_other() -> None:
+    right = SupervisedPool._wait_for
+
+    def wait_for(self: SupervisedPool, ward: Any, group: int, _: float) -> None:
+        right(self, ward, group, time.monotonic() + self.supervision.deadline_s)
+
+    exchange("_wait_for", wait_for, SupervisedPool)
+
+
+@turns_red(
+    RESTARTS + "attributes_that_were_set_outlive_the_worker",
+)
+def attributes_lost_with_the_worker() -> None:
+    exchange("remember", lambda *_: None, supervised._Ward)
