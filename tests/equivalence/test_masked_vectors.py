@@ -159,6 +159,20 @@ def test_masks_that_no_info_brings_and_no_source_reads_are_refused() -> None:
     envs.close()
 
 
+def test_masks_in_the_block_that_are_not_to_be_obeyed_are_not_read() -> None:
+    envs = GroupedVectorEnv(
+        _counters(MaskedCounterEnv, strict=False),
+        autoreset_mode=SAME_STEP,
+        num_workers=0,
+        num_masked=NUM_ACTIONS,
+    )
+    rollout = rollout_of(source_of(envs, obey_masks=False))
+    rollout.reset(range(NUM_ENVS))
+    roll(rollout, 20)
+    envs.close()
+    assert_counted(everything_in(rollout.replay), RULES)
+
+
 @pytest.mark.parametrize("kind", ["grouped 0", "sync"])
 @every_mode
 def test_a_mask_may_be_a_list(kind: str, mode: AutoresetMode) -> None:
