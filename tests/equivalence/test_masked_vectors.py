@@ -77,7 +77,7 @@ def _source(envs: Vector, *, seldom: bool = False) -> EnvSource:
     return source_of(envs, masks_in_infos=isinstance(envs.single_observation_space, Box))
 
 
-def _check_rolled_out(source: EnvSource, *, seldom: bool = False, vector_steps: int = 60) -> None:
+def _check_rolled_out(source: EnvSource, *, seldom: bool = False, vector_steps: int = 40) -> None:
     """Roll out at random, then greedily; the counters themselves raise on what is forbidden."""
     rollout = rollout_of(source)
     rollout.reset(range(NUM_ENVS))
@@ -159,6 +159,20 @@ def test_masks_that_no_info_brings_and_no_source_reads_are_refused() -> None:
     envs.close()
 
 
+def test_masks_in_the_block_that_are_not_to_be_obeyed_are_not_read() -> None:
+    envs = GroupedVectorEnv(
+        _counters(MaskedCounterEnv, strict=False),
+        autoreset_mode=SAME_STEP,
+        num_workers=0,
+        num_masked=NUM_ACTIONS,
+    )
+    rollout = rollout_of(source_of(envs, obey_masks=False))
+    rollout.reset(range(NUM_ENVS))
+    roll(rollout, 20)
+    envs.close()
+    assert_counted(everything_in(rollout.replay), RULES)
+
+
 @pytest.mark.parametrize("kind", ["grouped 0", "sync"])
 @every_mode
 def test_a_mask_may_be_a_list(kind: str, mode: AutoresetMode) -> None:
@@ -212,7 +226,7 @@ def test_made_sources_read_masks(
         vectorizer, factory, describe(factory), NUM_ENVS, num_workers, num_groups=num_groups
     )
     try:
-        _check_rolled_out(source, seldom=True, vector_steps=50 * num_groups)
+        _check_rolled_out(source, seldom=True, vector_steps=40 * num_groups)
     finally:
         source.close()
 
@@ -291,6 +305,6 @@ def test_a_restarted_environment_shows_its_own_mask_again(
         assert source.rows.action_mask[silent].any(1).all()
     source.close()
     assert rollout.env_steps >= 12 * NUM_ENVS
-    assert source.num_restarts >= 2
+    assert source.num_restarts >= 1
     assert not any("Forbidden" in told for told in source.restarts)
     assert_masked(everything_in(rollout.replay), RULES)

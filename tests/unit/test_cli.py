@@ -72,7 +72,7 @@ REFUSED = {
     # Sizes
     "--num-envs 0": ("--num-envs 0: it must be at least 1. The default is 16.",),
     "--num-envs -4": ("--num-envs -4: it must be at least 1.",),
-    "--num-workers 0": ("--num-workers 0: it must be positive.",),
+    "--num-workers -1": ("--num-workers -1: it must not be negative.",),
     "--buffer-size -1": ("--buffer-size -1: it must be at least 1.",),
     "--batch-size 0": ("--batch-size 0: it must be at least 1.",),
     "--total-timesteps 0": ("--total-timesteps 0: it must be at least 1.",),

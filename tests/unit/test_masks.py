@@ -31,22 +31,10 @@ from tests.masked import (
     assert_masked,
 )
 from tests.oracles import CounterEnv, CounterRules, CrashingEnv, Info, Step
+from tests.unit.test_agent import small
 
-SMALL: dict[str, Any] = {
-    "num_envs": 2,
-    "vectorizer": "sync",
-    "learning_starts": 40,
-    "batch_size": 8,
-    "hidden_sizes": (16,),
-    "execution": "eager",
-    "buffer_size": 1000,
-}
 RULES = CounterRules((3, 7, 2), "alternating")
 TAXI = "Taxi-v4" if "Taxi-v4" in gym.registry else "Taxi-v3"
-
-
-def small(env: Any, **settings: Any) -> DQN:
-    return DQN(env, **{**SMALL, **settings})
 
 
 def counter(kind: type[MaskedCounterEnv] = MaskedCounterEnv, **kwargs: Any) -> Any:
