@@ -21,7 +21,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 
 from fastdqn.envs.actions import as_rows, one_by_one
-from fastdqn.envs.host import EnvFailures, Failure
+from fastdqn.envs.failures import EnvFailures, Failure
 from fastdqn.envs.local import LocalPool
 from fastdqn.envs.observations import (
     BlockObservations,

@@ -7,7 +7,7 @@ process has it.
 from __future__ import annotations
 
 import contextlib
-import traceback
+import operator
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -15,20 +15,17 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.error import ClosedEnvironmentError
 from gymnasium.spaces.utils import is_space_dtype_shape_equiv
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import write_to_shared_memory
 
+from fastdqn.envs.failures import EnvFailures, Failure, Shut, StepTold, on_action
 from fastdqn.envs.masks import MASK, refuse_mask_shape
 from fastdqn.envs.rows import Rows, RowSpec
 
-__all__ = ["EnvFactory", "EnvFailures", "Failure", "Host", "Task"]
+__all__ = ["EnvFactory", "Host", "Task"]
 
-SHUT = "the environment raised and was shut down: reset it first"
 EnvFactory = Callable[[], gym.Env[Any, Any]]
-StepTold = tuple[dict[int, dict[str, Any]], list[Any] | None] | None
-"""What a step tells beside the block: infos by environment, and observations that travel."""
 
 
 @dataclass(frozen=True)
@@ -50,44 +47,6 @@ class Task:
     autoreset_mode: str
     send_infos: bool
     obs_space: gym.Space[Any] | None = None
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An exception that an environment raised, fit to cross the process border.
-
-    Attributes:
-        env: Index of the environment in the whole vector.
-        error: The exception, or None if it does not survive pickling.
-        text: The formatted traceback.
-        reason: Its name and the first line of what it says.
-        doing: What it was given to do, or nothing.
-        ended: Whether the environment was shut down; the next reset builds it anew.
-    """
-
-    env: int
-    error: Exception | None
-    text: str
-    reason: str
-    doing: str
-    ended: bool
-
-    def __str__(self) -> str:
-        """Return all that is known, over several lines."""
-        return f"environment {self.env} raised{self.doing}:\n{self.text.rstrip()}"
-
-
-class EnvFailures(Exception):  # noqa: N818 - several errors, one for each environment
-    """What the environments of one call raised, in the order of the environments.
-
-    Attributes:
-        failures: One per environment that raised.
-        told: What the call would have returned for the others, where it went on with them.
-    """
-
-    def __init__(self, failures: list[Failure], told: StepTold = None) -> None:
-        super().__init__(f"{len(failures)} environments raised")
-        self.failures, self.told = failures, told
 
 
 class Host:
@@ -156,7 +115,7 @@ class Host:
                 try:
                     info = self.step_one(i, action)
                 except Exception as error:  # whatever an environment raises goes to the caller
-                    failures.append(self._shut(i, error, _on_action(self.envs[i], action)))
+                    failures.append(self._shut(i, error, on_action(self.envs[i], action)))
                     continue
                 if info and self.task.send_infos:
                     infos[self.task.first_env + i] = info
@@ -248,14 +207,12 @@ class Host:
         """Close an environment that raised: nobody knows its state. The next reset rebuilds it."""
         with contextlib.suppress(Exception):
             self.envs[i].close()
-        self.envs[i] = _Shut()
+        self.envs[i] = Shut()
         return self.failure(i, error, doing, ended=True)
 
     def failure(self, i: int, error: Exception, doing: str = "", *, ended: bool = False) -> Failure:
         """Return what environment `i` raised as it is told."""
-        text = "".join(traceback.format_exception(error))
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".removesuffix(": ")
-        return Failure(self.task.first_env + i, error, text, reason, doing, ended)
+        return Failure.of(self.task.first_env + i, error, doing, ended=ended)
 
     # Calls
 
@@ -286,7 +243,7 @@ class Host:
         failures: list[Failure] = []
         for i in np.flatnonzero(mask).tolist():
             try:
-                if isinstance(self.envs[i], _Shut):
+                if isinstance(self.envs[i], Shut):
                     self.envs[i] = self.env_fns[i]()
                 with self.permit:
                     info = self._reset_one(i, seeds[i], options)
@@ -313,7 +270,7 @@ class Host:
             attribute = self.envs[i].get_wrapper_attr(name)
             return attribute(*args, **kwargs) if callable(attribute) else attribute
         except Exception as error:
-            raise EnvFailures([self.failure(i, error, ended=False)]) from error
+            raise EnvFailures([self.failure(i, error)]) from error
 
     def set_attr(self, name: str, values: list[Any]) -> None:
         """Set one attribute of every environment."""
@@ -321,19 +278,15 @@ class Host:
             try:
                 self.envs[i].set_wrapper_attr(name, value)
             except Exception as error:
-                raise EnvFailures([self.failure(i, error, ended=False)]) from error
+                raise EnvFailures([self.failure(i, error)]) from error
 
     def check_spaces(
         self, mode: Any, obs_space: gym.Space[Any], action_space: gym.Space[Any]
     ) -> list[tuple[bool, bool]]:
         """Say for every environment whether its two spaces are those of the vector."""
+        same = operator.eq if mode == "same" else is_space_dtype_shape_equiv
         return [
-            (
-                env.observation_space == obs_space
-                if mode == "same"
-                else is_space_dtype_shape_equiv(env.observation_space, obs_space),
-                env.action_space == action_space,
-            )
+            (same(env.observation_space, obs_space), env.action_space == action_space)
             for env in self.envs
         ]
 
@@ -342,28 +295,6 @@ class Host:
         while self.envs:
             with contextlib.suppress(Exception):
                 self.envs.pop().close()
-
-
-class _Shut(gym.Env[Any, Any]):
-    """Stands where an environment raised, until the next reset."""
-
-    def step(self, action: Any) -> Any:  # noqa: ARG002
-        """Refuse."""
-        raise ClosedEnvironmentError(SHUT)
-
-    def get_wrapper_attr(self, name: str) -> Any:  # noqa: ARG002
-        """Refuse."""
-        raise ClosedEnvironmentError(SHUT)
-
-
-def _on_action(env: gym.Env[Any, Any], action: Any) -> str:
-    """Return the action that an environment raised on, and whether it was none of its own."""
-    try:
-        strange = not env.action_space.contains(action)
-        shown = action.item() if isinstance(action, np.generic) else action
-        return f" on action {shown!r}{f', not in {env.action_space}' if strange else ''}"
-    except Exception:
-        return ""
 
 
 def _scalar_reward(reward: Any) -> float:

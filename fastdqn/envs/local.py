@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fastdqn.envs.host import EnvFactory, EnvFailures, Failure, Host
+from fastdqn.envs.failures import EnvFailures, Failure
+from fastdqn.envs.host import EnvFactory, Host
 from fastdqn.envs.pool import PoolSettings
 from fastdqn.envs.rows import Rows, RowSpec
 from fastdqn.envs.supervision import (

@@ -29,7 +29,8 @@ import cloudpickle
 import gymnasium as gym
 import numpy as np
 
-from fastdqn.envs.host import EnvFailures, Task
+from fastdqn.envs.failures import EnvFailures
+from fastdqn.envs.host import Task
 from fastdqn.envs.limits import refuse_unless_openable, refuse_unless_shareable
 from fastdqn.envs.rows import Rows, RowSpec
 from fastdqn.envs.worker import CALL, CLOSE, DONE, FAILED, Wire, Work, run_worker

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from fastdqn.envs.host import EnvFactory, EnvFailures
+from fastdqn.envs.failures import EnvFailures
+from fastdqn.envs.host import EnvFactory
 from fastdqn.envs.pool import LOOK_INTERVAL_S, PoolSettings, WorkerPool, WorkerProcess
 from fastdqn.envs.rows import RowSpec
 from fastdqn.envs.supervision import (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastdqn.envs.host import Failure
+from fastdqn.envs.failures import Failure
 from fastdqn.envs.rows import Rows
 from fastdqn.errors import UsageError, WorkerError
 

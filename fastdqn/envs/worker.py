@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
-from fastdqn.envs.host import EnvFailures, Failure, Host, Task
+from fastdqn.envs.failures import EnvFailures, Failure
+from fastdqn.envs.host import Host, Task
 from fastdqn.envs.rows import Rows
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastdqn.envs import supervision
-from fastdqn.envs.host import Failure
+from fastdqn.envs.failures import Failure
 from fastdqn.envs.rows import Rows, RowSpec
 from fastdqn.envs.supervision import (
     RestartBudget,
