@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -160,7 +161,7 @@ def _crashing(**kwargs: Any) -> list[Callable[[], Any]]:
 
 def _assert_told(error: BaseException) -> None:
     told = str(error)
-    assert told.startswith("environment 2 raised:\nTraceback")
+    assert re.match(r"environment 2 raised( on action \d)?:\nTraceback", told)
     assert "oracles.py" in told
     assert "out of luck" in told
 
