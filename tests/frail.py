@@ -75,10 +75,10 @@ class FrailCartPole(CartPoleEnv):
             raise RuntimeError("the pole broke")
         if fate < 6e-4:
             time.sleep(2.0)
-        return super().step(action)
+        return super().step(action)  # type: ignore[no-untyped-call]
 
 
-def frail_cartpole() -> TimeLimit[Any, Any, Any, Any]:
+def frail_cartpole() -> TimeLimit[Any, Any]:
     """Return a FrailCartPole with the time limit of CartPole-v1."""
     return TimeLimit(FrailCartPole(), 500)
 

@@ -549,17 +549,23 @@ class MortalEnv(LivingEnv):
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
         if seed is not None:
             self.dice = np.random.default_rng(seed)
-        return self._between(lambda: super(MortalEnv, self).reset(seed=seed, options=options))
+        early, late = self._fates()
+        self._meet(early)
+        result = super().reset(seed=seed, options=options)
+        self._meet(late)
+        return result
 
     def step(self, action: int) -> Step:
-        return self._between(lambda: super(MortalEnv, self).step(action))
+        early, late = self._fates()
+        self._meet(early)
+        result = super().step(action)
+        self._meet(late)
+        return result
 
-    def _between(self, act: Callable[[], Any]) -> Any:
-        """Meet the fate before or after acting, if at all."""
-        fate, late = self.dice.random(), self.dice.random() < 0.5
-        result = act() if late else None
-        self._meet(fate)
-        return result if late else act()
+    def _fates(self) -> tuple[float, float]:
+        """Return what happens before and after the act: something at one of the two at most."""
+        fate = float(self.dice.random())
+        return (fate, 1.0) if self.dice.random() < 0.5 else (1.0, fate)
 
     def _meet(self, fate: float) -> None:
         if multiprocessing.parent_process() is not None:

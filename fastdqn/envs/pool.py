@@ -2,6 +2,8 @@
 
 Environments may form groups that step by themselves (double buffering): every worker then hosts
 some environments of each group, and serves the signals in the order in which they come.
+
+It is longer than most files: settings, processes and messages are read together.
 """
 
 from __future__ import annotations
@@ -36,10 +38,17 @@ from fastdqn.envs.rows import Rows, RowSpec
 from fastdqn.envs.worker import CALL, CLOSE, DONE, FAILED, Wire, Work, run_worker
 from fastdqn.errors import WorkerError
 
-__all__ = ["PoolSettings", "WorkerPool", "WorkerProcess", "without_main_module"]
+__all__ = [
+    "LOOK_INTERVAL_S",
+    "PoolSettings",
+    "WorkerPool",
+    "WorkerProcess",
+    "without_main_module",
+]
 
 CLOSE_TIMEOUT_S = 5.0
 LOOK_INTERVAL_S = 1.0
+"""Whoever waits for one worker looks after the others as often as this."""
 EnvFactory = Callable[[], gym.Env[Any, Any]]
 
 

@@ -223,7 +223,6 @@ class SupervisedPool(WorkerPool):
             for other in self._wards:
                 if other is not ward and other.due[group] and other.worker.answered(0.0):
                     self._take(other, group)
-                self._admit(other)
             if ward.worker.answered(min(remaining_s, LOOK_INTERVAL_S)):
                 return
 

@@ -1,4 +1,7 @@
-"""What one restart means: for the caller of Gymnasium's methods, for calls, for the budget."""
+"""What one restart means: for the caller of Gymnasium's methods, for calls, for the budget.
+
+It is longer than most files: one test for each state that a worker can be in when it fails.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from gymnasium.spaces import Box, Dict, Tuple
 from gymnasium.vector import AutoresetMode
 
 from fastdqn.envs.source import source_of
-from fastdqn.envs.supervision import Supervision
+from fastdqn.envs.supervision import RestartBudget, Supervision
 from fastdqn.errors import WorkerError
 from tests.frail import Deadly, FallsInReset, Heavy, SometimesFails
 from tests.oracles import (
@@ -146,7 +149,7 @@ BOX = Box(-1, 1, (2,), np.float32)
 @pytest.mark.parametrize("shared_memory", [True, False])
 def test_any_space_goes_through_a_restart(shared_memory: bool, num_workers: int) -> None:
     """Observations and actions that lie in no block; every third step of environment 0 raises."""
-    spaces = {"obs_space": Dict(a=BOX, b=BOX), "action_space": Tuple((BOX, BOX))}
+    spaces: dict[str, Any] = {"obs_space": Dict(a=BOX, b=BOX), "action_space": Tuple((BOX, BOX))}
     factories = [partial(SometimesFails, i, length=50, **spaces) for i in range(3)]
     envs = supervised(factories, num_workers, shared_memory=shared_memory)
     plain = ScriptedEnv(2, length=50, **spaces)
@@ -242,20 +245,20 @@ def test_two_workers_that_hang_cost_one_deadline() -> None:
     envs.close()
 
 
-def test_a_death_is_seen_while_another_worker_hangs() -> None:
+def test_a_death_is_seen_while_another_worker_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     factories = [partial(HangingEnv, 0, sleep_s=2.5), *counters(2)[1:]]
     envs = supervised(factories, 2)
     envs.reset(seed=1)
     envs.step_async([0, 0])
     kill(envs, 1)
-    told_at = []
-    spend = envs._pool.budget.spend
+    told_at: list[float] = []
+    spend = RestartBudget.spend
 
     def note(*given: Any) -> float:
         told_at.append(time.monotonic())
-        return float(spend(*given))
+        return spend(*given)
 
-    envs._pool.budget.spend = note
+    monkeypatch.setattr(RestartBudget, "spend", note)
     envs.step_wait()
     assert time.monotonic() - told_at[0] > 0.4  # the first one was still asleep
     envs.close()
