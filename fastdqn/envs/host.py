@@ -79,22 +79,20 @@ class Host:
         self.permit = permit or contextlib.nullcontext()
         self.in_block = task.obs_space is None
         self.travels = not self.in_block and shared_obs is None
-        self.put = self._way_of_observations()
+        self.put = self.rows.obs.__setitem__ if self.in_block else self._put_elsewhere
         self.step_one = {
             AutoresetMode.NEXT_STEP.value: self._step_or_reset,
             AutoresetMode.SAME_STEP.value: self._step_and_reset,
             AutoresetMode.DISABLED.value: self._step_only,
         }[task.autoreset_mode]
 
-    def _way_of_observations(self) -> Callable[[int, Any], None]:
-        """Return what takes the observation of environment i to where the caller reads it."""
-        if self.in_block:
-            return self.rows.obs.__setitem__
+    def _put_elsewhere(self, i: int, obs: Any) -> None:
+        """Put an observation that is no plain array where the caller reads it."""
         if self.travels:
-            return self.travelling.__setitem__
+            self.travelling[i] = obs
+            return
         space: Any = self.task.obs_space
-        first, memory = self.task.first_env, self.shared_obs
-        return lambda i, obs: write_to_shared_memory(space, first + i, obs, memory)
+        write_to_shared_memory(space, self.task.first_env + i, obs, self.shared_obs)
 
     # Stepping
 
@@ -183,10 +181,8 @@ class Host:
     ) -> dict[str, Any]:
         obs, info = self.envs[i].reset(seed=seed, options=options)
         if self.in_block and np.shape(obs) != self.task.spec.obs_shape:
-            raise ValueError(
-                f"reset returned an observation of shape {np.shape(obs)}, "
-                f"the observation space says {self.task.spec.obs_shape}"
-            )
+            said = f"the observation space says {self.task.spec.obs_shape}"
+            raise ValueError(f"reset returned an observation of shape {np.shape(obs)}, {said}")
         self.put(i, obs)
         if self.task.spec.num_masked:
             self._read_mask(i, info)
@@ -196,19 +192,17 @@ class Host:
     def _read_mask(self, i: int, info: dict[str, Any]) -> None:
         """Write the actions that the info allows; all of them where it says nothing."""
         mask = info.get(MASK)
-        if mask is None:
-            self.rows.action_mask[i] = True
-            return
-        env = f"environment {self.task.first_env + i}"
-        refuse_mask_shape(env, np.shape(mask), self.task.spec.num_masked)
-        self.rows.action_mask[i] = mask
+        if mask is not None:
+            env = f"environment {self.task.first_env + i}"
+            refuse_mask_shape(env, np.shape(mask), self.task.spec.num_masked)
+        self.rows.action_mask[i] = True if mask is None else mask
 
     def _shut(self, i: int, error: Exception, doing: str = "") -> Failure:
         """Close an environment that raised: nobody knows its state. The next reset rebuilds it."""
         with contextlib.suppress(Exception):
             self.envs[i].close()
         self.envs[i] = Shut()
-        return self.failure(i, error, doing, ended=True)
+        return Failure.of(self.task.first_env + i, error, doing, ended=True)
 
     def failure(self, i: int, error: Exception, doing: str = "", *, ended: bool = False) -> Failure:
         """Return what environment `i` raised as it is told."""
@@ -226,7 +220,7 @@ class Host:
             try:
                 self.envs.append(env_fn())
             except Exception as error:
-                raise EnvFailures([self.failure(i, error, ended=True)]) from error
+                raise EnvFailures([self.failure(i, error)]) from error
 
     def reset(
         self, seeds: list[int | None], options: dict[str, Any] | None, mask: list[bool]

@@ -2,8 +2,6 @@
 
 Environments may form groups that step by themselves (double buffering): every worker then hosts
 some environments of each group, and serves the signals in the order in which they come.
-
-It is longer than most files: settings, processes and messages are read together.
 """
 
 from __future__ import annotations
@@ -12,8 +10,6 @@ import contextlib
 import math
 import multiprocessing
 import os
-import pickle
-import select
 import signal
 import socket
 import sys
@@ -34,17 +30,11 @@ import numpy as np
 from fastdqn.envs.failures import EnvFailures
 from fastdqn.envs.host import Task
 from fastdqn.envs.limits import refuse_unless_openable, refuse_unless_shareable
+from fastdqn.envs.process import WorkerProcess
 from fastdqn.envs.rows import Rows, RowSpec
-from fastdqn.envs.worker import CALL, CLOSE, DONE, FAILED, Wire, Work, run_worker
-from fastdqn.errors import WorkerError
+from fastdqn.envs.worker import CALL, CLOSE, Wire, Work, run_worker
 
-__all__ = [
-    "LOOK_INTERVAL_S",
-    "PoolSettings",
-    "WorkerPool",
-    "WorkerProcess",
-    "without_main_module",
-]
+__all__ = ["LOOK_INTERVAL_S", "PoolSettings", "WorkerPool", "without_main_module"]
 
 CLOSE_TIMEOUT_S = 5.0
 LOOK_INTERVAL_S = 1.0
@@ -93,83 +83,6 @@ class PoolSettings:
         first, stop = span
         mode, infos = self.autoreset_mode, self.send_infos
         return Task(first, stop - first, spec, mode, infos, self.obs_space)
-
-
-class WorkerProcess:
-    """A worker as its parent sees it.
-
-    Args:
-        index: Which worker.
-        spans: Its environments by group.
-        process: The process.
-        wire: The parent's end of the line to it.
-    """
-
-    def __init__(
-        self, index: int, spans: Sequence[tuple[int, int]], process: Any, wire: Wire
-    ) -> None:
-        self.index, self.spans, self.process, self.wire = index, spans, process, wire
-        self.pid, self.ended = process.pid, False
-        self._poller = select.poll()
-        self._poller.register(wire.signals, select.POLLIN)
-        self._poller.register(process.sentinel, select.POLLIN)
-
-    def __str__(self) -> str:
-        """Return how to name it in a message."""
-        envs = ", ".join(f"{a} to {b - 1}" for a, b in self.spans)
-        return f"worker {self.index} (pid {self.pid}, environments {envs})"
-
-    def send(self, signal_: bytes, message: bytes | None = None) -> None:
-        """Send a signal and what it announces.
-
-        Raises:
-            WorkerError: The worker has gone.
-        """
-        try:
-            self.wire.send(signal_, message)
-        except OSError as error:
-            raise self.gone() from error
-
-    def answered(self, timeout_s: float) -> bool:
-        """Wait until a signal, or the end of the process, is there to be received."""
-        return bool(self._poller.poll(timeout_s * 1000))
-
-    def receive(self) -> Any:
-        """Return what the worker answered: None, or an object.
-
-        Raises:
-            WorkerError: The worker has gone.
-            EnvFailures: Environments raised.
-        """
-        try:
-            signal_ = self.wire.receive()
-            if signal_ == DONE:
-                return None
-            answer = pickle.loads(self.wire.messages.recv_bytes())  # noqa: S301 - our own worker's
-        except (EOFError, OSError) as error:
-            raise self.gone() from error
-        if signal_ == FAILED:
-            raise EnvFailures(answer)
-        return answer
-
-    def gone(self) -> WorkerError:
-        """Say how the process ended."""
-        self.process.join(1.0)
-        code = self.process.exitcode
-        how = "does not answer" if code is None else f"ended with {_describe_exit(code)}"
-        return WorkerError(f"{self} {how}")
-
-    def end(self, polite_s: float = 0.0) -> None:
-        """Wait for the process to leave, then make it leave; free what it held here."""
-        if self.ended:
-            return
-        self.process.join(polite_s)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-        self.ended = True  # only now: whoever interrupts the waiting may come back to it
-        self.process.close()
-        self.wire.close()
 
 
 class WorkerPool:
@@ -371,10 +284,3 @@ def _parent_pid(start_method: str) -> int:
         return -1
     in_a_thread = threading.current_thread() is not threading.main_thread()
     return 0 if in_a_thread else os.getpid()
-
-
-def _describe_exit(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    hint = " (often out of memory)" if -code == signal.SIGKILL else ""
-    return f"{signal.Signals(-code).name}{hint}"

@@ -22,7 +22,8 @@ import numpy as np
 
 from fastdqn.envs.failures import EnvFailures
 from fastdqn.envs.host import EnvFactory
-from fastdqn.envs.pool import LOOK_INTERVAL_S, PoolSettings, WorkerPool, WorkerProcess
+from fastdqn.envs.pool import LOOK_INTERVAL_S, PoolSettings, WorkerPool
+from fastdqn.envs.process import WorkerProcess
 from fastdqn.envs.rows import RowSpec
 from fastdqn.envs.supervision import (
     RestartBudget,
