@@ -17,11 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import logger
 from gymnasium.error import AlreadyPendingCallError, NoAsyncCallError
+from gymnasium.spaces import Discrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 
 from fastdqn.envs.actions import as_rows, one_by_one
 from fastdqn.envs.failures import EnvFailures, Failure
+from fastdqn.envs.helped import HelpedPool
 from fastdqn.envs.local import LocalPool
 from fastdqn.envs.observations import (
     BlockObservations,
@@ -33,7 +35,7 @@ from fastdqn.envs.observations import (
 from fastdqn.envs.pool import PoolSettings, WorkerPool
 from fastdqn.envs.rows import Rows, RowSpec
 from fastdqn.envs.spaces import ARRAY_SPACES, read_spaces
-from fastdqn.envs.staffing import choose_workers
+from fastdqn.envs.staffing import choose_staff
 from fastdqn.envs.supervised import SupervisedPool
 from fastdqn.envs.supervision import Supervision
 from fastdqn.errors import UsageError, WorkerError
@@ -67,10 +69,12 @@ class GroupedVectorEnv(AsyncVectorEnv):
         observation_mode: As in Gymnasium: `same`, `different` or a pair of spaces.
         autoreset_mode: As in Gymnasium.
         max_concurrency: How many workers may run an environment at a time; None is all.
-        num_workers: Processes; 0 steps the environments in this process; None is one per core,
-            or none where a few steps of a trial environment show that waking them costs more.
+        num_workers: Processes; 0 steps the environments in this process; None lets a few steps of
+            a trial environment decide: this process and one more per further core, this one alone
+            where waking others costs more, or, for slow environments, one per core beside it.
         num_groups: Groups of environments that `send` and `recv` step by themselves.
-        send_infos: Whether the infos of the environments travel. The trainer turns them off.
+        send_infos: Whether the infos of the environments travel, and actions of a Discrete space
+            are NumPy's, as in Gymnasium's class. The trainer turns it off.
         num_masked: Actions of `info["action_mask"]`, which the block then carries; 0 is none.
         supervision: Restart workers that raise, die or hang; the rows of their environments are
             then not `real` for a while, and `step` says so in `infos["restarted"]`. None raises.
@@ -111,9 +115,10 @@ class GroupedVectorEnv(AsyncVectorEnv):
         self.max_concurrency = max_concurrency
         self.num_envs, self.num_groups = len(env_fns), num_groups
         self.send_infos = send_infos
-        step_s = self._read_spaces(measure=num_workers is None)
+        step_s = self._read_spaces(measure=num_workers is None and supervision is None)
         per_group = self.num_envs // num_groups
-        self.num_workers = choose_workers(num_workers, per_group, step_s)
+        self._staff = choose_staff(num_workers, per_group, step_s)
+        self.num_workers = self._staff.processes
         self._start(num_masked, supervision)
 
     def _read_spaces(self, *, measure: bool) -> float | None:
@@ -143,7 +148,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
             context = multiprocessing.get_context(self.context or "spawn")
             shared = shared_memory_for(space, self.num_envs, context)
         settings = PoolSettings(
-            num_workers=max(self.num_workers, 1),
+            num_workers=self._staff.shares,
             num_groups=self.num_groups,
             autoreset_mode=self.autoreset_mode.value,
             send_infos=self.send_infos,
@@ -152,6 +157,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
             max_concurrency=self.max_concurrency,
             obs_space=None if in_block else space,
             shared_obs=shared,
+            plain_actions=isinstance(actions, Discrete) and not self.send_infos,
             name=type(self).__name__,
         )
         self._pool = self._new_pool(spec, settings, supervision)
@@ -183,6 +189,8 @@ class GroupedVectorEnv(AsyncVectorEnv):
                 return LocalPool(self.env_fns, spec, settings, supervision)
             if supervision is not None:
                 return SupervisedPool(self.env_fns, spec, settings, supervision)
+            if self._staff.caller:
+                return HelpedPool(self.env_fns, spec, settings)
             return WorkerPool(self.env_fns, spec, settings)
         except EnvFailures as error:
             _raise_here(error.failures[-1])

@@ -39,6 +39,8 @@ class Task:
         autoreset_mode: Value of a Gymnasium AutoresetMode.
         send_infos: Whether infos travel; if not, they are dropped here.
         obs_space: Space of an observation that does not lie in the block, or None.
+        plain_actions: Whether actions in the block reach environments as Python numbers, which
+            they work with faster, and not as NumPy's.
     """
 
     first_env: int
@@ -47,6 +49,7 @@ class Task:
     autoreset_mode: str
     send_infos: bool
     obs_space: gym.Space[Any] | None = None
+    plain_actions: bool = False
 
 
 class Host:
@@ -80,6 +83,11 @@ class Host:
         self.in_block = task.obs_space is None
         self.travels = not self.in_block and shared_obs is None
         self.put = self.rows.obs.__setitem__ if self.in_block else self._put_elsewhere
+        # Items of a memoryview are written in half the time of those of an array.
+        self._reward = memoryview(self.rows.reward)
+        self._terminated = memoryview(self.rows.terminated)
+        self._truncated = memoryview(self.rows.truncated)
+        self._masked, self._infos_travel = task.spec.num_masked > 0, task.send_infos
         self.step_one = {
             AutoresetMode.NEXT_STEP.value: self._step_or_reset,
             AutoresetMode.SAME_STEP.value: self._step_and_reset,
@@ -108,18 +116,21 @@ class Host:
         infos: dict[int, dict[str, Any]] = {}
         failures: list[Failure] = []
         with self.permit:
-            # An environment may keep its action, so it gets a copy.
-            for i, action in enumerate(self.rows.action.copy() if actions is None else actions):
+            for i, action in enumerate(self._actions() if actions is None else actions):
                 try:
                     info = self.step_one(i, action)
                 except Exception as error:  # whatever an environment raises goes to the caller
                     failures.append(self._shut(i, error, on_action(self.envs[i], action)))
                     continue
-                if info and self.task.send_infos:
+                if info and self._infos_travel:
                     infos[self.task.first_env + i] = info
         if failures:
             raise EnvFailures(failures, self._told(infos))
         return self._told(infos)
+
+    def _actions(self) -> Any:
+        """Return copies, since an environment may keep its action."""
+        return self.rows.action.tolist() if self.task.plain_actions else self.rows.action.copy()
 
     def _told(self, infos: dict[int, dict[str, Any]]) -> StepTold:
         if self.travels:
@@ -128,23 +139,22 @@ class Host:
 
     def _step_only(self, i: int, action: Any) -> dict[str, Any]:
         """Step environment `i` and write its row; the episode's sums are written at its end."""
-        rows = self.rows
         obs, reward, terminated, truncated, info = self.envs[i].step(action)
         self.last_obs = obs
         if not isinstance(reward, float):
             reward = _scalar_reward(reward)
         self.put(i, obs)
-        rows.reward[i] = reward
-        rows.terminated[i] = terminated
-        rows.truncated[i] = truncated
+        self._reward[i] = reward
+        self._terminated[i] = terminated
+        self._truncated[i] = truncated
         self.returns[i] += reward
         self.lengths[i] += 1
-        if self.task.spec.num_masked:
+        if self._masked:
             self._read_mask(i, info)
         if terminated or truncated:
             self.ended[i] = True
-            rows.episode_return[i] = self.returns[i]
-            rows.episode_length[i] = self.lengths[i]
+            self.rows.episode_return[i] = self.returns[i]
+            self.rows.episode_length[i] = self.lengths[i]
         return info
 
     def _step_and_reset(self, i: int, action: Any) -> dict[str, Any]:
@@ -184,7 +194,7 @@ class Host:
             said = f"the observation space says {self.task.spec.obs_shape}"
             raise ValueError(f"reset returned an observation of shape {np.shape(obs)}, {said}")
         self.put(i, obs)
-        if self.task.spec.num_masked:
+        if self._masked:
             self._read_mask(i, info)
         self.returns[i], self.lengths[i], self.ended[i] = 0.0, 0, False
         return info

@@ -53,7 +53,8 @@ def factory_of(env_id: str, **kwargs: Any) -> EnvFactory:
     """Return a picklable factory for a registered id.
 
     The spec travels with the factory, so that an id registered in the caller's script is known
-    in the worker too. Gymnasium's per-step checker is left out: `describe` checks once.
+    in the worker too. Gymnasium's per-step checks are left out: `describe` checks once, and
+    nobody here steps before a reset.
 
     Args:
         env_id: `Name-v0`, `namespace/Name-v0` or `module:Name-v0`.
@@ -74,6 +75,7 @@ def factory_of(env_id: str, **kwargs: Any) -> EnvFactory:
 
 def _for_workers(spec: EnvSpec) -> EnvSpec:
     """Replace an entry point in the caller's script, which workers do not run, by the object."""
+    spec = replace(spec, order_enforce=False)
     if isinstance(spec.entry_point, str) and spec.entry_point.startswith("__main__:"):
         creator: Any = load_env_creator(spec.entry_point)
         return replace(spec, entry_point=creator)

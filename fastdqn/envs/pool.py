@@ -30,15 +30,13 @@ import numpy as np
 from fastdqn.envs.failures import EnvFailures
 from fastdqn.envs.host import Task
 from fastdqn.envs.limits import refuse_unless_openable, refuse_unless_shareable
-from fastdqn.envs.process import WorkerProcess
+from fastdqn.envs.process import LOOK_INTERVAL_S, WorkerProcess
 from fastdqn.envs.rows import Rows, RowSpec
-from fastdqn.envs.worker import CALL, CLOSE, Wire, Work, run_worker
+from fastdqn.envs.worker import CALL, CLOSE, DONE, Wire, Work, run_worker
 
-__all__ = ["LOOK_INTERVAL_S", "PoolSettings", "WorkerPool", "without_main_module"]
+__all__ = ["PoolSettings", "WorkerPool", "without_main_module"]
 
 CLOSE_TIMEOUT_S = 5.0
-LOOK_INTERVAL_S = 1.0
-"""Whoever waits for one worker looks after the others as often as this."""
 EnvFactory = Callable[[], gym.Env[Any, Any]]
 
 
@@ -47,7 +45,8 @@ class PoolSettings:
     """How the environments are dealt out and stepped.
 
     Attributes:
-        num_workers: Processes, at most one per environment of a group.
+        num_workers: Shares of the environments, at most one per environment of a group: those of
+            the processes, and of the caller where it takes one.
         num_groups: Groups of environments, each stepped by signals of its own.
         autoreset_mode: Value of a Gymnasium AutoresetMode.
         send_infos: Whether the infos of the environments travel.
@@ -56,6 +55,7 @@ class PoolSettings:
         max_concurrency: How many workers may run an environment at a time; None is all.
         obs_space: Space of an observation that does not lie in the block, or None.
         shared_obs: Gymnasium's shared memory for such observations; None lets them travel.
+        plain_actions: See `Task`.
         name: Prefix of the process names.
     """
 
@@ -68,6 +68,7 @@ class PoolSettings:
     max_concurrency: int | None = None
     obs_space: gym.Space[Any] | None = None
     shared_obs: Any = None
+    plain_actions: bool = False
     name: str = "Workers"
 
     def spans(self, num_envs: int) -> list[list[tuple[int, int]]]:
@@ -82,7 +83,8 @@ class PoolSettings:
         """Return what the host of these environments is to do."""
         first, stop = span
         mode, infos = self.autoreset_mode, self.send_infos
-        return Task(first, stop - first, spec, mode, infos, self.obs_space)
+        plain = self.plain_actions
+        return Task(first, stop - first, spec, mode, infos, self.obs_space, plain)
 
 
 class WorkerPool:
@@ -124,13 +126,17 @@ class WorkerPool:
         self.workers: list[WorkerProcess] = []
         self._answers: dict[int, Any] = {}
         try:
-            for index in range(settings.num_workers):
-                self.workers.append(self._start(index))
+            self._populate()
             for group in range(settings.num_groups):
                 self.ask("make", [()] * settings.num_workers, group)
         except BaseException:
             self.close(0.0)
             raise
+
+    def _populate(self) -> None:
+        """Start the workers."""
+        for index in range(self.settings.num_workers):
+            self.workers.append(self._start(index))
 
     def _start(self, index: int) -> WorkerProcess:
         """Start the process of worker `index`; its environments are not built yet."""
@@ -170,7 +176,10 @@ class WorkerPool:
         """Wake every worker for one step of a group; hot path."""
         signal_ = bytes((group,))
         for worker in self.workers:
-            worker.send(signal_)
+            try:
+                worker.signal(signal_)
+            except OSError as error:
+                raise worker.gone() from error
 
     def tell(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> None:
         """Send each worker its own arguments for a call; `collect` brings the answers.
@@ -216,16 +225,20 @@ class WorkerPool:
                 self._answers[worker.index] = self._answer_of(worker, deadline, timeout)
         answers = [self._answers[index] for index in range(len(self.workers))]
         self._answers.clear()
-        failures = [f for a in answers if isinstance(a, EnvFailures) for f in a.failures]
-        if failures:
-            raise EnvFailures(failures)
+        if any(answers):
+            failures = [f for a in answers if isinstance(a, EnvFailures) for f in a.failures]
+            if failures:
+                raise EnvFailures(failures)
         return answers
 
     def _answer_of(self, worker: WorkerProcess, deadline: float, timeout: float | None) -> Any:
-        if not self._waited_for(worker, deadline):
+        heard = b"" if timeout is not None and timeout < LOOK_INTERVAL_S else worker.hear()
+        if heard == DONE:
+            return None
+        if not heard and not self._waited_for(worker, deadline):
             raise multiprocessing.TimeoutError(f"{worker} has not answered within {timeout:g} s")
         try:
-            return worker.receive()
+            return worker.receive(heard)
         except EnvFailures as failures:
             return failures
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import select
 import signal
+import socket
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +14,10 @@ from fastdqn.envs.failures import EnvFailures
 from fastdqn.envs.worker import DONE, FAILED, Wire
 from fastdqn.errors import WorkerError
 
-__all__ = ["WorkerProcess"]
+__all__ = ["LOOK_INTERVAL_S", "WorkerProcess"]
+
+LOOK_INTERVAL_S = 1.0
+"""Whoever waits for one worker looks after the others as often as this."""
 
 
 class WorkerProcess:
@@ -23,6 +28,9 @@ class WorkerProcess:
         spans: Its environments by group.
         process: The process.
         wire: The parent's end of the line to it.
+
+    Attributes:
+        signal: Sends a signal of one byte, without words about it if the worker has gone.
     """
 
     def __init__(
@@ -30,6 +38,9 @@ class WorkerProcess:
     ) -> None:
         self.index, self.spans, self.process, self.wire = index, spans, process, wire
         self.pid, self.ended = process.pid, False
+        self.signal = wire.signals.send
+        patience = struct.pack("ll", int(LOOK_INTERVAL_S), 0)
+        wire.signals.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
         self._poller = select.poll()
         self._poller.register(wire.signals, select.POLLIN)
         self._poller.register(process.sentinel, select.POLLIN)
@@ -54,15 +65,29 @@ class WorkerProcess:
         """Wait until a signal, or the end of the process, is there to be received."""
         return bool(self._poller.poll(timeout_s * 1000))
 
-    def receive(self) -> Any:
+    def hear(self) -> bytes:
+        """Wait for the next signal, for a second at most; hot path, one system call.
+
+        Returns:
+            The signal; nothing where none came, or the worker has gone.
+        """
+        try:
+            return self.wire.signals.recv(1)
+        except OSError:
+            return b""
+
+    def receive(self, heard: bytes = b"") -> Any:
         """Return what the worker answered: None, or an object.
+
+        Args:
+            heard: What `hear` returned; nothing waits for the signal here.
 
         Raises:
             WorkerError: The worker has gone.
             EnvFailures: Environments raised.
         """
         try:
-            signal_ = self.wire.receive()
+            signal_ = heard or self.wire.receive()
             if signal_ == DONE:
                 return None
             answer = pickle.loads(self.wire.messages.recv_bytes())  # noqa: S301 - our own worker's

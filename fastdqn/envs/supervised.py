@@ -22,8 +22,8 @@ import numpy as np
 
 from fastdqn.envs.failures import EnvFailures
 from fastdqn.envs.host import EnvFactory
-from fastdqn.envs.pool import LOOK_INTERVAL_S, PoolSettings, WorkerPool
-from fastdqn.envs.process import WorkerProcess
+from fastdqn.envs.pool import PoolSettings, WorkerPool
+from fastdqn.envs.process import LOOK_INTERVAL_S, WorkerProcess
 from fastdqn.envs.rows import RowSpec
 from fastdqn.envs.supervision import (
     RestartBudget,
@@ -33,7 +33,7 @@ from fastdqn.envs.supervision import (
     seeds_told,
     silence,
 )
-from fastdqn.envs.worker import CALL
+from fastdqn.envs.worker import CALL, DONE
 from fastdqn.errors import WorkerError
 
 __all__ = ["SupervisedPool"]
@@ -208,11 +208,15 @@ class SupervisedPool(WorkerPool):
         until = deadline if timeout is None else min(deadline, now + timeout)
         for ward in self._wards:
             if ward.due[group]:
-                if not ward.worker.answered(min(max(until - now, 0.0), LOOK_INTERVAL_S)):
+                heard = ward.worker.hear() if until - now >= LOOK_INTERVAL_S else b""
+                if heard == DONE:
+                    ward.due[group], ward.answers[group] = False, None
+                    continue
+                if not heard:
                     self._wait_for(ward, group, until)
                     self._refuse_late(ward, timeout, deadline)
                     now = time.monotonic()
-                self._take(ward, group)
+                self._take(ward, group, heard)
         name, arguments = self._asked[group]
         if name == "step":
             return self._answers_to_step(group)
@@ -220,7 +224,7 @@ class SupervisedPool(WorkerPool):
 
     def _wait_for(self, ward: _Ward, group: int, until: float) -> None:
         """Wait for a slow worker; take meanwhile what others have to tell."""
-        while (remaining_s := until - time.monotonic()) > 0:
+        while (remaining_s := until - time.monotonic()) > 0 and not ward.worker.answered(0.0):
             for other in self._wards:
                 if other is not ward and other.due[group] and other.worker.answered(0.0):
                     self._take(other, group)
@@ -234,12 +238,12 @@ class SupervisedPool(WorkerPool):
             return
         raise multiprocessing.TimeoutError(f"{ward.worker} has not answered within {timeout} s")
 
-    def _take(self, ward: _Ward, group: int) -> None:
+    def _take(self, ward: _Ward, group: int, heard: bytes = b"") -> None:
         """Take the answer that is due from a worker; replace it if there is none."""
         if not ward.due[group]:
             return
         try:
-            answer = self._answer_or_hang(ward)
+            answer = self._answer_or_hang(ward, heard)
         except EnvFailures as error:
             if self._asked[group][0] in {"step", "reset"}:
                 self._replace(ward, *_told(ward, error))
@@ -251,15 +255,15 @@ class SupervisedPool(WorkerPool):
         ward.due[group] = False
         ward.answers[group] = answer
 
-    def _answer_or_hang(self, ward: _Ward) -> Any:
+    def _answer_or_hang(self, ward: _Ward, heard: bytes) -> Any:
         """Return what a worker answers.
 
         Raises:
             WorkerError: It has gone, or there is no answer.
             EnvFailures: Environments raised.
         """
-        if ward.worker.answered(0.0):
-            return ward.worker.receive()
+        if heard or ward.worker.answered(0.0):
+            return ward.worker.receive(heard)
         deadline_s = self.supervision.deadline_s
         raise WorkerError(f"{ward.worker} has not answered within {deadline_s:g} s")
 
