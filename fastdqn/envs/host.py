@@ -84,9 +84,9 @@ class Host:
         self.travels = not self.in_block and shared_obs is None
         self.put = self.rows.obs.__setitem__ if self.in_block else self._put_elsewhere
         # Items of a memoryview are written in half the time of those of an array.
-        self._reward = memoryview(self.rows.reward)
-        self._terminated = memoryview(self.rows.terminated)
-        self._truncated = memoryview(self.rows.truncated)
+        self._reward: Any = memoryview(self.rows.reward)
+        self._terminated: Any = memoryview(self.rows.terminated)
+        self._truncated: Any = memoryview(self.rows.truncated)
         self._masked, self._infos_travel = task.spec.num_masked > 0, task.send_infos
         self.step_one = {
             AutoresetMode.NEXT_STEP.value: self._step_or_reset,

@@ -1,0 +1,159 @@
+"""Who steps the environments: counts, and a caller that takes a share."""
+
+from __future__ import annotations
+
+import multiprocessing
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from fastdqn.envs import grouped, staffing
+from fastdqn.envs.grouped import GroupedVectorEnv
+from fastdqn.envs.staffing import Staff, choose_staff
+from fastdqn.envs.supervision import Supervision
+from tests.oracles import (
+    CounterEnv,
+    CrashError,
+    CrashingEnv,
+    HangingEnv,
+    TalkativeCounterEnv,
+    counters,
+    one_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+FAST_S, SLOW_S = 1e-6, 1e-3
+
+
+@pytest.mark.parametrize(
+    ("cores", "question", "staff"),
+    [
+        (4, (3, 8, FAST_S), Staff(3, caller=False)),
+        (4, (9, 8, None), Staff(8, caller=False)),
+        (4, (0, 8, SLOW_S), Staff(0, caller=True)),
+        (4, (None, 8, None), Staff(4, caller=False)),
+        (4, (None, 8, SLOW_S), Staff(3, caller=True)),
+        (4, (None, 8, FAST_S), Staff(0, caller=True)),
+        (4, (None, 2, SLOW_S), Staff(1, caller=True)),
+        (4, (None, 1, SLOW_S), Staff(0, caller=True)),
+        (4, (None, 1, None), Staff(1, caller=False)),
+        (1, (None, 8, SLOW_S), Staff(0, caller=True)),
+        (1, (None, 8, None), Staff(1, caller=False)),
+    ],
+)
+def test_workers_are_woken_only_where_that_pays(
+    cores: int,
+    question: tuple[int | None, int, float | None],
+    staff: Staff,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(staffing, "available_cores", lambda: cores)
+    assert choose_staff(*question) == staff
+
+
+def test_a_slow_environment_is_left_to_workers_and_a_fast_one_is_not() -> None:
+    for factory, processes in ((CounterEnv, 0), (partial(HangingEnv, at=0, sleep_s=0.02), 2)):
+        envs = GroupedVectorEnv([factory] * 2)
+        assert envs.num_workers == len(envs.processes) == min(processes, envs.num_workers)
+        assert (envs.num_workers > 0) == (processes > 0)
+        envs.close()
+
+
+def test_under_supervision_nothing_runs_in_the_callers_process() -> None:
+    envs = GroupedVectorEnv([CounterEnv] * 2, supervision=Supervision())
+    pids = envs.call("pid")
+    envs.close()
+    assert multiprocessing.current_process().pid not in pids
+
+
+# A caller that takes a share
+
+
+@pytest.fixture
+def helped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Build vectors of one worker and a caller that helps; close them afterwards."""
+    monkeypatch.setattr(grouped, "choose_staff", lambda *_: Staff(1, caller=True))
+    built: list[GroupedVectorEnv] = []
+
+    def build(factories: list[Any], **settings: Any) -> GroupedVectorEnv:
+        built.append(GroupedVectorEnv(factories, **settings))
+        return built[-1]
+
+    yield build
+    for envs in built:
+        envs.close()
+
+
+def test_the_caller_hosts_the_last_environments_and_the_worker_the_others(helped: Any) -> None:
+    envs = helped(counters(5))
+    pids = envs.call("pid")
+    own = multiprocessing.current_process().pid
+    assert [pid == own for pid in pids] == [False, False, True, True, True]
+    assert envs.num_workers == len(envs.processes) == 1
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_a_helped_vector_gives_what_workers_give(helped: Any, mode: AutoresetMode) -> None:
+    factories = counters(5, (3, 1, 4), "alternating", kind=TalkativeCounterEnv)
+    ours = helped(factories, autoreset_mode=mode)
+    theirs = GroupedVectorEnv(factories, num_workers=2, autoreset_mode=mode)
+    results: list[list[Any]] = [[envs.reset(seed=3)] for envs in (ours, theirs)]
+    for step in range(8):
+        actions = np.arange(5) % 3
+        for envs, told in zip((ours, theirs), results, strict=True):
+            told.append(envs.step(actions))
+            if mode is AutoresetMode.DISABLED:
+                mask = told[-1][2] | told[-1][3]
+                if mask.any():
+                    told.append(envs.reset(options={"reset_mask": mask}))
+        assert repr(results[0]) == repr(results[1]), step
+    assert ours.get_attr("t") == theirs.get_attr("t")
+    theirs.close()
+
+
+def test_two_groups_of_a_helped_vector_step_by_themselves(helped: Any) -> None:
+    envs = helped(counters(8), num_groups=2)
+    envs.reset()
+    envs.send(np.zeros(4, np.int64), 0)
+    envs.send(np.ones(4, np.int64), 1)
+    envs.recv(None, 0)
+    envs.recv(None, 1)
+    envs.send(np.zeros(4, np.int64), 0)
+    envs.recv(None, 0)
+    assert envs.rows.obs[:, 2].tolist() == [2] * 4 + [1] * 4
+    assert (envs.rows.reward[4:] % 4).tolist() == [1] * 4
+
+
+@pytest.mark.filterwarnings("ignore:.*ERROR")
+@pytest.mark.parametrize("unlucky", [0, 3])
+def test_an_error_is_raised_whoever_steps_the_environment(helped: Any, unlucky: int) -> None:
+    envs = helped(one_of(partial(CrashingEnv, unlucky), unlucky, 4))
+    envs.reset()
+    with pytest.raises(CrashError) as raised:
+        envs.step([0] * 4)
+    assert str(raised.value.__cause__).startswith(f"environment {unlucky} raised on action 0")
+    envs.reset()
+    assert envs.get_attr("t") == (0, 0, 0, 0)
+
+
+def test_a_timeout_of_the_workers_does_not_step_the_callers_share_twice(helped: Any) -> None:
+    envs = helped(one_of(partial(HangingEnv, 0, sleep_s=0.5), 0, 4))
+    envs.reset()
+    envs.step_async([0, 1, 2, 0])
+    with pytest.raises(multiprocessing.TimeoutError):
+        envs.step_wait(timeout=0.05)
+    obs, reward, *_ = envs.step_wait()
+    assert obs[:, 2].tolist() == [1, 1, 1, 1]
+    assert (reward % 4).tolist() == [0, 1, 2, 0]
+
+
+def test_a_constructor_that_raises_in_the_callers_share_leaves_nothing(helped: Any) -> None:
+    with pytest.raises(CrashError):
+        helped(one_of(partial(CrashingEnv, 3, where="constructor"), 3, 4))
