@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastdqn.envs.failures import EnvFailures
-from fastdqn.envs.host import EnvFactory, Host
+from fastdqn.envs.host import Host
 from fastdqn.envs.pool import PoolSettings, WorkerPool
 from fastdqn.envs.rows import RowSpec
+from fastdqn.envs.task import EnvFactory
 
 __all__ = ["HelpedPool"]
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -21,35 +20,10 @@ from gymnasium.vector.utils import write_to_shared_memory
 
 from fastdqn.envs.failures import EnvFailures, Failure, Shut, StepTold, on_action
 from fastdqn.envs.masks import MASK, refuse_mask_shape
-from fastdqn.envs.rows import Rows, RowSpec
+from fastdqn.envs.rows import Rows
+from fastdqn.envs.task import EnvFactory, Task
 
-__all__ = ["EnvFactory", "Host", "Task"]
-
-EnvFactory = Callable[[], gym.Env[Any, Any]]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a host is to do.
-
-    Attributes:
-        first_env: Index of its first environment in the whole vector.
-        num_envs: Its environments.
-        spec: Layout of the block, for all environments.
-        autoreset_mode: Value of a Gymnasium AutoresetMode.
-        send_infos: Whether infos travel; if not, they are dropped here.
-        obs_space: Space of an observation that does not lie in the block, or None.
-        plain_actions: Whether actions in the block reach environments as Python numbers, which
-            they work with faster, and not as NumPy's.
-    """
-
-    first_env: int
-    num_envs: int
-    spec: RowSpec
-    autoreset_mode: str
-    send_infos: bool
-    obs_space: gym.Space[Any] | None = None
-    plain_actions: bool = False
+__all__ = ["Host"]
 
 
 class Host:
@@ -84,9 +58,8 @@ class Host:
         self.travels = not self.in_block and shared_obs is None
         self.put = self.rows.obs.__setitem__ if self.in_block else self._put_elsewhere
         # Items of a memoryview are written in half the time of those of an array.
-        self._reward: Any = memoryview(self.rows.reward)
-        self._terminated: Any = memoryview(self.rows.terminated)
-        self._truncated: Any = memoryview(self.rows.truncated)
+        columns: Any = (self.rows.reward, self.rows.terminated, self.rows.truncated)
+        self._reward, self._terminated, self._truncated = map(memoryview, columns)
         self._masked, self._infos_travel = task.spec.num_masked > 0, task.send_infos
         self.step_one = {
             AutoresetMode.NEXT_STEP.value: self._step_or_reset,

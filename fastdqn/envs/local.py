@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastdqn.envs.failures import EnvFailures, Failure
-from fastdqn.envs.host import EnvFactory, Host
+from fastdqn.envs.host import Host
 from fastdqn.envs.pool import PoolSettings
 from fastdqn.envs.rows import Rows, RowSpec
 from fastdqn.envs.supervision import (
@@ -24,6 +24,7 @@ from fastdqn.envs.supervision import (
     seeds_told,
     silence,
 )
+from fastdqn.envs.task import EnvFactory
 
 __all__ = ["LocalPool"]
 

@@ -28,10 +28,10 @@ import gymnasium as gym
 import numpy as np
 
 from fastdqn.envs.failures import EnvFailures
-from fastdqn.envs.host import Task
 from fastdqn.envs.limits import refuse_unless_openable, refuse_unless_shareable
 from fastdqn.envs.process import LOOK_INTERVAL_S, WorkerProcess
 from fastdqn.envs.rows import Rows, RowSpec
+from fastdqn.envs.task import Task
 from fastdqn.envs.worker import CALL, CLOSE, DONE, Wire, Work, run_worker
 
 __all__ = ["PoolSettings", "WorkerPool", "without_main_module"]

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from fastdqn.envs.failures import EnvFailures
-from fastdqn.envs.host import EnvFactory
 from fastdqn.envs.pool import PoolSettings, WorkerPool
 from fastdqn.envs.process import LOOK_INTERVAL_S, WorkerProcess
 from fastdqn.envs.rows import RowSpec
@@ -33,6 +32,7 @@ from fastdqn.envs.supervision import (
     seeds_told,
     silence,
 )
+from fastdqn.envs.task import EnvFactory
 from fastdqn.envs.worker import CALL, DONE
 from fastdqn.errors import WorkerError
 

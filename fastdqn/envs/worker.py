@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 
 from fastdqn.envs.failures import EnvFailures, Failure
-from fastdqn.envs.host import Host, Task
+from fastdqn.envs.host import Host
 from fastdqn.envs.rows import Rows
+from fastdqn.envs.task import Task
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
