@@ -58,8 +58,10 @@ class Host:
         self.travels = not self.in_block and shared_obs is None
         self.put = self.rows.obs.__setitem__ if self.in_block else self._put_elsewhere
         # Items of a memoryview are written in half the time of those of an array.
-        columns: Any = (self.rows.reward, self.rows.terminated, self.rows.truncated)
-        self._reward, self._terminated, self._truncated = map(memoryview, columns)
+        columns: Any = self.rows
+        self._reward: Any = memoryview(columns.reward)
+        self._terminated: Any = memoryview(columns.terminated)
+        self._truncated: Any = memoryview(columns.truncated)
         self._masked, self._infos_travel = task.spec.num_masked > 0, task.send_infos
         self.step_one = {
             AutoresetMode.NEXT_STEP.value: self._step_or_reset,
