@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train check format test gymnasium-tests learn mutants coverage bench bench-quick bench-save bench-stepping solve clean
+.PHONY: help setup train check format test dropin gymnasium-tests learn mutants coverage bench bench-quick bench-save bench-stepping solve clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -33,7 +33,10 @@ format: $(STAMP) ## Rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 
 test: $(STAMP) ## Run the tests (a few minutes on two cores)
-	$(BIN)/python -m pytest -m 'not learning and not cuda' $(ARGS)
+	$(BIN)/python -m pytest -m 'not learning and not cuda and not dropin' $(ARGS)
+
+dropin: $(STAMP) ## Compare GroupedVectorEnv with Gymnasium's AsyncVectorEnv, call by call
+	$(BIN)/python -m pytest -m dropin $(ARGS)
 
 gymnasium-tests: $(STAMP) ## Run the tests of a clone of Gymnasium (GYMNASIUM=path) with GroupedVectorEnv
 	$(BIN)/python -m tests.dropin $(GYMNASIUM) $(ARGS)

@@ -42,7 +42,7 @@ from tests.side_by_side import (
 if TYPE_CHECKING:
     from tests.side_by_side import Pair, Question
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
+pytestmark = [pytest.mark.usefixtures("nothing_left"), pytest.mark.dropin]
 
 SAME_STEP, DISABLED = AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
 NUM_ENVS = 3

@@ -31,6 +31,8 @@ def test_fails_with_ours_only():
     assert AsyncVectorEnv.__name__ == 'AsyncVectorEnv'
 """
 
+pytestmark = pytest.mark.dropin
+
 
 def run(folder: Path, *tests: str) -> tuple[int, str]:
     """Write a checkout that holds these tests, run them, and return exit code and last line."""
