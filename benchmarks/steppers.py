@@ -199,7 +199,10 @@ KINDS: dict[str, Callable[[Crowd, ExitStack], Timer | None]] = {
     "bare": _bare,
     "sync": partial(_vector, SyncVectorEnv),
     "async": _async,
-    "grouped": partial(_vector, partial(GroupedVectorEnv, num_workers=available_cores())),
+    "grouped": partial(_vector, GroupedVectorEnv),
+    "grouped, all workers": partial(
+        _vector, partial(GroupedVectorEnv, num_workers=available_cores())
+    ),
     "grouped source": partial(_grouped_source, 0),
     "grouped in a run": partial(_grouped_source, 1),
     "envpool": _envpool,

@@ -27,12 +27,13 @@ Lap = dict[str, float]
 
 LEGEND = """\
 `bare`: one process, one environment. `sync`, `async`: Gymnasium's vectors, `async` with one process
-per environment. `grouped`: fastdqn's vector through the same `step`, one worker per core.
-`grouped source`: the same workers by `send` and `recv`, as the trainer drives them; `grouped in a
-run`: with one core left for the learner, a run's default. `envpool`: C++ threads, one per core, by
-its own `step`; `envpool source`: as the trainer drives them. `tensor`: the environment as PyTorch
-operations on one thread. Steps/s are medians (lowest to highest); a ratio is the median of the
-ratios within each round. `-`: not to be had here or not asked for."""
+per environment. `grouped`: fastdqn's vector through the same `step`, as it comes, where the caller
+takes a share; `grouped, all workers`: one worker per core and an idle caller. `grouped source`: the
+same workers by `send` and `recv`, as the trainer drives them; `grouped in a run`: with one core
+left for the learner, a run's default. `envpool`: C++ threads, one per core, by its own `step`;
+`envpool source`: as the trainer drives them. `tensor`: the environment as PyTorch operations on one
+thread. Steps/s are medians (lowest to highest); a ratio is the median of the ratios within each
+round. `-`: not to be had here or not asked for."""
 
 
 @dataclass(frozen=True)

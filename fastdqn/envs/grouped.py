@@ -439,7 +439,9 @@ class GroupedVectorEnv(AsyncVectorEnv):
     def _seen(self) -> Any:
         """Return the observations as the caller may have them."""
         seen = self._reader.read(self._travelled)
-        return deepcopy(seen) if self.copy else seen
+        if not self.copy:
+            return seen
+        return seen.copy() if isinstance(seen, np.ndarray) else deepcopy(seen)
 
     def _add_final_obs(self, infos: dict[str, Any]) -> None:
         if isinstance(self._reader, BlockObservations):

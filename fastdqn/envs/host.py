@@ -62,6 +62,7 @@ class Host:
         self._reward: Any = memoryview(columns.reward)
         self._terminated: Any = memoryview(columns.terminated)
         self._truncated: Any = memoryview(columns.truncated)
+        self._real: Any = memoryview(columns.real)
         self._masked, self._infos_travel = task.spec.num_masked > 0, task.send_infos
         self.step_one = {
             AutoresetMode.NEXT_STEP.value: self._step_or_reset,
@@ -154,9 +155,10 @@ class Host:
 
     def _step_or_reset(self, i: int, action: Any) -> dict[str, Any]:
         """NEXT_STEP: an ended environment is reset by the next step, which is no transition."""
-        self.rows.real[i] = not self.ended[i]
         if not self.ended[i]:
+            self._real[i] = True
             return self._step_only(i, action)
+        self._real[i] = False
         self.rows.reward[i] = 0.0
         self.rows.terminated[i] = self.rows.truncated[i] = False
         return self._reset_one(i, None, None)
