@@ -253,7 +253,7 @@ def play(data: st.DataObject, finals: int | None) -> ListedRing:
 
 
 @given(data=st.data())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120, deadline=None, report_multiple_bugs=False)
 def test_the_ring_holds_the_newest_transitions_of_any_history(data: st.DataObject) -> None:
     listed = play(data, None)
     newest = sorted(step for row in listed.rows[-listed.num_rows :] for step in row)
@@ -261,7 +261,7 @@ def test_the_ring_holds_the_newest_transitions_of_any_history(data: st.DataObjec
 
 
 @given(data=st.data(), finals=st.integers(1, 8))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, report_multiple_bugs=False)
 def test_with_few_final_frames_the_ring_forgets_exactly_the_rows_that_lost_one(
     data: st.DataObject, finals: int
 ) -> None:
@@ -320,7 +320,7 @@ def run(lengths: list[int], steps: int, within_step: bool) -> ReplayBuffer:
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), steps=st.integers(1, 30))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, report_multiple_bugs=False)
 def test_resetting_within_the_step_or_in_the_next_one_stores_the_same_transitions(
     lengths: list[int], steps: int
 ) -> None:
