@@ -361,8 +361,8 @@ def images_scaled_twice() -> None:
 def cursor_off_by_one_at_the_wrap() -> None:
     def places(self: ReplayBuffer, row: int) -> slice:
         lap, place = divmod(row, self.num_rows)
-        start = (place + lap) % self.num_rows * self.num_envs
-        return slice(start, start + self.num_envs)
+        start = (place + lap) % self.num_rows * self.row_size
+        return slice(start, start + self.row_size)
 
     exchange("_places", places, ReplayBuffer)
 
