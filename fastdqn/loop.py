@@ -199,6 +199,8 @@ class Loop:
         rollout = self.rollout
         new = rollout.num_restarts - self.worker_restarts
         self.worker_restarts = rollout.num_restarts
+        if self.status == "stopped":
+            return  # a signal to all may have reached the workers first
         for told in rollout.restarts[-new:]:
             self.witness.saw_restart(self.rollout.env_steps, told)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastdqn.agent import DQN
 from fastdqn.config import Config
+from fastdqn.device import available_cores
 from fastdqn.errors import FastDQNError, UsageError, WorkerError
 from fastdqn.loop import Loop
 from fastdqn.plots import plot_run
@@ -77,6 +78,16 @@ def _introduce(console: Console, agent: DQN) -> None:
     )
 
 
+def _tell_crowded(console: Console, num_workers: int) -> None:
+    cores = available_cores()
+    if num_workers > cores:
+        console.say(
+            f"{num_workers} workers share {cores} cores and take turns; "
+            f"--num-workers {max(cores - 1, 0)} leaves one core to the learner",
+            style="yellow",
+        )
+
+
 def _resolved(run_dir: Path, agent: DQN) -> dict[str, object]:
     return {
         "run_dir": str(run_dir),
@@ -89,6 +100,7 @@ def _resolved(run_dir: Path, agent: DQN) -> dict[str, object]:
 def _train(agent: DQN, record: RunRecord, request: StopRequest, started: float) -> int:
     with agent.trainer(None, record, started=started) as trainer:
         _introduce(record.console, agent)
+        _tell_crowded(record.console, trainer.rollout.num_workers)
         write_config(record.run_dir, agent.config, _resolved(record.run_dir, agent))
         try:
             with request.leads_to(trainer.stop):

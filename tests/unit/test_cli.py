@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
-from fastdqn import __version__
+from fastdqn import __version__, run
 from fastdqn.cli import main
 from fastdqn.config import Config, flag_of
 from fastdqn.presets import PRESETS, preset_config
+from fastdqn.progress import Console
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -425,3 +426,15 @@ def test_plot_draws_the_pictures_again(
     drawn = capsys.readouterr().out.splitlines()
     assert drawn == [str(run / "plots" / name) for name in ("returns.png", "wall_time.png")]
     assert sorted(map(str, (run / "plots").iterdir())) == drawn
+
+
+@pytest.mark.parametrize(("workers", "told"), [(2, False), (3, True)])
+def test_more_workers_than_cores_are_told(
+    workers: int, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "available_cores", lambda: 2)
+    console = Console(tmp_path / "log.txt")
+    run._tell_crowded(console, workers)
+    console.close()
+    said = (tmp_path / "log.txt").read_text()
+    assert ("3 workers share 2 cores and take turns; --num-workers 1 leaves" in said) is told
