@@ -122,6 +122,7 @@ def test_two_hundred_vectors_leave_files_children_and_shared_memory_as_they_were
     config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
     monkeypatch.setitem(config, "semprefix", f"/{prefix}")
     open_and_drop(0)  # starts the fork server and the resource tracker, which may stay
+    gc.collect()  # what earlier tests left behind is not to be counted
     before = descriptors()
     for turn in range(200):
         open_and_drop(turn)
