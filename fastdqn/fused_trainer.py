@@ -44,3 +44,6 @@ class FusedTrainer(Loop):
         if episodes:
             self._count(episodes)
         self._look(before, rollout.env_steps)
+
+    def _finish(self) -> None:
+        """Owe nothing: a block ends with its updates."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ class LoopSettings(TypedDict):
     started: NotRequired[float | None]
 
 
-class Loop:
+class Loop(ABC):
     """Trains until `until` env steps, a reached return, or `stop`.
 
     Args:
@@ -164,10 +165,11 @@ class Loop:
         """Let the loop end after the vector step in progress; may be called from a signal."""
         self.status = "stopped"
 
+    @abstractmethod
     def vector_step(self) -> None:
         """Take the loop one step further: act, step, write, learn, look."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _finish(self) -> None:
         """Do what the last vector step still owes."""
 

@@ -30,7 +30,7 @@ class WorkerProcess:
         wire: The parent's end of the line to it.
 
     Attributes:
-        signal: Sends a signal of one byte, without words about it if the worker has gone.
+        signal: Sends a signal of one byte; an OSError says that the worker has gone.
     """
 
     def __init__(

@@ -357,6 +357,7 @@ def test_a_worker_recovers_from_constructors_that_failed_for_a_while(tmp_path: P
         rows.recv()
     flaw.unlink()
     step_until(envs, restarted=False)
+    assert envs.rows.real.all()
     envs.close()
 
 
