@@ -6,25 +6,20 @@ The plain function is the truth. Everything here wraps it from outside, at one l
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch._dynamo import config as dynamo_config
 
+from fastdqn.compiled import Compiled
 from fastdqn.errors import UsageError
 
-__all__ = ["EXECUTIONS", "Compiled", "accelerate", "choose_execution", "refuse_block_execution"]
+__all__ = ["EXECUTIONS", "accelerate", "choose_execution", "refuse_block_execution"]
 
 EXECUTIONS = ("auto", "eager", "compile", "cudagraph")
 BLOCK_EXECUTIONS = ("eager", "compile", "cudagraph")
 WORTH_COMPILING_UPDATES = 20_000
 """A cold compile (20 s on two cores) takes as long as compiling 35,000 small updates saves, a warm
 one (3 s) as long as 5,000."""
-
-MANY = 10_000
-"""Variants of one step that a process may compile; PyTorch's own limit of 8 is for accidents."""
 
 
 def choose_execution(
@@ -123,33 +118,3 @@ def accelerate(
             f"--execution {execution}", "a step runs in no such way", "Choose eager or compile."
         )
     return Compiled(step, device) if execution == "compile" else step
-
-
-class Compiled:
-    """A step compiled whole, once for each shape of its last argument.
-
-    Args:
-        step: What to compile; its other arguments keep their shapes.
-        device: Where its tensors live; on the CPU the C++ wrapper is used.
-
-    Attributes:
-        compile_s: Seconds spent compiling so far.
-    """
-
-    def __init__(self, step: Callable[..., None], device: torch.device) -> None:
-        options: dict[str, Any] = {"cpp_wrapper": True} if device.type == "cpu" else {}
-        self._compiled = torch.compile(step, fullgraph=True, dynamic=False, options=options)
-        self._seen: set[torch.Size] = set()
-        self.compile_s = 0.0
-
-    def __call__(self, *args: Any) -> None:
-        """Run the step; compiles first where the shape is new."""
-        shape = args[-1].shape
-        if shape in self._seen:
-            self._compiled(*args)
-            return
-        start = time.perf_counter()
-        with dynamo_config.patch(trace_autograd_ops=True, recompile_limit=MANY):
-            self._compiled(*args)
-        self._seen.add(shape)
-        self.compile_s += time.perf_counter() - start

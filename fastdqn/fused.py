@@ -17,9 +17,10 @@ from torch import Tensor
 
 from fastdqn.blocks import Block
 from fastdqn.captured import Captured
+from fastdqn.compiled import Compiled
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
 from fastdqn.errors import NonFiniteError, UsageError
-from fastdqn.execution import Compiled, refuse_block_execution
+from fastdqn.execution import refuse_block_execution
 from fastdqn.iteration import FAULT, BlockTensors, Iteration, finite
 from fastdqn.networks import FlatNetwork
 from fastdqn.replay.device_ring import MAX_BITS, DeviceRing

@@ -9,8 +9,9 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from fastdqn.compiled import Compiled
 from fastdqn.errors import UsageError
-from fastdqn.execution import Compiled, accelerate
+from fastdqn.execution import accelerate
 from fastdqn.losses import LOSSES, double_dqn_target, dqn_target, td_error
 from fastdqn.networks import FlatNetwork
 from fastdqn.optimizers import Adam, Optimizer, clip_by_norm, clip_by_value

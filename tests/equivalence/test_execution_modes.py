@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._dynamo import config as dynamo_config
 from torch._dynamo.utils import counters
 
-from fastdqn.execution import Compiled
+from fastdqn.compiled import Compiled
 from fastdqn.learner import Learner, LearnerState
 from fastdqn.networks import MLP
 from fastdqn.optimizers import AdamW, RMSprop
