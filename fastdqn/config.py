@@ -106,7 +106,7 @@ class Config:
 
     device: str = "auto"
     """Where replay and network live: auto, cpu, cuda, cuda:N or mps."""
-    execution: Literal["auto", "eager", "compile", "cudagraph"] = "auto"
+    execution: Literal["auto", "eager", "native", "compile", "cudagraph"] = "auto"
     """How the update runs; auto compiles it where the run is long enough to repay that."""
     cpu_threads: int = 1
     """Threads of PyTorch's CPU operations; more than one slows small networks down."""

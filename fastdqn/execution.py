@@ -15,7 +15,7 @@ from fastdqn.errors import UsageError
 
 __all__ = ["EXECUTIONS", "accelerate", "choose_execution", "refuse_block_execution"]
 
-EXECUTIONS = ("auto", "eager", "compile", "cudagraph")
+EXECUTIONS = ("auto", "eager", "native", "compile", "cudagraph")
 BLOCK_EXECUTIONS = ("eager", "compile", "cudagraph")
 WORTH_COMPILING_UPDATES = 20_000
 """A cold compile (20 s on two cores) takes as long as compiling 35,000 small updates saves, a warm
@@ -39,7 +39,7 @@ def choose_execution(
     Raises:
         UsageError: The mode is unknown or cannot run on this device.
     """
-    if asked == "eager":
+    if asked in {"eager", "native"}:
         return asked, "as asked"
     if asked == "compile":
         if device.type == "cpu" and not _has_compiler():

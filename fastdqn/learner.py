@@ -13,6 +13,7 @@ from fastdqn.compiled import Compiled
 from fastdqn.errors import UsageError
 from fastdqn.execution import accelerate
 from fastdqn.losses import LOSSES, double_dqn_target, dqn_target, td_error
+from fastdqn.native import NativeUpdate
 from fastdqn.networks import FlatNetwork
 from fastdqn.optimizers import Adam, Optimizer, clip_by_norm, clip_by_value
 from fastdqn.replay import ReplayBuffer, Ring, gather
@@ -97,6 +98,7 @@ class Learner:
         self.gamma, self.double = gamma, double
         self.target_kind, self.tau, self.target_period = target, tau, target_period
         self.clip_norm, self.clip_value = clip_norm, clip_value
+        self._loss_name = loss
         self._loss = LOSSES[loss]
         self._optimizer = optimizer or Adam()
         flat = self.network.flat
@@ -117,8 +119,41 @@ class Learner:
     def execute_as(self, execution: str) -> None:
         """Run the pure step as `eager` or `compile` from now on; the state stays as it is."""
         self.execution = execution
+        if execution == "native":
+            self._native = self._make_native()
+            self._replayed_step = self._replay_natively
+            self._given_step = self._given
+            return
         self._replayed_step = accelerate(self._replayed, execution, self.device)
         self._given_step = accelerate(self._given, execution, self.device)
+
+    def _replay_natively(self, state: LearnerState, ring: Ring, index: Tensor) -> None:
+        self._native(ring, index)
+
+    def _make_native(self) -> NativeUpdate:
+        state = self.state
+        return NativeUpdate(
+            self.network,
+            {
+                "bootstrap": state.online if self.target_kind == "none" else state.target,
+                "updates": state.updates,
+                "skipped": state.skipped,
+                "learning_rate": state.learning_rate,
+                "metrics": state.metrics,
+            },
+            state.slots,
+            optimizer=self._optimizer,
+            loss=self._loss_name,
+            target=self.target_kind,
+            clip_norm=self.clip_norm,
+            clip_value=self.clip_value,
+            plain={
+                "gamma": self.gamma,
+                "tau": self.tau,
+                "double_dqn": self.double,
+                "target_period": self.target_period,
+            },
+        )
 
     def update(self, batch: Transitions | TensorDict) -> Tensor:
         """Take one optimizer step on a batch that the caller drew.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.losses import masked_q
+from fastdqn.native import NativeActor
 from fastdqn.networks import FlatNetwork
 
 __all__ = ["Policy", "epsilon_greedy"]
@@ -72,6 +73,7 @@ class Policy:
         self.network = network
         self._parameters = network.views(network.flat)
         self._generator = torch.Generator(network.flat.device).manual_seed(seed)
+        self._native = NativeActor(network)
 
     def act(self, obs: Tensor, epsilon: float, action_mask: Tensor | None = None) -> Tensor:
         """Explore with probability `epsilon`. Hot path; never waits for the device.
@@ -84,6 +86,9 @@ class Policy:
         Returns:
             [N] int64 on the device, counted from 0.
         """
+        if self._native:
+            u = torch.rand(len(obs), 2, generator=self._generator)
+            return self._native(obs, epsilon, u, action_mask)
         with torch.no_grad():
             q = self.network(self._parameters, obs)
             return epsilon_greedy(q, epsilon, self._generator, action_mask)

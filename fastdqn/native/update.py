@@ -1,0 +1,128 @@
+"""A DQN update as one call into C: the same numbers as the eager step, within rounding."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdqn.native.library import load_library, why_no_library
+from fastdqn.native.plan import DTYPES, MAX_LAYERS, RING_FIELDS, Plan, RingAddresses, settings_of
+from fastdqn.networks import MLP, FlatNetwork
+from fastdqn.optimizers import Adam, AdamW, Optimizer, RMSprop
+from fastdqn.replay import Ring
+
+__all__ = ["NativeUpdate", "why_not_native"]
+
+LOSSES = {"huber": 0, "mse": 1}
+OPTIMIZERS: Mapping[type, int] = MappingProxyType({Adam: 0, AdamW: 1, RMSprop: 2})
+TARGETS = {"soft": 0, "hard": 1, "none": 2}
+
+
+def why_not_native(network: FlatNetwork, optimizer: Optimizer) -> str | None:
+    """Return why these parts cannot be updated in C, or None where they can.
+
+    Compiles the library if nobody has yet.
+    """
+    module = network.module
+    if network.flat.device.type != "cpu":
+        return f"it runs on the CPU, and the network is on {network.flat.device}"
+    if type(module) is not MLP:
+        return f"it knows multilayer perceptrons only, and the network is {type(module).__name__}"
+    if len(module.layers) > MAX_LAYERS:
+        return f"it knows {MAX_LAYERS} layers, and the network has {len(module.layers)}"
+    if type(optimizer) not in OPTIMIZERS:
+        return f"it does not know the optimizer {type(optimizer).__name__}"
+    return why_no_library()
+
+
+class NativeUpdate:
+    """Updates a learner's state in place. Hot path: one call into C, nothing allocated.
+
+    Args:
+        network: Of an MLP on the CPU.
+        tensors: The learner's own, by the names of `Settings`: `bootstrap` (what next values
+            come from: the target or, without one, the online parameters), `updates`, `skipped`,
+            `learning_rate`, `metrics`.
+        slots: The optimizer's tensors.
+        optimizer: Adam, AdamW or RMSprop.
+        loss: `huber` or `mse`.
+        target: `soft`, `hard` or `none`.
+        clip_norm: Bound on the gradient's norm, or None.
+        clip_value: Bound on its elements, or None.
+        plain: Numbers by the names of `Settings`: `gamma`, `tau`, `double_dqn`, `target_period`.
+    """
+
+    def __init__(
+        self,
+        network: FlatNetwork,
+        tensors: Mapping[str, Tensor],
+        slots: list[Tensor],
+        *,
+        optimizer: Optimizer,
+        loss: str,
+        target: str,
+        clip_norm: float | None,
+        clip_value: float | None,
+        plain: Mapping[str, float],
+    ) -> None:
+        self._network, self._tensors, self._slots = network, dict(tensors), list(slots)
+        self._numbers: dict[str, Any] = {
+            **plain,
+            **_numbers_of(optimizer),
+            "loss": LOSSES[loss],
+            "target": TARGETS[target],
+            "clip_norm": math.inf if clip_norm is None else clip_norm,
+            "clip_value": math.inf if clip_value is None else clip_value,
+        }
+        self._update = load_library().fastdqn_update
+        self._plans: dict[tuple[int, torch.dtype], Plan] = {}
+        self._ring: Ring | None = None
+        self._addresses = RingAddresses()
+
+    def __call__(self, ring: Ring, index: Tensor) -> None:
+        """Make one update for each row of `index` [K, B] int64, contiguous, in order."""
+        if ring is not self._ring:
+            self._ring, self._addresses = ring, _addresses_of(ring)
+        key = index.shape[1], ring.frames.dtype
+        plan = self._plans.get(key) or self._open(key)
+        self._update(plan.address, ctypes.byref(self._addresses), index.data_ptr(), len(index))
+
+    def _open(self, key: tuple[int, torch.dtype]) -> Plan:
+        settings = settings_of(self._network, *key)
+        for name, number in self._numbers.items():
+            setattr(settings, name, number)
+        for name, tensor in self._tensors.items():
+            setattr(settings, name, tensor.data_ptr())
+        for number, slot in enumerate(self._slots):
+            settings.slots[number] = slot.data_ptr()
+        kept = (self._network.flat, *self._tensors.values(), *self._slots)
+        self._plans[key] = Plan(settings, *kept)
+        return self._plans[key]
+
+
+def _numbers_of(optimizer: Optimizer) -> dict[str, Any]:
+    numbers = {"optimizer": OPTIMIZERS[type(optimizer)]}
+    if isinstance(optimizer, RMSprop):
+        return {
+            **numbers,
+            "beta2": optimizer.alpha,
+            "eps": optimizer.eps,
+            "weight_decay": optimizer.weight_decay,
+        }
+    assert isinstance(optimizer, Adam)
+    names = ("beta1", "beta2", "eps", "weight_decay", "amsgrad")
+    return {**numbers, **{name: getattr(optimizer, name) for name in names}}
+
+
+def _addresses_of(ring: Ring) -> RingAddresses:
+    assert ring.frames.dtype in DTYPES
+    tensors = {name: getattr(ring, name) for name in RING_FIELDS}
+    return RingAddresses(
+        **{name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
+    )
