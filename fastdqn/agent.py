@@ -232,7 +232,12 @@ class DQN:
 
     def _new_rollout(self, stack: ExitStack) -> Rollout:
         """Build the environments of a training; the stack closes them."""
-        source = stack.enter_context(self._world.training(self.config))
+        import os
+
+        learn_s = (
+            self.config.replay_ratio * self.config.num_envs * float(os.environ.get("UPD", "60e-6"))
+        )
+        source = stack.enter_context(self._world.training(self.config, learn_s))
         rollout = Rollout(source, self.policy, self.replay)
         rollout.env_steps, rollout.episodes = self._env_steps, self._episodes
         return rollout

@@ -147,6 +147,7 @@ def build_fused(
             *(state.online, state.target, *state.slots),
             *(state.updates, state.skipped, state.metrics),
         ),
+        native=learner._make_native,
     )
 
 

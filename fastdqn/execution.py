@@ -16,7 +16,7 @@ from fastdqn.errors import UsageError
 __all__ = ["EXECUTIONS", "accelerate", "choose_execution", "refuse_block_execution"]
 
 EXECUTIONS = ("auto", "eager", "native", "compile", "cudagraph")
-BLOCK_EXECUTIONS = ("eager", "compile", "cudagraph")
+BLOCK_EXECUTIONS = ("eager", "native", "compile", "cudagraph")
 WORTH_COMPILING_UPDATES = 20_000
 """A cold compile (20 s on two cores) takes as long as compiling 35,000 small updates saves, a warm
 one (3 s) as long as 5,000."""

@@ -18,11 +18,14 @@ from torch import Tensor
 from fastdqn.blocks import Block
 from fastdqn.captured import Captured
 from fastdqn.compiled import Compiled
+from fastdqn.direct import Direct
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
 from fastdqn.errors import NonFiniteError, UsageError
 from fastdqn.execution import refuse_block_execution
 from fastdqn.iteration import FAULT, BlockTensors, Iteration, finite
+from fastdqn.native_blocks import NativeBlocks
 from fastdqn.networks import FlatNetwork
+from fastdqn.replay import Ring
 from fastdqn.replay.device_ring import MAX_BITS, DeviceRing
 from fastdqn.report import Episode
 from fastdqn.transition import STORAGE_DTYPES, Transitions
@@ -52,9 +55,10 @@ class FusedRollout:
         capacity: Transitions to hold.
         batch_size: Transitions per update, B.
         seed: Seed of the environments and of everything that is drawn here.
-        execution: `eager`, `compile`, or `cudagraph`: compiled, then captured.
+        execution: `eager`, `native`, `compile`, or `cudagraph`: compiled, then captured.
         learned: Every tensor that `learn` writes; needed by `cudagraph`, whose warm-up must
             leave no trace.
+        native: Builds what updates in C, from a ring and an index; needed by `native`.
 
     Attributes:
         ring: What was seen.
@@ -83,11 +87,12 @@ class FusedRollout:
         seed: int,
         execution: str = "eager",
         learned: Sequence[Tensor] = (),
+        native: Callable[[], Callable[[Ring, Tensor], None]] | None = None,
     ) -> None:
         self.device = network.flat.device
         _refuse(env, self.device, batch_size)
         self.env, self.batch_size = env, batch_size
-        self._learns, self._learned = learn is not None, tuple(learned)
+        self._learns, self._learned, self._make_native = learn is not None, tuple(learned), native
         space = env.single_observation_space
         frame = space.shape or (), STORAGE_DTYPES[str(space.dtype)]
         self.ring = DeviceRing(capacity, env.num_envs, *frame, device=self.device)
@@ -97,7 +102,7 @@ class FusedRollout:
         self._iteration = Iteration(env, network, learn or (lambda _: None), self.ring)
         self._calls: dict[Block, BlockTensors] = {}
         self._compiled: dict[Block, Compiled] = {}
-        self._compilers: list[Compiled] = []
+        self._compilers: list[Compiled | Direct] = []
         self.execution = ""
         self.execute_as(execution)
         self.reset([seed])
@@ -164,7 +169,10 @@ class FusedRollout:
         episodes: list[Episode] = []
         for piece in block.pieces():
             call = self._filled(piece)
-            self._run(piece, call.ends, call.returns, call.uniform, call.bits)
+            if self._native is not None and isinstance(self.env, PureTensorEnv):
+                self._native(piece, call, epsilon)
+            else:
+                self._run(piece, call.ends, call.returns, call.uniform, call.bits)
             self.rows += piece.total_steps
             self.updates += piece.total_updates
             episodes += self._read(call) if piece.num_steps else []
@@ -188,15 +196,39 @@ class FusedRollout:
         """Prepare the fast way to run a block, and those parts of it that the host may join."""
         parts = self._iteration
         self._fast: Callable[..., None] = self._run_compiled
+        self._native: NativeBlocks | None = None
         if self.execution == "eager":
             return _Parts(parts.act, parts.record, parts.learn)
-        compiled = [Compiled(part, self.device) for part in (parts.act, parts.record, parts.learn)]
-        self._compilers += compiled
-        act, record, learn = compiled
+        if self.execution == "native":
+            return self._go_native()
+        act, record, learn = (self._compile(p) for p in (parts.act, parts.record, parts.learn))
         if self.execution == "compile":
             return _Parts(act, record, learn)
         self._fast = Captured(self._run_compiled, self._keep)
         return _Parts(act, record, Captured(learn, lambda _: parts.keep(0, self._learned)))
+
+    def _go_native(self) -> _Parts:
+        """Prepare to act and to learn in C."""
+        if self._make_native is None:
+            raise UsageError("--execution native", "nothing learns natively", "Give `native`.")
+        parts = self._iteration
+        learn = self._make_native() if self._learns else (lambda *_: None)
+        native = self._native = NativeBlocks(parts, learn, self._compile_direct, self.batch_size)
+        return _Parts(
+            lambda uniform: native.act(uniform, float(parts.epsilon)),
+            self._compile(parts.record),
+            native.learn,
+        )
+
+    def _compile(self, step: Callable[..., None]) -> Compiled:
+        compiled = Compiled(step, self.device)
+        self._compilers.append(compiled)
+        return compiled
+
+    def _compile_direct(self, step: Callable[..., None]) -> Direct:
+        direct = Direct(step, self.device)
+        self._compilers.append(direct)
+        return direct
 
     def _run(self, block: Block, *tensors: Tensor) -> None:
         if not isinstance(self.env, PureTensorEnv):
@@ -216,8 +248,7 @@ class FusedRollout:
             def step(*tensors: Tensor) -> None:
                 self._run_whole(block, *tensors)
 
-            self._compiled[block] = Compiled(step, self.device)
-            self._compilers.append(self._compiled[block])
+            self._compiled[block] = self._compile(step)
         self._compiled[block](*tensors)
 
     def _run_around(

@@ -160,10 +160,17 @@ class Iteration:
         for repeat in range(repeats):
             for row in range(repeat * num_steps, (repeat + 1) * num_steps):
                 self.act(uniform[row])
-                self._advance(uniform[row, :, NUM_ACTING:], ends[row], returns[row])
+                self.advance(uniform[row, :, NUM_ACTING:], ends[row], returns[row])
             self.learn(bits[repeat * num_updates : (repeat + 1) * num_updates])
 
-    def _advance(self, uniform: Tensor, ends: Tensor, returns: Tensor) -> None:
+    def advance(self, uniform: Tensor, ends: Tensor, returns: Tensor) -> None:
+        """Let pure environments step with the last actions, and record it.
+
+        Args:
+            uniform: [N, R] float32 in [0, 1), the environments' own.
+            ends: [N] int32; written, see `record`.
+            returns: [N] float32; written, see `record`.
+        """
         with torch.no_grad():
             step = self._pure.advance(self.action, uniform)
         self.record(step, ends, returns)

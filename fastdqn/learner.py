@@ -122,10 +122,13 @@ class Learner:
         if execution == "native":
             self._native = self._make_native()
             self._replayed_step = self._replay_natively
-            self._given_step = self._given
+            self._given_step = self._give_natively
             return
         self._replayed_step = accelerate(self._replayed, execution, self.device)
         self._given_step = accelerate(self._given, execution, self.device)
+
+    def _give_natively(self, state: LearnerState, *fields: Tensor) -> None:
+        self._native.given(Transitions(*fields))
 
     def _replay_natively(self, state: LearnerState, ring: Ring, index: Tensor) -> None:
         self._native(ring, index)

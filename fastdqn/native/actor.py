@@ -25,25 +25,33 @@ class NativeActor:
         self._plans: dict[tuple[int, torch.dtype], Plan] = {}
 
     def __call__(
-        self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None
+        self,
+        obs: Tensor,
+        epsilon: float,
+        uniform: Tensor,
+        action_mask: Tensor | None = None,
+        *,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Choose an action for every environment. Hot path.
 
         Args:
             obs: [N, *O] contiguous.
             epsilon: Probability of exploring, in [0, 1].
-            uniform: [N, 2] float32 in [0, 1), contiguous: whether to explore, and where to.
+            uniform: [N, 2] float32 in [0, 1): whether to explore, and where to; each row is
+                contiguous.
             action_mask: [N, A] bool, contiguous; None allows everything.
+            out: [N] int64, contiguous; written.
 
         Returns:
-            [N] int64, counted from 0.
+            [N] int64, counted from 0: `out` if it was given.
         """
         key = len(obs), obs.dtype
         plan = self._plans.get(key) or self._open(key)
-        action = torch.empty(len(obs), dtype=torch.int64)
+        action = torch.empty(len(obs), dtype=torch.int64) if out is None else out
         mask = None if action_mask is None else action_mask.data_ptr()
-        given = (obs.data_ptr(), mask, uniform.data_ptr(), epsilon, action.data_ptr())
-        self._act(plan.address, *given)
+        draws = uniform.data_ptr(), uniform.stride(0)
+        self._act(plan.address, obs.data_ptr(), mask, *draws, epsilon, action.data_ptr())
         return action
 
     def _open(self, key: tuple[int, torch.dtype]) -> Plan:

@@ -120,8 +120,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.fastdqn_open.argtypes = [pointer]
     library.fastdqn_close.restype = None
     library.fastdqn_close.argtypes = [pointer]
-    library.fastdqn_update.restype = None
+    library.fastdqn_update.restype = number
     library.fastdqn_update.argtypes = [pointer, pointer, pointer, number]
     library.fastdqn_act.restype = None
-    library.fastdqn_act.argtypes = [pointer, pointer, pointer, pointer, real, pointer]
+    library.fastdqn_act.argtypes = [*[pointer] * 4, number, real, pointer]
     return library

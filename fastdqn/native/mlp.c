@@ -35,11 +35,13 @@
 #define ALIGNMENT 64
 
 typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 
 enum loss { HUBER, MSE };
 enum optimizer { ADAM, ADAMW, RMSPROP };
 enum target { SOFT, HARD, NONE };
+enum answer { FINE, BAD_INDEX, BAD_ACTION };
 enum dtype { FLOAT32, FLOAT16, UINT8, INT8, INT16, INT32, INT64 }; /* bool is UINT8 */
 
 /* Filled in by the caller, field by field as in `fastdqn/native/struct.py`. */
@@ -67,6 +69,7 @@ typedef struct {
     const int64_t *next_index, *action;
     const float *reward;
     const uint8_t *terminated, *masks;
+    int64_t num_transitions, num_frames, frame_bytes;
 } Ring;
 
 typedef struct {
@@ -245,17 +248,29 @@ static void forward(const Plan *plan, const float *flat, float *const *units, in
     }
 }
 
-/* Write [batch, size] of [size, columns]. */
-static void turn(const float *units, int64_t size, int64_t columns, int64_t batch, float *turned,
-                 int64_t turned_row)
+/* Write [batch, size] of [size, columns]: squares of four by four, then what is left. */
+static void turn(const float *units, int64_t size, int64_t columns, float *turned,
+                 int64_t turned_row, int64_t batch)
 {
-    enum { BLOCK = 16 };
-    for (int64_t row = 0; row < batch; row += BLOCK) {
-        const int64_t rows = batch - row < BLOCK ? batch - row : BLOCK;
-        for (int64_t i = 0; i < size; i++)
-            for (int64_t r = row; r < row + rows; r++)
-                turned[r * turned_row + i] = units[i * columns + r];
-    }
+    for (int64_t i = 0; i + 4 <= size; i += 4)
+        for (int64_t row = 0; row + 4 <= batch; row += 4) {
+            const float *from = units + i * columns + row;
+            float *to = turned + row * turned_row + i;
+            const four a = *(const four *)from, b = *(const four *)(from + columns);
+            const four c = *(const four *)(from + 2 * columns);
+            const four d = *(const four *)(from + 3 * columns);
+            const four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+            const four cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+            const four ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+            const four cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+            *(four *)to = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+            *(four *)(to + turned_row) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+            *(four *)(to + 2 * turned_row) = __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5);
+            *(four *)(to + 3 * turned_row) = __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7);
+        }
+    for (int64_t i = 0; i < size; i++)
+        for (int64_t row = i < size / 4 * 4 ? batch / 4 * 4 : 0; row < batch; row++)
+            turned[row * turned_row + i] = units[i * columns + row];
 }
 
 /* From the gradient by the Q-values, in slopes[L], to that by the parameters. */
@@ -268,7 +283,7 @@ static void backward(Plan *plan)
         const int64_t turned_row = round_up(in, WIDTH);
         const float *slopes = plan->slopes[layer + 1];
         float *turned = layer ? plan->turned : plan->observations;
-        if (layer) turn(plan->units[layer], in, columns, batch, turned, turned_row);
+        if (layer) turn(plan->units[layer], in, columns, turned, turned_row, batch);
         const Product by_weight = {
             .a = slopes, .a_row = columns, .a_column = 1,
             .b = turned, .b_row = turned_row,
@@ -416,7 +431,7 @@ static void adam(const Settings *set, float *restrict flat, const float *restric
     float *restrict largest = set->amsgrad ? set->slots[2] : NULL;
     const float rate = *set->learning_rate;
     const float scale = rate / (1.0f - (float)pow(set->beta1, step));
-    const float root = sqrtf(1.0f - (float)pow(set->beta2, step)), eps = set->eps;
+    const float root = 1.0f / sqrtf(1.0f - (float)pow(set->beta2, step)), eps = set->eps;
     const float beta2 = set->beta2, rest1 = 1.0f - set->beta1, rest2 = 1.0f - set->beta2;
     const float coupled = set->optimizer == ADAM ? set->weight_decay : 0.0f;
     const float kept = set->optimizer == ADAMW ? rate * set->weight_decay : 0.0f;
@@ -426,7 +441,7 @@ static void adam(const Settings *set, float *restrict flat, const float *restric
             first[i] += rest1 * (slope - first[i]);
             second[i] = second[i] * beta2 + rest2 * slope * slope;
             largest[i] = largest[i] > second[i] ? largest[i] : second[i];
-            flat[i] = flat[i] - kept * flat[i] - scale * first[i] / (sqrtf(largest[i]) / root + eps);
+            flat[i] = flat[i] - kept * flat[i] - scale * first[i] / (sqrtf(largest[i]) * root + eps);
         }
         return;
     }
@@ -434,7 +449,7 @@ static void adam(const Settings *set, float *restrict flat, const float *restric
         const float slope = gradient[i] + coupled * flat[i];
         first[i] += rest1 * (slope - first[i]);
         second[i] = second[i] * beta2 + rest2 * slope * slope;
-        flat[i] = flat[i] - kept * flat[i] - scale * first[i] / (sqrtf(second[i]) / root + eps);
+        flat[i] = flat[i] - kept * flat[i] - scale * first[i] / (sqrtf(second[i]) * root + eps);
     }
 }
 
@@ -463,6 +478,28 @@ static void move_target(const Settings *set, int64_t count, int64_t step)
     else
         for (int64_t i = 0; i < count; i++)
             behind[i] = ahead[i] - (ahead[i] - behind[i]) * (1.0f - tau);
+}
+
+/* Ask for what a batch will read, so that it arrives together; return what is out of range. */
+static int64_t fetch(const Plan *plan, const Ring *ring, const int64_t *index)
+{
+    for (int64_t row = 0; row < plan->set.batch; row++) {
+        const int64_t here = index[row];
+        if (here < 0 || here >= ring->num_transitions) return BAD_INDEX;
+        __builtin_prefetch(ring->next_index + here);
+        __builtin_prefetch(ring->action + here);
+        __builtin_prefetch(ring->reward + here);
+        __builtin_prefetch(ring->terminated + here);
+        __builtin_prefetch((const char *)ring->frames + here * ring->frame_bytes);
+    }
+    int64_t wrong = 0;
+    for (int64_t row = 0; row < plan->set.batch; row++) {
+        const int64_t action = ring->action[index[row]], next = ring->next_index[index[row]];
+        wrong |= action < 0 || action >= plan->set.sizes[plan->set.num_layers];
+        wrong |= next < 0 || next >= ring->num_frames;
+        __builtin_prefetch((const char *)ring->frames + next * ring->frame_bytes);
+    }
+    return wrong ? BAD_ACTION : FINE;
 }
 
 /* One update. */
@@ -557,16 +594,22 @@ void fastdqn_close(Plan *plan)
     free(plan);
 }
 
-/* Make one update for each row of index [updates, batch], in order. */
-void fastdqn_update(Plan *plan, const Ring *ring, const int64_t *index, int64_t updates)
+/* Make one update for each row of index [updates, batch], in order; none of a row that holds
+ * something out of range, and no further ones. */
+int64_t fastdqn_update(Plan *plan, const Ring *ring, const int64_t *index, int64_t updates)
 {
-    for (int64_t i = 0; i < updates; i++) update(plan, ring, index + i * plan->set.batch);
+    for (int64_t i = 0; i < updates; i++, index += plan->set.batch) {
+        const int64_t answer = fetch(plan, ring, index);
+        if (answer != FINE) return answer;
+        update(plan, ring, index);
+    }
+    return FINE;
 }
 
-/* Choose actions [batch] for frames [batch, size]: one of the allowed ones by uniform[row, 1] where
- * uniform[row, 0] < epsilon, the best of them elsewhere. */
+/* Choose actions [batch] for frames [batch, size]: one of the allowed ones by uniform[row][1] where
+ * uniform[row][0] < epsilon, the best of them elsewhere. */
 void fastdqn_act(Plan *plan, const void *frames, const uint8_t *masks, const float *uniform,
-                 float epsilon, int64_t *actions)
+                 int64_t uniform_row, float epsilon, int64_t *actions)
 {
     const Settings *set = &plan->set;
     const int64_t num = set->sizes[set->num_layers], columns = plan->columns;
@@ -575,8 +618,9 @@ void fastdqn_act(Plan *plan, const void *frames, const uint8_t *masks, const flo
     forward(plan, set->online, plan->aside, columns);
     for (int64_t row = 0; row < set->batch; row++) {
         const uint8_t *mask = masks ? masks + row * num : NULL;
-        if (uniform[2 * row] < epsilon)
-            actions[row] = any_allowed(mask, num, uniform[2 * row + 1]);
+        const float *draw = uniform + row * uniform_row;
+        if (draw[0] < epsilon)
+            actions[row] = any_allowed(mask, num, draw[1]);
         else
             actions[row] = argmax(plan->aside[set->num_layers] + row, columns, num, mask);
     }

@@ -11,7 +11,15 @@ from torch import Tensor
 from fastdqn.native.library import load_library
 from fastdqn.networks import MLP, FlatNetwork
 
-__all__ = ["DTYPES", "MAX_LAYERS", "RING_FIELDS", "Plan", "RingAddresses", "Settings", "settings_of"]
+__all__ = [
+    "DTYPES",
+    "MAX_LAYERS",
+    "RING_FIELDS",
+    "Plan",
+    "RingAddresses",
+    "Settings",
+    "settings_of",
+]
 
 MAX_LAYERS = 16
 DTYPES = {
@@ -50,7 +58,10 @@ class Settings(ctypes.Structure):
 class RingAddresses(ctypes.Structure):
     """`Ring` of mlp.c, field by field."""
 
-    _fields_ = tuple((name, ctypes.c_void_p) for name in RING_FIELDS)
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in RING_FIELDS),
+        *((name, ctypes.c_int64) for name in ("num_transitions", "num_frames", "frame_bytes")),
+    )
 
 
 def settings_of(network: FlatNetwork, batch: int, dtype: torch.dtype) -> Settings:

@@ -16,11 +16,17 @@ from fastdqn.native.plan import DTYPES, MAX_LAYERS, RING_FIELDS, Plan, RingAddre
 from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.optimizers import Adam, AdamW, Optimizer, RMSprop
 from fastdqn.replay import Ring
+from fastdqn.transition import Transitions
 
 __all__ = ["NativeUpdate", "why_not_native"]
 
 LOSSES = {"huber": 0, "mse": 1}
 OPTIMIZERS: Mapping[type, int] = MappingProxyType({Adam: 0, AdamW: 1, RMSprop: 2})
+WRONG = {
+    1: "an index does not lie in the ring",
+    2: "an action is none of the network's, or a next index does not lie in the ring",
+}
+"""What the C answers when it refuses to learn."""
 TARGETS = {"soft": 0, "hard": 1, "none": 2}
 
 
@@ -86,12 +92,36 @@ class NativeUpdate:
         self._addresses = RingAddresses()
 
     def __call__(self, ring: Ring, index: Tensor) -> None:
-        """Make one update for each row of `index` [K, B] int64, contiguous, in order."""
+        """Make one update for each row of `index` [K, B] int64, in order.
+
+        Raises:
+            IndexError: An index, or an action or a next index that it leads to, is out of range;
+                the rows before it were learned from.
+        """
         if ring is not self._ring:
             self._ring, self._addresses = ring, _addresses_of(ring)
+        index = index.contiguous()
         key = index.shape[1], ring.frames.dtype
         plan = self._plans.get(key) or self._open(key)
-        self._update(plan.address, ctypes.byref(self._addresses), index.data_ptr(), len(index))
+        addresses = ctypes.byref(self._addresses)
+        answer = self._update(plan.address, addresses, index.data_ptr(), len(index))
+        if answer:
+            raise IndexError(WRONG[answer])
+
+    def given(self, batch: Transitions) -> None:
+        """Make one update on a batch that the caller holds; see `__call__`."""
+        size = len(batch.action)
+        mask = batch.next_action_mask
+        ring = Ring(
+            _stored(torch.cat([batch.obs, batch.next_obs])),
+            torch.arange(size, 2 * size),
+            batch.action.long().contiguous(),
+            batch.reward.float().contiguous(),
+            batch.terminated.bool().contiguous(),
+            batch.truncated,
+            None if mask is None else torch.cat([mask, mask]),
+        )
+        self(ring, torch.arange(size).unsqueeze(0))
 
     def _open(self, key: tuple[int, torch.dtype]) -> Plan:
         settings = settings_of(self._network, *key)
@@ -120,9 +150,16 @@ def _numbers_of(optimizer: Optimizer) -> dict[str, Any]:
     return {**numbers, **{name: getattr(optimizer, name) for name in names}}
 
 
+def _stored(frames: Tensor) -> Tensor:
+    """Return frames in a dtype that the C knows."""
+    return frames if frames.dtype in DTYPES else frames.float()
+
+
 def _addresses_of(ring: Ring) -> RingAddresses:
-    assert ring.frames.dtype in DTYPES
     tensors = {name: getattr(ring, name) for name in RING_FIELDS}
     return RingAddresses(
-        **{name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
+        **{name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()},
+        num_transitions=len(ring.action),
+        num_frames=len(ring.frames),
+        frame_bytes=ring.frames[0].numel() * ring.frames.element_size(),
     )

@@ -35,17 +35,17 @@ FAST_S, SLOW_S = 1e-6, 1e-3
 @pytest.mark.parametrize(
     ("cores", "question", "staff"),
     [
-        (4, (3, 8, FAST_S), Staff(3, caller=False)),
-        (4, (9, 8, None), Staff(8, caller=False)),
-        (4, (0, 8, SLOW_S), Staff(0, caller=True)),
-        (4, (None, 8, None), Staff(4, caller=False)),
-        (4, (None, 8, SLOW_S), Staff(3, caller=True)),
-        (4, (None, 8, FAST_S), Staff(0, caller=True)),
-        (4, (None, 2, SLOW_S), Staff(1, caller=True)),
-        (4, (None, 1, SLOW_S), Staff(0, caller=True)),
-        (4, (None, 1, None), Staff(1, caller=False)),
-        (1, (None, 8, SLOW_S), Staff(0, caller=True)),
-        (1, (None, 8, None), Staff(1, caller=False)),
+        (4, (3, 8, FAST_S), Staff(3)),
+        (4, (9, 8, None), Staff(8)),
+        (4, (0, 8, SLOW_S), Staff(0, 8)),
+        (4, (None, 8, None), Staff(4)),
+        (4, (None, 8, SLOW_S), Staff(3, 2)),
+        (4, (None, 8, FAST_S), Staff(0, 8)),
+        (4, (None, 2, SLOW_S), Staff(1, 1)),
+        (4, (None, 1, SLOW_S), Staff(0, 1)),
+        (4, (None, 1, None), Staff(1)),
+        (1, (None, 8, SLOW_S), Staff(0, 8)),
+        (1, (None, 8, None), Staff(1)),
     ],
 )
 def test_workers_are_woken_only_where_that_pays(
@@ -79,7 +79,7 @@ def test_under_supervision_nothing_runs_in_the_callers_process() -> None:
 @pytest.fixture
 def helped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Build vectors of one worker and a caller that helps; close them afterwards."""
-    monkeypatch.setattr(grouped, "choose_staff", lambda *_: Staff(1, caller=True))
+    monkeypatch.setattr(grouped, "choose_staff", lambda _, size, __: Staff(1, size - size // 2))
     built: list[GroupedVectorEnv] = []
 
     def build(factories: list[Any], **settings: Any) -> GroupedVectorEnv:
