@@ -27,6 +27,7 @@ from fastdqn.learner import Learner, LearnerState
 from fastdqn.optimizers import Adam
 from fastdqn.replay.ring import ReplayBuffer
 from fastdqn.replay.starts import Starts
+from tests.mutants.native_bugs import plants
 
 __all__ = ["MUTANTS", "Mutant"]
 
@@ -675,3 +676,9 @@ def a_deadline_for_one_worker_after_the_other() -> None:
 )
 def attributes_lost_with_the_worker() -> None:
     exchange("remember", lambda *_: None, supervised._Ward)
+
+
+# The C
+
+
+MUTANTS |= {name: Mutant(*planted) for name, planted in plants().items()}
