@@ -20,7 +20,7 @@ from fastdqn.captured import Captured
 from fastdqn.compiled import Compiled
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
 from fastdqn.errors import NonFiniteError, UsageError
-from fastdqn.execution import refuse_block_execution
+from fastdqn.execution import GRAPHS, accelerate, refuse_step_execution
 from fastdqn.iteration import FAULT, BlockTensors, Iteration, finite
 from fastdqn.networks import FlatNetwork
 from fastdqn.replay.device_ring import MAX_BITS, DeviceRing
@@ -52,9 +52,8 @@ class FusedRollout:
         capacity: Transitions to hold.
         batch_size: Transitions per update, B.
         seed: Seed of the environments and of everything that is drawn here.
-        execution: `eager`, `compile`, or `cudagraph`: compiled, then captured.
-        learned: Every tensor that `learn` writes; needed by `cudagraph`, whose warm-up must
-            leave no trace.
+        execution: `eager`, `compile`, `cudagraph` or `compile+cudagraph`.
+        learned: Every tensor that `learn` writes; graphs need it, to leave no trace of warm-ups.
 
     Attributes:
         ring: What was seen.
@@ -97,7 +96,7 @@ class FusedRollout:
         self._iteration = Iteration(env, network, learn or (lambda _: None), self.ring)
         self._calls: dict[Block, BlockTensors] = {}
         self._compiled: dict[Block, Compiled] = {}
-        self._compilers: list[Compiled] = []
+        self._compilers: list[Compiled | Captured] = []
         self.execution = ""
         self.execute_as(execution)
         self.reset([seed])
@@ -115,12 +114,12 @@ class FusedRollout:
         return sum(step.compile_s for step in self._compilers)
 
     def execute_as(self, execution: str) -> None:
-        """Run blocks as `eager`, `compile` or `cudagraph` from now on; everything else stays.
+        """Run blocks in this way from now on; everything else stays.
 
         Raises:
             UsageError: There is no such way, or not on this device.
         """
-        refuse_block_execution(execution, self.device)
+        refuse_step_execution(execution, self.device)
         if execution != self.execution:
             self.execution = execution
             self._parts = self._accelerate()
@@ -186,17 +185,18 @@ class FusedRollout:
 
     def _accelerate(self) -> _Parts:
         """Prepare the fast way to run a block, and those parts of it that the host may join."""
-        parts = self._iteration
+        parts, how, learned = self._iteration, self.execution, self._learned
         self._fast: Callable[..., None] = self._run_compiled
-        if self.execution == "eager":
-            return _Parts(parts.act, parts.record, parts.learn)
-        compiled = [Compiled(part, self.device) for part in (parts.act, parts.record, parts.learn)]
-        self._compilers += compiled
-        act, record, learn = compiled
-        if self.execution == "compile":
-            return _Parts(act, record, learn)
-        self._fast = Captured(self._run_compiled, self._keep)
-        return _Parts(act, record, Captured(learn, lambda _: parts.keep(0, self._learned)))
+        if how in GRAPHS:
+            whole = self._run_whole if how == "cudagraph" else self._run_compiled
+            self._fast = Captured(whole, self._keep, device=self.device)
+        # The environments' own steps bring new tensors each time, which no graph can read.
+        around = "compile" if "compile" in how else "eager"
+        act, record = (accelerate(s, around, self.device) for s in (parts.act, parts.record))
+        learn = accelerate(parts.learn, how, self.device, lambda _: parts.keep(0, learned))
+        steps = (self._fast, act, record, learn)
+        self._compilers += [step for step in steps if isinstance(step, Compiled | Captured)]
+        return _Parts(act, record, learn)
 
     def _run(self, block: Block, *tensors: Tensor) -> None:
         if not isinstance(self.env, PureTensorEnv):
@@ -217,7 +217,8 @@ class FusedRollout:
                 self._run_whole(block, *tensors)
 
             self._compiled[block] = Compiled(step, self.device)
-            self._compilers.append(self._compiled[block])
+            if self.execution not in GRAPHS:  # there it is counted as a part of the recording
+                self._compilers.append(self._compiled[block])
         self._compiled[block](*tensors)
 
     def _run_around(

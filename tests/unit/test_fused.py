@@ -16,8 +16,8 @@ from fastdqn.blocks import Block
 from fastdqn.captured import Captured
 from fastdqn.envs.tensor import CartPole, PureTensorEnv, TensorEnv
 from fastdqn.errors import NonFiniteError, UsageError
+from fastdqn.exploration import explore
 from fastdqn.fused import FusedRollout
-from fastdqn.iteration import explore
 from fastdqn.learner import Learner
 from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.replay import gather
