@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 
 from fastdqn.blocks import MAX_UPDATES, Block
-from fastdqn.iteration import NUM_ACTING, BlockTensors, Iteration
+from fastdqn.compiled import Compiled
+from fastdqn.direct import Direct
+from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
+from fastdqn.exploration import NUM_ACTING
+from fastdqn.iteration import BlockTensors, Iteration
 from fastdqn.native import NativeActor
 from fastdqn.replay import Ring
+from fastdqn.torch_blocks import Parts, run_around
 
 __all__ = ["NativeBlocks"]
 
@@ -31,32 +36,46 @@ class _Repeat(NamedTuple):
 class NativeBlocks:
     """Runs the blocks of an iteration whose network and environments live on the CPU.
 
-    The environments are the user's own tensor operations; they, the writing of their rows and
-    the draw of the batches are the function that `accelerate` may compile.
+    The environments are somebody's own tensor operations; they, the writing of their rows and
+    the draw of the batches are one compiled function. Blocks that are rare run it as it is.
 
     Args:
         iteration: The parts.
+        env: The environments; those that are not pure step eagerly between the parts.
         learn: Updates for each row of an index [U, B] into a ring.
-        accelerate: Compiles a function of tensors.
         batch_size: Transitions per update, B.
     """
 
     def __init__(
         self,
         iteration: Iteration,
+        env: TensorEnv,
         learn: Callable[[Ring, Tensor], None],
-        accelerate: Callable[[Callable[..., None]], Callable[..., None]],
         batch_size: int,
     ) -> None:
-        self._iteration, self._learn = iteration, learn
+        self._iteration, self._env, self._learn = iteration, env, learn
         self._index = torch.zeros((MAX_UPDATES, batch_size), dtype=torch.int64)
         self._actor = NativeActor(iteration.network)
-        self._compiled = accelerate(self._step)
+        device = iteration.network.flat.device
+        self._between = Direct(self._step, device)
+        self._record = Compiled(iteration.record, device)
+        self._parts = Parts(
+            lambda uniform: self.act(uniform, float(iteration.epsilon)), self._record, self.learn
+        )
         self._views: dict[Block, list[_Repeat]] = {}
 
+    @property
+    def compile_s(self) -> float:
+        """Seconds spent compiling so far."""
+        return self._between.compile_s + self._record.compile_s
+
     def __call__(self, block: Block, call: BlockTensors, epsilon: float) -> None:
-        """Run a block on its tensors, which are the same at every call with it."""
-        step = self._step if block.rare else self._compiled
+        """Run a block; see `TorchBlocks`."""
+        if not isinstance(self._env, PureTensorEnv):
+            self._iteration.epsilon.fill_(epsilon)
+            run_around(self._env, self._iteration.action, self._parts, block, call)
+            return
+        step = self._step if block.rare else self._between
         for steps, bits in self._views.get(block) or self._view(block, call):
             for acting, uniform, ends, returns in steps:
                 self.act(acting, epsilon)

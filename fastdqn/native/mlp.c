@@ -72,6 +72,12 @@ typedef struct {
     int64_t num_transitions, num_frames, frame_bytes;
 } Ring;
 
+/* Which transitions may be drawn: `count` of them, from number `first` on, in a circle. */
+typedef struct {
+    const int64_t *order;
+    int64_t size, first, count, newest;
+} Starts;
+
 typedef struct {
     Settings set;
     int64_t frame_size; /* numbers of one stored frame */
@@ -84,6 +90,7 @@ typedef struct {
     float *observations; /* [batch, size] the first layer's input with its units as the last axis */
     float *turned; /* [batch, size] the same of a hidden layer's */
     float *gradient;
+    int64_t *index; /* [batch] what is learned from */
     int64_t *best; /* [batch] next actions */
     float *goal; /* [batch] bootstrapped targets */
     float *memory; /* holds all of these */
@@ -561,6 +568,7 @@ static int64_t lay_out(Plan *plan, float *memory)
     plan->gradient = taken(&free, plan->num_parameters);
     plan->goal = taken(&free, set->batch);
     plan->best = (int64_t *)taken(&free, 2 * set->batch);
+    plan->index = (int64_t *)taken(&free, 2 * set->batch);
     return free - memory;
 }
 
@@ -594,11 +602,24 @@ void fastdqn_close(Plan *plan)
     free(plan);
 }
 
-/* Make one update for each row of index [updates, batch], in order; none of a row that holds
- * something out of range, and no further ones. */
-int64_t fastdqn_update(Plan *plan, const Ring *ring, const int64_t *index, int64_t updates)
+/* Turn random numbers, or distances from the newest, into what they choose. */
+static void draw(const Plan *plan, const Starts *starts, const int64_t *numbers)
 {
-    for (int64_t i = 0; i < updates; i++, index += plan->set.batch) {
+    for (int64_t row = 0; row < plan->set.batch; row++) {
+        const int64_t back = numbers[row] % starts->count;
+        const int64_t nth = starts->newest ? starts->count - 1 - back : back;
+        plan->index[row] = starts->order[(nth + starts->first) % starts->size];
+    }
+}
+
+/* Make one update for each row of numbers [updates, batch], in order: indices, or what `starts`
+ * turns into some. None for a row that holds something out of range, and no further ones. */
+int64_t fastdqn_update(Plan *plan, const Ring *ring, const Starts *starts, const int64_t *numbers,
+                       int64_t updates)
+{
+    for (int64_t i = 0; i < updates; i++, numbers += plan->set.batch) {
+        if (starts) draw(plan, starts, numbers);
+        const int64_t *index = starts ? plan->index : numbers;
         const int64_t answer = fetch(plan, ring, index);
         if (answer != FINE) return answer;
         update(plan, ring, index);

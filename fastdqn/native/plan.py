@@ -64,6 +64,15 @@ class RingAddresses(ctypes.Structure):
     )
 
 
+class StartsAddresses(ctypes.Structure):
+    """`Starts` of mlp.c, field by field."""
+
+    _fields_ = (
+        ("order", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("size", "first", "count", "newest")),
+    )
+
+
 def settings_of(network: FlatNetwork, batch: int, dtype: torch.dtype) -> Settings:
     """Return the settings that acting needs; an update sets the others.
 

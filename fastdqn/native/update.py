@@ -12,10 +12,18 @@ import torch
 from torch import Tensor
 
 from fastdqn.native.library import load_library, why_no_library
-from fastdqn.native.plan import DTYPES, MAX_LAYERS, RING_FIELDS, Plan, RingAddresses, settings_of
+from fastdqn.native.plan import (
+    DTYPES,
+    MAX_LAYERS,
+    RING_FIELDS,
+    Plan,
+    RingAddresses,
+    StartsAddresses,
+    settings_of,
+)
 from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.optimizers import Adam, AdamW, Optimizer, RMSprop
-from fastdqn.replay import Ring
+from fastdqn.replay import Ring, Sampler
 from fastdqn.transition import Transitions
 
 __all__ = ["NativeUpdate", "why_not_native"]
@@ -30,7 +38,9 @@ WRONG = {
 TARGETS = {"soft": 0, "hard": 1, "none": 2}
 
 
-def why_not_native(network: FlatNetwork, optimizer: Optimizer) -> str | None:
+def why_not_native(
+    network: FlatNetwork, optimizer: Optimizer, precision: str = "float32"
+) -> str | None:
     """Return why these parts cannot be updated in C, or None where they can.
 
     Compiles the library if nobody has yet.
@@ -42,6 +52,8 @@ def why_not_native(network: FlatNetwork, optimizer: Optimizer) -> str | None:
         return f"it knows multilayer perceptrons only, and the network is {type(module).__name__}"
     if len(module.layers) > MAX_LAYERS:
         return f"it knows {MAX_LAYERS} layers, and the network has {len(module.layers)}"
+    if precision != "float32":
+        return f"it computes in float32, and --precision is {precision}"
     if type(optimizer) not in OPTIMIZERS:
         return f"it does not know the optimizer {type(optimizer).__name__}"
     return why_no_library()
@@ -89,7 +101,7 @@ class NativeUpdate:
         self._update = load_library().fastdqn_update
         self._plans: dict[tuple[int, torch.dtype], Plan] = {}
         self._ring: Ring | None = None
-        self._addresses = RingAddresses()
+        self._addresses, self._starts = RingAddresses(), StartsAddresses()
 
     def __call__(self, ring: Ring, index: Tensor) -> None:
         """Make one update for each row of `index` [K, B] int64, in order.
@@ -98,13 +110,26 @@ class NativeUpdate:
             IndexError: An index, or an action or a next index that it leads to, is out of range;
                 the rows before it were learned from.
         """
+        self._run(ring, index.contiguous(), None)
+
+    def sampled(self, sampler: Sampler, bits: Tensor) -> None:
+        """Make one update for each row of `bits` [K, B], which the sampler has filled.
+
+        The choice of the batches is a part of the call; see `Sampler.index`.
+        """
+        order, first, count = sampler.window
+        self._starts.order, self._starts.size = order.data_ptr(), len(order)
+        self._starts.first, self._starts.count = first, count
+        self._starts.newest = sampler.newest
+        self._run(sampler.ring, bits, ctypes.byref(self._starts))
+
+    def _run(self, ring: Ring, numbers: Tensor, starts: Any) -> None:
         if ring is not self._ring:
             self._ring, self._addresses = ring, _addresses_of(ring)
-        index = index.contiguous()
-        key = index.shape[1], ring.frames.dtype
+        key = numbers.shape[1], ring.frames.dtype
         plan = self._plans.get(key) or self._open(key)
-        addresses = ctypes.byref(self._addresses)
-        answer = self._update(plan.address, addresses, index.data_ptr(), len(index))
+        given = (ctypes.byref(self._addresses), starts, numbers.data_ptr(), len(numbers))
+        answer = self._update(plan.address, *given)
         if answer:
             raise IndexError(WRONG[answer])
 

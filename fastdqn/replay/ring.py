@@ -30,7 +30,7 @@ from fastdqn.replay.starts import Starts
 from fastdqn.replay.storage import allocate, gather, queued, writable
 from fastdqn.transition import Transitions
 
-__all__ = ["ReplayBuffer"]
+__all__ = ["MAX_DRAW", "ReplayBuffer"]
 
 MAX_DRAW = 2**62
 Values = Tensor | npt.NDArray[Any]
