@@ -120,8 +120,7 @@ def _loop(trainer: Trainer) -> Timer:
 
 def _updates(trainer: Trainer, updates_per_call: int = 16) -> Timer:
     def update() -> None:
-        index = trainer.replay.draw(updates_per_call, trainer.batch_size)
-        trainer.learner.learn(trainer.replay, index)
+        trainer.learner.learn_sampled(trainer.sampler, updates_per_call)
 
     def run_for(seconds: float) -> float:
         before = int(trainer.learner.state.updates)
