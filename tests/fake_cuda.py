@@ -20,11 +20,11 @@ WAITING = {"aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "at
 """Operations that CUDA refuses to capture: the host waits for what they find."""
 
 
-class Stream:
+class FakeStream:
     def __init__(self, name: str, tape: list[str]) -> None:
         self.name, self._tape = name, tape
 
-    def wait_stream(self, other: Stream) -> None:
+    def wait_stream(self, other: FakeStream) -> None:
         self._tape.append(f"{self.name} waits for {other.name}")
 
 
@@ -100,19 +100,19 @@ class RecordingCuda:
 
     def __init__(self) -> None:
         self.tape: list[str] = []
-        self._main = Stream("main", self.tape)
+        self._main = FakeStream("main", self.tape)
 
     def device(self, device: torch.device | None) -> Any:
         return nullcontext()
 
-    def Stream(self) -> Stream:
-        return Stream("side", self.tape)
+    def Stream(self) -> FakeStream:
+        return FakeStream("side", self.tape)
 
-    def current_stream(self) -> Stream:
+    def current_stream(self) -> FakeStream:
         return self._main
 
     @contextmanager
-    def stream(self, stream: Stream) -> Iterator[None]:
+    def stream(self, stream: FakeStream) -> Iterator[None]:
         yield
 
     def graph_pool_handle(self) -> str:

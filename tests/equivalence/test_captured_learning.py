@@ -7,7 +7,7 @@ the capture is frozen in it, as it is on a card.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -23,6 +23,15 @@ from tests.small_learners import filled_ring, random_batch
 
 UPDATES = 200
 PLAIN = SETTINGS["huber, adam, soft, double, norm"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small convolutions on more threads than free cores take seconds instead of milliseconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def captured(setting: Setting, **changes: Any) -> tuple[Learner, RecordingCuda]:

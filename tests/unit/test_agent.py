@@ -443,3 +443,29 @@ def test_the_threads_come_back_when_no_environment_can_be_built() -> None:
     with pytest.raises(CrashError):
         agent.learn(100)
     assert torch.get_num_threads() == threads
+
+
+# How it runs
+
+
+def test_bfloat16_is_trained_with_and_told() -> None:
+    full, half = (small(precision=name).learn(400) for name in ("float32", "bf16"))
+    assert half.learner.precision == "bf16"
+    assert not same(copies(full), copies(half))
+    assert {tensor.dtype for tensor in half.parameters().values()} == {torch.float32}
+    assert same(copies(full), copies(small().learn(400)))  # float32 is what nobody asked for
+
+
+def test_a_device_that_computes_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def check(device: torch.device) -> None:
+        asked.append(str(device))
+        raise UsageError("--device mps", "argmax is wrong", "Use --device cpu.")
+
+    monkeypatch.setattr("fastdqn.build.check_device", check)
+    monkeypatch.setattr("fastdqn.agent.resolve_device", torch.device)
+    with pytest.raises(UsageError, match="argmax is wrong"):
+        small(device="mps")
+    small(device="cpu")
+    assert asked == ["mps"]
