@@ -14,6 +14,7 @@ from fastdqn.envs.tensor import make_tensor_env
 from fastdqn.fused import FusedRollout
 from fastdqn.learner import Learner
 from fastdqn.networks import MLP
+from fastdqn.torch_blocks import TorchBlocks
 
 pytestmark = pytest.mark.cuda
 
@@ -54,8 +55,9 @@ def test_a_captured_block_is_the_eager_block(env_id: str) -> None:
     same_from_the_same_state(fast, plain)
     assert int(learner.state.updates) == int(eager.state.updates) == 200
     torch.testing.assert_close(learner.state.online, eager.state.online, rtol=1e-3, atol=1e-5)
-    assert isinstance(fast._fast, Captured)
-    assert fast._fast.captures == 1
+    assert isinstance(fast._blocks, TorchBlocks)
+    assert isinstance(fast._blocks._fast, Captured)
+    assert fast._blocks._fast.captures == 1
 
 
 def test_a_compiled_and_captured_block_is_close_and_recorded_once() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,39 @@ def test_auto_compiles_where_the_updates_repay_it(
 ) -> None:
     chosen, why = choose_execution("auto", device, updates)
     assert chosen == mode
-    assert "MPS runs it as it is" in why or f"{updates:,} updates" in why
+    assert why == "MPS runs it as it is" or "updates" in why or "--device cpu" in why
+
+
+def nothing() -> None:
+    """What stands in the way of the C."""
+
+
+def test_auto_measures_the_c_against_the_plain_step_where_both_can_run() -> None:
+    tried: list[str] = []
+
+    def measure(ways: Sequence[str]) -> tuple[str, str]:
+        tried.extend(ways)
+        return "native", "measured"
+
+    given: Any = {"measure": measure, "why_not_native": nothing}
+    assert choose_execution("auto", CPU, MANY, **given) == ("native", "measured")
+    assert tried == ["eager", "native"]
+    assert choose_execution("auto", CPU, MANY, why_not_native=nothing)[0] == "native"
+    assert choose_execution("auto", CPU, 999, **given)[0] == "eager"
+
+
+def test_auto_tells_why_the_c_cannot_run() -> None:
+    for updates, mode in ((FEW, "eager"), (MANY, "compile")):
+        chosen, why = choose_execution("auto", CPU, updates, why_not_native=lambda: "a reason")
+        assert (chosen, why.partition(";")[0]) == (mode, "not native: a reason")
+
+
+@pytest.mark.parametrize("device", [CUDA, MPS])
+def test_the_c_is_refused_elsewhere_than_on_the_cpu(device: torch.device) -> None:
+    for refuse in (refuse_execution, refuse_step_execution):
+        with pytest.raises(UsageError, match=f"--execution native on {device}: it runs on the CPU"):
+            refuse("native", device)
+        refuse("native", CPU)
 
 
 @pytest.mark.parametrize("updates", [FEW, MANY])
@@ -93,7 +126,10 @@ def test_mps_tells_that_the_cpu_is_likely_faster_for_a_small_network() -> None:
 
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_auto_is_eager_on_the_cpu_and_says_why() -> None:
-    assert choose_execution("auto", CPU, MANY) == ("eager", "no C++ compiler on the PATH")
+    assert choose_execution("auto", CPU, MANY) == (
+        "eager",
+        "not native: nobody has looked; no C++ compiler on the PATH",
+    )
     assert choose_execution("auto", CUDA, MANY)[0] == "cudagraph"
 
 
@@ -120,13 +156,13 @@ def test_graphs_are_refused_where_there_is_no_cuda(device: torch.device, way: st
         with pytest.raises(UsageError, match=wanted):
             refuse(way, device)
         refuse(way, CUDA)
-    with pytest.raises(UsageError, match="Choose eager, compile"):
+    with pytest.raises(UsageError, match="Choose eager, native, compile"):
         refuse_step_execution("auto", device)
 
 
 @pytest.mark.parametrize("asked", ["", "fast", "Eager"])
 def test_an_unknown_mode_is_refused_with_the_list(asked: str) -> None:
-    with pytest.raises(UsageError, match=r"Choose auto, eager, compile, cudagraph, compile\+"):
+    with pytest.raises(UsageError, match=r"Choose auto, eager, native, compile, cudagraph"):
         choose_execution(asked, CPU, MANY)
 
 

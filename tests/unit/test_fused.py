@@ -387,11 +387,13 @@ def test_a_warm_up_before_a_capture_leaves_no_trace() -> None:
     (plain, plain_learner), (rollout, learner) = built(), built()
     cuda = FakeCuda()
 
-    def step(*args: Any) -> None:
-        cuda.launch(partial(blocks._run_whole, *args))
-
     blocks = rollout._blocks
     assert isinstance(blocks, TorchBlocks)
+    run_whole = blocks._run_whole
+
+    def step(*args: Any) -> None:
+        cuda.launch(partial(run_whole, *args))
+
     blocks.execution, blocks._fast = "cudagraph", Captured(step, blocks._keep, cuda=cuda)
     for block in [Block(2, 2, 2)] * 3 + [Block(3, 1)] + [Block(2, 2, 2)] * 3:
         assert rollout.advance(block, 0.3) == plain.advance(block, 0.3)

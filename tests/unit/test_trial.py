@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from fastdqn import trial
 from fastdqn.learner import Learner, _Way
+from fastdqn.native import NativeActor
 from fastdqn.networks import MLP
 from fastdqn.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
-from fastdqn.trial import choose_ways, fastest_actor, fastest_execution
+from fastdqn.trial import choose_ways, fastest_actor, fastest_execution, seconds_per_update
 from tests.fake_cuda import RecordingCuda
 from tests.learner_settings import nothing_left_in, written
 from tests.small_learners import Branches
@@ -220,9 +222,33 @@ def test_asked_for_another_way_the_updates_are_not_measured_and_acting_is(
     assert policy.actor != policy.choose
 
 
-def test_on_the_cpu_nothing_is_measured() -> None:
+def test_for_a_few_updates_nothing_is_measured_on_the_cpu() -> None:
     learner, sampler = learner_of()
     policy = Policy(learner.network)
     told = choose_ways("auto", learner, policy, sampler, expected_updates=10)
-    assert told == "10 updates are done sooner than a compile"
+    assert told == "10 updates are done sooner than a trial"
     assert policy.actor == policy.choose
+
+
+def test_on_the_cpu_the_c_is_measured_and_leaves_no_trace() -> None:
+    learner, sampler = learner_of()
+    policy = Policy(learner.network)
+    before = [tensor.clone() for tensor in learner.state.written()]
+    generator = sampler.replay._generator.get_state()
+    told = choose_ways("auto", learner, policy, sampler, expected_updates=10**6)
+    assert learner.execution == "native"
+    assert re.match(r"measured per update: native \d+ us, eager \d+ us", told)
+    assert isinstance(policy.actor, NativeActor)
+    assert all(
+        torch.equal(mine, then) or (mine.isnan() & then.isnan()).all()
+        for mine, then in zip(learner.state.written(), before, strict=True)
+    )
+    assert torch.equal(sampler.replay._generator.get_state(), generator)
+
+
+def test_the_seconds_of_an_update_leave_no_trace() -> None:
+    learner, sampler = learner_of()
+    before = learner.state.online.clone()
+    assert 0 < seconds_per_update(learner, sampler) < 1
+    assert torch.equal(learner.state.online, before)
+    assert int(learner.state.updates) == 0
