@@ -144,7 +144,7 @@ class DQN:
         """Play greedy episodes in fresh environments; nothing is learned.
 
         Args:
-            episodes: Rounded up to a multiple of the evaluation's environments, 20 or fewer.
+            episodes: How many, played in up to 20 environments at a time.
             seed: Of the environments; apart from those of the training even if it is the same.
 
         Raises:

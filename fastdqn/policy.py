@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastdqn.exploration import NUM_ACTING, explore
 from fastdqn.losses import masked_q
+from fastdqn.native import NativeActor
 from fastdqn.networks import FlatNetwork
 
 __all__ = ["Actor", "Policy", "epsilon_greedy"]
@@ -110,5 +111,8 @@ class Policy:
 
     def greedy(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
         """Return the best allowed actions [N] int64 of observations [N, *O]; draws nothing."""
+        if isinstance(self.actor, NativeActor):
+            never = torch.ones(len(obs), NUM_ACTING)
+            return self.actor(obs.contiguous(), 0.0, never, action_mask)
         with torch.no_grad():
             return masked_q(self.network(self._parameters, obs), action_mask).argmax(1)

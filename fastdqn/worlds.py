@@ -93,7 +93,10 @@ class Built:
 
     def evaluation(self, config: Config, num_envs: int) -> EnvSource:
         """Build environments apart from those of the training."""
-        return self._source(config, num_envs)
+        staff = None
+        if config.num_workers is None:
+            staff = staff_beside_learner(num_envs, self.description.step_s, 0.0)
+        return self._source(config, num_envs, staff=staff)
 
     def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:  # noqa: ARG002
         """Return None: these speak numpy."""
