@@ -33,11 +33,13 @@ class _Way(NamedTuple):
         replayed: On rows of a ring at given indices.
         given: On a batch.
         sampled: On rows of a ring that a graph chooses itself; None outside of graphs.
+        chosen: On as many batches as are asked for, which the C chooses; None elsewhere.
     """
 
     replayed: Callable[..., None]
     given: Callable[..., None]
     sampled: Callable[..., None] | None = None
+    chosen: Callable[[Sampler, int], None] | None = None
 
 
 class Learner(Update):
@@ -126,7 +128,9 @@ class Learner(Update):
             refuse_step_execution(execution, self.device)
             self._ways[execution] = self._way(execution)
         self.execution = execution
-        self._replayed_step, self._given_step, self._sampled_step = self._ways[execution]
+        way = self._ways[execution]
+        self._replayed_step, self._given_step = way.replayed, way.given
+        self._sampled_step, self._chosen_step = way.sampled, way.chosen
 
     def keep_to(self, execution: str) -> None:
         """Take this way, and free what the others hold."""
@@ -168,6 +172,9 @@ class Learner(Update):
         Raises:
             UsageError: Its ring is empty.
         """
+        if self._chosen_step is not None:
+            self._chosen_step(sampler, updates)
+            return
         if self._sampled_step is None:
             self._learn(sampler.ring, sampler.draw(updates))
             return
@@ -251,7 +258,7 @@ class Learner(Update):
         def given(_state: LearnerState, *fields: Tensor) -> None:
             native.given(Transitions(*fields))
 
-        return _Way(lambda _, ring, index: native(ring, index), given, native.sampled)
+        return _Way(lambda _, ring, index: native(ring, index), given, chosen=native.sampled)
 
     def _learn(self, ring: Ring, index: Tensor) -> None:
         done = 0

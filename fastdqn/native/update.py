@@ -112,11 +112,13 @@ class NativeUpdate:
         """
         self._run(ring, index.contiguous(), None)
 
-    def sampled(self, sampler: Sampler, bits: Tensor) -> None:
-        """Make one update for each row of `bits` [K, B], which the sampler has filled.
+    def sampled(self, sampler: Sampler, updates: int) -> None:
+        """Make updates on batches that a sampler chooses; the choice is a part of the call.
 
-        The choice of the batches is a part of the call; see `Sampler.index`.
+        Raises:
+            UsageError: Its ring is empty.
         """
+        bits = sampler.bits(updates)
         order, first, count = sampler.window
         self._starts.order, self._starts.size = order.data_ptr(), len(order)
         self._starts.first, self._starts.count = first, count

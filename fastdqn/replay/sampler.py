@@ -40,7 +40,7 @@ class Sampler:
         self._starts, self._generator = replay._starts, replay._generator
         self._first = torch.zeros((), dtype=torch.int64, device=replay.device)
         self._count = torch.ones((), dtype=torch.int64, device=replay.device)
-        self._window = (0, 1)  # what the two scalars hold, or soon will
+        self._shown = (0, 1)  # what the two scalars hold, or soon will
         self._places: dict[int, Tensor] = {}
         self._rehearsing = False
 
@@ -65,15 +65,28 @@ class Sampler:
         Raises:
             UsageError: The buffer is empty.
         """
-        if self._rehearsing:
-            self._show(0, len(self.ring.action))
-        else:
+        self._show(*self._span())
+        return self.bits(num_batches)
+
+    def bits(self, num_batches: int) -> Tensor:
+        """Draw what `fill` draws, and tell no device: for those who read `window`.
+
+        Raises:
+            UsageError: The buffer is empty.
+        """
+        if not self._rehearsing:
             self.replay._refuse_empty()
-            self._show(self._starts.first, len(self._starts))
         bits = self.place(num_batches)
         if not self.newest:
             bits.random_(0, MAX_DRAW, generator=self._generator)
         return bits
+
+    def _span(self) -> tuple[int, int]:
+        """Return the number of the oldest transition that may be drawn, and how many there are."""
+        if self._rehearsing:
+            return 0, len(self.ring.action)
+        self.replay._refuse_empty()
+        return self._starts.first, len(self._starts)
 
     def place(self, num_batches: int) -> Tensor:
         """Return the memory that `fill` returns, as it is: for parts of a larger draw."""
@@ -97,11 +110,8 @@ class Sampler:
 
     @property
     def window(self) -> tuple[Tensor, int, int]:
-        """Return what `index` reads: the order [T] int64, its first number now, and how many.
-
-        Valid between a `fill` and the next `write`.
-        """
-        return self._starts.order, *self._window
+        """What `index` reads: the order [T * M] int64, its first number now, how many follow."""
+        return self._starts.order, *self._span()
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -119,9 +129,9 @@ class Sampler:
 
     def _show(self, first: int, count: int) -> None:
         """Write what changed into the device's scalars; queued, not waited for."""
-        old_first, old_count = self._window
+        old_first, old_count = self._shown
         if first != old_first:
             self._first.fill_(first)
         if count != old_count:
             self._count.fill_(count)
-        self._window = (first, count)
+        self._shown = (first, count)

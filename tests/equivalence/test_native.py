@@ -19,7 +19,7 @@ from fastdqn.native import NativeActor
 from fastdqn.native.plan import DTYPES
 from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.optimizers import Adam, AdamW, RMSprop
-from fastdqn.replay import ReplayBuffer
+from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.transition import Transitions
 from tests.small_learners import filled_ring, random_batch
 
@@ -226,6 +226,34 @@ def test_a_schedule_of_the_learning_rate_is_obeyed() -> None:
             learner.state.learning_rate.fill_(rate)
             learner.update(random_batch(3))
     assert_alike(native.state, eager.state)
+
+
+@pytest.mark.parametrize("newest", [False, True])
+def test_batches_are_chosen_as_the_sampler_chooses_them(newest: bool) -> None:
+    """With rows that are partly no transitions, over the wrap, and while the ring fills."""
+    eager, native = pair(MLP((5,), 3, (8,)), learning_rate=1e-4)
+    replays = [ReplayBuffer(40, 4, (5,), seed=3) for _ in range(2)]
+    generator = torch.Generator().manual_seed(0)
+    for replay in replays:
+        replay.begin(torch.zeros(4, 5))
+    samplers = [Sampler(replay, 6, newest=newest) for replay in replays]
+    none = torch.zeros(4, dtype=torch.bool)
+    for step in range(30):
+        row = (
+            torch.randint(3, (4,), generator=generator),
+            torch.randn(4, generator=generator),
+            torch.rand(4, generator=generator) < 0.3,
+            none,
+            torch.randn(4, 5, generator=generator),
+        )
+        real = torch.rand(4, generator=generator) < (0.6 if step % 3 else 2.0)
+        real[0] = True
+        for replay in replays:
+            replay.write(*row, real=real.numpy())
+        for learner, sampler in zip((eager, native), samplers, strict=True):
+            learner.learn_sampled(sampler, 3)
+    assert int(native.state.updates) == 90
+    assert_alike(native.state, eager.state, rtol=1e-3)
 
 
 # What is not learned from

@@ -18,6 +18,8 @@ UPDATE = NATIVE + "each_of_many_updates_is_the_eager_one"
 SIZES = NATIVE + "networks_and_batches_of_any_size"
 ACTING = NATIVE + "acting_is_epsilon_greedy_over_the_allowed_actions"
 
+CHOICE = NATIVE + "batches_are_chosen_as_the_sampler_chooses_them"
+
 ALTERATIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "native: next values of the online network": (
         "forward(plan, set->bootstrap, plan->aside, columns);",
@@ -44,6 +46,7 @@ ALTERATIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "batch / 4 * 4",
         (UPDATE, SIZES),
     ),
+    "native: the oldest transition forgotten": ("(nth + starts->first)", "nth", (CHOICE,)),
     "native: half numbers without their bias": (
         "0x1p112f",
         "0x1p111f",
