@@ -195,7 +195,7 @@ def test_a_capture_that_fails_leaves_the_stream_as_it_was_and_can_be_tried_again
         cuda.launch(lambda: place.add_(1.0))
 
     total = torch.zeros(1)
-    captured_step = Captured(step, lambda place: lambda: place.zero_(), cuda=cuda)
+    captured_step = Captured(step, lambda place: place.zero_, cuda=cuda)
     with pytest.raises(RuntimeError, match="capturing"):
         captured_step(total)
     assert cuda.tape[-1] == "main is current again"
