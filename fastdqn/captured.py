@@ -102,8 +102,13 @@ class Captured:
         graph = self._cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
-        with self._cuda.graph(graph, pool=self._pool):
-            self._step(*args)
+        stream = self._cuda.current_stream()
+        try:
+            with self._cuda.graph(graph, pool=self._pool):
+                self._step(*args)
+        except BaseException:
+            self._cuda.set_stream(stream)  # a capture that fails leaves its own one current
+            raise
         return graph
 
 

@@ -111,6 +111,9 @@ class RecordingCuda:
     def current_stream(self) -> FakeStream:
         return self._main
 
+    def set_stream(self, stream: FakeStream) -> None:
+        self.tape.append(f"{stream.name} is current again")
+
     @contextmanager
     def stream(self, stream: FakeStream) -> Iterator[None]:
         yield

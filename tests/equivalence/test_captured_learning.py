@@ -111,6 +111,22 @@ def test_batches_and_indices_that_the_caller_brings_are_fed_to_graphs(masked: bo
     assert cuda.captures() == 3  # a batch; four rows of an index; one
 
 
+def test_another_ring_is_another_graph() -> None:
+    (learner, cuda), eager = captured(PLAIN), PLAIN.build()
+    rings = [filled_ring(rows=rows) for rows in (32, 20)]
+    samplers = [[Sampler(ring, BATCH) for ring in rings] for _ in range(2)]
+    for number in range(12):
+        index = rings[number % 2].draw(4, BATCH)
+        for one, own in zip((learner, eager), samplers, strict=True):
+            one.learn(rings[number % 2], index)
+            state = rings[number % 2]._generator.get_state()
+            one.learn_sampled(own[number % 2], 2)
+            if one is learner:
+                rings[number % 2]._generator.set_state(state)
+    assert_same(learner, eager)
+    assert cuda.captures() == 4
+
+
 def test_an_update_that_is_not_finite_changes_nothing_in_a_graph() -> None:
     learner, _ = captured(PLAIN)
     replay = filled_ring()

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastdqn.captured import Captured
 from fastdqn.learner import Learner
+from fastdqn.networks import MLP
 from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.trial import fastest_execution
 from tests.learner_settings import BATCH, SETTINGS, nothing_left_in, written
@@ -186,3 +187,22 @@ def test_a_measurement_on_the_card_leaves_no_trace() -> None:
     assert torch.equal(torch.cuda.get_rng_state(), default)
     for kept, now in zip(before, written(learner.state), strict=True):
         assert torch.equal(kept.nan_to_num(), now.nan_to_num())
+
+
+def test_a_module_that_waits_is_told_and_left_out_and_the_learner_still_learns() -> None:
+    """A capture that fails on a card must not spoil what runs after it."""
+
+    class Waiting(MLP):
+        def forward(self, obs: Tensor) -> Tensor:
+            return super().forward(obs) * (1.0 if float(obs.sum()) < 1e9 else 2.0)
+
+    torch.manual_seed(0)
+    learner = Learner(Waiting((4,), 2, (8,)), device="cuda")
+    sampler = Sampler(SETTINGS[MANY_SHAPES].replay("cuda"), BATCH)
+    best, told = fastest_execution(learner, sampler, 2, ["eager", "cudagraph"])
+    assert best == "eager"
+    assert "cudagraph cannot run" in told
+    before = learner.state.online.clone()
+    learner.learn_sampled(sampler, 4)
+    assert int(learner.state.updates) == 4
+    assert (learner.state.online - before).abs().max() > 0

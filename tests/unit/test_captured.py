@@ -58,6 +58,9 @@ class FakeCuda:
     def current_stream(self) -> FakeStream:
         return self._main
 
+    def set_stream(self, stream: FakeStream) -> None:
+        self.tape.append(f"{stream.name} is current again")
+
     @contextmanager
     def stream(self, stream: FakeStream) -> Iterator[None]:
         self.tape.append(f"on {stream.name}")
@@ -181,6 +184,25 @@ def test_generators_are_registered_before_the_capture_and_warming_up_draws_nothi
     captured_step(drawn)
     assert cuda.tape.index("generator registered") < cuda.tape.index("capture in pool 1")
     assert torch.equal(drawn, torch.rand(1, generator=torch.Generator().manual_seed(3)))
+
+
+def test_a_capture_that_fails_leaves_the_stream_as_it_was_and_can_be_tried_again() -> None:
+    cuda, failing = FakeCuda(), True
+
+    def step(place: Tensor) -> None:
+        if failing and cuda.recording is not None:
+            raise RuntimeError("not permitted when stream is capturing")
+        cuda.launch(lambda: place.add_(1.0))
+
+    total = torch.zeros(1)
+    captured_step = Captured(step, lambda place: place.zero_, cuda=cuda)
+    with pytest.raises(RuntimeError, match="capturing"):
+        captured_step(total)
+    assert cuda.tape[-1] == "main is current again"
+    assert captured_step.captures == 0
+    failing, cuda.recording = False, None
+    captured_step(total)
+    assert total.tolist() == [1.0]
 
 
 @pytest.mark.cuda

@@ -109,8 +109,18 @@ def test_bfloat16_learns_about_what_float32_does(name: str) -> None:
 def test_only_the_forward_passes_see_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses, errors, targets and gradients are float32; layers are not."""
     learner = SETTINGS["huber, adam, soft, double, norm"].build(precision="bf16")
-    seen: dict[str, set[torch.dtype]] = {"layer": set(), "loss": set(), "grad": set()}
-    loss, clip, linear = learner._loss, learner._clip, torch.nn.functional.linear
+    seen: dict[str, set[torch.dtype]] = {name: set() for name in ("layer", "q", "loss", "grad")}
+    values, loss, clip, linear = (
+        learner._values,
+        learner._loss,
+        learner._clip,
+        torch.nn.functional.linear,
+    )
+
+    def valued(*given: Any) -> Tensor:
+        q = values(*given)
+        seen["q"].add(q.dtype)
+        return q
 
     def noted(error: Tensor) -> Tensor:
         seen["loss"].add(error.dtype)
@@ -125,11 +135,13 @@ def test_only_the_forward_passes_see_bfloat16(monkeypatch: pytest.MonkeyPatch) -
         seen["layer"].add(result.dtype)
         return result
 
+    monkeypatch.setattr(learner, "_values", valued)
     monkeypatch.setattr(learner, "_loss", noted)
     monkeypatch.setattr(learner, "_clip", clipped)
     monkeypatch.setattr(torch.nn.functional, "linear", layer)
     learner.learn_sampled(SETTINGS["huber, adam, soft, double, norm"].sampler(), 1)
-    assert seen == {"layer": {torch.bfloat16}, "loss": {torch.float32}, "grad": {torch.float32}}
+    assert seen.pop("layer") == {torch.bfloat16}
+    assert list(seen.values()) == [{torch.float32}] * 3
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
