@@ -1,13 +1,18 @@
-"""A step compiled whole by torch.compile, from outside."""
+"""A step compiled whole, from outside, before its first call."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch._dynamo import config as dynamo_config
+
+from fastdqn.compiler import AHEAD, CompileError, Compiles
+from fastdqn.tracing import Leaves, UntraceableError
+from fastdqn.variants import Run, Variants
 
 __all__ = ["Compiled"]
 
@@ -16,24 +21,99 @@ MANY = 10_000
 
 
 class Compiled:
-    """A step compiled whole, once for each shape of its last argument.
+    """A step compiled whole, once for each set of shapes of its arguments; the caller waits.
+
+    On the CPU what was compiled is kept on disk, and loading it takes milliseconds; see
+    `compile_cache`. Elsewhere, and where a step is not one fixed list of operations,
+    `torch.compile` does it in this process.
+
+    Dataclasses, tuples and lists among the arguments keep their tensors, and the step whatever
+    else it reads: what changes from call to call is what the tensors hold.
 
     Args:
-        step: What to compile; its other arguments keep their shapes.
-        device: Where its tensors live; on the CPU the C++ wrapper is used.
+        step: What to compile; writes its results in place.
+        device: Where its tensors live.
+        by_row: The step does the same for each row of its last argument, one row after another.
+        compiler: Compiles for the CPU.
 
     Attributes:
-        compile_s: Seconds spent compiling so far.
+        compile_s: Seconds spent compiling so far, or loading what was compiled before.
+        loaded: Variants that were found on disk.
+        made: Variants that were compiled ahead.
+        fallback: Why `torch.compile` does it in this process, or None.
+    """
+
+    def __init__(
+        self,
+        step: Callable[..., None],
+        device: torch.device,
+        *,
+        by_row: bool = False,
+        compiler: Compiles = AHEAD,
+    ) -> None:
+        self._variants = Variants(step, device, by_row=by_row, compiler=compiler)
+        self._leaves = Leaves()
+        self._runs: dict[Hashable, Run] = {}
+        self._inside = _Inside(step, device)
+        self.fallback = None if device.type == "cpu" else f"{device.type} is compiled inside"
+        self._ahead_s = 0.0
+
+    @property
+    def compile_s(self) -> float:
+        """Seconds spent compiling so far, or loading what was compiled before."""
+        return self._ahead_s + self._inside.compile_s
+
+    @property
+    def loaded(self) -> int:
+        """Variants that were found on disk."""
+        return self._variants.loaded
+
+    @property
+    def made(self) -> int:
+        """Variants that were compiled ahead."""
+        return self._variants.made
+
+    def __call__(self, *args: Any) -> None:
+        """Run the step; compiles first where the shapes are new."""
+        if self.fallback is not None:
+            self._inside(*args)
+            return
+        try:
+            variant, tensors = self._leaves(args)
+            run = self._runs.get(variant) or self._prepare(variant, args)
+        except (CompileError, UntraceableError) as error:
+            self.fallback = str(error)
+            self._inside(*args)
+            return
+        run(tensors)
+
+    def _prepare(self, variant: Hashable, args: tuple[Any, ...]) -> Run:
+        start = time.perf_counter()
+        try:
+            run = self._runs[variant] = self._variants.find(args).result()
+        finally:
+            self._ahead_s += time.perf_counter() - start
+            self._variants.close()  # of an interrupted wait nobody asks for the end
+        return run
+
+
+class _Inside:
+    """A step compiled by `torch.compile` in this process, once for each shape of its last argument.
+
+    On the CPU the C++ wrapper is used.
     """
 
     def __init__(self, step: Callable[..., None], device: torch.device) -> None:
-        options: dict[str, Any] = {"cpp_wrapper": True} if device.type == "cpu" else {}
-        self._compiled = torch.compile(step, fullgraph=True, dynamic=False, options=options)
+        self._step, self._cpu = step, device.type == "cpu"
         self._seen: set[torch.Size] = set()
         self.compile_s = 0.0
 
+    @cached_property
+    def _compiled(self) -> Callable[..., None]:
+        options: dict[str, Any] = {"cpp_wrapper": True} if self._cpu else {}
+        return torch.compile(self._step, fullgraph=True, dynamic=False, options=options)
+
     def __call__(self, *args: Any) -> None:
-        """Run the step; compiles first where the shape is new."""
         shape = args[-1].shape
         if shape in self._seen:
             self._compiled(*args)

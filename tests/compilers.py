@@ -1,0 +1,94 @@
+"""Compilers that do what a test tells them: wait, build nothing, or fail."""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from fastdqn import variants
+from fastdqn.compiler import CompileError, Request
+
+__all__ = ["Interpreted", "PromptCompiler", "SlowCompiler", "interpreted"]
+
+
+class SlowCompiler:
+    """Compiles when it is told to.
+
+    What it puts on disk is the trace itself; see `interpreted`.
+
+    Attributes:
+        requests: All so far.
+        waiting: Those that wait, by future.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.waiting: dict[Future[None], Request] = {}
+
+    def submit(self, request: Request) -> Future[None]:
+        future: Future[None] = Future()
+        self.requests.append(request)
+        self.waiting[future] = request
+        return future
+
+    def withdraw(self, future: Future[None]) -> None:
+        self.waiting.pop(future, None)
+        future.cancel()
+
+    def finish(self, problem: str = "") -> None:
+        """End what has waited longest."""
+        future, request = next(iter(self.waiting.items()))
+        del self.waiting[future]
+        if problem:
+            future.set_exception(CompileError(problem))
+            return
+        request.path.parent.mkdir(parents=True, exist_ok=True)
+        request.path.write_bytes(pickle.dumps((request.graph, request.num_rows, request.last)))
+        future.set_result(None)
+
+
+class PromptCompiler(SlowCompiler):
+    """Ends every request at once, with a problem if it has one."""
+
+    def __init__(self, problem: str = "") -> None:
+        super().__init__()
+        self.problem = problem
+
+    def submit(self, request: Request) -> Future[None]:
+        future = super().submit(request)
+        self.finish(self.problem)
+        return future
+
+
+class Interpreted:
+    """What `SlowCompiler` compiled: runs the trace, and counts how often."""
+
+    def __init__(self, path: Path) -> None:
+        graph, self.num_rows, self.last = pickle.loads(path.read_bytes())  # noqa: S301
+        self.graph, self.calls = pickle.loads(graph), 0  # noqa: S301
+
+    def __call__(self, tensors: list[Tensor]) -> None:
+        self.calls += 1
+        last = tensors[self.last]
+        for row in last.split(1) if self.num_rows else [last]:
+            self.graph(*tensors[: self.last], row, *tensors[self.last + 1 :])
+
+
+def interpreted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Interpreted]:
+    """Keep libraries in `folder`, and load them as traces; return all that are loaded."""
+    loaded: list[Interpreted] = []
+
+    def load(path: Path, device: Any) -> Interpreted | None:
+        if not path.exists():
+            return None
+        loaded.append(Interpreted(path))
+        return loaded[-1]
+
+    monkeypatch.setattr(variants, "load_library", load)
+    monkeypatch.setattr("fastdqn.compile_cache.cache_dir", lambda: str(folder))
+    return loaded
