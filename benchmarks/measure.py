@@ -1,136 +1,92 @@
-"""What is timed: the limits of the machine, the naive loop, and fastdqn end to end."""
+"""How things are timed: in turns, so that what else the machine does falls on all alike."""
 
 from __future__ import annotations
 
+import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import gymnasium as gym
 import torch
 
-from benchmarks.naive import NaiveDQN
-from fastdqn import DQN
-from fastdqn.device import available_cores, resolve_device, synchronize
-from fastdqn.loop import NullWitness
-from fastdqn.trainer import Trainer
+from fastdqn.device import synchronize
 
-__all__ = ["Limits", "Setting", "Timer", "bare_timer", "limits_of", "open_timers", "repeat"]
+__all__ = ["Effort", "Lap", "Timer", "bare_timer", "interleave", "medians", "rate_of", "repeat"]
 
 Timer = Callable[[float], float]
 """Runs for so many seconds and returns a rate per second."""
+Lap = dict[str, float]
+"""Rates by name, timed in one round."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One comparison.
+class Effort:
+    """How long a comparison takes.
 
     Attributes:
-        env_id: Gymnasium id.
-        hidden: Units of both hidden layers.
-        batch_size: Transitions per update.
-        num_envs: Environments of fastdqn's side.
-        ratios: Replay ratios of fastdqn's side; the naive loop has 1.
-        device: Where fastdqn learns.
+        rounds: Rounds in which everything is timed once, in turn.
+        seconds: Seconds of each timing.
     """
 
-    env_id: str = "LunarLander-v3"
-    hidden: int = 64
-    batch_size: int = 64
-    num_envs: int = 16
-    ratios: tuple[float, ...] = (1.0, 0.25, 0.0625)
-    device: str = "auto"
+    rounds: int
+    seconds: float
+
+    @property
+    def small(self) -> Effort:
+        """Many short rounds, for what takes microseconds and needs no second to settle."""
+        return Effort(3 * self.rounds, self.seconds / 20)
+
+    @property
+    def doubled(self) -> Effort:
+        """Twice as many rounds."""
+        return Effort(2 * self.rounds, self.seconds)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The rates that bound every loop on this machine.
+def interleave(timers: Mapping[str, Timer], effort: Effort, told: str) -> list[Lap]:
+    """Time everything once per round, every other round backwards.
 
-    Attributes:
-        bare_sps: Env steps per second of one process that steps the bare environment, r1.
-        updates_per_s: Updates per second of the learner alone, U.
-        cores: CPU cores, c.
-        on_cpu: Whether learner and workers share the cores.
+    Args:
+        timers: By name, built and warmed up.
+        effort: Rounds and seconds.
+        told: What is timed, for the line of progress on stderr.
+
+    Returns:
+        A lap for each round.
     """
-
-    bare_sps: float
-    updates_per_s: float
-    cores: int
-    on_cpu: bool
-
-    def sps_max(self, ratio: float) -> float:
-        """Return the env steps per second that no loop of this replay ratio can pass."""
-        learner = self.updates_per_s / ratio
-        if not self.on_cpu:
-            return min(self.cores * self.bare_sps, learner)
-        return min(self.cores / (1 / self.bare_sps + ratio / self.updates_per_s), learner)
+    laps = []
+    names = list(timers)
+    for number in range(effort.rounds):
+        order = names if number % 2 == 0 else names[::-1]
+        timed = {name: timers[name](effort.seconds) for name in order}
+        laps.append({name: timed[name] for name in names})
+    sys.stderr.write(f"{told}: {effort.rounds} rounds of {effort.seconds:g} s\n")
+    return laps
 
 
-@contextmanager
-def open_timers(setting: Setting) -> Iterator[dict[str, Timer]]:
-    """Build everything that will be timed, warmed up; nothing of it runs between the timings.
-
-    Yields:
-        By name: `bare`, `updates`, `naive`, and `fastdqn@RATIO` for each ratio.
-    """
-    with ExitStack() as stack:
-        naive = NaiveDQN(setting.env_id, setting.hidden, setting.batch_size)
-        stack.callback(naive.close)
-        naive.run_for(0.5)
-        timers: dict[str, Timer] = {
-            "bare": bare_timer(setting.env_id, stack),
-            "naive": naive.run_for,
-        }
-        for ratio in setting.ratios:
-            trainer = stack.enter_context(_trainer(setting, ratio))
-            timers[f"fastdqn@{ratio:g}"] = _loop(trainer)
-            if ratio == setting.ratios[0]:
-                timers["updates"] = _updates(trainer)
-        yield timers
+def medians(laps: list[Lap]) -> Lap:
+    """Return the median rate of each name."""
+    return {name: statistics.median(lap[name] for lap in laps) for name in laps[0]}
 
 
-@contextmanager
-def _trainer(setting: Setting, ratio: float) -> Iterator[Trainer]:
-    agent = DQN(
-        setting.env_id,
-        num_envs=setting.num_envs,
-        hidden_sizes=(setting.hidden, setting.hidden),
-        batch_size=setting.batch_size,
-        replay_ratio=ratio,
-        total_timesteps=10**9,
-        device=setting.device,
-    )
-    with agent.trainer(None, NullWitness()) as trainer:
-        assert isinstance(trainer, Trainer)
-        trainer.begin(agent.env_seeds())
-        while trainer.rollout.env_steps < 4_000 or not trainer.ratio.updates:
-            trainer.vector_step()
-        yield trainer
-
-
-def _loop(trainer: Trainer) -> Timer:
-    def run_for(seconds: float) -> float:
-        steps = trainer.rollout.env_steps
-        elapsed = repeat(trainer.vector_step, seconds)
-        return (trainer.rollout.env_steps - steps) / elapsed
-
-    return run_for
-
-
-def _updates(trainer: Trainer, updates_per_call: int = 16) -> Timer:
-    def update() -> None:
-        index = trainer.replay.draw(updates_per_call, trainer.batch_size)
-        trainer.learner.learn(trainer.replay, index)
+def rate_of(call: Callable[[], object], device: torch.device, counts: int = 1) -> Timer:
+    """Return the timer of a call that counts for `counts`; the device has done all of it."""
 
     def run_for(seconds: float) -> float:
-        before = int(trainer.learner.state.updates)
-        synchronize(trainer.learner.device)
+        calls = 0
+
+        def counted() -> None:
+            nonlocal calls
+            calls += 1
+            call()
+
+        synchronize(device)
         start = time.perf_counter()
-        repeat(update, seconds)
-        synchronize(trainer.learner.device)
-        elapsed = time.perf_counter() - start
-        return (int(trainer.learner.state.updates) - before) / elapsed
+        repeat(counted, seconds)
+        synchronize(device)
+        return calls * counts / (time.perf_counter() - start)
 
     return run_for
 
@@ -149,29 +105,12 @@ def bare_timer(env_id: str, stack: ExitStack) -> Timer:
             if terminated or truncated:
                 env.reset()
 
-    def run_for(seconds: float) -> float:
-        calls = 0
-
-        def counted() -> None:
-            nonlocal calls
-            calls += 1
-            steps()
-
-        elapsed = repeat(counted, seconds)
-        return calls * 100 / elapsed
-
-    return run_for
+    return rate_of(steps, torch.device("cpu"), counts=100)
 
 
-def repeat(call: Callable[[], None], seconds: float) -> float:
+def repeat(call: Callable[[], object], seconds: float) -> float:
     """Call again and again until the time is over; return the seconds that it took."""
     start = time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
         call()
     return elapsed
-
-
-def limits_of(rates: dict[str, float], device: str) -> Limits:
-    """Return the limits that the measured rates `bare` and `updates` set."""
-    on_cpu = resolve_device(device).type == "cpu"
-    return Limits(rates["bare"], rates["updates"], available_cores(), on_cpu)
