@@ -26,7 +26,7 @@ from fastdqn.errors import UsageError
 __all__ = ["main"]
 
 QUICK_RATIOS = ("lander@1 *", "lander@1/4 *", "update * 64-64 b64 K4")
-QUICK_EFFORT = Effort(3, 1.5)
+QUICK_EFFORT = Effort(5, 1.5)
 CPU_UPDATES = ((64, 64), (64, 128), (128, 64), (128, 128))
 CUDA_UPDATES = (*CPU_UPDATES, (256, 256), (256, 512))
 """Units of both hidden layers, and batch sizes."""
@@ -37,11 +37,11 @@ class Arguments:
     """Time fastdqn in turns with what it is compared with, and print the guarded ratios."""
 
     rounds: int = 5
-    """Rounds in which everything is timed once, in turn; thrice as many for what is short."""
+    """Rounds in which everything is timed in turn; twice as many for what is short."""
     seconds: float = 3.0
-    """Seconds of each timing end to end; what is short takes a twentieth of it."""
+    """Seconds of each thing in a round end to end; what is short takes a twentieth of it."""
     quick: bool = False
-    """Take three minutes at most: LunarLander-v3 and one update, 3 rounds of 1.5 s."""
+    """Take three minutes at most: LunarLander-v3 and one update, 5 rounds of 1.5 s."""
     only: tuple[str, ...] = ()
     """Patterns of ratios to measure, e.g. 'update *'; a word stands anywhere in the name."""
     skip: tuple[str, ...] = ()

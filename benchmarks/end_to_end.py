@@ -8,10 +8,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from itertools import chain
 from typing import Any
 
 from benchmarks.guards import Guard, Measured, Selection, faster
-from benchmarks.measure import Effort, Lap, Timer, bare_timer, interleave, medians, rate_of, repeat
+from benchmarks.measure import (
+    Effort,
+    Lap,
+    Round,
+    Timer,
+    bare_timer,
+    interleave,
+    medians,
+    rate_of,
+    repeat,
+)
 from benchmarks.naive import NaiveDQN
 from benchmarks.update_modes import updates_of
 from fastdqn import DQN
@@ -135,13 +146,13 @@ class EndToEndGroup:
                 ratio: LoopTimer(stack.enter_context(_warm(agent)))
                 for ratio, agent in agents.items()
             }
-            timers = self._timers(loops, stack)
-            laps = interleave(timers, effort, setting.env_id)
-        for lap in laps:
+            timers = self._timers(agents[asked[0]], loops, stack)
+            rounds = interleave(timers, effort, setting.env_id)
+        for lap in chain.from_iterable(rounds):
             self._add_limits(lap, asked)
-        guards = [guard for ratio in asked for guard in self._guards(laps, ratio)]
+        guards = [guard for ratio in asked for guard in self._guards(rounds, ratio)]
         runs = [_how(agents[ratio], loop) for ratio, loop in loops.items()]
-        rates = medians(laps)
+        rates = medians(rounds)
         data = {"setting": asdict(setting), "rates": rates, "runs": runs}
         text = _text(setting, rates, runs, guards)
         return Measured(setting.env_id, text, selection.among(guards), data)
@@ -152,18 +163,19 @@ class EndToEndGroup:
         loop = f"{SHORT.get(setting.env_id, setting.env_id)}@{Fraction(ratio)}{mode}"
         return f"{loop} x naive", f"{loop} SPS/SPS_max"
 
-    def _timers(self, loops: dict[float, LoopTimer], stack: ExitStack) -> dict[str, Timer]:
-        setting = self.setting
+    def _timers(
+        self, agent: DQN, loops: dict[float, LoopTimer], stack: ExitStack
+    ) -> dict[str, Timer]:
+        setting, learner = self.setting, agent.learner
         naive = NaiveDQN(setting.env_id, setting.hidden, setting.batch_size)
         stack.callback(naive.close)
         naive.run_for(0.5)
-        trainer = next(iter(loops.values())).trainer
-        update = updates_of(trainer.learner, trainer.replay, UPDATES_PER_CALL, trainer.batch_size)
+        update = updates_of(learner, agent.replay, UPDATES_PER_CALL, setting.batch_size)
         for _ in range(3):
             update()
         return {
             "bare": bare_timer(setting.env_id, stack),
-            "updates": rate_of(update, trainer.learner.device, UPDATES_PER_CALL),
+            "updates": rate_of(update, learner.device, UPDATES_PER_CALL),
             "naive": naive.run_for,
             **{f"fastdqn@{ratio:g}": loop for ratio, loop in loops.items()},
         }
@@ -175,12 +187,12 @@ class EndToEndGroup:
         for ratio in ratios:
             lap[f"limit@{ratio:g}"] = limits.sps_max(ratio)
 
-    def _guards(self, laps: list[Lap], ratio: float) -> list[Guard]:
+    def _guards(self, rounds: list[Round], ratio: float) -> list[Guard]:
         x_naive, of_limit = self._names(ratio)
         loop = f"fastdqn@{ratio:g}"
         return [
-            faster(x_naive, laps, loop, "naive"),
-            faster(of_limit, laps, loop, f"limit@{ratio:g}"),
+            faster(x_naive, rounds, loop, "naive"),
+            faster(of_limit, rounds, loop, f"limit@{ratio:g}"),
         ]
 
 

@@ -45,9 +45,9 @@ class SteppingGroup:
         kinds = [kind for kind in STEPPERS if any(kind in pair for pair in asked.values())]
         title = f"stepping alone, {self.env_id}, {self.num_envs} envs"
         with open_steppers(crowd, kinds) as timers:
-            laps = interleave(timers, Effort(effort.rounds, effort.seconds / 3), title)
-        guards = [faster(name, laps, *pair) for name, pair in asked.items()]
-        rates = medians(laps)
+            rounds = interleave(timers, Effort(effort.rounds, effort.seconds / 3), title)
+        guards = [faster(name, rounds, *pair) for name, pair in asked.items()]
+        rates = medians(rounds)
         return Measured(title, _text(title, rates, guards), guards, {"rates": rates})
 
     def _pairs(self) -> dict[str, tuple[str, str]]:
@@ -88,9 +88,9 @@ class FusedGroup:
 
         title = f"tensor environments, {self.num_envs} x CartPole, {device}"
         timers = {mode: timer(mode) for mode in rollouts}
-        laps = interleave(timers, Effort(effort.rounds, effort.seconds / 3), title)
-        guards = [faster(name, laps, self._fast, "eager") for name in self.ratios()]
-        rates = medians(laps)
+        rounds = interleave(timers, Effort(effort.rounds, effort.seconds / 3), title)
+        guards = [faster(name, rounds, self._fast, "eager") for name in self.ratios()]
+        rates = medians(rounds)
         text = _text(title, rates, guards)
         return Measured(title, text, selection.among(guards), {"rates": rates})
 

@@ -61,14 +61,14 @@ class GraphGroup:
             calls = {mode: call, "empty": empty_graph(nodes).replay}
             calls["sampling"] = sampling_graph(replay, self.batch_size).replay
             timers = {name: rate_of(part, device) for name, part in calls.items()}
-            laps = interleave(timers, effort.small, f"{title} {mode}")
+            rounds = interleave(timers, effort.small, f"{title} {mode}")
             floor, sampling = self._names(mode)
             found = [
-                slower(floor, laps, mode, "empty"),
-                slower(sampling, laps, "sampling", mode),
+                slower(floor, rounds, mode, "empty"),
+                slower(sampling, rounds, "sampling", mode),
             ]
             guards += selection.among(found)
-            data[mode] = {"nodes": nodes, "rates": medians(laps)}
+            data[mode] = {"nodes": nodes, "rates": medians(rounds)}
         return Measured(title, _text(title, data, guards), guards, data)
 
     @property

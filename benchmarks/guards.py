@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, Protocol
 
-from benchmarks.measure import Effort, Lap
+from benchmarks.measure import Effort, Round
 
 __all__ = ["EVERYTHING", "Group", "Guard", "Measured", "Selection", "faster", "slower", "summed_up"]
 
@@ -20,7 +20,7 @@ class Guard:
     Attributes:
         name: Says what is divided by what, and at which sizes.
         better: Whether a higher or a lower ratio is better.
-        values: The ratio within each round, in order.
+        values: The ratio of each round, in order.
         goal: What the ratio should reach, or None.
         again: Whether the values are those of a second measurement.
     """
@@ -73,17 +73,22 @@ class Guard:
 
 
 def faster(
-    name: str, laps: Sequence[Lap], above: str, below: str, goal: float | None = None
+    name: str, rounds: Sequence[Round], above: str, below: str, goal: float | None = None
 ) -> Guard:
     """Return rate over rate, written `above x below`: how many times faster; higher is better."""
-    return Guard(name, "higher", tuple(lap[above] / lap[below] for lap in laps), goal)
+    return Guard(name, "higher", _ratios(rounds, above, below), goal)
 
 
 def slower(
-    name: str, laps: Sequence[Lap], above: str, below: str, goal: float | None = None
+    name: str, rounds: Sequence[Round], above: str, below: str, goal: float | None = None
 ) -> Guard:
     """Return time over time, written `above / below`: a multiple of its time; lower is better."""
-    return Guard(name, "lower", tuple(lap[below] / lap[above] for lap in laps), goal)
+    return Guard(name, "lower", _ratios(rounds, below, above), goal)
+
+
+def _ratios(rounds: Sequence[Round], above: str, below: str) -> tuple[float, ...]:
+    """Return the median of the ratios within the laps of each round."""
+    return tuple(statistics.median(lap[above] / lap[below] for lap in laps) for laps in rounds)
 
 
 @dataclass(frozen=True)

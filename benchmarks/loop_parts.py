@@ -72,9 +72,9 @@ class PartsGroup:
             for _ in range(3):
                 call()
         timers = {name: rate_of(call, device) for name, call in calls.items()}
-        laps = interleave(timers, effort.small, "parts")
-        guards = [slower(name, laps, above, below, goal) for name, above, below, goal in asked]
-        rates = medians(laps)
+        rounds = interleave(timers, effort.small, "parts")
+        guards = [slower(name, rounds, above, below, goal) for name, above, below, goal in asked]
+        rates = medians(rounds)
         not_run = {} if has_torchrl() else {"torchrl": "it is not installed here"}
         text = f"### Parts, {device}\n\n{_table(rates, guards)}"
         return Measured("parts", text, guards, {"rates": rates}, not_run)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.guards import Guard, Measured, Selection, faster
-from benchmarks.measure import Effort, Lap, Timer, interleave, medians, rate_of
+from benchmarks.measure import Effort, Lap, Round, Timer, interleave, medians, rate_of
 from benchmarks.naive import NaiveLearner
 from benchmarks.random_replay import CAPACITY, NUM_ACTIONS, OBS_SIZE, random_replay
 from fastdqn.device import resolve_device
@@ -118,9 +118,9 @@ class UpdateGroup:
             if not selection.any_of(self._names(modes, updates)):
                 continue
             timers = self._timers(learners, replay, updates, device)
-            laps = interleave(timers, effort.small, f"{self._title} K{updates}")
-            found = self._guards(laps, modes, updates)
-            rates[f"K{updates}"] = medians(laps)
+            rounds = interleave(timers, effort.small, f"{self._title} K{updates}")
+            found = self._guards(rounds, modes, updates)
+            rates[f"K{updates}"] = medians(rounds)
             rows += [
                 self._row(name, updates, rates[f"K{updates}"], found, learners) for name in timers
             ]
@@ -170,16 +170,16 @@ class UpdateGroup:
                 call()
         return {name: rate_of(call, device, updates) for name, call in calls.items()}
 
-    def _guards(self, laps: list[Lap], modes: list[str], updates: int) -> list[Guard]:
+    def _guards(self, rounds: list[Round], modes: list[str], updates: int) -> list[Guard]:
         on_cpu = resolve_device(self.device).type == "cpu"
         found = []
         for mode in modes:
             if mode != "eager":
                 goal = COMPILED_GOAL if on_cpu else None
                 name = self._name(mode, "eager", updates)
-                found.append(faster(name, laps, mode, "eager", goal))
+                found.append(faster(name, rounds, mode, "eager", goal))
             name = self._name(mode, "reference", updates)
-            found.append(faster(name, laps, mode, "reference"))
+            found.append(faster(name, rounds, mode, "reference"))
         return found
 
     def _row(
