@@ -36,6 +36,8 @@ __all__ = ["CPU_RATIOS", "CUDA_RATIOS", "EndToEndGroup", "Limits", "LoopTimer", 
 CPU_RATIOS = (1.0, 1 / 4, 1 / 16)
 CUDA_RATIOS = (1.0, 1 / 4, 1 / 16, 1 / 64)
 WARM_UP_STEPS = 4_000
+TOTAL_TIMESTEPS = 10**9
+"""Long enough that `auto` chooses what it would for a long run."""
 UPDATES_PER_CALL = 16
 SHORT = {"LunarLander-v3": "lander", "CartPole-v1": "cartpole"}
 
@@ -203,7 +205,7 @@ def _agent(setting: Setting, ratio: float) -> DQN:
         hidden_sizes=(setting.hidden, setting.hidden),
         batch_size=setting.batch_size,
         replay_ratio=ratio,
-        total_timesteps=10**9,
+        total_timesteps=TOTAL_TIMESTEPS,
         device=setting.device,
         execution=setting.execution,
     )

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -127,19 +127,19 @@ def train(preset: str, seed: int, caches: Path | None, train_args: Sequence[str]
         command += ["--seed", str(seed), "--run-dir", str(run_dir)]
         kept = caches or Path(folder) / "caches"
         environment = {**os.environ, **{name: str(kept / name.lower()) for name in CACHES}}
-        start = time.perf_counter()
-        subprocess.run(
-            [*command, *train_args],
-            check=True,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-        )
-        command_s = time.perf_counter() - start
+        command_s = timed([*command, *train_args], environment)
         run: Run = json.loads((run_dir / "result.json").read_text())
         metrics = (run_dir / "metrics.jsonl").read_text()
         run["seconds"] = split(run["wall_s"], command_s, first_update_s(metrics))
         run["fresh_mean"] = _fresh_mean(run_dir, seed)
     return run
+
+
+def timed(command: Sequence[str], environment: Mapping[str, str]) -> float:
+    """Run a command to its end and return the seconds that it took; it must succeed."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
 
 
 def split(wall_s: dict[str, float], command_s: float, first_s: float | None) -> Run:
