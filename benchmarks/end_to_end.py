@@ -149,7 +149,7 @@ class EndToEndGroup:
                 for ratio, agent in agents.items()
             }
             timers = self._timers(agents[asked[0]], loops, stack)
-            rounds = interleave(timers, effort, setting.env_id)
+            rounds = interleave(timers, effort.loops, setting.env_id)
         for lap in chain.from_iterable(rounds):
             self._add_limits(lap, asked)
         guards = [guard for ratio in asked for guard in self._guards(rounds, ratio)]

@@ -45,7 +45,7 @@ class SteppingGroup:
         kinds = [kind for kind in STEPPERS if any(kind in pair for pair in asked.values())]
         title = f"stepping alone, {self.env_id}, {self.num_envs} envs"
         with open_steppers(crowd, kinds) as timers:
-            rounds = interleave(timers, Effort(effort.rounds, effort.seconds / 3), title)
+            rounds = interleave(timers, Effort(effort.rounds, effort.seconds / 3).loops, title)
         guards = [faster(name, rounds, *pair) for name, pair in asked.items()]
         rates = medians(rounds)
         return Measured(title, _text(title, rates, guards), guards, {"rates": rates})
@@ -88,7 +88,7 @@ class FusedGroup:
 
         title = f"tensor environments, {self.num_envs} x CartPole, {device}"
         timers = {mode: timer(mode) for mode in rollouts}
-        rounds = interleave(timers, Effort(effort.rounds, effort.seconds / 3), title)
+        rounds = interleave(timers, Effort(effort.rounds, effort.seconds / 3).loops, title)
         guards = [faster(name, rounds, self._fast, "eager") for name in self.ratios()]
         rates = medians(rounds)
         text = _text(title, rates, guards)

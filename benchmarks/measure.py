@@ -59,6 +59,11 @@ class Effort:
         return Effort(2 * self.rounds, self.seconds / 20, 50)
 
     @property
+    def loops(self) -> Effort:
+        """Laps of a tenth of a round, for loops, which need some steps to settle."""
+        return Effort(self.rounds, self.seconds, 10)
+
+    @property
     def doubled(self) -> Effort:
         """Twice as many rounds."""
         return Effort(2 * self.rounds, self.seconds, self.turns)

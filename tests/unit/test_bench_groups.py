@@ -38,9 +38,9 @@ def one_thread() -> Iterator[None]:
 
 
 def test_the_limit_on_the_cpu_shares_the_cores_and_on_a_device_it_does_not() -> None:
-    """100 env steps/s and 50 updates/s: at one update per step a core does 33.3 of both."""
+    """100 env steps/s and 50 updates/s: at 1/4 a core takes 10 ms and 5 ms per env step."""
     shared, apart = Limits(100.0, 50.0, 2, on_cpu=True), Limits(100.0, 50.0, 2, on_cpu=False)
-    assert shared.sps_max(0.5) == pytest.approx(100.0)  # 2 / (1/100 + 0.5/50)
+    assert shared.sps_max(0.25) == pytest.approx(2 / 0.015)  # the learner alone could do 200
     assert shared.sps_max(2.0) == pytest.approx(25.0)  # one learner: 50 / 2
     assert apart.sps_max(0.1) == pytest.approx(200.0)  # 2 x 100
     assert apart.sps_max(0.5) == pytest.approx(100.0)  # 50 / 0.5

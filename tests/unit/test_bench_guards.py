@@ -122,4 +122,5 @@ def test_a_rate_counts_what_a_call_does(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_an_effort_scales() -> None:
     assert Effort(5, 3.0).small == Effort(10, 0.15, 50)
+    assert Effort(5, 3.0).loops == Effort(5, 3.0, 10)
     assert Effort(5, 3.0, 7).doubled == Effort(10, 3.0, 7)
