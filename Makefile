@@ -69,7 +69,7 @@ bench-compare: $(STAMP) ## Measure again; fail where a ratio is 10 % worse than 
 bench-stepping: $(STAMP) ## Time stepping alone, 1 to 256 environments; written to NAME.md and .json if given
 	$(BIN)/python -m benchmarks.stepping $(if $(NAME),--save $(NAME)) $(ARGS)
 
-solve: $(STAMP) ## Train PRESET (lunarlander) with ten seeds and tell how long each took
+solve: $(STAMP) ## Train PRESET (lunarlander) with ten seeds, caches cold (ARGS=--warm), and tell how long each took
 	$(BIN)/python -m benchmarks.solve --preset $(or $(PRESET),lunarlander) $(ARGS)
 
 clean: ## Delete .venv and all caches; runs/ stays

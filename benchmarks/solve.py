@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -73,8 +74,8 @@ class Arguments:
     """Give every run empty compile caches of its own; the default."""
     warm: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Let the runs share caches that a first run, not counted, fills."""
-    train_args: tuple[str, ...] = ()
-    """More flags for the command; e.g. --train-args=--execution=eager."""
+    train_args: str = ""
+    """More flags of the command, in one word: --train-args='--execution eager --num-envs 8'."""
     save: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """Write benchmarks/results/NAME.md and NAME.json."""
 
@@ -90,13 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    train_args = shlex.split(arguments.train_args)
     with tempfile.TemporaryDirectory() as folder:
         shared = Path(folder) if arguments.warm else None
         if shared:
-            train(arguments.preset, arguments.seeds, shared, arguments.train_args)
+            train(arguments.preset, arguments.seeds, shared, train_args)
         runs = []
         for seed in range(arguments.seeds):
-            runs.append(train(arguments.preset, seed, shared, arguments.train_args))
+            runs.append(train(arguments.preset, seed, shared, train_args))
             sys.stderr.write(row(runs[-1]) + "\n")
     header = provenance("python -m benchmarks.solve")
     caches = "Caches warm." if arguments.warm else "Caches cold: empty at the start of each run."

@@ -69,9 +69,9 @@ def test_warm_runs_share_caches_that_a_run_not_counted_fills(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = Command(monkeypatch)
-    assert main(["--seeds", "2", "--warm", "--train-args=--execution=compile"]) == 0
+    assert main(["--seeds", "2", "--warm", "--train-args=--execution compile"]) == 0
     assert command.full_caches == [False, True, True]
-    assert all(words[-1] == "--execution=compile" for words, _ in command.calls)
+    assert all(words[-2:] == ["--execution", "compile"] for words, _ in command.calls)
     assert "2 of 2 solved" in capsys.readouterr().out
 
 
