@@ -15,6 +15,7 @@ import torch
 from fastdqn.device import synchronize
 
 __all__ = [
+    "PROBE_S",
     "Effort",
     "Lap",
     "Round",
@@ -32,6 +33,10 @@ Lap = dict[str, float]
 """Rates by name, timed one after the other."""
 Round = list[Lap]
 """The laps of one round; a ratio is taken within each lap, and a round's ratio is their median."""
+
+
+PROBE_S = 1e-4
+"""Seconds in which a timer calls once, if a call takes as long, or a few times."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,15 @@ class Effort:
 def interleave(timers: Mapping[str, Timer], effort: Effort, told: str) -> list[Round]:
     """Time everything once per lap, every other lap backwards.
 
+    All get laps of the same length, long enough for one call of the slowest: on a crowded machine
+    a longer lap is interrupted more often, and would seem slower than it is.
+
     Args:
         timers: By name, built and warmed up.
         effort: Rounds, laps and seconds.
         told: What is timed, for the line of progress on stderr.
     """
-    seconds = effort.seconds / effort.turns
+    seconds = max(effort.seconds / effort.turns, *map(_one_call_s, timers.values()))
     rounds = [
         [_lap(timers, seconds, backwards=(number + turn) % 2 == 1) for turn in range(effort.turns)]
         for number in range(effort.rounds)
@@ -85,6 +93,16 @@ def interleave(timers: Mapping[str, Timer], effort: Effort, told: str) -> list[R
     laps = f"{effort.turns} x " if effort.turns > 1 else ""
     sys.stderr.write(f"{told}: {effort.rounds} rounds of {laps}{seconds:.3g} s\n")
     return rounds
+
+
+def _one_call_s(timer: Timer) -> float:
+    """Return the seconds that one call takes, or a little more; the best of three."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        timer(PROBE_S)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def _lap(timers: Mapping[str, Timer], seconds: float, *, backwards: bool) -> Lap:

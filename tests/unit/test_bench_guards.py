@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from itertools import count
 
 import pytest
 import torch
 
 from benchmarks.guards import Guard, Selection, faster, slower, summed_up
-from benchmarks.measure import Effort, Timer, interleave, medians, rate_of
+from benchmarks.measure import PROBE_S, Effort, Timer, interleave, medians, rate_of
 
 ROUNDS = [
     [{"a": 10.0, "b": 5.0}, {"a": 80.0, "b": 10.0}, {"a": 30.0, "b": 10.0}],
@@ -96,7 +97,8 @@ def test_things_are_timed_in_turns_and_backwards_every_other_time() -> None:
 
     def timer(name: str) -> Timer:
         def run_for(seconds: float) -> float:
-            asked.append((name, seconds))
+            if seconds > PROBE_S:
+                asked.append((name, seconds))
             return len(asked)
 
         return run_for
@@ -107,6 +109,22 @@ def test_things_are_timed_in_turns_and_backwards_every_other_time() -> None:
     assert rounds[0] == [{"a": 1, "b": 2}, {"a": 4, "b": 3}]
     assert [len(laps) for laps in rounds] == [2, 2]
     assert list(rounds[0][1]) == ["a", "b"]
+
+
+def test_laps_are_as_long_as_one_call_of_the_slowest() -> None:
+    asked: list[float] = []
+
+    def quick(seconds: float) -> float:
+        asked.append(seconds)
+        return 1.0
+
+    def slow(seconds: float) -> float:
+        time.sleep(0.02)
+        return 1.0
+
+    interleave({"quick": quick, "slow": slow}, Effort(1, 0.01, turns=10), "told")
+    assert asked[:3] == [PROBE_S] * 3
+    assert asked[3:] == [pytest.approx(0.02, rel=0.5)] * 10
 
 
 def test_medians_are_those_of_all_laps() -> None:
