@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train check format test dropin gymnasium-tests learn mutants coverage bench bench-quick bench-save bench-compare bench-stepping solve clean
+.PHONY: help setup train check format test dropin gymnasium-tests test-gpu learn mutants coverage bench bench-quick bench-save bench-compare bench-stepping solve clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ dropin: $(STAMP) ## Compare GroupedVectorEnv with Gymnasium's AsyncVectorEnv, ca
 
 gymnasium-tests: $(STAMP) ## Run the tests of a clone of Gymnasium (GYMNASIUM=path) with GroupedVectorEnv
 	$(BIN)/python -m tests.dropin $(GYMNASIUM) $(ARGS)
+
+test-gpu: $(STAMP) ## Run the tests that need a CUDA device; FASTDQN_REQUIRE_CUDA=1 fails without one
+	$(BIN)/python -m pytest -m cuda --timeout 600 $(ARGS)
 
 learn: $(STAMP) ## Run the learning tests: both presets, from nothing to solved
 	$(BIN)/python -m pytest -m learning --timeout 900 $(ARGS)

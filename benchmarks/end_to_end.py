@@ -169,10 +169,11 @@ class EndToEndGroup:
         self, agent: DQN, loops: dict[float, LoopTimer], stack: ExitStack
     ) -> dict[str, Timer]:
         setting, learner = self.setting, agent.learner
+        sampler = next(iter(loops.values())).trainer.sampler
         naive = NaiveDQN(setting.env_id, setting.hidden, setting.batch_size)
         stack.callback(naive.close)
         naive.run_for(0.5)
-        update = updates_of(learner, agent.replay, UPDATES_PER_CALL, setting.batch_size)
+        update = updates_of(learner, sampler, UPDATES_PER_CALL)
         for _ in range(3):
             update()
         return {

@@ -12,8 +12,10 @@ from benchmarks.fused import build, rate
 from benchmarks.guards import Guard, Measured, Selection, faster
 from benchmarks.measure import Effort, Lap, Timer, interleave, medians
 from benchmarks.steppers import Crowd, open_steppers
+from benchmarks.update_modes import possible_modes
 from fastdqn.blocks import plan
 from fastdqn.device import available_cores, resolve_device
+from fastdqn.errors import UsageError
 
 __all__ = ["FusedGroup", "SteppingGroup"]
 
@@ -60,7 +62,7 @@ class SteppingGroup:
 
 @dataclass(frozen=True)
 class FusedGroup:
-    """CartPole on the device with its updates, one function: fast against eager.
+    """CartPole on the device with its updates, one function: the fast ways against eager.
 
     Attributes:
         device: Where it runs.
@@ -72,31 +74,38 @@ class FusedGroup:
 
     def ratios(self) -> list[str]:
         """Return the names of the ratios that it may measure here."""
-        return [f"fused {self._fast} x eager, cartpole {self.num_envs} envs"]
+        return [self._name(mode) for mode in self._fast()]
 
     def measure(self, effort: Effort, selection: Selection) -> Measured:
-        """Time eager and fast."""
-        device, block = (
-            resolve_device(self.device),
-            plan(1 / self.num_envs, self.num_envs, UNROLLED),
-        )
-        rollouts = {mode: build(self.num_envs, mode, device) for mode in ("eager", self._fast)}
+        """Time eager and the fast ways that are asked for."""
+        device, n = resolve_device(self.device), self.num_envs
+        asked = [mode for mode in self._fast() if selection.takes(self._name(mode))]
+        rollouts, not_run = {}, {}
+        for mode in ("eager", *asked):
+            try:
+                rollouts[mode] = build(n, mode, device)
+            except UsageError as error:
+                not_run[f"fused {mode}"] = str(error)
+        block = plan(1 / n, n, UNROLLED)
 
         def timer(mode: str) -> Timer:
             rate(rollouts[mode], block, 0.2)
             return lambda seconds: rate(rollouts[mode], block, seconds)
 
-        title = f"tensor environments, {self.num_envs} x CartPole, {device}"
+        title = f"tensor environments, {n} x CartPole, {device}"
         timers = {mode: timer(mode) for mode in rollouts}
         rounds = interleave(timers, Effort(effort.rounds, effort.seconds / 3).loops, title)
-        guards = [faster(name, rounds, self._fast, "eager") for name in self.ratios()]
+        ran = [mode for mode in asked if mode in rollouts]
+        guards = [faster(self._name(mode), rounds, mode, "eager") for mode in ran]
         rates = medians(rounds)
-        text = _text(title, rates, guards)
-        return Measured(title, text, selection.among(guards), {"rates": rates})
+        return Measured(title, _text(title, rates, guards), guards, {"rates": rates}, not_run)
 
-    @property
-    def _fast(self) -> str:
-        return "cudagraph" if resolve_device(self.device).type == "cuda" else "compile"
+    def _fast(self) -> list[str]:
+        possible, _ = possible_modes(resolve_device(self.device))
+        return [mode for mode in possible if mode != "eager"]
+
+    def _name(self, mode: str) -> str:
+        return f"fused {mode} x eager, cartpole {self.num_envs} envs"
 
 
 def _text(title: str, rates: Lap, guards: list[Guard]) -> str:

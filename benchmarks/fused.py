@@ -52,6 +52,7 @@ def build(num_envs: int, execution: str, device: torch.device) -> FusedRollout:
         seed=0,
         execution=execution,
         learned=(*learned, state.metrics),
+        learn_natively=learner.natively,
     )
     while rollout.env_steps < FILL_STEPS:
         rollout.advance(Block(1, 0, 16, rare=True), 1.0)
@@ -91,7 +92,9 @@ def compare(num_envs: int, fast: str, device: torch.device, repeats: int, second
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
-    parser.add_argument("--execution", default="compile", choices=("compile", "cudagraph"))
+    parser.add_argument(
+        "--execution", default="compile", choices=("native", "compile", "cudagraph")
+    )
     parser.add_argument("--repeats", type=int, default=4, help="iterations of one call")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one timing, s")
     parser.add_argument("--threads", type=int, default=1, help="threads of one operation")

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.guards import Guard, Measured, Selection, slower
 from benchmarks.measure import Effort, interleave, medians, rate_of
 from benchmarks.random_replay import random_replay
-from benchmarks.update_modes import learner_of, possible_modes
+from benchmarks.update_modes import learner_of, possible_modes, updates_of
 from fastdqn.device import resolve_device
-from fastdqn.replay import ReplayBuffer, gather
+from fastdqn.replay import ReplayBuffer, Sampler, gather
 
 __all__ = ["GraphGroup", "count_nodes"]
 
@@ -49,14 +48,16 @@ class GraphGroup:
         """Time what the selected ratios need."""
         device, title = resolve_device(self.device), f"update graphs {self._sizes}"
         replay = random_replay(device)
-        index = replay.draw(UPDATES, self.batch_size)
+        sampler = Sampler(replay, self.batch_size)
         guards: list[Guard] = []
         data: dict[str, Any] = {}
         for mode in self._modes():
             if not selection.any_of(self._names(mode)):
                 continue
             learner = learner_of(mode, self.hidden, device)
-            call = _bound(learner.learn, replay, index)
+            call = updates_of(learner, sampler, UPDATES)
+            for _ in range(3):  # compiles, captures
+                call()
             nodes = count_nodes(call)
             calls = {mode: call, "empty": empty_graph(nodes).replay}
             calls["sampling"] = sampling_graph(replay, self.batch_size).replay
@@ -84,17 +85,6 @@ class GraphGroup:
             f"graph {mode} / as many empty nodes, {self._sizes}",
             f"sampling alone / graph {mode}, {self._sizes}",
         )
-
-
-def _bound(
-    learn: Callable[[ReplayBuffer, Tensor], None], replay: ReplayBuffer, index: Tensor
-) -> Callable[[], None]:
-    def call() -> None:
-        learn(replay, index)
-
-    for _ in range(3):  # compiles, captures
-        call()
-    return call
 
 
 def count_nodes(call: Callable[[], object]) -> int:

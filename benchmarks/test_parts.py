@@ -15,6 +15,7 @@ from fastdqn.envs.make import describe, factory_of
 from fastdqn.envs.source import EnvSource, make_source
 from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.policy import Policy
+from fastdqn.replay import Sampler
 
 UPDATES_PER_CALL = 4
 CPU = torch.device("cpu")
@@ -70,5 +71,5 @@ def test_four_updates(
     benchmark: BenchmarkFixture, execution: str, hidden: int, batch_size: int
 ) -> None:
     learner = learner_of(execution, hidden, CPU)
-    update = updates_of(learner, random_replay(), UPDATES_PER_CALL, batch_size)
+    update = updates_of(learner, Sampler(random_replay(), batch_size), UPDATES_PER_CALL)
     benchmark.pedantic(update, rounds=300, iterations=2, warmup_rounds=20)  # type: ignore[no-untyped-call]

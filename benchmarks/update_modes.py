@@ -16,7 +16,7 @@ from fastdqn.errors import UsageError
 from fastdqn.execution import EXECUTIONS, choose_execution
 from fastdqn.learner import Learner
 from fastdqn.networks import MLP
-from fastdqn.replay import ReplayBuffer
+from fastdqn.replay import Sampler
 
 __all__ = ["UpdateGroup", "learner_of", "possible_modes", "updates_of"]
 
@@ -53,13 +53,11 @@ def learner_of(mode: str, hidden: int, device: torch.device) -> Learner:
     return Learner(network, execution=mode, device=device)
 
 
-def updates_of(
-    learner: Learner, replay: ReplayBuffer, updates: int, batch_size: int
-) -> Callable[[], None]:
-    """Return a call that draws `updates` batches and learns from them in order."""
+def updates_of(learner: Learner, sampler: Sampler, updates: int) -> Callable[[], None]:
+    """Return a call that makes `updates` updates as a run does: draws, then learns in order."""
 
     def update() -> None:
-        learner.learn(replay, replay.draw(updates, batch_size))
+        learner.learn_sampled(sampler, updates)
 
     return update
 
@@ -111,13 +109,13 @@ class UpdateGroup:
         device = resolve_device(self.device)
         modes, refused = self._modes()
         modes = [mode for mode in modes if mode == "eager" or self._wanted(mode, selection)]
-        replay = random_replay(device)
+        sampler = Sampler(random_replay(device), self.batch_size)
         learners = {mode: learner_of(mode, self.hidden, device) for mode in modes}
         rows, guards, rates = [HEAD], [], {}
         for updates in self.updates_per_call:
             if not selection.any_of(self._names(modes, updates)):
                 continue
-            timers = self._timers(learners, replay, updates, device)
+            timers = self._timers(learners, sampler, updates, device)
             rounds = interleave(timers, effort.small, f"{self._title} K{updates}")
             found = self._guards(rounds, modes, updates)
             rates[f"K{updates}"] = medians(rounds)
@@ -158,13 +156,13 @@ class UpdateGroup:
     def _timers(
         self,
         learners: dict[str, Learner],
-        replay: ReplayBuffer,
+        sampler: Sampler,
         updates: int,
         device: torch.device,
     ) -> dict[str, Timer]:
         calls = {"reference": reference_updates(self.hidden, self.batch_size, updates, device)}
         for mode, learner in learners.items():
-            calls[mode] = updates_of(learner, replay, updates, self.batch_size)
+            calls[mode] = updates_of(learner, sampler, updates)
         for call in calls.values():
             for _ in range(3):  # compiles, captures
                 call()

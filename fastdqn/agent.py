@@ -21,7 +21,8 @@ from fastdqn.build import (
     build_learner,
     build_loop,
     build_network,
-    build_replay,
+    build_sampler,
+    refuse_machine,
 )
 from fastdqn.checkpoint import SavedPolicy, load_policy, save_policy
 from fastdqn.config import Config, plain
@@ -34,15 +35,18 @@ from fastdqn.execution import choose_execution
 from fastdqn.loop import Loop, NullWitness, Witness
 from fastdqn.networks import FlatNetwork
 from fastdqn.policy import Policy
+from fastdqn.precision import float32_products
 from fastdqn.prediction import predict
 from fastdqn.replay import ReplayBuffer
 from fastdqn.rollout import Rollout
 from fastdqn.schedules import ReplayRatio
+from fastdqn.trial import choose_ways, seconds_per_update
 from fastdqn.worlds import AnyEnv, world_of
 
 __all__ = ["DQN"]
 
 EVALUATION_ENVS = 20
+NOT_TRAINED = "not trained yet"
 
 
 class DQN:
@@ -87,9 +91,7 @@ class DQN:
         config = self.config
         device = resolve_device(config.device)
         tensors = self._world.tensors(config.num_envs, device)
-        self._graphs = tensors is not None
-        # Refuses what this device cannot run, before anything is allocated.
-        choose_execution(config.execution, device, 0, graphs=self._graphs)
+        refuse_machine(config, device)  # before anything is allocated
         if config.stop_at_return is not None and not self._world.builds:
             raise UsageError(
                 "stop_at_return with environments that the caller built",
@@ -101,9 +103,9 @@ class DQN:
         self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
         self.learner = build_learner(config, flat)
         self._fused = None if tensors is None else build_fused(config, tensors, flat, self.learner)
-        self._replay = None if self._fused else build_replay(config, self.description, device)
+        self._sampler = None if self._fused else build_sampler(config, self.description, device)
         self._ratio = ReplayRatio(config.replay_ratio, config.learning_starts)
-        self.execution_reason = "not trained yet"
+        self.execution_reason = NOT_TRAINED
         self._rounds = self._env_steps = self._episodes = 0
 
     # The calls
@@ -142,7 +144,7 @@ class DQN:
         """Play greedy episodes in fresh environments; nothing is learned.
 
         Args:
-            episodes: Rounded up to a multiple of the evaluation's environments, 20 or fewer.
+            episodes: How many, played in up to 20 environments at a time.
             seed: Of the environments; apart from those of the training even if it is the same.
 
         Raises:
@@ -211,6 +213,7 @@ class DQN:
         with ExitStack() as stack:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(config.cpu_threads)
+            stack.enter_context(float32_products(config.precision, self.learner.device))
             evaluator = None
             if self._world.builds:
                 evaluator = self._new_evaluator(config.seed, config.eval_episodes)
@@ -221,6 +224,7 @@ class DQN:
                     config,
                     rollout,
                     self.learner,
+                    self._sampler,
                     ratio=self._ratio,
                     until=self._env_steps + timesteps,
                     witness=witness,
@@ -232,7 +236,11 @@ class DQN:
 
     def _new_rollout(self, stack: ExitStack) -> Rollout:
         """Build the environments of a training; the stack closes them."""
-        source = stack.enter_context(self._world.training(self.config))
+        config, sampler = self.config, self._sampler
+        learn_s = 0.0
+        if sampler is not None and self.learner.device.type == "cpu":
+            learn_s = sampler.due * seconds_per_update(self.learner, sampler)
+        source = stack.enter_context(self._world.training(config, learn_s))
         rollout = Rollout(source, self.policy, self.replay)
         rollout.env_steps, rollout.episodes = self._env_steps, self._episodes
         return rollout
@@ -240,9 +248,9 @@ class DQN:
     @property
     def replay(self) -> ReplayBuffer:
         """The replay ring; tensor environments have one of their own, on the device."""
-        if self._replay is None:
+        if self._sampler is None:
             raise UsageError("agent.replay", "tensor environments have none", "Do without it.")
-        return self._replay
+        return self._sampler.replay
 
     def _refuse_idle(self, timesteps: int) -> None:
         waits = max(self._ratio.start - self._env_steps, 0)
@@ -256,14 +264,17 @@ class DQN:
     def _choose_execution(self, timesteps: int) -> None:
         config, learner = self.config, self.learner
         expected = int(config.replay_ratio * timesteps)
-        mode, self.execution_reason = choose_execution(
-            config.execution, learner.device, expected, graphs=self._graphs
-        )
+        first = self.execution_reason == NOT_TRAINED  # what CUDA measures holds afterwards
         if self._fused is not None:
+            asked, device = config.execution, learner.device
+            mode, self.execution_reason = choose_execution(
+                asked, device, expected, fused=True, why_not_native=learner.why_not_native
+            )
             self._fused.execute_as(mode)
             learner.execution = mode
-        elif mode != learner.execution:
-            learner.execute_as(mode)
+        elif self._sampler is not None and (first or learner.device.type != "cuda"):
+            parts = learner, self.policy, self._sampler
+            self.execution_reason = choose_ways(config.execution, *parts, expected_updates=expected)
 
     def env_seeds(self) -> list[int]:
         """Return seeds for the training environments, new ones at each call."""

@@ -16,14 +16,16 @@ from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.tensor import TensorEnv
 from fastdqn.errors import UsageError
 from fastdqn.evaluation import Evaluator
+from fastdqn.execution import refuse_execution
 from fastdqn.fused import FusedRollout
 from fastdqn.fused_trainer import FusedTrainer
 from fastdqn.learner import Learner
 from fastdqn.loop import Intervals, Loop, LoopSettings, Witness
 from fastdqn.networks import FlatNetwork, mlp_for
 from fastdqn.optimizers import OPTIMIZERS, Adam, AdamW, Optimizer
+from fastdqn.precision import refuse_precision
 from fastdqn.presets import preset_config
-from fastdqn.replay import ReplayBuffer
+from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.rollout import Rollout
 from fastdqn.schedules import (
     Constant,
@@ -33,6 +35,7 @@ from fastdqn.schedules import (
     ReplayRatio,
     Schedule,
 )
+from fastdqn.self_check import check_device
 from fastdqn.trainer import Trainer
 from fastdqn.transition import storage_dtype
 
@@ -43,7 +46,9 @@ __all__ = [
     "build_loop",
     "build_network",
     "build_replay",
+    "build_sampler",
     "build_schedule",
+    "refuse_machine",
 ]
 
 
@@ -62,6 +67,18 @@ def build_config(env_id: str, settings: Mapping[str, Any]) -> Config:
         )
     preset = settings.get("preset")
     return replace(preset_config(preset) if preset else Config(), **{**settings, "env_id": env_id})
+
+
+def refuse_machine(config: Config, device: torch.device) -> None:
+    """Refuse what this device cannot run, and a device that computes wrongly.
+
+    Raises:
+        UsageError: Names the flag, or the operation.
+    """
+    refuse_execution(config.execution, device)
+    refuse_precision(config.precision, device)
+    if device.type == "mps":
+        check_device(device)
 
 
 def build_network(config: Config, env: EnvDescription) -> nn.Module:
@@ -85,6 +102,13 @@ def build_replay(config: Config, env: EnvDescription, device: torch.device) -> R
     )
 
 
+def build_sampler(config: Config, env: EnvDescription, device: torch.device) -> Sampler:
+    """Build the replay ring and what chooses batches from it."""
+    replay = build_replay(config, env, device)
+    due = round(config.replay_ratio * config.num_envs / config.env_groups)
+    return Sampler(replay, config.batch_size, newest=config.replay == "newest", due=due)
+
+
 def build_learner(config: Config, network: FlatNetwork) -> Learner:
     """Build the learner, eager at first, over a network that is on its device already."""
     return Learner(
@@ -99,6 +123,7 @@ def build_learner(config: Config, network: FlatNetwork) -> Learner:
         target=config.target,
         tau=config.tau,
         target_period=config.target_period,
+        precision=config.precision,
     )
 
 
@@ -147,6 +172,7 @@ def build_fused(
             *(state.online, state.target, *state.slots),
             *(state.updates, state.skipped, state.metrics),
         ),
+        learn_natively=learner.natively,
     )
 
 
@@ -154,6 +180,7 @@ def build_loop(
     config: Config,
     rollout: Rollout | FusedRollout,
     learner: Learner,
+    sampler: Sampler | None,
     *,
     ratio: ReplayRatio,
     until: int,
@@ -161,7 +188,10 @@ def build_loop(
     evaluator: Evaluator | None,
     started: float,
 ) -> Loop:
-    """Build the loop around parts that are built already; see `LoopSettings`."""
+    """Build the loop around parts that are built already; see `LoopSettings`.
+
+    Only the loop over tensor environments needs no sampler.
+    """
     settings = LoopSettings(
         ratio=ratio,
         epsilon=build_schedule(config),
@@ -174,9 +204,8 @@ def build_loop(
     )
     if isinstance(rollout, FusedRollout):
         return FusedTrainer(rollout, learner, **settings)
-    replay = rollout.replay
-    draw = replay.draw if config.replay == "uniform" else replay.newest
-    return Trainer(rollout, learner, draw=draw, batch_size=config.batch_size, **settings)
+    assert sampler is not None
+    return Trainer(rollout, learner, sampler=sampler, **settings)
 
 
 def _intervals(config: Config) -> Intervals:

@@ -2,18 +2,20 @@
 
 A graph holds addresses, not values. The arguments of a captured step are therefore tensors that
 the caller keeps and fills in place, and everything else that the step reads or writes must stay
-where it is.
+where it is. `Fed` is for callers whose tensors lie elsewhere each time.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Captured"]
+__all__ = ["Captured", "Fed"]
 
 Restore = Callable[[], None]
 
@@ -22,9 +24,9 @@ class Captured:
     """A step as CUDA graphs, one for each variant, all in one memory pool.
 
     A variant is a set of arguments: its plain values, and the addresses and shapes of its
-    tensors. The first call with a variant warms the step up on a side stream (libraries
-    allocate, compilers compile, autograd settles), takes back what that changed, records the
-    graph and replays it; every later call replays it.
+    tensors, also of those in lists and dataclasses. The first call with a variant warms the step
+    up on a side stream (libraries allocate, compilers compile, autograd settles), takes back what
+    that changed, records the graph and replays it; every later call replays it.
 
     Graphs share the pool because they never run at the same time: what one keeps in it between
     its own operations, the next may overwrite.
@@ -34,10 +36,12 @@ class Captured:
         keep: Copies what `step` changes, given the arguments, and returns what brings it back.
         generators: Those that `step` draws from; each replay goes on where the last one stopped.
         warmups: Runs before a capture.
+        device: Where the tensors live; None is the current CUDA device.
         cuda: `torch.cuda`, or what stands in for it.
 
     Attributes:
         captures: Graphs recorded so far.
+        compile_s: Seconds spent on warming up and recording, what `step` compiles included.
     """
 
     def __init__(
@@ -47,12 +51,15 @@ class Captured:
         *,
         generators: Sequence[torch.Generator] = (),
         warmups: int = 3,
+        device: torch.device | None = None,
         cuda: Any = torch.cuda,
     ) -> None:
         self._step, self._keep = step, keep
         self._generators, self._warmups, self._cuda = tuple(generators), warmups, cuda
+        self._device = device
         self._graphs: dict[Hashable, Any] = {}
         self._pool: Any = None
+        self.compile_s = 0.0
 
     @property
     def captures(self) -> int:
@@ -64,9 +71,16 @@ class Captured:
         key = tuple(_identity(arg) for arg in args)
         graph = self._graphs.get(key)
         if graph is None:
-            self._warm_up(args)
-            graph = self._graphs[key] = self._record(args)
+            graph = self._graphs[key] = self._capture(args)
         graph.replay()
+
+    def _capture(self, args: tuple[Any, ...]) -> Any:
+        start = time.perf_counter()
+        with self._cuda.device(self._device):  # None changes nothing
+            self._warm_up(args)
+            graph = self._record(args)
+        self.compile_s += time.perf_counter() - start
+        return graph
 
     def _warm_up(self, args: tuple[Any, ...]) -> None:
         """Run the step a few times aside, and leave no trace of it."""
@@ -93,9 +107,46 @@ class Captured:
         return graph
 
 
+class Fed:
+    """A captured step for tensors that lie elsewhere at each call.
+
+    They are copied, queued and not waited for, into memory of its own, which the graphs read.
+    Dataclasses of tensors go through as they are: they must stay where they lie.
+
+    Args:
+        step: What is fed; writes nothing into the tensors that it is given by themselves.
+    """
+
+    def __init__(self, step: Captured) -> None:
+        self.step = step
+        self._places: dict[Hashable, Tensor] = {}
+
+    @property
+    def compile_s(self) -> float:
+        """Seconds that the step spent on capturing so far."""
+        return self.step.compile_s
+
+    def __call__(self, *args: Any) -> None:
+        """Copy the tensors among the arguments to their places and run the step on these."""
+        self.step(*(self._placed(number, arg) for number, arg in enumerate(args)))
+
+    def _placed(self, number: int, arg: Any) -> Any:
+        if not isinstance(arg, Tensor):
+            return arg
+        key = number, arg.shape, arg.dtype
+        place = self._places.get(key)
+        if place is None:
+            place = self._places[key] = torch.empty_like(arg, memory_format=torch.contiguous_format)
+        return place.copy_(arg)
+
+
 def _identity(arg: Any) -> Hashable:
     """Return what tells two arguments of a graph apart."""
     if isinstance(arg, Tensor):
         return arg.data_ptr(), tuple(arg.shape), arg.dtype
+    if isinstance(arg, list | tuple):
+        return tuple(_identity(part) for part in arg)
+    if is_dataclass(arg):
+        return type(arg), *(_identity(getattr(arg, field.name)) for field in fields(arg))
     key: Hashable = arg
     return key

@@ -23,6 +23,7 @@ from fastdqn.presets import PRESETS, preset_config
 __all__ = ["main"]
 
 WRONG_ARGUMENTS, FAILED, INTERRUPTED = 2, 1, 130
+PLAIN: dict[str, Any] = {"execution": "eager", "precision": "float32"}
 SMALLEST: dict[str, Any] = {"buffer_size": 1, "batch_size": 1, "num_envs": 1, "env_groups": 1}
 """Settings of an agent that only acts."""
 
@@ -113,7 +114,7 @@ def _evaluate(argv: list[str]) -> int:
     saved = load_policy(asked.path)
     for reason in saved.skipped:
         Console(stderr=True).print(Text(f"skipped: {reason}", "yellow"), soft_wrap=True)
-    agent = DQN.load(saved, device="cpu", execution="eager", **SMALLEST)
+    agent = DQN.load(saved, device="cpu", **PLAIN, **SMALLEST)
     evaluation = agent.evaluate(asked.episodes, seed=asked.seed)
     returns = evaluation.returns
     return _say(

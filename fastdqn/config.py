@@ -106,8 +106,14 @@ class Config:
 
     device: str = "auto"
     """Where replay and network live: auto, cpu, cuda, cuda:N or mps."""
-    execution: Literal["auto", "eager", "compile", "cudagraph"] = "auto"
-    """How the update runs; auto compiles it where the run is long enough to repay that."""
+    execution: Literal["auto", "eager", "native", "compile", "cudagraph", "compile+cudagraph"] = (
+        "auto"
+    )
+    """How the update runs; auto compiles it where the run is long enough to repay that, and on
+    CUDA measures what is fastest."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Bits of a number in the forward and backward passes of the update: 32; products of 19 bits
+    (CUDA); or 16 (CUDA and CPU). Parameters always have 32."""
     cpu_threads: int = 1
     """Threads of PyTorch's CPU operations; more than one slows small networks down."""
 

@@ -49,32 +49,38 @@ class Evaluation:
 def evaluate(policy: Policy, source: EnvSource, seeds: Sequence[int], episodes: int) -> Evaluation:
     """Play greedy episodes and return what they brought.
 
-    Every environment plays the same number of episodes, decided beforehand, so that short
-    episodes are not counted more often than long ones.
+    The first E episodes that begin are those that count, all of them to their end, so that short
+    episodes are not counted more often than long ones; what begins later is not looked at.
 
     Args:
         policy: Acts greedily; nothing is learned and nothing is drawn.
         source: N environments, reset here.
         seeds: N seeds.
-        episodes: E >= 1; rounded up to a multiple of N.
+        episodes: E >= 1; at least one per environment is played.
     """
-    quota = -(-episodes // source.num_envs)
-    returns: list[list[float]] = [[] for _ in range(source.num_envs)]
-    lengths: list[list[int]] = [[] for _ in range(source.num_envs)]
+    num_envs = source.num_envs
+    begun = num_envs
+    wanted = max(episodes, num_envs)
+    playing = np.arange(num_envs)  # number of the episode that each environment plays
+    returns, lengths = np.full(wanted, np.nan), np.zeros(wanted, np.int64)
     source.reset(seeds)
     transfer, rows = transfer_to(source.rows, policy.network.flat.device), source.rows
-    while min(map(len, returns)) < quota:
+    missing = wanted
+    while missing:
         shown = transfer.load()
         actions = policy.greedy(_loaded(shown.obs), shown.action_mask).cpu().numpy()
         for group, part in enumerate(np.split(actions, source.num_groups)):
             source.send(part, group)
         for group in range(source.num_groups):
             source.recv(group)
-        for index in np.flatnonzero((rows.terminated | rows.truncated) & rows.real):
-            if len(returns[index]) < quota:
-                returns[index].append(float(rows.episode_return[index]))
-                lengths[index].append(int(rows.episode_length[index]))
-    return Evaluation(np.array(returns).reshape(-1), np.array(lengths).reshape(-1))
+        for env in np.flatnonzero((rows.terminated | rows.truncated) & rows.real).tolist():
+            episode = playing[env]
+            if episode < wanted:
+                returns[episode] = rows.episode_return[env]
+                lengths[episode] = rows.episode_length[env]
+                missing -= 1
+            playing[env], begun = begun, begun + 1
+    return Evaluation(returns, lengths)
 
 
 class Evaluator:

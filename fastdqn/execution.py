@@ -6,24 +6,51 @@ The plain function is the truth. Everything here wraps it from outside, at one l
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
+from fastdqn.captured import Captured
 from fastdqn.compiled import Compiled
 from fastdqn.errors import UsageError
 
-__all__ = ["EXECUTIONS", "accelerate", "choose_execution", "refuse_block_execution"]
+__all__ = [
+    "EXECUTIONS",
+    "GRAPHS",
+    "WORTH_COMPILING_UPDATES",
+    "accelerate",
+    "choose_execution",
+    "refuse_execution",
+    "refuse_step_execution",
+    "worth_trying",
+]
 
-EXECUTIONS = ("auto", "eager", "compile", "cudagraph")
-BLOCK_EXECUTIONS = ("eager", "compile", "cudagraph")
+EXECUTIONS = ("auto", "eager", "native", "compile", "cudagraph", "compile+cudagraph")
+GRAPHS = ("cudagraph", "compile+cudagraph")
+"""Those that record the step as a CUDA graph, as it is or compiled."""
+COMPILING = ("compile", "compile+cudagraph")
 WORTH_COMPILING_UPDATES = 20_000
 """A cold compile (20 s on two cores) takes as long as compiling 35,000 small updates saves, a warm
 one (3 s) as long as 5,000."""
+WORTH_TRYING_UPDATES = 1_000
+"""Fewer are done by the time that anything faster has been looked for."""
+SMALL_NETWORK_PARAMETERS = 1_000_000
+"""Below this a network's arithmetic takes less than what MPS takes to start it, 25 us each time."""
+
+Measure = Callable[[Sequence[str]], tuple[str, str]]
+"""Tries ways to run; returns the fastest, and one clause that tells what was measured."""
 
 
 def choose_execution(
-    asked: str, device: torch.device, expected_updates: int, *, graphs: bool = False
+    asked: str,
+    device: torch.device,
+    expected_updates: int,
+    *,
+    fused: bool = False,
+    parameters: int = SMALL_NETWORK_PARAMETERS,
+    measure: Measure | None = None,
+    why_not_native: Callable[[], str | None] = lambda: "nobody has looked",
 ) -> tuple[str, str]:
     """Turn `auto` into a mode and check the others against the machine.
 
@@ -31,7 +58,10 @@ def choose_execution(
         asked: What the user wants.
         device: Where the tensors live.
         expected_updates: Updates of the whole run.
-        graphs: Whether what runs can be captured in a CUDA graph.
+        fused: Whether environments and updates are one function.
+        parameters: Of the network.
+        measure: Tries the ways that are worth it; None says only which rule holds.
+        why_not_native: Says why the step cannot run in C, or None; may take seconds.
 
     Returns:
         The mode, and one clause that says why.
@@ -39,80 +69,118 @@ def choose_execution(
     Raises:
         UsageError: The mode is unknown or cannot run on this device.
     """
-    if asked == "eager":
+    refuse_execution(asked, device)
+    if asked != "auto":
         return asked, "as asked"
-    if asked == "compile":
-        if device.type == "cpu" and not _has_compiler():
-            raise UsageError(
-                "--execution compile",
-                "PyTorch compiles for the CPU with a C++ compiler, and none is on the PATH",
-                "Install g++ or clang++, or use --execution eager.",
-            )
-        return asked, "as asked"
-    if asked == "auto":
-        if graphs and device.type == "cuda":
-            return "cudagraph", "tensor environments and updates are one graph"
-        return _automatic(device, expected_updates)
-    if asked == "cudagraph":
-        if graphs and device.type == "cuda":
-            return asked, "as asked"
-        raise UsageError(
-            f"--execution cudagraph on {device}",
-            "this version captures tensor environments on CUDA only",
-            "Use --execution compile, or --vectorizer tensor on a CUDA device.",
-        )
-    raise UsageError(
-        f"--execution {asked}", "there is no such mode", f"Choose {', '.join(EXECUTIONS)}."
-    )
-
-
-def _automatic(device: torch.device, expected_updates: int) -> tuple[str, str]:
     if device.type == "mps":
-        return "eager", "MPS runs it as it is"
+        return "eager", _on_mps(parameters)
+    if device.type == "cpu":
+        return _on_the_cpu(expected_updates, measure, why_not_native)
+    if fused:
+        return "compile+cudagraph", "tensor environments and updates are one graph"
+    if measure is None:
+        return "cudagraph", "a run measures before it starts"
+    return measure(worth_trying(expected_updates))
+
+
+def refuse_execution(asked: str, device: torch.device) -> None:
+    """Refuse a mode that does not exist, or cannot run on this device.
+
+    Raises:
+        UsageError: Names the mode, the device and the way out.
+    """
+    if asked not in EXECUTIONS:
+        raise UsageError(
+            f"--execution {asked}", "there is no such mode", f"Choose {', '.join(EXECUTIONS)}."
+        )
+    if asked == "compile" and device.type == "cpu" and not _has_compiler():
+        raise UsageError(
+            "--execution compile",
+            "PyTorch compiles for the CPU with a C++ compiler, and none is on the PATH",
+            "Install g++ or clang++, or use --execution eager.",
+        )
+    if asked == "native" and device.type != "cpu":
+        raise UsageError(
+            f"--execution native on {device}",
+            "it runs on the CPU",
+            "Use --execution cudagraph or eager, or --device cpu.",
+        )
+    if asked in GRAPHS and device.type != "cuda":
+        raise UsageError(
+            f"--execution {asked} on {device}",
+            "CUDA graphs need CUDA",
+            "Use --execution compile, or --device cuda.",
+        )
+
+
+def worth_trying(expected_updates: int) -> list[str]:
+    """Return the modes that a run of so many updates should try on CUDA, the plainest first."""
+    compiling = ["compile+cudagraph"] if expected_updates >= WORTH_COMPILING_UPDATES else []
+    return ["eager", "cudagraph", *compiling]
+
+
+def _on_the_cpu(
+    expected_updates: int, measure: Measure | None, why_not_native: Callable[[], str | None]
+) -> tuple[str, str]:
+    if expected_updates < WORTH_TRYING_UPDATES:
+        return "eager", f"{expected_updates:,} updates are done sooner than a trial"
+    why_not = why_not_native()
+    if why_not is None:
+        return measure(["eager", "native"]) if measure else ("native", "the network is an MLP")
     if expected_updates < WORTH_COMPILING_UPDATES:
-        return "eager", f"{expected_updates:,} updates are done sooner than a compile"
-    if device.type == "cpu" and not _has_compiler():
-        return "eager", "no C++ compiler on the PATH"
-    return "compile", f"{expected_updates:,} updates repay a compile"
+        return "eager", f"not native: {why_not}; too few updates to repay a compile"
+    if not _has_compiler():
+        return "eager", f"not native: {why_not}; no C++ compiler on the PATH"
+    return "compile", f"not native: {why_not}; {expected_updates:,} updates repay a compile"
+
+
+def _on_mps(parameters: int) -> str:
+    if parameters < SMALL_NETWORK_PARAMETERS:
+        return "MPS runs it as it is; --device cpu is likely faster for so small a network"
+    return "MPS runs it as it is"
 
 
 def _has_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "c++", "clang++"))
 
 
-def refuse_block_execution(execution: str, device: torch.device) -> None:
-    """Refuse ways in which a block of tensor environments and updates cannot run.
+def refuse_step_execution(execution: str, device: torch.device) -> None:
+    """Refuse ways in which a pure step cannot be run; `auto` is for those who choose.
 
     Raises:
         UsageError: There is no such way, or not on this device.
     """
-    if execution not in BLOCK_EXECUTIONS:
+    ways = [way for way in EXECUTIONS if way != "auto"]
+    if execution not in ways:
         raise UsageError(
-            f"--execution {execution}",
-            "no block runs so",
-            f"Choose {', '.join(BLOCK_EXECUTIONS)}.",
+            f"--execution {execution}", "a step runs in no such way", f"Choose {', '.join(ways)}."
         )
-    if execution == "cudagraph" and device.type != "cuda":
-        raise UsageError(
-            f"--execution cudagraph on {device}",
-            "CUDA graphs need CUDA",
-            "Use --execution compile.",
-        )
+    if execution in GRAPHS or execution == "native":
+        refuse_execution(execution, device)
 
 
 def accelerate(
-    step: Callable[..., None], execution: str, device: torch.device
+    step: Callable[..., None],
+    execution: str,
+    device: torch.device,
+    keep: Callable[..., Callable[[], None]] | None = None,
+    cuda: Any = torch.cuda,
 ) -> Callable[..., None]:
-    """Return `step` itself, or a compiled stand-in that does the same to its arguments.
+    """Return `step` itself, or a stand-in that does the same to its arguments, but faster.
 
     Args:
         step: A function of tensors of fixed shapes that writes its results in place.
-        execution: `eager` or `compile`.
+        execution: One of EXECUTIONS, but not `auto`.
         device: Where the tensors live.
+        keep: Copies what `step` changes; see `Captured`. Graphs need it.
+        cuda: `torch.cuda`, or what stands in for it.
 
     Raises:
-        UsageError: The mode is neither.
+        UsageError: There is no such way.
     """
+    if execution in GRAPHS and keep is not None:
+        inner = Compiled(step, device) if execution in COMPILING else step
+        return Captured(inner, keep, device=device, cuda=cuda)
     if execution not in {"eager", "compile"}:
         raise UsageError(
             f"--execution {execution}", "a step runs in no such way", "Choose eager or compile."

@@ -9,33 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastdqn.blocks import Block
-from fastdqn.captured import Captured
-from fastdqn.compiled import Compiled
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
 from fastdqn.errors import NonFiniteError, UsageError
-from fastdqn.execution import refuse_block_execution
+from fastdqn.execution import refuse_step_execution
 from fastdqn.iteration import FAULT, BlockTensors, Iteration, finite
+from fastdqn.native_blocks import NativeBlocks
 from fastdqn.networks import FlatNetwork
+from fastdqn.replay import Ring
 from fastdqn.replay.device_ring import MAX_BITS, DeviceRing
 from fastdqn.report import Episode
+from fastdqn.torch_blocks import TorchBlocks
 from fastdqn.transition import STORAGE_DTYPES, Transitions
 
 __all__ = ["FusedRollout"]
-
-
-class _Parts(NamedTuple):
-    """The parts of an iteration as they are run."""
-
-    act: Callable[..., None]
-    record: Callable[..., None]
-    learn: Callable[..., None]
 
 
 class FusedRollout:
@@ -52,9 +44,9 @@ class FusedRollout:
         capacity: Transitions to hold.
         batch_size: Transitions per update, B.
         seed: Seed of the environments and of everything that is drawn here.
-        execution: `eager`, `compile`, or `cudagraph`: compiled, then captured.
-        learned: Every tensor that `learn` writes; needed by `cudagraph`, whose warm-up must
-            leave no trace.
+        execution: `eager`, `native`, `compile`, `cudagraph` or `compile+cudagraph`.
+        learned: Every tensor that `learn` writes; graphs need it, to leave no trace of warm-ups.
+        learn_natively: Makes what updates in C from a ring and an index; `native` needs it.
 
     Attributes:
         ring: What was seen.
@@ -83,11 +75,13 @@ class FusedRollout:
         seed: int,
         execution: str = "eager",
         learned: Sequence[Tensor] = (),
+        learn_natively: Callable[[], Callable[[Ring, Tensor], None]] | None = None,
     ) -> None:
         self.device = network.flat.device
         _refuse(env, self.device, batch_size)
         self.env, self.batch_size = env, batch_size
         self._learns, self._learned = learn is not None, tuple(learned)
+        self._learn_natively = learn_natively
         space = env.single_observation_space
         frame = space.shape or (), STORAGE_DTYPES[str(space.dtype)]
         self.ring = DeviceRing(capacity, env.num_envs, *frame, device=self.device)
@@ -96,9 +90,7 @@ class FusedRollout:
         self.earlier_steps = self.rows = self.updates = self.episodes = 0
         self._iteration = Iteration(env, network, learn or (lambda _: None), self.ring)
         self._calls: dict[Block, BlockTensors] = {}
-        self._compiled: dict[Block, Compiled] = {}
-        self._compilers: list[Compiled] = []
-        self.execution = ""
+        self._ways: dict[str, TorchBlocks | NativeBlocks] = {}
         self.execute_as(execution)
         self.reset([seed])
 
@@ -112,18 +104,28 @@ class FusedRollout:
     @property
     def compile_s(self) -> float:
         """Seconds spent compiling so far."""
-        return sum(step.compile_s for step in self._compilers)
+        return sum(way.compile_s for way in self._ways.values())
 
     def execute_as(self, execution: str) -> None:
-        """Run blocks as `eager`, `compile` or `cudagraph` from now on; everything else stays.
+        """Run blocks in this way from now on; everything else stays.
 
         Raises:
             UsageError: There is no such way, or not on this device.
         """
-        refuse_block_execution(execution, self.device)
-        if execution != self.execution:
-            self.execution = execution
-            self._parts = self._accelerate()
+        refuse_step_execution(execution, self.device)
+        if execution not in self._ways:
+            self._ways[execution] = self._way(execution)
+        self.execution, self._blocks = execution, self._ways[execution]
+
+    def _way(self, execution: str) -> TorchBlocks | NativeBlocks:
+        iteration, env = self._iteration, self.env
+        if execution != "native":
+            return TorchBlocks(iteration, env, execution, self._learned, self.device)
+        if self._learn_natively is None:
+            raise UsageError(
+                "--execution native", "nothing here learns in C", "Give `learn_natively`."
+            )
+        return NativeBlocks(iteration, env, self._learn_natively(), self.batch_size)
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Begin new episodes everywhere, and all random numbers anew; running episodes are cut.
@@ -160,11 +162,10 @@ class FusedRollout:
             raise UsageError(f"{block}", "there is nothing to learn with", "Give `learn`.")
         if block.num_updates and not (self.rows or block.num_steps):
             raise UsageError(f"{block}", "the ring is empty", "Begin with a vector step.")
-        self._iteration.epsilon.fill_(epsilon)
         episodes: list[Episode] = []
         for piece in block.pieces():
             call = self._filled(piece)
-            self._run(piece, call.ends, call.returns, call.uniform, call.bits)
+            self._blocks(piece, call, epsilon)
             self.rows += piece.total_steps
             self.updates += piece.total_updates
             episodes += self._read(call) if piece.num_steps else []
@@ -181,62 +182,6 @@ class FusedRollout:
         call.uniform.uniform_(generator=self.generator)
         call.bits.random_(0, MAX_BITS, generator=self.generator)
         return call
-
-    # How a block is run
-
-    def _accelerate(self) -> _Parts:
-        """Prepare the fast way to run a block, and those parts of it that the host may join."""
-        parts = self._iteration
-        self._fast: Callable[..., None] = self._run_compiled
-        if self.execution == "eager":
-            return _Parts(parts.act, parts.record, parts.learn)
-        compiled = [Compiled(part, self.device) for part in (parts.act, parts.record, parts.learn)]
-        self._compilers += compiled
-        act, record, learn = compiled
-        if self.execution == "compile":
-            return _Parts(act, record, learn)
-        self._fast = Captured(self._run_compiled, self._keep)
-        return _Parts(act, record, Captured(learn, lambda _: parts.keep(0, self._learned)))
-
-    def _run(self, block: Block, *tensors: Tensor) -> None:
-        if not isinstance(self.env, PureTensorEnv):
-            self._run_around(block, *tensors)
-        elif block.rare or self.execution == "eager":
-            self._run_whole(block, *tensors)
-        else:
-            self._fast(block, *tensors)
-
-    def _run_whole(self, block: Block, *tensors: Tensor) -> None:
-        """Do the block as one pure function; the environments are a part of it."""
-        self._iteration.block(block.num_steps, block.num_updates, *tensors)
-
-    def _run_compiled(self, block: Block, *tensors: Tensor) -> None:
-        if block not in self._compiled:
-
-            def step(*tensors: Tensor) -> None:
-                self._run_whole(block, *tensors)
-
-            self._compiled[block] = Compiled(step, self.device)
-            self._compilers.append(self._compiled[block])
-        self._compiled[block](*tensors)
-
-    def _run_around(
-        self, block: Block, ends: Tensor, returns: Tensor, uniform: Tensor, bits: Tensor
-    ) -> None:
-        """Do the parts of the block around the environments' own eager steps."""
-        parts = self._parts
-        for repeat in range(block.repeats):
-            for row in range(repeat * block.num_steps, (repeat + 1) * block.num_steps):
-                parts.act(uniform[row])
-                parts.record(self.env.step(self._iteration.action), ends[row], returns[row])
-            if block.num_updates:
-                first = repeat * block.num_updates
-                parts.learn(bits[first : first + block.num_updates])
-
-    def _keep(self, block: Block, *_tensors: Tensor) -> Callable[[], None]:
-        """Copy what a block changes, for the warm-up of its capture."""
-        state = self.env.state if isinstance(self.env, PureTensorEnv) else ()
-        return self._iteration.keep(block.total_steps, (*state, *self._learned))
 
     # What the host reads
 

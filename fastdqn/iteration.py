@@ -16,40 +16,16 @@ import torch
 from torch import Tensor
 
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv, TensorStep
+from fastdqn.exploration import NUM_ACTING, explore
 from fastdqn.networks import FlatNetwork
 from fastdqn.replay import gather
 from fastdqn.replay.device_ring import DeviceRing
 from fastdqn.transition import Transitions
 
-__all__ = ["FAULT", "BlockTensors", "Iteration", "explore", "finite"]
+__all__ = ["FAULT", "BlockTensors", "Iteration", "finite"]
 
-NUM_ACTING = 2
-"""Uniform numbers that the choice of one action takes; the environment's own follow them."""
 FAULT = -(2**31)
 """In the log of ends: a number of this step was not finite."""
-
-
-def explore(q: Tensor, epsilon: Tensor, uniform: Tensor) -> Tensor:
-    """Choose epsilon-greedily, each environment by numbers of its own that were drawn before.
-
-        a = argmax_a Q(s, a)          where uniform[:, 0] >= epsilon
-        a = floor(A uniform[:, 1])    elsewhere
-
-    The second line is uniform within A 2^-24, since a float32 uniform has 24 bits.
-
-    Args:
-        q: [N, A] float32.
-        epsilon: Scalar float32 on the device of `q`, in [0, 1].
-        uniform: [N, 2] float32 in [0, 1).
-
-    Returns:
-        [N] int64.
-
-    Source:
-        Sutton, Barto (2018), Reinforcement learning, second edition, section 2.2.
-    """
-    anything = (uniform[:, 1] * q.shape[1]).long()
-    return torch.where(uniform[:, 0] < epsilon, anything, q.argmax(1))
 
 
 def finite(values: Tensor) -> Tensor:
@@ -160,10 +136,17 @@ class Iteration:
         for repeat in range(repeats):
             for row in range(repeat * num_steps, (repeat + 1) * num_steps):
                 self.act(uniform[row])
-                self._advance(uniform[row, :, NUM_ACTING:], ends[row], returns[row])
+                self.advance(uniform[row, :, NUM_ACTING:], ends[row], returns[row])
             self.learn(bits[repeat * num_updates : (repeat + 1) * num_updates])
 
-    def _advance(self, uniform: Tensor, ends: Tensor, returns: Tensor) -> None:
+    def advance(self, uniform: Tensor, ends: Tensor, returns: Tensor) -> None:
+        """Let pure environments step with the last actions, and record it.
+
+        Args:
+            uniform: [N, R] float32 in [0, 1), the environments' own.
+            ends: [N] int32; written, see `record`.
+            returns: [N] float32; written, see `record`.
+        """
         with torch.no_grad():
             step = self._pure.advance(self.action, uniform)
         self.record(step, ends, returns)

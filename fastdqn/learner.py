@@ -2,54 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from fastdqn.compiled import Compiled
+from fastdqn.captured import Captured, Fed
 from fastdqn.errors import UsageError
-from fastdqn.execution import accelerate
-from fastdqn.losses import LOSSES, double_dqn_target, dqn_target, td_error
+from fastdqn.execution import GRAPHS, accelerate, refuse_step_execution
+from fastdqn.native import NativeUpdate, why_not_native
 from fastdqn.networks import FlatNetwork
-from fastdqn.optimizers import Adam, Optimizer, clip_by_norm, clip_by_value
-from fastdqn.replay import ReplayBuffer, Ring, gather
+from fastdqn.optimizers import Optimizer
+from fastdqn.precision import float32_products
+from fastdqn.replay import ReplayBuffer, Ring, Sampler, gather
 from fastdqn.transition import Transitions
+from fastdqn.update import METRICS, TARGETS, LearnerState, Update
 
 __all__ = ["METRICS", "TARGETS", "Learner", "LearnerState", "chunks"]
 
-METRICS = ("loss", "td_error_abs", "q_mean", "grad_norm")
-"""What `LearnerState.metrics` holds, in order, of the last update."""
-TARGETS = ("soft", "hard", "none")
 UPDATES_PER_CALL = (4, 2, 1)
+UPDATES_PER_GRAPH = (16, 8, 4, 2, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class LearnerState:
-    """Everything that an update reads and writes; each tensor is written in place.
+class _Way(NamedTuple):
+    """The ways into the pure step, each run in the same mode.
 
     Attributes:
-        online: [P] float32, parameters of the online network.
-        target: [P] float32, parameters of the target network.
-        slots: The optimizer's own tensors, [P] float32 each.
-        updates: Scalar int64, updates so far.
-        skipped: Scalar int64, updates that changed nothing since their gradient was not finite.
-        learning_rate: Scalar float32; write into it to change the rate.
-        metrics: [4] float32, see METRICS.
+        replayed: On rows of a ring at given indices.
+        given: On a batch.
+        sampled: On rows of a ring that a graph chooses itself; None outside of graphs.
     """
 
-    online: Tensor
-    target: Tensor
-    slots: list[Tensor]
-    updates: Tensor
-    skipped: Tensor
-    learning_rate: Tensor
-    metrics: Tensor
+    replayed: Callable[..., None]
+    given: Callable[..., None]
+    sampled: Callable[..., None] | None = None
 
 
-class Learner:
+class Learner(Update):
     """Updates a Q-network by DQN or Double DQN with a target network.
 
     An update is one pure step over `state`; non-finite losses or gradients change no parameter,
@@ -68,8 +59,16 @@ class Learner:
             updates, or when `sync_target` is called) or `none` (bootstrap from the online one).
         tau: Fraction of the soft update.
         target_period: Updates between hard copies; 0 copies only on `sync_target`.
-        execution: `eager` or `compile`.
+        precision: Of the forward and backward passes: `float32`; `tf32`, which shortens float32
+            products on CUDA; or `bf16`, on CUDA and the CPU. Parameters stay float32.
+        execution: `eager`; `native`, which needs an MLP on the CPU; `compile`; `cudagraph` or
+            `compile+cudagraph`, which need CUDA.
         device: Where the parameters live.
+
+    Attributes:
+        state: Everything that an update reads and writes.
+        network: The flat network.
+        execution: How the step is run now.
 
     Raises:
         UsageError: A value that cannot be used, named with its flag.
@@ -89,36 +88,50 @@ class Learner:
         target: str = "soft",
         tau: float = 0.005,
         target_period: int = 0,
+        precision: str = "float32",
         execution: str = "eager",
         device: torch.device | str = "cpu",
     ) -> None:
-        _refuse(gamma, learning_rate, loss, target, tau, clip_norm, clip_value)
-        self.network = network if isinstance(network, FlatNetwork) else FlatNetwork(network, device)
-        self.gamma, self.double = gamma, double
-        self.target_kind, self.tau, self.target_period = target, tau, target_period
-        self.clip_norm, self.clip_value = clip_norm, clip_value
-        self._loss = LOSSES[loss]
-        self._optimizer = optimizer or Adam()
-        flat = self.network.flat
-        self.device = flat.device
-        self.state = LearnerState(
-            online=flat,
-            target=flat.clone(),
-            slots=[torch.zeros_like(flat) for _ in range(self._optimizer.num_slots)],
-            updates=torch.zeros((), dtype=torch.int64, device=self.device),
-            skipped=torch.zeros((), dtype=torch.int64, device=self.device),
-            learning_rate=torch.tensor(learning_rate, dtype=torch.float32, device=self.device),
-            metrics=torch.full((len(METRICS),), torch.nan, device=self.device),
+        super().__init__(
+            network,
+            gamma=gamma,
+            double=double,
+            loss=loss,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            target=target,
+            tau=tau,
+            target_period=target_period,
+            precision=precision,
+            device=device,
         )
+        self.state = self._born(learning_rate)
+        self._ways: dict[str, _Way] = {}
         self.execute_as(execution)
 
     # The calls
 
     def execute_as(self, execution: str) -> None:
-        """Run the pure step as `eager` or `compile` from now on; the state stays as it is."""
+        """Run the pure step in this way from now on; the state stays as it is.
+
+        A way that was taken before is taken again as it was left: nothing is compiled or
+        recorded twice.
+
+        Raises:
+            UsageError: There is no such way, or not on this device.
+        """
+        if execution not in self._ways:
+            refuse_step_execution(execution, self.device)
+            self._ways[execution] = self._way(execution)
         self.execution = execution
-        self._replayed_step = accelerate(self._replayed, execution, self.device)
-        self._given_step = accelerate(self._given, execution, self.device)
+        self._replayed_step, self._given_step, self._sampled_step = self._ways[execution]
+
+    def keep_to(self, execution: str) -> None:
+        """Take this way, and free what the others hold."""
+        self.execute_as(execution)
+        self._ways = {execution: self._ways[execution]}
 
     def update(self, batch: Transitions | TensorDict) -> Tensor:
         """Take one optimizer step on a batch that the caller drew.
@@ -130,7 +143,8 @@ class Learner:
             [4] float32 on the device, see METRICS; overwritten by the next update.
         """
         given = batch if isinstance(batch, Transitions) else Transitions.from_tensordict(batch)
-        self._given_step(self.state, *given.tensors())
+        with float32_products(self.precision, self.device):
+            self._given_step(self.state, *given.tensors())
         return self.state.metrics
 
     def learn(self, replay: ReplayBuffer, index: Tensor) -> None:
@@ -140,10 +154,31 @@ class Learner:
             replay: On the learner's device; read.
             index: [K, B] int64 from `replay.draw`.
         """
-        done = 0
-        for count in chunks(len(index)):
-            self._replayed_step(self.state, replay.ring, index[done : done + count])
-            done += count
+        self._learn(replay.ring, index)
+
+    def learn_sampled(self, sampler: Sampler, updates: int) -> None:
+        """Take optimizer steps on batches that a sampler chooses. Hot path; never waits.
+
+        The same as `learn(replay, sampler.draw(updates))`; graphs hold the choice too.
+
+        Args:
+            sampler: Of a ring on the learner's device.
+            updates: How many.
+
+        Raises:
+            UsageError: Its ring is empty.
+        """
+        if self._sampled_step is None:
+            self._learn(sampler.ring, sampler.draw(updates))
+            return
+        bits, done = sampler.fill(updates), 0
+        with float32_products(self.precision, self.device):
+            for count in chunks(updates, UPDATES_PER_GRAPH):
+                part = bits
+                if count != updates:
+                    part = sampler.place(count).copy_(bits[done : done + count])
+                self._sampled_step(sampler, part)
+                done += count
 
     def sync_target(self) -> None:
         """Copy the online parameters into the target."""
@@ -151,11 +186,79 @@ class Learner:
 
     @property
     def compile_s(self) -> float:
-        """Seconds spent compiling so far."""
-        steps = (self._replayed_step, self._given_step)
-        return sum(step.compile_s for step in steps if isinstance(step, Compiled))
+        """Seconds spent compiling and recording so far, by the way that is taken now."""
+        steps = (self._replayed_step, self._given_step, self._sampled_step)
+        return sum(getattr(step, "compile_s", 0.0) for step in steps)
 
-    # The pure step
+    # How the pure step is run
+
+    def _way(self, execution: str, cuda: Any = torch.cuda) -> _Way:
+        """Build the ways into the step; `cuda` is `torch.cuda`, or what stands in for it."""
+        if execution == "native":
+            return self._native_way()
+        if execution not in GRAPHS:
+            plain = (accelerate(s, execution, self.device) for s in (self._replayed, self._given))
+            return _Way(*plain)
+        steps = (self._replayed, self._given, self._sampled)
+        replayed, given, sampled = (
+            accelerate(step, execution, self.device, lambda *_: self.state.keep(), cuda)
+            for step in steps
+        )
+        assert isinstance(replayed, Captured)
+        assert isinstance(given, Captured)
+        return _Way(Fed(replayed), Fed(given), sampled)
+
+    def why_not_native(self) -> str | None:
+        """Return why this learner cannot run in C, or None where it can."""
+        return why_not_native(self.network, self._optimizer, self.precision)
+
+    def natively(self) -> NativeUpdate:
+        """Return what updates this state in C.
+
+        Raises:
+            UsageError: These settings, or this machine, do not allow it.
+        """
+        why_not = self.why_not_native()
+        if why_not:
+            raise UsageError("--execution native", why_not, "Use --execution eager or compile.")
+        state = self.state
+        return NativeUpdate(
+            self.network,
+            {
+                "bootstrap": state.online if self.target_kind == "none" else state.target,
+                "updates": state.updates,
+                "skipped": state.skipped,
+                "learning_rate": state.learning_rate,
+                "metrics": state.metrics,
+            },
+            state.slots,
+            optimizer=self._optimizer,
+            loss=self.loss_kind,
+            target=self.target_kind,
+            clip_norm=self.clip_norm,
+            clip_value=self.clip_value,
+            plain={
+                "gamma": self.gamma,
+                "tau": self.tau,
+                "double_dqn": self.double,
+                "target_period": self.target_period,
+            },
+        )
+
+    def _native_way(self) -> _Way:
+        native = self.natively()
+
+        def given(_state: LearnerState, *fields: Tensor) -> None:
+            native.given(Transitions(*fields))
+
+        return _Way(lambda _, ring, index: native(ring, index), given, native.sampled)
+
+    def _learn(self, ring: Ring, index: Tensor) -> None:
+        done = 0
+        with float32_products(self.precision, self.device):
+            for count in chunks(len(index)):
+                self._replayed_step(self.state, ring, index[done : done + count])
+                done += count
 
     def step(self, state: LearnerState, batch: Transitions) -> None:
         """Take one optimizer step on `batch`, as it is: for steps that hold it as their part.
@@ -170,71 +273,11 @@ class Learner:
         for batch in index.unbind(0):
             self._step(state, gather(ring, batch))
 
+    def _sampled(self, sampler: Sampler, bits: Tensor) -> None:
+        self._replayed(self.state, sampler.ring, sampler.index(bits))
+
     def _given(self, state: LearnerState, *fields: Tensor) -> None:
         self._step(state, Transitions(*fields))
-
-    def _step(self, state: LearnerState, batch: Transitions) -> None:
-        with torch.no_grad():
-            goal = self._goal(state, batch)
-        grad, norm, metrics = self._gradient(state, batch, goal)
-        with torch.no_grad():
-            self._commit(state, grad, norm, metrics)
-
-    def _goal(self, state: LearnerState, batch: Transitions) -> Tensor:
-        """Return the bootstrapped target values [B]."""
-        net, views = self.network, self.network.views
-        given, mask = (batch.reward, batch.terminated), batch.next_action_mask
-        bootstrap = state.online if self.target_kind == "none" else state.target
-        next_q = net(views(bootstrap), batch.next_obs)
-        if not self.double:
-            return dqn_target(*given, next_q, self.gamma, next_action_mask=mask)
-        online_q = net(views(state.online), batch.next_obs)
-        return double_dqn_target(*given, online_q, next_q, self.gamma, next_action_mask=mask)
-
-    def _gradient(
-        self, state: LearnerState, batch: Transitions, goal: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradient [P], its norm and the metrics [4]."""
-        with torch.enable_grad():
-            leaves = [view.detach().requires_grad_() for view in self.network.views(state.online)]
-            q = self.network(leaves, batch.obs)
-            error = td_error(q, batch.action, goal)
-            loss = self._loss(error)
-            parts = torch.autograd.grad(loss, leaves, materialize_grads=True)
-        grad = torch.cat([part.reshape(-1) for part in parts])
-        norm = torch.linalg.vector_norm(grad)
-        error = error.detach()
-        q_mean = (error + goal).mean()
-        return grad, norm, torch.stack((loss.detach(), error.abs().mean(), q_mean, norm))
-
-    def _commit(self, state: LearnerState, grad: Tensor, norm: Tensor, metrics: Tensor) -> None:
-        """Write the new parameters, moments and target, or nothing where a number is not finite."""
-        fine = torch.isfinite(metrics).all()
-        state.updates.add_(1)
-        state.skipped.add_(~fine)
-        step = (state.updates - state.skipped).clamp(min=1).float()
-        clipped = self._clip(grad, norm)
-        flat, slots = self._optimizer(state.online, clipped, state.slots, step, state.learning_rate)
-        state.online.copy_(torch.where(fine, flat, state.online))
-        for old, new in zip(state.slots, slots, strict=True):
-            old.copy_(torch.where(fine, new, old))
-        self._move_target(state, fine)
-        state.metrics.copy_(metrics)
-
-    def _clip(self, grad: Tensor, norm: Tensor) -> Tensor:
-        if self.clip_norm is not None:
-            grad = clip_by_norm(grad, norm, self.clip_norm)
-        if self.clip_value is not None:
-            grad = clip_by_value(grad, self.clip_value)
-        return grad
-
-    def _move_target(self, state: LearnerState, fine: Tensor) -> None:
-        """Move the target towards the online parameters by a weight that lives on the device."""
-        if self.target_kind == "soft":
-            state.target.lerp_(state.online, fine * self.tau)
-        elif self.target_kind == "hard" and self.target_period:
-            due = (state.updates - state.skipped) % self.target_period == 0
-            state.target.lerp_(state.online, (due & fine).float())
 
 
 def chunks(updates: int, sizes: Sequence[int] = UPDATES_PER_CALL) -> list[int]:
@@ -244,36 +287,3 @@ def chunks(updates: int, sizes: Sequence[int] = UPDATES_PER_CALL) -> list[int]:
         count, updates = divmod(updates, size)
         calls += [size] * count
     return calls
-
-
-def _refuse(  # noqa: PLR0917 - called once, with names that are its own
-    gamma: float,
-    learning_rate: float,
-    loss: str,
-    target: str,
-    tau: float,
-    clip_norm: float | None,
-    clip_value: float | None,
-) -> None:
-    checks = [
-        (0.0 <= gamma <= 1.0, f"--gamma {gamma}", "it is a discount in [0, 1]", "Try 0.99."),
-        (learning_rate >= 0, f"--learning-rate {learning_rate}", "it is negative", "Try 5e-4."),
-        (loss in LOSSES, f"--loss {loss}", "there is no such loss", f"Choose {', '.join(LOSSES)}."),
-        (
-            target in TARGETS,
-            f"--target {target}",
-            "there is no such target",
-            f"Choose {', '.join(TARGETS)}.",
-        ),
-        (0.0 < tau <= 1.0, f"--tau {tau}", "it is a fraction in (0, 1]", "Try 0.005."),
-        (clip_norm is None or clip_norm > 0, f"--clip-norm {clip_norm}", "not positive", "Try 10."),
-        (
-            clip_value is None or clip_value > 0,
-            f"--clip-value {clip_value}",
-            "not positive",
-            "Try 1.",
-        ),
-    ]
-    for fine, got, reason, way_out in checks:
-        if not fine:
-            raise UsageError(got, reason, way_out)

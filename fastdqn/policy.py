@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
+from fastdqn.exploration import NUM_ACTING, explore
 from fastdqn.losses import masked_q
+from fastdqn.native import NativeActor
 from fastdqn.networks import FlatNetwork
 
-__all__ = ["Policy", "epsilon_greedy"]
+__all__ = ["Actor", "Policy", "epsilon_greedy"]
 
-MAX_DRAW = 2**62
+Actor = Callable[[Tensor, float, Tensor, Tensor | None], Tensor]
+"""From observations [N, *O], epsilon, uniform numbers [N, 2] and masks [N, A] to actions [N]."""
 
 
 def epsilon_greedy(
@@ -41,23 +46,8 @@ def epsilon_greedy(
     Source:
         Sutton, Barto (2018), Reinforcement learning, second edition, section 2.2.
     """
-    count, num_actions = q.shape
-    best = masked_q(q, action_mask).argmax(1)
-    explore = torch.rand(count, generator=generator, device=q.device) < epsilon
-    if action_mask is None:
-        anything = torch.randint(num_actions, (count,), generator=generator, device=q.device)
-    else:
-        anything = _any_allowed(action_mask, generator)
-    return torch.where(explore, anything, best)
-
-
-def _any_allowed(action_mask: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw one of the allowed actions per row of [N, A] bool, or of all where none is allowed."""
-    allowed = action_mask | ~action_mask.any(1, keepdim=True)
-    rank = allowed.cumsum(1)  # 1 for the first allowed action, 2 for the second
-    shape, device = (len(allowed), 1), allowed.device
-    draw = torch.randint(MAX_DRAW, shape, generator=generator, device=device)
-    return (rank <= draw.remainder_(rank[:, -1:])).sum(1)
+    uniform = torch.rand(len(q), NUM_ACTING, generator=generator, device=q.device)
+    return explore(q, epsilon, uniform, action_mask)
 
 
 class Policy:
@@ -66,12 +56,17 @@ class Policy:
     Args:
         network: Shared with the learner; its latest parameters act.
         seed: Seed of the exploration.
+
+    Attributes:
+        actor: How `act` is run; `choose`, unless somebody put a faster equal in its place.
     """
 
     def __init__(self, network: FlatNetwork, seed: int = 0) -> None:
         self.network = network
+        self.actor: Actor = self.choose
         self._parameters = network.views(network.flat)
         self._generator = torch.Generator(network.flat.device).manual_seed(seed)
+        self._uniform = torch.empty(0, NUM_ACTING, device=network.flat.device)
 
     def act(self, obs: Tensor, epsilon: float, action_mask: Tensor | None = None) -> Tensor:
         """Explore with probability `epsilon`. Hot path; never waits for the device.
@@ -82,13 +77,42 @@ class Policy:
             action_mask: [N, A] bool beside `obs`, or None; see `epsilon_greedy`.
 
         Returns:
-            [N] int64 on the device, counted from 0.
+            [N] int64 on the device, counted from 0; the caller's own.
+        """
+        if len(self._uniform) != len(obs):
+            self._uniform = self._uniform.new_empty(len(obs), NUM_ACTING)
+        self._uniform.uniform_(generator=self._generator)
+        return self.actor(obs, epsilon, self._uniform, action_mask)
+
+    def choose(
+        self,
+        obs: Tensor,
+        epsilon: Tensor | float,
+        uniform: Tensor,
+        action_mask: Tensor | None = None,
+        *,
+        parameters: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Do what `act` does as a pure function of numbers that were drawn before.
+
+        Args:
+            obs: [N, *O] on the device of the network.
+            epsilon: In [0, 1]; a number, or a scalar on the device.
+            uniform: [N, 2] float32 in [0, 1) on the device.
+            action_mask: [N, A] bool on the device, or None.
+            parameters: In the shapes of the network; None is the learner's own.
+
+        Returns:
+            [N] int64 on the device of `obs`.
         """
         with torch.no_grad():
-            q = self.network(self._parameters, obs)
-            return epsilon_greedy(q, epsilon, self._generator, action_mask)
+            q = self.network(self._parameters if parameters is None else parameters, obs)
+            return explore(q, epsilon, uniform, action_mask)
 
     def greedy(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
         """Return the best allowed actions [N] int64 of observations [N, *O]; draws nothing."""
+        if isinstance(self.actor, NativeActor):
+            never = torch.ones(len(obs), NUM_ACTING)
+            return self.actor(obs.contiguous(), 0.0, never, action_mask)
         with torch.no_grad():
             return masked_q(self.network(self._parameters, obs), action_mask).argmax(1)

@@ -35,6 +35,7 @@ def result_of(trainer: Loop, config: Config, env_id: str, status: str) -> dict[s
         "preset": config.preset or None,
         "device": str(learner.device),
         "execution": learner.execution,
+        "precision": learner.precision,
         "num_envs": rollout.num_envs,
         "num_workers": rollout.num_workers,
         "env_steps": env_steps,

@@ -12,7 +12,7 @@ import torch
 
 from fastdqn.envs.rows import Rows
 from fastdqn.envs.source import EnvSource
-from fastdqn.envs.transfer import transfer_to
+from fastdqn.envs.transfer import host_rows, transfer_to
 from fastdqn.errors import NonFiniteError
 from fastdqn.policy import Policy
 from fastdqn.replay import ReplayBuffer
@@ -79,7 +79,7 @@ class Rollout:
         self.replay.cut()
         self._refuse_if_bad("observation", self.source.rows.obs)
         for group in self._groups:
-            shown = group.transfer.load()
+            shown = group.arrived()
             self.replay.begin(shown.obs, shown.action_mask, group=group.index)
         first = self.replay.next_group
         self._waiting = deque(self._groups[first:] + self._groups[:first])
@@ -92,8 +92,10 @@ class Rollout:
         while self._waiting:
             group, replay = self._waiting.popleft(), self.replay
             shown, mask = replay.shown(group.index), replay.shown_mask(group.index)
-            group.action = self.policy.act(shown, epsilon, mask)
-            self.source.send(group.action.cpu().numpy(), group.index)
+            action = self.policy.act(shown, epsilon, mask)
+            on_host = action.cpu().numpy()
+            group.action = on_host if group.on_host else action
+            self.source.send(on_host, group.index)
             self._stepping.append(group)
 
     def collect(self) -> None:
@@ -111,7 +113,7 @@ class Rollout:
         ended = np.flatnonzero(rows.terminated | rows.truncated)
         self._refuse_non_finite(group, ended if within_step else ended[:0])
         real = None if rows.real.all() else rows.real
-        step = group.transfer.load()
+        step = group.arrived()
         self.replay.write(
             group.action,
             step.reward,
@@ -179,7 +181,9 @@ class _Group:
         first_env: Its first environment.
         rows: Its rows.
         transfer: Takes them to the device.
-        action: [M] int64 on the device, the actions of its last step.
+        on_host: Whether the replay reads the host's memory.
+        arrived: Returns what came with its last step, where the replay takes it from.
+        action: [M] int64, its last actions, likewise.
     """
 
     def __init__(self, source: EnvSource, index: int, device: torch.device) -> None:
@@ -187,5 +191,7 @@ class _Group:
         self.rows = source.rows_of(index)
         size = len(self.rows.real)
         self.first_env = index * size
-        self.transfer = transfer_to(self.rows, device)
-        self.action = torch.zeros(size, dtype=torch.int64, device=device)
+        self.on_host = device.type == "cpu"
+        arrays = host_rows(self.rows)
+        self.arrived = (lambda: arrays) if self.on_host else transfer_to(self.rows, device).load
+        self.action: Any = np.zeros(size, np.int64)

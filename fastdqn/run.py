@@ -72,8 +72,10 @@ def _introduce(console: Console, agent: DQN) -> None:
         f"environments, replay ratio {config.replay_ratio:g}, batch {config.batch_size}, "
         f"hidden {' '.join(map(str, config.hidden_sizes)) or 'none'}"
     )
+    learner = agent.learner
+    precision = "" if learner.precision == "float32" else f"precision {learner.precision}, "
     console.say(
-        f"Device {agent.learner.device}, execution {agent.learner.execution} "
+        f"Device {learner.device}, {precision}execution {learner.execution} "
         f"({agent.execution_reason})"
     )
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Unpack
-
-from torch import Tensor
 
 from fastdqn.learner import Learner
 from fastdqn.loop import Loop, LoopSettings
+from fastdqn.replay import Sampler
 from fastdqn.rollout import Rollout
 
 __all__ = ["Trainer"]
@@ -20,8 +18,7 @@ class Trainer(Loop):
     Args:
         rollout: Environments to rows.
         learner: Rows to weights.
-        draw: Chooses the batches: `replay.draw` or `replay.newest`.
-        batch_size: Transitions per update, B.
+        sampler: Chooses the batches.
         settings: Of every loop; see `LoopSettings`.
     """
 
@@ -32,12 +29,11 @@ class Trainer(Loop):
         rollout: Rollout,
         learner: Learner,
         *,
-        draw: Callable[[int, int], Tensor],
-        batch_size: int,
+        sampler: Sampler,
         **settings: Unpack[LoopSettings],
     ) -> None:
         super().__init__(rollout, learner, **settings)
-        self.replay, self.draw, self.batch_size = rollout.replay, draw, batch_size
+        self.sampler = sampler
 
     def vector_step(self) -> None:
         """Act, learn while the workers step, collect, write, look."""
@@ -66,7 +62,7 @@ class Trainer(Loop):
         if self._first_update is None:
             self._first_update = (self.rollout.env_steps, self.watch.train_s)
         compiled = self.learner.compile_s
-        self.learner.learn(self.replay, self.draw(due, self.batch_size))
+        self.learner.learn_sampled(self.sampler, due)
         self.ratio.pay(due)
         if self.learner.compile_s > compiled:
             self.watch.lap("learn")

@@ -21,6 +21,7 @@ from fastdqn.envs.envpool import describe_envpool, make_envpool_source
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe, describe_spaces, factory_of
 from fastdqn.envs.masks import MASK, with_mask_in_info
 from fastdqn.envs.source import VECTORIZERS, EnvSource, make_source, source_of
+from fastdqn.envs.staffing import Staff, staff_beside_learner
 from fastdqn.envs.supervision import Supervision
 from fastdqn.envs.tensor import TensorEnv, make_tensor_env
 from fastdqn.errors import UsageError
@@ -43,8 +44,13 @@ class World(Protocol):
     fixed: Mapping[str, int]
     builds: bool
 
-    def training(self, config: Config) -> Any:
-        """Return a context manager that brings the EnvSource of a training."""
+    def training(self, config: Config, learn_s: float = 0.0) -> Any:
+        """Return a context manager that brings the EnvSource of a training.
+
+        Args:
+            config: Its settings.
+            learn_s: Seconds of learning per vector step.
+        """
 
     def evaluation(self, config: Config, num_envs: int) -> EnvSource:
         """Build environments apart from those of the training.
@@ -76,24 +82,28 @@ class Built:
         self.description = describe(self.factory, masks=masks)
 
     @contextmanager
-    def training(self, config: Config) -> Iterator[EnvSource]:
+    def training(self, config: Config, learn_s: float = 0.0) -> Iterator[EnvSource]:
         """Build the environments of a training, and close them afterwards."""
-        workers = config.num_workers
-        if workers is None:
-            workers = available_cores() - 1  # one core learns; a single one does everything
-        with closing(self._source(config, config.num_envs, workers, config.env_groups)) as source:
+        staff, groups = None, config.env_groups
+        if config.num_workers is None:
+            step_s = self.description.step_s if groups == 1 else None
+            staff = staff_beside_learner(config.num_envs // groups, step_s, learn_s)
+        with closing(self._source(config, config.num_envs, groups, staff)) as source:
             yield source
 
     def evaluation(self, config: Config, num_envs: int) -> EnvSource:
         """Build environments apart from those of the training."""
-        return self._source(config, num_envs, config.num_workers)
+        staff = None
+        if config.num_workers is None:
+            staff = staff_beside_learner(num_envs, self.description.step_s, 0.0)
+        return self._source(config, num_envs, staff=staff)
 
     def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:  # noqa: ARG002
         """Return None: these speak numpy."""
         return None
 
     def _source(
-        self, config: Config, num_envs: int, num_workers: int | None, num_groups: int = 1
+        self, config: Config, num_envs: int, num_groups: int = 1, staff: Staff | None = None
     ) -> EnvSource:
         vectorizer = config.vectorizer if config.vectorizer in VECTORIZERS else "grouped"
         return make_source(
@@ -101,9 +111,10 @@ class Built:
             self.factory,
             self.description,
             num_envs,
-            num_workers,
+            config.num_workers,
             num_groups=num_groups,
             supervision=Supervision(config.worker_deadline_s, config.max_worker_restarts),
+            staff=staff,
         )
 
 
@@ -125,7 +136,7 @@ class EnvPoolBuilt:
         self.description = describe_envpool(env_id)
 
     @contextmanager
-    def training(self, config: Config) -> Iterator[EnvSource]:
+    def training(self, config: Config, learn_s: float = 0.0) -> Iterator[EnvSource]:  # noqa: ARG002
         """Build a pool for a training, and close it afterwards."""
         threads = config.num_workers or max(1, available_cores() - 1)
         with closing(make_envpool_source(self.env_id, config.num_envs, threads)) as source:
@@ -165,7 +176,7 @@ class Lent:
         }
 
     @contextmanager
-    def training(self, config: Config) -> Iterator[EnvSource]:  # noqa: ARG002
+    def training(self, config: Config, learn_s: float = 0.0) -> Iterator[EnvSource]:  # noqa: ARG002
         """Lend the vector itself."""
         yield self.source
 
@@ -222,7 +233,7 @@ class LentTensors:
         return self.env
 
     @contextmanager
-    def training(self, config: Config) -> Iterator[EnvSource]:  # noqa: ARG002
+    def training(self, config: Config, learn_s: float = 0.0) -> Iterator[EnvSource]:  # noqa: ARG002
         """Refuse: tensors pass no source."""
         raise _cannot_build("a tensor environment")
         yield  # a generator, as all the others

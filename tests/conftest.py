@@ -12,6 +12,22 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+REQUIRE_CUDA = "FASTDQN_REQUIRE_CUDA"
+"""Set by whoever promises a card: a skip is a failure then."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a card where there is none; fail where one was promised."""
+    if item.get_closest_marker("cuda") is None:
+        return
+    import torch  # noqa: PLC0415 - most tests that come here have loaded it, and some must not
+
+    if not torch.cuda.is_available():
+        told = f"PyTorch {torch.__version__} shows no CUDA device"
+        if os.environ.get(REQUIRE_CUDA):
+            pytest.fail(f"{told}, and {REQUIRE_CUDA} is set", pytrace=False)
+        pytest.skip(told)
+
 
 @pytest.fixture
 def nothing_left() -> Iterator[None]:

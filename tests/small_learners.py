@@ -115,24 +115,30 @@ def random_batch(
 
 
 def filled_ring(
-    num_envs: int = 2, rows: int = 32, *, obs_size: int = 4, num_masked: int = 0
+    num_envs: int = 2,
+    rows: int = 32,
+    *,
+    obs_size: int = 4,
+    num_masked: int = 0,
+    device: str = "cpu",
 ) -> ReplayBuffer:
     """Return a full ring of random transitions; a quarter of them ended within the step."""
-    replay = ReplayBuffer(num_envs * rows, num_envs, (obs_size,), seed=1, num_masked=num_masked)
+    given = (num_envs * rows, num_envs, (obs_size,))
+    replay = ReplayBuffer(*given, seed=1, num_masked=num_masked, device=device)
     for seed in range(rows + 3):
         row = random_batch(seed, num_envs, obs_size=obs_size)
         masks = torch.rand(2, num_envs, num_masked, generator=torch.Generator().manual_seed(seed))
         mask, final_mask = (masks < 0.5).unbind(0) if num_masked else (None, None)
         ended = np.flatnonzero(row.terminated.numpy())
         replay.write(
-            row.action,
-            row.reward,
-            row.terminated,
-            row.truncated,
-            row.obs,
-            final_obs=row.next_obs,
+            row.action.to(device),
+            row.reward.to(device),
+            row.terminated.to(device),
+            row.truncated.to(device),
+            row.obs.to(device),
+            final_obs=row.next_obs.to(device),
             ended=ended,
-            action_mask=mask,
-            final_action_mask=final_mask,
+            action_mask=None if mask is None else mask.to(device),
+            final_action_mask=None if final_mask is None else final_mask.to(device),
         )
     return replay

@@ -35,7 +35,7 @@ from fastdqn.envs.observations import (
 from fastdqn.envs.pool import PoolSettings, WorkerPool
 from fastdqn.envs.rows import Rows, RowSpec
 from fastdqn.envs.spaces import ARRAY_SPACES, read_spaces
-from fastdqn.envs.staffing import choose_staff
+from fastdqn.envs.staffing import Staff, choose_staff
 from fastdqn.envs.supervised import SupervisedPool
 from fastdqn.envs.supervision import Supervision
 from fastdqn.errors import UsageError, WorkerError
@@ -78,6 +78,8 @@ class GroupedVectorEnv(AsyncVectorEnv):
         num_masked: Actions of `info["action_mask"]`, which the block then carries; 0 is none.
         supervision: Restart workers that raise, die or hang; the rows of their environments are
             then not `real` for a while, and `step` says so in `infos["restarted"]`. None raises.
+        staff: How many processes, and how many environments for this one; None is `num_workers`
+            or the choice.
 
     Attributes:
         rows: The shared block as numpy views; valid between `recv` and the next `send`.
@@ -105,6 +107,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
         send_infos: bool = True,
         num_masked: int = 0,
         supervision: Supervision | None = None,
+        staff: Staff | None = None,
     ) -> None:
         _refuse(env_fns, worker, num_workers, num_groups, max_concurrency, supervision)
         self.env_fns = env_fns
@@ -115,9 +118,10 @@ class GroupedVectorEnv(AsyncVectorEnv):
         self.max_concurrency = max_concurrency
         self.num_envs, self.num_groups = len(env_fns), num_groups
         self.send_infos = send_infos
-        step_s = self._read_spaces(measure=num_workers is None and supervision is None)
+        free = num_workers is None and supervision is None and staff is None
+        step_s = self._read_spaces(measure=free)
         per_group = self.num_envs // num_groups
-        self._staff = choose_staff(num_workers, per_group, step_s)
+        self._staff = staff or choose_staff(num_workers, per_group, step_s)
         self.num_workers = self._staff.processes
         self._start(num_masked, supervision)
 
@@ -148,7 +152,8 @@ class GroupedVectorEnv(AsyncVectorEnv):
             context = multiprocessing.get_context(self.context or "spawn")
             shared = shared_memory_for(space, self.num_envs, context)
         settings = PoolSettings(
-            num_workers=self._staff.shares,
+            num_workers=self._staff.processes,
+            caller_envs=self._staff.caller_envs,
             num_groups=self.num_groups,
             autoreset_mode=self.autoreset_mode.value,
             send_infos=self.send_infos,
@@ -183,14 +188,14 @@ class GroupedVectorEnv(AsyncVectorEnv):
 
     def _new_pool(
         self, spec: RowSpec, settings: PoolSettings, supervision: Supervision | None
-    ) -> WorkerPool | LocalPool:
+    ) -> WorkerPool | HelpedPool | LocalPool:
         try:
             if self.num_workers == 0:
                 return LocalPool(self.env_fns, spec, settings, supervision)
+            if self._staff.caller_envs:
+                return HelpedPool(self.env_fns, spec, settings, supervision)
             if supervision is not None:
                 return SupervisedPool(self.env_fns, spec, settings, supervision)
-            if self._staff.caller:
-                return HelpedPool(self.env_fns, spec, settings)
             return WorkerPool(self.env_fns, spec, settings)
         except EnvFailures as error:
             _raise_here(error.failures[-1])

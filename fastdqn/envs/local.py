@@ -38,8 +38,10 @@ class LocalPool:
     Args:
         env_fns: Factories, one per environment.
         spec: Layout of the rows.
-        settings: How the environments are dealt out; all of a group to one host.
+        settings: How the environments are dealt out; the caller's share is hosted here.
         supervision: How much patience environments deserve; None raises.
+        beside: A pool of the other shares, whose rows, permits, budget and notes are used; None
+            where there is none.
 
     Attributes:
         workers: None at all.
@@ -58,18 +60,30 @@ class LocalPool:
         spec: RowSpec,
         settings: PoolSettings,
         supervision: Supervision | None = None,
+        beside: Any = None,
     ) -> None:
         self.budget = RestartBudget(supervision) if supervision else None
-        self.rows = Rows.allocate(spec)
-        self.spans = settings.spans(len(env_fns))
+        self.restarted = np.zeros(len(env_fns), np.bool_)
+        if beside is None:
+            self.rows, semaphore = Rows.allocate(spec), None
+        else:
+            self.rows, semaphore = beside.rows, beside.semaphore
+        if beside is not None and supervision:
+            self.budget, self.restarted = beside.budget, beside.restarted
+        self.spans = settings.spans(len(env_fns))[-1:]
         self.workers: list[Any] = []
         self._pending: deque[tuple[str, tuple[Any, ...], int]] = deque()
-        self.restarted = np.zeros(len(env_fns), np.bool_)
         self._in_a_row = [(0, -1)] * len(env_fns)
         self._steps = [0] * settings.num_groups
         self._seeds: list[int | None] = [None] * len(env_fns)
         self.hosts = [
-            Host(settings.task(span, spec), env_fns[slice(*span)], self.rows, settings.shared_obs)
+            Host(
+                settings.task(span, spec),
+                env_fns[slice(*span)],
+                self.rows,
+                settings.shared_obs,
+                semaphore,
+            )
             for span in self.spans[0]
         ]
         try:

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
 from fastdqn.envs.masks import MASK, refuse_mask_shape, with_mask_in_info
+from fastdqn.envs.spaces import measured_step_s
 from fastdqn.errors import UsageError
 from fastdqn.transition import STORAGE_DTYPES
 
@@ -37,6 +38,9 @@ class EnvDescription:
         first_action: The space's smallest action; the network counts from 0.
         solved_at: The mean return at which Gymnasium calls it solved, or None.
         num_masked: Actions that the environment's masks speak of; 0 where it gives none.
+        step_s: Measured seconds of a step where the trainer's own process may take some: in
+            environments that are quick and come with Gymnasium. None elsewhere: what a stranger's
+            environment may do to its process, a worker can be restarted from.
     """
 
     env_id: str
@@ -47,6 +51,7 @@ class EnvDescription:
     first_action: int
     solved_at: float | None
     num_masked: int = 0
+    step_s: float | None = field(default=None, compare=False)
 
 
 def factory_of(env_id: str, **kwargs: Any) -> EnvFactory:
@@ -101,9 +106,17 @@ def describe(factory: EnvFactory, *, masks: bool = True) -> EnvDescription:
         _, info = _tried(partial(env.reset, seed=0), name, "reset")
         if masks and MASK not in info:
             info = _info_of_a_step(env)
-        return replace(described, num_masked=_num_masked(described, info)) if masks else described
+        if masks:
+            described = replace(described, num_masked=_num_masked(described, info))
+        return replace(described, step_s=measured_step_s(env) if _is_gymnasiums(env) else None)
     finally:
         env.close()
+
+
+def _is_gymnasiums(env: Any) -> bool:
+    """Return whether an environment and all its wrappers come with Gymnasium, or from here."""
+    known = type(env).__module__.partition(".")[0] in {"gymnasium", "fastdqn"}
+    return known and (env.unwrapped is env or _is_gymnasiums(env.env))
 
 
 def _info_of_a_step(env: gym.Env[Any, Any]) -> dict[str, Any]:

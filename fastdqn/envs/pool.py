@@ -45,8 +45,8 @@ class PoolSettings:
     """How the environments are dealt out and stepped.
 
     Attributes:
-        num_workers: Shares of the environments, at most one per environment of a group: those of
-            the processes, and of the caller where it takes one.
+        num_workers: Processes, at most one per environment of a group.
+        caller_envs: Environments of each group, the last ones, that the caller hosts itself.
         num_groups: Groups of environments, each stepped by signals of its own.
         autoreset_mode: Value of a Gymnasium AutoresetMode.
         send_infos: Whether the infos of the environments travel.
@@ -60,6 +60,7 @@ class PoolSettings:
     """
 
     num_workers: int
+    caller_envs: int = 0
     num_groups: int = 1
     autoreset_mode: str = "SameStep"
     send_infos: bool = False
@@ -72,11 +73,15 @@ class PoolSettings:
     name: str = "Workers"
 
     def spans(self, num_envs: int) -> list[list[tuple[int, int]]]:
-        """Return (first, last + 1) environment by worker and group: even shares, in order."""
-        edges = [
-            np.linspace(first, last, self.num_workers + 1).astype(int).tolist()
-            for first, last in pairwise(range(0, num_envs + 1, num_envs // self.num_groups))
-        ]
+        """Return (first, last + 1) environment by share and group, in order.
+
+        Workers have even shares; the caller's is the last one, where it takes one.
+        """
+        edges = []
+        for first, last in pairwise(range(0, num_envs + 1, num_envs // self.num_groups)):
+            own = last - self.caller_envs
+            even = np.linspace(first, own, self.num_workers + 1).astype(int).tolist()
+            edges.append([*even, last] if self.caller_envs else even)
         return [list(spans) for spans in zip(*map(pairwise, edges), strict=True)]
 
     def task(self, span: tuple[int, int], spec: RowSpec) -> Task:
@@ -120,23 +125,19 @@ class WorkerPool:
         self._block = self._context.RawArray("B", spec.nbytes)
         self.rows = Rows.over(memoryview(self._block), spec)
         self.rows.real[:] = True
-        self.spans = settings.spans(len(env_fns))
+        self.spans = settings.spans(len(env_fns))[: settings.num_workers]
         permits = settings.max_concurrency
-        self._semaphore = self._context.BoundedSemaphore(permits) if permits else None
+        self.semaphore = self._context.BoundedSemaphore(permits) if permits else None
         self.workers: list[WorkerProcess] = []
         self._answers: dict[int, Any] = {}
         try:
-            self._populate()
+            for index in range(settings.num_workers):
+                self.workers.append(self._start(index))
             for group in range(settings.num_groups):
                 self.ask("make", [()] * settings.num_workers, group)
         except BaseException:
             self.close(0.0)
             raise
-
-    def _populate(self) -> None:
-        """Start the workers."""
-        for index in range(self.settings.num_workers):
-            self.workers.append(self._start(index))
 
     def _start(self, index: int) -> WorkerProcess:
         """Start the process of worker `index`; its environments are not built yet."""
@@ -146,7 +147,7 @@ class WorkerPool:
             cloudpickle.dumps([list(self.env_fns[a:b]) for a, b in spans]),
             self._block,
             settings.shared_obs,
-            self._semaphore,
+            self.semaphore,
             _parent_pid(settings.start_method),
         )
         (ours, theirs), forked = self._new_wire(), settings.start_method == "fork"

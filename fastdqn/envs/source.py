@@ -22,6 +22,7 @@ from fastdqn.envs.make import EnvDescription, EnvFactory, describe_spaces
 from fastdqn.envs.masks import MASK, observed_beside_mask, refuse_mask_shape
 from fastdqn.envs.pool import without_main_module
 from fastdqn.envs.rows import Rows
+from fastdqn.envs.staffing import Staff
 from fastdqn.envs.supervision import Supervision
 from fastdqn.envs.vector_source import VectorSource
 from fastdqn.errors import UsageError
@@ -146,6 +147,7 @@ def make_source(
     *,
     num_groups: int = 1,
     supervision: Supervision | None = None,
+    staff: Staff | None = None,
 ) -> EnvSource:
     """Build `num_envs` environments behind the chosen kind of vector.
 
@@ -157,6 +159,7 @@ def make_source(
         num_workers: Processes of `grouped`; None is a choice by measurement.
         num_groups: Groups of `grouped` that step by themselves.
         supervision: Restart workers of `grouped` that fail; None raises.
+        staff: Who steps the environments of `grouped`; None goes by `num_workers`.
     """
     factories = [factory] * num_envs
     if vectorizer == "grouped":
@@ -168,6 +171,7 @@ def make_source(
             send_infos=False,
             num_masked=description.num_masked,
             supervision=supervision,
+            staff=staff,
         )
         return GroupedSource(envs, description)
     with without_main_module():

@@ -71,7 +71,7 @@ def read_spaces(
             batch_space(env.action_space, len(env_fns)),
             single,
             batched,
-            _measured_step_s(env) if measure else None,
+            measured_step_s(env) if measure else None,
         )
     finally:
         env.close()
@@ -106,7 +106,7 @@ def _observation_space(env_fn: EnvFactory) -> Space[Any]:
     return env.observation_space
 
 
-def _measured_step_s(env: gym.Env[Any, Any]) -> float | None:
+def measured_step_s(env: gym.Env[Any, Any]) -> float | None:
     """Time random steps; None where the environment is slow, or raises."""
     try:
         start = time.perf_counter()

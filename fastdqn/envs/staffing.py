@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastdqn.device import available_cores
 
-__all__ = ["Staff", "choose_staff"]
+__all__ = ["Staff", "choose_staff", "staff_beside_learner"]
 
 WAKE_UP_S = 60e-6
 """What waking the workers and being woken costs per vector step, in a quiet moment."""
@@ -20,24 +20,18 @@ class Staff:
 
     Attributes:
         processes: Worker processes.
-        caller: Whether the caller's process takes a share as well.
+        caller_envs: Environments of each group that the caller's process steps, the last ones.
     """
 
     processes: int
-    caller: bool
-
-    @property
-    def shares(self) -> int:
-        """Parts of about the same number of environments."""
-        return self.processes + self.caller
+    caller_envs: int = 0
 
 
 def choose_staff(asked: int | None, num_envs: int, step_s: float | None) -> Staff:
-    """Choose who steps the environments.
+    """Choose who steps the environments of a caller who has nothing else to do meanwhile.
 
-    Whoever calls `step` has nothing else to do until it returns: where nobody asks for a number
-    of workers, the caller takes a share, which spares a process to wake. Slow environments go to
-    workers alone, since nothing can interrupt the caller's own.
+    Where nobody asks for a number of workers, the caller takes a share, which spares a process
+    to wake. Slow environments go to workers alone, since nothing can interrupt the caller's own.
 
     Args:
         asked: Worker processes that the caller wants, 0 is none; None is a choice.
@@ -45,10 +39,42 @@ def choose_staff(asked: int | None, num_envs: int, step_s: float | None) -> Staf
         step_s: Measured seconds of one step; None where environments are slow or unknown.
     """
     if asked is not None:
-        return Staff(min(asked, num_envs), caller=asked == 0)
+        return Staff(min(asked, num_envs), 0 if asked else num_envs)
     shares = min(available_cores(), num_envs)
     if step_s is None:
-        return Staff(shares, caller=False)
+        return Staff(shares)
     alone_s = num_envs * step_s
     together_s = -(-num_envs // shares) * step_s + WAKE_UP_S
-    return Staff(shares - 1 if together_s < CLEARLY * alone_s else 0, caller=True)
+    if shares == 1 or together_s >= CLEARLY * alone_s:
+        return Staff(0, num_envs)
+    return Staff(shares - 1, num_envs // shares)
+
+
+def staff_beside_learner(num_envs: int, step_s: float | None, learn_s: float) -> Staff:
+    """Choose who steps the environments of a caller who learns while the workers step.
+
+    One core is the caller's. Whatever learning leaves of it goes to environments: as many as
+    let the caller end together with the workers.
+
+        vector step = max(learn + caller_envs * step, wake-up + envs per worker * step)
+
+    Args:
+        num_envs: Environments that step together.
+        step_s: Measured seconds of one step; None where they are slow, or are not to be stepped
+            in the caller's process.
+        learn_s: Seconds of learning per vector step.
+    """
+    workers = available_cores() - 1
+    if not workers:
+        return Staff(0, num_envs)
+    if step_s is None:
+        return Staff(min(workers, num_envs))
+
+    def vector_step_s(caller_envs: int) -> float:
+        own_s = learn_s + caller_envs * step_s
+        if caller_envs == num_envs:
+            return own_s
+        return max(own_s, WAKE_UP_S + -(-(num_envs - caller_envs) // workers) * step_s)
+
+    caller_envs = min(range(num_envs + 1), key=vector_step_s)
+    return Staff(min(workers, num_envs - caller_envs), caller_envs)

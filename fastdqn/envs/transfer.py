@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fastdqn.envs.rows import Rows
 from fastdqn.transition import storage_dtype
 
-__all__ = ["DeviceRows", "PackedTransfer", "SharedTransfer", "Transfer", "transfer_to"]
+__all__ = [
+    "DeviceRows",
+    "HostRows",
+    "PackedTransfer",
+    "SharedTransfer",
+    "Transfer",
+    "host_rows",
+    "transfer_to",
+]
 
 ALIGNMENT_BYTES = 16
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +48,27 @@ class DeviceRows:
     truncated: Tensor
     action_mask: Tensor | None = None
     final_action_mask: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostRows:
+    """The same rows as the arrays that they are; masks are None where there are none."""
+
+    obs: Array
+    final_obs: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    action_mask: Array | None = None
+    final_action_mask: Array | None = None
+
+
+def host_rows(rows: Rows) -> HostRows:
+    """Return the arrays of `rows` that a replay stores; they alias it."""
+    arrays = [rows.obs, rows.final_obs, rows.reward, rows.terminated, rows.truncated]
+    if rows.action_mask.shape[1]:
+        arrays += [rows.action_mask, rows.final_action_mask]
+    return HostRows(*arrays)
 
 
 class SharedTransfer:
@@ -95,10 +127,8 @@ def transfer_to(rows: Rows, device: torch.device) -> Transfer:
 
 
 def _tensors_over(rows: Rows) -> DeviceRows:
-    arrays = [rows.obs, rows.final_obs, rows.reward, rows.terminated, rows.truncated]
-    if rows.action_mask.shape[1]:
-        arrays += [rows.action_mask, rows.final_action_mask]
-    return DeviceRows(*(torch.from_numpy(np.asarray(array)) for array in arrays))
+    arrays = [getattr(host_rows(rows), field.name) for field in fields(HostRows)]
+    return DeviceRows(*(torch.from_numpy(np.asarray(a)) for a in arrays if a is not None))
 
 
 def _padded(nbytes: int) -> int:

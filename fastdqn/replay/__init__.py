@@ -1,7 +1,8 @@
 """Replay: the ring of transitions on the device."""
 
 from fastdqn.replay.ring import ReplayBuffer
+from fastdqn.replay.sampler import Sampler
 from fastdqn.replay.sizes import ring_bytes
 from fastdqn.replay.storage import Ring, gather
 
-__all__ = ["ReplayBuffer", "Ring", "gather", "ring_bytes"]
+__all__ = ["ReplayBuffer", "Ring", "Sampler", "gather", "ring_bytes"]

@@ -76,6 +76,23 @@ class Starts:
             self._first += int(self._counts[self._oldest % self.num_rows])
             self._oldest += 1
 
-    def nth(self, n: Tensor) -> Tensor:
-        """Return the flat index of the n-th oldest transition for each of `n`, any shape, int64."""
-        return self._list[(n + self._first).remainder_(len(self._list))]
+    @property
+    def first(self) -> int:
+        """Return how many transitions have left the list: the number of its oldest one."""
+        return self._first
+
+    @property
+    def order(self) -> Tensor:
+        """Return the list itself, [T * M] int64, a circle; never replaced."""
+        return self._list
+
+    def nth(self, n: Tensor, first: Tensor | None = None) -> Tensor:
+        """Return the flat index of the n-th oldest transition for each of `n`.
+
+        Args:
+            n: Int64, any shape.
+            first: Scalar int64 on the device that holds `first`, for graphs and compiled steps,
+                which must read it anew each time; None reads it now.
+        """
+        oldest = self._first if first is None else first
+        return self._list[(n + oldest).remainder_(len(self._list))]

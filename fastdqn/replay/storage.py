@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from torch import Tensor
 from fastdqn.replay.sizes import RingSizes
 from fastdqn.transition import Transitions
 
-__all__ = ["Ring", "allocate", "gather", "queued"]
+__all__ = ["Ring", "allocate", "gather", "queued", "writable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,17 @@ class Ring:
     terminated: Tensor
     truncated: Tensor
     masks: Tensor | None = None
+
+
+def writable(ring: Ring) -> Any:
+    """Return the same memory as arrays where the CPU holds it, since they take less time to write.
+
+    Elsewhere it is the ring itself.
+    """
+    if ring.frames.device.type != "cpu":
+        return ring
+    tensors = (getattr(ring, field.name) for field in fields(ring))
+    return Ring(*(None if tensor is None else tensor.numpy() for tensor in tensors))  # type: ignore[arg-type]
 
 
 def gather(ring: Ring, index: Tensor) -> Transitions:

@@ -20,13 +20,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastdqn.acting import CapturedActor
 from fastdqn.envs.make import EnvDescription, describe_spaces
 from fastdqn.envs.rows import Rows, RowSpec
 from fastdqn.learner import Learner
 from fastdqn.networks import MLP
 from fastdqn.policy import Policy
-from fastdqn.replay import ReplayBuffer
+from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.rollout import Rollout
+from tests.fake_cuda import RecordingCuda
 
 NUM_ENVS, OBS_SIZE, BATCH = 6, 4, 8
 LOOKING_OPS = {
@@ -161,6 +163,7 @@ class Parts:
             num_groups=num_groups,
             num_masked=num_masked,
         )
+        self.sampler = Sampler(self.replay, BATCH)
         self.policy = Policy(self.learner.network)
         self.source = RandomSource(resets_within_step, num_groups, num_masked)
         self.rollout = Rollout(self.source, self.policy, self.replay)
@@ -172,7 +175,7 @@ class Parts:
         """What the trainer does, in its order."""
         self.rollout.send(0.5)
         if len(self.replay):
-            self.learner.learn(self.replay, self.replay.draw(3, BATCH))
+            self.learner.learn_sampled(self.sampler, 3)
         self.rollout.collect()
         self.rollout.write()
 
@@ -211,12 +214,35 @@ def test_acting_learning_and_writing_never_look_at_the_device(settings: dict[str
         parts.rollout.send(0.5)
         with operations, calls:
             parts.policy.act(parts.replay.shown(), 0.5, parts.replay.shown_mask())
-            parts.learner.learn(parts.replay, parts.replay.draw(3, BATCH))
+            parts.learner.learn_sampled(parts.sampler, 3)
             parts.rollout.collect()
             parts.rollout.write()
     assert operations.looks == []
     assert not calls.names
     assert operations.names.total() > 100
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_the_hosts_side_of_graphs_never_looks_at_the_device(settings: dict[str, Any]) -> None:
+    """Filling the scalars and bits, feeding observations, copying actions out; and the replays."""
+    parts, cuda = Parts(**settings), RecordingCuda()
+    parts.learner._ways["cudagraph"] = parts.learner._way("cudagraph", cuda)
+    parts.learner.execute_as("cudagraph")
+    parts.policy.actor = CapturedActor(parts.policy, cuda)
+    for _ in range(2 * len(parts.rollout._groups)):
+        parts.vector_step()
+    captures, operations, calls = cuda.captures(), Operations(), Calls()
+    for step in range(8):
+        parts.rollout.send(0.5)
+        with operations, calls:
+            parts.policy.act(parts.replay.shown(), 0.1 * step, parts.replay.shown_mask())
+            parts.learner.learn_sampled(parts.sampler, 3)
+            parts.rollout.collect()
+            parts.rollout.write()
+    assert operations.looks == []
+    assert not calls.names
+    assert operations.doubles == []
+    assert cuda.captures() == captures
 
 
 @pytest.mark.parametrize("settings", SETTINGS[2:])
@@ -277,7 +303,7 @@ def test_a_look_planted_into_the_loss_is_noticed(
 
     monkeypatch.setattr(parts.learner, "_loss", looking)
     with Operations() as operations, Calls() as calls:
-        parts.learner.learn(parts.replay, parts.replay.draw(2, BATCH))
+        parts.learner.learn_sampled(parts.sampler, 2)
     assert len(operations.looks) + calls.names.total() >= 2
 
 
@@ -333,7 +359,7 @@ def test_on_a_card_only_the_actions_are_waited_for() -> None:
             parts.rollout.send(0.5)
             torch.cuda.set_sync_debug_mode("error")
             parts.policy.act(parts.replay.shown(), 0.5)
-            parts.learner.learn(parts.replay, parts.replay.draw(3, BATCH))
+            parts.learner.learn_sampled(parts.sampler, 3)
             parts.rollout.collect()
             parts.rollout.write()
             torch.cuda.set_sync_debug_mode("default")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastdqn import learner, losses, networks, policy, rollout, schedules
+from fastdqn import exploration, losses, networks, policy, rollout, schedules, update
 from fastdqn.envs import local, supervised
 from fastdqn.envs.host import Host
 from fastdqn.envs.source import GroupedSource
@@ -27,6 +27,7 @@ from fastdqn.learner import Learner, LearnerState
 from fastdqn.optimizers import Adam
 from fastdqn.replay.ring import ReplayBuffer
 from fastdqn.replay.starts import Starts
+from tests.mutants.native_bugs import plants
 
 __all__ = ["MUTANTS", "Mutant"]
 
@@ -98,7 +99,7 @@ def double_dqn_with_the_networks_swapped() -> None:
     ) -> Tensor:
         return right(r, over, target, online, gamma, **mask)
 
-    exchange("double_dqn_target", swapped, losses, learner)
+    exchange("double_dqn_target", swapped, losses, update)
 
 
 @turns_red(
@@ -143,7 +144,7 @@ def target_not_detached() -> None:
     def error(q: Tensor, action: Tensor, target: Tensor) -> Tensor:
         return q.gather(1, action.unsqueeze(1)).squeeze(1) - target
 
-    exchange("td_error", error, losses, learner)
+    exchange("td_error", error, losses, update)
 
 
 @turns_red(
@@ -155,7 +156,7 @@ def errors_broadcast_to_a_square() -> None:
     def error(q: Tensor, action: Tensor, target: Tensor) -> Tensor:
         return (q.gather(1, action.reshape(-1, 1)) - target.reshape(1, -1).detach()).mean(1)
 
-    exchange("td_error", error, losses, learner)
+    exchange("td_error", error, losses, update)
 
 
 @turns_red(
@@ -276,7 +277,7 @@ def poisoned_updates_applied() -> None:
 
 @turns_red(LEARNER + "an_update_equals_one_written_with_torch_alone")
 def gradient_not_clipped() -> None:
-    exchange("clip_by_norm", lambda grad, _norm, _bound: grad, learner)
+    exchange("clip_by_norm", lambda grad, _norm, _bound: grad, update)
 
 
 @turns_red(LEARNER + "without_a_target_network_the_online_one_is_bootstrapped_from")
@@ -297,26 +298,24 @@ def target_network_used_where_none_was_asked_for() -> None:
     POLICY + "environments_explore_at_different_times_with_different_actions",
 )
 def one_exploration_draw_for_all_environments() -> None:
-    def epsilon_greedy(
-        q: Tensor, epsilon: float, generator: torch.Generator, _mask: Tensor | None = None
-    ) -> Tensor:
-        explore = torch.rand(1, generator=generator) < epsilon
-        anything = torch.randint(q.shape[1], (len(q),), generator=generator)
-        return torch.where(explore, anything, q.argmax(1))
+    right = exploration.explore
 
-    exchange("epsilon_greedy", epsilon_greedy, policy)
+    def explore(q: Tensor, epsilon: float, uniform: Tensor, mask: Tensor | None = None) -> Tensor:
+        first = uniform[:1, 0].expand(len(q))
+        return right(q, epsilon, torch.stack((first, uniform[:, 1]), 1), mask)
+
+    exchange("explore", explore, exploration, policy)
 
 
 @turns_red(POLICY + "environments_explore_at_different_times_with_different_actions")
 def one_random_action_for_all_environments() -> None:
-    def epsilon_greedy(
-        q: Tensor, epsilon: float, generator: torch.Generator, _mask: Tensor | None = None
-    ) -> Tensor:
-        explore = torch.rand(len(q), generator=generator) < epsilon
-        anything = torch.randint(q.shape[1], (1,), generator=generator)
-        return torch.where(explore, anything, q.argmax(1))
+    right = exploration.explore
 
-    exchange("epsilon_greedy", epsilon_greedy, policy)
+    def explore(q: Tensor, epsilon: float, uniform: Tensor, mask: Tensor | None = None) -> Tensor:
+        first = uniform[:1, 1].expand(len(q))
+        return right(q, epsilon, torch.stack((uniform[:, 0], first), 1), mask)
+
+    exchange("explore", explore, exploration, policy)
 
 
 @turns_red(
@@ -489,12 +488,11 @@ def forbidden_actions_when_greedy() -> None:
 
 @turns_red(MASKS + "the_masked_taxi_never_stands_still_and_the_free_one_does")
 def forbidden_actions_when_exploring() -> None:
-    exchange("_any_allowed", _anything, policy)
+    exchange("_any_allowed", _anything, exploration)
 
 
-def _anything(action_mask: Tensor, generator: torch.Generator) -> Tensor:
-    rows, num_actions = action_mask.shape
-    return torch.randint(num_actions, (rows,), generator=generator)
+def _anything(action_mask: Tensor, uniform: Tensor) -> Tensor:
+    return (uniform[:, 0] * action_mask.shape[1]).long()
 
 
 @turns_red(
@@ -675,3 +673,9 @@ def a_deadline_for_one_worker_after_the_other() -> None:
 )
 def attributes_lost_with_the_worker() -> None:
     exchange("remember", lambda *_: None, supervised._Ward)
+
+
+# The C
+
+
+MUTANTS |= {name: Mutant(*planted) for name, planted in plants().items()}

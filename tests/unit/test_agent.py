@@ -282,9 +282,9 @@ def test_an_evaluation_is_repeated_by_its_seed_and_learns_nothing() -> None:
     assert agent.describe()["env_steps"] == 100
 
 
-def test_an_evaluation_plays_as_many_episodes_as_are_asked_or_some_more() -> None:
+def test_an_evaluation_plays_as_many_episodes_as_are_asked() -> None:
     agent = small(OneStateEnv)
-    assert [agent.evaluate(count).episodes for count in (1, 7, 20, 21)] == [1, 7, 20, 40]
+    assert [agent.evaluate(count).episodes for count in (1, 7, 20, 21)] == [1, 7, 20, 21]
     assert set(agent.evaluate(3).returns) == {5.0}
 
 
@@ -443,3 +443,29 @@ def test_the_threads_come_back_when_no_environment_can_be_built() -> None:
     with pytest.raises(CrashError):
         agent.learn(100)
     assert torch.get_num_threads() == threads
+
+
+# How it runs
+
+
+def test_bfloat16_is_trained_with_and_told() -> None:
+    full, half = (small(precision=name).learn(400) for name in ("float32", "bf16"))
+    assert half.learner.precision == "bf16"
+    assert not same(copies(full), copies(half))
+    assert {tensor.dtype for tensor in half.parameters().values()} == {torch.float32}
+    assert same(copies(full), copies(small().learn(400)))  # float32 is what nobody asked for
+
+
+def test_a_device_that_computes_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def check(device: torch.device) -> None:
+        asked.append(str(device))
+        raise UsageError("--device mps", "argmax is wrong", "Use --device cpu.")
+
+    monkeypatch.setattr("fastdqn.build.check_device", check)
+    monkeypatch.setattr("fastdqn.agent.resolve_device", torch.device)
+    with pytest.raises(UsageError, match="argmax is wrong"):
+        small(device="mps")
+    small(device="cpu")
+    assert asked == ["mps"]

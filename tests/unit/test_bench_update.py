@@ -34,7 +34,7 @@ def one_thread() -> Iterator[None]:
 
 def slow_down(monkeypatch: pytest.MonkeyPatch, mode: str, by: float) -> None:
     """Let every call of a learner in this mode wait for a fraction of what it took."""
-    learn = Learner.learn
+    learn = Learner.learn_sampled
 
     def slowed(self: Learner, *args: Any) -> None:
         start = time.perf_counter()
@@ -44,7 +44,7 @@ def slow_down(monkeypatch: pytest.MonkeyPatch, mode: str, by: float) -> None:
             while time.perf_counter() < end:
                 pass
 
-    monkeypatch.setattr(Learner, "learn", slowed)
+    monkeypatch.setattr(Learner, "learn_sampled", slowed)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ the operations of the step and repeats them, as CUDA's does, on the tensors of t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -48,6 +48,9 @@ class FakeCuda:
         self.tape: list[str] = []
         self.recording: FakeGraph | None = None
         self._main = FakeStream("main", self.tape)
+
+    def device(self, device: torch.device | None) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def Stream(self) -> FakeStream:
         return FakeStream("side", self.tape)

@@ -91,6 +91,9 @@ REFUSED = {
     "--device cuda:99": ("--device cuda:99: ", "CUDA devices", "fastdqn doctor"),
     "--device tpu": ("--device tpu: ", "Choose auto, cpu, cuda, cuda:N or mps."),
     "--execution cudagraph --device cpu": ("--execution cudagraph", "--execution compile"),
+    "--execution compile+cudagraph --device cpu": ("--execution compile+cudagraph on cpu: ",),
+    "--precision tf32 --device cpu": ("--precision tf32 on cpu: only CUDA", "--precision float32"),
+    "--precision half": ("--precision half: it takes float32 or tf32 or bf16.",),
     "--buffer-size 100000000000000": ("--buffer-size 100,000,000,000,000: ", "GiB", "fits"),
     # What is not spelled right
     "--numenvs 4": ("--numenvs: there is no such flag. Did you mean --num-envs",),

@@ -36,12 +36,14 @@ def test_returns_and_lengths_are_those_of_whole_episodes(kind: str, mode: Autore
     policy = random_policy(source)
     result = evaluate(policy, source, [1, 2], episodes=6)
     source.close()
-    assert result.lengths.tolist() == [2, 5, 1, 5, 1, 2]
+    begun = [(0, 0), (1, 0), (0, 1), (1, 1), (1, 2), (0, 2)]  # env and episode, in this order
+    assert (
+        result.lengths.tolist() == [rules.length(*which) for which in begun] == [2, 5, 5, 1, 2, 1]
+    )
     expected = [
         sum(rules.reward(env_id, episode, t, _greedy(policy, env_id, episode, t)) for t in
             range(rules.length(env_id, episode)))
-        for env_id in range(2)
-        for episode in range(3)
+        for env_id, episode in begun
     ]  # fmt: skip
     assert result.returns.tolist() == expected
     assert result.episodes == 6
@@ -64,16 +66,26 @@ def _greedy(policy: Any, *obs: int) -> int:
     return int(policy.greedy(torch.tensor([obs], dtype=torch.float32))[0])
 
 
-def test_short_episodes_count_no_more_often_than_long_ones() -> None:
-    """Environment 0 could play nine episodes while environment 1 plays one."""
+def test_a_long_episode_that_began_in_time_is_waited_for_and_a_late_one_is_not_counted() -> None:
+    """While the second episode lasts, three short ones count and six more begin and end."""
     factories = [partial(CounterEnv, 0, 1), partial(CounterEnv, 1, 9)]
     source = source_of(SyncVectorEnv(factories, autoreset_mode=SAME_STEP))
     result = evaluate(random_policy(source), source, [1, 2], episodes=4)
-    assert result.lengths.tolist() == [1, 1, 9, 9]
+    assert result.lengths.tolist() == [1, 9, 1, 1]
 
 
-@pytest.mark.parametrize(("asked", "played"), [(1, 3), (3, 3), (4, 6), (6, 6)])
-def test_episodes_are_rounded_up_to_the_same_number_everywhere(asked: int, played: int) -> None:
+def test_the_mean_length_is_that_of_all_episodes_whatever_their_lengths() -> None:
+    """Episodes of 1 and of 19 steps, half of each: neither kind is met more often."""
+    rng = np.random.default_rng(0)
+    lengths = [tuple(int(n) for n in rng.choice([1, 19], 60)) for _ in range(10)]
+    factories = [partial(CounterEnv, i, mine) for i, mine in enumerate(lengths)]
+    source = source_of(SyncVectorEnv(factories, autoreset_mode=SAME_STEP))
+    result = evaluate(random_policy(source), source, range(10), episodes=200)
+    assert abs(result.lengths.mean() - 10) < 3 * 9 / 200**0.5
+
+
+@pytest.mark.parametrize(("asked", "played"), [(1, 3), (3, 3), (4, 4), (6, 6)])
+def test_each_environment_plays_at_least_one_episode(asked: int, played: int) -> None:
     source = _source(3)
     assert evaluate(random_policy(source), source, [1, 2, 3], asked).episodes == played
 

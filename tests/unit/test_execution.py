@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from fastdqn.captured import Captured
 from fastdqn.errors import UsageError
-from fastdqn.execution import WORTH_COMPILING_UPDATES, accelerate, choose_execution
+from fastdqn.execution import (
+    GRAPHS,
+    WORTH_COMPILING_UPDATES,
+    accelerate,
+    choose_execution,
+    refuse_execution,
+    refuse_step_execution,
+)
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 MANY, FEW = WORTH_COMPILING_UPDATES, WORTH_COMPILING_UPDATES - 1
@@ -36,8 +47,6 @@ def no_compiler(compiler: Path) -> None:
         (CPU, 0, "eager"),
         (CPU, FEW, "eager"),
         (CPU, MANY, "compile"),
-        (CUDA, FEW, "eager"),
-        (CUDA, MANY, "compile"),
         (MPS, FEW, "eager"),
         (MPS, MANY, "eager"),
     ],
@@ -47,13 +56,81 @@ def test_auto_compiles_where_the_updates_repay_it(
 ) -> None:
     chosen, why = choose_execution("auto", device, updates)
     assert chosen == mode
-    assert why == "MPS runs it as it is" or f"{updates:,} updates" in why
+    assert why == "MPS runs it as it is" or "updates" in why or "--device cpu" in why
+
+
+def nothing() -> None:
+    """What stands in the way of the C."""
+
+
+def test_auto_measures_the_c_against_the_plain_step_where_both_can_run() -> None:
+    tried: list[str] = []
+
+    def measure(ways: Sequence[str]) -> tuple[str, str]:
+        tried.extend(ways)
+        return "native", "measured"
+
+    given: Any = {"measure": measure, "why_not_native": nothing}
+    assert choose_execution("auto", CPU, MANY, **given) == ("native", "measured")
+    assert tried == ["eager", "native"]
+    assert choose_execution("auto", CPU, MANY, why_not_native=nothing)[0] == "native"
+    assert choose_execution("auto", CPU, 999, **given)[0] == "eager"
+
+
+def test_auto_tells_why_the_c_cannot_run() -> None:
+    for updates, mode in ((FEW, "eager"), (MANY, "compile")):
+        chosen, why = choose_execution("auto", CPU, updates, why_not_native=lambda: "a reason")
+        assert (chosen, why.partition(";")[0]) == (mode, "not native: a reason")
+
+
+@pytest.mark.parametrize("device", [CUDA, MPS])
+def test_the_c_is_refused_elsewhere_than_on_the_cpu(device: torch.device) -> None:
+    for refuse in (refuse_execution, refuse_step_execution):
+        with pytest.raises(UsageError, match=f"--execution native on {device}: it runs on the CPU"):
+            refuse("native", device)
+        refuse("native", CPU)
+
+
+@pytest.mark.parametrize("updates", [FEW, MANY])
+def test_auto_takes_what_was_measured_on_cuda(updates: int) -> None:
+    tried: list[str] = []
+
+    def measure(ways: Sequence[str]) -> tuple[str, str]:
+        tried.extend(ways)
+        return ways[-1], "measured: so much"
+
+    assert choose_execution("auto", CUDA, updates, measure=measure) == (
+        tried[-1],
+        "measured: so much",
+    )
+    assert tried == ["eager", "cudagraph"] + ["compile+cudagraph"] * (updates >= MANY)
+
+
+def test_what_was_asked_for_is_not_measured() -> None:
+    def measure(ways: Sequence[str]) -> tuple[str, str]:
+        raise AssertionError("nobody asked")
+
+    for device in (CPU, MPS):
+        choose_execution("auto", device, FEW, measure=measure)
+    for way in ("eager", "compile", "cudagraph", "compile+cudagraph"):
+        assert choose_execution(way, CUDA, MANY, measure=measure) == (way, "as asked")
+    assert choose_execution("auto", CUDA, MANY, fused=True, measure=measure)[0] == (
+        "compile+cudagraph"
+    )
+
+
+def test_mps_tells_that_the_cpu_is_likely_faster_for_a_small_network() -> None:
+    assert "--device cpu" in choose_execution("auto", MPS, MANY, parameters=17_000)[1]
+    assert "--device cpu" not in choose_execution("auto", MPS, MANY, parameters=10**7)[1]
 
 
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_auto_is_eager_on_the_cpu_and_says_why() -> None:
-    assert choose_execution("auto", CPU, MANY) == ("eager", "no C++ compiler on the PATH")
-    assert choose_execution("auto", CUDA, MANY)[0] == "compile"
+    assert choose_execution("auto", CPU, MANY) == (
+        "eager",
+        "not native: nobody has looked; no C++ compiler on the PATH",
+    )
+    assert choose_execution("auto", CUDA, MANY)[0] == "cudagraph"
 
 
 @pytest.mark.usefixtures("no_compiler")
@@ -71,15 +148,21 @@ def test_eager_and_compile_are_taken_as_asked(device: torch.device, updates: int
         assert choose_execution(mode, device, updates) == (mode, "as asked")
 
 
-@pytest.mark.parametrize("device", [CPU, CUDA])
-def test_cuda_graphs_are_refused_with_what_to_use_instead(device: torch.device) -> None:
-    with pytest.raises(UsageError, match=rf"cudagraph on {device}: .*--execution compile"):
-        choose_execution("cudagraph", device, MANY)
+@pytest.mark.parametrize("device", [CPU, MPS])
+@pytest.mark.parametrize("way", GRAPHS)
+def test_graphs_are_refused_where_there_is_no_cuda(device: torch.device, way: str) -> None:
+    wanted = rf"--execution {re.escape(way)} on {device}: .*--execution compile"
+    for refuse in (refuse_execution, refuse_step_execution):
+        with pytest.raises(UsageError, match=wanted):
+            refuse(way, device)
+        refuse(way, CUDA)
+    with pytest.raises(UsageError, match="Choose eager, native, compile"):
+        refuse_step_execution("auto", device)
 
 
 @pytest.mark.parametrize("asked", ["", "fast", "Eager"])
 def test_an_unknown_mode_is_refused_with_the_list(asked: str) -> None:
-    with pytest.raises(UsageError, match="Choose auto, eager, compile, cudagraph"):
+    with pytest.raises(UsageError, match=r"Choose auto, eager, native, compile, cudagraph"):
         choose_execution(asked, CPU, MANY)
 
 
@@ -89,3 +172,7 @@ def test_eager_runs_the_very_function() -> None:
 
     assert accelerate(step, "eager", CPU) is step
     assert accelerate(step, "compile", CPU) is not step
+    assert isinstance(accelerate(step, "cudagraph", CUDA, lambda: lambda: None), Captured)
+    for way in ("auto", "", "cudagraph"):  # a graph without what takes its warm-up back
+        with pytest.raises(UsageError, match="Choose eager or compile"):
+            accelerate(step, way, CUDA)

@@ -16,12 +16,13 @@ from fastdqn.blocks import Block
 from fastdqn.captured import Captured
 from fastdqn.envs.tensor import CartPole, PureTensorEnv, TensorEnv
 from fastdqn.errors import NonFiniteError, UsageError
+from fastdqn.exploration import explore
 from fastdqn.fused import FusedRollout
-from fastdqn.iteration import explore
 from fastdqn.learner import Learner
 from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.replay import gather
 from fastdqn.report import Episode
+from fastdqn.torch_blocks import TorchBlocks
 from fastdqn.transition import Transitions
 from tests.hotpath.test_hotpath import Calls, Operations
 from tests.oracles import CHAIN_GAMMA, CHAIN_Q, CounterRules
@@ -386,10 +387,14 @@ def test_a_warm_up_before_a_capture_leaves_no_trace() -> None:
     (plain, plain_learner), (rollout, learner) = built(), built()
     cuda = FakeCuda()
 
-    def step(*args: Any) -> None:
-        cuda.launch(partial(rollout._run_whole, *args))
+    blocks = rollout._blocks
+    assert isinstance(blocks, TorchBlocks)
+    run_whole = blocks._run_whole
 
-    rollout.execution, rollout._fast = "cudagraph", Captured(step, rollout._keep, cuda=cuda)
+    def step(*args: Any) -> None:
+        cuda.launch(partial(run_whole, *args))
+
+    blocks.execution, blocks._fast = "cudagraph", Captured(step, blocks._keep, cuda=cuda)
     for block in [Block(2, 2, 2)] * 3 + [Block(3, 1)] + [Block(2, 2, 2)] * 3:
         assert rollout.advance(block, 0.3) == plain.advance(block, 0.3)
     assert cuda.tape.count("replay") == 7

@@ -144,13 +144,12 @@ def test_epsilon_moves_the_generator_as_far_with_masks_as_without(mask: Tensor |
     assert torch.equal(states[0], states[2])
 
 
-def test_without_a_mask_the_draws_are_one_float_and_one_action_per_environment() -> None:
+def test_without_a_mask_the_draws_are_two_numbers_per_environment() -> None:
     """The order and kind of the draws are part of what a seed means."""
     q = torch.randn(NUM_ENVS, NUM_ACTIONS, generator=_generator(4))
     generator = _generator(9)
-    explore = torch.rand(NUM_ENVS, generator=generator) < 0.4
-    anything = torch.randint(NUM_ACTIONS, (NUM_ENVS,), generator=generator)
-    expected = torch.where(explore, anything, q.argmax(1))
+    explore, which = torch.rand(NUM_ENVS, 2, generator=generator).unbind(1)
+    expected = torch.where(explore < 0.4, (which * NUM_ACTIONS).long(), q.argmax(1))
     assert torch.equal(epsilon_greedy(q, 0.4, _generator(9)), expected)
     assert torch.equal(epsilon_greedy(q, 0.4, _generator(9), None), expected)
 

@@ -44,7 +44,7 @@ def a_trainer(**changes: Any) -> Trainer:
     }
     parts = {
         "rollout": SimpleNamespace(env_steps=1000, episodes=33, num_envs=8, num_workers=2),
-        "learner": SimpleNamespace(device="cpu", execution="eager"),
+        "learner": SimpleNamespace(device="cpu", execution="eager", precision="bf16"),
         "watch": watch,
         "ratio": ratio,
         "started": time.perf_counter() - 60.0,
@@ -72,6 +72,7 @@ def test_a_solved_run_is_told_in_full() -> None:
         "preset": "cartpole",
         "device": "cpu",
         "execution": "eager",
+        "precision": "bf16",
         "num_envs": 8,
         "num_workers": 2,
         "env_steps": 1000,

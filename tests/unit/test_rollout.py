@@ -128,7 +128,7 @@ def test_rows_packed_for_a_device_store_what_shared_rows_store(
     source = source_of(_sync(mode, episode_length=rules.lengths, kind=kind))
     rollout = rollout_of(source)
     (group,) = rollout._groups
-    group.transfer = PackedTransfer(source.rows, torch.device("cpu"))
+    group.arrived = PackedTransfer(source.rows, torch.device("cpu")).load
     rollout.reset(range(3))
     roll(rollout, 40)
     stored = everything_in(rollout.replay)

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 
 from fastdqn.envs import grouped, staffing
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.staffing import Staff, choose_staff
+from fastdqn.envs.staffing import Staff, choose_staff, staff_beside_learner
 from fastdqn.envs.supervision import Supervision
 from tests.oracles import (
     CounterEnv,
@@ -35,17 +35,17 @@ FAST_S, SLOW_S = 1e-6, 1e-3
 @pytest.mark.parametrize(
     ("cores", "question", "staff"),
     [
-        (4, (3, 8, FAST_S), Staff(3, caller=False)),
-        (4, (9, 8, None), Staff(8, caller=False)),
-        (4, (0, 8, SLOW_S), Staff(0, caller=True)),
-        (4, (None, 8, None), Staff(4, caller=False)),
-        (4, (None, 8, SLOW_S), Staff(3, caller=True)),
-        (4, (None, 8, FAST_S), Staff(0, caller=True)),
-        (4, (None, 2, SLOW_S), Staff(1, caller=True)),
-        (4, (None, 1, SLOW_S), Staff(0, caller=True)),
-        (4, (None, 1, None), Staff(1, caller=False)),
-        (1, (None, 8, SLOW_S), Staff(0, caller=True)),
-        (1, (None, 8, None), Staff(1, caller=False)),
+        (4, (3, 8, FAST_S), Staff(3)),
+        (4, (9, 8, None), Staff(8)),
+        (4, (0, 8, SLOW_S), Staff(0, 8)),
+        (4, (None, 8, None), Staff(4)),
+        (4, (None, 8, SLOW_S), Staff(3, 2)),
+        (4, (None, 8, FAST_S), Staff(0, 8)),
+        (4, (None, 2, SLOW_S), Staff(1, 1)),
+        (4, (None, 1, SLOW_S), Staff(0, 1)),
+        (4, (None, 1, None), Staff(1)),
+        (1, (None, 8, SLOW_S), Staff(0, 8)),
+        (1, (None, 8, None), Staff(1)),
     ],
 )
 def test_workers_are_woken_only_where_that_pays(
@@ -56,6 +56,41 @@ def test_workers_are_woken_only_where_that_pays(
 ) -> None:
     monkeypatch.setattr(staffing, "available_cores", lambda: cores)
     assert choose_staff(*question) == staff
+
+
+STEP_S = 30e-6
+
+
+@pytest.mark.parametrize(
+    ("cores", "question", "staff"),
+    [
+        # learning takes longer than everything else together: the worker has all environments
+        (2, (16, STEP_S, 20 * STEP_S), Staff(1)),
+        (2, (16, STEP_S, 1.0), Staff(1)),
+        # no learning: halves, the caller's a little larger since it wakes nobody
+        (2, (16, STEP_S, 0.0), Staff(1, 9)),
+        (2, (16, STEP_S, 4 * STEP_S), Staff(1, 7)),
+        # waking a worker would take longer than doing it oneself
+        (2, (16, 1e-6, 0.0), Staff(0, 16)),
+        (2, (1, STEP_S, 0.0), Staff(0, 1)),
+        # a single core does everything; slow or strange environments go to workers alone
+        (1, (16, STEP_S, 1.0), Staff(0, 16)),
+        (1, (16, None, 1.0), Staff(0, 16)),
+        (2, (16, None, 0.0), Staff(1)),
+        (8, (4, None, 0.0), Staff(4)),
+        # many cores
+        (8, (64, STEP_S, 64 * STEP_S), Staff(7)),
+        (8, (64, STEP_S, 0.0), Staff(7, 8)),
+    ],
+)
+def test_the_learners_core_steps_what_learning_leaves_time_for(
+    cores: int,
+    question: tuple[int, float | None, float],
+    staff: Staff,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(staffing, "available_cores", lambda: cores)
+    assert staff_beside_learner(*question) == staff
 
 
 def test_a_slow_environment_is_left_to_workers_and_a_fast_one_is_not() -> None:
@@ -79,7 +114,7 @@ def test_under_supervision_nothing_runs_in_the_callers_process() -> None:
 @pytest.fixture
 def helped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Build vectors of one worker and a caller that helps; close them afterwards."""
-    monkeypatch.setattr(grouped, "choose_staff", lambda *_: Staff(1, caller=True))
+    monkeypatch.setattr(grouped, "choose_staff", lambda _, size, __: Staff(1, size - size // 2))
     built: list[GroupedVectorEnv] = []
 
     def build(factories: list[Any], **settings: Any) -> GroupedVectorEnv:
@@ -157,3 +192,53 @@ def test_a_timeout_of_the_workers_does_not_step_the_callers_share_twice(helped: 
 def test_a_constructor_that_raises_in_the_callers_share_leaves_nothing(helped: Any) -> None:
     with pytest.raises(CrashError):
         helped(one_of(partial(CrashingEnv, 3, where="constructor"), 3, 4))
+
+
+# The same under supervision
+
+
+def test_under_supervision_both_shares_are_restarted_and_counted_together() -> None:
+    factories = counters(6, kind=CounterEnv)
+    factories[1] = partial(CrashingEnv, 1, at=2)
+    factories[5] = partial(CrashingEnv, 5, at=3)
+    envs = GroupedVectorEnv(
+        factories,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        supervision=Supervision(),
+        staff=Staff(2, 2),
+    )
+    own = multiprocessing.current_process().pid
+    assert [pid == own for pid in envs.call("pid")] == [False] * 4 + [True] * 2
+    envs.reset(seed=list(range(6)))
+    cut = np.zeros(6, np.int64)
+    for _ in range(40):
+        envs.step([0] * 6)
+        cut += ~envs.rows.real
+    assert cut[1] > 0
+    assert cut[5] > 0
+    assert cut[[2, 3, 4]].tolist() == [0, 0, 0]
+    assert envs.num_restarts == len(envs.restarts) >= 2
+    told = " ".join(envs.restarts)
+    assert "environment 1 raised" in told
+    assert "environment 5 raised" in told
+    envs.close()
+
+
+def test_a_worker_that_is_killed_costs_the_callers_share_nothing() -> None:
+    envs = GroupedVectorEnv(
+        counters(4),
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        supervision=Supervision(),
+        staff=Staff(1, 2),
+    )
+    envs.reset(seed=[0, 1, 2, 3])
+    for step in range(200):
+        if step == 3:
+            envs.processes[0].kill()
+        envs.step([0] * 4)
+        assert envs.rows.real[2:].all()
+        if envs.num_restarts and envs.rows.real.all():
+            break
+    assert envs.num_restarts == 1
+    assert envs.rows.real.all()
+    envs.close()

@@ -71,9 +71,9 @@ class FakeLearner:
         metrics = torch.tensor([0.5, 0.25, 7.0, 3.0])
         self.state = SimpleNamespace(metrics=metrics, skipped=torch.tensor(0))
 
-    def learn(self, replay: object, index: int) -> None:
-        self.updates += index
-        self.stage.say(f"learn {index} from {replay}", 4.0 + self.will_compile_s)
+    def learn_sampled(self, sampler: object, updates: int) -> None:
+        self.updates += updates
+        self.stage.say(f"learn {updates} from {sampler}", 4.0 + self.will_compile_s)
         self.compile_s += self.will_compile_s
         self.will_compile_s = 0.0
 
@@ -113,10 +113,6 @@ class Stage:
         self.clock.now += seconds
         self.tape.append(event)
         self.then.get(event, lambda: None)()
-
-    def draw(self, updates: int, batch_size: int) -> int:
-        self.say(f"draw {updates} x {batch_size}")
-        return updates
 
     def saw_episodes(self, episodes: Sequence[Episode]) -> None:
         self.say(f"saw episodes {[episode.episode for episode in episodes]}")
@@ -159,8 +155,7 @@ def staged(
     trainer = Trainer(
         cast("Rollout", stage.rollout),
         cast("Any", stage.learner),
-        draw=cast("Any", stage.draw),
-        batch_size=32,
+        sampler=cast("Any", "samples"),
         ratio=ReplayRatio(ratio, starts),
         epsilon=epsilon or Constant(0.5),
         until=until,
@@ -203,28 +198,24 @@ def test_five_vector_steps_happen_in_this_order(clock: Clock) -> None:
         "write",
         "saw report at 4",
         "send 0.5",
-        "draw 1 x 32",
-        "learn 1 from ring",
+        "learn 1 from samples",
         "collect",
         "write",
         "sync target",
         "saw episodes [1, 2]",
         "saw checkpoint at 6 running",
         "send 0.5",
-        "draw 1 x 32",
-        "learn 1 from ring",
+        "learn 1 from samples",
         "collect",
         "write",
         "saw report at 8",
         "screen",
         "saw evaluation at 8: 50 False",
         "send 0.5",
-        "draw 1 x 32",
-        "learn 1 from ring",
+        "learn 1 from samples",
         "collect",
         "write",
-        "draw 1 x 32",
-        "learn 1 from ring",
+        "learn 1 from samples",
         "saw report at 10",
     ]
 
@@ -269,15 +260,15 @@ def test_updates_per_env_step_are_exact_at_every_moment(
     clock: Clock, num_envs: int, ratio: float
 ) -> None:
     trainer, stage = staged(clock, until=1000, num_envs=num_envs, ratio=ratio, starts=130)
-    learn, most = stage.learner.learn, 0
+    learn, most = stage.learner.learn_sampled, 0
 
-    def checked(replay: object, index: int) -> None:
+    def checked(sampler: object, updates: int) -> None:
         nonlocal most
-        learn(replay, index)
-        most = max(most, index)
+        learn(sampler, updates)
+        most = max(most, updates)
         assert stage.learner.updates == math.floor(ratio * (stage.rollout.env_steps - 130))
 
-    stage.learner.learn = checked  # type: ignore[method-assign]
+    stage.learner.learn_sampled = checked  # type: ignore[method-assign]
     trainer.run(SEEDS)
     owed = math.floor(ratio * (stage.rollout.env_steps - 130))
     assert stage.learner.updates == trainer.ratio.updates == owed > 0
@@ -294,7 +285,7 @@ def test_nothing_is_learned_before_learning_starts(clock: Clock, num_envs: int) 
 
 def test_a_stopped_run_owes_what_it_has_not_paid(clock: Clock) -> None:
     trainer, stage = staged(clock, until=NEVER, ratio=1.0)
-    stage.then["learn 2 from ring"] = trainer.stop
+    stage.then["learn 2 from samples"] = trainer.stop
     assert trainer.run(SEEDS) == "stopped"
     assert count(stage, "learn") == 1
     assert trainer.ratio.due(stage.rollout.env_steps) == 2
@@ -399,7 +390,7 @@ def test_without_a_goal_nothing_is_evaluated(clock: Clock) -> None:
 # Stopping and failing
 
 
-@pytest.mark.parametrize("moment", ["send 0.5", "draw 2 x 32", "learn 2 from ring", "collect"])
+@pytest.mark.parametrize("moment", ["send 0.5", "learn 2 from samples", "collect"])
 def test_a_stop_ends_the_run_after_the_step_in_progress(clock: Clock, moment: str) -> None:
     trainer, stage = staged(
         clock, until=NEVER, means=[(9.0, 9.0)] * 9, goal=1.0, evaluate=2, starts=-4, checkpoint=2
@@ -409,8 +400,7 @@ def test_a_stop_ends_the_run_after_the_step_in_progress(clock: Clock, moment: st
     assert stage.tape == [
         "reset [7, 8]",
         "send 0.5",
-        "draw 2 x 32",
-        "learn 2 from ring",
+        "learn 2 from samples",
         "collect",
         "write",
         "saw checkpoint at 2 stopped",
@@ -433,7 +423,7 @@ def test_a_stop_before_the_first_step_takes_none(clock: Clock) -> None:
 
 def test_updates_that_were_skipped_end_the_run_at_the_next_report(clock: Clock) -> None:
     trainer, stage = staged(clock, until=100, report=10)
-    stage.then["learn 1 from ring"] = lambda: stage.learner.state.skipped.fill_(3)
+    stage.then["learn 1 from samples"] = lambda: stage.learner.state.skipped.fill_(3)
     with pytest.raises(NonFiniteError, match=r"3 updates before env step 10 .*--learning-rate"):
         trainer.run(SEEDS)
     assert count(stage, "saw") == 0

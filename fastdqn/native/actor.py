@@ -1,0 +1,59 @@
+"""Acting as one call into C."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastdqn.native.library import load_library
+from fastdqn.native.plan import Plan, settings_of
+from fastdqn.networks import FlatNetwork
+
+__all__ = ["NativeActor"]
+
+
+class NativeActor:
+    """Chooses epsilon-greedy actions with the latest parameters of an MLP on the CPU.
+
+    Args:
+        network: Of an MLP on the CPU.
+    """
+
+    def __init__(self, network: FlatNetwork) -> None:
+        self._network = network
+        self._act = load_library().fastdqn_act
+        self._plans: dict[tuple[int, torch.dtype], Plan] = {}
+
+    def __call__(
+        self,
+        obs: Tensor,
+        epsilon: float,
+        uniform: Tensor,
+        action_mask: Tensor | None = None,
+        *,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Choose an action for every environment. Hot path.
+
+        Args:
+            obs: [N, *O] contiguous.
+            epsilon: Probability of exploring, in [0, 1].
+            uniform: [N, 2] float32 in [0, 1): whether to explore, and where to; each row is
+                contiguous.
+            action_mask: [N, A] bool, contiguous; None allows everything.
+            out: [N] int64, contiguous; written.
+
+        Returns:
+            [N] int64, counted from 0: `out` if it was given.
+        """
+        key = len(obs), obs.dtype
+        plan = self._plans.get(key) or self._open(key)
+        action = torch.empty(len(obs), dtype=torch.int64) if out is None else out
+        mask = None if action_mask is None else action_mask.data_ptr()
+        draws = uniform.data_ptr(), uniform.stride(0)
+        self._act(plan.address, obs.data_ptr(), mask, *draws, epsilon, action.data_ptr())
+        return action
+
+    def _open(self, key: tuple[int, torch.dtype]) -> Plan:
+        self._plans[key] = Plan(settings_of(self._network, *key), self._network.flat)
+        return self._plans[key]

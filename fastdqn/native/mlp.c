@@ -1,0 +1,648 @@
+/* One core, one multilayer perceptron: acting and whole DQN updates without an operator's overhead.
+ *
+ * The equations are those of the eager learner; this file only runs them faster. Activations are
+ * stored with the batch as the last, contiguous axis ([units, batch]), so that a vector register
+ * holds one unit of several rows of the batch, the weights are read as PyTorch stores them, and no
+ * width but the batch's is padded.
+ *
+ *     forward     Y  [out, B]  = W [out, in] X [in, B] + b            then max(0, Y)
+ *     backward    dX [in, B]   = W^T [in, out] dY [out, B]            then 0 where X is 0
+ *                 dW [out, in] = dY [out, B] X^T [B, in]
+ *
+ * Nothing is allocated but in `fastdqn_open`. Longer than 300 lines: it is compiled as one unit.
+ */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define WIDTH 16 /* floats of a vector register */
+#define ROWS 6   /* a tile of the product is ROWS x VECTORS registers */
+#define VECTORS 4
+#elif defined(__AVX__)
+#define WIDTH 8
+#define ROWS 6
+#define VECTORS 2
+#else
+#define WIDTH 4
+#define ROWS 6
+#define VECTORS 3
+#endif
+
+#define MAX_LAYERS 16
+#define ALIGNMENT 64
+
+typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+
+enum loss { HUBER, MSE };
+enum optimizer { ADAM, ADAMW, RMSPROP };
+enum target { SOFT, HARD, NONE };
+enum answer { FINE, BAD_INDEX, BAD_ACTION };
+enum dtype { FLOAT32, FLOAT16, UINT8, INT8, INT16, INT32, INT64 }; /* bool is UINT8 */
+
+/* Filled in by the caller, field by field as in `fastdqn/native/struct.py`. */
+typedef struct {
+    int64_t num_layers; /* linear layers; hidden ones are followed by a ReLU */
+    int64_t sizes[MAX_LAYERS + 1];
+    int64_t batch; /* rows of a batch, B */
+    int64_t one_hot, offset; /* values of a Discrete observation, or 0 */
+    int64_t dtype; /* of the frames */
+    float scale; /* of the observations */
+    float gamma, tau;
+    int64_t double_dqn, loss, optimizer, target, target_period, amsgrad;
+    float clip_norm, clip_value; /* infinity is none */
+    float beta1, beta2, eps, weight_decay; /* RMSprop: beta2 is alpha */
+    /* the learner's state */
+    float *online, *bootstrap, *slots[3];
+    int64_t *updates, *skipped;
+    const float *learning_rate;
+    float *metrics;
+} Settings;
+
+/* The replay ring, as the learner reads it. */
+typedef struct {
+    const void *frames;
+    const int64_t *next_index, *action;
+    const float *reward;
+    const uint8_t *terminated, *masks;
+    int64_t num_transitions, num_frames, frame_bytes;
+} Ring;
+
+/* Which transitions may be drawn: `count` of them, from number `first` on, in a circle. */
+typedef struct {
+    const int64_t *order;
+    int64_t size, first, count, newest;
+} Starts;
+
+typedef struct {
+    Settings set;
+    int64_t frame_size; /* numbers of one stored frame */
+    int64_t columns; /* the batch, rounded up to whole registers */
+    int64_t num_parameters;
+    int64_t weight[MAX_LAYERS], bias[MAX_LAYERS]; /* where they begin in the flat parameters */
+    float *units[MAX_LAYERS + 1]; /* [size, columns] activations of the pass that is differentiated */
+    float *aside[MAX_LAYERS + 1]; /* the same of passes that are not */
+    float *slopes[MAX_LAYERS + 1]; /* [size, columns] gradient by units */
+    float *observations; /* [batch, size] the first layer's input with its units as the last axis */
+    float *turned; /* [batch, size] the same of a hidden layer's */
+    float *gradient;
+    int64_t *index; /* [batch] what is learned from */
+    int64_t *best; /* [batch] next actions */
+    float *goal; /* [batch] bootstrapped targets */
+    float *memory; /* holds all of these */
+} Plan;
+
+static int64_t round_up(int64_t number, int64_t step) { return (number + step - 1) / step * step; }
+
+/* Products. c[m, n] = start + sum_k a(m, k) b[k, n]; b and c have the last axis contiguous. */
+
+enum after { STORE, RELU, GATE };
+
+typedef struct {
+    const float *a;
+    int64_t a_row, a_column;
+    const float *b;
+    int64_t b_row;
+    float *c;
+    int64_t c_row;
+    int64_t m, n, k;
+    const float *start; /* [m], or NULL for zeros */
+    enum after after;
+    const float *gate; /* laid out as c: where it is 0 the result is 0 */
+} Product;
+
+static inline __attribute__((always_inline)) void tile(
+    const Product *p, const int rows, const int vectors, int64_t row, int64_t column)
+{
+    vec sum[ROWS][VECTORS];
+    const float *a = p->a + row * p->a_row, *b = p->b + column;
+    const int64_t a_row = p->a_row, a_column = p->a_column, b_row = p->b_row;
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++)
+            sum[r][v] = (vec){0} + (p->start ? p->start[row + r] : 0.0f);
+    for (int64_t k = 0; k < p->k; k++) {
+        vec right[VECTORS];
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) right[v] = *(const vec *)(b + k * b_row + v * WIDTH);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+            const float left = a[r * a_row + k * a_column];
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++) sum[r][v] += left * right[v];
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) {
+            const int64_t here = (row + r) * p->c_row + column + v * WIDTH;
+            vec value = sum[r][v];
+            if (p->after == RELU) value = (vec)((ivec)value & ~(value < 0));
+            if (p->after == GATE) value = (vec)((ivec)value & (*(const vec *)(p->gate + here) > 0));
+            const int64_t left = p->n - column - v * WIDTH;
+            if (left >= WIDTH)
+                *(vec *)(p->c + here) = value;
+            else
+                memcpy(p->c + here, &value, left * sizeof(float));
+        }
+}
+
+/* All rows of `vectors` registers' columns: as many large tiles as fit, then the rest of them. */
+static inline __attribute__((always_inline)) void strip(
+    const Product *p, const int vectors, int64_t column)
+{
+    int64_t row = 0;
+    for (; row + ROWS <= p->m; row += ROWS) tile(p, ROWS, vectors, row, column);
+    for (; row + 2 <= p->m; row += 2) tile(p, 2, vectors, row, column);
+    if (row < p->m) tile(p, 1, vectors, row, column);
+}
+
+static void multiply(const Product *p)
+{
+    int64_t column = 0;
+    for (; column + (VECTORS - 1) * WIDTH < p->n; column += VECTORS * WIDTH)
+        strip(p, VECTORS, column);
+#if VECTORS > 2
+    for (; column + WIDTH < p->n; column += 2 * WIDTH) strip(p, 2, column);
+#endif
+    if (column < p->n) strip(p, 1, column);
+}
+
+/* Observations become the first layer's input, [size, columns] and, if asked, [batch, size]. */
+
+#define ENCODE(type, as_float)                                                                     \
+    {                                                                                              \
+        const type *frame = (const type *)frames + place * plan->frame_size;                       \
+        for (int64_t i = 0; i < size; i++) {                                                       \
+            const float value = as_float(frame[i]) * scale;                                        \
+            out[i * columns + row] = value;                                                        \
+            if (turned) turned[row * turned_row + i] = value;                                      \
+        }                                                                                          \
+        break;                                                                                     \
+    }
+
+static float of_half(uint16_t half)
+{
+    const uint32_t rest = half & 0x7fffu;
+    uint32_t bits = rest << 13;
+    float value;
+    memcpy(&value, &bits, sizeof(value));
+    value *= 0x1p112f; /* the exponents' biases differ by 112 */
+    memcpy(&bits, &value, sizeof(bits));
+    bits = (rest < 0x7c00u ? bits : 0x7f800000u | rest << 13) | (uint32_t)(half & 0x8000u) << 16;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+static int64_t whole(const void *frames, int64_t dtype, int64_t place)
+{
+    switch (dtype) {
+    case UINT8: return ((const uint8_t *)frames)[place];
+    case INT8: return ((const int8_t *)frames)[place];
+    case INT16: return ((const int16_t *)frames)[place];
+    case INT32: return ((const int32_t *)frames)[place];
+    default: return ((const int64_t *)frames)[place];
+    }
+}
+
+static void encode(
+    const Plan *plan, const void *frames, int64_t row, int64_t place, int64_t columns, float *out,
+    float *turned, int64_t turned_row)
+{
+    const int64_t size = plan->set.sizes[0];
+    const float scale = plan->set.scale;
+    if (plan->set.one_hot) {
+        const int64_t hot = whole(frames, plan->set.dtype, place) - plan->set.offset;
+        for (int64_t i = 0; i < size; i++) {
+            out[i * columns + row] = i == hot;
+            if (turned) turned[row * turned_row + i] = i == hot;
+        }
+        return;
+    }
+    switch (plan->set.dtype) {
+    case FLOAT32: ENCODE(float, )
+    case FLOAT16: ENCODE(uint16_t, of_half)
+    case UINT8: ENCODE(uint8_t, (float))
+    case INT8: ENCODE(int8_t, (float))
+    case INT16: ENCODE(int16_t, (float))
+    case INT32: ENCODE(int32_t, (float))
+    default: ENCODE(int64_t, (float))
+    }
+}
+
+/* The network. */
+
+static void forward(const Plan *plan, const float *flat, float *const *units, int64_t columns)
+{
+    const Settings *set = &plan->set;
+    for (int64_t layer = 0; layer < set->num_layers; layer++) {
+        const int64_t in = set->sizes[layer];
+        const Product p = {
+            .a = flat + plan->weight[layer], .a_row = in, .a_column = 1,
+            .b = units[layer], .b_row = columns,
+            .c = units[layer + 1], .c_row = columns,
+            .m = set->sizes[layer + 1], .n = columns, .k = in,
+            .start = flat + plan->bias[layer],
+            .after = layer + 1 < set->num_layers ? RELU : STORE,
+        };
+        multiply(&p);
+    }
+}
+
+/* Write [batch, size] of [size, columns]: squares of four by four, then what is left. */
+static void turn(const float *units, int64_t size, int64_t columns, float *turned,
+                 int64_t turned_row, int64_t batch)
+{
+    for (int64_t i = 0; i + 4 <= size; i += 4)
+        for (int64_t row = 0; row + 4 <= batch; row += 4) {
+            const float *from = units + i * columns + row;
+            float *to = turned + row * turned_row + i;
+            const four a = *(const four *)from, b = *(const four *)(from + columns);
+            const four c = *(const four *)(from + 2 * columns);
+            const four d = *(const four *)(from + 3 * columns);
+            const four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+            const four cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+            const four ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+            const four cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+            *(four *)to = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+            *(four *)(to + turned_row) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+            *(four *)(to + 2 * turned_row) = __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5);
+            *(four *)(to + 3 * turned_row) = __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7);
+        }
+    for (int64_t i = 0; i < size; i++)
+        for (int64_t row = i < size / 4 * 4 ? batch / 4 * 4 : 0; row < batch; row++)
+            turned[row * turned_row + i] = units[i * columns + row];
+}
+
+/* From the gradient by the Q-values, in slopes[L], to that by the parameters. */
+static void backward(Plan *plan)
+{
+    const Settings *set = &plan->set;
+    const int64_t columns = plan->columns, batch = set->batch;
+    for (int64_t layer = set->num_layers - 1; layer >= 0; layer--) {
+        const int64_t in = set->sizes[layer], out = set->sizes[layer + 1];
+        const int64_t turned_row = round_up(in, WIDTH);
+        const float *slopes = plan->slopes[layer + 1];
+        float *turned = layer ? plan->turned : plan->observations;
+        if (layer) turn(plan->units[layer], in, columns, turned, turned_row, batch);
+        const Product by_weight = {
+            .a = slopes, .a_row = columns, .a_column = 1,
+            .b = turned, .b_row = turned_row,
+            .c = plan->gradient + plan->weight[layer], .c_row = in,
+            .m = out, .n = in, .k = batch, .after = STORE,
+        };
+        multiply(&by_weight);
+        float *by_bias = plan->gradient + plan->bias[layer];
+        for (int64_t o = 0; o < out; o++) {
+            vec sum = {0};
+            float total = 0.0f;
+            for (int64_t column = 0; column < columns; column += WIDTH)
+                sum += *(const vec *)(slopes + o * columns + column);
+            for (int v = 0; v < WIDTH; v++) total += sum[v];
+            by_bias[o] = total;
+        }
+        if (!layer) break;
+        const Product by_units = {
+            .a = set->online + plan->weight[layer], .a_row = 1, .a_column = in,
+            .b = slopes, .b_row = columns,
+            .c = plan->slopes[layer], .c_row = columns,
+            .m = in, .n = columns, .k = out, .after = GATE, .gate = plan->units[layer],
+        };
+        multiply(&by_units);
+    }
+}
+
+/* Return the first largest value among the allowed ones of a column, as PyTorch does: a NaN is
+ * larger than everything, and where nothing is allowed everything is. */
+static int64_t argmax(const float *q, int64_t columns, int64_t num, const uint8_t *mask)
+{
+    int64_t best = -1;
+    for (int64_t a = 0; a < num; a++) {
+        if (mask && !mask[a]) continue;
+        const float value = q[a * columns];
+        if (best < 0 || value > q[best * columns] || (isnan(value) && !isnan(q[best * columns])))
+            best = a;
+    }
+    return best < 0 ? argmax(q, columns, num, NULL) : best;
+}
+
+/* Return one of the allowed actions, by a number in [0, 1). */
+static int64_t any_allowed(const uint8_t *mask, int64_t num, float uniform)
+{
+    int64_t allowed = 0;
+    for (int64_t a = 0; mask && a < num; a++) allowed += mask[a] != 0;
+    if (!allowed) return (int64_t)((float)num * uniform);
+    int64_t rank = (int64_t)((float)allowed * uniform), a = 0;
+    for (; !mask[a] || rank; a++) rank -= mask[a] != 0;
+    return a;
+}
+
+/* The bootstrapped targets of a batch. Afterwards plan->aside holds nothing of use. */
+static void set_goals(Plan *plan, const Ring *ring, const int64_t *index)
+{
+    const Settings *set = &plan->set;
+    const int64_t columns = plan->columns, last = set->num_layers, num = set->sizes[last];
+    for (int64_t row = 0; row < set->batch; row++)
+        encode(plan, ring->frames, row, ring->next_index[index[row]], columns, plan->aside[0], NULL,
+               0);
+    const float *q = plan->aside[last];
+    if (set->double_dqn) {
+        forward(plan, set->online, plan->aside, columns);
+        for (int64_t row = 0; row < set->batch; row++) {
+            const int64_t next = ring->next_index[index[row]];
+            plan->best[row] =
+                argmax(q + row, columns, num, ring->masks ? ring->masks + next * num : NULL);
+        }
+    }
+    const int bootstrapped_by_another = set->bootstrap != set->online;
+    if (!set->double_dqn || bootstrapped_by_another)
+        forward(plan, set->bootstrap, plan->aside, columns);
+    for (int64_t row = 0; row < set->batch; row++) {
+        const int64_t here = index[row], next = ring->next_index[here];
+        int64_t best = plan->best[row];
+        if (!set->double_dqn)
+            best = argmax(q + row, columns, num, ring->masks ? ring->masks + next * num : NULL);
+        const float value = q[best * columns + row];
+        plan->goal[row] =
+            ring->terminated[here] ? ring->reward[here] : ring->reward[here] + set->gamma * value;
+    }
+}
+
+/* The loss's gradient by the Q-values, and three of the metrics. */
+static void set_errors(Plan *plan, const Ring *ring, const int64_t *index, float *metrics)
+{
+    const Settings *set = &plan->set;
+    const int64_t columns = plan->columns, last = set->num_layers, num = set->sizes[last];
+    const float share = 1.0f / (float)set->batch;
+    double loss = 0.0, magnitude = 0.0, value = 0.0;
+    memset(plan->slopes[last], 0, (size_t)(num * columns) * sizeof(float));
+    for (int64_t row = 0; row < set->batch; row++) {
+        const int64_t at = ring->action[index[row]] * columns + row;
+        const float q = plan->units[last][at], error = q - plan->goal[row], size = fabsf(error);
+        float slope = 2.0f * error;
+        if (set->loss == HUBER) {
+            loss += size < 1.0f ? 0.5f * error * error : size - 0.5f;
+            slope = size < 1.0f ? error : copysignf(1.0f, error);
+        } else {
+            loss += error * error;
+        }
+        plan->slopes[last][at] = slope * share;
+        magnitude += size;
+        value += q;
+    }
+    metrics[0] = (float)(loss * share);
+    metrics[1] = (float)(magnitude * share);
+    metrics[2] = (float)(value * share);
+}
+
+static float norm_of(const float *numbers, int64_t count)
+{
+    vec sums[4] = {{0}};
+    double total = 0.0;
+    int64_t i = 0;
+    for (; i + 4 * WIDTH <= count; i += 4 * WIDTH)
+        for (int v = 0; v < 4; v++) {
+            const vec some = *(const vec *)(numbers + i + v * WIDTH);
+            sums[v] += some * some;
+        }
+    for (int v = 0; v < 4; v++)
+        for (int w = 0; w < WIDTH; w++) total += sums[v][w];
+    for (; i < count; i++) total += (double)numbers[i] * numbers[i];
+    return (float)sqrt(total);
+}
+
+/* The optimizers, on one flat vector. */
+
+static void clip(const Settings *set, float *restrict gradient, int64_t count, float norm)
+{
+    const float bound = set->clip_value, factor = set->clip_norm / (norm + 1e-6f);
+    if (factor < 1.0f)
+        for (int64_t i = 0; i < count; i++) gradient[i] *= factor;
+    if (bound < INFINITY)
+        for (int64_t i = 0; i < count; i++) {
+            const float number = gradient[i];
+            gradient[i] = number > bound ? bound : number < -bound ? -bound : number;
+        }
+}
+
+static void adam(const Settings *set, float *restrict flat, const float *restrict gradient,
+                 int64_t count, double step)
+{
+    float *restrict first = set->slots[0], *restrict second = set->slots[1];
+    float *restrict largest = set->amsgrad ? set->slots[2] : NULL;
+    const float rate = *set->learning_rate;
+    const float scale = rate / (1.0f - (float)pow(set->beta1, step));
+    const float root = 1.0f / sqrtf(1.0f - (float)pow(set->beta2, step)), eps = set->eps;
+    const float beta2 = set->beta2, rest1 = 1.0f - set->beta1, rest2 = 1.0f - set->beta2;
+    const float coupled = set->optimizer == ADAM ? set->weight_decay : 0.0f;
+    const float kept = set->optimizer == ADAMW ? rate * set->weight_decay : 0.0f;
+    if (largest) {
+        for (int64_t i = 0; i < count; i++) {
+            const float slope = gradient[i] + coupled * flat[i];
+            first[i] += rest1 * (slope - first[i]);
+            second[i] = second[i] * beta2 + rest2 * slope * slope;
+            largest[i] = largest[i] > second[i] ? largest[i] : second[i];
+            flat[i] = flat[i] - kept * flat[i] - scale * first[i] / (sqrtf(largest[i]) * root + eps);
+        }
+        return;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        const float slope = gradient[i] + coupled * flat[i];
+        first[i] += rest1 * (slope - first[i]);
+        second[i] = second[i] * beta2 + rest2 * slope * slope;
+        flat[i] = flat[i] - kept * flat[i] - scale * first[i] / (sqrtf(second[i]) * root + eps);
+    }
+}
+
+static void rmsprop(const Settings *set, float *restrict flat, const float *restrict gradient,
+                    int64_t count)
+{
+    float *restrict square = set->slots[0];
+    const float rate = *set->learning_rate, alpha = set->beta2, rest = 1.0f - set->beta2;
+    for (int64_t i = 0; i < count; i++) {
+        const float slope = gradient[i] + set->weight_decay * flat[i];
+        square[i] = square[i] * alpha + rest * slope * slope;
+        flat[i] -= rate * slope / (sqrtf(square[i]) + set->eps);
+    }
+}
+
+static void move_target(const Settings *set, int64_t count, int64_t step)
+{
+    float *restrict behind = set->bootstrap;
+    const float *restrict ahead = set->online;
+    const float tau = set->tau;
+    if (set->target == HARD && set->target_period && step % set->target_period == 0)
+        memcpy(behind, ahead, (size_t)count * sizeof(float));
+    if (set->target != SOFT) return;
+    if (tau < 0.5f)
+        for (int64_t i = 0; i < count; i++) behind[i] += tau * (ahead[i] - behind[i]);
+    else
+        for (int64_t i = 0; i < count; i++)
+            behind[i] = ahead[i] - (ahead[i] - behind[i]) * (1.0f - tau);
+}
+
+/* Ask for what a batch will read, so that it arrives together; return what is out of range. */
+static int64_t fetch(const Plan *plan, const Ring *ring, const int64_t *index)
+{
+    for (int64_t row = 0; row < plan->set.batch; row++) {
+        const int64_t here = index[row];
+        if (here < 0 || here >= ring->num_transitions) return BAD_INDEX;
+        __builtin_prefetch(ring->next_index + here);
+        __builtin_prefetch(ring->action + here);
+        __builtin_prefetch(ring->reward + here);
+        __builtin_prefetch(ring->terminated + here);
+        __builtin_prefetch((const char *)ring->frames + here * ring->frame_bytes);
+    }
+    int64_t wrong = 0;
+    for (int64_t row = 0; row < plan->set.batch; row++) {
+        const int64_t action = ring->action[index[row]], next = ring->next_index[index[row]];
+        wrong |= action < 0 || action >= plan->set.sizes[plan->set.num_layers];
+        wrong |= next < 0 || next >= ring->num_frames;
+        __builtin_prefetch((const char *)ring->frames + next * ring->frame_bytes);
+    }
+    return wrong ? BAD_ACTION : FINE;
+}
+
+/* One update. */
+
+static void update(Plan *plan, const Ring *ring, const int64_t *index)
+{
+    const Settings *set = &plan->set;
+    const int64_t count = plan->num_parameters;
+    set_goals(plan, ring, index);
+    const int64_t turned_row = round_up(set->sizes[0], WIDTH);
+    for (int64_t row = 0; row < set->batch; row++)
+        encode(plan, ring->frames, row, index[row], plan->columns, plan->units[0],
+               plan->observations, turned_row);
+    forward(plan, set->online, plan->units, plan->columns);
+    float metrics[4];
+    set_errors(plan, ring, index, metrics);
+    backward(plan);
+    metrics[3] = norm_of(plan->gradient, count);
+    memcpy(set->metrics, metrics, sizeof(metrics));
+    *set->updates += 1;
+    if (!isfinite(metrics[0]) || !isfinite(metrics[1]) || !isfinite(metrics[2]) ||
+        !isfinite(metrics[3])) {
+        *set->skipped += 1;
+        return;
+    }
+    const int64_t step = *set->updates - *set->skipped;
+    clip(set, plan->gradient, count, metrics[3]);
+    if (set->optimizer == RMSPROP)
+        rmsprop(set, set->online, plan->gradient, count);
+    else
+        adam(set, set->online, plan->gradient, count, (double)step);
+    move_target(set, count, step);
+}
+
+/* What Python calls. */
+
+static float *taken(float **free, int64_t floats)
+{
+    float *here = *free;
+    *free += round_up(floats, ALIGNMENT / sizeof(float));
+    return here;
+}
+
+/* Deal out the memory that begins at `memory`; return how many floats that needs. */
+static int64_t lay_out(Plan *plan, float *memory)
+{
+    const Settings *set = &plan->set;
+    float *free = memory;
+    int64_t widest = 0;
+    for (int64_t layer = 0; layer <= set->num_layers; layer++) {
+        const int64_t size = set->sizes[layer];
+        plan->units[layer] = taken(&free, size * plan->columns);
+        plan->aside[layer] = taken(&free, size * plan->columns);
+        plan->slopes[layer] = layer ? taken(&free, size * plan->columns) : NULL;
+        if (layer && layer < set->num_layers && size > widest) widest = size;
+    }
+    plan->observations = taken(&free, set->batch * round_up(set->sizes[0], WIDTH));
+    plan->turned = taken(&free, set->batch * round_up(widest, WIDTH));
+    plan->gradient = taken(&free, plan->num_parameters);
+    plan->goal = taken(&free, set->batch);
+    plan->best = (int64_t *)taken(&free, 2 * set->batch);
+    plan->index = (int64_t *)taken(&free, 2 * set->batch);
+    return free - memory;
+}
+
+/* Allocate all that calls with these settings need; NULL where memory is short. */
+Plan *fastdqn_open(const Settings *set)
+{
+    Plan *plan = calloc(1, sizeof(Plan));
+    if (!plan) return NULL;
+    plan->set = *set;
+    plan->columns = round_up(set->batch, WIDTH);
+    plan->frame_size = set->one_hot ? 1 : set->sizes[0];
+    for (int64_t layer = 0; layer < set->num_layers; layer++) {
+        plan->weight[layer] = plan->num_parameters;
+        plan->bias[layer] = plan->weight[layer] + set->sizes[layer] * set->sizes[layer + 1];
+        plan->num_parameters = plan->bias[layer] + set->sizes[layer + 1];
+    }
+    const int64_t bytes = lay_out(plan, NULL) * (int64_t)sizeof(float);
+    plan->memory = aligned_alloc(ALIGNMENT, (size_t)bytes);
+    if (!plan->memory) {
+        free(plan);
+        return NULL;
+    }
+    memset(plan->memory, 0, (size_t)bytes);
+    lay_out(plan, plan->memory);
+    return plan;
+}
+
+void fastdqn_close(Plan *plan)
+{
+    free(plan->memory);
+    free(plan);
+}
+
+/* Turn random numbers, or distances from the newest, into what they choose. */
+static void draw(const Plan *plan, const Starts *starts, const int64_t *numbers)
+{
+    for (int64_t row = 0; row < plan->set.batch; row++) {
+        const int64_t back = numbers[row] % starts->count;
+        const int64_t nth = starts->newest ? starts->count - 1 - back : back;
+        plan->index[row] = starts->order[(nth + starts->first) % starts->size];
+    }
+}
+
+/* Make one update for each row of numbers [updates, batch], in order: indices, or what `starts`
+ * turns into some. None for a row that holds something out of range, and no further ones. */
+int64_t fastdqn_update(Plan *plan, const Ring *ring, const Starts *starts, const int64_t *numbers,
+                       int64_t updates)
+{
+    for (int64_t i = 0; i < updates; i++, numbers += plan->set.batch) {
+        if (starts) draw(plan, starts, numbers);
+        const int64_t *index = starts ? plan->index : numbers;
+        const int64_t answer = fetch(plan, ring, index);
+        if (answer != FINE) return answer;
+        update(plan, ring, index);
+    }
+    return FINE;
+}
+
+/* Choose actions [batch] for frames [batch, size]: one of the allowed ones by uniform[row][1] where
+ * uniform[row][0] < epsilon, the best of them elsewhere. */
+void fastdqn_act(Plan *plan, const void *frames, const uint8_t *masks, const float *uniform,
+                 int64_t uniform_row, float epsilon, int64_t *actions)
+{
+    const Settings *set = &plan->set;
+    const int64_t num = set->sizes[set->num_layers], columns = plan->columns;
+    for (int64_t row = 0; row < set->batch; row++)
+        encode(plan, frames, row, row, columns, plan->aside[0], NULL, 0);
+    forward(plan, set->online, plan->aside, columns);
+    for (int64_t row = 0; row < set->batch; row++) {
+        const uint8_t *mask = masks ? masks + row * num : NULL;
+        const float *draw = uniform + row * uniform_row;
+        if (draw[0] < epsilon)
+            actions[row] = any_allowed(mask, num, draw[1]);
+        else
+            actions[row] = argmax(plan->aside[set->num_layers] + row, columns, num, mask);
+    }
+}

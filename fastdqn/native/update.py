@@ -1,0 +1,190 @@
+"""A DQN update as one call into C: the same numbers as the eager step, within rounding."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdqn.native.library import load_library, why_no_library
+from fastdqn.native.plan import (
+    DTYPES,
+    MAX_LAYERS,
+    RING_FIELDS,
+    Plan,
+    RingAddresses,
+    StartsAddresses,
+    settings_of,
+)
+from fastdqn.networks import MLP, FlatNetwork
+from fastdqn.optimizers import Adam, AdamW, Optimizer, RMSprop
+from fastdqn.replay import Ring, Sampler
+from fastdqn.transition import Transitions
+
+__all__ = ["NativeUpdate", "why_not_native"]
+
+LOSSES = {"huber": 0, "mse": 1}
+OPTIMIZERS: Mapping[type, int] = MappingProxyType({Adam: 0, AdamW: 1, RMSprop: 2})
+WRONG = {
+    1: "an index does not lie in the ring",
+    2: "an action is none of the network's, or a next index does not lie in the ring",
+}
+"""What the C answers when it refuses to learn."""
+TARGETS = {"soft": 0, "hard": 1, "none": 2}
+
+
+def why_not_native(
+    network: FlatNetwork, optimizer: Optimizer, precision: str = "float32"
+) -> str | None:
+    """Return why these parts cannot be updated in C, or None where they can.
+
+    Compiles the library if nobody has yet.
+    """
+    module = network.module
+    if network.flat.device.type != "cpu":
+        return f"it runs on the CPU, and the network is on {network.flat.device}"
+    if type(module) is not MLP:
+        return f"it knows multilayer perceptrons only, and the network is {type(module).__name__}"
+    if len(module.layers) > MAX_LAYERS:
+        return f"it knows {MAX_LAYERS} layers, and the network has {len(module.layers)}"
+    if precision != "float32":
+        return f"it computes in float32, and --precision is {precision}"
+    if type(optimizer) not in OPTIMIZERS:
+        return f"it does not know the optimizer {type(optimizer).__name__}"
+    return why_no_library()
+
+
+class NativeUpdate:
+    """Updates a learner's state in place. Hot path: one call into C, nothing allocated.
+
+    Args:
+        network: Of an MLP on the CPU.
+        tensors: The learner's own, by the names of `Settings`: `bootstrap` (what next values
+            come from: the target or, without one, the online parameters), `updates`, `skipped`,
+            `learning_rate`, `metrics`.
+        slots: The optimizer's tensors.
+        optimizer: Adam, AdamW or RMSprop.
+        loss: `huber` or `mse`.
+        target: `soft`, `hard` or `none`.
+        clip_norm: Bound on the gradient's norm, or None.
+        clip_value: Bound on its elements, or None.
+        plain: Numbers by the names of `Settings`: `gamma`, `tau`, `double_dqn`, `target_period`.
+    """
+
+    def __init__(
+        self,
+        network: FlatNetwork,
+        tensors: Mapping[str, Tensor],
+        slots: list[Tensor],
+        *,
+        optimizer: Optimizer,
+        loss: str,
+        target: str,
+        clip_norm: float | None,
+        clip_value: float | None,
+        plain: Mapping[str, float],
+    ) -> None:
+        self._network, self._tensors, self._slots = network, dict(tensors), list(slots)
+        self._numbers: dict[str, Any] = {
+            **plain,
+            **_numbers_of(optimizer),
+            "loss": LOSSES[loss],
+            "target": TARGETS[target],
+            "clip_norm": math.inf if clip_norm is None else clip_norm,
+            "clip_value": math.inf if clip_value is None else clip_value,
+        }
+        self._update = load_library().fastdqn_update
+        self._plans: dict[tuple[int, torch.dtype], Plan] = {}
+        self._ring: Ring | None = None
+        self._addresses, self._starts = RingAddresses(), StartsAddresses()
+
+    def __call__(self, ring: Ring, index: Tensor) -> None:
+        """Make one update for each row of `index` [K, B] int64, in order.
+
+        Raises:
+            IndexError: An index, or an action or a next index that it leads to, is out of range;
+                the rows before it were learned from.
+        """
+        self._run(ring, index.contiguous(), None)
+
+    def sampled(self, sampler: Sampler, bits: Tensor) -> None:
+        """Make one update for each row of `bits` [K, B], which the sampler has filled.
+
+        The choice of the batches is a part of the call; see `Sampler.index`.
+        """
+        order, first, count = sampler.window
+        self._starts.order, self._starts.size = order.data_ptr(), len(order)
+        self._starts.first, self._starts.count = first, count
+        self._starts.newest = sampler.newest
+        self._run(sampler.ring, bits, ctypes.byref(self._starts))
+
+    def _run(self, ring: Ring, numbers: Tensor, starts: Any) -> None:
+        if ring is not self._ring:
+            self._ring, self._addresses = ring, _addresses_of(ring)
+        key = numbers.shape[1], ring.frames.dtype
+        plan = self._plans.get(key) or self._open(key)
+        given = (ctypes.byref(self._addresses), starts, numbers.data_ptr(), len(numbers))
+        answer = self._update(plan.address, *given)
+        if answer:
+            raise IndexError(WRONG[answer])
+
+    def given(self, batch: Transitions) -> None:
+        """Make one update on a batch that the caller holds; see `__call__`."""
+        size = len(batch.action)
+        mask = batch.next_action_mask
+        ring = Ring(
+            _stored(torch.cat([batch.obs, batch.next_obs])),
+            torch.arange(size, 2 * size),
+            batch.action.long().contiguous(),
+            batch.reward.float().contiguous(),
+            batch.terminated.bool().contiguous(),
+            batch.truncated,
+            None if mask is None else torch.cat([mask, mask]),
+        )
+        self(ring, torch.arange(size).unsqueeze(0))
+
+    def _open(self, key: tuple[int, torch.dtype]) -> Plan:
+        settings = settings_of(self._network, *key)
+        for name, number in self._numbers.items():
+            setattr(settings, name, number)
+        for name, tensor in self._tensors.items():
+            setattr(settings, name, tensor.data_ptr())
+        for number, slot in enumerate(self._slots):
+            settings.slots[number] = slot.data_ptr()
+        kept = (self._network.flat, *self._tensors.values(), *self._slots)
+        self._plans[key] = Plan(settings, *kept)
+        return self._plans[key]
+
+
+def _numbers_of(optimizer: Optimizer) -> dict[str, Any]:
+    numbers = {"optimizer": OPTIMIZERS[type(optimizer)]}
+    if isinstance(optimizer, RMSprop):
+        return {
+            **numbers,
+            "beta2": optimizer.alpha,
+            "eps": optimizer.eps,
+            "weight_decay": optimizer.weight_decay,
+        }
+    assert isinstance(optimizer, Adam)
+    names = ("beta1", "beta2", "eps", "weight_decay", "amsgrad")
+    return {**numbers, **{name: getattr(optimizer, name) for name in names}}
+
+
+def _stored(frames: Tensor) -> Tensor:
+    """Return frames in a dtype that the C knows."""
+    return frames if frames.dtype in DTYPES else frames.float()
+
+
+def _addresses_of(ring: Ring) -> RingAddresses:
+    tensors = {name: getattr(ring, name) for name in RING_FIELDS}
+    return RingAddresses(
+        **{name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()},
+        num_transitions=len(ring.action),
+        num_frames=len(ring.frames),
+        frame_bytes=ring.frames[0].numel() * ring.frames.element_size(),
+    )

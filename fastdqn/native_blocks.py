@@ -1,0 +1,116 @@
+"""Blocks on the CPU: acting and updating in C, and what lies between them as one function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdqn.blocks import MAX_UPDATES, Block
+from fastdqn.compiled import Compiled
+from fastdqn.direct import Direct
+from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
+from fastdqn.exploration import NUM_ACTING
+from fastdqn.iteration import BlockTensors, Iteration
+from fastdqn.native import NativeActor
+from fastdqn.replay import Ring
+from fastdqn.torch_blocks import Parts, run_around
+
+__all__ = ["NativeBlocks"]
+
+
+class _Repeat(NamedTuple):
+    """Views of a call's tensors: those of one repeat of its block.
+
+    Attributes:
+        steps: By vector step: uniform numbers for acting and for the environments, ends, returns.
+        bits: [U, B] int64.
+    """
+
+    steps: list[tuple[Tensor, Tensor, Tensor, Tensor]]
+    bits: Tensor
+
+
+class NativeBlocks:
+    """Runs the blocks of an iteration whose network and environments live on the CPU.
+
+    The environments are somebody's own tensor operations; they, the writing of their rows and
+    the draw of the batches are one compiled function. Blocks that are rare run it as it is.
+
+    Args:
+        iteration: The parts.
+        env: The environments; those that are not pure step eagerly between the parts.
+        learn: Updates for each row of an index [U, B] into a ring.
+        batch_size: Transitions per update, B.
+    """
+
+    def __init__(
+        self,
+        iteration: Iteration,
+        env: TensorEnv,
+        learn: Callable[[Ring, Tensor], None],
+        batch_size: int,
+    ) -> None:
+        self._iteration, self._env, self._learn = iteration, env, learn
+        self._index = torch.zeros((MAX_UPDATES, batch_size), dtype=torch.int64)
+        self._actor = NativeActor(iteration.network)
+        device = iteration.network.flat.device
+        self._between = Direct(self._step, device)
+        self._record = Compiled(iteration.record, device)
+        self._parts = Parts(
+            lambda uniform: self.act(uniform, float(iteration.epsilon)), self._record, self.learn
+        )
+        self._views: dict[Block, list[_Repeat]] = {}
+
+    @property
+    def compile_s(self) -> float:
+        """Seconds spent compiling so far."""
+        return self._between.compile_s + self._record.compile_s
+
+    def __call__(self, block: Block, call: BlockTensors, epsilon: float) -> None:
+        """Run a block; see `TorchBlocks`."""
+        if not isinstance(self._env, PureTensorEnv):
+            self._iteration.epsilon.fill_(epsilon)
+            run_around(self._env, self._iteration.action, self._parts, block, call)
+            return
+        step = self._step if block.rare else self._between
+        for steps, bits in self._views.get(block) or self._view(block, call):
+            for acting, uniform, ends, returns in steps:
+                self.act(acting, epsilon)
+                step(uniform, ends, returns, bits)
+            if len(bits):
+                self.learn(bits, drawn=bool(steps))
+
+    def act(self, uniform: Tensor, epsilon: float) -> None:
+        """Choose an action for what every environment shows; see `Iteration.act`."""
+        iteration = self._iteration
+        self._actor(iteration.shown, epsilon, uniform, out=iteration.action)
+
+    def learn(self, bits: Tensor, *, drawn: bool = False) -> None:
+        """Make one update for each row of `bits` [U, B], which may have chosen `index` already."""
+        ring = self._iteration.ring
+        self._learn(ring.ring, self._index[: len(bits)] if drawn else ring.draw(bits))
+
+    def _step(self, uniform: Tensor, ends: Tensor, returns: Tensor, bits: Tensor) -> None:
+        """Let the environments step, write their rows, and choose what to learn from."""
+        self._iteration.advance(uniform, ends, returns)
+        self._index[: len(bits)].copy_(self._iteration.ring.draw(bits))
+
+    def _view(self, block: Block, call: BlockTensors) -> list[_Repeat]:
+        updates = block.num_updates
+        self._views[block] = [
+            _Repeat(
+                [
+                    (uniform[:, :NUM_ACTING], uniform[:, NUM_ACTING:], ends, returns)
+                    for uniform, ends, returns in zip(
+                        call.uniform[rows], call.ends[rows], call.returns[rows], strict=True
+                    )
+                ],
+                call.bits[repeat * updates : (repeat + 1) * updates],
+            )
+            for repeat in range(block.repeats)
+            for rows in [slice(repeat * block.num_steps, (repeat + 1) * block.num_steps)]
+        ]
+        return self._views[block]

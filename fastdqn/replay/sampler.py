@@ -1,0 +1,127 @@
+"""Choosing batches by tensors alone, so that a compiled or captured step can do it too.
+
+What the host knows, where the stored transitions begin and how many they are, is written into two
+scalars on the device before each use; the random numbers lie in memory that stays where it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from fastdqn.replay.ring import MAX_DRAW, ReplayBuffer
+
+__all__ = ["Sampler"]
+
+
+class Sampler:
+    """Chooses what is learned: draws from all stored transitions, or the newest ones.
+
+    `draw` chooses now. `fill` and then `index` choose the same in two halves: the host's, which
+    goes before a graph, and a pure one, which goes into it. Both advance the ring's generator by
+    the same numbers, so that a seed means the same batches either way.
+
+    Args:
+        replay: Where transitions are stored.
+        batch_size: Transitions of a batch, B.
+        newest: Take the newest transitions instead of drawing.
+        due: Batches that are usually asked for at a time; tells those who measure.
+    """
+
+    def __init__(
+        self, replay: ReplayBuffer, batch_size: int, *, newest: bool = False, due: int = 1
+    ) -> None:
+        self.replay, self.batch_size, self.newest, self.due = replay, batch_size, newest, due
+        self.ring = replay.ring
+        # The ring's own: this file is a part of its room.
+        self._starts, self._generator = replay._starts, replay._generator
+        self._first = torch.zeros((), dtype=torch.int64, device=replay.device)
+        self._count = torch.ones((), dtype=torch.int64, device=replay.device)
+        self._window = (0, 1)  # what the two scalars hold, or soon will
+        self._places: dict[int, Tensor] = {}
+        self._rehearsing = False
+
+    def draw(self, num_batches: int) -> Tensor:
+        """Return flat indices [num_batches, B] int64 for `gather(sampler.ring, index)`.
+
+        Raises:
+            UsageError: The buffer is empty.
+        """
+        if self._rehearsing:
+            return self.index(self.fill(num_batches))
+        choose = self.replay.newest if self.newest else self.replay.draw
+        return choose(num_batches, self.batch_size)
+
+    def fill(self, num_batches: int) -> Tensor:
+        """Do the host's half for so many batches. Hot path; never waits for the device.
+
+        Returns:
+            [num_batches, B] int64 for `index`; the memory is the same at every call with this
+            number, and overwritten by it.
+
+        Raises:
+            UsageError: The buffer is empty.
+        """
+        if self._rehearsing:
+            self._show(0, len(self.ring.action))
+        else:
+            self.replay._refuse_empty()
+            self._show(self._starts.first, len(self._starts))
+        bits = self.place(num_batches)
+        if not self.newest:
+            bits.random_(0, MAX_DRAW, generator=self._generator)
+        return bits
+
+    def place(self, num_batches: int) -> Tensor:
+        """Return the memory that `fill` returns, as it is: for parts of a larger draw."""
+        place = self._places.get(num_batches)
+        if place is None:
+            back = torch.arange(self.batch_size, device=self.ring.action.device)
+            place = self._places[num_batches] = back.repeat(num_batches, 1)
+        return place
+
+    def index(self, bits: Tensor) -> Tensor:
+        """Do the pure half.
+
+        Args:
+            bits: [K, B] int64 from `fill`: random numbers, or how far back from the newest.
+
+        Returns:
+            [K, B] int64 for `gather`.
+        """
+        n = bits.remainder(self._count)
+        return self._starts.nth(self._count - 1 - n if self.newest else n, self._first)
+
+    @property
+    def window(self) -> tuple[Tensor, int, int]:
+        """Return what `index` reads: the order [T] int64, its first number now, and how many.
+
+        Valid between a `fill` and the next `write`.
+        """
+        return self._starts.order, *self._window
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Draw as if the ring were full, whatever it holds, for measurements before a training.
+
+        The generator is left as it was.
+        """
+        state = self._generator.get_state()
+        self._rehearsing = True
+        try:
+            yield
+        finally:
+            self._rehearsing = False
+            self._generator.set_state(state)
+
+    def _show(self, first: int, count: int) -> None:
+        """Write what changed into the device's scalars; queued, not waited for."""
+        old_first, old_count = self._window
+        if first != old_first:
+            self._first.fill_(first)
+        if count != old_count:
+            self._count.fill_(count)
+        self._window = (first, count)

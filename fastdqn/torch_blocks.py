@@ -1,0 +1,127 @@
+"""Blocks as PyTorch runs them: as they are, compiled, or as CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdqn.blocks import Block
+from fastdqn.captured import Captured
+from fastdqn.compiled import Compiled
+from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
+from fastdqn.execution import GRAPHS, accelerate
+from fastdqn.iteration import BlockTensors, Iteration
+
+__all__ = ["Parts", "TorchBlocks", "run_around"]
+
+
+class Parts(NamedTuple):
+    """The parts of an iteration as they are run around environments that step by themselves."""
+
+    act: Callable[[Tensor], None]
+    record: Callable[..., None]
+    learn: Callable[[Tensor], None]
+
+
+def run_around(
+    env: TensorEnv, action: Tensor, parts: Parts, block: Block, call: BlockTensors
+) -> None:
+    """Do the parts of a block around the environments' own eager steps.
+
+    Args:
+        env: The environments.
+        action: [N] int64, where `parts.act` leaves the actions.
+        parts: Acting, recording, learning.
+        block: What to do.
+        call: Its tensors.
+    """
+    for repeat in range(block.repeats):
+        for row in range(repeat * block.num_steps, (repeat + 1) * block.num_steps):
+            parts.act(call.uniform[row])
+            parts.record(env.step(action), call.ends[row], call.returns[row])
+        if block.num_updates:
+            first = repeat * block.num_updates
+            parts.learn(call.bits[first : first + block.num_updates])
+
+
+class TorchBlocks:
+    """Runs the blocks of an iteration in one of the ways of PyTorch.
+
+    Where the environments are pure, a whole block is one function. Where they only speak
+    tensors, they step eagerly between the parts of it.
+
+    Args:
+        iteration: The parts.
+        env: The environments.
+        execution: One of EXECUTIONS, but neither `auto` nor `native`.
+        learned: Every tensor that an update writes; graphs need it.
+        device: Where everything lives.
+    """
+
+    def __init__(
+        self,
+        iteration: Iteration,
+        env: TensorEnv,
+        execution: str,
+        learned: Sequence[Tensor],
+        device: torch.device,
+    ) -> None:
+        self._iteration, self.env, self.execution = iteration, env, execution
+        self._learned, self._device = learned, device
+        self._compiled: dict[Block, Compiled] = {}
+        self._fast: Callable[..., None] = self._run_compiled
+        if execution in GRAPHS:
+            whole = self._run_whole if execution == "cudagraph" else self._run_compiled
+            self._fast = Captured(whole, self._keep, device=device)
+        # The environments' own steps bring new tensors each time, which no graph can read.
+        around = "compile" if "compile" in execution else "eager"
+        self._parts = Parts(
+            accelerate(iteration.act, around, device),
+            accelerate(iteration.record, around, device),
+            accelerate(iteration.learn, execution, device, lambda _: iteration.keep(0, learned)),
+        )
+
+    @property
+    def compile_s(self) -> float:
+        """Seconds spent compiling and recording so far."""
+        # A step that is compiled within a recording is counted there.
+        whole = [self._fast] if self.execution in GRAPHS else list(self._compiled.values())
+        return sum(getattr(step, "compile_s", 0.0) for step in (*whole, *self._parts))
+
+    def __call__(self, block: Block, call: BlockTensors, epsilon: float) -> None:
+        """Run a block; one marked as rare runs eagerly.
+
+        Args:
+            block: What to do.
+            call: Its tensors, the same at every call with it.
+            epsilon: Probability of exploring throughout.
+        """
+        self._iteration.epsilon.fill_(epsilon)
+        tensors = call.ends, call.returns, call.uniform, call.bits
+        if not isinstance(self.env, PureTensorEnv):
+            run_around(self.env, self._iteration.action, self._parts, block, call)
+        elif block.rare or self.execution == "eager":
+            self._run_whole(block, *tensors)
+        else:
+            self._fast(block, *tensors)
+
+    def _run_whole(self, block: Block, *tensors: Tensor) -> None:
+        """Do the block as one pure function; the environments are a part of it."""
+        self._iteration.block(block.num_steps, block.num_updates, *tensors)
+
+    def _run_compiled(self, block: Block, *tensors: Tensor) -> None:
+        if block not in self._compiled:
+
+            def step(*tensors: Tensor) -> None:
+                self._run_whole(block, *tensors)
+
+            self._compiled[block] = Compiled(step, self._device)
+        self._compiled[block](*tensors)
+
+    def _keep(self, block: Block, *_tensors: Tensor) -> Callable[[], None]:
+        """Copy what a block changes, for the warm-up of its capture."""
+        state = self.env.state if isinstance(self.env, PureTensorEnv) else ()
+        return self._iteration.keep(block.total_steps, (*state, *self._learned))

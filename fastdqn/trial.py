@@ -1,0 +1,184 @@
+"""Short measurements between ways to run, before a training, that leave no trace in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from fastdqn.acting import ACTORS, actor_of
+from fastdqn.device import synchronize
+from fastdqn.execution import choose_execution
+from fastdqn.learner import Learner
+from fastdqn.native import NativeActor
+from fastdqn.policy import Policy
+from fastdqn.replay import Sampler
+
+__all__ = ["choose_ways", "fastest_actor", "fastest_execution", "seconds_per_update"]
+
+CALLS, ROUNDS, ENOUGH_S = 10, 20, 0.2
+"""Calls of a round, rounds at most, and seconds after which three rounds are enough."""
+MAX_UPDATES = 16
+
+Ways = tuple[str, str]
+
+
+def choose_ways(
+    asked: str, learner: Learner, policy: Policy, sampler: Sampler, *, expected_updates: int
+) -> str:
+    """Decide how the learner and the policy are run, by measurement where that may tell.
+
+    Args:
+        asked: What the user wants of the updates, one of EXECUTIONS. Asked for `eager`, the
+            policy stays plain too.
+        learner: Is told how to run.
+        policy: Is given the actor that was found fastest on CUDA, or that of the native way.
+        sampler: Its ring may be empty still.
+        expected_updates: Of the whole run.
+
+    Returns:
+        One clause that says why, with what was measured.
+
+    Raises:
+        UsageError: What was asked cannot run on this device.
+    """
+    mode, reason = choose_execution(
+        asked,
+        learner.device,
+        expected_updates,
+        parameters=learner.state.online.numel(),
+        measure=partial(fastest_execution, learner, sampler, _due(sampler)),
+        why_not_native=learner.why_not_native,
+    )
+    learner.execute_as(mode)
+    if mode == "native":
+        policy.actor = NativeActor(policy.network)
+    if learner.device.type != "cuda" or asked == "eager":
+        return reason
+    _, told = fastest_actor(policy, sampler.replay.shown(), sampler.replay.shown_mask())
+    return f"{reason}; {told}"
+
+
+def fastest_execution(
+    learner: Learner, sampler: Sampler, updates: int, candidates: Sequence[str]
+) -> Ways:
+    """Run updates in each way and take the fastest; the learner runs so afterwards.
+
+    State and generators are brought back to the bit; graphs that were recorded stay valid, since
+    they were recorded over the very tensors.
+
+    Args:
+        learner: Is tried.
+        sampler: Chooses batches as if its ring were full.
+        updates: In one call.
+        candidates: Modes, the first of which always runs; one that does not is told.
+
+    Returns:
+        The mode, and one clause that tells what was measured.
+    """
+    restore = learner.state.keep()
+
+    def run(way: str) -> Callable[[], object]:
+        learner.execute_as(way)
+        return lambda: learner.learn_sampled(sampler, updates)
+
+    with sampler.rehearsal():
+        best, told = _compare(candidates, run, learner.device, updates, restore)
+    learner.keep_to(best)
+    return best, f"measured per update: {told}"
+
+
+def seconds_per_update(learner: Learner, sampler: Sampler) -> float:
+    """Return how long an update takes in the way that the learner runs now; leaves no trace.
+
+    Args:
+        learner: Is tried.
+        sampler: Chooses batches as if its ring were full.
+    """
+    restore, updates = learner.state.keep(), _due(sampler)
+    try:
+        with sampler.rehearsal():
+            run = partial(learner.learn_sampled, sampler, updates)
+            return _seconds(run, learner.device, calls=1) / updates
+    finally:
+        restore()
+
+
+def _due(sampler: Sampler) -> int:
+    """Return how many updates a call usually has."""
+    return min(max(sampler.due, 1), MAX_UPDATES)
+
+
+def fastest_actor(
+    policy: Policy,
+    obs: torch.Tensor,
+    action_mask: torch.Tensor | None = None,
+    kinds: Sequence[str] = ACTORS,
+) -> Ways:
+    """Choose actions in each way, bring them to the host, and let the fastest way act.
+
+    Draws nothing from the policy's generator.
+
+    Args:
+        policy: Is given the actor.
+        obs: [N, *O] on the device; read.
+        action_mask: [N, A] bool beside it, or None.
+        kinds: Some of ACTORS, the first of which always runs.
+
+    Returns:
+        The kind, and one clause that tells what was measured.
+    """
+    if any(True for _ in policy.network.module.buffers()):
+        kinds = [kind for kind in kinds if kind != "cpu copy"]
+    # Kept as the policy keeps its own, so that a captured actor finds one address.
+    uniform = torch.full((len(obs), 2), 0.5, device=obs.device)
+    actors = {kind: actor_of(kind, policy) or policy.choose for kind in kinds}
+
+    def run(kind: str) -> Callable[[], object]:
+        return lambda: actors[kind](obs, 0.5, uniform, action_mask).cpu()
+
+    best, told = _compare(kinds, run, policy.network.flat.device, 1, lambda: None)
+    policy.actor = actors[best]
+    return best, f"acting by {best}, measured per vector step: {told}"
+
+
+def _compare(
+    candidates: Sequence[str],
+    prepare: Callable[[str], Callable[[], object]],
+    device: torch.device,
+    units: int,
+    restore: Callable[[], None],
+) -> Ways:
+    """Return the candidate of the fewest seconds, and all of their times, the fastest first."""
+    seconds: dict[str, float] = {}
+    failed: list[str] = []
+    for name in candidates:
+        try:
+            seconds[name] = _seconds(prepare(name), device) / units
+        except RuntimeError as error:  # e.g. a module that waits for the device within a graph
+            if name == candidates[0]:
+                raise
+            failed.append(f"{name} cannot run ({str(error).splitlines()[0]})")
+        finally:
+            restore()
+    ranked = sorted(seconds, key=seconds.__getitem__)
+    return ranked[0], ", ".join(
+        [*(f"{name} {seconds[name] * 1e6:.0f} us" for name in ranked), *failed]
+    )
+
+
+def _seconds(run: Callable[[], object], device: torch.device, calls: int = CALLS) -> float:
+    """Return the seconds of one call once everything is warm: the best of a few rounds."""
+    for _ in range(2):
+        run()
+    rounds: list[float] = []
+    while len(rounds) < 3 or (len(rounds) < ROUNDS and sum(rounds) < ENOUGH_S):
+        synchronize(device)
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        synchronize(device)
+        rounds.append(time.perf_counter() - start)
+    return min(rounds) / calls

@@ -1,0 +1,215 @@
+"""One DQN update as a pure step: a state and a batch in, the same state written in place.
+
+It knows its settings and the network, holds no tensor of its own and never looks at a value, so
+that it can be run as it is, compiled, or captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastdqn.errors import UsageError
+from fastdqn.losses import LOSSES, double_dqn_target, dqn_target, td_error
+from fastdqn.networks import FlatNetwork
+from fastdqn.optimizers import Adam, Optimizer, clip_by_norm, clip_by_value
+from fastdqn.precision import refuse_precision
+from fastdqn.transition import Transitions
+
+__all__ = ["METRICS", "TARGETS", "LearnerState", "Update"]
+
+METRICS = ("loss", "td_error_abs", "q_mean", "grad_norm")
+"""What `LearnerState.metrics` holds, in order, of the last update."""
+TARGETS = ("soft", "hard", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerState:
+    """Everything that an update reads and writes; each tensor is written in place.
+
+    Attributes:
+        online: [P] float32, parameters of the online network.
+        target: [P] float32, parameters of the target network.
+        slots: The optimizer's own tensors, [P] float32 each.
+        updates: Scalar int64, updates so far.
+        skipped: Scalar int64, updates that changed nothing since their gradient was not finite.
+        learning_rate: Scalar float32; write into it to change the rate.
+        metrics: [4] float32, see METRICS.
+    """
+
+    online: Tensor
+    target: Tensor
+    slots: list[Tensor]
+    updates: Tensor
+    skipped: Tensor
+    learning_rate: Tensor
+    metrics: Tensor
+
+    def written(self) -> tuple[Tensor, ...]:
+        """Return the tensors that an update writes."""
+        return (
+            *(self.online, self.target, *self.slots),
+            *(self.updates, self.skipped, self.metrics),
+        )
+
+    def keep(self) -> Callable[[], None]:
+        """Copy what an update writes; return what brings it back, in place."""
+        kept = [tensor.clone() for tensor in self.written()]
+
+        def restore() -> None:
+            for tensor, value in zip(self.written(), kept, strict=True):
+                tensor.copy_(value)
+
+        return restore
+
+
+class Update:
+    """What one update does; see `fastdqn.learner.Learner` for the settings."""
+
+    def __init__(
+        self,
+        network: nn.Module | FlatNetwork,
+        *,
+        gamma: float,
+        double: bool,
+        loss: str,
+        optimizer: Optimizer | None,
+        learning_rate: float,
+        clip_norm: float | None,
+        clip_value: float | None,
+        target: str,
+        tau: float,
+        target_period: int,
+        precision: str,
+        device: torch.device | str,
+    ) -> None:
+        _refuse(gamma, learning_rate, loss, target, tau, clip_norm, clip_value)
+        self.network = network if isinstance(network, FlatNetwork) else FlatNetwork(network, device)
+        self.device = self.network.flat.device
+        refuse_precision(precision, self.device)
+        self.precision = precision
+        self.gamma, self.double = gamma, double
+        self.target_kind, self.tau, self.target_period = target, tau, target_period
+        self.clip_norm, self.clip_value = clip_norm, clip_value
+        self.loss_kind, self._loss = loss, LOSSES[loss]
+        self._optimizer = optimizer or Adam()
+
+    def _born(self, learning_rate: float) -> LearnerState:
+        """Allocate the state before the first update; the network's own vector is `online`."""
+        flat, device = self.network.flat, self.device
+        return LearnerState(
+            online=flat,
+            target=flat.clone(),
+            slots=[torch.zeros_like(flat) for _ in range(self._optimizer.num_slots)],
+            updates=torch.zeros((), dtype=torch.int64, device=device),
+            skipped=torch.zeros((), dtype=torch.int64, device=device),
+            learning_rate=torch.tensor(learning_rate, dtype=torch.float32, device=device),
+            metrics=torch.full((len(METRICS),), torch.nan, device=device),
+        )
+
+    def _step(self, state: LearnerState, batch: Transitions) -> None:
+        with torch.no_grad():
+            goal = self._goal(state, batch)
+        grad, norm, metrics = self._gradient(state, batch, goal)
+        with torch.no_grad():
+            self._commit(state, grad, norm, metrics)
+
+    def _values(self, parameters: Sequence[Tensor], obs: Tensor) -> Tensor:
+        """Return Q-values [B, A] float32; the forward pass alone may be of lower precision."""
+        if self.precision != "bf16":
+            return self.network(parameters, obs)
+        # No cache of casts: a captured graph would read those of its warm-up.
+        with torch.autocast(obs.device.type, torch.bfloat16, cache_enabled=False):
+            return self.network(parameters, obs).float()
+
+    def _goal(self, state: LearnerState, batch: Transitions) -> Tensor:
+        """Return the bootstrapped target values [B]."""
+        net, views = self._values, self.network.views
+        given, mask = (batch.reward, batch.terminated), batch.next_action_mask
+        bootstrap = state.online if self.target_kind == "none" else state.target
+        next_q = net(views(bootstrap), batch.next_obs)
+        if not self.double:
+            return dqn_target(*given, next_q, self.gamma, next_action_mask=mask)
+        online_q = net(views(state.online), batch.next_obs)
+        return double_dqn_target(*given, online_q, next_q, self.gamma, next_action_mask=mask)
+
+    def _gradient(
+        self, state: LearnerState, batch: Transitions, goal: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradient [P], its norm and the metrics [4]."""
+        with torch.enable_grad():
+            leaves = [view.detach().requires_grad_() for view in self.network.views(state.online)]
+            q = self._values(leaves, batch.obs)
+            error = td_error(q, batch.action, goal)
+            loss = self._loss(error)
+            parts = torch.autograd.grad(loss, leaves, materialize_grads=True)
+        grad = torch.cat([part.reshape(-1) for part in parts])
+        norm = torch.linalg.vector_norm(grad)
+        error = error.detach()
+        q_mean = (error + goal).mean()
+        return grad, norm, torch.stack((loss.detach(), error.abs().mean(), q_mean, norm))
+
+    def _commit(self, state: LearnerState, grad: Tensor, norm: Tensor, metrics: Tensor) -> None:
+        """Write the new parameters, moments and target, or nothing where a number is not finite."""
+        fine = torch.isfinite(metrics).all()
+        state.updates.add_(1)
+        state.skipped.add_(~fine)
+        step = (state.updates - state.skipped).clamp(min=1).float()
+        clipped = self._clip(grad, norm)
+        flat, slots = self._optimizer(state.online, clipped, state.slots, step, state.learning_rate)
+        state.online.copy_(torch.where(fine, flat, state.online))
+        for old, new in zip(state.slots, slots, strict=True):
+            old.copy_(torch.where(fine, new, old))
+        self._move_target(state, fine)
+        state.metrics.copy_(metrics)
+
+    def _clip(self, grad: Tensor, norm: Tensor) -> Tensor:
+        if self.clip_norm is not None:
+            grad = clip_by_norm(grad, norm, self.clip_norm)
+        if self.clip_value is not None:
+            grad = clip_by_value(grad, self.clip_value)
+        return grad
+
+    def _move_target(self, state: LearnerState, fine: Tensor) -> None:
+        """Move the target towards the online parameters by a weight that lives on the device."""
+        if self.target_kind == "soft":
+            state.target.lerp_(state.online, fine * self.tau)
+        elif self.target_kind == "hard" and self.target_period:
+            due = (state.updates - state.skipped) % self.target_period == 0
+            state.target.lerp_(state.online, (due & fine).float())
+
+
+def _refuse(  # noqa: PLR0917 - called once, with names that are its own
+    gamma: float,
+    learning_rate: float,
+    loss: str,
+    target: str,
+    tau: float,
+    clip_norm: float | None,
+    clip_value: float | None,
+) -> None:
+    checks = [
+        (0.0 <= gamma <= 1.0, f"--gamma {gamma}", "it is a discount in [0, 1]", "Try 0.99."),
+        (learning_rate >= 0, f"--learning-rate {learning_rate}", "it is negative", "Try 5e-4."),
+        (loss in LOSSES, f"--loss {loss}", "there is no such loss", f"Choose {', '.join(LOSSES)}."),
+        (
+            target in TARGETS,
+            f"--target {target}",
+            "there is no such target",
+            f"Choose {', '.join(TARGETS)}.",
+        ),
+        (0.0 < tau <= 1.0, f"--tau {tau}", "it is a fraction in (0, 1]", "Try 0.005."),
+        (clip_norm is None or clip_norm > 0, f"--clip-norm {clip_norm}", "not positive", "Try 10."),
+        (
+            clip_value is None or clip_value > 0,
+            f"--clip-value {clip_value}",
+            "not positive",
+            "Try 1.",
+        ),
+    ]
+    for fine, got, reason, way_out in checks:
+        if not fine:
+            raise UsageError(got, reason, way_out)

@@ -1,0 +1,109 @@
+"""Acting on a card: by graph and by a copy on the CPU as the policy itself, and one wait a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdqn.acting import CapturedActor, HostActor
+from fastdqn.learner import Learner
+from fastdqn.networks import MLP, FlatNetwork
+from fastdqn.policy import Actor, Policy
+from fastdqn.replay import Sampler
+from fastdqn.trial import fastest_actor
+from tests.hotpath.test_hotpath import Parts
+from tests.small_learners import random_batch
+
+pytestmark = pytest.mark.cuda
+
+ACTORS: dict[str, Callable[[Policy], Actor]] = {"graph": CapturedActor, "cpu copy": HostActor}
+each_actor = pytest.mark.parametrize("make", ACTORS.values(), ids=list(ACTORS))
+
+
+def policy_of() -> Policy:
+    torch.manual_seed(0)
+    return Policy(FlatNetwork(MLP((4,), 3, (8,)), "cuda"), 0)
+
+
+@each_actor
+@pytest.mark.parametrize("masked", [False, True])
+def test_it_acts_as_the_policy_does(make: Callable[[Policy], Actor], masked: bool) -> None:
+    plain, policy = policy_of(), policy_of()
+    policy.actor = make(policy)
+    for step in range(40):
+        obs = torch.randn(6, 4, device="cuda")
+        mask = torch.rand(6, 3, device="cuda") < 0.5 if masked else None
+        given = (obs, (0.0, 0.3, 1.0)[step % 3], mask)
+        assert torch.equal(policy.act(*given), plain.act(*given))
+
+
+@each_actor
+def test_every_update_changes_the_weights_that_act(make: Callable[[Policy], Actor]) -> None:
+    learner = Learner(
+        MLP((4,), 2, (8,)), target="none", learning_rate=0.02, device="cuda", execution="cudagraph"
+    )
+    policy = Policy(learner.network)
+    policy.actor = make(policy)
+    obs = torch.randn(64, 4, device="cuda")
+    for wanted in (1, 0):
+        for seed in range(60):
+            given = random_batch(seed).to_tensordict().to("cuda")
+            given["reward"] = torch.where(given["action"] == wanted, 3.0, -3.0)
+            given["terminated"] = torch.ones_like(given["terminated"])
+            learner.update(given)
+        assert policy.act(obs, 0.0).tolist() == [wanted] * 64
+
+
+@each_actor
+def test_what_was_returned_stays(make: Callable[[Policy], Actor]) -> None:
+    policy = policy_of()
+    policy.actor = make(policy)
+    first = policy.act(torch.randn(6, 4, device="cuda"), 1.0)
+    kept = first.clone()
+    for _ in range(20):
+        policy.act(torch.randn(6, 4, device="cuda"), 1.0)
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("num_masked", [0, 2])
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_with_graphs_a_vector_step_waits_for_its_actions_and_nothing_else(
+    num_masked: int, num_groups: int
+) -> None:
+    """Packed transfer, acting, drawing, learning and writing are queued."""
+    parts = Parts(
+        device="cuda", num_masked=num_masked, num_groups=num_groups, execution="cudagraph"
+    )
+    policy, sampler = parts.policy, Sampler(parts.replay, 8)
+    policy.actor = CapturedActor(policy)
+    for _ in range(8):
+        parts.rollout.send(0.5)
+        parts.learner.learn_sampled(sampler, 4)
+        parts.rollout.collect()
+        parts.rollout.write()
+    for _ in range(20):
+        parts.rollout.send(0.5)
+        torch.cuda.set_sync_debug_mode("error")
+        group = parts.replay.next_group
+        policy.act(parts.replay.shown(group), 0.4, parts.replay.shown_mask(group))
+        parts.learner.learn_sampled(sampler, 4)
+        parts.rollout.collect()
+        parts.rollout.write()
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.set_sync_debug_mode("error")
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        parts.rollout.send(0.5)
+
+
+def test_the_fastest_actor_is_found_and_draws_nothing() -> None:
+    policy = policy_of()
+    before = policy._generator.get_state()
+    best, told = fastest_actor(policy, torch.zeros(6, 4, device="cuda"))
+    assert best in told
+    assert all(kind in told for kind in ("eager", "cudagraph", "cpu copy"))
+    assert torch.equal(policy._generator.get_state(), before)
+    action: Tensor = policy.act(torch.zeros(6, 4, device="cuda"), 0.5)
+    assert action.shape == (6,)

@@ -1,0 +1,74 @@
+"""Tensor environments on a card: a block as one graph does what the block does."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import partial
+
+import pytest
+import torch
+
+from fastdqn.blocks import Block
+from fastdqn.captured import Captured
+from fastdqn.envs.tensor import make_tensor_env
+from fastdqn.fused import FusedRollout
+from fastdqn.learner import Learner
+from fastdqn.networks import MLP
+from fastdqn.torch_blocks import TorchBlocks
+
+pytestmark = pytest.mark.cuda
+
+BLOCK = Block(1, 1, 4)
+
+
+def build(env_id: str, execution: str) -> tuple[FusedRollout, Learner]:
+    torch.manual_seed(0)
+    env = make_tensor_env(env_id, 8, torch.device("cuda"))
+    size, actions = env.single_observation_space.shape or (), int(env.single_action_space.n)
+    learner = Learner(MLP(size, actions, (16,)), device="cuda")
+    rollout = FusedRollout(
+        env,
+        learner.network,
+        partial(learner.step, learner.state),
+        capacity=400,
+        batch_size=16,
+        seed=3,
+        execution=execution,
+        learned=learner.state.written(),
+    )
+    return rollout, learner
+
+
+def same_from_the_same_state(fast: FusedRollout, plain: FusedRollout) -> None:
+    """Rounding grows in such environments, so that blocks are compared one by one."""
+    for field in fields(plain.ring.ring):
+        mine, theirs = getattr(fast.ring.ring, field.name), getattr(plain.ring.ring, field.name)
+        if theirs is not None:
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "MountainCar-v0", "Acrobot-v1"])
+def test_a_captured_block_is_the_eager_block(env_id: str) -> None:
+    (fast, learner), (plain, eager) = build(env_id, "cudagraph"), build(env_id, "eager")
+    for _ in range(50):
+        assert fast.advance(BLOCK, 0.5) == plain.advance(BLOCK, 0.5)
+    same_from_the_same_state(fast, plain)
+    assert int(learner.state.updates) == int(eager.state.updates) == 200
+    torch.testing.assert_close(learner.state.online, eager.state.online, rtol=1e-3, atol=1e-5)
+    assert isinstance(fast._blocks, TorchBlocks)
+    assert isinstance(fast._blocks._fast, Captured)
+    assert fast._blocks._fast.captures == 1
+
+
+def test_a_compiled_and_captured_block_is_close_and_recorded_once() -> None:
+    fast, plain = (build("CartPole-v1", way)[0] for way in ("compile+cudagraph", "eager"))
+    for _ in range(3):
+        for rollout in (fast, plain):
+            rollout.advance(BLOCK, 0.5)
+    same_from_the_same_state(fast, plain)
+    seconds = fast.compile_s
+    assert seconds > 0
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for epsilon in (0.1, 0.9):
+            fast.advance(BLOCK, epsilon)
+    assert fast.compile_s == seconds

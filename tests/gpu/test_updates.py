@@ -1,0 +1,188 @@
+"""Updates on a card: every way of running them learns the same, and none of them waits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+from fastdqn.captured import Captured
+from fastdqn.learner import Learner
+from fastdqn.replay import ReplayBuffer, Sampler
+from fastdqn.trial import fastest_execution
+from tests.learner_settings import BATCH, SETTINGS, nothing_left_in, written
+
+pytestmark = pytest.mark.cuda
+
+PLAN = (4, 1, 16, 8, 2, 4, 5, 16, 27, 1, 16, 100)
+"""Updates of each call, 200 in all; after the first eight every graph has been recorded."""
+FASTER = ("compile", "cudagraph", "compile+cudagraph")
+MANY_SHAPES = "huber, adam, soft, double, norm"
+COMPILED = (MANY_SHAPES, "masks, double", "convolutions, hard")
+"""Settings that are compiled as well; the others are only captured, to save minutes."""
+PAIRS = [
+    (name, way) for name in SETTINGS for way in FASTER if name in COMPILED or way == "cudagraph"
+]
+
+
+@contextmanager
+def no_waits() -> Iterator[None]:
+    """Fail where the host waits for the device."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def captures(learner: Learner) -> int:
+    step = learner._sampled_step
+    return step.captures if isinstance(step, Captured) else 0
+
+
+@pytest.mark.parametrize(("name", "way"), PAIRS)
+def test_every_way_learns_what_eager_learning_does(name: str, way: str) -> None:
+    setting = SETTINGS[name]
+    learners = [setting.build(way, "cuda"), setting.build("eager", "cuda")]
+    samplers = [setting.sampler("cuda") for _ in learners]
+    born = learners[1].state.online.clone()
+    for learner, sampler in zip(learners, samplers, strict=True):
+        for updates in PLAN:
+            learner.learn_sampled(sampler, updates)
+    fast, eager = (written(learner.state) for learner in learners)
+    assert int(learners[0].state.updates) == sum(PLAN) == 200
+    assert (learners[1].state.online - born).abs().max() > 0.01
+    for mine, theirs in zip(fast, eager, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=5e-4, atol=2e-6)
+    assert torch.equal(samplers[0].draw(3), samplers[1].draw(3))
+    assert captures(learners[0]) == (5 if "cudagraph" in way else 0)
+
+
+@pytest.mark.parametrize("way", ["eager", *FASTER])
+def test_updates_never_wait_and_nothing_is_compiled_or_recorded_again(way: str) -> None:
+    setting = SETTINGS[MANY_SHAPES]
+    learner, sampler = setting.build(way, "cuda"), setting.sampler("cuda")
+    for updates in (27, 4):
+        learner.learn_sampled(sampler, updates)
+    seconds, recorded = learner.compile_s, captures(learner)
+    with no_waits(), torch.compiler.set_stance("fail_on_recompile"):
+        for step in range(20):
+            learner.state.learning_rate.fill_(1e-3 * 0.9**step)
+            learner.learn_sampled(sampler, (27, 4)[step % 2])
+        learner.sync_target()
+    assert (learner.compile_s, captures(learner)) == (seconds, recorded)
+    with pytest.raises(RuntimeError, match="synchronizing"), no_waits():
+        learner.state.metrics.tolist()
+
+
+@pytest.mark.parametrize("way", ["cudagraph", "compile+cudagraph"])
+def test_schedules_go_through_graphs(way: str) -> None:
+    setting = SETTINGS[MANY_SHAPES]
+    learner, sampler = setting.build(way, "cuda"), setting.sampler("cuda")
+    learner.learn_sampled(sampler, 4)
+    before = learner.state.online.clone()
+    learner.state.learning_rate.zero_()
+    learner.learn_sampled(sampler, 4)
+    assert torch.equal(learner.state.online, before)
+    learner.state.learning_rate.fill_(1e-2)
+    learner.learn_sampled(sampler, 4)
+    assert (learner.state.online - before).abs().max() > 1e-3
+
+
+def test_memory_is_steady_over_a_thousand_updates() -> None:
+    setting = SETTINGS[MANY_SHAPES]
+    for way in ("eager", "cudagraph"):
+        learner, sampler = setting.build(way, "cuda"), setting.sampler("cuda")
+        for updates in (16, 4, 16):
+            learner.learn_sampled(sampler, updates)
+        torch.cuda.synchronize()
+        allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+        for _ in range(50):
+            learner.learn_sampled(sampler, 16)
+            learner.learn_sampled(sampler, 4)
+        torch.cuda.synchronize()
+        assert torch.cuda.memory_allocated() == allocated, way
+        assert torch.cuda.memory_reserved() == reserved, way
+
+
+def test_batches_and_indices_of_the_caller_go_through_graphs() -> None:
+    setting = SETTINGS["masks, double"]
+    learners = [setting.build(way, "cuda") for way in ("cudagraph", "eager")]
+    replay = setting.replay("cuda")
+    for _ in range(40):
+        index = replay.draw(5, BATCH)
+        batch = replay.sample(BATCH)
+        for learner in learners:
+            learner.learn(replay, index)
+            learner.update(batch)
+    for mine, theirs in zip(*(written(learner.state) for learner in learners), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+# Precision
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("way", ["eager", "cudagraph", "compile+cudagraph"])
+def test_lower_precisions_learn_about_the_same_in_every_way(precision: str, way: str) -> None:
+    setting = SETTINGS[MANY_SHAPES]
+    learners = [
+        setting.build(way, "cuda", precision=precision),
+        setting.build("eager", "cuda", precision=precision),
+        setting.build("eager", "cuda"),
+    ]
+    born = learners[2].state.online.clone()
+    for learner in learners:
+        sampler = setting.sampler("cuda")
+        for _ in range(25):
+            learner.learn_sampled(sampler, 4)
+    fast, eager, full = (learner.state.online for learner in learners)
+    moved = (full - born).norm()
+    assert (fast - eager).norm() < 0.1 * moved
+    assert (eager - full).norm() < 0.3 * moved
+    assert fast.dtype is torch.float32
+
+
+def _wide() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (32, 8, 8)), nn.Conv2d(32, 32, 3), nn.Flatten(), nn.Linear(32 * 36, 2)
+    )
+
+
+def test_float32_keeps_all_bits_of_convolutions_and_products() -> None:
+    """PyTorch would let convolutions drop bits, an error of 1e-3 here."""
+    torch.manual_seed(0)
+    replay = ReplayBuffer(64, 2, (2048,), device="cuda")
+    obs, module = torch.randn(2, 2048, device="cuda"), _wide()
+    replay.begin(obs)
+    over = torch.tensor([True, True], device="cuda")
+    action = torch.zeros(2, dtype=torch.int64, device="cuda")
+    replay.write(action, torch.zeros(2, device="cuda"), over, ~over, obs)
+    exact = copy.deepcopy(module).double()
+    wanted = float(exact(obs.cpu().double()).detach()[:, 0].mean())
+    learner = Learner(module, device="cuda")
+    learner.learn(replay, torch.tensor([[0, 1]], device="cuda"))
+    assert abs(float(learner.state.metrics[2]) - wanted) < 1e-5
+
+
+# Choosing
+
+
+def test_a_measurement_on_the_card_leaves_no_trace() -> None:
+    setting = SETTINGS[MANY_SHAPES]
+    learner = setting.build("eager", "cuda")
+    sampler = Sampler(setting.replay("cuda"), BATCH, due=4)
+    before = written(learner.state)
+    default = torch.cuda.get_rng_state()
+    with nothing_left_in(sampler):
+        best, told = fastest_execution(learner, sampler, 4, ["eager", "cudagraph"])
+    assert best == learner.execution
+    assert "eager" in told
+    assert "cudagraph" in told
+    assert torch.equal(torch.cuda.get_rng_state(), default)
+    for kept, now in zip(before, written(learner.state), strict=True):
+        assert torch.equal(kept.nan_to_num(), now.nan_to_num())

@@ -1,0 +1,118 @@
+"""Compiling the C: once per machine, whole or not at all, and told where it cannot be done."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fastdqn.errors import UsageError
+from fastdqn.native import library, why_no_library, why_not_native
+from fastdqn.networks import MLP, FlatNetwork
+from fastdqn.optimizers import Adam
+from tests.small_learners import Branches, Descent
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache, and nothing loaded."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library.load_library.cache_clear()
+    yield tmp_path
+    library.load_library.cache_clear()
+
+
+def compiler(path: Path, script: str) -> str:
+    """Write a program in a compiler's place that answers --version as one does."""
+    path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo 1 && exit\n{script}\n')
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def test_it_is_compiled_once_and_found_by_the_next_run(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library.load_library()
+    (kept,) = (home / "fastdqn").iterdir()
+    assert kept.suffix == ".so"
+    library.load_library.cache_clear()
+    monkeypatch.setattr(library, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert library.load_library().fastdqn_update
+
+
+def test_several_runs_that_compile_at_once_leave_one_library(home: Path) -> None:
+    uncached: Any = library.load_library.__wrapped__
+    with ThreadPoolExecutor(4) as pool:
+        assert all(found.fastdqn_act for found in pool.map(lambda _: uncached(), range(4)))
+    assert [path.suffix for path in (home / "fastdqn").iterdir()] == [".so"]
+
+
+def test_a_cache_that_cannot_be_written_costs_a_compile_and_nothing_else(home: Path) -> None:
+    (home / "fastdqn").write_text("a file where the folder should be")
+    assert library.load_library().fastdqn_open
+
+
+def test_a_broken_library_in_the_cache_is_not_the_end(home: Path) -> None:
+    library.load_library()
+    (kept,) = (home / "fastdqn").iterdir()
+    kept.unlink()  # it is mapped in this process
+    kept.write_bytes(b"\0" * 10)
+    library.load_library.cache_clear()
+    assert library.load_library().fastdqn_open
+
+
+def test_without_a_compiler_the_way_out_is_told(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(home))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(UsageError, match=r"none is on the PATH\. Install gcc or clang"):
+        library.load_library()
+    assert why_no_library() == "it is compiled by a C compiler, and none is on the PATH"
+
+
+def test_a_compiler_that_fails_is_named_with_its_first_line(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = compiler(home / "odd-cc", 'echo "mlp.c:1: no such thing" >&2; exit 1')
+    monkeypatch.setenv("CC", path)
+    with pytest.raises(UsageError, match=r"odd-cc cannot compile it: mlp\.c:1: no such thing"):
+        library.load_library()
+    assert not list((home / "fastdqn").iterdir())
+
+
+def test_a_compiler_that_knows_no_native_tuning_compiles_without(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = library.find_compiler()
+    script = f'case "$*" in *=native*) exit 1;; esac\nexec {real} "$@"'
+    monkeypatch.setenv("CC", compiler(home / "old-cc", script))
+    assert library.load_library().fastdqn_open
+
+
+def test_what_the_c_does_not_know_is_named() -> None:
+    def why(module: nn.Module, optimizer: Any = None) -> str | None:
+        return why_not_native(FlatNetwork(module), optimizer or Adam())
+
+    assert why(MLP((4,), 2, (8,))) is None
+    assert "Branches" in str(why(Branches()))
+    assert "Descent" in str(why(MLP((4,), 2, (8,)), Descent()))
+    assert "16 layers" in str(why(MLP((4,), 2, (2,) * 16)))
+    assert "meta" in str(why_not_native(FlatNetwork(MLP((4,), 2, ()), "meta"), Adam()))
+
+
+class Doubled(MLP):
+    """A subclass with a forward pass of its own."""
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(obs)
+
+
+def test_a_subclass_of_the_mlp_is_not_taken_for_one() -> None:
+    assert "Doubled" in str(why_not_native(FlatNetwork(Doubled((4,), 2, (8,))), Adam()))

@@ -1,0 +1,82 @@
+"""The sampler: its two halves choose what the ring itself would draw."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fastdqn.errors import UsageError
+from fastdqn.replay import ReplayBuffer, Sampler
+from tests.learner_settings import nothing_left_in
+from tests.small_learners import filled_ring, random_batch
+
+BATCH = 8
+
+
+def grow(replay: ReplayBuffer, seed: int, *, partial: bool) -> None:
+    """Write a row; of partial ones the first environment only reset."""
+    row = random_batch(seed, 2)
+    real = np.array([False, True]) if partial else None
+    replay.write(row.action, row.reward, row.terminated, row.truncated, row.obs, real=real)
+
+
+@pytest.mark.parametrize("newest", [False, True])
+@pytest.mark.parametrize("partial_every", [0, 1, 5])
+def test_the_halves_together_choose_what_the_ring_draws(newest: bool, partial_every: int) -> None:
+    """At every fill of the ring, over its wrap, whole rows and partial ones."""
+    rings = [ReplayBuffer(20, 2, (4,), seed=5) for _ in range(3)]
+    eager, halves = (Sampler(ring, BATCH, newest=newest) for ring in rings[1:])
+    for step in range(45):
+        for ring in rings:
+            grow(ring, step, partial=bool(partial_every) and step % partial_every == 0)
+        for count in (1, 3, 4):
+            ring = rings[0]
+            expected = ring.newest(count, BATCH) if newest else ring.draw(count, BATCH)
+            assert torch.equal(eager.draw(count), expected)
+            assert torch.equal(halves.index(halves.fill(count)), expected)
+
+
+def test_a_ring_filled_partly_is_drawn_as_far_as_it_is_filled() -> None:
+    replay = ReplayBuffer(1000, 2, (4,))
+    sampler = Sampler(replay, 64)
+    grow(replay, 0, partial=False)
+    assert set(sampler.index(sampler.fill(4)).flatten().tolist()) == {0, 1}
+    grow(replay, 1, partial=False)
+    assert set(sampler.index(sampler.fill(4)).flatten().tolist()) == {0, 1, 2, 3}
+
+
+def test_memory_and_scalars_stay_where_graphs_read_them() -> None:
+    replay = filled_ring()
+    sampler = Sampler(replay, BATCH)
+    places = set()
+    for step in range(50):
+        places.add((sampler.fill(4).data_ptr(), sampler.fill(2).data_ptr()))
+        grow(replay, step, partial=step % 3 == 0)
+        places.add((sampler.place(4).data_ptr(), sampler.place(2).data_ptr()))
+    assert len(places) == 1
+
+
+def test_an_empty_ring_is_refused() -> None:
+    sampler = Sampler(ReplayBuffer(20, 2, (4,)), BATCH)
+    for choose in (sampler.draw, sampler.fill):
+        with pytest.raises(UsageError, match="it is empty"):
+            choose(1)
+
+
+@pytest.mark.parametrize("filled", [False, True])
+@pytest.mark.parametrize("newest", [False, True])
+def test_a_rehearsal_draws_from_the_whole_ring_and_leaves_no_trace(
+    filled: bool, newest: bool
+) -> None:
+    replay = filled_ring() if filled else ReplayBuffer(64, 2, (4,))
+    sampler = Sampler(replay, BATCH, newest=newest)
+    with nothing_left_in(sampler):
+        with sampler.rehearsal():
+            index = torch.cat([sampler.draw(4), sampler.index(sampler.fill(4))])
+        assert index.min() >= 0
+        assert index.max() < len(replay.ring.action)
+    if filled:
+        expected = filled_ring()
+        drawn = expected.newest(2, BATCH) if newest else expected.draw(2, BATCH)
+        assert torch.equal(sampler.index(sampler.fill(2)), drawn)

@@ -1,0 +1,254 @@
+"""Choosing by measurement: the fastest wins, all are told, and the training notices nothing."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdqn import trial
+from fastdqn.learner import Learner, _Way
+from fastdqn.native import NativeActor
+from fastdqn.networks import MLP
+from fastdqn.policy import Policy
+from fastdqn.replay import ReplayBuffer, Sampler
+from fastdqn.trial import choose_ways, fastest_actor, fastest_execution, seconds_per_update
+from tests.fake_cuda import RecordingCuda
+from tests.learner_settings import nothing_left_in, written
+from tests.small_learners import Branches
+
+BATCH, OBS = 8, torch.zeros(2, 4)
+
+
+class Clock:
+    """A clock that only what is measured moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+    return clock
+
+
+def learner_of(clock: Clock | None = None, **took_s: float) -> tuple[Learner, Sampler]:
+    """Build a learner over an empty ring, and ways that really learn and take so long a call."""
+    torch.manual_seed(0)
+    learner = Learner(MLP((4,), 2, (8,)))
+    for way, seconds in took_s.items():
+        learner._ways[way.replace("_", "+")] = slow(learner, clock or Clock(), seconds)
+    return learner, Sampler(ReplayBuffer(64, 2, (4,), seed=3), BATCH, due=2)
+
+
+def slow(learner: Learner, clock: Clock, seconds: float) -> _Way:
+    def replayed(*given: Any) -> None:
+        clock.now += seconds
+        learner._replayed(*given)
+
+    return _Way(replayed, learner._given)
+
+
+def test_the_fastest_way_wins_and_all_are_told(clock: Clock) -> None:
+    learner, sampler = learner_of(clock, eager=600e-6, cudagraph=80e-6, compile_cudagraph=30e-6)
+    ways = ["eager", "cudagraph", "compile+cudagraph"]
+    best, told = fastest_execution(learner, sampler, 2, ways)
+    assert best == learner.execution == "compile+cudagraph"
+    assert told == ("measured per update: compile+cudagraph 15 us, cudagraph 40 us, eager 300 us")
+    assert list(learner._ways) == [best]  # what the others held is free again
+    learner, sampler = learner_of(clock, eager=20e-6, cudagraph=80e-6)
+    assert fastest_execution(learner, sampler, 2, ways[:2])[0] == learner.execution == "eager"
+
+
+def test_a_measurement_leaves_no_trace_in_weights_moments_counts_and_draws() -> None:
+    learner, sampler = learner_of()
+    cuda = RecordingCuda()
+    learner._ways["cudagraph"] = learner._way("cudagraph", cuda)
+    before = written(learner.state)
+    default = torch.get_rng_state()
+    with nothing_left_in(sampler):
+        fastest_execution(learner, sampler, 4, ["eager", "cudagraph"])
+    assert cuda.replays() > 30
+    for kept, now in zip(before, written(learner.state), strict=True):
+        assert (
+            torch.equal(
+                kept,
+                now,
+            )
+            or (kept.isnan() & now.isnan()).all()
+        )
+    assert torch.equal(torch.get_rng_state(), default)
+    assert len(sampler.replay) == 0
+
+
+def test_a_graph_that_was_measured_is_not_captured_again() -> None:
+    learner, sampler = learner_of()
+    cuda = RecordingCuda()
+    learner._ways["cudagraph"] = learner._way("cudagraph", cuda)
+    fastest_execution(learner, sampler, 4, ["cudagraph"])
+    flags = torch.zeros(2, dtype=torch.bool)
+    sampler.replay.write(flags.long(), torch.ones(2), flags, flags, OBS)
+    learner.learn_sampled(sampler, 4)
+    assert cuda.captures() == 1
+    assert int(learner.state.updates) == 4
+
+
+def test_a_way_that_cannot_run_is_told_and_left_out() -> None:
+    learner, sampler = learner_of()
+
+    def broken(*_: Any) -> None:
+        learner.state.online.add_(1.0)
+        raise RuntimeError("a wait within a graph\nand much more")
+
+    learner._ways["cudagraph"] = _Way(broken, broken)
+    before = learner.state.online.clone()
+    best, told = fastest_execution(learner, sampler, 1, ["eager", "cudagraph"])
+    assert best == learner.execution == "eager"
+    assert told.endswith("cudagraph cannot run (a wait within a graph)")
+    assert torch.equal(learner.state.online, before)
+
+
+def test_where_not_even_the_first_way_runs_its_error_is_told() -> None:
+    learner, sampler = learner_of()
+    before = learner.state.online.clone()
+
+    def broken(*_: Any) -> None:
+        learner.state.online.add_(1.0)
+        raise RuntimeError("no such thing")
+
+    learner._ways["eager"] = _Way(broken, broken)
+    with pytest.raises(RuntimeError, match="no such thing"):
+        fastest_execution(learner, sampler, 1, ["eager"])
+    assert torch.equal(learner.state.online, before)
+
+
+# Acting
+
+
+def _actors(monkeypatch: pytest.MonkeyPatch, clock: Clock, **took_s: float) -> list[str]:
+    """Let actors of CUDA take so long each; return the kinds that were asked for."""
+    asked: list[str] = []
+
+    def actor_of(kind: str, policy: Policy) -> Callable[..., Tensor]:
+        asked.append(kind)
+
+        def act(*given: Any) -> Tensor:
+            clock.now += took_s[kind.replace(" ", "_")]
+            return policy.choose(*given)
+
+        return act
+
+    monkeypatch.setattr(trial, "actor_of", actor_of)
+    return asked
+
+
+def test_the_fastest_actor_acts_and_nothing_is_drawn(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    policy = Policy(learner_of()[0].network)
+    before = policy._generator.get_state()
+    asked = _actors(monkeypatch, clock, eager=300e-6, cudagraph=50e-6, cpu_copy=70e-6)
+    best, told = fastest_actor(policy, OBS)
+    assert best == "cudagraph"
+    assert told == (
+        "acting by cudagraph, measured per vector step: "
+        "cudagraph 50 us, cpu copy 70 us, eager 300 us"
+    )
+    assert asked == ["eager", "cudagraph", "cpu copy"]
+    assert torch.equal(policy._generator.get_state(), before)
+    now = clock.now
+    policy.act(OBS, 0.5)
+    assert clock.now - now == pytest.approx(50e-6)
+
+
+def test_a_module_with_buffers_has_no_copy_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    asked = _actors(monkeypatch, clock, eager=1.0, cudagraph=1.0)
+    fastest_actor(Policy(Learner(Branches()).network), OBS)
+    assert asked == ["eager", "cudagraph"]
+
+
+# Together
+
+
+def _together(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, asked: str
+) -> tuple[Learner, Policy, str]:
+    monkeypatch.setattr(trial, "synchronize", lambda device: None)
+    _actors(monkeypatch, clock, eager=300e-6, cudagraph=50e-6, cpu_copy=70e-6)
+    learner = Learner(MLP((4,), 2, (8,)))
+    learner.device = torch.device("cuda")  # so it says; its tensors are the CPU's
+    for way, seconds in {"eager": 600e-6, "cudagraph": 80e-6, "compile": 1.0}.items():
+        learner._ways[way] = slow(learner, clock, seconds)
+    policy = Policy(learner.network)
+    sampler = Sampler(ReplayBuffer(64, 2, (4,)), BATCH, due=2)
+    return learner, policy, choose_ways(asked, learner, policy, sampler, expected_updates=10)
+
+
+def test_auto_on_cuda_measures_updates_and_acting(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    learner, policy, told = _together(monkeypatch, clock, "auto")
+    assert learner.execution == "cudagraph"
+    assert told.startswith("measured per update: cudagraph 40 us, eager 300 us; acting by cuda")
+    assert policy.actor != policy.choose
+
+
+def test_asked_for_eager_everything_stays_plain_on_cuda(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    learner, policy, told = _together(monkeypatch, clock, "eager")
+    assert (learner.execution, told) == ("eager", "as asked")
+    assert policy.actor == policy.choose
+
+
+def test_asked_for_another_way_the_updates_are_not_measured_and_acting_is(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    learner, policy, told = _together(monkeypatch, clock, "compile")
+    assert learner.execution == "compile"
+    assert told.startswith("as asked; acting by cudagraph, measured")
+    assert policy.actor != policy.choose
+
+
+def test_for_a_few_updates_nothing_is_measured_on_the_cpu() -> None:
+    learner, sampler = learner_of()
+    policy = Policy(learner.network)
+    told = choose_ways("auto", learner, policy, sampler, expected_updates=10)
+    assert told == "10 updates are done sooner than a trial"
+    assert policy.actor == policy.choose
+
+
+def test_on_the_cpu_the_c_is_measured_and_leaves_no_trace() -> None:
+    learner, sampler = learner_of()
+    policy = Policy(learner.network)
+    before = [tensor.clone() for tensor in learner.state.written()]
+    generator = sampler.replay._generator.get_state()
+    told = choose_ways("auto", learner, policy, sampler, expected_updates=10**6)
+    assert learner.execution == "native"
+    assert re.match(r"measured per update: native \d+ us, eager \d+ us", told)
+    assert isinstance(policy.actor, NativeActor)
+    assert all(
+        torch.equal(mine, then) or (mine.isnan() & then.isnan()).all()
+        for mine, then in zip(learner.state.written(), before, strict=True)
+    )
+    assert torch.equal(sampler.replay._generator.get_state(), generator)
+
+
+def test_the_seconds_of_an_update_leave_no_trace() -> None:
+    learner, sampler = learner_of()
+    before = learner.state.online.clone()
+    assert 0 < seconds_per_update(learner, sampler) < 1
+    assert torch.equal(learner.state.online, before)
+    assert int(learner.state.updates) == 0
