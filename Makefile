@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train check format test dropin gymnasium-tests test-gpu learn mutants coverage bench bench-quick bench-save bench-stepping solve clean
+.PHONY: help setup train check format test dropin gymnasium-tests test-gpu learn mutants coverage bench bench-quick bench-save bench-compare bench-stepping solve clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -54,22 +54,25 @@ coverage: $(STAMP) ## Run the tests with branch coverage
 	$(BIN)/coverage run -m pytest -m 'not learning and not cuda' -q
 	$(BIN)/coverage report
 
-bench: $(STAMP) ## Time everything: the parts, stepping, tensor environments, then end to end
+bench: $(STAMP) ## Time everything: the parts, stepping, tensor environments, all guarded ratios
 	$(BIN)/python -m pytest benchmarks -q -o addopts= --benchmark-only --benchmark-columns=median,iqr,ops,rounds
 	$(BIN)/python -m benchmarks.stepping --quick
 	$(BIN)/python -m benchmarks.fused
 	$(BIN)/python -m benchmarks $(ARGS)
 
-bench-quick: $(STAMP) ## Time LunarLander-v3 end to end, within three minutes
-	$(BIN)/python -m benchmarks --rounds 3 --seconds 1.5 --no-cartpole $(ARGS)
+bench-quick: $(STAMP) ## Measure the guarded ratios of LunarLander-v3 and of one update, within three minutes
+	$(BIN)/python -m benchmarks --quick $(ARGS)
 
-bench-save: $(STAMP) ## The same as bench, written to benchmarks/results/NAME.md and .json
-	$(BIN)/python -m benchmarks --save $(NAME) $(ARGS)
+bench-save: $(STAMP) ## Measure all guarded ratios and write them to benchmarks/results/NAME.md and .json
+	$(BIN)/python -m benchmarks --save $(or $(NAME),$(error Say where to: make bench-save NAME=x)) $(ARGS)
+
+bench-compare: $(STAMP) ## Measure again; fail where a ratio is 10 % worse than in BASE (the newest saved)
+	$(BIN)/python -m benchmarks --compare $(if $(BASE),--base $(BASE)) $(ARGS)
 
 bench-stepping: $(STAMP) ## Time stepping alone, 1 to 256 environments; written to NAME.md and .json if given
 	$(BIN)/python -m benchmarks.stepping $(if $(NAME),--save $(NAME)) $(ARGS)
 
-solve: $(STAMP) ## Train PRESET (lunarlander) with ten seeds and tell how long each took
+solve: $(STAMP) ## Train PRESET (lunarlander) with ten seeds, caches cold (ARGS=--warm), and tell how long each took
 	$(BIN)/python -m benchmarks.solve --preset $(or $(PRESET),lunarlander) $(ARGS)
 
 clean: ## Delete .venv and all caches; runs/ stays

@@ -1,135 +1,138 @@
-"""What is timed: the limits of the machine, the naive loop, and fastdqn end to end."""
+"""How things are timed: in turns, so that what else the machine does falls on all alike."""
 
 from __future__ import annotations
 
+import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import gymnasium as gym
 import torch
 
-from benchmarks.naive import NaiveDQN
-from fastdqn import DQN
-from fastdqn.device import available_cores, resolve_device, synchronize
-from fastdqn.loop import NullWitness
-from fastdqn.trainer import Trainer
+from fastdqn.device import synchronize
 
-__all__ = ["Limits", "Setting", "Timer", "bare_timer", "limits_of", "open_timers", "repeat"]
+__all__ = [
+    "PROBE_S",
+    "Effort",
+    "Lap",
+    "Round",
+    "Timer",
+    "bare_timer",
+    "interleave",
+    "medians",
+    "rate_of",
+    "repeat",
+]
 
 Timer = Callable[[float], float]
 """Runs for so many seconds and returns a rate per second."""
+Lap = dict[str, float]
+"""Rates by name, timed one after the other."""
+Round = list[Lap]
+"""The laps of one round; a ratio is taken within each lap, and a round's ratio is their median."""
+
+
+PROBE_S = 1e-4
+"""Seconds in which a timer calls once, if a call takes as long, or a few times."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One comparison.
+class Effort:
+    """How long a comparison takes.
 
     Attributes:
-        env_id: Gymnasium id.
-        hidden: Units of both hidden layers.
-        batch_size: Transitions per update.
-        num_envs: Environments of fastdqn's side.
-        ratios: Replay ratios of fastdqn's side; the naive loop has 1.
-        device: Where fastdqn learns.
+        rounds: Rounds; the spread of a ratio is that between rounds.
+        seconds: Seconds of each thing in a round.
+        turns: Laps of a round, in which everything is timed once, in turn.
     """
 
-    env_id: str = "LunarLander-v3"
-    hidden: int = 64
-    batch_size: int = 64
-    num_envs: int = 16
-    ratios: tuple[float, ...] = (1.0, 0.25, 0.0625)
-    device: str = "auto"
+    rounds: int
+    seconds: float
+    turns: int = 1
+
+    @property
+    def small(self) -> Effort:
+        """Laps of a few milliseconds, for what takes microseconds and needs not settle.
+
+        What else a machine does comes in bursts: the shorter a lap, the likelier that both sides
+        of a ratio meet the same. With laps of 1 ms the median wanders by 1 % where with laps of
+        50 ms it wanders by 8 %, in the same time.
+        """
+        return Effort(2 * self.rounds, self.seconds / 20, 50)
+
+    @property
+    def loops(self) -> Effort:
+        """Laps of a tenth of a round, for loops, which need some steps to settle."""
+        return Effort(self.rounds, self.seconds, 10)
+
+    @property
+    def doubled(self) -> Effort:
+        """Twice as many rounds."""
+        return Effort(2 * self.rounds, self.seconds, self.turns)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The rates that bound every loop on this machine.
+def interleave(timers: Mapping[str, Timer], effort: Effort, told: str) -> list[Round]:
+    """Time everything once per lap, every other lap backwards.
 
-    Attributes:
-        bare_sps: Env steps per second of one process that steps the bare environment, r1.
-        updates_per_s: Updates per second of the learner alone, U.
-        cores: CPU cores, c.
-        on_cpu: Whether learner and workers share the cores.
+    All get laps of the same length, long enough for one call of the slowest: on a crowded machine
+    a longer lap is interrupted more often, and would seem slower than it is.
+
+    Args:
+        timers: By name, built and warmed up.
+        effort: Rounds, laps and seconds.
+        told: What is timed, for the line of progress on stderr.
     """
-
-    bare_sps: float
-    updates_per_s: float
-    cores: int
-    on_cpu: bool
-
-    def sps_max(self, ratio: float) -> float:
-        """Return the env steps per second that no loop of this replay ratio can pass."""
-        learner = self.updates_per_s / ratio
-        if not self.on_cpu:
-            return min(self.cores * self.bare_sps, learner)
-        return min(self.cores / (1 / self.bare_sps + ratio / self.updates_per_s), learner)
+    seconds = max(effort.seconds / effort.turns, *map(_one_call_s, timers.values()))
+    rounds = [
+        [_lap(timers, seconds, backwards=(number + turn) % 2 == 1) for turn in range(effort.turns)]
+        for number in range(effort.rounds)
+    ]
+    laps = f"{effort.turns} x " if effort.turns > 1 else ""
+    sys.stderr.write(f"{told}: {effort.rounds} rounds of {laps}{seconds:.3g} s\n")
+    return rounds
 
 
-@contextmanager
-def open_timers(setting: Setting) -> Iterator[dict[str, Timer]]:
-    """Build everything that will be timed, warmed up; nothing of it runs between the timings.
-
-    Yields:
-        By name: `bare`, `updates`, `naive`, and `fastdqn@RATIO` for each ratio.
-    """
-    with ExitStack() as stack:
-        naive = NaiveDQN(setting.env_id, setting.hidden, setting.batch_size)
-        stack.callback(naive.close)
-        naive.run_for(0.5)
-        timers: dict[str, Timer] = {
-            "bare": bare_timer(setting.env_id, stack),
-            "naive": naive.run_for,
-        }
-        for ratio in setting.ratios:
-            trainer = stack.enter_context(_trainer(setting, ratio))
-            timers[f"fastdqn@{ratio:g}"] = _loop(trainer)
-            if ratio == setting.ratios[0]:
-                timers["updates"] = _updates(trainer)
-        yield timers
-
-
-@contextmanager
-def _trainer(setting: Setting, ratio: float) -> Iterator[Trainer]:
-    agent = DQN(
-        setting.env_id,
-        num_envs=setting.num_envs,
-        hidden_sizes=(setting.hidden, setting.hidden),
-        batch_size=setting.batch_size,
-        replay_ratio=ratio,
-        total_timesteps=10**9,
-        device=setting.device,
-    )
-    with agent.trainer(None, NullWitness()) as trainer:
-        assert isinstance(trainer, Trainer)
-        trainer.begin(agent.env_seeds())
-        while trainer.rollout.env_steps < 4_000 or not trainer.ratio.updates:
-            trainer.vector_step()
-        yield trainer
-
-
-def _loop(trainer: Trainer) -> Timer:
-    def run_for(seconds: float) -> float:
-        steps = trainer.rollout.env_steps
-        elapsed = repeat(trainer.vector_step, seconds)
-        return (trainer.rollout.env_steps - steps) / elapsed
-
-    return run_for
-
-
-def _updates(trainer: Trainer, updates_per_call: int = 16) -> Timer:
-    def update() -> None:
-        trainer.learner.learn_sampled(trainer.sampler, updates_per_call)
-
-    def run_for(seconds: float) -> float:
-        before = int(trainer.learner.state.updates)
-        synchronize(trainer.learner.device)
+def _one_call_s(timer: Timer) -> float:
+    """Return the seconds that one call takes, or a little more; the best of three."""
+    times = []
+    for _ in range(3):
         start = time.perf_counter()
-        repeat(update, seconds)
-        synchronize(trainer.learner.device)
-        elapsed = time.perf_counter() - start
-        return (int(trainer.learner.state.updates) - before) / elapsed
+        timer(PROBE_S)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _lap(timers: Mapping[str, Timer], seconds: float, *, backwards: bool) -> Lap:
+    names = list(timers)
+    timed = {name: timers[name](seconds) for name in (names[::-1] if backwards else names)}
+    return {name: timed[name] for name in names}
+
+
+def medians(rounds: Sequence[Round]) -> Lap:
+    """Return the median rate of each name over all laps."""
+    laps = [lap for laps in rounds for lap in laps]
+    return {name: statistics.median(lap[name] for lap in laps) for name in laps[0]}
+
+
+def rate_of(call: Callable[[], object], device: torch.device, counts: int = 1) -> Timer:
+    """Return the timer of a call that counts for `counts`; the device has done all of it."""
+
+    def run_for(seconds: float) -> float:
+        calls = 0
+
+        def counted() -> None:
+            nonlocal calls
+            calls += 1
+            call()
+
+        synchronize(device)
+        start = time.perf_counter()
+        repeat(counted, seconds)
+        synchronize(device)
+        return calls * counts / (time.perf_counter() - start)
 
     return run_for
 
@@ -148,29 +151,12 @@ def bare_timer(env_id: str, stack: ExitStack) -> Timer:
             if terminated or truncated:
                 env.reset()
 
-    def run_for(seconds: float) -> float:
-        calls = 0
-
-        def counted() -> None:
-            nonlocal calls
-            calls += 1
-            steps()
-
-        elapsed = repeat(counted, seconds)
-        return calls * 100 / elapsed
-
-    return run_for
+    return rate_of(steps, torch.device("cpu"), counts=100)
 
 
-def repeat(call: Callable[[], None], seconds: float) -> float:
+def repeat(call: Callable[[], object], seconds: float) -> float:
     """Call again and again until the time is over; return the seconds that it took."""
     start = time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
         call()
     return elapsed
-
-
-def limits_of(rates: dict[str, float], device: str) -> Limits:
-    """Return the limits that the measured rates `bare` and `updates` set."""
-    on_cpu = resolve_device(device).type == "cpu"
-    return Limits(rates["bare"], rates["updates"], available_cores(), on_cpu)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,17 @@ def provenance(command: str) -> dict[str, Any]:
         "machine": describe_machine(),
         "cores": available_cores(),
         "gpu": gpu,
-        "versions": versions(),
+        "versions": {**versions(), **_peers()},
         "commit": commit(),
         "command": " ".join([command, *sys.argv[1:]]),
     }
+
+
+def _peers() -> dict[str, str]:
+    """Return the versions of what fastdqn is timed beside, where it is installed."""
+    with suppress(PackageNotFoundError):
+        return {"torchrl": version("torchrl")}
+    return {}
 
 
 def as_markdown(header: dict[str, Any]) -> str:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from benchmarks.random_replay import NUM_ENVS, random_replay, random_step
+from benchmarks.update_modes import learner_of, possible_modes, updates_of
 from fastdqn.envs.make import describe, factory_of
 from fastdqn.envs.source import EnvSource, make_source
-from fastdqn.learner import Learner
 from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.policy import Policy
-from fastdqn.replay import ReplayBuffer
+from fastdqn.replay import Sampler
 
-NUM_ENVS = 16
 UPDATES_PER_CALL = 4
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -28,20 +28,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def _filled_replay() -> ReplayBuffer:
-    replay = ReplayBuffer(100_000, NUM_ENVS, (8,))
-    replay.begin(torch.randn(NUM_ENVS, 8))
-    for _ in range(1_000):
-        replay.write(*_vector_step())
-    return replay
-
-
-def _vector_step() -> tuple[torch.Tensor, ...]:
-    flags = torch.zeros(NUM_ENVS, dtype=torch.bool)
-    action = torch.randint(4, (NUM_ENVS,))
-    return action, torch.randn(NUM_ENVS), flags, flags, torch.randn(NUM_ENVS, 8)
 
 
 @pytest.mark.parametrize("vectorizer", ["grouped", "async", "sync"])
@@ -69,25 +55,21 @@ def test_act(benchmark: BenchmarkFixture) -> None:
 
 
 def test_replay_write(benchmark: BenchmarkFixture) -> None:
-    replay, step = _filled_replay(), _vector_step()
+    replay, step = random_replay(), random_step()
     benchmark(lambda: replay.write(*step))
 
 
 @pytest.mark.parametrize("batch_size", [64, 256])
 def test_replay_sample(benchmark: BenchmarkFixture, batch_size: int) -> None:
-    replay = _filled_replay()
+    replay = random_replay()
     benchmark(lambda: replay.sample(batch_size))
 
 
-@pytest.mark.parametrize("execution", ["eager", "compile"])
+@pytest.mark.parametrize("execution", possible_modes(CPU)[0])
 @pytest.mark.parametrize(("hidden", "batch_size"), [(64, 64), (128, 128)])
 def test_four_updates(
     benchmark: BenchmarkFixture, execution: str, hidden: int, batch_size: int
 ) -> None:
-    replay = _filled_replay()
-    learner = Learner(MLP((8,), 4, (hidden, hidden)), execution=execution)
-
-    def update() -> Any:
-        learner.learn(replay, replay.draw(UPDATES_PER_CALL, batch_size))
-
+    learner = learner_of(execution, hidden, CPU)
+    update = updates_of(learner, Sampler(random_replay(), batch_size), UPDATES_PER_CALL)
     benchmark.pedantic(update, rounds=300, iterations=2, warmup_rounds=20)  # type: ignore[no-untyped-call]
