@@ -52,7 +52,7 @@ def build(num_envs: int, execution: str, device: torch.device) -> FusedRollout:
         seed=0,
         execution=execution,
         learned=(*learned, state.metrics),
-        learn_natively=learner.natively,
+        learn_natively=partial(learner.natively, state),
     )
     while rollout.env_steps < FILL_STEPS:
         rollout.advance(Block(1, 0, 16, rare=True), 1.0)

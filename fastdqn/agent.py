@@ -23,6 +23,7 @@ from fastdqn.build import (
     build_network,
     build_sampler,
     refuse_machine,
+    refuse_unless_evaluable,
 )
 from fastdqn.checkpoint import SavedPolicy, load_policy, save_policy
 from fastdqn.config import Config, plain
@@ -32,7 +33,7 @@ from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.errors import UsageError
 from fastdqn.evaluation import Evaluation, Evaluator
 from fastdqn.execution import choose_execution
-from fastdqn.loop import Loop, NullWitness, Witness
+from fastdqn.loop import Loop
 from fastdqn.networks import FlatNetwork
 from fastdqn.policy import Policy
 from fastdqn.precision import float32_products
@@ -40,7 +41,8 @@ from fastdqn.prediction import predict
 from fastdqn.replay import ReplayBuffer
 from fastdqn.rollout import Rollout
 from fastdqn.schedules import ReplayRatio
-from fastdqn.trial import choose_ways, seconds_per_update
+from fastdqn.trial import choose_ways, learning_seconds
+from fastdqn.witness import NullWitness, Witness
 from fastdqn.worlds import AnyEnv, world_of
 
 __all__ = ["DQN"]
@@ -92,12 +94,7 @@ class DQN:
         device = resolve_device(config.device)
         tensors = self._world.tensors(config.num_envs, device)
         refuse_machine(config, device)  # before anything is allocated
-        if config.stop_at_return is not None and not self._world.builds:
-            raise UsageError(
-                "stop_at_return with environments that the caller built",
-                "evaluation needs fresh environments and knows no way to build them",
-                "Pass an environment id or a factory.",
-            )
+        refuse_unless_evaluable(config, builds=self._world.builds)
         flat = FlatNetwork(network or build_network(config, self.description), device)
         self.network = flat.module
         self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
@@ -233,14 +230,12 @@ class DQN:
                 )
             finally:
                 self._env_steps, self._episodes = rollout.env_steps, rollout.episodes
+                self.learner.close()
 
     def _new_rollout(self, stack: ExitStack) -> Rollout:
         """Build the environments of a training; the stack closes them."""
-        config, sampler = self.config, self._sampler
-        learn_s = 0.0
-        if sampler is not None and self.learner.device.type == "cpu":
-            learn_s = sampler.due * seconds_per_update(self.learner, sampler)
-        source = stack.enter_context(self._world.training(config, learn_s))
+        seconds = learning_seconds(self.learner, self._sampler)
+        source = stack.enter_context(self._world.training(self.config, seconds))
         rollout = Rollout(source, self.policy, self.replay)
         rollout.env_steps, rollout.episodes = self._env_steps, self._episodes
         return rollout
@@ -248,9 +243,9 @@ class DQN:
     @property
     def replay(self) -> ReplayBuffer:
         """The replay ring; tensor environments have one of their own, on the device."""
-        if self._sampler is None:
-            raise UsageError("agent.replay", "tensor environments have none", "Do without it.")
-        return self._sampler.replay
+        if self._sampler is not None:
+            return self._sampler.replay
+        raise UsageError("agent.replay", "tensor environments have none", "Do without it.")
 
     def _refuse_idle(self, timesteps: int) -> None:
         waits = max(self._ratio.start - self._env_steps, 0)
@@ -266,22 +261,21 @@ class DQN:
         expected = int(config.replay_ratio * timesteps)
         first = self.execution_reason == NOT_TRAINED  # what CUDA measures holds afterwards
         if self._fused is not None:
-            asked, device = config.execution, learner.device
+            asked, native = config.execution, learner.why_not_native
             mode, self.execution_reason = choose_execution(
-                asked, device, expected, fused=True, why_not_native=learner.why_not_native
+                asked, learner.device, expected, fused=True, why_not_native=native
             )
-            self._fused.execute_as(mode)
+            self._fused.execute_as(mode, behind=asked == "auto")
             learner.execution = mode
         elif self._sampler is not None and (first or learner.device.type != "cuda"):
-            parts = learner, self.policy, self._sampler
-            self.execution_reason = choose_ways(config.execution, *parts, expected_updates=expected)
+            given = config.execution, learner, self.policy, self._sampler
+            self.execution_reason = choose_ways(*given, expected_updates=expected)
 
     def env_seeds(self) -> list[int]:
         """Return seeds for the training environments, new ones at each call."""
         self._rounds += 1
-        return seeds_of(
-            self.config.seed, Stream.TRAINING_ENVS, self.config.num_envs, self._rounds - 1
-        )
+        config = self.config
+        return seeds_of(config.seed, Stream.TRAINING_ENVS, config.num_envs, self._rounds - 1)
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """Return the parameters and buffers of the online network by name; views, not copies."""

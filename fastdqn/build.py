@@ -20,7 +20,7 @@ from fastdqn.execution import refuse_execution
 from fastdqn.fused import FusedRollout
 from fastdqn.fused_trainer import FusedTrainer
 from fastdqn.learner import Learner
-from fastdqn.loop import Intervals, Loop, LoopSettings, Witness
+from fastdqn.loop import Intervals, Loop, LoopSettings
 from fastdqn.networks import FlatNetwork, mlp_for
 from fastdqn.optimizers import OPTIMIZERS, Adam, AdamW, Optimizer
 from fastdqn.precision import refuse_precision
@@ -38,6 +38,7 @@ from fastdqn.schedules import (
 from fastdqn.self_check import check_device
 from fastdqn.trainer import Trainer
 from fastdqn.transition import storage_dtype
+from fastdqn.witness import Witness
 
 __all__ = [
     "build_config",
@@ -49,6 +50,7 @@ __all__ = [
     "build_sampler",
     "build_schedule",
     "refuse_machine",
+    "refuse_unless_evaluable",
 ]
 
 
@@ -79,6 +81,20 @@ def refuse_machine(config: Config, device: torch.device) -> None:
     refuse_precision(config.precision, device)
     if device.type == "mps":
         check_device(device)
+
+
+def refuse_unless_evaluable(config: Config, *, builds: bool) -> None:
+    """Refuse a run that ends at an evaluation which needs environments that nobody can build.
+
+    Raises:
+        UsageError: It does.
+    """
+    if config.stop_at_return is not None and not builds:
+        raise UsageError(
+            "stop_at_return with environments that the caller built",
+            "evaluation needs fresh environments and knows no way to build them",
+            "Pass an environment id or a factory.",
+        )
 
 
 def build_network(config: Config, env: EnvDescription) -> nn.Module:
@@ -172,7 +188,7 @@ def build_fused(
             *(state.online, state.target, *state.slots),
             *(state.updates, state.skipped, state.metrics),
         ),
-        learn_natively=learner.natively,
+        learn_natively=partial(learner.natively, state),
     )
 
 

@@ -1,17 +1,21 @@
-"""A compiled step without torch.compile's questions at every call: its tensors never move."""
+"""A compiled step that is called directly: no question before a call, since its tensors never move.
+
+`torch.compile` asks before every call whether all that a step reads is still what it was: a few
+dozen questions, longer than a small step itself. Here the answer is a promise of the caller.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._dynamo import config as dynamo_config
-from torch._dynamo import lookup_backend
+from torch import Tensor
 from torch._inductor import config as inductor_config
 
-from fastdqn.compiled import MANY
+from fastdqn.tracing import UntraceableError, trace
 
 __all__ = ["Direct"]
 
@@ -19,68 +23,74 @@ __all__ = ["Direct"]
 class Direct:
     """A step compiled whole, once for each shape of its last argument, and called directly.
 
-    torch.compile asks before every call whether all that the step reads is still what it was:
-    a few dozen questions, as long as a small step itself. Here the answer is a promise of the
-    caller: everything but the arguments stays where it is, and arguments that differ from those
-    of the first call differ in their memory only.
+    Everything but the arguments stays where it is, and arguments that differ from those of the
+    first call differ in their memory only.
 
     Args:
         step: Writes its results in place and returns nothing.
         device: Where its tensors live; on the CPU the C++ wrapper is used.
+        behind: Compile in a thread, and run the step as it is meanwhile; if False, calls wait.
 
     Attributes:
-        compile_s: Seconds spent compiling so far.
+        compile_s: Seconds for which calls had to wait.
+        failure: Why the step runs as it is, in one line; None where it is compiled, or will be.
+        ready_after_s: Seconds from the first request to the last compiled form; None before.
     """
 
-    def __init__(self, step: Callable[..., None], device: torch.device) -> None:
-        self._step, self._options = step, {"cpp_wrapper": device.type == "cpu"}
-        self._calls: dict[torch.Size, _Call] = {}
+    def __init__(
+        self, step: Callable[..., None], device: torch.device, *, behind: bool = False
+    ) -> None:
+        self._step, self._behind = step, behind
+        self._options = {"cpp_wrapper": device.type == "cpu"}
+        self._calls: dict[torch.Size, Callable[..., None]] = {}
+        self._asked: set[torch.Size] = set()
+        self._since = 0.0
         self.compile_s = 0.0
+        self.failure: str | None = None
+        self.ready_after_s: float | None = None
 
-    def __call__(self, *args: torch.Tensor) -> None:
-        """Run the step; compiles first where the shape is new."""
-        call = self._calls.get(args[-1].shape)
-        if call is None:
-            self._compile(args)
-        else:
-            call(args)
+    def __call__(self, *args: Tensor) -> None:
+        """Run the step; asks for its compiled form first where the shape is new."""
+        shape = args[-1].shape
+        if shape not in self._calls and shape not in self._asked:
+            self._ask(shape, args)
+        self._calls.get(shape, self._step)(*args)
 
-    def _compile(self, args: tuple[torch.Tensor, ...]) -> None:
-        start, call = time.perf_counter(), _Call()
-        compiled = torch.compile(self._step, backend=call.record, fullgraph=True, dynamic=False)
-        patched = dynamo_config.patch(trace_autograd_ops=True, recompile_limit=MANY)
-        with patched, inductor_config.patch(self._options):
-            compiled(*args)
-        call.learn_places(args)
-        self._calls[args[-1].shape] = call
+    def _ask(self, shape: torch.Size, args: tuple[Tensor, ...]) -> None:
+        start = time.perf_counter()
+        self._since = self._since or start
+        self._asked.add(shape)
+        if self._behind:
+            given = (shape, args, torch.get_num_threads())
+            threading.Thread(target=self._compile, args=given, daemon=True).start()
+            return
+        self._compile(shape, args, torch.get_num_threads())
         self.compile_s += time.perf_counter() - start
 
+    def _compile(self, shape: torch.Size, args: tuple[Tensor, ...], threads: int) -> None:
+        """Compile for these arguments; their numbers are neither read nor written."""
+        torch.set_num_threads(threads)  # a new thread has its own idea of it
+        try:
+            self._calls[shape] = _compiled(self._step, args, self._options)
+        except UntraceableError as error:
+            self.failure = str(error)
+        except Exception as error:  # a compiler may fail in any way, and the step runs without
+            self.failure = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        self.ready_after_s = time.perf_counter() - self._since
 
-class _Call:
-    """What torch.compile made of a step, and which of its inputs are the step's arguments."""
 
-    def __init__(self) -> None:
-        self._run: Callable[..., Any] | None = None
-        self._inputs: list[Any] = []
-        self._places: list[tuple[int, int]] = []
+def _compiled(
+    step: Callable[..., None], args: tuple[Tensor, ...], options: dict[str, Any]
+) -> Callable[..., None]:
+    from torch._inductor.compile_fx import compile_fx  # noqa: PLC0415 - takes a second
 
-    def record(self, graph: torch.fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:
-        """Compile a graph as inductor does, and note what it is called with first."""
-        run = self._run = lookup_backend("inductor")(graph, examples)
+    traced = trace(step, args)
+    held = traced.held
+    with inductor_config.patch(options):
+        run: Any = compile_fx(traced.graph, [*args, *held])
 
-        def first(*inputs: Any) -> Any:
-            self._inputs = list(inputs)
-            return run(*inputs)
+    def call(*args: Tensor) -> None:
+        with torch.no_grad():
+            run(*args, *held)
 
-        return first
-
-    def learn_places(self, args: tuple[torch.Tensor, ...]) -> None:
-        """Find each argument among the inputs; one that the step does not read has no place."""
-        for number, arg in enumerate(args):
-            self._places += [(i, number) for i, one in enumerate(self._inputs) if one is arg]
-
-    def __call__(self, args: tuple[torch.Tensor, ...]) -> None:
-        for place, number in self._places:
-            self._inputs[place] = args[number]
-        assert self._run is not None
-        self._run(*self._inputs)
+    return call

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fastdqn.background import Background
 from fastdqn.captured import Captured
 from fastdqn.compiled import Compiled
 from fastdqn.errors import UsageError
@@ -31,8 +32,7 @@ GRAPHS = ("cudagraph", "compile+cudagraph")
 """Those that record the step as a CUDA graph, as it is or compiled."""
 COMPILING = ("compile", "compile+cudagraph")
 WORTH_COMPILING_UPDATES = 20_000
-"""A cold compile (20 s on two cores) takes as long as compiling 35,000 small updates saves, a warm
-one (3 s) as long as 5,000."""
+"""A cold compile (20 s on two cores) beside the trainer takes as long as so many small updates."""
 WORTH_TRYING_UPDATES = 1_000
 """Fewer are done by the time that anything faster has been looked for."""
 SMALL_NETWORK_PARAMETERS = 1_000_000
@@ -165,6 +165,9 @@ def accelerate(
     device: torch.device,
     keep: Callable[..., Callable[[], None]] | None = None,
     cuda: Any = torch.cuda,
+    *,
+    by_row: bool = False,
+    behind: bool = False,
 ) -> Callable[..., None]:
     """Return `step` itself, or a stand-in that does the same to its arguments, but faster.
 
@@ -174,6 +177,8 @@ def accelerate(
         device: Where the tensors live.
         keep: Copies what `step` changes; see `Captured`. Graphs need it.
         cuda: `torch.cuda`, or what stands in for it.
+        by_row: The step does the same for each row of its last argument, one after another.
+        behind: Start eagerly, and compile for the CPU beside the trainer; see `Background`.
 
     Raises:
         UsageError: There is no such way.
@@ -185,4 +190,8 @@ def accelerate(
         raise UsageError(
             f"--execution {execution}", "a step runs in no such way", "Choose eager or compile."
         )
-    return Compiled(step, device) if execution == "compile" else step
+    if execution == "eager":
+        return step
+    if behind and device.type == "cpu":
+        return Background(step, device, by_row=by_row)
+    return Compiled(step, device, by_row=by_row)

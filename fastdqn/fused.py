@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,26 +107,37 @@ class FusedRollout:
         """Seconds spent compiling so far."""
         return sum(way.compile_s for way in self._ways.values())
 
-    def execute_as(self, execution: str) -> None:
+    @property
+    def compiling(self) -> list[Any]:
+        """The steps that are compiled now, for those who tell when they are ready."""
+        return self._blocks.compiling
+
+    def execute_as(self, execution: str, *, behind: bool = False) -> None:
         """Run blocks in this way from now on; everything else stays.
+
+        Args:
+            execution: One of EXECUTIONS, but not `auto`.
+            behind: Start at once, and compile meanwhile, where that can be done.
 
         Raises:
             UsageError: There is no such way, or not on this device.
         """
         refuse_step_execution(execution, self.device)
         if execution not in self._ways:
-            self._ways[execution] = self._way(execution)
+            self._ways[execution] = self._way(execution, behind=behind)
         self.execution, self._blocks = execution, self._ways[execution]
 
-    def _way(self, execution: str) -> TorchBlocks | NativeBlocks:
+    def _way(self, execution: str, *, behind: bool) -> TorchBlocks | NativeBlocks:
         iteration, env = self._iteration, self.env
         if execution != "native":
-            return TorchBlocks(iteration, env, execution, self._learned, self.device)
+            given = iteration, env, execution, self._learned, self.device
+            return TorchBlocks(*given, behind=behind)
         if self._learn_natively is None:
             raise UsageError(
                 "--execution native", "nothing here learns in C", "Give `learn_natively`."
             )
-        return NativeBlocks(iteration, env, self._learn_natively(), self.batch_size)
+        learn = self._learn_natively()
+        return NativeBlocks(iteration, env, learn, self.batch_size, behind=behind)
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Begin new episodes everywhere, and all random numbers anew; running episodes are cut.

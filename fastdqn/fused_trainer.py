@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from collections.abc import Sequence
+from typing import Any, Unpack
 
 from fastdqn.blocks import next_block, plan
 from fastdqn.fused import FusedRollout
@@ -44,6 +45,9 @@ class FusedTrainer(Loop):
         if episodes:
             self._count(episodes)
         self._look(before, rollout.env_steps)
+
+    def _steps(self) -> Sequence[Any]:
+        return self.rollout.compiling
 
     def _finish(self) -> None:
         """Owe nothing: a block ends with its updates."""

@@ -9,10 +9,9 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from fastdqn.background import Background
 from fastdqn.captured import Captured, Fed
-from fastdqn.errors import UsageError
 from fastdqn.execution import GRAPHS, accelerate, refuse_step_execution
-from fastdqn.native import NativeUpdate, why_not_native
 from fastdqn.networks import FlatNetwork
 from fastdqn.optimizers import Optimizer
 from fastdqn.precision import float32_products
@@ -115,18 +114,22 @@ class Learner(Update):
 
     # The calls
 
-    def execute_as(self, execution: str) -> None:
+    def execute_as(self, execution: str, *, behind: bool = False) -> None:
         """Run the pure step in this way from now on; the state stays as it is.
 
         A way that was taken before is taken again as it was left: nothing is compiled or
         recorded twice.
+
+        Args:
+            execution: One of EXECUTIONS, but not `auto`.
+            behind: Start eagerly, and compile beside the trainer, where that can be done.
 
         Raises:
             UsageError: There is no such way, or not on this device.
         """
         if execution not in self._ways:
             refuse_step_execution(execution, self.device)
-            self._ways[execution] = self._way(execution)
+            self._ways[execution] = self._way(execution, behind=behind)
         self.execution = execution
         way = self._ways[execution]
         self._replayed_step, self._given_step = way.replayed, way.given
@@ -187,6 +190,31 @@ class Learner(Update):
                 self._sampled_step(sampler, part)
                 done += count
 
+    def prepare(self, ring: Ring, batch_size: int, updates: int) -> None:
+        """Ask for what calls with so many updates need, if it is compiled beside the trainer."""
+        step = self._replayed_step
+        if isinstance(step, Background):
+            for count in sorted(set(chunks(updates)), reverse=True):
+                index = torch.zeros((count, batch_size), dtype=torch.int64, device=self.device)
+                step.prepare(self.state, ring, index)
+
+    @property
+    def compiling(self) -> list[Any]:
+        """The steps that are compiled now, for those who tell when they are ready."""
+        return [self._replayed_step]
+
+    def close(self) -> None:
+        """Ask no compiler for anything any longer; what is not ready is forgotten."""
+        for way in list(self._ways):
+            steps = self._ways[way][:2]
+            if any(isinstance(step, Background) and not step.ready for step in steps):
+                for step in steps:
+                    if isinstance(step, Background):
+                        step.close()
+                del self._ways[way]
+                if self.execution == way:
+                    self.execute_as("eager")
+
     def sync_target(self) -> None:
         """Copy the online parameters into the target."""
         self.state.target.copy_(self.state.online)
@@ -199,13 +227,14 @@ class Learner(Update):
 
     # How the pure step is run
 
-    def _way(self, execution: str, cuda: Any = torch.cuda) -> _Way:
+    def _way(self, execution: str, cuda: Any = torch.cuda, *, behind: bool = False) -> _Way:
         """Build the ways into the step; `cuda` is `torch.cuda`, or what stands in for it."""
         if execution == "native":
             return self._native_way()
         if execution not in GRAPHS:
-            plain = (accelerate(s, execution, self.device) for s in (self._replayed, self._given))
-            return _Way(*plain)
+            how: Any = {"execution": execution, "device": self.device, "behind": behind}
+            replayed = accelerate(self._replayed, by_row=True, **how)
+            return _Way(replayed, accelerate(self._given, **how))
         steps = (self._replayed, self._given, self._sampled)
         replayed, given, sampled = (
             accelerate(step, execution, self.device, lambda *_: self.state.keep(), cuda)
@@ -215,45 +244,8 @@ class Learner(Update):
         assert isinstance(given, Captured)
         return _Way(Fed(replayed), Fed(given), sampled)
 
-    def why_not_native(self) -> str | None:
-        """Return why this learner cannot run in C, or None where it can."""
-        return why_not_native(self.network, self._optimizer, self.precision)
-
-    def natively(self) -> NativeUpdate:
-        """Return what updates this state in C.
-
-        Raises:
-            UsageError: These settings, or this machine, do not allow it.
-        """
-        why_not = self.why_not_native()
-        if why_not:
-            raise UsageError("--execution native", why_not, "Use --execution eager or compile.")
-        state = self.state
-        return NativeUpdate(
-            self.network,
-            {
-                "bootstrap": state.online if self.target_kind == "none" else state.target,
-                "updates": state.updates,
-                "skipped": state.skipped,
-                "learning_rate": state.learning_rate,
-                "metrics": state.metrics,
-            },
-            state.slots,
-            optimizer=self._optimizer,
-            loss=self.loss_kind,
-            target=self.target_kind,
-            clip_norm=self.clip_norm,
-            clip_value=self.clip_value,
-            plain={
-                "gamma": self.gamma,
-                "tau": self.tau,
-                "double_dqn": self.double,
-                "target_period": self.target_period,
-            },
-        )
-
     def _native_way(self) -> _Way:
-        native = self.natively()
+        native = self.natively(self.state)
 
         def given(_state: LearnerState, *fields: Tensor) -> None:
             native.given(Transitions(*fields))

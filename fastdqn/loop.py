@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NotRequired, Protocol, TypedDict, Unpack
+from typing import Any, NotRequired, TypedDict, Unpack
 
 from fastdqn.errors import NonFiniteError
 from fastdqn.evaluation import Evaluation, Evaluator
@@ -21,46 +21,9 @@ from fastdqn.mover import Mover
 from fastdqn.report import Episode, Report
 from fastdqn.schedules import ReplayRatio, Schedule
 from fastdqn.stopwatch import Stopwatch
+from fastdqn.witness import Witness
 
-__all__ = ["Intervals", "Loop", "LoopSettings", "NullWitness", "Witness"]
-
-
-class Witness(Protocol):
-    """Whoever wants to know how the training goes."""
-
-    def saw_episodes(self, episodes: Sequence[Episode]) -> None:
-        """Take the episodes that ended in the last vector step."""
-
-    def saw_report(self, report: Report) -> None:
-        """Take a periodic report."""
-
-    def saw_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
-        """Take the result of a greedy evaluation."""
-
-    def saw_checkpoint(self, trainer: Loop) -> None:
-        """Save the policy, at a checkpoint interval."""
-
-    def saw_restart(self, env_steps: int, told: str) -> None:
-        """Hear that a worker was restarted, and why."""
-
-
-class NullWitness:
-    """Sees everything and tells nobody."""
-
-    def saw_episodes(self, episodes: Sequence[Episode]) -> None:
-        """Ignore them."""
-
-    def saw_report(self, report: Report) -> None:
-        """Ignore it."""
-
-    def saw_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
-        """Ignore it."""
-
-    def saw_checkpoint(self, trainer: Loop) -> None:
-        """Ignore it."""
-
-    def saw_restart(self, env_steps: int, told: str) -> None:
-        """Ignore it."""
+__all__ = ["Intervals", "Loop", "LoopSettings"]
 
 
 @dataclass(frozen=True)
@@ -142,6 +105,7 @@ class Loop(ABC):
         self.peak_sps = 0.0
         self.worker_restarts = 0
         self.watch = Stopwatch()
+        self._compiling: list[Any] = []  # who has not told yet that it is ready
         self._first_update: tuple[int, float] | None = None
         self._reported = (rollout.env_steps, 0.0)
 
@@ -160,6 +124,12 @@ class Loop(ABC):
         self.rollout.reset(seeds)
         self.startup_s = time.perf_counter() - self.started
         self.watch = Stopwatch()
+        told = [step for step in self._steps() if hasattr(step, "ready_after_s")]
+        self._compiling = [step for step in told if step.ready_after_s is None]
+
+    def _steps(self) -> Sequence[Any]:
+        """Return the steps that may be compiled while the training runs."""
+        return self.learner.compiling
 
     def stop(self) -> None:
         """Let the loop end after the vector step in progress; may be called from a signal."""
@@ -189,6 +159,7 @@ class Loop(ABC):
             report = self.report()
             self.peak_sps = max(self.peak_sps, report.sps)
             self.witness.saw_report(report)
+            self._tell_compiled()
         if _crossed(self.intervals.checkpoint, before, now):
             self.witness.saw_checkpoint(self)
         goal, running = self.stop_at_return, self.status == "running"
@@ -205,6 +176,16 @@ class Loop(ABC):
             return  # a signal to all may have reached the workers first
         for told in rollout.restarts[-new:]:
             self.witness.saw_restart(self.rollout.env_steps, told)
+
+    def _tell_compiled(self) -> None:
+        """Tell once what became of each step that a compiler works on."""
+        for step in list(self._compiling):
+            told = step.failure and f"not compiled: {step.failure}"
+            if step.ready_after_s is not None and not told:
+                told = f"compiled after {step.ready_after_s:.0f} s"
+            if told:
+                self._compiling.remove(step)
+                self.witness.saw_compiled(self.rollout.env_steps, told)
 
     def _count(self, episodes: list[Episode]) -> None:
         last = self.rollout.episodes

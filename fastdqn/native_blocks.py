@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastdqn.blocks import MAX_UPDATES, Block
-from fastdqn.compiled import Compiled
 from fastdqn.direct import Direct
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
+from fastdqn.execution import accelerate
 from fastdqn.exploration import NUM_ACTING
 from fastdqn.iteration import BlockTensors, Iteration
 from fastdqn.native import NativeActor
@@ -44,6 +44,7 @@ class NativeBlocks:
         env: The environments; those that are not pure step eagerly between the parts.
         learn: Updates for each row of an index [U, B] into a ring.
         batch_size: Transitions per update, B.
+        behind: Start at once, and compile what lies between meanwhile.
     """
 
     def __init__(
@@ -52,13 +53,15 @@ class NativeBlocks:
         env: TensorEnv,
         learn: Callable[[Ring, Tensor], None],
         batch_size: int,
+        *,
+        behind: bool = False,
     ) -> None:
         self._iteration, self._env, self._learn = iteration, env, learn
         self._index = torch.zeros((MAX_UPDATES, batch_size), dtype=torch.int64)
         self._actor = NativeActor(iteration.network)
         device = iteration.network.flat.device
-        self._between = Direct(self._step, device)
-        self._record = Compiled(iteration.record, device)
+        self._between = Direct(self._step, device, behind=behind)
+        self._record = accelerate(iteration.record, "compile", device, behind=behind)
         self._parts = Parts(
             lambda uniform: self.act(uniform, float(iteration.epsilon)), self._record, self.learn
         )
@@ -67,7 +70,12 @@ class NativeBlocks:
     @property
     def compile_s(self) -> float:
         """Seconds spent compiling so far."""
-        return self._between.compile_s + self._record.compile_s
+        return sum(getattr(step, "compile_s", 0.0) for step in self.compiling)
+
+    @property
+    def compiling(self) -> list[Any]:
+        """The parts that are compiled."""
+        return [self._record, self._between]
 
     def __call__(self, block: Block, call: BlockTensors, epsilon: float) -> None:
         """Run a block; see `TorchBlocks`."""

@@ -82,6 +82,11 @@ class RunRecord:
             if rest:
                 self.console.log("\n".join(rest))
 
+    def saw_compiled(self, env_steps: int, told: str) -> None:
+        """Say in a line what became of a compile beside the training."""
+        with self._telling("log.txt"):
+            self.console.say(f"At env step {env_steps:,}: {told}")
+
     def save(self, trainer: Loop, status: str) -> None:
         """Write a checkpoint and result.json."""
         env_steps = trainer.rollout.env_steps

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastdqn.blocks import Block
 from fastdqn.captured import Captured
-from fastdqn.compiled import Compiled
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
 from fastdqn.execution import GRAPHS, accelerate
 from fastdqn.iteration import BlockTensors, Iteration
@@ -59,6 +58,7 @@ class TorchBlocks:
         execution: One of EXECUTIONS, but neither `auto` nor `native`.
         learned: Every tensor that an update writes; graphs need it.
         device: Where everything lives.
+        behind: Start at once, and compile meanwhile; on the CPU.
     """
 
     def __init__(
@@ -68,10 +68,12 @@ class TorchBlocks:
         execution: str,
         learned: Sequence[Tensor],
         device: torch.device,
+        *,
+        behind: bool = False,
     ) -> None:
         self._iteration, self.env, self.execution = iteration, env, execution
-        self._learned, self._device = learned, device
-        self._compiled: dict[Block, Compiled] = {}
+        self._learned, self._device, self._behind = learned, device, behind
+        self._compiled: dict[Block, Callable[..., None]] = {}
         self._fast: Callable[..., None] = self._run_compiled
         if execution in GRAPHS:
             whole = self._run_whole if execution == "cudagraph" else self._run_compiled
@@ -79,17 +81,22 @@ class TorchBlocks:
         # The environments' own steps bring new tensors each time, which no graph can read.
         around = "compile" if "compile" in execution else "eager"
         self._parts = Parts(
-            accelerate(iteration.act, around, device),
-            accelerate(iteration.record, around, device),
+            accelerate(iteration.act, around, device, behind=behind),
+            accelerate(iteration.record, around, device, behind=behind),
             accelerate(iteration.learn, execution, device, lambda _: iteration.keep(0, learned)),
         )
 
     @property
     def compile_s(self) -> float:
         """Seconds spent compiling and recording so far."""
+        return sum(getattr(step, "compile_s", 0.0) for step in self.compiling)
+
+    @property
+    def compiling(self) -> list[Any]:
+        """The parts that are compiled or recorded."""
         # A step that is compiled within a recording is counted there.
         whole = [self._fast] if self.execution in GRAPHS else list(self._compiled.values())
-        return sum(getattr(step, "compile_s", 0.0) for step in (*whole, *self._parts))
+        return [*whole, *self._parts]
 
     def __call__(self, block: Block, call: BlockTensors, epsilon: float) -> None:
         """Run a block; one marked as rare runs eagerly.
@@ -118,7 +125,7 @@ class TorchBlocks:
             def step(*tensors: Tensor) -> None:
                 self._run_whole(block, *tensors)
 
-            self._compiled[block] = Compiled(step, self._device)
+            self._compiled[block] = accelerate(step, "compile", self._device, behind=self._behind)
         self._compiled[block](*tensors)
 
     def _keep(self, block: Block, *_tensors: Tensor) -> Callable[[], None]:

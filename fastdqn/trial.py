@@ -16,7 +16,7 @@ from fastdqn.native import NativeActor
 from fastdqn.policy import Policy
 from fastdqn.replay import Sampler
 
-__all__ = ["choose_ways", "fastest_actor", "fastest_execution", "seconds_per_update"]
+__all__ = ["choose_ways", "fastest_actor", "fastest_execution", "learning_seconds"]
 
 CALLS, ROUNDS, ENOUGH_S = 10, 20, 0.2
 """Calls of a round, rounds at most, and seconds after which three rounds are enough."""
@@ -52,7 +52,8 @@ def choose_ways(
         measure=partial(fastest_execution, learner, sampler, _due(sampler)),
         why_not_native=learner.why_not_native,
     )
-    learner.execute_as(mode)
+    learner.execute_as(mode, behind=asked == "auto")
+    learner.prepare(sampler.ring, sampler.batch_size, _due(sampler))
     if mode == "native":
         policy.actor = NativeActor(policy.network)
     if learner.device.type != "cuda" or asked == "eager":
@@ -90,18 +91,23 @@ def fastest_execution(
     return best, f"measured per update: {told}"
 
 
-def seconds_per_update(learner: Learner, sampler: Sampler) -> float:
-    """Return how long an update takes in the way that the learner runs now; leaves no trace.
+def learning_seconds(learner: Learner, sampler: Sampler | None) -> float:
+    """Return how long the updates of a vector step take in the way that the learner runs now.
+
+    They take nothing of the CPU that environments could use where the learner is elsewhere, and
+    cannot be told apart from the environments where there is no sampler. Leaves no trace.
 
     Args:
         learner: Is tried.
-        sampler: Chooses batches as if its ring were full.
+        sampler: Chooses batches as if its ring were full; None is 0 seconds.
     """
+    if sampler is None or learner.device.type != "cpu":
+        return 0.0
     restore, updates = learner.state.keep(), _due(sampler)
     try:
         with sampler.rehearsal():
             run = partial(learner.learn_sampled, sampler, updates)
-            return _seconds(run, learner.device, calls=1) / updates
+            return _seconds(run, learner.device, calls=1) * sampler.due / updates
     finally:
         restore()
 

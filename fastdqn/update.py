@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastdqn.errors import UsageError
 from fastdqn.losses import LOSSES, double_dqn_target, dqn_target, td_error
+from fastdqn.native import NativeUpdate, why_not_native
 from fastdqn.networks import FlatNetwork
 from fastdqn.optimizers import Adam, Optimizer, clip_by_norm, clip_by_value
 from fastdqn.precision import refuse_precision
@@ -108,6 +109,42 @@ class Update:
             skipped=torch.zeros((), dtype=torch.int64, device=device),
             learning_rate=torch.tensor(learning_rate, dtype=torch.float32, device=device),
             metrics=torch.full((len(METRICS),), torch.nan, device=device),
+        )
+
+    def why_not_native(self) -> str | None:
+        """Return why these settings cannot run in C, or None where it can."""
+        return why_not_native(self.network, self._optimizer, self.precision)
+
+    def natively(self, state: LearnerState) -> NativeUpdate:
+        """Return what updates a state in C.
+
+        Raises:
+            UsageError: These settings, or this machine, do not allow it.
+        """
+        why_not = self.why_not_native()
+        if why_not:
+            raise UsageError("--execution native", why_not, "Use --execution eager or compile.")
+        return NativeUpdate(
+            self.network,
+            {
+                "bootstrap": state.online if self.target_kind == "none" else state.target,
+                "updates": state.updates,
+                "skipped": state.skipped,
+                "learning_rate": state.learning_rate,
+                "metrics": state.metrics,
+            },
+            state.slots,
+            optimizer=self._optimizer,
+            loss=self.loss_kind,
+            target=self.target_kind,
+            clip_norm=self.clip_norm,
+            clip_value=self.clip_value,
+            plain={
+                "gamma": self.gamma,
+                "tau": self.tau,
+                "double_dqn": self.double,
+                "target_period": self.target_period,
+            },
         )
 
     def _step(self, state: LearnerState, batch: Transitions) -> None:

@@ -11,7 +11,7 @@ import gymnasium as gym
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 from gymnasium.vector.utils import batch_differing_spaces, batch_space
 
-__all__ = ["ARRAY_SPACES", "VectorSpaces", "read_spaces"]
+__all__ = ["ARRAY_SPACES", "VectorSpaces", "measured_step_s", "read_spaces"]
 
 ARRAY_SPACES = (Box, Discrete, MultiBinary, MultiDiscrete)
 """Spaces whose elements are arrays of one shape and dtype."""

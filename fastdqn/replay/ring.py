@@ -16,8 +16,6 @@ are not in it, nor are the G rows at the write head, which have no successor yet
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -27,13 +25,12 @@ from torch import Tensor
 from fastdqn.errors import UsageError
 from fastdqn.replay.sizes import RingSizes
 from fastdqn.replay.starts import Starts
-from fastdqn.replay.storage import allocate, gather, queued, writable
+from fastdqn.replay.storage import Values, allocate, as_index, gather, writable
 from fastdqn.transition import Transitions
 
 __all__ = ["MAX_DRAW", "ReplayBuffer"]
 
 MAX_DRAW = 2**62
-Values = Tensor | npt.NDArray[Any]
 
 
 class ReplayBuffer:
@@ -251,16 +248,12 @@ class ReplayBuffer:
         self._final_row[places] = row
         self._points_away[row % self.num_rows] = True
         self._final_head += len(envs)
-        index, target = self._indices(envs), self._indices(places + self._slots)
+        index, target = as_index(envs, self.device), as_index(places + self._slots, self.device)
         cells = self._cells
         cells.frames[target] = frames[index]
         cells.next_index[index + self._places(row).start] = target
         if cells.masks is not None:
             cells.masks[target] = True if masks is None else masks[index]
-
-    def _indices(self, indices: npt.NDArray[np.int64]) -> Values:
-        """Return indices as what `write` writes takes them."""
-        return indices if self.device.type == "cpu" else queued(indices, self.device)
 
     def shown(self, group: int = 0) -> Tensor:
         """Return what a group shows now, [M, *O] on the device; a view that `write` moves on."""

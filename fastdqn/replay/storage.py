@@ -13,7 +13,9 @@ from torch import Tensor
 from fastdqn.replay.sizes import RingSizes
 from fastdqn.transition import Transitions
 
-__all__ = ["Ring", "allocate", "gather", "queued", "writable"]
+__all__ = ["Ring", "Values", "allocate", "as_index", "gather", "queued", "writable"]
+
+Values = Tensor | npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +86,8 @@ def allocate(sizes: RingSizes, device: torch.device) -> Ring:
 def queued(indices: npt.NDArray[np.int64], device: torch.device) -> Tensor:
     """Send indices without waiting for the device; only MPS reads the host's memory later."""
     return torch.from_numpy(indices).to(device, non_blocking=device.type != "mps")
+
+
+def as_index(indices: npt.NDArray[np.int64], device: torch.device) -> Values:
+    """Return indices as what `writable` returns takes them."""
+    return indices if device.type == "cpu" else queued(indices, device)

@@ -12,7 +12,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from fastdqn import DQN
-from fastdqn.loop import NullWitness
+from fastdqn.witness import NullWitness
 from tests.drive import everything_in
 from tests.oracles import (
     CounterRules,

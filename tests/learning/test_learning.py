@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from fastdqn import DQN, Config
-from fastdqn.loop import NullWitness
 from fastdqn.presets import preset_config
+from fastdqn.witness import NullWitness
 
 pytestmark = pytest.mark.learning
 

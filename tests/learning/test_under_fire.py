@@ -11,8 +11,8 @@ from fastdqn import DQN
 from fastdqn.envs.make import describe, factory_of
 from fastdqn.envs.source import make_source
 from fastdqn.evaluation import evaluate
-from fastdqn.loop import NullWitness
 from fastdqn.presets import preset_config
+from fastdqn.witness import NullWitness
 from tests.frail import frail_cartpole
 
 pytestmark = pytest.mark.learning

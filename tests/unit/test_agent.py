@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from fastdqn import DQN, CheckpointError, UsageError
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.loop import NullWitness
 from fastdqn.report import Episode
+from fastdqn.witness import NullWitness
 from tests.oracles import CounterEnv, CrashError, CrashingEnv, OffsetCounterEnv, OneStateEnv
 
 SMALL: dict[str, Any] = {

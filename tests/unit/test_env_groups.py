@@ -17,9 +17,9 @@ from fastdqn import DQN, NonFiniteError, cli
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.make import describe
 from fastdqn.envs.source import GroupedSource, make_source, source_of
-from fastdqn.loop import NullWitness
 from fastdqn.report import Episode
 from fastdqn.rollout import Rollout
+from fastdqn.witness import NullWitness
 from tests.drive import everything_in, roll, rollout_of, vector_of
 from tests.oracles import (
     CounterEnv,

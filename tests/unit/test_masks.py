@@ -17,7 +17,7 @@ from torch import nn
 from fastdqn import DQN, UsageError, cli
 from fastdqn.envs.make import describe
 from fastdqn.envs.masks import MaskInInfo, checked_masks, observed_beside_mask, with_mask_in_info
-from fastdqn.loop import NullWitness
+from fastdqn.witness import NullWitness
 from tests.drive import MODES, everything_in
 from tests.masked import (
     NUM_ACTIONS,

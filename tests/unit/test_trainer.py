@@ -70,6 +70,7 @@ class FakeLearner:
         self.stage, self.updates, self.compile_s, self.will_compile_s = stage, 0, 0.0, 0.0
         metrics = torch.tensor([0.5, 0.25, 7.0, 3.0])
         self.state = SimpleNamespace(metrics=metrics, skipped=torch.tensor(0))
+        self.compiling: list[Any] = []
 
     def learn_sampled(self, sampler: object, updates: int) -> None:
         self.updates += updates
@@ -129,6 +130,9 @@ class Stage:
 
     def saw_restart(self, env_steps: int, told: str) -> None:
         self.say(f"saw restart at {env_steps}: {told}")
+
+    def saw_compiled(self, env_steps: int, told: str) -> None:
+        self.say(f"saw compiled at {env_steps}: {told}")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from fastdqn.native import NativeActor
 from fastdqn.networks import MLP
 from fastdqn.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
-from fastdqn.trial import choose_ways, fastest_actor, fastest_execution, seconds_per_update
+from fastdqn.trial import choose_ways, fastest_actor, fastest_execution, learning_seconds
 from tests.fake_cuda import RecordingCuda
 from tests.learner_settings import nothing_left_in, written
 from tests.small_learners import Branches
@@ -246,9 +246,10 @@ def test_on_the_cpu_the_c_is_measured_and_leaves_no_trace() -> None:
     assert torch.equal(sampler.replay._generator.get_state(), generator)
 
 
-def test_the_seconds_of_an_update_leave_no_trace() -> None:
+def test_measuring_what_learning_takes_leaves_no_trace() -> None:
     learner, sampler = learner_of()
     before = learner.state.online.clone()
-    assert 0 < seconds_per_update(learner, sampler) < 1
+    assert 0 < learning_seconds(learner, sampler) < 1
+    assert learning_seconds(learner, None) == 0.0
     assert torch.equal(learner.state.online, before)
     assert int(learner.state.updates) == 0
