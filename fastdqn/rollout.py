@@ -141,11 +141,12 @@ class Rollout:
         )
 
     def _refuse_non_finite(self, group: _Group, ended: npt.NDArray[np.int64]) -> None:
-        rows, first = group.rows, group.first_env
-        self._refuse_if_bad("reward", rows.reward, first)
-        self._refuse_if_bad("observation", rows.obs, first)
+        for what, values, flat, limit in group.watched:
+            if not np.dot(flat, flat) <= limit:
+                self._refuse_if_bad(what, values, group.first_env)
         if ended.size:
-            self._refuse_if_bad("observation", rows.final_obs[ended], first, ended)
+            final_obs = group.rows.final_obs[ended]
+            self._refuse_if_bad("observation", final_obs, group.first_env, ended)
 
     def _refuse_if_bad(
         self,
@@ -182,6 +183,8 @@ class _Group:
         rows: Its rows.
         transfer: Takes them to the device.
         on_host: Whether the replay reads the host's memory.
+        watched: What to look at after a step: name, values, the same flat, and the largest sum of
+            squares that tells that all is well.
         arrived: Returns what came with its last step, where the replay takes it from.
         action: [M] int64, its last actions, likewise.
     """
@@ -191,6 +194,13 @@ class _Group:
         self.rows = source.rows_of(index)
         size = len(self.rows.real)
         self.first_env = index * size
+        floats = (("reward", self.rows.reward), ("observation", self.rows.obs))
+        self.watched = [
+            (what, values, values.reshape(-1), _LARGEST[values.dtype.name])
+            for what, values in floats
+            if values.dtype.kind == "f"
+        ]
+        assert all(np.shares_memory(flat, values) for _, values, flat, _ in self.watched)
         self.on_host = device.type == "cpu"
         arrays = host_rows(self.rows)
         self.arrived = (lambda: arrays) if self.on_host else transfer_to(self.rows, device).load

@@ -163,6 +163,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
             obs_space=None if in_block else space,
             shared_obs=shared,
             plain_actions=isinstance(actions, Discrete) and not self.send_infos,
+            spin_s=self._staff.spin_s,
             name=type(self).__name__,
         )
         self._pool = self._new_pool(spec, settings, supervision)

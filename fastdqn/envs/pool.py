@@ -56,6 +56,7 @@ class PoolSettings:
         obs_space: Space of an observation that does not lie in the block, or None.
         shared_obs: Gymnasium's shared memory for such observations; None lets them travel.
         plain_actions: See `Task`.
+        spin_s: Seconds to stay awake for a signal; 0 where others need the core.
         name: Prefix of the process names.
     """
 
@@ -70,6 +71,7 @@ class PoolSettings:
     obs_space: gym.Space[Any] | None = None
     shared_obs: Any = None
     plain_actions: bool = False
+    spin_s: float = 0.0
     name: str = "Workers"
 
     def spans(self, num_envs: int) -> list[list[tuple[int, int]]]:
@@ -149,6 +151,7 @@ class WorkerPool:
             settings.shared_obs,
             self.semaphore,
             _parent_pid(settings.start_method),
+            settings.spin_s,
         )
         (ours, theirs), forked = self._new_wire(), settings.start_method == "fork"
         process = self._context.Process(
@@ -165,7 +168,7 @@ class WorkerPool:
             raise
         finally:
             theirs.close()
-        return WorkerProcess(index, spans, process, ours)
+        return WorkerProcess(index, spans, process, ours, settings.spin_s)
 
     def _new_wire(self) -> tuple[Wire, Wire]:
         signals, messages = socket.socketpair(), self._context.Pipe()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastdqn.envs.failures import EnvFailures
-from fastdqn.envs.worker import DONE, FAILED, Wire
+from fastdqn.envs.worker import DONE, FAILED, Wire, hear
 from fastdqn.errors import WorkerError
 
 __all__ = ["LOOK_INTERVAL_S", "WorkerProcess"]
@@ -28,16 +28,22 @@ class WorkerProcess:
         spans: Its environments by group.
         process: The process.
         wire: The parent's end of the line to it.
+        spin_s: Seconds to stay awake for its answers.
 
     Attributes:
         signal: Sends a signal of one byte; an OSError says that the worker has gone.
     """
 
     def __init__(
-        self, index: int, spans: Sequence[tuple[int, int]], process: Any, wire: Wire
+        self,
+        index: int,
+        spans: Sequence[tuple[int, int]],
+        process: Any,
+        wire: Wire,
+        spin_s: float = 0.0,
     ) -> None:
         self.index, self.spans, self.process, self.wire = index, spans, process, wire
-        self.pid, self.ended = process.pid, False
+        self.pid, self.ended, self._spin_s = process.pid, False, spin_s
         self.signal = wire.signals.send
         patience = struct.pack("ll", int(LOOK_INTERVAL_S), 0)
         wire.signals.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
@@ -66,13 +72,13 @@ class WorkerProcess:
         return bool(self._poller.poll(timeout_s * 1000))
 
     def hear(self) -> bytes:
-        """Wait for the next signal, for a second at most; hot path, one system call.
+        """Wait for the next signal, for a second at most; hot path.
 
         Returns:
             The signal; nothing where none came, or the worker has gone.
         """
         try:
-            return self.wire.signals.recv(1)
+            return hear(self.wire.signals, self._spin_s)
         except OSError:
             return b""
 

@@ -113,7 +113,8 @@ class GroupedSource:
 
     def send(self, actions: npt.NDArray[np.int64], group: int = 0) -> None:
         """Wake the workers; returns at once."""
-        self.envs.send(actions + self.description.first_action, group)
+        first = self.description.first_action
+        self.envs.send(actions + first if first else actions, group)
         self._sent.append(group)
 
     def recv(self, group: int = 0) -> None:

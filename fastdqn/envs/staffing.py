@@ -10,6 +10,8 @@ __all__ = ["Staff", "choose_staff", "staff_beside_learner"]
 
 WAKE_UP_S = 60e-6
 """What waking the workers and being woken costs per vector step, in a quiet moment."""
+SPIN_S = 500e-6
+"""A few vector steps of quick environments: longer waits are worth a sleep."""
 CLEARLY = 0.8
 """Workers must need less than this part of the time that one process needs."""
 
@@ -25,6 +27,11 @@ class Staff:
 
     processes: int
     caller_envs: int = 0
+
+    @property
+    def spin_s(self) -> float:
+        """Seconds for which those who wait may stay awake: none where others need the core."""
+        return SPIN_S if self.processes < available_cores() else 0.0
 
 
 def choose_staff(asked: int | None, num_envs: int, step_s: float | None) -> Staff:

@@ -94,5 +94,7 @@ class Starts:
             first: Scalar int64 on the device that holds `first`, for graphs and compiled steps,
                 which must read it anew each time; None reads it now.
         """
-        oldest = self._first if first is None else first
-        return self._list[(n + oldest).remainder_(len(self._list))]
+        if first is not None:
+            return self._list[(n + first).remainder_(len(self._list))]
+        places = (n + self._first).remainder_(len(self._list))
+        return places if self._in_order else self._list[places]
