@@ -39,6 +39,8 @@ WARM_UP_STEPS = 4_000
 TOTAL_TIMESTEPS = 10**9
 """Long enough that `auto` chooses what it would for a long run."""
 UPDATES_PER_CALL = 16
+FEW_ENVS = 16
+"""So few are told in the name: each vector step is a barrier, which a reset holds up."""
 SHORT = {"LunarLander-v3": "lander", "CartPole-v1": "cartpole"}
 
 
@@ -59,7 +61,7 @@ class Setting:
     env_id: str = "LunarLander-v3"
     hidden: int = 64
     batch_size: int = 64
-    num_envs: int = 16
+    num_envs: int = 64
     ratios: tuple[float, ...] = CPU_RATIOS
     device: str = "auto"
     execution: str = "auto"
@@ -162,7 +164,9 @@ class EndToEndGroup:
     def _names(self, ratio: float) -> tuple[str, str]:
         setting = self.setting
         mode = "" if setting.execution == "auto" else f" {setting.execution}"
-        loop = f"{SHORT.get(setting.env_id, setting.env_id)}@{Fraction(ratio)}{mode}"
+        env = SHORT.get(setting.env_id, setting.env_id)
+        few = FEW_ENVS if setting.num_envs == FEW_ENVS else ""
+        loop = f"{env}{few}@{Fraction(ratio)}{mode}"
         return f"{loop} x naive", f"{loop} SPS/SPS_max"
 
     def _timers(

@@ -23,6 +23,7 @@ from tests.tensor_oracles import PureCounter, TensorCounter
 BLOCK = Block(1, 1, 2)
 ITERATIONS = 200
 RULES = CounterRules((2, 5, 1, 3), "alternating")
+FAST = ("compile", "native")
 KINDS: dict[str, Any] = {"whole": PureCounter, "around": TensorCounter}
 
 
@@ -32,7 +33,8 @@ def build(env: TensorEnv, execution: str) -> tuple[FusedRollout, Learner]:
     learner = Learner(MLP((size,), int(env.single_action_space.n), (8,), scale=0.1))
     learn = partial(learner.step, learner.state)
     given: dict[str, Any] = {"capacity": 40, "batch_size": 8, "seed": 3, "execution": execution}
-    return FusedRollout(env, learner.network, learn, **given), learner
+    natively = partial(learner.natively, learner.state)
+    return FusedRollout(env, learner.network, learn, learn_natively=natively, **given), learner
 
 
 def run(rollout: FusedRollout) -> tuple[list[Episode], list[Tensor]]:
@@ -47,19 +49,21 @@ def run(rollout: FusedRollout) -> tuple[list[Episode], list[Tensor]]:
 
 @pytest.fixture(scope="module")
 def twins() -> Iterator[dict[str, list[tuple[FusedRollout, Learner]]]]:
-    """By kind: an eager rollout and a compiled one, neither of which has done anything yet."""
+    """By kind and way: an eager rollout and a fast one, which have done nothing yet."""
     yield {
-        name: [build(kind(3, RULES), execution) for execution in ("eager", "compile")]
+        f"{name}, {way}": [build(kind(3, RULES), execution) for execution in ("eager", way)]
         for name, kind in KINDS.items()
+        for way in FAST
     }
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("way", FAST)
 @pytest.mark.parametrize("name", KINDS)
-def test_compiled_iterations_equal_eager_ones(
-    name: str, twins: dict[str, list[tuple[FusedRollout, Learner]]]
+def test_fast_iterations_equal_eager_ones(
+    name: str, way: str, twins: dict[str, list[tuple[FusedRollout, Learner]]]
 ) -> None:
-    (eager, eager_learner), (compiled, learner) = twins[name]
+    (eager, eager_learner), (compiled, learner) = twins[f"{name}, {way}"]
     born = learner.state.online.clone()
     told, drawn = run(eager)
     compiled_told, compiled_drawn = run(compiled)
@@ -80,11 +84,12 @@ def test_compiled_iterations_equal_eager_ones(
     assert eager.compile_s == 0
 
 
+@pytest.mark.parametrize("way", FAST)
 @pytest.mark.parametrize("name", KINDS)
 def test_nothing_compiles_again(
-    name: str, twins: dict[str, list[tuple[FusedRollout, Learner]]]
+    name: str, way: str, twins: dict[str, list[tuple[FusedRollout, Learner]]]
 ) -> None:
-    rollout, learner = twins[name][1]
+    rollout, learner = twins[f"{name}, {way}"][1]
     if not rollout.rows:
         rollout.advance(BLOCK, 0.5)
     seconds = rollout.compile_s
@@ -98,9 +103,10 @@ def test_nothing_compiles_again(
     assert rollout.compile_s == seconds
 
 
-def test_cartpole_compiles_whole_and_stores_what_it_steps() -> None:
+@pytest.mark.parametrize("way", FAST)
+def test_cartpole_compiles_whole_and_stores_what_it_steps(way: str) -> None:
     """Rounding grows in CartPole, so that single steps are compared, each from the same state."""
-    (eager, _), (compiled, _) = (build(CartPole(3), how) for how in ("eager", "compile"))
+    (eager, _), (compiled, _) = (build(CartPole(3), how) for how in ("eager", way))
     for _ in range(30):
         for rollout in (eager, compiled):
             rollout.advance(BLOCK, 0.6)

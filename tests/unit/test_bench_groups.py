@@ -170,9 +170,10 @@ def test_quick_is_lander_and_one_update() -> None:
     assert [name for name in names if name.startswith("lander")] == [
         "lander@1 x naive",
         "lander@1/4 x naive",
+        "lander@1/16 x naive",
     ]
-    assert all(name.endswith("64-64 b64 K4") for name in names[2:])
-    assert len(names) > 2
+    assert all(name.endswith("64-64 b64 K4") for name in names[3:])
+    assert len(names) > 3
 
 
 def _fast_modes() -> list[str]:

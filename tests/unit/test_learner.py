@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastdqn import execution
+from fastdqn.background import Background
 from fastdqn.errors import UsageError
 from fastdqn.learner import METRICS, Learner, LearnerState, chunks
 from fastdqn.networks import MLP, FlatNetwork
@@ -18,6 +21,7 @@ from fastdqn.optimizers import Adam, AdamW, Optimizer, RMSprop
 from fastdqn.replay import gather
 from fastdqn.schedules import ReplayRatio
 from fastdqn.transition import Transitions
+from tests.compilers import SlowCompiler
 from tests.small_learners import (
     Branches,
     CountUp,
@@ -481,3 +485,27 @@ def test_values_that_cannot_be_used_are_refused_with_their_flag(setting: str, va
     flag = "--" + setting.replace("_", "-")
     with pytest.raises(UsageError, match=rf"{flag} {value}: .*(Try|Choose) "):
         _learner(**{setting: value})
+
+
+# Beside a compiler
+
+
+def test_a_learner_asked_to_start_at_once_learns_eagerly_until_it_is_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiler = SlowCompiler()
+    monkeypatch.setattr(execution, "Background", partial(Background, compiler=compiler))
+    torch.manual_seed(0)
+    learner, replay = Learner(Branches()), filled_ring()
+    learner.execute_as("compile", behind=True)
+    learner.prepare(replay.ring, 8, 3)  # calls of two and of one
+    (step,) = learner.compiling
+    assert len(compiler.requests) == 2
+    learner.learn(replay, replay.draw(3, 8))
+    assert int(learner.state.updates) == 3
+    assert (step.ready, len(compiler.requests)) == (False, 2)
+    learner.close()
+    assert compiler.waiting == {}
+    assert learner.execution == "eager"
+    learner.learn(replay, replay.draw(3, 8))
+    assert int(learner.state.updates) == 6

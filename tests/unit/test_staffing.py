@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import socket
+import threading
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,7 @@ from fastdqn.envs import grouped, staffing
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.staffing import Staff, choose_staff, staff_beside_learner
 from fastdqn.envs.supervision import Supervision
+from fastdqn.envs.worker import hear
 from tests.oracles import (
     CounterEnv,
     CrashError,
@@ -242,3 +246,41 @@ def test_a_worker_that_is_killed_costs_the_callers_share_nothing() -> None:
     assert envs.num_restarts == 1
     assert envs.rows.real.all()
     envs.close()
+
+
+# Staying awake
+
+
+@pytest.mark.parametrize(("processes", "awake"), [(0, True), (1, True), (2, False), (5, False)])
+def test_who_waits_stays_awake_only_while_there_is_a_core_for_everybody(
+    processes: int, awake: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staffing, "available_cores", lambda: 2)
+    assert (Staff(processes).spin_s > 0) == awake
+
+
+@pytest.mark.parametrize("spin_s", [0.0, 0.02, 5.0])
+@pytest.mark.parametrize("late_s", [0.0, 0.1])
+def test_a_signal_is_heard_awake_or_asleep(spin_s: float, late_s: float) -> None:
+    ours, theirs = socket.socketpair()
+    timer = threading.Timer(late_s, theirs.send, [b"d"])
+    timer.start()
+    start = time.perf_counter()
+    assert hear(ours, spin_s) == b"d"
+    assert time.perf_counter() - start < 3
+    timer.join()
+    theirs.close()
+    assert hear(ours, spin_s) == b""  # the other end is closed
+    ours.close()
+
+
+def test_who_is_awake_goes_to_sleep_in_the_end() -> None:
+    ours, theirs = socket.socketpair()
+    timer = threading.Timer(0.6, theirs.send, [b"d"])
+    timer.start()
+    before = time.thread_time()
+    assert hear(ours, 0.05) == b"d"
+    assert time.thread_time() - before < 0.3
+    timer.join()
+    ours.close()
+    theirs.close()

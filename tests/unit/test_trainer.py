@@ -243,6 +243,27 @@ def test_each_restart_of_a_worker_is_told_once_and_after_its_step(clock: Clock) 
     assert trainer.worker_restarts == 3
 
 
+def test_what_a_compiler_beside_the_training_came_to_is_told_once(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=10, report=2)
+    ready = SimpleNamespace(ready_after_s=None, failure=None)
+    fails = SimpleNamespace(ready_after_s=None, failure=None)
+    long_ago = SimpleNamespace(ready_after_s=3.0, failure=None)
+    stage.learner.compiling = [ready, fails, long_ago, len]
+    reports = iter(range(10))
+
+    def finish() -> None:
+        if next(reports) == 2:
+            ready.ready_after_s, fails.failure = 12.3, "no such luck"
+
+    stage.then["saw report at 4"] = stage.then["saw report at 6"] = finish
+    stage.then["saw report at 2"] = finish
+    trainer.run(SEEDS)
+    assert [event for event in stage.tape if event.startswith("saw compiled")] == [
+        "saw compiled at 6: compiled after 12 s",
+        "saw compiled at 6: not compiled: no such luck",
+    ]
+
+
 def test_exploration_follows_env_steps_and_episodes(clock: Clock) -> None:
     seen: list[tuple[int, int]] = []
 
