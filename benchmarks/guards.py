@@ -87,8 +87,14 @@ def slower(
 
 
 def _ratios(rounds: Sequence[Round], above: str, below: str) -> tuple[float, ...]:
-    """Return the median of the ratios within the laps of each round."""
-    return tuple(statistics.median(lap[above] / lap[below] for lap in laps) for laps in rounds)
+    """Return the median of the ratios within the laps of each round.
+
+    A lap in which something was not called at all, since the machine was elsewhere, tells nothing.
+    """
+    return tuple(
+        statistics.median([lap[above] / lap[below] for lap in laps if lap[above] and lap[below]])
+        for laps in rounds
+    )
 
 
 @dataclass(frozen=True)

@@ -155,9 +155,8 @@ def bare_timer(env_id: str, stack: ExitStack) -> Timer:
 
 
 def repeat(call: Callable[[], object], seconds: float) -> float:
-    """Call once, and again until the time is over; return the seconds that it took."""
+    """Call again and again until the time is over; return the seconds that it took."""
     start = time.perf_counter()
-    call()
     while (elapsed := time.perf_counter() - start) < seconds:
         call()
     return elapsed

@@ -12,6 +12,7 @@ import torch
 
 from fastdqn.device import available_bytes, available_cores
 from fastdqn.execution import choose_execution
+from fastdqn.native import cache_dir, why_no_library
 from fastdqn.run_directory import describe_machine, versions
 
 __all__ = ["diagnose"]
@@ -41,6 +42,13 @@ def _software() -> Iterator[tuple[str, str, bool]]:
         bool(compiler),
     )
 
+    why_not = why_no_library()
+    yield (
+        "C library",
+        why_not or f"compiled, in {cache_dir()}",
+        why_not is None,
+    )
+
 
 def _devices() -> Iterator[tuple[str, str, bool]]:
     cpu = torch.device("cpu")
@@ -53,7 +61,7 @@ def _devices() -> Iterator[tuple[str, str, bool]]:
     mps = torch.backends.mps.is_available()
     yield "MPS", "available; small networks are faster on the CPU" if mps else "no device", True
     device = torch.device("cuda" if count else "cpu")
-    mode, reason = choose_execution("auto", device, 10**6)
+    mode, reason = choose_execution("auto", device, 10**6, why_not_native=why_no_library)
     yield "--execution auto", f"{mode} for a long run on {device} ({reason})", True
 
 

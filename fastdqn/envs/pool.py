@@ -1,7 +1,7 @@
 """Worker processes over one shared block, and the signals that pass between.
 
-Environments may form groups that step by themselves (double buffering): every worker then hosts
-some environments of each group, and serves the signals in the order in which they come.
+Where environments form groups that step by themselves (double buffering), every worker hosts some
+of each group, and serves the signals in the order in which they come.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import math
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -32,7 +31,7 @@ from fastdqn.envs.limits import refuse_unless_openable, refuse_unless_shareable
 from fastdqn.envs.process import LOOK_INTERVAL_S, WorkerProcess
 from fastdqn.envs.rows import Rows, RowSpec
 from fastdqn.envs.task import Task
-from fastdqn.envs.worker import CALL, CLOSE, DONE, Wire, Work, run_worker
+from fastdqn.envs.worker import CALL, CLOSE, DONE, Work, new_wire, run_worker
 
 __all__ = ["PoolSettings", "WorkerPool", "without_main_module"]
 
@@ -52,7 +51,7 @@ class PoolSettings:
         send_infos: Whether the infos of the environments travel.
         start_method: `spawn`, `forkserver` or `fork`.
         daemon: Whether workers end with the parent and may start no children of their own.
-        max_concurrency: How many workers may run an environment at a time; None is all.
+        max_concurrency: How many may run an environment at a time; None is all.
         obs_space: Space of an observation that does not lie in the block, or None.
         shared_obs: Gymnasium's shared memory for such observations; None lets them travel.
         plain_actions: See `Task`.
@@ -153,7 +152,7 @@ class WorkerPool:
             _parent_pid(settings.start_method),
             settings.spin_s,
         )
-        (ours, theirs), forked = self._new_wire(), settings.start_method == "fork"
+        (ours, theirs), forked = new_wire(self._context), settings.start_method == "fork"
         process = self._context.Process(
             target=run_worker,
             args=(theirs, work, [*(w.wire for w in self.workers), ours] if forked else []),
@@ -169,10 +168,6 @@ class WorkerPool:
         finally:
             theirs.close()
         return WorkerProcess(index, spans, process, ours, settings.spin_s)
-
-    def _new_wire(self) -> tuple[Wire, Wire]:
-        signals, messages = socket.socketpair(), self._context.Pipe()
-        return Wire(signals[0], messages[0]), Wire(signals[1], messages[1])
 
     # Messages
 

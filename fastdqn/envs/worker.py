@@ -33,7 +33,18 @@ from fastdqn.envs.task import Task
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-__all__ = ["CALL", "CLOSE", "DONE", "FAILED", "PAYLOAD", "Wire", "Work", "hear", "run_worker"]
+__all__ = [
+    "CALL",
+    "CLOSE",
+    "DONE",
+    "FAILED",
+    "PAYLOAD",
+    "Wire",
+    "Work",
+    "hear",
+    "new_wire",
+    "run_worker",
+]
 
 CALL, CLOSE = b"c", b"q"
 """Signals to a worker: a pickled call follows; leave. A byte below 32 steps that group's host."""
@@ -101,6 +112,12 @@ class Wire:
         """Close this end."""
         self.signals.close()
         self.messages.close()
+
+
+def new_wire(context: Any) -> tuple[Wire, Wire]:
+    """Return the two ends of a new line, of a context of multiprocessing."""
+    signals, messages = socket.socketpair(), context.Pipe()
+    return Wire(signals[0], messages[0]), Wire(signals[1], messages[1])
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ __all__ = [
     "Plan",
     "RingAddresses",
     "Settings",
+    "StartsAddresses",
     "settings_of",
 ]
 

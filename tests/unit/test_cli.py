@@ -16,6 +16,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 from fastdqn import __version__, run
 from fastdqn.cli import main
 from fastdqn.config import Config, flag_of
+from fastdqn.native import library
 from fastdqn.presets import PRESETS, preset_config
 from fastdqn.progress import Console
 
@@ -346,8 +347,11 @@ def test_doctor_says_what_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")
+    library.load_library.cache_clear()  # what was loaded before needs no compiler
     assert main(["doctor"]) == 0
+    library.load_library.cache_clear()
     out = " ".join(capsys.readouterr().out.split())
+    assert "C library it is compiled by a C compiler, and none is on the PATH" in out
     assert "C++ compiler none: --execution compile cannot run on the CPU" in out
     assert "--execution auto eager" in out
 
