@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from fastdqn.schedules import ReplayRatio
 
-__all__ = ["Block", "next_block", "plan"]
+__all__ = ["MAX_UPDATES", "Block", "next_block", "plan"]
 
 MAX_STEPS = 16
 """Vector steps of a planned block at most; each is traced, so that they cost compile time."""
