@@ -23,7 +23,7 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from fastdqn.tracing import Trace
 
-__all__ = ["Numerics", "library_path", "load_library"]
+__all__ = ["Library", "Numerics", "library_path", "load_library"]
 
 FORMAT = 1
 """Of the libraries; a larger number forgets older ones."""
