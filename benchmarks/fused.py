@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.add_argument(
-        "--execution", default="compile", choices=("native", "compile", "cudagraph")
+        "--execution", default="native", choices=("native", "compile", "cudagraph")
     )
     parser.add_argument("--repeats", type=int, default=4, help="iterations of one call")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one timing, s")
