@@ -92,9 +92,7 @@ def compare(num_envs: int, fast: str, device: torch.device, repeats: int, second
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
-    parser.add_argument(
-        "--execution", default="native", choices=("native", "compile", "cudagraph")
-    )
+    parser.add_argument("--execution", default="native", choices=("native", "compile", "cudagraph"))
     parser.add_argument("--repeats", type=int, default=4, help="iterations of one call")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one timing, s")
     parser.add_argument("--threads", type=int, default=1, help="threads of one operation")
