@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from fastdqn.tracing import Trace
 
@@ -72,6 +71,8 @@ def library_path(trace: Trace, num_rows: int) -> Path:
         trace: The step.
         num_rows: How often it is repeated over rows of its last argument; 0 is not at all.
     """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # noqa: PLC0415 - 1.5 s to load
+
     device = torch.device(trace.specs[0].device)
     parts = (
         FORMAT,

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch._dynamo import config as dynamo_config
 
 from fastdqn.compiler import AHEAD, CompileError, Compiles
 from fastdqn.tracing import Leaves, UntraceableError
@@ -119,6 +118,8 @@ class _Inside:
             self._compiled(*args)
             return
         start = time.perf_counter()
+        from torch._dynamo import config as dynamo_config  # noqa: PLC0415 - 1.5 s to load
+
         with dynamo_config.patch(trace_autograd_ops=True, recompile_limit=MANY):
             self._compiled(*args)
         self._seen.add(shape)

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor import config as inductor_config
 
 from fastdqn.tracing import UntraceableError, trace
 
@@ -82,7 +81,8 @@ class Direct:
 def _compiled(
     step: Callable[..., None], args: tuple[Tensor, ...], options: dict[str, Any]
 ) -> Callable[..., None]:
-    from torch._inductor.compile_fx import compile_fx  # noqa: PLC0415 - takes a second
+    from torch._inductor import config as inductor_config  # noqa: PLC0415 - seconds to load
+    from torch._inductor.compile_fx import compile_fx  # noqa: PLC0415
 
     traced = trace(step, args)
     held = traced.held

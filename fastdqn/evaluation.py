@@ -50,7 +50,8 @@ def evaluate(policy: Policy, source: EnvSource, seeds: Sequence[int], episodes: 
     """Play greedy episodes and return what they brought.
 
     The first E episodes that begin are those that count, all of them to their end, so that short
-    episodes are not counted more often than long ones; what begins later is not looked at.
+    episodes are not counted more often than long ones. Environments with nothing left to play rest,
+    where the source can let them.
 
     Args:
         policy: Acts greedily; nothing is learned and nothing is drawn.
@@ -73,13 +74,15 @@ def evaluate(policy: Policy, source: EnvSource, seeds: Sequence[int], episodes: 
             source.send(part, group)
         for group in range(source.num_groups):
             source.recv(group)
-        for env in np.flatnonzero((rows.terminated | rows.truncated) & rows.real).tolist():
+        ended = (rows.terminated | rows.truncated) & rows.real & (playing < wanted)
+        for env in np.flatnonzero(ended).tolist():
             episode = playing[env]
-            if episode < wanted:
-                returns[episode] = rows.episode_return[env]
-                lengths[episode] = rows.episode_length[env]
-                missing -= 1
+            returns[episode] = rows.episode_return[env]
+            lengths[episode] = rows.episode_length[env]
+            missing -= 1
             playing[env], begun = begun, begun + 1
+        rows.resting[:] = playing >= wanted
+    rows.resting[:] = False
     return Evaluation(returns, lengths)
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor, nn
 
 from fastdqn.background import Background
@@ -18,6 +17,9 @@ from fastdqn.precision import float32_products
 from fastdqn.replay import ReplayBuffer, Ring, Sampler, gather
 from fastdqn.transition import Transitions
 from fastdqn.update import METRICS, TARGETS, LearnerState, Update
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 __all__ = ["METRICS", "TARGETS", "Learner", "LearnerState", "chunks"]
 

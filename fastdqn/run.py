@@ -11,7 +11,6 @@ from fastdqn.config import Config
 from fastdqn.device import available_cores
 from fastdqn.errors import FastDQNError, UsageError, WorkerError
 from fastdqn.loop import Loop
-from fastdqn.plots import plot_run
 from fastdqn.progress import Console
 from fastdqn.record import RunRecord
 from fastdqn.run_directory import make_run_dir, write_config
@@ -153,6 +152,8 @@ def _conclude(console: Console, trainer: Loop, status: str) -> None:
 
 def _draw(console: Console, run_dir: Path) -> None:
     """Draw the plots; a full disk costs them and is told."""
+    from fastdqn.plots import plot_run  # noqa: PLC0415 - matplotlib must not delay the start
+
     try:
         for path in plot_run(run_dir):
             console.say(f"Plot     {path}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from tensordict import TensorDict
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 __all__ = ["STORAGE_DTYPES", "Transitions", "storage_dtype"]
 
@@ -65,6 +68,8 @@ class Transitions:
 
     def to_tensordict(self) -> TensorDict:
         """Return the same tensors, not copies, as a TensorDict of batch size [B]."""
+        from tensordict import TensorDict  # noqa: PLC0415 - costs every program 1.4 s to load
+
         named = dict(zip(_FIELDS, self.tensors(), strict=False))
         return TensorDict(named, batch_size=self.action.shape)
 

@@ -63,6 +63,7 @@ class Host:
         self._terminated: Any = memoryview(columns.terminated)
         self._truncated: Any = memoryview(columns.truncated)
         self._real: Any = memoryview(columns.real)
+        self._resting: Any = memoryview(columns.resting)
         self._masked, self._infos_travel = task.spec.num_masked > 0, task.send_infos
         self.step_one = {
             AutoresetMode.NEXT_STEP.value: self._step_or_reset,
@@ -81,7 +82,7 @@ class Host:
     # Stepping
 
     def step(self, actions: Sequence[Any] | None = None) -> StepTold:
-        """Step every environment; hot path.
+        """Step every environment that is not at rest; hot path.
 
         Args:
             actions: One per environment; None takes them from the block.
@@ -93,6 +94,8 @@ class Host:
         failures: list[Failure] = []
         with self.permit:
             for i, action in enumerate(self._actions() if actions is None else actions):
+                if self._resting[i]:
+                    continue
                 try:
                     info = self.step_one(i, action)
                 except Exception as error:  # whatever an environment raises goes to the caller

@@ -80,6 +80,7 @@ class RowSpec:
             "terminated": ((n,), np.dtype(np.bool_)),
             "truncated": ((n,), np.dtype(np.bool_)),
             "real": ((n,), np.dtype(np.bool_)),
+            "resting": ((n,), np.dtype(np.bool_)),
             "episode_return": ((n,), np.dtype(np.float64)),
             "episode_length": ((n,), np.dtype(np.int64)),
             "action_mask": ((n, self.num_masked), np.dtype(np.bool_)),
@@ -105,6 +106,7 @@ class Rows:
         terminated: [N] bool.
         truncated: [N] bool.
         real: [N] bool; False where the step was only a reset (autoreset mode NEXT_STEP).
+        resting: [N] bool, set by the caller: not to be stepped; the row keeps what it holds.
         episode_return: [N] float64, sum of rewards of the episode that ended last.
         episode_length: [N] int64, env steps of the episode that ended last.
         action_mask: [N, A] bool, what may be done in `obs`; [N, 0] without masks.
@@ -118,6 +120,7 @@ class Rows:
     terminated: npt.NDArray[np.bool_]
     truncated: npt.NDArray[np.bool_]
     real: npt.NDArray[np.bool_]
+    resting: npt.NDArray[np.bool_]
     episode_return: npt.NDArray[np.float64]
     episode_length: npt.NDArray[np.int64]
     action_mask: npt.NDArray[np.bool_]
@@ -141,9 +144,9 @@ class Rows:
         return rows
 
     def clear(self) -> None:
-        """Forget the last step: no reward, no end, and every row real."""
+        """Forget the last step: no reward, no end, every row real, nobody at rest."""
         self.reward[:] = 0.0
-        self.terminated[:] = self.truncated[:] = False
+        self.terminated[:] = self.truncated[:] = self.resting[:] = False
         self.real[:] = True
 
     def columns(self, start: int, stop: int) -> Rows:

@@ -16,10 +16,11 @@ are not in it, nor are the G rows at the write head, which have no successor yet
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from fastdqn.errors import UsageError
@@ -27,6 +28,9 @@ from fastdqn.replay.sizes import RingSizes
 from fastdqn.replay.starts import Starts
 from fastdqn.replay.storage import Values, allocate, as_index, gather, writable
 from fastdqn.transition import Transitions
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 __all__ = ["MAX_DRAW", "ReplayBuffer"]
 

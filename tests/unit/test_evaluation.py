@@ -62,6 +62,24 @@ def test_environments_in_groups_are_evaluated_like_others() -> None:
     assert results[0] == results[1] == results[2]
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_environments_with_nothing_left_to_play_rest_until_the_next_evaluation(
+    num_workers: int,
+) -> None:
+    """Two episodes of 2 and of 5 steps, two each: not one step more is made, twice over."""
+    factories = [partial(CounterEnv, 0, 2), partial(CounterEnv, 1, 5)]
+    envs = GroupedVectorEnv(factories, autoreset_mode=SAME_STEP, num_workers=num_workers)
+    source = source_of(envs)
+    policy = random_policy(source)
+    for rounds in (1, 2):
+        result = evaluate(policy, source, [1, 2], episodes=4)
+        assert result.lengths.tolist() == [2, 5, 2, 2]
+        assert envs.get_attr("wakes") == (6 * rounds, 5 * rounds)
+    envs.step(np.zeros(2, np.int64))
+    assert envs.get_attr("wakes") == (13, 11)
+    source.close()
+
+
 def _greedy(policy: Any, *obs: int) -> int:
     return int(policy.greedy(torch.tensor([obs], dtype=torch.float32))[0])
 
