@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from fastdqn.errors import UsageError
 from fastdqn.policy import Policy
 
 __all__ = ["Evaluation", "Evaluator", "evaluate"]
+
+GLANCE_EPISODES, LOOK_EPISODES = 5, 20
+"""Episodes of a screening: of a policy that is hopeless already, and of any other."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,15 @@ class Evaluation:
         """Number of episodes, E."""
         return len(self.returns)
 
+    def within_reach(self, goal: float) -> bool:
+        """Return whether `goal` lies at most two standard errors above the mean; needs E >= 2."""
+        return self.mean + 2.0 * self.std / math.sqrt(self.episodes - 1) >= goal
+
+    def __add__(self, other: Evaluation) -> Evaluation:
+        """Return the episodes of both."""
+        returns = np.concatenate([self.returns, other.returns])
+        return Evaluation(returns, np.concatenate([self.lengths, other.lengths]))
+
 
 def evaluate(policy: Policy, source: EnvSource, seeds: Sequence[int], episodes: int) -> Evaluation:
     """Play greedy episodes and return what they brought.
@@ -57,31 +70,29 @@ def evaluate(policy: Policy, source: EnvSource, seeds: Sequence[int], episodes: 
         policy: Acts greedily; nothing is learned and nothing is drawn.
         source: N environments, reset here.
         seeds: N seeds.
-        episodes: E >= 1; at least one per environment is played.
+        episodes: E >= 1.
     """
-    num_envs = source.num_envs
-    begun = num_envs
-    wanted = max(episodes, num_envs)
+    begun = num_envs = source.num_envs
     playing = np.arange(num_envs)  # number of the episode that each environment plays
-    returns, lengths = np.full(wanted, np.nan), np.zeros(wanted, np.int64)
+    returns, lengths = np.full(episodes, np.nan), np.zeros(episodes, np.int64)
     source.reset(seeds)
     transfer, rows = transfer_to(source.rows, policy.network.flat.device), source.rows
-    missing = wanted
+    missing = episodes
     while missing:
+        rows.resting[:] = playing >= episodes
         shown = transfer.load()
         actions = policy.greedy(_loaded(shown.obs), shown.action_mask).cpu().numpy()
         for group, part in enumerate(np.split(actions, source.num_groups)):
             source.send(part, group)
         for group in range(source.num_groups):
             source.recv(group)
-        ended = (rows.terminated | rows.truncated) & rows.real & (playing < wanted)
+        ended = (rows.terminated | rows.truncated) & rows.real & (playing < episodes)
         for env in np.flatnonzero(ended).tolist():
             episode = playing[env]
             returns[episode] = rows.episode_return[env]
             lengths[episode] = rows.episode_length[env]
             missing -= 1
             playing[env], begun = begun, begun + 1
-        rows.resting[:] = playing >= wanted
     rows.resting[:] = False
     return Evaluation(returns, lengths)
 
@@ -111,9 +122,20 @@ class Evaluator:
         self._source: EnvSource | None = None
         self._round = 0
 
-    def screen(self) -> Evaluation:
-        """Play one episode in each environment: a quick look whether a full one is worth it."""
-        return self._play(1)
+    def screen(self, goal: float) -> Evaluation:
+        """Look whether a full evaluation is worth it, for the price of a few episodes.
+
+        A glance is followed by a longer look unless the goal is out of reach; a policy that is
+        sent away wrongly comes again with the next screening.
+
+        Args:
+            goal: Mean return that is hoped for.
+        """
+        glance = self._play(min(GLANCE_EPISODES, self.episodes))
+        more = min(LOOK_EPISODES, self.episodes) - glance.episodes
+        if not more or not glance.within_reach(goal):
+            return glance
+        return glance + self._play(more)
 
     def full(self) -> Evaluation:
         """Play all episodes, none of them shared with a screening."""

@@ -199,7 +199,7 @@ class Loop(ABC):
         if self.evaluator is None or self._first_update is None:
             return
         self.watch.lap("other")
-        evaluation = self.evaluator.screen()
+        evaluation = self.evaluator.screen(goal)
         reached = False
         if evaluation.mean >= goal:
             evaluation = self.evaluation = self.evaluator.full()

@@ -102,10 +102,12 @@ def test_the_mean_length_is_that_of_all_episodes_whatever_their_lengths() -> Non
     assert abs(result.lengths.mean() - 10) < 3 * 9 / 200**0.5
 
 
-@pytest.mark.parametrize(("asked", "played"), [(1, 3), (3, 3), (4, 4), (6, 6)])
-def test_each_environment_plays_at_least_one_episode(asked: int, played: int) -> None:
+@pytest.mark.parametrize("episodes", [1, 3, 4, 6])
+def test_as_many_episodes_count_as_are_asked_for(episodes: int) -> None:
     source = _source(3)
-    assert evaluate(random_policy(source), source, [1, 2, 3], asked).episodes == played
+    result = evaluate(random_policy(source), source, [1, 2, 3], episodes)
+    assert (result.episodes, len(result.lengths)) == (episodes, episodes)
+    assert np.isfinite(result.returns).all()
 
 
 def test_running_episodes_of_an_earlier_evaluation_do_not_count() -> None:
@@ -176,19 +178,40 @@ class _SeedTape(VectorSource):
 def test_every_evaluation_runs_on_seeds_that_no_other_one_used() -> None:
     tape = _SeedTape()
     evaluator = Evaluator(random_policy(tape), lambda: tape, seed=4, episodes=4)
-    evaluator.screen()
+    evaluator.screen(-1e9)
     evaluator.full()
-    evaluator.screen()
+    evaluator.screen(-1e9)
     evaluator.close()
     expected = [seeds_of(4, Stream.EVALUATION_ENVS, 2, round_) for round_ in (1, 2, 3)]
     assert tape.seeds == expected
     assert len({seed for seeds in tape.seeds for seed in seeds}) == 6
 
 
-def test_a_screening_plays_one_episode_in_each_environment() -> None:
+@pytest.mark.parametrize(
+    ("episodes", "goal", "played"),
+    [(30, -1e9, 20), (30, 1e9, 5), (8, -1e9, 8), (8, 1e9, 5), (3, -1e9, 3), (1, 1e9, 1)],
+)
+def test_a_screening_looks_longer_only_where_the_goal_is_within_reach(
+    episodes: int, goal: float, played: int
+) -> None:
     tape = _SeedTape(3)
-    evaluator = Evaluator(random_policy(tape), lambda: tape, seed=0, episodes=9)
-    assert (evaluator.screen().episodes, evaluator.full().episodes) == (3, 9)
+    evaluator = Evaluator(random_policy(tape), lambda: tape, seed=0, episodes=episodes)
+    assert evaluator.screen(goal).episodes == played
+    assert evaluator.full().episodes == episodes
+    assert len({seed for seeds in tape.seeds for seed in seeds}) == 3 * len(tape.seeds)
+
+
+def test_a_goal_is_within_reach_of_two_standard_errors() -> None:
+    """Returns 0 and 10, twice each: mean 5, standard error 5 / sqrt(3)."""
+    seen = Evaluation(np.array([0.0, 10.0, 0.0, 10.0]), np.ones(4, np.int64))
+    edge = 5 + 2 * 5 / 3**0.5
+    assert seen.within_reach(edge - 0.01)
+    assert not seen.within_reach(edge + 0.01)
+
+
+def test_evaluations_add_up_to_all_their_episodes() -> None:
+    one, two = (Evaluation(np.array([x]), np.array([n])) for x, n in ((1.0, 3), (4.0, 5)))
+    assert ((one + two).returns.tolist(), (one + two).lengths.tolist()) == ([1.0, 4.0], [3, 5])
 
 
 @pytest.mark.parametrize("episodes", [0, -1])

@@ -89,7 +89,7 @@ class FakeEvaluator:
         self.stage, self.means = stage, iter(means)
         self.full_mean = math.nan
 
-    def screen(self) -> Evaluation:
+    def screen(self, goal: float) -> Evaluation:
         self.stage.say("screen", 20.0)
         mean, self.full_mean = next(self.means)
         return Evaluation(np.array([mean]), np.array([1]))
