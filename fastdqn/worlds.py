@@ -86,8 +86,8 @@ class Built:
         """Build the environments of a training, and close them afterwards."""
         staff, groups = None, config.env_groups
         if config.num_workers is None:
-            step_s = self.description.step_s if groups == 1 else None
-            staff = staff_beside_learner(config.num_envs // groups, step_s, learn_s)
+            each, step_s = config.num_envs // groups, self.description.step_s
+            staff = staff_beside_learner(each, step_s, learn_s, num_groups=groups)
         with closing(self._source(config, config.num_envs, groups, staff)) as source:
             yield source
 

@@ -10,6 +10,8 @@ __all__ = ["Staff", "choose_staff", "staff_beside_learner"]
 
 WAKE_UP_S = 60e-6
 """What waking the workers and being woken costs per vector step, in a quiet moment."""
+HANDLING_S = 150e-6
+"""What the trainer's own part of a vector step costs: choosing actions, writing rows."""
 SPIN_S = 500e-6
 """A few vector steps of quick environments: longer waits are worth a sleep."""
 CLEARLY = 0.8
@@ -57,7 +59,9 @@ def choose_staff(asked: int | None, num_envs: int, step_s: float | None) -> Staf
     return Staff(shares - 1, num_envs // shares)
 
 
-def staff_beside_learner(num_envs: int, step_s: float | None, learn_s: float) -> Staff:
+def staff_beside_learner(
+    num_envs: int, step_s: float | None, learn_s: float, *, num_groups: int = 1
+) -> Staff:
     """Choose who steps the environments of a caller who learns while the workers step.
 
     One core is the caller's. Whatever learning leaves of it goes to environments: as many as
@@ -65,12 +69,18 @@ def staff_beside_learner(num_envs: int, step_s: float | None, learn_s: float) ->
 
         vector step = max(learn + caller_envs * step, wake-up + envs per worker * step)
 
+    While groups take turns, workers never wait to be woken, nor for what the caller does between
+    two steps, which counts as the caller's work then.
+
     Args:
         num_envs: Environments that step together.
         step_s: Measured seconds of one step; None where they are slow, or are not to be stepped
             in the caller's process.
         learn_s: Seconds of learning per vector step.
+        num_groups: Groups of so many environments that take turns.
     """
+    ahead = num_groups > 1
+    wake_up_s, busy_s = (0.0, learn_s + HANDLING_S) if ahead else (WAKE_UP_S, learn_s)
     workers = available_cores() - 1
     if not workers:
         return Staff(0, num_envs)
@@ -78,10 +88,10 @@ def staff_beside_learner(num_envs: int, step_s: float | None, learn_s: float) ->
         return Staff(min(workers, num_envs))
 
     def vector_step_s(caller_envs: int) -> float:
-        own_s = learn_s + caller_envs * step_s
+        own_s = busy_s + caller_envs * step_s
         if caller_envs == num_envs:
             return own_s
-        return max(own_s, WAKE_UP_S + -(-(num_envs - caller_envs) // workers) * step_s)
+        return max(own_s, wake_up_s + -(-(num_envs - caller_envs) // workers) * step_s)
 
     caller_envs = min(range(num_envs + 1), key=vector_step_s)
     return Staff(min(workers, num_envs - caller_envs), caller_envs)

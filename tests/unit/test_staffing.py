@@ -97,6 +97,19 @@ def test_the_learners_core_steps_what_learning_leaves_time_for(
     assert staff_beside_learner(*question) == staff
 
 
+def test_while_groups_take_turns_handling_them_is_the_callers_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Five steps of handling: the worker has five environments more, and no wake-up to wait for."""
+    monkeypatch.setattr(staffing, "available_cores", lambda: 2)
+    monkeypatch.setattr(staffing, "HANDLING_S", 5 * STEP_S)
+    staff = partial(staff_beside_learner, 16, STEP_S)
+    assert staff(0.0, num_groups=2) == Staff(1, 5)
+    assert staff(4 * STEP_S, num_groups=2) == Staff(1, 3)
+    assert staff(11 * STEP_S, num_groups=2) == Staff(1)
+    assert staff(0.0, num_groups=1) == Staff(1, 9)
+
+
 def test_a_slow_environment_is_left_to_workers_and_a_fast_one_is_not() -> None:
     for factory, processes in ((CounterEnv, 0), (partial(HangingEnv, at=0, sleep_s=0.02), 2)):
         envs = GroupedVectorEnv([factory] * 2)
