@@ -25,6 +25,9 @@ from fastdqn.errors import UsageError
 
 __all__ = ["main"]
 
+END_TO_END = (("LunarLander-v3", 96, 3), ("LunarLander-v3", 16, 1), ("CartPole-v1", 64, 1))
+"""Environments, how many, and in how many groups: several where steps take long, and resets
+longer."""
 QUICK_RATIOS = ("lander@*", "update * 64-64 b64 K4")
 QUICK_EFFORT = Effort(5, 1.5)
 CPU_UPDATES = ((64, 64), (64, 128), (128, 64), (128, 128))
@@ -78,8 +81,8 @@ def groups_for(arguments: Arguments) -> list[Group]:
     ratios = CUDA_RATIOS if on_cuda else CPU_RATIOS
     sizes = CUDA_UPDATES if on_cuda else CPU_UPDATES
     settings = [
-        Setting(env_id, num_envs=n, ratios=ratios, device=device, execution=execution)
-        for env_id, n in (("LunarLander-v3", 64), ("LunarLander-v3", 16), ("CartPole-v1", 64))
+        Setting(env_id, 64, 64, num_envs, ratios, device, execution, env_groups)
+        for env_id, num_envs, env_groups in END_TO_END
     ]
     groups: list[Group] = [EndToEndGroup(setting) for setting in settings]
     groups += [UpdateGroup(hidden, batch, device) for hidden, batch in sizes]

@@ -56,6 +56,7 @@ class Setting:
         ratios: Replay ratios of fastdqn's side; the naive loop has 1.
         device: Where fastdqn learns.
         execution: How fastdqn's updates run.
+        env_groups: Groups of environments that take turns.
     """
 
     env_id: str = "LunarLander-v3"
@@ -65,6 +66,7 @@ class Setting:
     ratios: tuple[float, ...] = CPU_RATIOS
     device: str = "auto"
     execution: str = "auto"
+    env_groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,7 @@ def _agent(setting: Setting, ratio: float) -> DQN:
     return DQN(
         setting.env_id,
         num_envs=setting.num_envs,
+        env_groups=setting.env_groups,
         hidden_sizes=(setting.hidden, setting.hidden),
         batch_size=setting.batch_size,
         replay_ratio=ratio,
@@ -242,7 +245,7 @@ def _how(agent: DQN, loop: LoopTimer) -> dict[str, Any]:
 def _text(setting: Setting, rates: Lap, runs: list[dict[str, Any]], guards: list[Guard]) -> str:
     lines = [
         f"### {setting.env_id}, MLP {setting.hidden}-{setting.hidden}, "
-        f"batch {setting.batch_size}, {setting.num_envs} envs",
+        f"batch {setting.batch_size}, {setting.num_envs} envs{_in_groups(setting.env_groups)}",
         "",
         f"Naive loop {rates['naive']:,.0f} steps/s; bare env {rates['bare']:,.0f} steps/s; "
         f"update alone {rates['updates']:,.0f}/s. {_ways(runs)}",
@@ -260,6 +263,10 @@ def _text(setting: Setting, rates: Lap, runs: list[dict[str, Any]], guards: list
             f"| {of_limit.spread} | {shares} |"
         )
     return "\n".join(lines)
+
+
+def _in_groups(num_groups: int) -> str:
+    return f" in {num_groups} groups" if num_groups > 1 else ""
 
 
 def _ways(runs: list[dict[str, Any]]) -> str:

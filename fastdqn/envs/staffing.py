@@ -12,6 +12,8 @@ WAKE_UP_S = 60e-6
 """What waking the workers and being woken costs per vector step, in a quiet moment."""
 HANDLING_S = 150e-6
 """What the trainer's own part of a vector step costs: choosing actions, writing rows."""
+COLD = 1.3
+"""Learning takes so many times what it takes in a trial: environments have emptied the caches."""
 SPIN_S = 500e-6
 """A few vector steps of quick environments: longer waits are worth a sleep."""
 CLEARLY = 0.8
@@ -76,11 +78,11 @@ def staff_beside_learner(
         num_envs: Environments that step together.
         step_s: Measured seconds of one step; None where they are slow, or are not to be stepped
             in the caller's process.
-        learn_s: Seconds of learning per vector step.
+        learn_s: Seconds of learning per vector step, by itself.
         num_groups: Groups of so many environments that take turns.
     """
     ahead = num_groups > 1
-    wake_up_s, busy_s = (0.0, learn_s + HANDLING_S) if ahead else (WAKE_UP_S, learn_s)
+    wake_up_s, busy_s = (0.0, COLD * learn_s + HANDLING_S) if ahead else (WAKE_UP_S, COLD * learn_s)
     workers = available_cores() - 1
     if not workers:
         return Staff(0, num_envs)

@@ -94,7 +94,20 @@ def test_the_learners_core_steps_what_learning_leaves_time_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(staffing, "available_cores", lambda: cores)
+    monkeypatch.setattr(staffing, "COLD", 1.0)
     assert staff_beside_learner(*question) == staff
+
+
+def test_learning_beside_environments_takes_longer_than_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Eight steps of learning by itself are twelve with cold caches: the caller has two fewer."""
+    monkeypatch.setattr(staffing, "available_cores", lambda: 2)
+    shares = []
+    for cold in (1.0, 1.5):
+        monkeypatch.setattr(staffing, "COLD", cold)
+        shares.append(staff_beside_learner(32, STEP_S, 8 * STEP_S).caller_envs)
+    assert shares == [13, 11]
 
 
 def test_while_groups_take_turns_handling_them_is_the_callers_work(
@@ -103,6 +116,7 @@ def test_while_groups_take_turns_handling_them_is_the_callers_work(
     """Five steps of handling: the worker has five environments more, and no wake-up to wait for."""
     monkeypatch.setattr(staffing, "available_cores", lambda: 2)
     monkeypatch.setattr(staffing, "HANDLING_S", 5 * STEP_S)
+    monkeypatch.setattr(staffing, "COLD", 1.0)
     staff = partial(staff_beside_learner, 16, STEP_S)
     assert staff(0.0, num_groups=2) == Staff(1, 5)
     assert staff(4 * STEP_S, num_groups=2) == Staff(1, 3)
