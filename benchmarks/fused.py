@@ -1,20 +1,29 @@
 """Env steps per second of the fused iteration: CartPole on the device, one update per vector step.
 
-`python -m benchmarks.fused` prints a row per setting: eager and compiled, measured in turns in
-one process, with the ratio. The settings are those of PureJaxRL's DQN: 120-84 units, batch 128,
-plain DQN, 10 and 64 environments.
+`python -m benchmarks.fused` prints a row per number of environments: eager and the fast way, timed
+in turns in one process. The settings are those of PureJaxRL's DQN: 120-84 units, batch 128, plain
+DQN, 10 and 64 environments. With `--beside COMMAND` that program is timed in the same turns: it
+reads a line with seconds, works for so long, and answers with its env steps per second.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
+import shlex
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from typing import Annotated, Any
 
 import torch
+import tyro
 
-from benchmarks.provenance import as_markdown, provenance
+from benchmarks.guards import faster
+from benchmarks.measure import Effort, Timer, interleave, medians
+from benchmarks.provenance import as_markdown, keep, provenance
 from fastdqn.blocks import Block, plan
 from fastdqn.device import resolve_device, synchronize
 from fastdqn.envs.tensor import make_tensor_env
@@ -25,6 +34,30 @@ from fastdqn.networks import MLP
 HIDDEN, BATCH, CAPACITY = (120, 84), 128, 10_000
 EPSILON = 0.05
 FILL_STEPS = 2_000
+WARM_UP_S = 0.5
+BESIDE = "beside"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Time tensor CartPole with its updates, eager and fast in turns."""
+
+    device: str = "auto"
+    """cpu, cuda or auto."""
+    execution: str = "auto"
+    """The fast way: native, compile, cudagraph, compile+cudagraph; auto is native on the CPU."""
+    envs: tuple[int, ...] = (10, 64)
+    """Numbers of environments."""
+    repeats: int = 16
+    """Iterations of one call."""
+    rounds: int = 5
+    """Rounds in which everything is timed in turn, ten times."""
+    seconds: float = 3.0
+    """Seconds of each thing in a round."""
+    beside: str = ""
+    """A program to time in the same turns; {envs} in it is the number of environments."""
+    save: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    """Write benchmarks/results/NAME.md and NAME.json."""
 
 
 def build(num_envs: int, execution: str, device: torch.device) -> FusedRollout:
@@ -70,42 +103,88 @@ def rate(rollout: FusedRollout, block: Block, seconds: float) -> float:
     return (rollout.env_steps - before) / elapsed
 
 
-def compare(num_envs: int, fast: str, device: torch.device, repeats: int, seconds: float) -> str:
-    """Time eager and fast in turns; return a row of the table."""
-    block = plan(1 / num_envs, num_envs, unrolled=repeats)
+def compare(num_envs: int, arguments: Arguments) -> dict[str, Any]:
+    """Time eager, fast and what is asked for beside them, in turns.
+
+    Returns:
+        `num_envs`, `execution`, `compile_s`, median `rates` by name, and `ratios` of the fast way
+        to the others, each the median over rounds.
+    """
+    device = resolve_device(arguments.device)
+    fast = arguments.execution
+    if fast == "auto":
+        fast = "native" if device.type == "cpu" else "compile+cudagraph"
+    block = plan(1 / num_envs, num_envs, unrolled=arguments.repeats)
     rollouts = {execution: build(num_envs, execution, device) for execution in ("eager", fast)}
-    for rollout in rollouts.values():
-        rate(rollout, block, 0.5)
-    rounds = [
-        {execution: rate(rollout, block, seconds) for execution, rollout in rollouts.items()}
-        for _ in range(5)
-    ]
-    eager, quick = (statistics.median(turn[name] for turn in rounds) for name in ("eager", fast))
-    ratio = statistics.median(turn[fast] / turn["eager"] for turn in rounds)
-    compile_s = rollouts[fast].compile_s
-    return (
-        f"| {num_envs} | {eager:,.0f} | {quick:,.0f} | {num_envs / quick * 1e6:.0f} | "
-        f"{ratio:.1f} | {compile_s:.0f} |"
+    timers: dict[str, Timer] = {
+        name: partial(rate, rollout, block) for name, rollout in rollouts.items()
+    }
+    with beside(arguments.beside.format(envs=num_envs)) as others:
+        timers |= others
+        for timer in timers.values():
+            timer(WARM_UP_S)
+        effort = Effort(arguments.rounds, arguments.seconds).loops
+        rounds = interleave(timers, effort, f"{num_envs} environments")
+    ratios = [faster(f"{fast} / {name}", rounds, fast, name) for name in timers if name != fast]
+    return {
+        "num_envs": num_envs,
+        "execution": fast,
+        "compile_s": rollouts[fast].compile_s,
+        "rates": medians(rounds),
+        "ratios": {guard.name: guard.as_json() for guard in ratios},
+        "told": {guard.name: guard.spread for guard in ratios},
+    }
+
+
+@contextmanager
+def beside(command: str) -> Iterator[dict[str, Timer]]:
+    """Start a program that times itself when it is told to; no command is no program."""
+    if not command:
+        yield {}
+        return
+    pipe = subprocess.PIPE
+    with subprocess.Popen(shlex.split(command), stdin=pipe, stdout=pipe, text=True) as process:
+        given, answers = process.stdin, process.stdout
+        assert given is not None
+        assert answers is not None
+
+        def timer(seconds: float) -> float:
+            given.write(f"{seconds}\n")
+            given.flush()
+            return float(answers.readline())
+
+        try:
+            yield {BESIDE: timer}
+        finally:
+            process.kill()
+
+
+def table(measured: list[dict[str, Any]]) -> str:
+    """Return a row for each number of environments."""
+    names, ratios = (
+        list(dict.fromkeys(name for entry in measured for name in entry[part]))
+        for part in ("rates", "told")
     )
+    head = ["envs", *(f"{name}, env steps/s" for name in names), "us per iteration", *ratios]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for entry in measured:
+        each_s = entry["num_envs"] / entry["rates"][entry["execution"]]
+        cells = [str(entry["num_envs"]), *(f"{entry['rates'][name]:,.0f}" for name in names)]
+        cells += [f"{each_s * 1e6:.0f}", *(entry["told"][name] for name in ratios)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
-    parser.add_argument("--execution", default="native", choices=("native", "compile", "cudagraph"))
-    parser.add_argument("--repeats", type=int, default=4, help="iterations of one call")
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of one timing, s")
-    parser.add_argument("--threads", type=int, default=1, help="threads of one operation")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    print(as_markdown(provenance("python -m benchmarks.fused")), end="\n\n")
-    print(
-        f"| envs | eager, env steps/s | {given.execution}, env steps/s | us per iteration |", end=""
-    )
-    print(" ratio | compile s |\n|---|---|---|---|---|---|")
-    for num_envs in (10, 64):
-        device = resolve_device(given.device)
-        print(compare(num_envs, given.execution, device, given.repeats, given.seconds), flush=True)
+    """Measure, print, save."""
+    arguments = tyro.cli(Arguments, description=Arguments.__doc__)
+    torch.set_num_threads(1)
+    header = provenance("python -m benchmarks.fused")
+    measured = [compare(num_envs, arguments) for num_envs in arguments.envs]
+    legend = "Medians over all turns; a ratio is the median of the rounds' (lowest to highest)."
+    text = "\n\n".join([as_markdown(header), legend, table(measured)])
+    sys.stdout.write(text + "\n")
+    keep(arguments.save, {"provenance": header, "settings": measured}, text)
 
 
 if __name__ == "__main__":

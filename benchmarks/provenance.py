@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from contextlib import suppress
@@ -14,7 +15,7 @@ import torch
 from fastdqn.device import available_cores, resolve_device
 from fastdqn.run_directory import commit, describe_machine, versions
 
-__all__ = ["RESULTS", "as_markdown", "provenance"]
+__all__ = ["RESULTS", "as_markdown", "keep", "provenance"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -49,3 +50,12 @@ def as_markdown(header: dict[str, Any]) -> str:
         f"{header['date']}, {header['machine']}, {header['cores']} cores{gpu}; {packages}; "
         f"commit {header['commit']}; `{header['command']}`."
     )
+
+
+def keep(name: str, content: dict[str, Any], text: str) -> None:
+    """Write benchmarks/results/NAME.json and NAME.md; an empty name is nothing to keep."""
+    if not name:
+        return
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    (RESULTS / f"{name}.md").write_text(text + "\n")

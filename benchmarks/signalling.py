@@ -16,7 +16,6 @@ cases are timed in turn, round after round.
 from __future__ import annotations
 
 import ctypes
-import json
 import multiprocessing
 import os
 import select
@@ -31,7 +30,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from benchmarks.provenance import RESULTS, as_markdown, provenance
+from benchmarks.provenance import as_markdown, keep, provenance
 from benchmarks.signal_lines import (
     Cells,
     EventfdLine,
@@ -222,11 +221,7 @@ def main() -> None:
     header = provenance("python -m benchmarks.signalling")
     text = "\n\n".join([as_markdown(header), _told(arguments), table(entries)])
     sys.stdout.write(text + "\n")
-    if arguments.save:
-        RESULTS.mkdir(exist_ok=True)
-        content = {"provenance": header, "cases": entries}
-        (RESULTS / f"{arguments.save}.json").write_text(json.dumps(content, indent=2) + "\n")
-        (RESULTS / f"{arguments.save}.md").write_text(text + "\n")
+    keep(arguments.save, {"provenance": header, "cases": entries}, text)
 
 
 def measure(crews: Sequence[Crew], arguments: Arguments) -> list[dict[str, Any]]:

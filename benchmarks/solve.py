@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from benchmarks.provenance import RESULTS, as_markdown, provenance
+from benchmarks.provenance import as_markdown, keep, provenance
 from fastdqn import DQN
 from fastdqn.cli import SMALLEST
 from fastdqn.errors import UsageError
@@ -106,11 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = [as_markdown(header), "", caches, LEGEND, "", head, *map(row, runs), "", summary(runs)]
     text = "\n".join(lines)
     sys.stdout.write(text + "\n")
-    if arguments.save:
-        RESULTS.mkdir(exist_ok=True)
-        content = {"provenance": header, "warm": arguments.warm, "runs": runs}
-        (RESULTS / f"{arguments.save}.json").write_text(json.dumps(content, indent=2) + "\n")
-        (RESULTS / f"{arguments.save}.md").write_text(text + "\n")
+    keep(arguments.save, {"provenance": header, "warm": arguments.warm, "runs": runs}, text)
     return int(any(run["status"] != "solved" for run in runs))
 
 

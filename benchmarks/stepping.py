@@ -8,7 +8,6 @@ environment take time and count nothing.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from benchmarks.provenance import RESULTS, as_markdown, provenance
+from benchmarks.provenance import as_markdown, keep, provenance
 from benchmarks.steppers import KINDS, Crowd, open_steppers
 from fastdqn.device import available_cores
 
@@ -74,11 +73,7 @@ def main() -> None:
     header["versions"]["envpool"] = _version("envpool")
     text = "\n\n".join([as_markdown(header), LEGEND, *tables(measured)])
     sys.stdout.write(text + "\n")
-    if arguments.save:
-        RESULTS.mkdir(exist_ok=True)
-        content = {"provenance": header, "comparisons": measured}
-        (RESULTS / f"{arguments.save}.json").write_text(json.dumps(content, indent=2) + "\n")
-        (RESULTS / f"{arguments.save}.md").write_text(text + "\n")
+    keep(arguments.save, {"provenance": header, "comparisons": measured}, text)
 
 
 def compare(crowd: Crowd, arguments: Arguments) -> dict[str, Any]:

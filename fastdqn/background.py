@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from fastdqn.compiler import BEHIND, CompileError, Compiles
-from fastdqn.tracing import Leaves, UntraceableError
-from fastdqn.variants import Run, Variants
+from fastdqn.tracing import UntraceableError
+from fastdqn.variants import AheadOfTime, Run
 
 __all__ = ["STATES", "Background"]
 
 STATES = ("eager", "compiling", "compiled", "failed")
 
 
-class Background:
+class Background(AheadOfTime):
     """A step that starts eagerly and is compiled meanwhile, in a process beside this one.
 
     It moves from one to the other between two calls, for each set of shapes by itself. The
@@ -53,10 +53,8 @@ class Background:
         by_row: bool = False,
         compiler: Compiles = BEHIND,
     ) -> None:
+        super().__init__(step, device, by_row=by_row, compiler=compiler)
         self._step = step
-        self._variants = Variants(step, device, by_row=by_row, compiler=compiler)
-        self._leaves = Leaves()
-        self._runs: dict[Hashable, Run] = {}
         self._asked: dict[Hashable, Future[Run]] = {}
         self._first_asked_s = self._last_ready_s = 0.0
         self.compile_s = 0.0
@@ -132,16 +130,6 @@ class Background:
     def ready_after_s(self) -> float | None:
         """Seconds from the first request until everything asked for was there, or None."""
         return self._last_ready_s - self._first_asked_s if self.ready else None
-
-    @property
-    def loaded(self) -> int:
-        """Variants that were found on disk."""
-        return self._variants.loaded
-
-    @property
-    def made(self) -> int:
-        """Variants that were compiled for this step."""
-        return self._variants.made
 
     def close(self) -> None:
         """Ask for nothing any longer; what is there stays, and the rest runs eagerly."""

@@ -71,8 +71,6 @@ def library_path(trace: Trace, num_rows: int) -> Path:
         trace: The step.
         num_rows: How often it is repeated over rows of its last argument; 0 is not at all.
     """
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # noqa: PLC0415 - 1.5 s to load
-
     device = torch.device(trace.specs[0].device)
     parts = (
         FORMAT,
@@ -87,6 +85,13 @@ def library_path(trace: Trace, num_rows: int) -> Path:
     )
     name = hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()[:40]
     return Path(cache_dir()) / "fastdqn" / f"{name}.pt2"
+
+
+def cache_dir() -> str:
+    """Return PyTorch's folder for what it compiles."""
+    from torch._inductor.runtime import cache_dir_utils  # noqa: PLC0415 - takes 1.5 s to load
+
+    return cache_dir_utils.cache_dir()
 
 
 def _decides(variable: tuple[str, str]) -> bool:

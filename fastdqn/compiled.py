@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from fastdqn.compiler import AHEAD, CompileError, Compiles
-from fastdqn.tracing import Leaves, UntraceableError
-from fastdqn.variants import Run, Variants
+from fastdqn.tracing import UntraceableError
+from fastdqn.variants import AheadOfTime, Run
 
 __all__ = ["Compiled"]
 
@@ -19,7 +19,7 @@ MANY = 10_000
 """Variants of one step that a process may compile; PyTorch's own limit of 8 is for accidents."""
 
 
-class Compiled:
+class Compiled(AheadOfTime):
     """A step compiled whole, once for each set of shapes of its arguments; the caller waits.
 
     On the CPU what was compiled is kept on disk, and loading it takes milliseconds; see
@@ -50,9 +50,7 @@ class Compiled:
         by_row: bool = False,
         compiler: Compiles = AHEAD,
     ) -> None:
-        self._variants = Variants(step, device, by_row=by_row, compiler=compiler)
-        self._leaves = Leaves()
-        self._runs: dict[Hashable, Run] = {}
+        super().__init__(step, device, by_row=by_row, compiler=compiler)
         self._inside = _Inside(step, device)
         self.fallback = None if device.type == "cpu" else f"{device.type} is compiled inside"
         self._ahead_s = 0.0
@@ -61,16 +59,6 @@ class Compiled:
     def compile_s(self) -> float:
         """Seconds spent compiling so far, or loading what was compiled before."""
         return self._ahead_s + self._inside.compile_s
-
-    @property
-    def loaded(self) -> int:
-        """Variants that were found on disk."""
-        return self._variants.loaded
-
-    @property
-    def made(self) -> int:
-        """Variants that were compiled ahead."""
-        return self._variants.made
 
     def __call__(self, *args: Any) -> None:
         """Run the step; compiles first where the shapes are new."""

@@ -15,30 +15,25 @@ NUM_ACTING = 2
 def explore(
     q: Tensor, epsilon: Tensor | float, uniform: Tensor, action_mask: Tensor | None = None
 ) -> Tensor:
-    """Choose epsilon-greedily, each environment by numbers of its own that were drawn before.
+    """Do what `policy.epsilon_greedy` does by uniform numbers that were drawn before.
 
         a = argmax_a Q(s, a)                          where uniform[:, 0] >= epsilon
-        a = the floor(uniform[:, 1] C)-th action      elsewhere
+        a = the floor(uniform[:, 1] C)-th action      elsewhere, of the C that are allowed
 
-    Both are among the C actions that are allowed; an environment that allows none is free to do
-    anything. The second line is uniform within C 2^-24, since a float32 uniform has 24 bits.
-    Hot path; never waits for the device.
+    The second line is uniform within C 2^-24, since a float32 uniform has 24 bits. Hot path; never
+    waits for the device.
 
     Args:
         q: [N, A] float32.
-        epsilon: Probability of exploring, in [0, 1]; scalar float32 on the device of `q`, or a
-            number.
+        epsilon: A number, or a scalar float32 on the device of `q`.
         uniform: [N, 2 or more] float32 in [0, 1); the first two are read.
-        action_mask: [N, A] bool, True where the action may be done; None allows everything.
+        action_mask: [N, A] bool, or None.
 
     Returns:
         [N] int64 on the device of `q`.
 
     Raises:
         ValueError: The mask is not bool, or its shape is not that of `q`.
-
-    Source:
-        Sutton, Barto (2018), Reinforcement learning, second edition, section 2.2.
     """
     best = masked_q(q, action_mask).argmax(1)
     if action_mask is None:

@@ -14,7 +14,7 @@ from fastdqn.compile_cache import Library, Numerics, library_path, load_library
 from fastdqn.compiler import CompileError, Compiles, Request
 from fastdqn.tracing import Leaves, TensorSpec, Trace, trace
 
-__all__ = ["Run", "Variants"]
+__all__ = ["AheadOfTime", "Run", "Variants"]
 
 Run = Callable[[list[Tensor]], object]
 """Runs a step on the tensors of its arguments; the list is emptied."""
@@ -116,6 +116,34 @@ class Variants:
         """Ask for nothing any longer."""
         while self._waiting:
             self._compiler.withdraw(self._waiting.pop())
+
+
+class AheadOfTime:
+    """What all steps that are compiled ahead have.
+
+    Args:
+        step: Writes its results in place.
+        device: Where its tensors live.
+        by_row: See `Variants`.
+        compiler: Makes what is not on disk.
+    """
+
+    def __init__(
+        self, step: Callable[..., None], device: torch.device, *, by_row: bool, compiler: Compiles
+    ) -> None:
+        self._variants = Variants(step, device, by_row=by_row, compiler=compiler)
+        self._leaves = Leaves()
+        self._runs: dict[Hashable, Run] = {}
+
+    @property
+    def loaded(self) -> int:
+        """Variants that were found on disk."""
+        return self._variants.loaded
+
+    @property
+    def made(self) -> int:
+        """Variants that were compiled for this step."""
+        return self._variants.made
 
 
 def _bound(library: Library, traced: Trace) -> Run:

@@ -65,18 +65,19 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _again(func: Any, args: Any, kwargs: Any, results: Any) -> Callable[[], None]:
     def work() -> None:
         again = func(*args, **kwargs)
-        for old, new in zip(_flat(results), _flat(again), strict=False):
+        for old, new in zip(flat(results), flat(again), strict=False):
             if old.data_ptr() != new.data_ptr():
                 old.copy_(new)
 
     return work
 
 
-def _flat(values: Any) -> list[Tensor]:
+def flat(values: Any) -> list[Tensor]:
+    """Return the tensors of nested sequences."""
     if isinstance(values, Tensor):
         return [values]
     if isinstance(values, Sequence) and not isinstance(values, str):
-        return [tensor for value in values for tensor in _flat(value)]
+        return [tensor for value in values for tensor in flat(value)]
     return []
 
 
@@ -95,8 +96,8 @@ class Graph:
                 work()
 
 
-class RecordingCuda:
-    """Streams and graphs that write what happens to them on a tape."""
+class FakeStreams:
+    """The part of `torch.cuda` without graphs; writes what happens on a tape."""
 
     def __init__(self) -> None:
         self.tape: list[str] = []
@@ -116,11 +117,17 @@ class RecordingCuda:
 
     @contextmanager
     def stream(self, stream: FakeStream) -> Iterator[None]:
+        self.tape.append(f"on {stream.name}")
         yield
+        self.tape.append(f"off {stream.name}")
 
     def graph_pool_handle(self) -> str:
         self.tape.append("new pool")
         return f"pool {self.tape.count('new pool')}"
+
+
+class RecordingCuda(FakeStreams):
+    """Its graphs record what PyTorch does while they are captured."""
 
     def CUDAGraph(self) -> Graph:
         return Graph(self.tape)

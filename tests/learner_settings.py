@@ -62,27 +62,25 @@ class Setting:
         return Sampler(self.replay(device), BATCH, newest=self.newest)
 
 
+PLAIN: dict[str, Any] = {
+    "double": False,
+    "loss": "mse",
+    "optimizer": RMSprop(weight_decay=0.01),
+    "target": "hard",
+    "target_period": 7,
+    "clip_norm": None,
+    "clip_value": 0.1,
+}
+NO_TARGET: dict[str, Any] = {
+    "optimizer": AdamW(amsgrad=True),
+    "target": "none",
+    "clip_norm": 1.0,
+    "clip_value": 0.1,
+}
 SETTINGS: dict[str, Setting] = {
     "huber, adam, soft, double, norm": Setting(),
-    "plain, mse, rmsprop, hard, value": Setting(
-        arguments={
-            "double": False,
-            "loss": "mse",
-            "optimizer": RMSprop(weight_decay=0.01),
-            "target": "hard",
-            "target_period": 7,
-            "clip_norm": None,
-            "clip_value": 0.1,
-        }
-    ),
-    "adamw, amsgrad, no target, both clips": Setting(
-        arguments={
-            "optimizer": AdamW(amsgrad=True),
-            "target": "none",
-            "clip_norm": 1.0,
-            "clip_value": 0.1,
-        }
-    ),
+    "plain, mse, rmsprop, hard, value": Setting(arguments=PLAIN),
+    "adamw, amsgrad, no target, both clips": Setting(arguments=NO_TARGET),
     "a user's module, weight decay, no clip": Setting(
         Branches, {"optimizer": Adam(weight_decay=0.1), "clip_norm": None}
     ),

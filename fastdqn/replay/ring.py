@@ -85,9 +85,8 @@ class ReplayBuffer:
         self._slots, self._finals = sizes.slots, sizes.finals
         self._starts = Starts(self.num_rows, self.row_size, self.device)
         self._generator = torch.Generator(self.device).manual_seed(seed)
-        self._row = 0  # rows written so far; row r lies at r % num_rows
+        self._row = self._final_head = 0  # rows, finals so far; row r lies at r % num_rows
         self._points_away = np.zeros(self.num_rows, np.bool_)  # rows with a final observation
-        self._final_head = 0
         self._final_row = np.full(self._finals, -1, np.int64)  # row that a final frame serves
 
     def __len__(self) -> int:
@@ -204,9 +203,8 @@ class ReplayBuffer:
         left = left & (self.ring.next_index[self._places(row)] < self._slots)
         envs = np.flatnonzero(left.cpu().numpy())
         if envs.size:
-            shown, masks = self._places(row + self.num_groups), self.ring.masks
-            mask = None if masks is None else masks[shown]
-            self._keep_final(row, envs, self.ring.frames[shown], mask)
+            group = row % self.num_groups
+            self._keep_final(row, envs, self.shown(group), self.shown_mask(group))
 
     def _places(self, row: int) -> slice:
         """Return where the transitions of a row lie, and its frames."""

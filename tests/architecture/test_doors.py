@@ -190,3 +190,17 @@ def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
 
 def test_the_package_is_typed_for_others() -> None:
     assert (PACKAGE / "py.typed").exists()
+
+
+def test_a_run_starts_without_what_takes_seconds_to_load() -> None:
+    """Compilers, TensorDict and matplotlib are loaded by whoever needs them, at that moment."""
+    program = (
+        "import sys, torch; before = set(sys.modules); import fastdqn.run;"
+        "print(*set(sys.modules) - before)"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    loaded = {name.partition(".")[0] for name in told.stdout.split()}
+    assert "fastdqn" in loaded, told.stderr
+    assert not loaded & {"tensordict", "matplotlib", "sympy", "pygame", "Box2D"}
+    slow = ("torch._dynamo", "torch._inductor", "torch.distributed.fsdp")
+    assert not [name for name in told.stdout.split() if name.startswith(slow)]

@@ -7,7 +7,7 @@ the capture is frozen in it, as it is on a card.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,17 +21,10 @@ from tests.fake_cuda import RecordingCuda
 from tests.learner_settings import BATCH, SETTINGS, Setting, nothing_left_in, written
 from tests.small_learners import filled_ring, random_batch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 UPDATES = 200
 PLAIN = SETTINGS["huber, adam, soft, double, norm"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small convolutions on more threads than free cores take seconds instead of milliseconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def captured(setting: Setting, **changes: Any) -> tuple[Learner, RecordingCuda]:

@@ -20,12 +20,13 @@ from torch._dynamo.utils import counters
 from fastdqn.compiled import Compiled
 from fastdqn.learner import Learner, LearnerState
 from fastdqn.networks import MLP
-from fastdqn.optimizers import AdamW, RMSprop
 from fastdqn.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
 from tests.compilers import PromptCompiler
-from tests.learner_settings import SmallConv
+from tests.learner_settings import NO_TARGET, PLAIN, SmallConv
 from tests.small_learners import Branches, filled_ring, random_batch
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 UPDATES = 200
 ROUGH = 2e-2
@@ -68,29 +69,9 @@ class Setting:
 
 SETTINGS = {
     "ring, huber, adam, soft, double, norm": Setting(lambda: MLP((4,), 2, (8,)), {}, True),
-    "mse, rmsprop, hard, value, a user's module": Setting(
-        Branches,
-        {
-            "double": False,
-            "loss": "mse",
-            "optimizer": RMSprop(weight_decay=0.01),
-            "target": "hard",
-            "target_period": 7,
-            "clip_norm": None,
-            "clip_value": 0.1,
-        },
-        False,
-    ),
+    "mse, rmsprop, hard, value, a user's module": Setting(Branches, PLAIN, False),
     "adamw, amsgrad, no target, both clips": Setting(
-        lambda: MLP((4,), 2, (8,)),
-        {
-            "optimizer": AdamW(amsgrad=True),
-            "target": "none",
-            "gamma": 0.9,
-            "clip_norm": 1.0,
-            "clip_value": 0.1,
-        },
-        False,
+        lambda: MLP((4,), 2, (8,)), {**NO_TARGET, "gamma": 0.9}, False
     ),
     "masks, ring, double": Setting(lambda: MLP((4,), 2, (8,)), {}, True, True),
     "masks, given, plain": Setting(lambda: MLP((4,), 2, (8,)), {"double": False}, False, True),
@@ -102,15 +83,6 @@ SETTINGS = {
     ),
 }
 RING = "ring, huber, adam, soft, double, norm"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small convolutions on more threads than free cores take seconds instead of milliseconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ from fastdqn.networks import MLP
 from fastdqn.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.rollout import Rollout
-from tests.fake_cuda import RecordingCuda
+from tests.fake_cuda import RecordingCuda, flat
 
 NUM_ENVS, OBS_SIZE, BATCH = 6, 4, 8
 LOOKING_OPS = {
@@ -60,12 +60,12 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func.name().replace("::", ".").split(".")
         operation = ".".join(name[:2])
         self.names[operation] += 1
-        tensors = [t for t in _flat(result) if t.dtype is torch.float64]
-        inputs = [t for t in _flat(args) if t.dtype is torch.float64]
+        tensors = [t for t in flat(result) if t.dtype is torch.float64]
+        inputs = [t for t in flat(args) if t.dtype is torch.float64]
         if any(all(t is not given for given in inputs) for t in tensors):
             self.doubles.append(operation)
         masks = operation.startswith("aten.index") and any(
-            t.dtype is torch.bool for t in _flat(args[1])
+            t.dtype is torch.bool for t in flat(args[1])
         )
         if operation in LOOKING_OPS or masks:
             self.looks.append(operation)
@@ -88,14 +88,6 @@ class Calls(TorchFunctionMode):
         if name in LOOKING_CALLS or waited_for:
             self.names[name] += 1
         return func(*args, **(kwargs or {}))
-
-
-def _flat(values: Any) -> list[Tensor]:
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, Sequence) and not isinstance(values, str):
-        return [tensor for value in values for tensor in _flat(value)]
-    return []
 
 
 class RandomSource:

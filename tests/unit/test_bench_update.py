@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,11 @@ from fastdqn.errors import UsageError
 from fastdqn.execution import EXECUTIONS
 from fastdqn.learner import Learner
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 RATIO = "update eager x reference, 64-64 b64 K1"
 SHORT = ["--device", "cpu", "--rounds", "3", "--seconds", "1", "--only", f"*{RATIO}"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Give PyTorch one thread, as the benchmark does: two wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def slow_down(monkeypatch: pytest.MonkeyPatch, mode: str, by: float) -> None:

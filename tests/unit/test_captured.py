@@ -7,7 +7,7 @@ the operations of the step and repeats them, as CUDA's does, on the tensors of t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,14 +15,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.captured import Captured
-
-
-class FakeStream:
-    def __init__(self, name: str, tape: list[str]) -> None:
-        self.name, self._tape = name, tape
-
-    def wait_stream(self, other: FakeStream) -> None:
-        self._tape.append(f"{self.name} waits for {other.name}")
+from tests.fake_cuda import FakeStreams
 
 
 class FakeGraph:
@@ -41,35 +34,12 @@ class FakeGraph:
             work()
 
 
-class FakeCuda:
-    """Streams and graphs that write what happens to them on a tape."""
+class FakeCuda(FakeStreams):
+    """Its graphs note the operations of a step that gives them away."""
 
     def __init__(self) -> None:
-        self.tape: list[str] = []
+        super().__init__()
         self.recording: FakeGraph | None = None
-        self._main = FakeStream("main", self.tape)
-
-    def device(self, device: torch.device | None) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def Stream(self) -> FakeStream:
-        return FakeStream("side", self.tape)
-
-    def current_stream(self) -> FakeStream:
-        return self._main
-
-    def set_stream(self, stream: FakeStream) -> None:
-        self.tape.append(f"{stream.name} is current again")
-
-    @contextmanager
-    def stream(self, stream: FakeStream) -> Iterator[None]:
-        self.tape.append(f"on {stream.name}")
-        yield
-        self.tape.append(f"off {stream.name}")
-
-    def graph_pool_handle(self) -> str:
-        self.tape.append("new pool")
-        return f"pool {self.tape.count('new pool')}"
 
     def CUDAGraph(self) -> FakeGraph:
         return FakeGraph(self)

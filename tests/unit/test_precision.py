@@ -16,6 +16,8 @@ from fastdqn.networks import MLP
 from fastdqn.precision import PRECISIONS, float32_products, refuse_precision
 from tests.learner_settings import SETTINGS, written
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 
 
@@ -75,15 +77,6 @@ def test_products_are_told_even_if_an_update_raises() -> None:
     with pytest.raises(ValueError, match="inside"), float32_products("tf32", CUDA):
         raise ValueError("inside")
     assert _told() == was
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small layers on more threads than free cores take far longer."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _learned(name: str, precision: str, updates: int = 40) -> Learner:

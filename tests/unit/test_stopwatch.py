@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import time
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fastdqn.stopwatch import ACTIVITIES, Stopwatch
 
-
-class Clock:
-    """Shows the time that it is told."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(time, "perf_counter", clock)
-    return clock
+if TYPE_CHECKING:
+    from tests.clock import Clock
 
 
 def _spend(watch: Stopwatch, clock: Clock, activity: str, seconds: float) -> None:

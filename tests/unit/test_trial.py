@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,28 +17,12 @@ from fastdqn.networks import MLP
 from fastdqn.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.trial import choose_ways, fastest_actor, fastest_execution, learning_seconds
+from tests.clock import Clock
 from tests.fake_cuda import RecordingCuda
 from tests.learner_settings import nothing_left_in, written
 from tests.small_learners import Branches
 
 BATCH, OBS = 8, torch.zeros(2, 4)
-
-
-class Clock:
-    """A clock that only what is measured moves."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(time, "perf_counter", clock)
-    return clock
 
 
 def learner_of(clock: Clock | None = None, **took_s: float) -> tuple[Learner, Sampler]:
