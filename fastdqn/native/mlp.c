@@ -81,7 +81,8 @@ typedef struct {
 typedef struct {
     Settings set;
     int64_t frame_size; /* numbers of one stored frame */
-    int64_t columns; /* the batch, rounded up to whole registers */
+    int64_t width; /* the batch, rounded up to whole registers */
+    int64_t columns; /* from one row of `width` numbers to the next, see `apart` */
     int64_t num_parameters;
     int64_t weight[MAX_LAYERS], bias[MAX_LAYERS]; /* where they begin in the flat parameters */
     float *units[MAX_LAYERS + 1]; /* [size, columns] activations of the pass that is differentiated */
@@ -97,6 +98,14 @@ typedef struct {
 } Plan;
 
 static int64_t round_up(int64_t number, int64_t step) { return (number + step - 1) / step * step; }
+
+/* Numbers from one row to the next: whole registers, and not a multiple of 512 bytes, since such
+ * rows would share half of the first cache. */
+static int64_t apart(int64_t size)
+{
+    const int64_t width = round_up(size, WIDTH);
+    return width % 128 ? width : width + WIDTH;
+}
 
 /* Products. c[m, n] = start + sum_k a(m, k) b[k, n]; b and c have the last axis contiguous. */
 
@@ -247,7 +256,7 @@ static void forward(const Plan *plan, const float *flat, float *const *units, in
             .a = flat + plan->weight[layer], .a_row = in, .a_column = 1,
             .b = units[layer], .b_row = columns,
             .c = units[layer + 1], .c_row = columns,
-            .m = set->sizes[layer + 1], .n = columns, .k = in,
+            .m = set->sizes[layer + 1], .n = plan->width, .k = in,
             .start = flat + plan->bias[layer],
             .after = layer + 1 < set->num_layers ? RELU : STORE,
         };
@@ -287,7 +296,7 @@ static void backward(Plan *plan)
     const int64_t columns = plan->columns, batch = set->batch;
     for (int64_t layer = set->num_layers - 1; layer >= 0; layer--) {
         const int64_t in = set->sizes[layer], out = set->sizes[layer + 1];
-        const int64_t turned_row = round_up(in, WIDTH);
+        const int64_t turned_row = apart(in);
         const float *slopes = plan->slopes[layer + 1];
         float *turned = layer ? plan->turned : plan->observations;
         if (layer) turn(plan->units[layer], in, columns, turned, turned_row, batch);
@@ -302,7 +311,7 @@ static void backward(Plan *plan)
         for (int64_t o = 0; o < out; o++) {
             vec sum = {0};
             float total = 0.0f;
-            for (int64_t column = 0; column < columns; column += WIDTH)
+            for (int64_t column = 0; column < plan->width; column += WIDTH)
                 sum += *(const vec *)(slopes + o * columns + column);
             for (int v = 0; v < WIDTH; v++) total += sum[v];
             by_bias[o] = total;
@@ -312,7 +321,7 @@ static void backward(Plan *plan)
             .a = set->online + plan->weight[layer], .a_row = 1, .a_column = in,
             .b = slopes, .b_row = columns,
             .c = plan->slopes[layer], .c_row = columns,
-            .m = in, .n = columns, .k = out, .after = GATE, .gate = plan->units[layer],
+            .m = in, .n = plan->width, .k = out, .after = GATE, .gate = plan->units[layer],
         };
         multiply(&by_units);
     }
@@ -516,7 +525,7 @@ static void update(Plan *plan, const Ring *ring, const int64_t *index)
     const Settings *set = &plan->set;
     const int64_t count = plan->num_parameters;
     set_goals(plan, ring, index);
-    const int64_t turned_row = round_up(set->sizes[0], WIDTH);
+    const int64_t turned_row = apart(set->sizes[0]);
     for (int64_t row = 0; row < set->batch; row++)
         encode(plan, ring->frames, row, index[row], plan->columns, plan->units[0],
                plan->observations, turned_row);
@@ -563,8 +572,8 @@ static int64_t lay_out(Plan *plan, float *memory)
         plan->slopes[layer] = layer ? taken(&free, size * plan->columns) : NULL;
         if (layer && layer < set->num_layers && size > widest) widest = size;
     }
-    plan->observations = taken(&free, set->batch * round_up(set->sizes[0], WIDTH));
-    plan->turned = taken(&free, set->batch * round_up(widest, WIDTH));
+    plan->observations = taken(&free, set->batch * apart(set->sizes[0]));
+    plan->turned = taken(&free, set->batch * (round_up(widest, WIDTH) + WIDTH));
     plan->gradient = taken(&free, plan->num_parameters);
     plan->goal = taken(&free, set->batch);
     plan->best = (int64_t *)taken(&free, 2 * set->batch);
@@ -578,7 +587,8 @@ Plan *fastdqn_open(const Settings *set)
     Plan *plan = calloc(1, sizeof(Plan));
     if (!plan) return NULL;
     plan->set = *set;
-    plan->columns = round_up(set->batch, WIDTH);
+    plan->width = round_up(set->batch, WIDTH);
+    plan->columns = apart(set->batch);
     plan->frame_size = set->one_hot ? 1 : set->sizes[0];
     for (int64_t layer = 0; layer < set->num_layers; layer++) {
         plan->weight[layer] = plan->num_parameters;
