@@ -20,9 +20,9 @@ from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
 from fastdqn.errors import NonFiniteError, UsageError
 from fastdqn.execution import refuse_step_execution
 from fastdqn.iteration import FAULT, BlockTensors, Iteration, finite
+from fastdqn.native import NativeUpdate
 from fastdqn.native_blocks import NativeBlocks
 from fastdqn.networks import FlatNetwork
-from fastdqn.replay import Ring
 from fastdqn.replay.device_ring import MAX_BITS, DeviceRing
 from fastdqn.report import Episode
 from fastdqn.torch_blocks import TorchBlocks
@@ -76,7 +76,7 @@ class FusedRollout:
         seed: int,
         execution: str = "eager",
         learned: Sequence[Tensor] = (),
-        learn_natively: Callable[[], Callable[[Ring, Tensor], None]] | None = None,
+        learn_natively: Callable[[], NativeUpdate] | None = None,
     ) -> None:
         self.device = network.flat.device
         _refuse(env, self.device, batch_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +15,7 @@ from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
 from fastdqn.execution import accelerate
 from fastdqn.exploration import NUM_ACTING
 from fastdqn.iteration import BlockTensors, Iteration
-from fastdqn.native import NativeActor
-from fastdqn.replay import Ring
+from fastdqn.native import NativeActor, NativeUpdate
 from fastdqn.torch_blocks import Parts, run_around
 
 __all__ = ["NativeBlocks"]
@@ -25,12 +25,15 @@ class _Repeat(NamedTuple):
     """Views of a call's tensors: those of one repeat of its block.
 
     Attributes:
-        steps: By vector step: uniform numbers for acting and for the environments, ends, returns.
+        steps: By vector step: what acts, given epsilon; uniform numbers for the environments, ends,
+            returns.
         bits: [U, B] int64.
+        learn: Makes the updates on what the last vector step has chosen.
     """
 
-    steps: list[tuple[Tensor, Tensor, Tensor, Tensor]]
+    steps: list[tuple[Callable[[float], None], Tensor, Tensor, Tensor]]
     bits: Tensor
+    learn: Callable[[], None]
 
 
 class NativeBlocks:
@@ -42,7 +45,7 @@ class NativeBlocks:
     Args:
         iteration: The parts.
         env: The environments; those that are not pure step eagerly between the parts.
-        learn: Updates for each row of an index [U, B] into a ring.
+        learn: Updates for each row of an index [U, B] into a ring, in C.
         batch_size: Transitions per update, B.
         behind: Start at once, and compile what lies between meanwhile.
     """
@@ -51,7 +54,7 @@ class NativeBlocks:
         self,
         iteration: Iteration,
         env: TensorEnv,
-        learn: Callable[[Ring, Tensor], None],
+        learn: NativeUpdate,
         batch_size: int,
         *,
         behind: bool = False,
@@ -84,22 +87,22 @@ class NativeBlocks:
             run_around(self._env, self._iteration.action, self._parts, block, call)
             return
         step = self._step if block.rare else self._between
-        for steps, bits in self._views.get(block) or self._view(block, call):
-            for acting, uniform, ends, returns in steps:
-                self.act(acting, epsilon)
+        for steps, bits, learn in self._views.get(block) or self._view(block, call):
+            for act, uniform, ends, returns in steps:
+                act(epsilon)
                 step(uniform, ends, returns, bits)
             if len(bits):
-                self.learn(bits, drawn=bool(steps))
+                learn() if steps else self.learn(bits)
 
     def act(self, uniform: Tensor, epsilon: float) -> None:
         """Choose an action for what every environment shows; see `Iteration.act`."""
         iteration = self._iteration
         self._actor(iteration.shown, epsilon, uniform, out=iteration.action)
 
-    def learn(self, bits: Tensor, *, drawn: bool = False) -> None:
-        """Make one update for each row of `bits` [U, B], which may have chosen `index` already."""
+    def learn(self, bits: Tensor) -> None:
+        """Make one update for each row of `bits` [U, B]."""
         ring = self._iteration.ring
-        self._learn(ring.ring, self._index[: len(bits)] if drawn else ring.draw(bits))
+        self._learn(ring.ring, ring.draw(bits))
 
     def _step(self, uniform: Tensor, ends: Tensor, returns: Tensor, bits: Tensor) -> None:
         """Let the environments step, write their rows, and choose what to learn from."""
@@ -107,16 +110,24 @@ class NativeBlocks:
         self._index[: len(bits)].copy_(self._iteration.ring.draw(bits))
 
     def _view(self, block: Block, call: BlockTensors) -> list[_Repeat]:
-        updates = block.num_updates
+        updates, iteration = block.num_updates, self._iteration
+        learn = self._learn.bound(iteration.ring.ring, self._index[:updates])
+        bound = partial(self._actor.bound, iteration.shown)
         self._views[block] = [
             _Repeat(
                 [
-                    (uniform[:, :NUM_ACTING], uniform[:, NUM_ACTING:], ends, returns)
+                    (
+                        bound(uniform[:, :NUM_ACTING], iteration.action),
+                        uniform[:, NUM_ACTING:],
+                        ends,
+                        returns,
+                    )
                     for uniform, ends, returns in zip(
                         call.uniform[rows], call.ends[rows], call.returns[rows], strict=True
                     )
                 ],
                 call.bits[repeat * updates : (repeat + 1) * updates],
+                learn,
             )
             for repeat in range(block.repeats)
             for rows in [slice(repeat * block.num_steps, (repeat + 1) * block.num_steps)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -112,6 +112,25 @@ class NativeUpdate:
         """
         self._run(ring, index.contiguous(), None)
 
+    def bound(self, ring: Ring, index: Tensor) -> Callable[[], None]:
+        """Return what learns from tensors that stay where they are; see `__call__`.
+
+        Args:
+            ring: Never replaced.
+            index: [K, B] int64, contiguous; read at each call.
+        """
+        plan, addresses = self._plan_of(ring, index), _addresses_of(ring)
+        kept = plan, ring, index, addresses
+        given = (plan.address, ctypes.byref(addresses), None, index.data_ptr(), len(index))
+        update = self._update
+
+        def learn(_: object = kept) -> None:
+            answer = update(*given)
+            if answer:
+                raise IndexError(WRONG[answer])
+
+        return learn
+
     def sampled(self, sampler: Sampler, updates: int) -> None:
         """Make updates on batches that a sampler chooses; the choice is a part of the call.
 
@@ -128,12 +147,15 @@ class NativeUpdate:
     def _run(self, ring: Ring, numbers: Tensor, starts: Any) -> None:
         if ring is not self._ring:
             self._ring, self._addresses = ring, _addresses_of(ring)
-        key = numbers.shape[1], ring.frames.dtype
-        plan = self._plans.get(key) or self._open(key)
+        plan = self._plan_of(ring, numbers)
         given = (ctypes.byref(self._addresses), starts, numbers.data_ptr(), len(numbers))
         answer = self._update(plan.address, *given)
         if answer:
             raise IndexError(WRONG[answer])
+
+    def _plan_of(self, ring: Ring, numbers: Tensor) -> Plan:
+        key = numbers.shape[1], ring.frames.dtype
+        return self._plans.get(key) or self._open(key)
 
     def given(self, batch: Transitions) -> None:
         """Make one update on a batch that the caller holds; see `__call__`."""

@@ -288,6 +288,33 @@ def test_an_index_outside_the_ring_is_refused_before_memory_is_touched(wrong: in
     assert int(native.state.updates) == 1
 
 
+def test_what_is_bound_reads_its_tensors_anew_at_each_call_and_refuses_as_others_do() -> None:
+    replay = replay_of()
+    ours, theirs = pair(MLP((5,), 3, (8,)))
+    index = torch.zeros(2, 8, dtype=torch.int64)
+    learn = theirs.natively(theirs.state).bound(replay.ring, index)
+    for _ in range(5):
+        index.copy_(replay.draw(2, 8))
+        ours.learn(replay, index)
+        learn()
+        assert_alike(theirs.state, ours.state)
+    index[1, 4] = -1
+    with pytest.raises(IndexError, match="ring"):
+        learn()
+
+
+def test_what_is_bound_chooses_as_the_actor_does() -> None:
+    learner, _ = pair(MLP((5,), 3, (8,)))
+    actor = NativeActor(learner.network)
+    obs, uniform, out = torch.zeros(7, 5), torch.zeros(7, 4), torch.zeros(7, dtype=torch.int64)
+    choose = actor.bound(obs, uniform[:, :2], out)
+    for epsilon in (0.0, 0.4, 1.0):
+        obs.normal_()
+        uniform.uniform_()
+        choose(epsilon)
+        assert torch.equal(out, actor(obs, epsilon, uniform[:, :2]))
+
+
 @pytest.mark.parametrize("wrong", [-1, 3, 2**40])
 def test_an_action_that_the_network_has_not_is_refused(wrong: int) -> None:
     _, native = pair(MLP((4,), 3, (8,)))
