@@ -6,9 +6,11 @@ dozen questions, longer than a small step itself. Here the answer is a promise o
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -81,16 +83,28 @@ class Direct:
 def _compiled(
     step: Callable[..., None], args: tuple[Tensor, ...], options: dict[str, Any]
 ) -> Callable[..., None]:
-    from torch._inductor import config as inductor_config  # noqa: PLC0415 - seconds to load
-    from torch._inductor.compile_fx import compile_fx  # noqa: PLC0415
+    with _no_word_about_cuda():
+        from torch._inductor import config as inductor_config  # noqa: PLC0415 - seconds to load
+        from torch._inductor.compile_fx import compile_fx  # noqa: PLC0415
 
-    traced = trace(step, args)
-    held = traced.held
-    with inductor_config.patch(options):
-        run: Any = compile_fx(traced.graph, [*args, *held])
+        traced = trace(step, args)
+        held = traced.held
+        with inductor_config.patch(options):
+            run: Any = compile_fx(traced.graph, [*args, *held])
 
     def call(*args: Tensor) -> None:
         with torch.no_grad():
             run(*args, *held)
 
     return call
+
+
+@contextmanager
+def _no_word_about_cuda() -> Iterator[None]:
+    """Let PyTorch not warn on the terminal that it misses what a compile for the CPU needs not."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
