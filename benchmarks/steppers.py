@@ -23,10 +23,12 @@ from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.make import describe, factory_of
 from fastdqn.envs.pool import without_main_module
 from fastdqn.envs.source import EnvSource, make_source
+from fastdqn.envs.staffing import Staff
 from fastdqn.errors import UsageError
 
 __all__ = ["KINDS", "Crowd", "open_steppers", "step_source", "step_vector", "timer_of"]
 
+GROUPS = 2
 NUM_DRAWN = 256
 """Rows of actions drawn before the timing, taken in turn."""
 
@@ -96,6 +98,23 @@ def step_source(source: EnvSource) -> StepFunction:
     return step
 
 
+def step_groups(source: EnvSource) -> StepFunction:
+    """Return the step of a source whose groups take turns: each goes on as soon as it is back."""
+    groups, size = range(source.num_groups), source.num_envs // source.num_groups
+    for group in groups:
+        source.send(np.zeros(size, np.int64), group)
+
+    def step(actions: Any) -> int:
+        real = 0
+        for group in groups:
+            source.recv(group)
+            real += int(np.count_nonzero(source.rows_of(group).real))
+            source.send(actions[group * size : (group + 1) * size], group)
+        return real
+
+    return step
+
+
 @contextmanager
 def open_steppers(crowd: Crowd, kinds: Sequence[str]) -> Iterator[dict[str, Timer]]:
     """Build what will be timed, reset, and leave out what this machine or the id does not have.
@@ -153,6 +172,21 @@ def _source(source: EnvSource, crowd: Crowd, stack: ExitStack) -> Timer:
     return timer_of(step_source(source), _drawn(crowd))
 
 
+def _two_groups(crowd: Crowd, stack: ExitStack) -> Timer | None:
+    """Time two groups that take turns; the caller, who also signals, has one of each less."""
+    size = crowd.num_envs // GROUPS
+    share = size // crowd.cores - 1
+    if crowd.cores == 1 or crowd.num_envs % GROUPS or share < 1:
+        return None
+    factory, staff = factory_of(crowd.env_id), Staff(crowd.cores - 1, share)
+    source = make_source(
+        "grouped", factory, describe(factory), crowd.num_envs, num_groups=GROUPS, staff=staff
+    )
+    stack.callback(source.close)
+    source.reset(range(crowd.num_envs))
+    return timer_of(step_groups(source), _drawn(crowd))
+
+
 def _envpool_source(crowd: Crowd, stack: ExitStack) -> Timer | None:
     try:
         source = EnvPoolSource(crowd.env_id, crowd.num_envs, crowd.cores)
@@ -205,6 +239,7 @@ KINDS: dict[str, Callable[[Crowd, ExitStack], Timer | None]] = {
     ),
     "grouped source": partial(_grouped_source, 0),
     "grouped in a run": partial(_grouped_source, 1),
+    "grouped in 2 groups": _two_groups,
     "envpool": _envpool,
     "envpool source": _envpool_source,
     "tensor": _tensor,
