@@ -59,7 +59,7 @@ class NativeActor:
     def bound(self, obs: Tensor, uniform: Tensor, out: Tensor) -> Callable[[float], None]:
         """Return what chooses for tensors that stay where they are, given epsilon; see `__call__`.
 
-        It asks nothing of PyTorch and takes a quarter of the time around the C.
+        Addresses are looked up here, once; the calls ask nothing of PyTorch.
         """
         key = len(obs), obs.dtype
         plan = self._plans.get(key) or self._open(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import pytest
 
@@ -28,8 +29,10 @@ def test_nothing_beside_is_nothing_to_time() -> None:
 
 
 def test_a_program_beside_is_ended_even_if_it_would_go_on() -> None:
+    start = time.perf_counter()
     with beside(f"{sys.executable} -c 'import time; time.sleep(600)'"):
         pass
+    assert time.perf_counter() - start < 60
 
 
 def test_a_row_tells_all_rates_and_the_ratios_of_the_fast_way() -> None:
