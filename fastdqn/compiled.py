@@ -51,7 +51,7 @@ class Compiled(AheadOfTime):
         compiler: Compiles = AHEAD,
     ) -> None:
         super().__init__(step, device, by_row=by_row, compiler=compiler)
-        self._inside = _Inside(step, device)
+        self._inside = _Inside(step, device, by_row=by_row)
         self.fallback = None if device.type == "cpu" else f"{device.type} is compiled inside"
         self._ahead_s = 0.0
 
@@ -87,11 +87,14 @@ class Compiled(AheadOfTime):
 class _Inside:
     """A step compiled by `torch.compile` in this process, once for each shape of its last argument.
 
-    On the CPU the C++ wrapper is used.
+    On the CPU the C++ wrapper is used. Elsewhere a step that goes by row is compiled for a single
+    row, however many there are: what a call takes of the host is hidden there, by the device's
+    queue or by a graph, and sixteen updates in one function compile for minutes.
     """
 
-    def __init__(self, step: Callable[..., None], device: torch.device) -> None:
+    def __init__(self, step: Callable[..., None], device: torch.device, *, by_row: bool) -> None:
         self._step, self._cpu = step, device.type == "cpu"
+        self._by_row = by_row and not self._cpu
         self._seen: set[torch.Size] = set()
         self.compile_s = 0.0
 
@@ -101,6 +104,14 @@ class _Inside:
         return torch.compile(self._step, fullgraph=True, dynamic=False, options=options)
 
     def __call__(self, *args: Any) -> None:
+        if self._by_row:
+            *others, rows = args
+            for row in rows.split(1):
+                self._call(*others, row)
+        else:
+            self._call(*args)
+
+    def _call(self, *args: Any) -> None:
         shape = args[-1].shape
         if shape in self._seen:
             self._compiled(*args)

@@ -184,7 +184,7 @@ def accelerate(
         UsageError: There is no such way.
     """
     if execution in GRAPHS and keep is not None:
-        inner = Compiled(step, device) if execution in COMPILING else step
+        inner = Compiled(step, device, by_row=by_row) if execution in COMPILING else step
         return Captured(inner, keep, device=device, cuda=cuda)
     if execution not in {"eager", "compile"}:
         raise UsageError(

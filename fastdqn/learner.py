@@ -237,10 +237,12 @@ class Learner(Update):
             how: Any = {"execution": execution, "device": self.device, "behind": behind}
             replayed = accelerate(self._replayed, by_row=True, **how)
             return _Way(replayed, accelerate(self._given, **how))
-        steps = (self._replayed, self._given, self._sampled)
+        steps = (self._replayed, True), (self._given, False), (self._sampled, True)
         replayed, given, sampled = (
-            accelerate(step, execution, self.device, lambda *_: self.state.keep(), cuda)
-            for step in steps
+            accelerate(
+                step, execution, self.device, lambda *_: self.state.keep(), cuda, by_row=by_row
+            )
+            for step, by_row in steps
         )
         assert isinstance(replayed, Captured)
         assert isinstance(given, Captured)

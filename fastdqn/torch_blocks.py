@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -83,7 +84,13 @@ class TorchBlocks:
         self._parts = Parts(
             accelerate(iteration.act, around, device, behind=behind),
             accelerate(iteration.record, around, device, behind=behind),
-            accelerate(iteration.learn, execution, device, lambda _: iteration.keep(0, learned)),
+            accelerate(
+                iteration.learn,
+                execution,
+                device,
+                lambda _: iteration.keep(0, learned),
+                by_row=True,
+            ),
         )
 
     @property
@@ -120,13 +127,28 @@ class TorchBlocks:
         self._iteration.block(block.num_steps, block.num_updates, *tensors)
 
     def _run_compiled(self, block: Block, *tensors: Tensor) -> None:
+        if self._device.type == "cpu" or block.repeats == 1:
+            self._compiled_for(block)(*tensors)
+            return
+        # Compiled once, called for each repeat: a graph or the device's queue hides the calls.
+        once = replace(block, repeats=1)
+        compiled = self._compiled_for(once)
+        lengths = block.num_steps, block.num_steps, block.num_steps, block.num_updates
+        parts = (
+            tensor.split(length) if length else (tensor,) * block.repeats
+            for tensor, length in zip(tensors, lengths, strict=True)
+        )
+        for part in zip(*parts, strict=True):
+            compiled(*part)
+
+    def _compiled_for(self, block: Block) -> Callable[..., None]:
         if block not in self._compiled:
 
             def step(*tensors: Tensor) -> None:
                 self._run_whole(block, *tensors)
 
             self._compiled[block] = accelerate(step, "compile", self._device, behind=self._behind)
-        self._compiled[block](*tensors)
+        return self._compiled[block]
 
     def _keep(self, block: Block, *_tensors: Tensor) -> Callable[[], None]:
         """Copy what a block changes, for the warm-up of its capture."""
