@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
-from functools import cached_property
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastdqn.compiler import AHEAD, CompileError, Compiles
-from fastdqn.tracing import UntraceableError
+from fastdqn.errors import UsageError
+from fastdqn.tracing import Leaves, UntraceableError, tensors_of, trace
 from fastdqn.variants import AheadOfTime, Run
 
 __all__ = ["Compiled"]
-
-MANY = 10_000
-"""Variants of one step that a process may compile; PyTorch's own limit of 8 is for accidents."""
 
 
 class Compiled(AheadOfTime):
     """A step compiled whole, once for each set of shapes of its arguments; the caller waits.
 
     On the CPU what was compiled is kept on disk, and loading it takes milliseconds; see
-    `compile_cache`. Elsewhere, and where a step is not one fixed list of operations,
-    `torch.compile` does it in this process.
+    `compile_cache`. Elsewhere, and where no library can be made, this process compiles it.
 
     Dataclasses, tuples and lists among the arguments keep their tensors, and the step whatever
     else it reads: what changes from call to call is what the tensors hold.
@@ -39,7 +36,10 @@ class Compiled(AheadOfTime):
         compile_s: Seconds spent compiling so far, or loading what was compiled before.
         loaded: Variants that were found on disk.
         made: Variants that were compiled ahead.
-        fallback: Why `torch.compile` does it in this process, or None.
+        fallback: Why this process compiles it, or None.
+
+    Raises:
+        UsageError: At a call: the step is not one fixed list of operations.
     """
 
     def __init__(
@@ -85,41 +85,53 @@ class Compiled(AheadOfTime):
 
 
 class _Inside:
-    """A step compiled by `torch.compile` in this process, once for each shape of its last argument.
+    """A step compiled in this process, once for each set of shapes of its arguments.
 
-    On the CPU the C++ wrapper is used. Elsewhere a step that goes by row is compiled for a single
-    row, however many there are: what a call takes of the host is hidden there, by the device's
-    queue or by a graph, and sixteen updates in one function compile for minutes.
+    What is compiled is its trace, so that a call asks for nothing again, and how PyTorch follows
+    Python does not matter. On the CPU the C++ wrapper is used. Elsewhere a step that goes by row
+    is compiled for a single row, however many there are: what a call takes of the host is hidden
+    there, by the device's queue or by a graph, and sixteen updates in one function compile for
+    minutes.
     """
 
     def __init__(self, step: Callable[..., None], device: torch.device, *, by_row: bool) -> None:
         self._step, self._cpu = step, device.type == "cpu"
         self._by_row = by_row and not self._cpu
-        self._seen: set[torch.Size] = set()
+        self._leaves = Leaves()
+        self._runs: dict[Hashable, Callable[[Sequence[Tensor]], object]] = {}
         self.compile_s = 0.0
 
-    @cached_property
-    def _compiled(self) -> Callable[..., None]:
-        options: dict[str, Any] = {"cpp_wrapper": True} if self._cpu else {}
-        return torch.compile(self._step, fullgraph=True, dynamic=False, options=options)
-
     def __call__(self, *args: Any) -> None:
-        if self._by_row:
-            *others, rows = args
-            for row in rows.split(1):
-                self._call(*others, row)
-        else:
-            self._call(*args)
-
-    def _call(self, *args: Any) -> None:
-        shape = args[-1].shape
-        if shape in self._seen:
-            self._compiled(*args)
+        if not self._by_row:
+            self._call(args)
             return
-        start = time.perf_counter()
-        from torch._dynamo import config as dynamo_config  # noqa: PLC0415 - 1.5 s to load
+        *others, rows = args
+        for row in rows.split(1):
+            self._call((*others, row))
 
-        with dynamo_config.patch(trace_autograd_ops=True, recompile_limit=MANY):
-            self._compiled(*args)
-        self._seen.add(shape)
+    def _call(self, args: tuple[Any, ...]) -> None:
+        try:
+            variant, tensors = self._leaves(args)
+            run = self._runs.get(variant) or self._compile(variant, args)
+        except UntraceableError as error:
+            raise UsageError(
+                "--execution compile", f"the step cannot be compiled: {error}", "Use eager."
+            ) from error
+        run(tensors)
+
+    def _compile(
+        self, variant: Hashable, args: tuple[Any, ...]
+    ) -> Callable[[Sequence[Tensor]], object]:
+        from torch import _inductor as inductor  # noqa: PLC0415 - takes 1.5 s to load
+
+        start = time.perf_counter()
+        traced = trace(self._step, args)
+        inputs: list[Any] = [*tensors_of(args), *traced.held]
+        compiled = inductor.compile(traced.graph, inputs, options={"cpp_wrapper": self._cpu})
+
+        def run(tensors: Sequence[Tensor]) -> None:
+            compiled(*tensors, *traced.held)
+
+        self._runs[variant] = run
         self.compile_s += time.perf_counter() - start
+        return run

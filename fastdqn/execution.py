@@ -17,6 +17,7 @@ from fastdqn.compiled import Compiled
 from fastdqn.errors import UsageError
 
 __all__ = [
+    "COMPILING",
     "EXECUTIONS",
     "GRAPHS",
     "WORTH_COMPILING_UPDATES",
@@ -31,6 +32,7 @@ EXECUTIONS = ("auto", "eager", "native", "compile", "cudagraph", "compile+cudagr
 GRAPHS = ("cudagraph", "compile+cudagraph")
 """Those that record the step as a CUDA graph, as it is or compiled."""
 COMPILING = ("compile", "compile+cudagraph")
+"""Those that compile the step."""
 WORTH_COMPILING_UPDATES = 20_000
 """A cold compile (20 s on two cores) beside the trainer takes as long as so many small updates."""
 WORTH_TRYING_UPDATES = 1_000

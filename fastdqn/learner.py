@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastdqn.background import Background
 from fastdqn.captured import Captured, Fed
-from fastdqn.execution import GRAPHS, accelerate, refuse_step_execution
+from fastdqn.execution import COMPILING, GRAPHS, accelerate, refuse_step_execution
 from fastdqn.networks import FlatNetwork
 from fastdqn.optimizers import Optimizer
 from fastdqn.precision import float32_products
@@ -237,16 +237,17 @@ class Learner(Update):
             how: Any = {"execution": execution, "device": self.device, "behind": behind}
             replayed = accelerate(self._replayed, by_row=True, **how)
             return _Way(replayed, accelerate(self._given, **how))
-        steps = (self._replayed, True), (self._given, False), (self._sampled, True)
-        replayed, given, sampled = (
-            accelerate(
-                step, execution, self.device, lambda *_: self.state.keep(), cuda, by_row=by_row
-            )
-            for step, by_row in steps
-        )
-        assert isinstance(replayed, Captured)
-        assert isinstance(given, Captured)
-        return _Way(Fed(replayed), Fed(given), sampled)
+        inner = "compile" if execution in COMPILING else "eager"
+        replayed = accelerate(self._replayed, inner, self.device, by_row=True)
+        given = accelerate(self._given, inner, self.device)
+
+        def sampled(sampler: Sampler, bits: Tensor) -> None:
+            replayed(self.state, sampler.ring, sampler.index(bits))
+
+        def captured(step: Callable[..., None]) -> Captured:
+            return Captured(step, lambda *_: self.state.keep(), device=self.device, cuda=cuda)
+
+        return _Way(Fed(captured(replayed)), Fed(captured(given)), captured(sampled))
 
     def _native_way(self) -> _Way:
         native = self.natively(self.state)
@@ -275,9 +276,6 @@ class Learner(Update):
     def _replayed(self, state: LearnerState, ring: Ring, index: Tensor) -> None:
         for batch in index.unbind(0):
             self._step(state, gather(ring, batch))
-
-    def _sampled(self, sampler: Sampler, bits: Tensor) -> None:
-        self._replayed(self.state, sampler.ring, sampler.index(bits))
 
     def _given(self, state: LearnerState, *fields: Tensor) -> None:
         self._step(state, Transitions(*fields))

@@ -135,7 +135,7 @@ class TorchBlocks:
         compiled = self._compiled_for(once)
         lengths = block.num_steps, block.num_steps, block.num_steps, block.num_updates
         parts = (
-            tensor.split(length) if length else (tensor,) * block.repeats
+            torch.split(tensor, length) if length else (tensor,) * block.repeats
             for tensor, length in zip(tensors, lengths, strict=True)
         )
         for part in zip(*parts, strict=True):

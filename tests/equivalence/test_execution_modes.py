@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo import config as dynamo_config
 from torch._dynamo.utils import counters
 
 from fastdqn.compiled import Compiled
+from fastdqn.errors import UsageError
 from fastdqn.learner import Learner, LearnerState
 from fastdqn.networks import MLP
 from fastdqn.policy import Policy
@@ -210,11 +210,15 @@ def test_nothing_compiles_again_after_the_first_calls(compiled: Compilers) -> No
 
 
 def test_choosing_batches_compiles_with_the_update_and_reads_the_ring_anew() -> None:
-    """What a compiled graph holds: one compile, though the ring grows, wraps and has gaps."""
+    """What a graph may hold: one compile, though the ring grows, wraps and has gaps."""
     setting = SETTINGS[RING]
-    learner, eager = setting.build("compile"), setting.build("eager")
-    step = Compiled(learner._sampled, learner.device)
+    learner, eager = setting.build("eager"), setting.build("eager")
     samplers = [Sampler(ReplayBuffer(40, 2, (4,)), BATCH) for _ in range(2)]
+
+    def chosen(bits: Tensor) -> None:
+        learner._replayed(learner.state, samplers[1].ring, samplers[1].index(bits))
+
+    step = Compiled(chosen, learner.device)
     for number in range(60):
         row = random_batch(number, 2)
         real = row.terminated.numpy() if number % 9 == 5 else None
@@ -222,8 +226,8 @@ def test_choosing_batches_compiles_with_the_update_and_reads_the_ring_anew() -> 
             given = (row.action, row.reward, row.terminated, row.truncated, row.obs)
             sampler.replay.write(*given, real=real)
         eager.learn_sampled(samplers[0], 1)
-        with torch.compiler.set_stance("fail_on_recompile" if number else "default"):
-            step(samplers[1], samplers[1].fill(1))
+        step(samplers[1].fill(1))
+    assert step.loaded + step.made + len(step._inside._runs) == 1
     assert_alike(learner.state, eager.state, rtol=2e-4)
 
 
@@ -280,21 +284,51 @@ def test_the_actor_sees_what_compiled_updates_write(compiled: Compilers) -> None
         assert policy.greedy(obs).tolist() == [wanted] * 16
 
 
-def test_any_number_of_settings_can_be_compiled_in_one_process() -> None:
-    """PyTorch gives a function up after 8 variants, unless told that they are wanted."""
+class Inside:
+    """Steps compiled in this process, as where no library can be made."""
 
-    def adder(amount: float) -> Callable[[Tensor], None]:
-        def step(x: Tensor) -> None:
-            x.add_(amount)
+    def __init__(self, device: str, *, by_row: bool = False) -> None:
+        self.calls: list[int] = []
+        self.total, self.factor = torch.zeros(3), torch.tensor(1.0)
+        inside = PromptCompiler("out of order")
+        # The device only says how to compile; everything lies where it lies.
+        self.step = Compiled(self._add, torch.device(device), by_row=by_row, compiler=inside)
 
-        return step
+    def _add(self, total: Tensor, rows: Tensor) -> None:
+        self.calls.append(len(rows))  # once for each trace
+        for row in rows.unbind(0):
+            total.add_(row * self.factor)
 
-    x = torch.zeros(3)
-    with dynamo_config.patch(recompile_limit=1):
-        for amount in (1.0, 2.0):
-            inside = PromptCompiler("out of order")
-            Compiled(adder(amount), torch.device("cpu"), compiler=inside)(x)
-    assert x.tolist() == [3.0, 3.0, 3.0]
+    def __call__(self, rows: int) -> float:
+        self.step(self.total, torch.ones(rows, 3))
+        return float(self.total[0])
+
+
+def test_what_is_compiled_inside_reads_and_writes_what_the_step_holds() -> None:
+    inside = Inside("cpu")
+    assert [inside(2), inside(2)] == [2.0, 4.0]
+    inside.factor.fill_(10.0)
+    assert [inside(2), inside(1)] == [24.0, 34.0]
+    assert set(inside.calls) == {2, 1}
+    assert len(inside.step._inside._runs) == 2
+    assert inside.step.fallback == "out of order"
+    assert inside.step.compile_s > 0
+
+
+def test_on_a_card_one_row_is_compiled_for_any_number_of_rows() -> None:
+    inside = Inside("cuda", by_row=True)
+    assert [inside(3), inside(1), inside(16)] == [3.0, 4.0, 20.0]
+    assert set(inside.calls) == {1}
+    assert len(inside.step._inside._runs) == 1
+
+
+def test_a_step_that_looks_at_values_is_refused_by_name() -> None:
+    def step(x: Tensor) -> None:
+        if float(x.sum()) > 0:
+            x.zero_()
+
+    with pytest.raises(UsageError, match="--execution compile: the step cannot be compiled"):
+        Compiled(step, torch.device("cpu"))(torch.ones(3))
 
 
 @pytest.mark.usefixtures("compiled")
