@@ -24,6 +24,8 @@ __all__ = ["GraphGroup", "count_nodes"]
 UPDATES = 4
 """Updates of one call; modes with graphs make one graph of them."""
 MAX_BITS = 2**62
+RECORDED = ("cudagraph", "compile+cudagraph", "native")
+"""Modes whose updates are CUDA graphs."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class GraphGroup:
 
     def _modes(self) -> list[str]:
         possible, _ = possible_modes(resolve_device(self.device))
-        return [mode for mode in possible if "cudagraph" in mode]
+        return [mode for mode in possible if mode in RECORDED]
 
     def _names(self, mode: str) -> tuple[str, str]:
         return (
@@ -90,7 +92,7 @@ class GraphGroup:
 def count_nodes(call: Callable[[], object]) -> int:
     """Return how many kernels and copies the device runs in one call."""
     activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         call()
         torch.cuda.synchronize()
     events: Any = profile.events()

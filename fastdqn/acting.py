@@ -12,11 +12,12 @@ from torch import Tensor
 
 from fastdqn.captured import Captured
 from fastdqn.device import synchronize
+from fastdqn.native import CudaActor
 from fastdqn.policy import Policy
 
 __all__ = ["ACTORS", "CapturedActor", "HostActor", "actor_of"]
 
-ACTORS = ("eager", "cudagraph", "cpu copy")
+ACTORS = ("eager", "cudagraph", "native", "cpu copy")
 
 
 class CapturedActor:
@@ -27,11 +28,15 @@ class CapturedActor:
 
     Args:
         policy: Chooses.
+        native: Chooses in its place: the same, by kernels of its own.
         cuda: `torch.cuda`, or what stands in for it.
     """
 
-    def __init__(self, policy: Policy, cuda: Any = torch.cuda) -> None:
-        self._policy, device = policy, policy.network.flat.device
+    def __init__(
+        self, policy: Policy, native: CudaActor | None = None, cuda: Any = torch.cuda
+    ) -> None:
+        self._policy, self._native = policy, native
+        device = policy.network.flat.device
         self._epsilon, self._shown = torch.zeros((), device=device), 0.0
         self.step = Captured(self._choose, lambda *_: lambda: None, device=device, cuda=cuda)
         self._places: dict[tuple[int, bool], tuple[Tensor, Tensor, Tensor | None]] = {}
@@ -67,7 +72,10 @@ class CapturedActor:
         return action, seen, kept_mask
 
     def _choose(self, action: Tensor, obs: Tensor, uniform: Tensor, mask: Tensor | None) -> None:
-        action.copy_(self._policy.choose(obs, self._epsilon, uniform, mask))
+        if self._native is not None:
+            self._native(obs, self._epsilon, uniform, mask, action)
+        else:
+            action.copy_(self._policy.choose(obs, self._epsilon, uniform, mask))
 
 
 class HostActor:
@@ -120,4 +128,6 @@ def actor_of(kind: str, policy: Policy) -> CapturedActor | HostActor | None:
     """Return an actor of the kind, one of ACTORS; None is the policy itself."""
     if kind == "cudagraph":
         return CapturedActor(policy)
+    if kind == "native":
+        return CapturedActor(policy, CudaActor(policy.network))
     return HostActor(policy) if kind == "cpu copy" else None

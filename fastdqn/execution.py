@@ -79,10 +79,13 @@ def choose_execution(
     if device.type == "cpu":
         return _on_the_cpu(expected_updates, measure, why_not_native)
     if fused:
-        return "compile+cudagraph", "tensor environments and updates are one graph"
+        why_not = why_not_native()
+        mode = "native" if why_not is None else "compile+cudagraph"
+        told = "" if why_not is None else f"; not native: {why_not}"
+        return mode, f"tensor environments and updates are one graph{told}"
     if measure is None:
         return "cudagraph", "a run measures before it starts"
-    return measure(worth_trying(expected_updates))
+    return measure(worth_trying(expected_updates, native=why_not_native() is None))
 
 
 def refuse_execution(asked: str, device: torch.device) -> None:
@@ -101,11 +104,11 @@ def refuse_execution(asked: str, device: torch.device) -> None:
             "PyTorch compiles for the CPU with a C++ compiler, and none is on the PATH",
             "Install g++ or clang++, or use --execution eager.",
         )
-    if asked == "native" and device.type != "cpu":
+    if asked == "native" and device.type not in {"cpu", "cuda"}:
         raise UsageError(
             f"--execution native on {device}",
-            "it runs on the CPU",
-            "Use --execution cudagraph or eager, or --device cpu.",
+            "it runs on the CPU and on CUDA",
+            "Use --execution eager, or --device cpu.",
         )
     if asked in GRAPHS and device.type != "cuda":
         raise UsageError(
@@ -115,8 +118,15 @@ def refuse_execution(asked: str, device: torch.device) -> None:
         )
 
 
-def worth_trying(expected_updates: int) -> list[str]:
-    """Return the modes that a run of so many updates should try on CUDA, the plainest first."""
+def worth_trying(expected_updates: int, *, native: bool) -> list[str]:
+    """Return the modes that a run of so many updates should try on CUDA, the plainest first.
+
+    Args:
+        expected_updates: Of the whole run.
+        native: Whether the step can run natively; then there is nothing to wait for a compiler for.
+    """
+    if native:
+        return ["eager", "cudagraph", "native"]
     compiling = ["compile+cudagraph"] if expected_updates >= WORTH_COMPILING_UPDATES else []
     return ["eager", "cudagraph", *compiling]
 

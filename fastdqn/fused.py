@@ -20,7 +20,7 @@ from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
 from fastdqn.errors import NonFiniteError, UsageError
 from fastdqn.execution import refuse_step_execution
 from fastdqn.iteration import FAULT, BlockTensors, Iteration, finite
-from fastdqn.native import NativeUpdate
+from fastdqn.native import CudaUpdate, NativeUpdate
 from fastdqn.native_blocks import NativeBlocks
 from fastdqn.networks import FlatNetwork
 from fastdqn.replay.device_ring import MAX_BITS, DeviceRing
@@ -47,7 +47,8 @@ class FusedRollout:
         seed: Seed of the environments and of everything that is drawn here.
         execution: `eager`, `native`, `compile`, `cudagraph` or `compile+cudagraph`.
         learned: Every tensor that `learn` writes; graphs need it, to leave no trace of warm-ups.
-        learn_natively: Makes what updates in C from a ring and an index; `native` needs it.
+        learn_natively: Makes what updates from a ring and an index in C, or on a card in CUDA C;
+            `native` needs it.
 
     Attributes:
         ring: What was seen.
@@ -76,7 +77,7 @@ class FusedRollout:
         seed: int,
         execution: str = "eager",
         learned: Sequence[Tensor] = (),
-        learn_natively: Callable[[], NativeUpdate] | None = None,
+        learn_natively: Callable[[], NativeUpdate | CudaUpdate] | None = None,
     ) -> None:
         self.device = network.flat.device
         _refuse(env, self.device, batch_size)
@@ -137,7 +138,10 @@ class FusedRollout:
                 "--execution native", "nothing here learns in C", "Give `learn_natively`."
             )
         learn = self._learn_natively()
-        return NativeBlocks(iteration, env, learn, self.batch_size, behind=behind)
+        if isinstance(learn, NativeUpdate):
+            return NativeBlocks(iteration, env, learn, self.batch_size, behind=behind)
+        given = iteration, env, execution, self._learned, self.device
+        return TorchBlocks(*given, native=learn)
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Begin new episodes everywhere, and all random numbers anew; running episodes are cut.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastdqn.background import Background
 from fastdqn.captured import Captured, Fed
 from fastdqn.execution import COMPILING, GRAPHS, accelerate, refuse_step_execution
+from fastdqn.native import NativeUpdate
 from fastdqn.networks import FlatNetwork
 from fastdqn.optimizers import Optimizer
 from fastdqn.precision import float32_products
@@ -64,8 +65,8 @@ class Learner(Update):
         target_period: Updates between hard copies; 0 copies only on `sync_target`.
         precision: Of the forward and backward passes: `float32`; `tf32`, which shortens float32
             products on CUDA; or `bf16`, on CUDA and the CPU. Parameters stay float32.
-        execution: `eager`; `native`, which needs an MLP on the CPU; `compile`; `cudagraph` or
-            `compile+cudagraph`, which need CUDA.
+        execution: `eager`; `native`, which needs an MLP on the CPU or on CUDA; `compile`;
+            `cudagraph` or `compile+cudagraph`, which need CUDA.
         device: Where the parameters live.
 
     Attributes:
@@ -232,7 +233,7 @@ class Learner(Update):
     def _way(self, execution: str, cuda: Any = torch.cuda, *, behind: bool = False) -> _Way:
         """Build the ways into the step; `cuda` is `torch.cuda`, or what stands in for it."""
         if execution == "native":
-            return self._native_way()
+            return self._native_way(cuda)
         if execution not in GRAPHS:
             how: Any = {"execution": execution, "device": self.device, "behind": behind}
             replayed = accelerate(self._replayed, by_row=True, **how)
@@ -244,18 +245,32 @@ class Learner(Update):
         def sampled(sampler: Sampler, bits: Tensor) -> None:
             replayed(self.state, sampler.ring, sampler.index(bits))
 
+        return self._captured_way(replayed, given, sampled, cuda)
+
+    def _captured_way(
+        self,
+        replayed: Callable[..., None],
+        given: Callable[..., None],
+        sampled: Callable[[Sampler, Tensor], None],
+        cuda: Any,
+    ) -> _Way:
         def captured(step: Callable[..., None]) -> Captured:
             return Captured(step, lambda *_: self.state.keep(), device=self.device, cuda=cuda)
 
         return _Way(Fed(captured(replayed)), Fed(captured(given)), captured(sampled))
 
-    def _native_way(self) -> _Way:
+    def _native_way(self, cuda: Any) -> _Way:
         native = self.natively(self.state)
+
+        def replayed(_state: LearnerState, ring: Ring, index: Tensor) -> None:
+            native(ring, index)
 
         def given(_state: LearnerState, *fields: Tensor) -> None:
             native.given(Transitions(*fields))
 
-        return _Way(lambda _, ring, index: native(ring, index), given, chosen=native.sampled)
+        if isinstance(native, NativeUpdate):
+            return _Way(replayed, given, chosen=native.sampled)
+        return self._captured_way(replayed, given, native.sampled, cuda)
 
     def _learn(self, ring: Ring, index: Tensor) -> None:
         done = 0

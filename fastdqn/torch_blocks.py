@@ -13,7 +13,9 @@ from fastdqn.blocks import Block
 from fastdqn.captured import Captured
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
 from fastdqn.execution import GRAPHS, accelerate
+from fastdqn.exploration import NUM_ACTING
 from fastdqn.iteration import BlockTensors, Iteration
+from fastdqn.native import CudaActor, CudaUpdate
 
 __all__ = ["Parts", "TorchBlocks", "run_around"]
 
@@ -47,6 +49,46 @@ def run_around(
             parts.learn(call.bits[first : first + block.num_updates])
 
 
+class _NativeParts:
+    """The parts of a block as the card's own kernels run them, and the environments compiled.
+
+    Args:
+        iteration: The parts.
+        learn: Makes updates from a ring and indices.
+        device: Where everything lives.
+    """
+
+    def __init__(self, iteration: Iteration, learn: CudaUpdate, device: torch.device) -> None:
+        self._iteration, self._learn = iteration, learn
+        self._act = CudaActor(iteration.network)
+        self._draw = accelerate(self._drawn, "compile", device)
+        self._advance = accelerate(self._advanced, "compile", device)
+        self._index: dict[torch.Size, Tensor] = {}
+
+    def act(self, uniform: Tensor) -> None:
+        """Choose actions, see `Iteration.act`."""
+        iteration = self._iteration
+        self._act(iteration.shown, iteration.epsilon, uniform, None, iteration.action)
+
+    def advance(self, ends: Tensor, returns: Tensor, uniform: Tensor) -> None:
+        """Step and record, see `Iteration.advance`."""
+        self._advance(ends, returns, uniform)
+
+    def learn(self, bits: Tensor) -> None:
+        """Make an update for each row of `bits`, see `Iteration.learn`."""
+        index = self._index.get(bits.shape)
+        if index is None:
+            index = self._index[bits.shape] = torch.zeros_like(bits)
+        self._draw(index, bits)
+        self._learn(self._iteration.ring.ring, index)
+
+    def _advanced(self, ends: Tensor, returns: Tensor, uniform: Tensor) -> None:
+        self._iteration.advance(uniform, ends, returns)
+
+    def _drawn(self, index: Tensor, bits: Tensor) -> None:
+        index.copy_(self._iteration.ring.draw(bits))
+
+
 class TorchBlocks:
     """Runs the blocks of an iteration in one of the ways of PyTorch.
 
@@ -56,10 +98,11 @@ class TorchBlocks:
     Args:
         iteration: The parts.
         env: The environments.
-        execution: One of EXECUTIONS, but neither `auto` nor `native`.
+        execution: One of EXECUTIONS, but not `auto`.
         learned: Every tensor that an update writes; graphs need it.
         device: Where everything lives.
         behind: Start at once, and compile meanwhile; on the CPU.
+        native: Learns by kernels of its own, within a graph; `native` needs it.
     """
 
     def __init__(
@@ -71,12 +114,16 @@ class TorchBlocks:
         device: torch.device,
         *,
         behind: bool = False,
+        native: CudaUpdate | None = None,
     ) -> None:
         self._iteration, self.env, self.execution = iteration, env, execution
         self._learned, self._device, self._behind = learned, device, behind
         self._compiled: dict[Block, Callable[..., None]] = {}
         self._fast: Callable[..., None] = self._run_compiled
-        if execution in GRAPHS:
+        if native is not None:
+            execution, self._native = "compile+cudagraph", _NativeParts(iteration, native, device)
+            self._fast = Captured(self._run_natively, self._keep, device=device)
+        elif execution in GRAPHS:
             whole = self._run_whole if execution == "cudagraph" else self._run_compiled
             self._fast = Captured(whole, self._keep, device=device)
         # The environments' own steps bring new tensors each time, which no graph can read.
@@ -102,7 +149,8 @@ class TorchBlocks:
     def compiling(self) -> list[Any]:
         """The parts that are compiled or recorded."""
         # A step that is compiled within a recording is counted there.
-        whole = [self._fast] if self.execution in GRAPHS else list(self._compiled.values())
+        recorded = self.execution in GRAPHS or self.execution == "native"
+        whole = [self._fast] if recorded else list(self._compiled.values())
         return [*whole, *self._parts]
 
     def __call__(self, block: Block, call: BlockTensors, epsilon: float) -> None:
@@ -149,6 +197,18 @@ class TorchBlocks:
 
             self._compiled[block] = accelerate(step, "compile", self._device, behind=self._behind)
         return self._compiled[block]
+
+    def _run_natively(self, block: Block, *tensors: Tensor) -> None:
+        """Do the block by the card's kernels, but for the environments, which are compiled."""
+        ends, returns, uniform, bits = tensors
+        parts = self._native
+        for repeat in range(block.repeats):
+            for row in range(repeat * block.num_steps, (repeat + 1) * block.num_steps):
+                parts.act(uniform[row])
+                parts.advance(ends[row], returns[row], uniform[row, :, NUM_ACTING:])
+            if block.num_updates:
+                first = repeat * block.num_updates
+                parts.learn(bits[first : first + block.num_updates])
 
     def _keep(self, block: Block, *_tensors: Tensor) -> Callable[[], None]:
         """Copy what a block changes, for the warm-up of its capture."""

@@ -12,7 +12,7 @@ from fastdqn.acting import ACTORS, actor_of
 from fastdqn.device import synchronize
 from fastdqn.execution import choose_execution
 from fastdqn.learner import Learner
-from fastdqn.native import NativeActor
+from fastdqn.native import NativeActor, why_not_act
 from fastdqn.policy import Policy
 from fastdqn.replay import Sampler
 
@@ -54,7 +54,7 @@ def choose_ways(
     )
     learner.execute_as(mode, behind=asked == "auto")
     learner.prepare(sampler.ring, sampler.batch_size, _due(sampler))
-    if mode == "native":
+    if mode == "native" and learner.device.type == "cpu":
         policy.actor = NativeActor(policy.network)
     if learner.device.type != "cuda" or asked == "eager":
         return reason
@@ -138,6 +138,8 @@ def fastest_actor(
     """
     if any(True for _ in policy.network.module.buffers()):
         kinds = [kind for kind in kinds if kind != "cpu copy"]
+    if policy.network.flat.device.type != "cuda" or why_not_act(policy.network) is not None:
+        kinds = [kind for kind in kinds if kind != "native"]
     # Kept as the policy keeps its own, so that a captured actor finds one address.
     uniform = torch.full((len(obs), 2), 0.5, device=obs.device)
     actors = {kind: actor_of(kind, policy) or policy.choose for kind in kinds}

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastdqn.errors import UsageError
 from fastdqn.losses import LOSSES, double_dqn_target, dqn_target, td_error
-from fastdqn.native import NativeUpdate, why_not_native
+from fastdqn.native import CudaUpdate, NativeUpdate, why_not_native
 from fastdqn.networks import FlatNetwork
 from fastdqn.optimizers import Adam, Optimizer, clip_by_norm, clip_by_value
 from fastdqn.precision import refuse_precision
@@ -112,11 +113,17 @@ class Update:
         )
 
     def why_not_native(self) -> str | None:
-        """Return why these settings cannot run in C, or None where it can."""
+        """Return why these settings cannot run natively, or None where they can."""
         return why_not_native(self.network, self._optimizer, self.precision)
 
-    def natively(self, state: LearnerState) -> NativeUpdate:
-        """Return what updates a state in C.
+    def natively(
+        self, state: LearnerState, kind: Callable[..., Any] | None = None
+    ) -> NativeUpdate | CudaUpdate:
+        """Return what updates a state in C, or on a card in CUDA C.
+
+        Args:
+            state: Is written.
+            kind: Makes it; None is what suits the device.
 
         Raises:
             UsageError: These settings, or this machine, do not allow it.
@@ -124,7 +131,7 @@ class Update:
         why_not = self.why_not_native()
         if why_not:
             raise UsageError("--execution native", why_not, "Use --execution eager or compile.")
-        return NativeUpdate(
+        made: NativeUpdate | CudaUpdate = (kind or self._native_kind)(
             self.network,
             {
                 "bootstrap": state.online if self.target_kind == "none" else state.target,
@@ -146,6 +153,11 @@ class Update:
                 "target_period": self.target_period,
             },
         )
+        return made
+
+    @property
+    def _native_kind(self) -> Callable[..., Any]:
+        return NativeUpdate if self.device.type == "cpu" else CudaUpdate
 
     def _step(self, state: LearnerState, batch: Transitions) -> None:
         with torch.no_grad():

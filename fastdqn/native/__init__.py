@@ -1,14 +1,19 @@
-"""Acting and updating in C, for multilayer perceptrons on one core of the CPU."""
+"""Acting and updating multilayer perceptrons in C on one core, and in CUDA C on a card."""
 
 from fastdqn.native.actor import NativeActor
+from fastdqn.native.cuda_update import CudaActor, CudaUpdate
 from fastdqn.native.library import cache_dir, load_library, why_no_library
-from fastdqn.native.update import NativeUpdate, why_not_native
+from fastdqn.native.settings import why_not_act, why_not_native
+from fastdqn.native.update import NativeUpdate
 
 __all__ = [
+    "CudaActor",
+    "CudaUpdate",
     "NativeActor",
     "NativeUpdate",
     "cache_dir",
     "load_library",
     "why_no_library",
+    "why_not_act",
     "why_not_native",
 ]

@@ -5,58 +5,32 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdqn.native.library import load_library, why_no_library
+from fastdqn.native.library import load_library
 from fastdqn.native.plan import (
-    DTYPES,
-    MAX_LAYERS,
     RING_FIELDS,
     Plan,
     RingAddresses,
     StartsAddresses,
     settings_of,
 )
-from fastdqn.networks import MLP, FlatNetwork
-from fastdqn.optimizers import Adam, AdamW, Optimizer, RMSprop
+from fastdqn.native.settings import LOSSES, TARGETS, batch_as_ring, numbers_of
+from fastdqn.networks import FlatNetwork
+from fastdqn.optimizers import Optimizer
 from fastdqn.replay import Ring, Sampler
 from fastdqn.transition import Transitions
 
-__all__ = ["NativeUpdate", "why_not_native"]
+__all__ = ["NativeUpdate"]
 
-LOSSES = {"huber": 0, "mse": 1}
-OPTIMIZERS: Mapping[type, int] = MappingProxyType({Adam: 0, AdamW: 1, RMSprop: 2})
 WRONG = {
     1: "an index does not lie in the ring",
     2: "an action is none of the network's, or a next index does not lie in the ring",
 }
 """What the C answers when it refuses to learn."""
-TARGETS = {"soft": 0, "hard": 1, "none": 2}
-
-
-def why_not_native(
-    network: FlatNetwork, optimizer: Optimizer, precision: str = "float32"
-) -> str | None:
-    """Return why these parts cannot be updated in C, or None where they can.
-
-    Compiles the library if nobody has yet.
-    """
-    module = network.module
-    if network.flat.device.type != "cpu":
-        return f"it runs on the CPU, and the network is on {network.flat.device}"
-    if type(module) is not MLP:
-        return f"it knows multilayer perceptrons only, and the network is {type(module).__name__}"
-    if len(module.layers) > MAX_LAYERS:
-        return f"it knows {MAX_LAYERS} layers, and the network has {len(module.layers)}"
-    if precision != "float32":
-        return f"it computes in float32, and --precision is {precision}"
-    if type(optimizer) not in OPTIMIZERS:
-        return f"it does not know the optimizer {type(optimizer).__name__}"
-    return why_no_library()
 
 
 class NativeUpdate:
@@ -92,7 +66,7 @@ class NativeUpdate:
         self._network, self._tensors, self._slots = network, dict(tensors), list(slots)
         self._numbers: dict[str, Any] = {
             **plain,
-            **_numbers_of(optimizer),
+            **numbers_of(optimizer),
             "loss": LOSSES[loss],
             "target": TARGETS[target],
             "clip_norm": math.inf if clip_norm is None else clip_norm,
@@ -159,18 +133,7 @@ class NativeUpdate:
 
     def given(self, batch: Transitions) -> None:
         """Make one update on a batch that the caller holds; see `__call__`."""
-        size = len(batch.action)
-        mask = batch.next_action_mask
-        ring = Ring(
-            _stored(torch.cat([batch.obs, batch.next_obs])),
-            torch.arange(size, 2 * size),
-            batch.action.long().contiguous(),
-            batch.reward.float().contiguous(),
-            batch.terminated.bool().contiguous(),
-            batch.truncated,
-            None if mask is None else torch.cat([mask, mask]),
-        )
-        self(ring, torch.arange(size).unsqueeze(0))
+        self(batch_as_ring(batch), torch.arange(len(batch.action)).unsqueeze(0))
 
     def _open(self, key: tuple[int, torch.dtype]) -> Plan:
         settings = settings_of(self._network, *key)
@@ -183,25 +146,6 @@ class NativeUpdate:
         kept = (self._network.flat, *self._tensors.values(), *self._slots)
         self._plans[key] = Plan(settings, *kept)
         return self._plans[key]
-
-
-def _numbers_of(optimizer: Optimizer) -> dict[str, Any]:
-    numbers = {"optimizer": OPTIMIZERS[type(optimizer)]}
-    if isinstance(optimizer, RMSprop):
-        return {
-            **numbers,
-            "beta2": optimizer.alpha,
-            "eps": optimizer.eps,
-            "weight_decay": optimizer.weight_decay,
-        }
-    assert isinstance(optimizer, Adam)
-    names = ("beta1", "beta2", "eps", "weight_decay", "amsgrad")
-    return {**numbers, **{name: getattr(optimizer, name) for name in names}}
-
-
-def _stored(frames: Tensor) -> Tensor:
-    """Return frames in a dtype that the C knows."""
-    return frames if frames.dtype in DTYPES else frames.float()
 
 
 def _addresses_of(ring: Ring) -> RingAddresses:

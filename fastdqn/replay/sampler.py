@@ -113,6 +113,15 @@ class Sampler:
         """What `index` reads: the order [T * M] int64, its first number now, how many follow."""
         return self._starts.order, *self._span()
 
+    @property
+    def chosen_from(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What `index` reads on the device: the order [T * M] int64, and two scalars int64.
+
+        The scalars are the number of the oldest transition, and how many there are, as of the
+        last `fill`. All of them stay where they are.
+        """
+        return self._starts.order, self._first, self._count
+
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
         """Draw as if the ring were full, whatever it holds, for measurements before a training.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastdqn.learner import Learner, LearnerState
 from fastdqn.losses import masked_q
-from fastdqn.native import NativeActor
+from fastdqn.native import NativeActor, NativeUpdate
 from fastdqn.native.plan import DTYPES
 from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.optimizers import Adam, AdamW, RMSprop
@@ -292,7 +292,9 @@ def test_what_is_bound_reads_its_tensors_anew_at_each_call_and_refuses_as_others
     replay = replay_of()
     ours, theirs = pair(MLP((5,), 3, (8,)))
     index = torch.zeros(2, 8, dtype=torch.int64)
-    learn = theirs.natively(theirs.state).bound(replay.ring, index)
+    native = theirs.natively(theirs.state)
+    assert isinstance(native, NativeUpdate)
+    learn = native.bound(replay.ring, index)
     for _ in range(5):
         index.copy_(replay.draw(2, 8))
         ours.learn(replay, index)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastdqn.acting import CapturedActor, HostActor
 from fastdqn.learner import Learner
+from fastdqn.native import CudaActor
 from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.policy import Actor, Policy
 from fastdqn.replay import Sampler
@@ -19,7 +20,11 @@ from tests.small_learners import random_batch
 
 pytestmark = pytest.mark.cuda
 
-ACTORS: dict[str, Callable[[Policy], Actor]] = {"graph": CapturedActor, "cpu copy": HostActor}
+ACTORS: dict[str, Callable[[Policy], Actor]] = {
+    "graph": CapturedActor,
+    "native": lambda policy: CapturedActor(policy, CudaActor(policy.network)),
+    "cpu copy": HostActor,
+}
 each_actor = pytest.mark.parametrize("make", ACTORS.values(), ids=list(ACTORS))
 
 
@@ -103,7 +108,7 @@ def test_the_fastest_actor_is_found_and_draws_nothing() -> None:
     before = policy._generator.get_state()
     best, told = fastest_actor(policy, torch.zeros(6, 4, device="cuda"))
     assert best in told
-    assert all(kind in told for kind in ("eager", "cudagraph", "cpu copy"))
+    assert all(kind in told for kind in ("eager", "cudagraph", "native", "cpu copy"))
     assert torch.equal(policy._generator.get_state(), before)
     action: Tensor = policy.act(torch.zeros(6, 4, device="cuda"), 0.5)
     assert action.shape == (6,)

@@ -35,6 +35,7 @@ def build(env_id: str, execution: str) -> tuple[FusedRollout, Learner]:
         seed=3,
         execution=execution,
         learned=learner.state.written(),
+        learn_natively=partial(learner.natively, learner.state),
     )
     return rollout, learner
 
@@ -60,8 +61,9 @@ def test_a_captured_block_is_the_eager_block(env_id: str) -> None:
     assert fast._blocks._fast.captures == 1
 
 
-def test_a_compiled_and_captured_block_is_close_and_recorded_once() -> None:
-    fast, plain = (build("CartPole-v1", way)[0] for way in ("compile+cudagraph", "eager"))
+@pytest.mark.parametrize("way", ["compile+cudagraph", "native"])
+def test_a_compiled_and_captured_block_is_close_and_recorded_once(way: str) -> None:
+    fast, plain = (build("CartPole-v1", how)[0] for how in (way, "eager"))
     for _ in range(3):
         for rollout in (fast, plain):
             rollout.advance(BLOCK, 0.5)

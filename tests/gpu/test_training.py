@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("execution", ["eager", "cudagraph", "compile+cudagraph"])
+@pytest.mark.parametrize("execution", ["eager", "cudagraph", "compile+cudagraph", "native"])
 def test_a_small_training_runs_in_every_way(execution: str) -> None:
     agent = DQN("CartPole-v1", **SMALL, execution=execution)
     before = agent.learner.state.online.clone()
@@ -50,7 +50,7 @@ def test_eager_and_captured_trainings_are_the_same_run() -> None:
 
 def test_auto_measures_and_tells() -> None:
     agent = DQN("CartPole-v1", **SMALL).learn(400)
-    assert agent.learner.execution in {"eager", "cudagraph"}
+    assert agent.learner.execution in {"eager", "cudagraph", "native"}
     assert "measured per update: " in agent.execution_reason
     assert "acting by " in agent.execution_reason
     told = agent.execution_reason

@@ -220,7 +220,7 @@ def test_the_hosts_side_of_graphs_never_looks_at_the_device(settings: dict[str, 
     parts, cuda = Parts(**settings), RecordingCuda()
     parts.learner._ways["cudagraph"] = parts.learner._way("cudagraph", cuda)
     parts.learner.execute_as("cudagraph")
-    parts.policy.actor = CapturedActor(parts.policy, cuda)
+    parts.policy.actor = CapturedActor(parts.policy, cuda=cuda)
     for _ in range(2 * len(parts.rollout._groups)):
         parts.vector_step()
     captures, operations, calls = cuda.captures(), Operations(), Calls()

@@ -25,7 +25,7 @@ def policy_of(seed: int = 0) -> Policy:
 
 def captured(policy: Policy) -> tuple[CapturedActor, RecordingCuda]:
     cuda = RecordingCuda()
-    return CapturedActor(policy, cuda), cuda
+    return CapturedActor(policy, cuda=cuda), cuda
 
 
 ACTORS: dict[str, Callable[[Policy], Actor]] = {

@@ -1,0 +1,210 @@
+"""A DQN update and acting as a few kernels on a card: the eager step's numbers, within rounding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdqn.native.cuda_plan import GATHERED, Call, CudaPlan, Make, Shape, on_the_card
+from fastdqn.native.plan import RING_FIELDS
+from fastdqn.native.settings import LOSSES, TARGETS, batch_as_ring, numbers_of
+from fastdqn.networks import MLP, FlatNetwork
+from fastdqn.optimizers import Optimizer
+from fastdqn.replay import Ring, Sampler
+from fastdqn.transition import Transitions
+
+__all__ = ["CudaActor", "CudaUpdate"]
+
+MAX_ROWS = 8
+"""Rows of a batch that one block takes at most."""
+SPREAD_OVER = 64
+"""Blocks over which a batch is spread before a block takes more rows."""
+
+
+class CudaUpdate:
+    """Updates a learner's state in place. Queues a few kernels; never waits for the card.
+
+    The calls allocate only when a batch size or a dtype is new, and can be captured.
+
+    Args:
+        network: Of an MLP on a card.
+        tensors: The learner's own, by the names of `Call`: `bootstrap` (what next values come
+            from: the target or, without one, the online parameters), `updates`, `skipped`,
+            `learning_rate`, `metrics`.
+        slots: The optimizer's tensors.
+        optimizer: Adam, AdamW or RMSprop.
+        loss: `huber` or `mse`.
+        target: `soft`, `hard` or `none`.
+        clip_norm: Bound on the gradient's norm, or None.
+        clip_value: Bound on its elements, or None.
+        plain: Numbers by the names of `Call`: `gamma`, `tau`, `target_period`; and `double_dqn`.
+        make: Compiles the kernels.
+    """
+
+    def __init__(
+        self,
+        network: FlatNetwork,
+        tensors: Mapping[str, Tensor],
+        slots: list[Tensor],
+        *,
+        optimizer: Optimizer,
+        loss: str,
+        target: str,
+        clip_norm: float | None,
+        clip_value: float | None,
+        plain: Mapping[str, float],
+        make: Make = on_the_card,
+    ) -> None:
+        assert isinstance(network.module, MLP)
+        self._network, self._module, self._make = network, network.module, make
+        self._kept = (network.flat, *tensors.values(), *slots)
+        numbers = numbers_of(optimizer)
+        self._choices: dict[str, Any] = {
+            "double": bool(plain["double_dqn"]),
+            "shared": target == "none",
+            "loss": LOSSES[loss],
+            "target": TARGETS[target],
+            "optimizer": numbers.pop("optimizer"),
+            "amsgrad": bool(numbers.pop("amsgrad", False)),
+        }
+        self._call = call = Call(online=network.flat.data_ptr(), scale=network.module.scale)
+        for name, tensor in tensors.items():
+            setattr(call, name, tensor.data_ptr())
+        for place, slot in enumerate(slots):
+            call.slots[place] = slot.data_ptr()
+        for name, number in {**numbers, **plain}.items():
+            if name != "double_dqn":
+                setattr(call, name, number)
+        call.rest1, call.rest2 = (1 - numbers.get(name, 0.0) for name in ("beta1", "beta2"))
+        call.offset = network.module.offset
+        call.clip_norm = math.inf if clip_norm is None else clip_norm
+        call.clip_value = math.inf if clip_value is None else clip_value
+        self._plans: dict[tuple[int, torch.dtype, bool], CudaPlan] = {}
+
+    def __call__(self, ring: Ring, index: Tensor) -> None:
+        """Make one update for each row of `index` [K, B] int64, in order.
+
+        An index, or an action or a next index that it leads to, that is out of range makes its
+        update not finite: it changes nothing and is counted as skipped.
+        """
+        self._call.order = None
+        self._run(ring, index.contiguous())
+
+    def sampled(self, sampler: Sampler, bits: Tensor) -> None:
+        """Make updates on batches that a sampler chooses; the choice is a part of the call.
+
+        Args:
+            sampler: Of a ring on the card.
+            bits: [K, B] int64 from `sampler.fill`; read on the card.
+        """
+        call, (order, first, count) = self._call, sampler.chosen_from
+        call.order, call.order_size = order.data_ptr(), len(order)
+        call.first, call.count = first.data_ptr(), count.data_ptr()
+        call.newest = sampler.newest
+        self._run(sampler.ring, bits)
+
+    def given(self, batch: Transitions) -> None:
+        """Make one update on a batch that the caller holds; see `__call__`."""
+        ring = batch_as_ring(batch)
+        self(ring, torch.arange(len(batch.action), device=batch.action.device).unsqueeze(0))
+
+    def _run(self, ring: Ring, numbers: Tensor) -> None:
+        call, plan = self._call, self._plan_of(ring, numbers)
+        for name in RING_FIELDS:
+            tensor = getattr(ring, name)
+            setattr(call, name, None if tensor is None else tensor.data_ptr())
+        call.num_transitions, call.num_frames = len(ring.action), len(ring.frames)
+        for name, address in plan.scratch.items():
+            setattr(call, name, address)
+        for some in torch.split(numbers, plan.shape.together):
+            self._learn(plan, some)
+
+    def _learn(self, plan: CudaPlan, numbers: Tensor) -> None:
+        """Queue what learns from numbers whose batches are gathered together."""
+        call, shape = self._call, plan.shape
+        call.numbers, call.num_rows = numbers.data_ptr(), numbers.numel()
+        plan.launch("prepare", call, shape.tiles + -(-numbers.numel() // GATHERED))
+        for update in range(len(numbers)):
+            call.update = update
+            plan.launch("learn", call, -(-shape.batch // shape.rows))
+            plan.launch("gradients", call, shape.tiles)
+            plan.launch("commit", call, shape.tiles)
+
+    def _plan_of(self, ring: Ring, numbers: Tensor) -> CudaPlan:
+        key = numbers.shape[1], ring.frames.dtype, ring.masks is not None
+        plan = self._plans.get(key)
+        if plan is None:
+            size, dtype, masked = key
+            choices = {**self._choices, "masked": masked, "rows": rows_for(size)}
+            shape = Shape.of(self._module, size, dtype, **choices)
+            plan = self._plans[key] = CudaPlan(shape, numbers.device, self._make)
+        return plan
+
+
+def rows_for(batch: int) -> int:
+    """Return how many rows of a batch one block should take."""
+    rows = 1
+    while rows < MAX_ROWS and batch > rows * SPREAD_OVER:
+        rows *= 2
+    return rows
+
+
+class CudaActor:
+    """Chooses epsilon-greedy actions with the latest parameters of an MLP on a card.
+
+    Args:
+        network: Of an MLP on a card.
+        make: Compiles the kernels.
+    """
+
+    def __init__(self, network: FlatNetwork, make: Make = on_the_card) -> None:
+        assert isinstance(network.module, MLP)
+        self._network, self._module, self._make = network, network.module, make
+        self._plans: dict[tuple[int, torch.dtype, bool], CudaPlan] = {}
+
+    def __call__(
+        self,
+        obs: Tensor,
+        epsilon: Tensor,
+        uniform: Tensor,
+        action_mask: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        """Choose an action for every environment. Queues two kernels; can be captured.
+
+        Args:
+            obs: [N, *O] contiguous.
+            epsilon: Scalar float32, probability of exploring.
+            uniform: [N, 2] float32 in [0, 1); each row is contiguous.
+            action_mask: [N, A] bool, contiguous; None allows everything.
+            out: [N] int64, counted from 0; written.
+        """
+        plan = self._plan_of(obs, masked=action_mask is not None)
+        call = Call(
+            online=self._network.flat.data_ptr(),
+            frames=obs.data_ptr(),
+            masks=None if action_mask is None else action_mask.data_ptr(),
+            scale=self._module.scale,
+            offset=self._module.offset,
+            epsilon=epsilon.data_ptr(),
+            uniform=uniform.data_ptr(),
+            uniform_row=uniform.stride(0),
+            chosen=out.data_ptr(),
+            **plan.turned,
+        )
+        plan.launch("prepare", call, plan.shape.tiles)
+        call.num_rows = len(obs)
+        plan.launch("act", call, -(-len(obs) // plan.shape.rows))
+
+    def _plan_of(self, obs: Tensor, *, masked: bool) -> CudaPlan:
+        key = rows_for(len(obs)), obs.dtype, masked
+        plan = self._plans.get(key)
+        if plan is None:
+            rows, dtype, _ = key
+            shape = Shape.of(self._module, 1, dtype, masked=masked, rows=rows, double=False)
+            plan = self._plans[key] = CudaPlan(shape, obs.device, self._make)
+        return plan

@@ -1,0 +1,85 @@
+"""What the C and the CUDA C have in common: which parts they know, and by which numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdqn.native.library import why_no_library
+from fastdqn.native.nvrtc import why_no_nvrtc
+from fastdqn.native.plan import DTYPES, MAX_LAYERS
+from fastdqn.networks import MLP, FlatNetwork
+from fastdqn.optimizers import Adam, AdamW, Optimizer, RMSprop
+from fastdqn.replay import Ring
+from fastdqn.transition import Transitions
+
+__all__ = ["LOSSES", "TARGETS", "batch_as_ring", "numbers_of", "why_not_act", "why_not_native"]
+
+LOSSES = {"huber": 0, "mse": 1}
+OPTIMIZERS: Mapping[type, int] = MappingProxyType({Adam: 0, AdamW: 1, RMSprop: 2})
+TARGETS = {"soft": 0, "hard": 1, "none": 2}
+
+
+def why_not_native(
+    network: FlatNetwork, optimizer: Optimizer, precision: str = "float32"
+) -> str | None:
+    """Return why these parts cannot be updated in C or in CUDA C, or None where they can.
+
+    On the CPU it compiles the library if nobody has yet.
+    """
+    if precision != "float32":
+        return f"it computes in float32, and --precision is {precision}"
+    if type(optimizer) not in OPTIMIZERS:
+        return f"it does not know the optimizer {type(optimizer).__name__}"
+    return why_not_act(network)
+
+
+def why_not_act(network: FlatNetwork) -> str | None:
+    """Return why this network cannot act in C or in CUDA C, or None where it can; see above."""
+    module, device = network.module, network.flat.device
+    if device.type not in {"cpu", "cuda"}:
+        return f"it runs on the CPU and on CUDA, and the network is on {device}"
+    if type(module) is not MLP:
+        return f"it knows multilayer perceptrons only, and the network is {type(module).__name__}"
+    if len(module.layers) > MAX_LAYERS:
+        return f"it knows {MAX_LAYERS} layers, and the network has {len(module.layers)}"
+    return why_no_library() if device.type == "cpu" else why_no_nvrtc()
+
+
+def numbers_of(optimizer: Optimizer) -> dict[str, Any]:
+    """Return the fields of an optimizer, by the names of `Settings` and `Call`."""
+    numbers = {"optimizer": OPTIMIZERS[type(optimizer)]}
+    if isinstance(optimizer, RMSprop):
+        return {
+            **numbers,
+            "beta2": optimizer.alpha,
+            "eps": optimizer.eps,
+            "weight_decay": optimizer.weight_decay,
+        }
+    assert isinstance(optimizer, Adam)
+    names = ("beta1", "beta2", "eps", "weight_decay", "amsgrad")
+    return {**numbers, **{name: getattr(optimizer, name) for name in names}}
+
+
+def batch_as_ring(batch: Transitions) -> Ring:
+    """Return a batch as a ring of its own: observations first, then the next ones."""
+    size = len(batch.action)
+    mask = batch.next_action_mask
+    return Ring(
+        _stored(torch.cat([batch.obs, batch.next_obs])),
+        torch.arange(size, 2 * size, device=batch.action.device),
+        batch.action.long().contiguous(),
+        batch.reward.float().contiguous(),
+        batch.terminated.bool().contiguous(),
+        batch.truncated,
+        None if mask is None else torch.cat([mask, mask]),
+    )
+
+
+def _stored(frames: Tensor) -> Tensor:
+    """Return frames in a dtype that the C knows."""
+    return frames if frames.dtype in DTYPES else frames.float()

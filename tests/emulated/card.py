@@ -1,0 +1,96 @@
+"""A card that there is not: its kernels as C++ on one core, over tensors of the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import tempfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastdqn.learner import Learner, LearnerState, _Way
+from fastdqn.native import CudaUpdate
+from fastdqn.native.cuda_plan import SOURCE, Call, Shape
+from fastdqn.replay import Ring, Sampler
+from fastdqn.transition import Transitions
+
+__all__ = ["EmulatedKernels", "has_compiler", "make", "on_emulated_card"]
+
+THREADS = 64
+RUN = Path(__file__).with_name("run.cpp")
+FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-shared", "-fPIC")
+
+
+def has_compiler() -> bool:
+    """Return whether kernels can be emulated here."""
+    return shutil.which("g++") is not None
+
+
+@functools.cache
+def _library(macros: tuple[tuple[str, str], ...]) -> ctypes.CDLL:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.so"
+        given = [f"-D{name}={value}" for name, value in macros]
+        source = f'-DSOURCE="{SOURCE}"'
+        command = ["g++", *FLAGS, source, *given, str(RUN), "-o", str(path)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        return ctypes.CDLL(str(path))
+
+
+class EmulatedKernels:
+    """Runs a kernel when it is launched, with few threads, since each takes its turn.
+
+    Args:
+        shape: What it is asked for.
+
+    Attributes:
+        launched: Names so far.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape = replace(shape, threads=THREADS)
+        self.library = _library(tuple(shape.macros.items()))
+        assert self.library.call_bytes() == ctypes.sizeof(Call)
+        self.launched: list[str] = []
+
+    def launch(
+        self, name: str, call: ctypes.Structure, blocks: int, threads: int, shared: int
+    ) -> None:
+        self.launched.append(name)
+        kernel = ctypes.cast(getattr(self.library, name), ctypes.c_void_p)
+        shared = self.shape.shared_bytes[name]
+        if name in {"learn", "act"}:
+            threads = THREADS
+        wrong = self.library.launch(kernel, ctypes.byref(call), blocks, threads, shared)
+        assert wrong == 0, f"{name}: {wrong} threads wait for others; -1 is memory overrun"
+
+
+def make(shape: Shape, device: torch.device) -> EmulatedKernels:
+    """Compile for one core."""
+    assert device.type == "cpu"
+    return EmulatedKernels(shape)
+
+
+def on_emulated_card(learner: Learner) -> Learner:
+    """Let a learner on the CPU update by the kernels of the card."""
+    native = learner.natively(learner.state, partial(CudaUpdate, make=make))
+    assert isinstance(native, CudaUpdate)
+
+    def replayed(_state: LearnerState, ring: Ring, index: Tensor) -> None:
+        native(ring, index)
+
+    def given(_state: LearnerState, *fields: Tensor) -> None:
+        native.given(Transitions(*fields))
+
+    def chosen(sampler: Sampler, updates: int) -> None:
+        native.sampled(sampler, sampler.fill(updates))
+
+    learner._ways["native"] = _Way(replayed, given, chosen=chosen)
+    learner.execute_as("native")
+    return learner

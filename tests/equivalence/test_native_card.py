@@ -1,0 +1,274 @@
+"""The card's kernels against the eager learner, the truth: on a card, and emulated on the CPU."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from fastdqn.learner import Learner
+from fastdqn.losses import masked_q
+from fastdqn.native import CudaActor, CudaUpdate
+from fastdqn.native.cuda_plan import Shape, on_the_card
+from fastdqn.native.plan import DTYPES
+from fastdqn.networks import MLP, FlatNetwork
+from fastdqn.optimizers import Adam, AdamW, RMSprop
+from fastdqn.replay import ReplayBuffer, Ring, Sampler
+from tests.emulated.card import EmulatedKernels, has_compiler, make, on_emulated_card
+from tests.equivalence.test_native import assert_alike, copy_state, replay_of
+from tests.equivalence.test_native import tensors as all_of
+from tests.small_learners import random_batch
+
+Maker = Callable[[Shape, torch.device], Any]
+EMULATED = pytest.mark.skipif(not has_compiler(), reason="no g++ to emulate a card with")
+
+
+@pytest.fixture(
+    params=[pytest.param("cpu", marks=EMULATED), pytest.param("cuda", marks=pytest.mark.cuda)]
+)
+def device(request: pytest.FixtureRequest) -> str:
+    """Where the kernels run: on the CPU they are emulated."""
+    chosen: str = request.param
+    return chosen
+
+
+def pair(module: MLP, device: str, **arguments: Any) -> tuple[Learner, Learner]:
+    """Return an eager learner and one on the card, with equal parameters."""
+    twin = copy.deepcopy(module)
+    eager = Learner(module, execution="eager", device=device, **arguments)
+    if device == "cuda":
+        return eager, Learner(twin, execution="native", device=device, **arguments)
+    return eager, on_emulated_card(Learner(twin, **arguments))
+
+
+def native_of(learner: Learner, device: str) -> CudaUpdate:
+    """Return what updates a learner on the card, uncaptured."""
+    builder: Maker = on_the_card if device == "cuda" else make
+    native = learner.natively(learner.state, partial(CudaUpdate, make=builder))
+    assert isinstance(native, CudaUpdate)
+    return native
+
+
+def moved(ring: Ring, device: str) -> Ring:
+    """Return a copy of a ring elsewhere."""
+    fields = (getattr(ring, name) for name in Ring.__dataclass_fields__)
+    return Ring(*(None if field is None else field.to(device) for field in fields))  # type: ignore[arg-type]
+
+
+CHOICES: dict[str, dict[str, Any]] = {
+    "huber, adam, soft, double, norm": {"tau": 0.1, "clip_norm": 0.05},
+    "tau 0.7": {"tau": 0.7, "clip_norm": None},
+    "tau 1": {"tau": 1.0},
+    "plain": {"double": False},
+    "mse, value": {"loss": "mse", "clip_norm": None, "clip_value": 1e-3},
+    "hard": {"target": "hard", "target_period": 3},
+    "hard when asked": {"target": "hard"},
+    "no target": {"target": "none"},
+    "no target, plain": {"target": "none", "double": False, "loss": "mse"},
+    "decay, amsgrad": {"optimizer": Adam(weight_decay=0.1, amsgrad=True)},
+    "adamw": {"optimizer": AdamW(weight_decay=0.2)},
+    "adamw, amsgrad, hard": {"optimizer": AdamW(amsgrad=True), "target": "hard"},
+    "rmsprop, decay": {"optimizer": RMSprop(weight_decay=0.1)},
+    "rmsprop, no target": {"optimizer": RMSprop(), "target": "none"},
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_each_of_many_updates_is_the_eager_one(name: str, device: str) -> None:
+    """From the same state, so that rounding cannot grow."""
+    masked = name != "plain"
+    replay = replay_of(masked=masked)
+    ring = moved(replay.ring, device)
+    torch.manual_seed(1)
+    eager, card = pair(MLP((5,), 3, (9, 4)), device, learning_rate=3e-3, **CHOICES[name])
+    for index in torch.split(replay.draw(14, 12), 2):
+        for learner in (eager, card):
+            learner._learn(ring, index.to(device))
+        assert_alike(card.state, eager.state, rtol=3e-4)
+        copy_state(card.state, eager.state)
+    assert int(card.state.updates) == 14
+
+
+SIZES = [
+    ((5,), 3, (), 7),
+    ((1,), 1, (1,), 1),
+    ((8,), 4, (64, 64), 64),
+    ((6,), 18, (33, 70, 3), 130),
+    ((40,), 2, (36,), 150),
+]
+
+
+@pytest.mark.parametrize(("obs", "actions", "hidden", "batch"), SIZES)
+@pytest.mark.parametrize("double", [True, False])
+def test_networks_and_batches_of_any_size(  # noqa: PLR0917 - the runner names them
+    obs: tuple[int, ...],
+    actions: int,
+    hidden: tuple[int, ...],
+    batch: int,
+    double: bool,
+    device: str,
+) -> None:
+    torch.manual_seed(0)
+    arguments: dict[str, Any] = {"double": double, "loss": "mse", "clip_norm": None}
+    eager, card = pair(MLP(obs, actions, hidden), device, **arguments)
+    for seed in range(2):
+        drawn = random_batch(seed, batch, obs_size=obs[0], actions=actions, masked=double)
+        given = drawn.to_tensordict().to(device)
+        for learner in (eager, card):
+            learner.update(given)
+        assert_alike(card.state, eager.state, rtol=1e-3)
+        copy_state(card.state, eager.state)
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES), ids=str)
+def test_observations_of_every_dtype_are_read(dtype: torch.dtype, device: str) -> None:
+    replay = replay_of(dtype)
+    ring, index = moved(replay.ring, device), replay.newest(3, 40).to(device)
+    eager, card = pair(MLP((5,), 3, (8,), scale=1 / 255), device)
+    for learner in (eager, card):
+        learner._learn(ring, index)
+    assert_alike(card.state, eager.state)
+
+
+def test_whole_numbers_become_one_hot_vectors(device: str) -> None:
+    replay = ReplayBuffer(50, 2, (), torch.int64)
+    replay.begin(torch.tensor([3, 5]))
+    for _ in range(30):
+        none = torch.zeros(2, dtype=torch.bool)
+        replay.write(torch.randint(2, (2,)), torch.randn(2), none, none, torch.randint(3, 9, (2,)))
+    eager, card = pair(MLP((), 2, (7,), one_hot=6, offset=3), device)
+    ring, index = moved(replay.ring, device), replay.draw(6, 9).to(device)
+    for learner in (eager, card):
+        learner._learn(ring, index)
+    assert_alike(card.state, eager.state)
+
+
+@pytest.mark.parametrize("newest", [False, True])
+def test_batches_are_chosen_as_the_sampler_chooses_them(newest: bool, device: str) -> None:
+    """With rows that are partly no transitions, over the wrap, and while the ring fills."""
+    torch.manual_seed(0)
+    eager, card = pair(MLP((5,), 3, (8,)), device, learning_rate=1e-4)
+    replays = [ReplayBuffer(40, 4, (5,), seed=3, device=device) for _ in range(2)]
+    for replay in replays:
+        replay.begin(torch.zeros(4, 5, device=device))
+    samplers = [Sampler(replay, 6, newest=newest) for replay in replays]
+    none = torch.zeros(4, dtype=torch.bool, device=device)
+    for step in range(30):
+        numbers = torch.randint(3, (4,)), torch.randn(4), torch.rand(4) < 0.3, torch.randn(4, 5)
+        action, reward, over, shown = (number.to(device) for number in numbers)
+        real = torch.rand(4) < (0.6 if step % 3 else 2.0)
+        real[0] = True
+        for replay in replays:
+            replay.write(action, reward, over, none, shown, real=real.numpy())
+        for learner, sampler in zip((eager, card), samplers, strict=True):
+            learner.learn_sampled(sampler, 3)
+        # The first calls find so few transitions that a wrong choice would show at once.
+        assert_alike(card.state, eager.state, rtol=1e-3)
+        copy_state(card.state, eager.state)
+    assert int(card.state.updates) == 90
+
+
+def test_more_updates_than_are_gathered_at_once_are_the_same_to_the_bit(device: str) -> None:
+    replay = replay_of()
+    ring, index = moved(replay.ring, device), replay.draw(37, 10).to(device)
+    states = []
+    for rows in (37, 1):
+        torch.manual_seed(0)
+        _, card = pair(MLP((5,), 3, (8, 8)), device)
+        native = native_of(card, device)
+        for some in torch.split(index, rows):
+            native(ring, some)
+        states.append(all_of(card.state))
+    assert all(map(torch.equal, *states))
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_an_update_that_is_not_finite_changes_no_bit_and_is_counted(
+    poison: float, device: str
+) -> None:
+    torch.manual_seed(0)
+    eager, card = pair(MLP((4,), 2, (8,)), device)
+    good, bad = random_batch(0), random_batch(1)
+    bad.reward[3] = poison
+    for number, batch in enumerate((good, bad, good)):
+        before = [tensor.clone() for tensor in (card.state.online, card.state.target)]
+        for learner in (eager, card):
+            learner.update(batch.to_tensordict().to(device))
+        same = map(torch.equal, before, (card.state.online, card.state.target))
+        assert all(same) is (number == 1)
+    assert int(card.state.skipped) == int(eager.state.skipped) == 1
+    assert_alike(card.state, eager.state)
+
+
+@pytest.mark.parametrize(("wrong", "where"), [(-1, "index"), (10**9, "index"), (3, "action")])
+def test_what_does_not_lie_in_the_ring_is_never_read_and_changes_nothing(
+    wrong: int, where: str, device: str
+) -> None:
+    replay = replay_of()
+    ring, index = moved(replay.ring, device), replay.draw(2, 8).to(device)
+    _, card = pair(MLP((5,), 3, (8,)), device)
+    if where == "index":
+        index[0, 4] = wrong
+    else:
+        ring.action[index[0, 4]] = wrong
+        index[1] = index[0] = index[0]
+    before = card.state.online.clone()
+    card._learn(ring, index[:1])
+    assert torch.equal(card.state.online, before)
+    assert (int(card.state.updates), int(card.state.skipped)) == (1, 1)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("envs", [1, 70, 600])
+def test_acting_is_epsilon_greedy_over_the_allowed_actions(
+    envs: int, masked: bool, device: str
+) -> None:
+    torch.manual_seed(envs)
+    network = FlatNetwork(MLP((4,), 5, (16, 8)), device)
+    builder: Maker = on_the_card if device == "cuda" else make
+    actor, actions = (
+        CudaActor(network, builder),
+        torch.zeros(envs, dtype=torch.int64, device=device),
+    )
+    for epsilon in (0.0, 0.3, 1.0):
+        obs, uniform = torch.randn(envs, 4).to(device), torch.rand(envs, 2).to(device)
+        mask = (torch.rand(envs, 5) < 0.4).to(device) if masked else None
+        actor(obs, torch.tensor(epsilon, device=device), uniform, mask, actions)
+        with torch.no_grad():
+            best = masked_q(network(network.views(network.flat), obs), mask).argmax(1)
+        allowed = torch.ones(envs, 5, dtype=torch.bool) if mask is None else mask.cpu()
+        allowed[~allowed.any(1)] = True
+        for env in range(envs):
+            among = allowed[env].nonzero().squeeze(1)
+            anything = among[int(uniform[env, 1] * len(among))]
+            explores = bool(uniform[env, 0] < epsilon)
+            assert actions[env].cpu() == (anything if explores else best[env].cpu())
+    network.flat.neg_()
+    after = torch.zeros_like(actions)
+    actor(obs, torch.tensor(0.0, device=device), uniform, mask, after)
+    assert envs == 1 or not torch.equal(after, actions)
+
+
+@EMULATED
+def test_an_update_is_three_kernels_and_a_call_one_more() -> None:
+    replay = replay_of()
+    _, card = pair(MLP((5,), 3, (8,)), "cpu")
+    native = native_of(card, "cpu")
+    native(replay.ring, replay.draw(4, 8))
+    (plan,) = native._plans.values()
+    kernels = plan._kernels
+    assert isinstance(kernels, EmulatedKernels)
+    assert kernels.launched == ["prepare", *["learn", "gradients", "commit"] * 4]
+
+
+def test_shared_memory_suffices_for_every_product_of_wide_and_of_odd_networks() -> None:
+    """The kernels refuse to compile where it does not; here, that a card of today has as much."""
+    for sizes in ((8, 256, 256, 4), (84, 512, 512, 18), (3, 120, 84, 2)):
+        for rows in (1, 2, 4, 8):
+            shape = Shape(sizes, 256, torch.float32, rows=rows)
+            assert max(shape.shared_bytes.values()) <= 227 * 1024 or rows > 4, (sizes, rows)
