@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from fastdqn.schedules import ReplayRatio
 
-__all__ = ["MAX_UPDATES", "Block", "next_block", "plan"]
+__all__ = ["MAX_UPDATES", "UNROLLED", "UNROLLED_IN_A_GRAPH", "Block", "next_block", "plan"]
 
 MAX_STEPS = 16
 """Vector steps of a planned block at most; each is traced, so that they cost compile time."""
@@ -15,6 +15,8 @@ MAX_UPDATES = 16
 """Updates of one call at most, for the same reason."""
 UNROLLED = 4
 """Vector steps or updates that a planned call repeats; more only cost compile time on the CPU."""
+UNROLLED_IN_A_GRAPH = 16
+"""The same on CUDA, where one is compiled and recorded so often, and each call waits once."""
 DECIMALS = 10**6
 """Largest denominator that a replay ratio given as a decimal number is taken to mean."""
 RARE_STEPS = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-from fastdqn.blocks import next_block, plan
+from fastdqn.blocks import UNROLLED, UNROLLED_IN_A_GRAPH, next_block, plan
 from fastdqn.fused import FusedRollout
 from fastdqn.learner import Learner
 from fastdqn.loop import Loop, LoopSettings
@@ -28,7 +28,8 @@ class FusedTrainer(Loop):
         self, rollout: FusedRollout, learner: Learner, **settings: Unpack[LoopSettings]
     ) -> None:
         super().__init__(rollout, learner, **settings)
-        self._planned = plan(self.ratio.ratio, rollout.num_envs)
+        unrolled = UNROLLED_IN_A_GRAPH if rollout.device.type == "cuda" else UNROLLED
+        self._planned = plan(self.ratio.ratio, rollout.num_envs, unrolled)
 
     def vector_step(self) -> None:
         """Do the next block, then look."""

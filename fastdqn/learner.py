@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["METRICS", "TARGETS", "Learner", "LearnerState", "chunks"]
 
 UPDATES_PER_CALL = (4, 2, 1)
-UPDATES_PER_GRAPH = (16, 8, 4, 2, 1)
+UPDATES_PER_GRAPH = (64, 32, 16, 8, 4, 2, 1)
 
 
 class _Way(NamedTuple):

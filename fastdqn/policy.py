@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -12,10 +15,26 @@ from fastdqn.losses import masked_q
 from fastdqn.native import NativeActor
 from fastdqn.networks import FlatNetwork
 
-__all__ = ["Actor", "Policy", "epsilon_greedy"]
+__all__ = ["Actor", "Hosted", "HostedActor", "Policy", "epsilon_greedy"]
 
+Hosted = tuple[Tensor, npt.NDArray[np.int64]]
 Actor = Callable[[Tensor, float, Tensor, Tensor | None], Tensor]
 """From observations [N, *O], epsilon, uniform numbers [N, 2] and masks [N, A] to actions [N]."""
+
+
+@runtime_checkable
+class HostedActor(Protocol):
+    """An actor that brings its actions to the host by itself."""
+
+    def on_host(
+        self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None
+    ) -> Hosted:
+        """Do what the actor does for observations and masks that lie at one place at every call.
+
+        Returns:
+            [N] int64 on the device and on the host; both are overwritten by the next call with
+            observations at this place.
+        """
 
 
 def epsilon_greedy(
@@ -79,10 +98,30 @@ class Policy:
         Returns:
             [N] int64 on the device, counted from 0; the caller's own.
         """
-        if len(self._uniform) != len(obs):
-            self._uniform = self._uniform.new_empty(len(obs), NUM_ACTING)
-        self._uniform.uniform_(generator=self._generator)
-        return self.actor(obs, epsilon, self._uniform, action_mask)
+        return self.actor(obs, epsilon, self._drawn(len(obs)), action_mask)
+
+    def act_on_host(self, obs: Tensor, epsilon: float, action_mask: Tensor | None = None) -> Hosted:
+        """Do what `act` does and bring the actions to the host. Waits for the device once.
+
+        Args:
+            obs: [N, *O] on the device, at one place at every call.
+            epsilon: In [0, 1].
+            action_mask: [N, A] bool beside `obs`, likewise, or None.
+
+        Returns:
+            [N] int64 on the device and on the host; both may be overwritten by the next call.
+        """
+        uniform = self._drawn(len(obs))
+        if isinstance(self.actor, HostedActor):
+            return self.actor.on_host(obs, epsilon, uniform, action_mask)
+        action = self.actor(obs, epsilon, uniform, action_mask)
+        return action, action.cpu().numpy()
+
+    def _drawn(self, num_envs: int) -> Tensor:
+        """Return new uniform numbers [N, 2], in memory that is kept."""
+        if len(self._uniform) != num_envs:
+            self._uniform = self._uniform.new_empty(num_envs, NUM_ACTING)
+        return self._uniform.uniform_(generator=self._generator)
 
     def choose(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 
 from fastdqn.envs.rows import Rows
 from fastdqn.envs.source import EnvSource
-from fastdqn.envs.transfer import host_rows, transfer_to
+from fastdqn.envs.transfer import DeviceRows, HostRows, PackedTransfer, host_rows
 from fastdqn.errors import NonFiniteError
 from fastdqn.policy import Policy
 from fastdqn.replay import ReplayBuffer
@@ -91,11 +91,13 @@ class Rollout:
         """
         while self._waiting:
             group, replay = self._waiting.popleft(), self.replay
-            shown, mask = replay.shown(group.index), replay.shown_mask(group.index)
-            action = self.policy.act(shown, epsilon, mask)
-            on_host = action.cpu().numpy()
-            group.action = on_host if group.on_host else action
-            self.source.send(on_host, group.index)
+            if group.on_host:
+                shown, mask = replay.shown(group.index), replay.shown_mask(group.index)
+                chosen = group.action = self.policy.act(shown, epsilon, mask).numpy()
+            else:
+                shown, mask = group.sent.obs, group.sent.action_mask
+                group.action, chosen = self.policy.act_on_host(shown, epsilon, mask)
+            self.source.send(chosen, group.index)
             self._stepping.append(group)
 
     def collect(self) -> None:
@@ -186,6 +188,7 @@ class _Group:
         watched: What to look at after a step: name, values, the same flat, and the largest sum of
             squares that tells that all is well.
         arrived: Returns what came with its last step, where the replay takes it from.
+        sent: What came with it, where it lies on the device; not where the replay reads the host's.
         action: [M] int64, its last actions, likewise.
     """
 
@@ -203,5 +206,8 @@ class _Group:
         assert all(np.shares_memory(flat, values) for _, values, flat, _ in self.watched)
         self.on_host = device.type == "cpu"
         arrays = host_rows(self.rows)
-        self.arrived = (lambda: arrays) if self.on_host else transfer_to(self.rows, device).load
+        self.arrived: Callable[[], HostRows | DeviceRows] = lambda: arrays
+        if not self.on_host:
+            transfer = PackedTransfer(self.rows, device)
+            self.sent, self.arrived = transfer.rows, transfer.load
         self.action: Any = np.zeros(size, np.int64)

@@ -13,7 +13,7 @@ from fastdqn.device import synchronize
 from fastdqn.execution import choose_execution
 from fastdqn.learner import Learner
 from fastdqn.native import NativeActor, why_not_act
-from fastdqn.policy import Policy
+from fastdqn.policy import HostedActor, Policy
 from fastdqn.replay import Sampler
 
 __all__ = ["choose_ways", "fastest_actor", "fastest_execution", "learning_seconds"]
@@ -145,7 +145,10 @@ def fastest_actor(
     actors = {kind: actor_of(kind, policy) or policy.choose for kind in kinds}
 
     def run(kind: str) -> Callable[[], object]:
-        return lambda: actors[kind](obs, 0.5, uniform, action_mask).cpu()
+        actor = actors[kind]
+        if isinstance(actor, HostedActor):
+            return lambda: actor.on_host(obs, 0.5, uniform, action_mask)
+        return lambda: actor(obs, 0.5, uniform, action_mask).cpu()
 
     best, told = _compare(kinds, run, policy.network.flat.device, 1, lambda: None)
     policy.actor = actors[best]

@@ -88,6 +88,9 @@ class PackedTransfer:
     Args:
         rows: What to send.
         device: Where to; never receives a float64.
+
+    Attributes:
+        rows: Views of the device's memory, which `load` overwrites; they stay where they are.
     """
 
     def __init__(self, rows: Rows, device: torch.device) -> None:
@@ -104,7 +107,7 @@ class PackedTransfer:
         self._parts = parts
         shapes = [part.shape for part in parts]
         self._host_views = _views(self._host, shapes, dtypes, nbytes)
-        self._device_rows = DeviceRows(*_views(self._device, shapes, dtypes, nbytes))
+        self.rows = DeviceRows(*_views(self._device, shapes, dtypes, nbytes))
 
     def load(self) -> DeviceRows:
         """Pack, copy, and return views of the device's memory; the next call overwrites them.
@@ -115,7 +118,7 @@ class PackedTransfer:
         for view, part in zip(self._host_views, self._parts, strict=True):
             view.copy_(part)
         self._device.copy_(self._host, non_blocking=True)
-        return self._device_rows
+        return self.rows
 
 
 Transfer = SharedTransfer | PackedTransfer

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdqn.native.nvrtc import Kernels, Nvrtc
 from fastdqn.native.plan import DTYPES
 from fastdqn.networks import MLP
+from fastdqn.nvrtc import Kernels, Nvrtc
 
-__all__ = ["KERNELS", "MAX_UPDATES", "SOURCE", "Call", "CudaPlan", "Make", "Shape", "on_the_card"]
+__all__ = ["GATHERED", "KERNELS", "MAX_UPDATES", "SOURCE", "Call", "CudaPlan", "Make", "Shape", "on_the_card"]
 
 SOURCE = Path(__file__).with_name("mlp.cu")
 KERNELS = ("prepare", "learn", "gradients", "commit", "act")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fastdqn.native.library import why_no_library
-from fastdqn.native.nvrtc import why_no_nvrtc
 from fastdqn.native.plan import DTYPES, MAX_LAYERS
 from fastdqn.networks import MLP, FlatNetwork
+from fastdqn.nvrtc import why_no_nvrtc
 from fastdqn.optimizers import Adam, AdamW, Optimizer, RMSprop
 from fastdqn.replay import Ring
 from fastdqn.transition import Transitions

@@ -16,7 +16,7 @@ are not in it, nor are the G rows at the write head, which have no successor yet
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from fastdqn.errors import UsageError
 from fastdqn.replay.sizes import RingSizes
 from fastdqn.replay.starts import Starts
 from fastdqn.replay.storage import Values, allocate, as_index, gather, writable
+from fastdqn.replay.writer import RowWriter, writer_for
 from fastdqn.transition import Transitions
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["MAX_DRAW", "ReplayBuffer"]
 
 MAX_DRAW = 2**62
+NOBODY = np.zeros(0, np.int64)
+NO_MASKS = UsageError("an action mask", "this ring has none", "Build it with num_masked.")
 
 
 class ReplayBuffer:
@@ -54,6 +57,11 @@ class ReplayBuffer:
             ring holds fewer transitions, never wrong ones.
         num_masked: Actions that a mask speaks of, A; 0 stores no masks.
         num_groups: Groups of M = N / G neighbouring environments that are stepped in turn, G.
+
+    Attributes:
+        ring: The tensors.
+        window: [2] int64 on the device: the number of the oldest transition that may be drawn, and
+            how many there are, as `tell` or the last row left it; for graphs.
 
     Raises:
         UsageError: A size below 1, environments that do not split into equal groups, or more
@@ -84,6 +92,9 @@ class ReplayBuffer:
         self._cells = writable(self.ring)
         self._slots, self._finals = sizes.slots, sizes.finals
         self._starts = Starts(self.num_rows, self.row_size, self.device)
+        self.window = torch.tensor([0, 1], device=self.device)
+        self._told = (0, 1)  # what `window` holds, or soon will
+        self._writer = writer_for(self.ring, self.window)
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._row = self._final_head = 0  # rows, finals so far; row r lies at r % num_rows
         self._points_away = np.zeros(self.num_rows, np.bool_)  # rows with a final observation
@@ -146,6 +157,12 @@ class ReplayBuffer:
         """
         row = self._row
         self._starts.forget(row + self.num_groups - self.num_rows)
+        step = (action, reward, terminated, truncated, obs)
+        finals = (final_obs, action_mask, final_action_mask)
+        kept = NOBODY if final_obs is None or ended is None else ended
+        if self._writer is not None and self._writer.takes((*step, *finals), len(kept)):
+            self._write_at_once(self._writer, (*step, *finals), kept, real)
+            return
         self._show(row + self.num_groups, obs, action_mask)
         here, cells = self._places(row), self._cells
         cells.action[here] = action
@@ -153,10 +170,36 @@ class ReplayBuffer:
         cells.terminated[here] = terminated
         cells.truncated[here] = truncated
         self._point_to_successor(row)
-        if final_obs is not None and ended is not None and ended.size:
-            self._keep_final(row, ended, final_obs, final_action_mask)
+        if final_obs is not None and kept.size:
+            self._keep_final(row, kept, final_obs, final_action_mask)
         self._starts.append(row, real)
         self._row += 1
+
+    def _write_at_once(
+        self,
+        writer: RowWriter,
+        step: tuple[Any, ...],
+        ended: npt.NDArray[np.int64],
+        real: npt.NDArray[np.bool_] | None,
+    ) -> None:
+        """Append a vector step by one kernel; see `write`."""
+        if step[6] is not None and self.ring.masks is None:
+            raise NO_MASKS
+        row = self._row
+        places = self._final_places(row, ended)
+        self._points_away[row % self.num_rows] = len(ended) > 0
+        self._starts.append(row, real)
+        self._told = self._starts.first, len(self._starts)
+        here, after = self._places(row).start, self._places(row + self.num_groups).start
+        writer(step, (here, after), self._told, ended, places + self._slots)
+        self._row += 1
+
+    def tell(self, first: int, count: int) -> None:
+        """Write what changed into `window`; queued, not waited for."""
+        for place, (old, new) in enumerate(zip(self._told, (first, count), strict=True)):
+            if old != new:
+                self.window[place].fill_(new)
+        self._told = (first, count)
 
     def extend(self, data: TensorDict) -> None:
         """Append one vector step given as complete transitions, batch size [N].
@@ -228,7 +271,7 @@ class ReplayBuffer:
         if masks is not None:
             masks[here] = True if action_mask is None else action_mask
         elif action_mask is not None:
-            raise UsageError("an action mask", "this ring has none", "Build it with num_masked.")
+            raise NO_MASKS
         self._cells.frames[here] = obs
 
     def _point_to_successor(self, row: int) -> None:
@@ -245,17 +288,23 @@ class ReplayBuffer:
 
         The copies take the places of the oldest ones; rows that still needed those are forgotten.
         """
-        places = (self._final_head + np.arange(len(envs))) % self._finals
-        self._starts.forget(int(self._final_row[places].max()))
-        self._final_row[places] = row
+        places = self._final_places(row, envs)
         self._points_away[row % self.num_rows] = True
-        self._final_head += len(envs)
         index, target = as_index(envs, self.device), as_index(places + self._slots, self.device)
         cells = self._cells
         cells.frames[target] = frames[index]
         cells.next_index[index + self._places(row).start] = target
         if cells.masks is not None:
             cells.masks[target] = True if masks is None else masks[index]
+
+    def _final_places(self, row: int, envs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Give places behind the ring to the last observations of `envs`, counted from 0."""
+        places = (self._final_head + np.arange(len(envs))) % self._finals
+        if len(envs):
+            self._starts.forget(int(self._final_row[places].max()))
+            self._final_row[places] = row
+            self._final_head += len(envs)
+        return places
 
     def shown(self, group: int = 0) -> Tensor:
         """Return what a group shows now, [M, *O] on the device; a view that `write` moves on."""

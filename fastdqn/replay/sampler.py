@@ -1,7 +1,8 @@
 """Choosing batches by tensors alone, so that a compiled or captured step can do it too.
 
-What the host knows, where the stored transitions begin and how many they are, is written into two
-scalars on the device before each use; the random numbers lie in memory that stays where it is.
+What the host knows, where the stored transitions begin and how many they are, is written into the
+ring's `window` on the device before each use; the random numbers lie in memory that stays where it
+is.
 """
 
 from __future__ import annotations
@@ -38,9 +39,7 @@ class Sampler:
         self.ring = replay.ring
         # The ring's own: this file is a part of its room.
         self._starts, self._generator = replay._starts, replay._generator
-        self._first = torch.zeros((), dtype=torch.int64, device=replay.device)
-        self._count = torch.ones((), dtype=torch.int64, device=replay.device)
-        self._shown = (0, 1)  # what the two scalars hold, or soon will
+        self._first, self._count = replay.window.unbind(0)
         self._places: dict[int, Tensor] = {}
         self._rehearsing = False
 
@@ -65,7 +64,7 @@ class Sampler:
         Raises:
             UsageError: The buffer is empty.
         """
-        self._show(*self._span())
+        self.replay.tell(*self._span())
         return self.bits(num_batches)
 
     def bits(self, num_batches: int) -> Tensor:
@@ -135,12 +134,3 @@ class Sampler:
         finally:
             self._rehearsing = False
             self._generator.set_state(state)
-
-    def _show(self, first: int, count: int) -> None:
-        """Write what changed into the device's scalars; queued, not waited for."""
-        old_first, old_count = self._shown
-        if first != old_first:
-            self._first.fill_(first)
-        if count != old_count:
-            self._count.fill_(count)
-        self._shown = (first, count)

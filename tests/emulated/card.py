@@ -15,16 +15,25 @@ import torch
 from torch import Tensor
 
 from fastdqn.learner import Learner, LearnerState, _Way
-from fastdqn.native import CudaUpdate
-from fastdqn.native.cuda_plan import SOURCE, Call, Shape
-from fastdqn.replay import Ring, Sampler
+from fastdqn.native import CudaUpdate, cuda_plan
+from fastdqn.native.cuda_plan import Shape
+from fastdqn.replay import Ring, Sampler, writer
 from fastdqn.transition import Transitions
 
-__all__ = ["EmulatedKernels", "has_compiler", "make", "on_emulated_card"]
+__all__ = ["EmulatedKernels", "has_compiler", "make", "make_writer", "on_emulated_card"]
 
 THREADS = 64
 RUN = Path(__file__).with_name("run.cpp")
-FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-shared", "-fPIC")
+FLAGS = (
+    "-std=c++17",
+    "-O1",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-Wno-unused-function",
+    "-Werror",
+    "-shared",
+    "-fPIC",
+)
 
 
 def has_compiler() -> bool:
@@ -33,12 +42,11 @@ def has_compiler() -> bool:
 
 
 @functools.cache
-def _library(macros: tuple[tuple[str, str], ...]) -> ctypes.CDLL:
+def _library(source: Path, macros: tuple[tuple[str, str], ...]) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.so"
         given = [f"-D{name}={value}" for name, value in macros]
-        source = f'-DSOURCE="{SOURCE}"'
-        command = ["g++", *FLAGS, source, *given, str(RUN), "-o", str(path)]
+        command = ["g++", *FLAGS, f'-DSOURCE="{source}"', *given, str(RUN), "-o", str(path)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         return ctypes.CDLL(str(path))
 
@@ -47,16 +55,25 @@ class EmulatedKernels:
     """Runs a kernel when it is launched, with few threads, since each takes its turn.
 
     Args:
-        shape: What it is asked for.
+        source: A file of CUDA C.
+        macros: What it is compiled with.
+        call: The struct that its kernels take.
+        shared: Bytes of shared memory by kernel, beyond which nothing may be written.
 
     Attributes:
         launched: Names so far.
     """
 
-    def __init__(self, shape: Shape) -> None:
-        self.shape = shape = replace(shape, threads=THREADS)
-        self.library = _library(tuple(shape.macros.items()))
-        assert self.library.call_bytes() == ctypes.sizeof(Call)
+    def __init__(
+        self,
+        source: Path,
+        macros: dict[str, str],
+        call: type[ctypes.Structure],
+        shared: dict[str, int],
+    ) -> None:
+        self.library = _library(source, tuple(macros.items()))
+        assert self.library.call_bytes() == ctypes.sizeof(call)
+        self._threads, self._shared = int(macros["THREADS"]), shared
         self.launched: list[str] = []
 
     def launch(
@@ -64,17 +81,23 @@ class EmulatedKernels:
     ) -> None:
         self.launched.append(name)
         kernel = ctypes.cast(getattr(self.library, name), ctypes.c_void_p)
-        shared = self.shape.shared_bytes[name]
-        if name in {"learn", "act"}:
-            threads = THREADS
+        threads = self._threads if name in {"learn", "act"} else threads
+        shared = self._shared.get(name, 0)
         wrong = self.library.launch(kernel, ctypes.byref(call), blocks, threads, shared)
         assert wrong == 0, f"{name}: {wrong} threads wait for others; -1 is memory overrun"
 
 
 def make(shape: Shape, device: torch.device) -> EmulatedKernels:
-    """Compile for one core."""
+    """Compile the kernels of a network for one core."""
     assert device.type == "cpu"
-    return EmulatedKernels(shape)
+    small = replace(shape, threads=THREADS)
+    return EmulatedKernels(cuda_plan.SOURCE, small.macros, cuda_plan.Call, small.shared_bytes)
+
+
+def make_writer(macros: dict[str, str], device: torch.device) -> EmulatedKernels:
+    """Compile the kernel that writes rows for one core."""
+    assert device.type == "cpu"
+    return EmulatedKernels(writer.SOURCE, macros, writer.Call, {})
 
 
 def on_emulated_card(learner: Learner) -> Learner:

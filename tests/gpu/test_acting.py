@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastdqn import acting
 from fastdqn.acting import CapturedActor, HostActor
+from fastdqn.device import synchronize
 from fastdqn.learner import Learner
 from fastdqn.native import CudaActor
 from fastdqn.networks import MLP, FlatNetwork
@@ -75,32 +77,52 @@ def test_what_was_returned_stays(make: Callable[[Policy], Actor]) -> None:
 
 @pytest.mark.parametrize("num_masked", [0, 2])
 @pytest.mark.parametrize("num_groups", [1, 2])
+@pytest.mark.parametrize("native", [False, True])
 def test_with_graphs_a_vector_step_waits_for_its_actions_and_nothing_else(
-    num_masked: int, num_groups: int
+    num_masked: int, num_groups: int, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Packed transfer, acting, drawing, learning and writing are queued."""
-    parts = Parts(
-        device="cuda", num_masked=num_masked, num_groups=num_groups, execution="cudagraph"
-    )
+    waits: list[torch.device] = []
+
+    def wait(device: torch.device) -> None:
+        waits.append(device)
+        synchronize(device)
+
+    monkeypatch.setattr(acting, "synchronize", wait)
+    execution = "native" if native else "cudagraph"
+    parts = Parts(device="cuda", num_masked=num_masked, num_groups=num_groups, execution=execution)
     policy, sampler = parts.policy, Sampler(parts.replay, 8)
-    policy.actor = CapturedActor(policy)
-    for _ in range(8):
-        parts.rollout.send(0.5)
+    policy.actor = CapturedActor(policy, CudaActor(policy.network) if native else None)
+    for step in range(28):
+        if step == 8:
+            waits.clear()
+            torch.cuda.set_sync_debug_mode("error")
+        parts.rollout.send(0.5 + step / 100)
         parts.learner.learn_sampled(sampler, 4)
         parts.rollout.collect()
         parts.rollout.write()
-    for _ in range(20):
-        parts.rollout.send(0.5)
-        torch.cuda.set_sync_debug_mode("error")
-        group = parts.replay.next_group
-        policy.act(parts.replay.shown(group), 0.4, parts.replay.shown_mask(group))
-        parts.learner.learn_sampled(sampler, 4)
-        parts.rollout.collect()
-        parts.rollout.write()
-        torch.cuda.set_sync_debug_mode("default")
-    torch.cuda.set_sync_debug_mode("error")
+    assert len(waits) == 20
     with pytest.raises(RuntimeError, match="synchronizing"):
-        parts.rollout.send(0.5)
+        parts.learner.state.metrics.tolist()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@each_actor
+def test_on_the_host_are_the_actions_of_the_device(
+    make: Callable[[Policy], Actor], masked: bool
+) -> None:
+    plain, policy = policy_of(), policy_of()
+    policy.actor = make(policy)
+    groups = [torch.zeros(6, 4, device="cuda") for _ in range(2)]
+    masks = [torch.ones(6, 3, dtype=torch.bool, device="cuda") for _ in range(2)]
+    for step in range(40):
+        obs, mask = groups[step % 2], masks[step % 2] if masked else None
+        obs.normal_()
+        if mask is not None:
+            mask.copy_(torch.rand(6, 3, device="cuda") < 0.5)
+        epsilon = (0.0, 0.3, 1.0)[step % 3]
+        action, on_host = policy.act_on_host(obs, epsilon, mask)
+        assert action.tolist() == on_host.tolist() == plain.act(obs, epsilon, mask).tolist()
 
 
 def test_the_fastest_actor_is_found_and_draws_nothing() -> None:

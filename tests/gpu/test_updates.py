@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -65,7 +66,7 @@ def test_every_way_learns_what_eager_learning_does(name: str, way: str) -> None:
     for mine, theirs in zip(fast, eager, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=5e-4, atol=2e-6)
     assert torch.equal(samplers[0].draw(3), samplers[1].draw(3))
-    assert captures(learners[0]) == (0 if way == "compile" else 5)
+    assert captures(learners[0]) == (0 if way == "compile" else 7)
 
 
 @pytest.mark.parametrize("way", ["eager", *FASTER])
@@ -105,6 +106,7 @@ def test_memory_is_steady_over_a_thousand_updates() -> None:
         learner, sampler = setting.build(way, "cuda"), setting.sampler("cuda")
         for updates in (16, 4, 16):
             learner.learn_sampled(sampler, updates)
+        gc.collect()  # of earlier learners
         torch.cuda.synchronize()
         allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
         for _ in range(50):

@@ -246,7 +246,7 @@ def test_a_vector_step_brings_its_actions_to_the_host_and_nothing_else(
     with Operations() as operations, Calls() as calls:
         for _ in range(5):
             parts.vector_step()
-    assert calls.names == {"cpu": 5, "numpy": 5}
+    assert calls.names == {"numpy": 5}
     assert operations.looks == []
     assert len(parts.source.actions) == seen + 5
 

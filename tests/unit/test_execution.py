@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -83,12 +83,12 @@ def test_auto_tells_why_the_c_cannot_run() -> None:
         assert (chosen, why.partition(";")[0]) == (mode, "not native: a reason")
 
 
-@pytest.mark.parametrize("device", [CUDA, MPS])
-def test_the_c_is_refused_elsewhere_than_on_the_cpu(device: torch.device) -> None:
+def test_native_is_refused_elsewhere_than_on_the_cpu_and_on_cuda() -> None:
     for refuse in (refuse_execution, refuse_step_execution):
-        with pytest.raises(UsageError, match=f"--execution native on {device}: it runs on the CPU"):
-            refuse("native", device)
+        with pytest.raises(UsageError, match="--execution native on mps: it runs on the CPU and"):
+            refuse("native", MPS)
         refuse("native", CPU)
+        refuse("native", CUDA)
 
 
 @pytest.mark.parametrize("updates", [FEW, MANY])
@@ -99,11 +99,13 @@ def test_auto_takes_what_was_measured_on_cuda(updates: int) -> None:
         tried.extend(ways)
         return ways[-1], "measured: so much"
 
-    assert choose_execution("auto", CUDA, updates, measure=measure) == (
-        tried[-1],
-        "measured: so much",
-    )
-    assert tried == ["eager", "cudagraph"] + ["compile+cudagraph"] * (updates >= MANY)
+    for reason, last in ((None, ["native"]), ("a reason", ["compile+cudagraph"])):
+        tried.clear()
+        why_not: Callable[[], str | None] = partial(str, reason) if reason else lambda: None
+        chosen = choose_execution("auto", CUDA, updates, measure=measure, why_not_native=why_not)
+        assert chosen == (tried[-1], "measured: so much")
+        wanted = last if reason is None or updates >= MANY else []
+        assert tried == ["eager", "cudagraph", *wanted]
 
 
 def test_what_was_asked_for_is_not_measured() -> None:
@@ -114,9 +116,11 @@ def test_what_was_asked_for_is_not_measured() -> None:
         choose_execution("auto", device, FEW, measure=measure)
     for way in ("eager", "compile", "cudagraph", "compile+cudagraph"):
         assert choose_execution(way, CUDA, MANY, measure=measure) == (way, "as asked")
-    assert choose_execution("auto", CUDA, MANY, fused=True, measure=measure)[0] == (
-        "compile+cudagraph"
-    )
+    for reason, mode in ((None, "native"), ("a reason", "compile+cudagraph")):
+        why_not: Callable[[], str | None] = partial(str, reason) if reason else lambda: None
+        chosen, told = choose_execution("auto", CUDA, MANY, fused=True, why_not_native=why_not)
+        assert chosen == mode
+        assert (reason or "one graph") in told
 
 
 def test_mps_tells_that_the_cpu_is_likely_faster_for_a_small_network() -> None:
