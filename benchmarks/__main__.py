@@ -28,6 +28,8 @@ __all__ = ["main"]
 END_TO_END = (("LunarLander-v3", 96, 3), ("LunarLander-v3", 16, 1), ("CartPole-v1", 64, 1))
 """Environments, how many, and in how many groups: several where steps take long, and resets
 longer."""
+CUDA_END_TO_END = (("LunarLander-v3", 512, 4), ("CartPole-v1", 512, 2))
+"""The same beside a card, where there are many cores, and each vector step is a few launches."""
 QUICK_RATIOS = ("lander@*", "update * 64-64 b64 K4")
 QUICK_EFFORT = Effort(5, 1.5)
 CPU_UPDATES = ((64, 64), (64, 128), (128, 64), (128, 128))
@@ -82,7 +84,7 @@ def groups_for(arguments: Arguments) -> list[Group]:
     sizes = CUDA_UPDATES if on_cuda else CPU_UPDATES
     settings = [
         Setting(env_id, 64, 64, num_envs, ratios, device, execution, env_groups)
-        for env_id, num_envs, env_groups in END_TO_END
+        for env_id, num_envs, env_groups in (CUDA_END_TO_END if on_cuda else END_TO_END)
     ]
     groups: list[Group] = [EndToEndGroup(setting) for setting in settings]
     groups += [UpdateGroup(hidden, batch, device) for hidden, batch in sizes]

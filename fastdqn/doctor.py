@@ -10,9 +10,11 @@ from pathlib import Path
 
 import torch
 
+from fastdqn.caches import cache_dir
 from fastdqn.device import available_bytes, available_cores
 from fastdqn.execution import choose_execution
-from fastdqn.native import cache_dir, why_no_library
+from fastdqn.native import why_no_library
+from fastdqn.nvrtc import why_no_nvrtc
 from fastdqn.run_directory import describe_machine, versions
 
 __all__ = ["diagnose"]
@@ -58,10 +60,15 @@ def _devices() -> Iterator[tuple[str, str, bool]]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(count))
     yield "CUDA", names or "no device", True
+    why_no_kernels = why_no_nvrtc()
+    if count:
+        told = why_no_kernels or f"compiled when needed, kept in {cache_dir()}"
+        yield "CUDA kernels", told, why_no_kernels is None
     mps = torch.backends.mps.is_available()
     yield "MPS", "available; small networks are faster on the CPU" if mps else "no device", True
     device = torch.device("cuda" if count else "cpu")
-    mode, reason = choose_execution("auto", device, 10**6, why_not_native=why_no_library)
+    why_not_native = why_no_nvrtc if count else why_no_library
+    mode, reason = choose_execution("auto", device, 10**6, why_not_native=why_not_native)
     yield "--execution auto", f"{mode} for a long run on {device} ({reason})", True
 
 

@@ -234,13 +234,13 @@ class Learner(Update):
         """Build the ways into the step; `cuda` is `torch.cuda`, or what stands in for it."""
         if execution == "native":
             return self._native_way(cuda)
-        if execution not in GRAPHS:
-            how: Any = {"execution": execution, "device": self.device, "behind": behind}
-            replayed = accelerate(self._replayed, by_row=True, **how)
-            return _Way(replayed, accelerate(self._given, **how))
-        inner = "compile" if execution in COMPILING else "eager"
-        replayed = accelerate(self._replayed, inner, self.device, by_row=True)
-        given = accelerate(self._given, inner, self.device)
+        recorded = execution in GRAPHS
+        inner = execution if not recorded else "compile" if execution in COMPILING else "eager"
+        how: Any = {"device": self.device, "behind": behind and not recorded}
+        replayed = accelerate(self._replayed, inner, by_row=True, **how)
+        given = accelerate(self._given, inner, **how)
+        if not recorded:
+            return _Way(replayed, given)
 
         def sampled(sampler: Sampler, bits: Tensor) -> None:
             replayed(self.state, sampler.ring, sampler.index(bits))

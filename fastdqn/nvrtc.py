@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from fastdqn.caches import keep, kept
 
 __all__ = ["KernelError", "Kernels", "Nvrtc", "why_no_nvrtc"]
 
@@ -50,7 +53,7 @@ def why_no_nvrtc() -> str | None:
 
 
 class Nvrtc:
-    """Kernels of one source, compiled for a card. Takes some 0.5 s.
+    """Kernels of one source, compiled for a card within a second, and then kept on disk.
 
     Args:
         source: A file of CUDA C; its kernels are `extern "C"`.
@@ -70,7 +73,7 @@ class Nvrtc:
             torch.cuda.current_stream().synchronize()  # the context exists from now on
             major, minor = torch.cuda.get_device_capability()
             given = [f"-D{name}={value}" for name, value in macros.items()]
-            code = _compiled(source, [*OPTIONS, f"--gpu-architecture=sm_{major}{minor}", *given])
+            code = _found(source, [*OPTIONS, f"--gpu-architecture=sm_{major}{minor}", *given])
             self._module = ctypes.c_void_p()
             _check(_cuda().cuModuleLoadData(ctypes.byref(self._module), code), "load the kernels")
             self._functions = {name: self._function(name) for name in names}
@@ -128,12 +131,24 @@ def _cuda() -> ctypes.CDLL:
     return ctypes.CDLL("libcuda.so.1")
 
 
-def _compiled(source: Path, options: Sequence[str]) -> ctypes.Array[ctypes.c_char]:
-    """Return machine code.
+def _found(source: Path, options: Sequence[str]) -> bytes:
+    """Return machine code, from disk where it was compiled before.
 
     Raises:
         KernelError: The compiler's first complaint.
     """
+    numbers = ctypes.c_int(), ctypes.c_int()
+    _nvrtc().nvrtcVersion(*map(ctypes.byref, numbers))
+    parts = source.read_bytes(), repr(options).encode(), repr([n.value for n in numbers]).encode()
+    name = f"{source.stem}-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:32]}.cubin"
+    code = kept(name)
+    if code is None:
+        code = _compiled(source, options)
+        keep(name, code)
+    return code
+
+
+def _compiled(source: Path, options: Sequence[str]) -> bytes:
     nvrtc, program = _nvrtc(), ctypes.c_void_p()
     text, name = source.read_bytes(), source.name.encode()
     if nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, name, 0, None, None):
@@ -143,19 +158,19 @@ def _compiled(source: Path, options: Sequence[str]) -> ctypes.Array[ctypes.c_cha
         failed = nvrtc.nvrtcCompileProgram(program, len(options), given)
         if failed:
             log = _read(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
-            first = log.value.decode(errors="replace").strip().partition("\n")[0]
+            first = log.decode(errors="replace").strip("\0\n ").partition("\n")[0]
             raise KernelError(f"NVRTC cannot compile it: {first or f'error {failed}'}")
         return _read(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def _read(ask_size: Any, ask: Any, program: ctypes.c_void_p) -> ctypes.Array[ctypes.c_char]:
+def _read(ask_size: Any, ask: Any, program: ctypes.c_void_p) -> bytes:
     size = ctypes.c_size_t()
     ask_size(program, ctypes.byref(size))
     text = ctypes.create_string_buffer(size.value)
     ask(program, text)
-    return text
+    return text.raw
 
 
 def _check(answer: int, what: str) -> None:

@@ -2,7 +2,7 @@
 
 from fastdqn.native.actor import NativeActor
 from fastdqn.native.cuda_update import CudaActor, CudaUpdate
-from fastdqn.native.library import cache_dir, load_library, why_no_library
+from fastdqn.native.library import load_library, why_no_library
 from fastdqn.native.settings import why_not_act, why_not_native
 from fastdqn.native.update import NativeUpdate
 
@@ -11,7 +11,6 @@ __all__ = [
     "CudaUpdate",
     "NativeActor",
     "NativeUpdate",
-    "cache_dir",
     "load_library",
     "why_no_library",
     "why_not_act",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -17,7 +17,18 @@ from fastdqn.native.plan import DTYPES
 from fastdqn.networks import MLP
 from fastdqn.nvrtc import Kernels, Nvrtc
 
-__all__ = ["GATHERED", "KERNELS", "MAX_UPDATES", "SOURCE", "Call", "CudaPlan", "Make", "Shape", "on_the_card"]
+__all__ = [
+    "GATHERED",
+    "KERNELS",
+    "MAX_UPDATES",
+    "SOURCE",
+    "Call",
+    "CudaPlan",
+    "Make",
+    "Shape",
+    "on_the_card",
+    "rows_for",
+]
 
 SOURCE = Path(__file__).with_name("mlp.cu")
 KERNELS = ("prepare", "learn", "gradients", "commit", "act")
@@ -29,6 +40,11 @@ MAX_UPDATES = 16
 """Updates whose batches are gathered together."""
 GATHERED_BYTES = 2**28
 """Memory that they may take."""
+MAX_ROWS = 8
+"""Rows of a batch that one block takes at most."""
+SPREAD_OVER = 128
+"""Blocks over which a batch is spread before a block takes more rows; a large card has as many
+processors."""
 FLOAT = 4
 
 _pointers = ctypes.c_void_p
@@ -85,8 +101,8 @@ class Shape:
     sizes: tuple[int, ...]
     batch: int
     dtype: torch.dtype
-    rows: int = 4
-    threads: int = 512
+    rows: int
+    threads: int
     frame_size: int = 1
     one_hot: bool = False
     masked: bool = False
@@ -173,13 +189,34 @@ class Shape:
         return max(1, min(MAX_UPDATES, GATHERED_BYTES // bytes_each))
 
     @classmethod
-    def of(cls, module: MLP, batch: int, dtype: torch.dtype, **choices: Any) -> Shape:
+    def of(cls, module: MLP, batch: int, dtype: torch.dtype, rows: int, **choices: Any) -> Shape:
         """Return the shape for an MLP; `choices` are other fields."""
         layers: Any = module.layers
         sizes = (layers[0].in_features, *(layer.out_features for layer in layers))
         one_hot = bool(module.one_hot)
         frame_size = 1 if one_hot else sizes[0]
-        return cls(sizes, batch, dtype, frame_size=frame_size, one_hot=one_hot, **choices)
+        threads = threads_for(sizes, rows)
+        plain: dict[str, Any] = {"frame_size": frame_size, "one_hot": one_hot, **choices}
+        return cls(sizes, batch, dtype, rows, threads, **plain)
+
+
+def rows_for(batch: int) -> int:
+    """Return how many rows of a batch one block should take."""
+    rows = 1
+    while rows < MAX_ROWS and batch > rows * SPREAD_OVER:
+        rows *= 2
+    return rows
+
+
+def threads_for(sizes: Sequence[int], rows: int) -> int:
+    """Return how many threads a block should have: enough to ask for all weights in time.
+
+    As measured: benchmarks/results/update-h200.md.
+    """
+    widest = max(sizes)
+    if widest < 128:
+        return 256
+    return 1024 if widest >= 256 and rows <= 2 else 512
 
 
 Make = Callable[[Shape, torch.device], Kernels]

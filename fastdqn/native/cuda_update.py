@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdqn.native.cuda_plan import GATHERED, Call, CudaPlan, Make, Shape, on_the_card
+from fastdqn.native.cuda_plan import GATHERED, Call, CudaPlan, Make, Shape, on_the_card, rows_for
 from fastdqn.native.plan import RING_FIELDS
 from fastdqn.native.settings import LOSSES, TARGETS, batch_as_ring, numbers_of
 from fastdqn.networks import MLP, FlatNetwork
@@ -18,11 +18,6 @@ from fastdqn.replay import Ring, Sampler
 from fastdqn.transition import Transitions
 
 __all__ = ["CudaActor", "CudaUpdate"]
-
-MAX_ROWS = 8
-"""Rows of a batch that one block takes at most."""
-SPREAD_OVER = 64
-"""Blocks over which a batch is spread before a block takes more rows."""
 
 
 class CudaUpdate:
@@ -139,18 +134,10 @@ class CudaUpdate:
         plan = self._plans.get(key)
         if plan is None:
             size, dtype, masked = key
-            choices = {**self._choices, "masked": masked, "rows": rows_for(size)}
-            shape = Shape.of(self._module, size, dtype, **choices)
+            choices = {**self._choices, "masked": masked}
+            shape = Shape.of(self._module, size, dtype, rows_for(size), **choices)
             plan = self._plans[key] = CudaPlan(shape, numbers.device, self._make)
         return plan
-
-
-def rows_for(batch: int) -> int:
-    """Return how many rows of a batch one block should take."""
-    rows = 1
-    while rows < MAX_ROWS and batch > rows * SPREAD_OVER:
-        rows *= 2
-    return rows
 
 
 class CudaActor:
@@ -205,6 +192,6 @@ class CudaActor:
         plan = self._plans.get(key)
         if plan is None:
             rows, dtype, _ = key
-            shape = Shape.of(self._module, 1, dtype, masked=masked, rows=rows, double=False)
+            shape = Shape.of(self._module, 1, dtype, rows, masked=masked, double=False)
             plan = self._plans[key] = CudaPlan(shape, obs.device, self._make)
         return plan

@@ -12,9 +12,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from fastdqn.caches import cache_dir
 from fastdqn.errors import UsageError
 
-__all__ = ["cache_dir", "find_compiler", "load_library", "why_no_library"]
+__all__ = ["find_compiler", "load_library", "why_no_library"]
 
 SOURCE = Path(__file__).with_name("mlp.c")
 COMPILERS = ("cc", "gcc", "clang")
@@ -29,12 +30,6 @@ def find_compiler() -> str | None:
     asked = os.environ.get("CC", "").split()
     found = (shutil.which(name) for name in (*asked[:1], *COMPILERS))
     return next((path for path in found if path), None)
-
-
-def cache_dir() -> Path:
-    """Return the folder of compiled libraries, `$XDG_CACHE_HOME/fastdqn` as a rule."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "fastdqn"
 
 
 def why_no_library() -> str | None:

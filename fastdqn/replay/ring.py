@@ -12,6 +12,8 @@ then lies in a second, smaller ring of frames behind the first, and `next_index`
 
 `Starts` lists the flat transitions that may be drawn, oldest first; rows that are no transitions
 are not in it, nor are the G rows at the write head, which have no successor yet.
+
+This file is longer than others: half of it are contracts, and the layout is known here alone.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.errors import UsageError
+from fastdqn.replay.finals import Finals
 from fastdqn.replay.sizes import RingSizes
 from fastdqn.replay.starts import Starts
 from fastdqn.replay.storage import Values, allocate, as_index, gather, writable
@@ -90,15 +93,13 @@ class ReplayBuffer:
         self.capacity = sizes.slots - num_envs
         self.ring = allocate(sizes, self.device)
         self._cells = writable(self.ring)
-        self._slots, self._finals = sizes.slots, sizes.finals
+        self._slots, self._finals = sizes.slots, Finals(sizes.finals, sizes.rows)
         self._starts = Starts(self.num_rows, self.row_size, self.device)
         self.window = torch.tensor([0, 1], device=self.device)
         self._told = (0, 1)  # what `window` holds, or soon will
         self._writer = writer_for(self.ring, self.window)
         self._generator = torch.Generator(self.device).manual_seed(seed)
-        self._row = self._final_head = 0  # rows, finals so far; row r lies at r % num_rows
-        self._points_away = np.zeros(self.num_rows, np.bool_)  # rows with a final observation
-        self._final_row = np.full(self._finals, -1, np.int64)  # row that a final frame serves
+        self._row = 0  # rows so far; row r lies at r % num_rows
 
     def __len__(self) -> int:
         """Return the transitions that can be drawn now."""
@@ -186,12 +187,11 @@ class ReplayBuffer:
         if step[6] is not None and self.ring.masks is None:
             raise NO_MASKS
         row = self._row
-        places = self._final_places(row, ended)
-        self._points_away[row % self.num_rows] = len(ended) > 0
+        places = self._final_places(row, len(ended))
         self._starts.append(row, real)
         self._told = self._starts.first, len(self._starts)
         here, after = self._places(row).start, self._places(row + self.num_groups).start
-        writer(step, (here, after), self._told, ended, places + self._slots)
+        writer(step, (here, after), self._told, ended, places)
         self._row += 1
 
     def tell(self, first: int, count: int) -> None:
@@ -276,10 +276,9 @@ class ReplayBuffer:
 
     def _point_to_successor(self, row: int) -> None:
         """Let a row point to the frames of its successor, if an older use of it did not."""
-        if self._points_away[row % self.num_rows]:
+        if self._finals.take_back(row):
             here, after = self._places(row), self._places(row + self.num_groups)
             torch.arange(after.start, after.stop, out=self.ring.next_index[here])
-            self._points_away[row % self.num_rows] = False
 
     def _keep_final(
         self, row: int, envs: npt.NDArray[np.int64], frames: Values, masks: Values | None
@@ -288,23 +287,19 @@ class ReplayBuffer:
 
         The copies take the places of the oldest ones; rows that still needed those are forgotten.
         """
-        places = self._final_places(row, envs)
-        self._points_away[row % self.num_rows] = True
-        index, target = as_index(envs, self.device), as_index(places + self._slots, self.device)
+        places = self._final_places(row, len(envs))
+        index, target = as_index(envs, self.device), as_index(places, self.device)
         cells = self._cells
         cells.frames[target] = frames[index]
         cells.next_index[index + self._places(row).start] = target
         if cells.masks is not None:
             cells.masks[target] = True if masks is None else masks[index]
 
-    def _final_places(self, row: int, envs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Give places behind the ring to the last observations of `envs`, counted from 0."""
-        places = (self._final_head + np.arange(len(envs))) % self._finals
-        if len(envs):
-            self._starts.forget(int(self._final_row[places].max()))
-            self._final_row[places] = row
-            self._final_head += len(envs)
-        return places
+    def _final_places(self, row: int, count: int) -> npt.NDArray[np.int64]:
+        """Return places for last observations of `row`; rows that need them are forgotten."""
+        places, lost = self._finals.give(row, count)
+        self._starts.forget(lost)
+        return places + self._slots
 
     def shown(self, group: int = 0) -> Tensor:
         """Return what a group shows now, [M, *O] on the device; a view that `write` moves on."""

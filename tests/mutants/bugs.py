@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -25,6 +24,7 @@ from fastdqn.envs.supervision import RestartBudget
 from fastdqn.envs.vector_source import VectorSource
 from fastdqn.learner import Learner, LearnerState
 from fastdqn.optimizers import Adam
+from fastdqn.replay.finals import Finals
 from fastdqn.replay.ring import ReplayBuffer
 from fastdqn.replay.starts import Starts
 from tests.mutants.native_bugs import plants
@@ -406,13 +406,12 @@ def next_observation_taken_after_the_reset() -> None:
 
 @turns_red(RING + "when_final_frames_run_out_the_ring_holds_fewer_but_never_wrong_ones")
 def final_frames_overwritten_while_in_use() -> None:
-    right = ReplayBuffer._keep_final
+    right = Finals.give
 
-    def keep_final(self: ReplayBuffer, *given: Any) -> None:
-        self._final_row[:] = -1
-        right(self, *given)
+    def give(self: Finals, row: int, count: int) -> Any:
+        return right(self, row, count)[0], -1
 
-    exchange("_keep_final", keep_final, ReplayBuffer)
+    exchange("give", give, Finals)
 
 
 @turns_red(RING + "a_cut_keeps_the_last_observation_of_running_episodes_only")
@@ -427,9 +426,10 @@ def final_observations_aliased() -> None:
     late: list[Tensor] = []
 
     def keep_final(self: ReplayBuffer, row: int, envs: Any, frames: Tensor, masks: Any) -> None:
-        places = (self._final_head + np.arange(len(envs))) % self._finals
         right(self, row, envs, frames, masks)
-        late[:] = [torch.from_numpy(places + len(self.ring.action)), torch.from_numpy(envs), frames]
+        start = row % self.num_rows * self.row_size
+        places = self.ring.next_index[torch.from_numpy(envs + start)]
+        late[:] = [places, torch.from_numpy(envs), frames]
 
     def length(self: ReplayBuffer) -> int:
         if late:

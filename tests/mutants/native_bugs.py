@@ -1,4 +1,4 @@
-"""Bugs planted in the C: each is a change of its text, compiled into a library of its own."""
+"""Bugs planted in the C and in the card's kernels: each is a change of a text that is compiled."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from fastdqn.native import library
+from fastdqn.native import cuda_plan, library
+from fastdqn.replay import writer
 
 __all__ = ["plants"]
 
@@ -61,17 +63,92 @@ ALTERATIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 """Name -> text of the C, what takes its place, tests that must turn red."""
 
 
-def plant(old: str, new: str) -> None:
-    """Let the library be compiled from an altered text, in this process and for good."""
-    text = library.SOURCE.read_text()
+CARD = "tests/equivalence/test_native_card.py::test_"
+CARD_UPDATE = CARD + "each_of_many_updates_is_the_eager_one"
+CARD_SIZES = CARD + "networks_and_batches_of_any_size"
+CARD_CHOICE = CARD + "batches_are_chosen_as_the_sampler_chooses_them"
+WRITER = "tests/equivalence/test_row_writer.py::test_a_kernel_writes_what_pytorch_writes"
+KERNELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "card: next values of the online network": (
+        "call.bootstrap, call.turned[!SHARED], aside",
+        "call.online, call.turned[0], aside",
+        (CARD_UPDATE,),
+    ),
+    "card: masks ignored": ("if (mask && !pass && !mask[a]) continue;", "", (CARD_UPDATE,)),
+    "card: terminated ignored": ("code % 2 ? reward", "0 ? reward", (CARD_UPDATE, CARD_SIZES)),
+    "card: slopes where units are silent": (
+        "<= 0.0f ? 0.0f : sum;",
+        "<= -1 ? 0 : sum;",
+        (CARD_SIZES,),
+    ),
+    "card: weights not turned over after an update": (
+        "call.turned[0][at] = online[row * (TILE + 1) + column];",
+        "",
+        (CARD_UPDATE,),
+    ),
+    "card: biases share what they became": (
+        "tile.bias + out, moved, followed",
+        "tile.bias + out, moved, moved",
+        (CARD_UPDATE,),
+    ),
+    "card: no bias correction": (
+        "step.rate /= 1.0f - powf(call.beta1, (float)number);",
+        "",
+        (CARD_UPDATE,),
+    ),
+    "card: gradients not clipped": ("most < 1.0f ? most : 1.0f", "1.0f", (CARD_UPDATE,)),
+    "card: the rows of the first update again": (
+        "(call.update * BATCH + row) * size(0)",
+        "row * size(0)",
+        (CARD_UPDATE,),
+    ),
+    "card: no wait before parts are added up": (
+        "    __syncthreads();\n    for (int place = threadIdx.x; place < N * R;",
+        "    for (int place = threadIdx.x; place < N * R;",
+        (CARD_SIZES,),
+    ),
+    "card: the oldest transition forgotten": ("(nth + *call.first)", "nth", (CARD_CHOICE,)),
+    "card: a step that is not finite taken": (
+        "    if (!step.fine) return;\n",
+        "",
+        (CARD + "an_update_that_is_not_finite_changes_no_bit_and_is_counted",),
+    ),
+    "card: memory outside of the ring read": (
+        "here = inside ? here : 0;",
+        "here = here < 0 ? 0 : here;",
+        (CARD + "what_does_not_lie_in_the_ring_is_never_read_and_changes_nothing",),
+    ),
+}
+"""Name -> text of mlp.cu, what takes its place, tests that must turn red."""
+WRITES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "card: last observations forgotten": (
+        "if (call.ended[i] == env)",
+        "if (0)",
+        (WRITER,),
+    ),
+    "card: the window is not told": ("call.window[1] = call.count;", "", (WRITER,)),
+    "card: no mask allows nothing": ("from ? from[i] : 1", "from ? from[i] : 0", (WRITER,)),
+}
+"""The same of ring.cu."""
+
+
+def plant(module: Any, old: str, new: str) -> None:
+    """Let the source of a module be an altered text, in this process and for good."""
+    text = module.SOURCE.read_text()
     assert text.count(old) == 1, old
     folder = Path(tempfile.mkdtemp(prefix="fastdqn-mutant-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    (folder / "mlp.c").write_text(text.replace(old, new))
+    altered = folder / module.SOURCE.name
+    altered.write_text(text.replace(old, new))
     os.environ["XDG_CACHE_HOME"] = str(folder)
-    library.SOURCE = folder / "mlp.c"
+    module.SOURCE = altered
 
 
 def plants() -> dict[str, tuple[partial[None], tuple[str, ...]]]:
     """Return what plants each bug, and the tests that must turn red."""
-    return {name: (partial(plant, old, new), red) for name, (old, new, red) in ALTERATIONS.items()}
+    sources = (library, ALTERATIONS), (cuda_plan, KERNELS), (writer, WRITES)
+    return {
+        name: (partial(plant, module, old, new), red)
+        for module, alterations in sources
+        for name, (old, new, red) in alterations.items()
+    }

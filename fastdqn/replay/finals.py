@@ -1,0 +1,43 @@
+"""The places behind the ring for last observations: a second, smaller circle."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Finals"]
+
+
+class Finals:
+    """Which row each of F places serves, and which rows point there.
+
+    Args:
+        size: Places, F.
+        num_rows: Rows of the ring, T.
+    """
+
+    def __init__(self, size: int, num_rows: int) -> None:
+        self._size, self._num_rows = size, num_rows
+        self._given = 0  # places so far
+        self._served = np.full(size, -1, np.int64)  # row that a place serves
+        self._points_away = np.zeros(num_rows, np.bool_)
+
+    def give(self, row: int, count: int) -> tuple[npt.NDArray[np.int64], int]:
+        """Give the oldest places to last observations of a row.
+
+        Returns:
+            [count] places, counted from 0, and the newest row that they served until now, which
+            can no longer be drawn, nor can the rows before it; -1 is none.
+        """
+        places = (self._given + np.arange(count)) % self._size
+        lost = int(self._served[places].max(initial=-1))
+        self._served[places] = row
+        self._points_away[row % self._num_rows] = count > 0
+        self._given += count
+        return places, lost
+
+    def take_back(self, row: int) -> bool:
+        """Return whether the place of a row in the ring was left pointing here by an older row."""
+        away = bool(self._points_away[row % self._num_rows])
+        self._points_away[row % self._num_rows] = False
+        return away
