@@ -28,7 +28,7 @@ __all__ = ["main"]
 END_TO_END = (("LunarLander-v3", 96, 3), ("LunarLander-v3", 16, 1), ("CartPole-v1", 64, 1))
 """Environments, how many, and in how many groups: several where steps take long, and resets
 longer."""
-CUDA_END_TO_END = (("LunarLander-v3", 512, 4), ("CartPole-v1", 512, 2))
+CUDA_END_TO_END = (("LunarLander-v3", 512, 2), ("CartPole-v1", 512, 2))
 """The same beside a card, where there are many cores, and each vector step is a few launches."""
 QUICK_RATIOS = ("lander@*", "update * 64-64 b64 K4")
 QUICK_EFFORT = Effort(5, 1.5)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,9 @@ from fastdqn.envs.pool import without_main_module
 from fastdqn.envs.source import EnvSource, make_source
 from fastdqn.envs.staffing import Staff
 from fastdqn.errors import UsageError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 __all__ = ["KINDS", "Crowd", "open_steppers", "step_source", "step_vector", "timer_of"]
 
@@ -142,6 +146,37 @@ def _bare(crowd: Crowd, stack: ExitStack) -> Timer:
     return bare_timer(crowd.env_id, stack)
 
 
+def _bare_on_all_cores(crowd: Crowd, stack: ExitStack) -> Timer:
+    """Time as many bare processes as there are cores, all at once: what the cores really give."""
+    context = multiprocessing.get_context("spawn")
+    ends = []
+    with without_main_module():
+        for _ in range(crowd.cores):
+            mine, theirs = context.Pipe()
+            process = context.Process(target=_serve_bare, args=(crowd.env_id, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            stack.callback(process.join)
+            stack.callback(mine.close)
+            ends.append(mine)
+
+    def run_for(seconds: float) -> float:
+        for end in ends:
+            end.send(seconds)
+        return float(sum(end.recv() for end in ends))
+
+    return run_for
+
+
+def _serve_bare(env_id: str, end: Connection) -> None:
+    """Step one environment for as long as is asked, again and again, until the end is closed."""
+    torch.set_num_threads(1)
+    with ExitStack() as stack, suppress(EOFError, OSError):
+        timer = bare_timer(env_id, stack)
+        while True:
+            end.send(timer(end.recv()))
+
+
 def _vector(kind: Callable[..., Any], crowd: Crowd, stack: ExitStack) -> Timer:
     with without_main_module():
         envs = kind([factory_of(crowd.env_id)] * crowd.num_envs)
@@ -231,6 +266,7 @@ def _tensor(crowd: Crowd, stack: ExitStack) -> Timer | None:
 
 KINDS: dict[str, Callable[[Crowd, ExitStack], Timer | None]] = {
     "bare": _bare,
+    "bare on all cores": _bare_on_all_cores,
     "sync": partial(_vector, SyncVectorEnv),
     "async": _async,
     "grouped": partial(_vector, GroupedVectorEnv),

@@ -25,15 +25,16 @@ Lap = dict[str, float]
 """Env steps per second by kind, timed in one round."""
 
 LEGEND = """\
-`bare`: one process, one environment. `sync`, `async`: Gymnasium's vectors, `async` with one process
-per environment. `grouped`: fastdqn's vector through the same `step`, as it comes, where the caller
-takes a share; `grouped, all workers`: one worker per core and an idle caller. `grouped source`: the
-same workers by `send` and `recv`, as the trainer drives them; `grouped in a run`: with one core
-left for the learner, a run's default; `grouped in 2 groups`: two groups that take turns, where the
-caller takes a share. `envpool`: C++ threads, one per core, by its own `step`;
-`envpool source`: as the trainer drives them. `tensor`: the environment as PyTorch operations on one
-thread. Steps/s are medians (lowest to highest); a ratio is the median of the ratios within each
-round. `-`: not to be had here or not asked for."""
+`bare`: one process, one environment; `bare on all cores`: as many of them at once as there are
+cores, which often is less than cores times one. `sync`, `async`: Gymnasium's vectors, `async`
+with one process per environment. `grouped`: fastdqn's vector through the same `step`, as it
+comes, where the caller takes a share; `grouped, all workers`: one worker per core and an idle
+caller. `grouped source`: the same workers by `send` and `recv`, as the trainer drives them;
+`grouped in a run`: with one core left for the learner, a run's default; `grouped in 2 groups`:
+two groups that take turns, where the caller takes a share. `envpool`: C++ threads, one per core,
+by its own `step`; `envpool source`: as the trainer drives them. `tensor`: the environment as
+PyTorch operations on one thread. Steps/s are medians (lowest to highest); a ratio is the median
+of the ratios within each round. `-`: not to be had here or not asked for."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ def ratios(laps: Sequence[Lap], cores: int) -> dict[str, dict[str, float]]:
         "grouped / (cores x bare)": ("grouped", "bare", cores),
         "grouped source / (cores x bare)": ("grouped source", "bare", cores),
         "grouped in 2 groups / (cores x bare)": ("grouped in 2 groups", "bare", cores),
+        "grouped source / bare on all cores": ("grouped source", "bare on all cores", 1),
+        "grouped in 2 groups / bare on all cores": ("grouped in 2 groups", "bare on all cores", 1),
         "grouped / async": ("grouped", "async", 1),
         "grouped / sync": ("grouped", "sync", 1),
         "envpool source / envpool": ("envpool source", "envpool", 1),

@@ -72,6 +72,7 @@ def evaluate(policy: Policy, source: EnvSource, seeds: Sequence[int], episodes: 
         seeds: N seeds.
         episodes: E >= 1.
     """
+    policy = policy.to_play()
     begun = num_envs = source.num_envs
     playing = np.arange(num_envs)  # number of the episode that each environment plays
     returns, lengths = np.full(episodes, np.nan), np.zeros(episodes, np.int64)

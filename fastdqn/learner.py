@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,13 +16,14 @@ from fastdqn.networks import FlatNetwork
 from fastdqn.optimizers import Optimizer
 from fastdqn.precision import float32_products
 from fastdqn.replay import ReplayBuffer, Ring, Sampler, gather
+from fastdqn.schedules import chunks
 from fastdqn.transition import Transitions
 from fastdqn.update import METRICS, TARGETS, LearnerState, Update
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
 
-__all__ = ["METRICS", "TARGETS", "Learner", "LearnerState", "chunks"]
+__all__ = ["METRICS", "TARGETS", "Learner", "LearnerState"]
 
 UPDATES_PER_CALL = (4, 2, 1)
 UPDATES_PER_GRAPH = (64, 32, 16, 8, 4, 2, 1)
@@ -197,7 +198,7 @@ class Learner(Update):
         """Ask for what calls with so many updates need, if it is compiled beside the trainer."""
         step = self._replayed_step
         if isinstance(step, Background):
-            for count in sorted(set(chunks(updates)), reverse=True):
+            for count in sorted(set(chunks(updates, UPDATES_PER_CALL)), reverse=True):
                 index = torch.zeros((count, batch_size), dtype=torch.int64, device=self.device)
                 step.prepare(self.state, ring, index)
 
@@ -275,7 +276,7 @@ class Learner(Update):
     def _learn(self, ring: Ring, index: Tensor) -> None:
         done = 0
         with float32_products(self.precision, self.device):
-            for count in chunks(len(index)):
+            for count in chunks(len(index), UPDATES_PER_CALL):
                 self._replayed_step(self.state, ring, index[done : done + count])
                 done += count
 
@@ -294,12 +295,3 @@ class Learner(Update):
 
     def _given(self, state: LearnerState, *fields: Tensor) -> None:
         self._step(state, Transitions(*fields))
-
-
-def chunks(updates: int, sizes: Sequence[int] = UPDATES_PER_CALL) -> list[int]:
-    """Split a number of updates into calls of a few fixed sizes, largest first."""
-    calls: list[int] = []
-    for size in sizes:
-        count, updates = divmod(updates, size)
-        calls += [size] * count
-    return calls

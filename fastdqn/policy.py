@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -12,10 +13,13 @@ from torch import Tensor
 
 from fastdqn.exploration import NUM_ACTING, explore
 from fastdqn.losses import masked_q
-from fastdqn.native import NativeActor
-from fastdqn.networks import FlatNetwork
+from fastdqn.native import NativeActor, why_not_act
+from fastdqn.networks import MLP, FlatNetwork
 
 __all__ = ["Actor", "Hosted", "HostedActor", "Policy", "epsilon_greedy"]
+
+SMALL_PARAMETERS = 1_000_000
+"""Of a network that one core runs for a few observations sooner than a card is asked."""
 
 Hosted = tuple[Tensor, npt.NDArray[np.int64]]
 Actor = Callable[[Tensor, float, Tensor, Tensor | None], Tensor]
@@ -147,6 +151,22 @@ class Policy:
         with torch.no_grad():
             q = self.network(self._parameters if parameters is None else parameters, obs)
             return explore(q, epsilon, uniform, action_mask)
+
+    def to_play(self) -> Policy:
+        """Return a policy that is greedy as this one is now, where a small step is quickest.
+
+        A card takes longer to be asked than the CPU takes for a small MLP, which is copied there.
+        """
+        network = self.network
+        small = network.flat.numel() <= SMALL_PARAMETERS and type(network.module) is MLP
+        if network.flat.device.type == "cpu" or not small:
+            return self
+        host = FlatNetwork(copy.deepcopy(network.module).cpu())
+        if why_not_act(host) is not None:
+            return self
+        played = Policy(host)
+        played.actor = NativeActor(host)
+        return played
 
     def greedy(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
         """Return the best allowed actions [N] int64 of observations [N, *O]; draws nothing."""

@@ -7,6 +7,7 @@ iterations, so that one environment and a thousand decay alike.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,7 @@ __all__ = [
     "Multiplicative",
     "ReplayRatio",
     "Schedule",
+    "chunks",
 ]
 
 
@@ -155,3 +157,12 @@ class ReplayRatio:
 def _refuse_unless_positive(name: str, value: float) -> None:
     if not value > 0:
         raise UsageError(f"{name} {value}", "it must be positive", "Give a number of env steps.")
+
+
+def chunks(updates: int, sizes: Sequence[int]) -> list[int]:
+    """Split a number of updates into calls of a few fixed sizes, largest first."""
+    calls: list[int] = []
+    for size in sizes:
+        count, updates = divmod(updates, size)
+        calls += [size] * count
+    return calls

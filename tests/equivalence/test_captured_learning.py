@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from fastdqn import learner as learner_file
-from fastdqn.learner import Learner, chunks
+from fastdqn.learner import Learner
 from fastdqn.replay import Sampler
+from fastdqn.schedules import chunks
 from tests.fake_cuda import RecordingCuda
 from tests.learner_settings import BATCH, SETTINGS, Setting, nothing_left_in, written
 from tests.small_learners import filled_ring, random_batch

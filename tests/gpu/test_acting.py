@@ -134,3 +134,16 @@ def test_the_fastest_actor_is_found_and_draws_nothing() -> None:
     assert torch.equal(policy._generator.get_state(), before)
     action: Tensor = policy.act(torch.zeros(6, 4, device="cuda"), 0.5)
     assert action.shape == (6,)
+
+
+def test_a_small_network_plays_on_the_cpu_as_it_would_on_the_card() -> None:
+    policy, obs = policy_of(), torch.randn(500, 4)
+    played = policy.to_play()
+    assert played.network.flat.device.type == "cpu"
+    wanted = policy.greedy(obs.cuda()).cpu()
+    assert (played.greedy(obs) == wanted).float().mean() > 0.99  # rounding decides ties
+    policy.network.flat.neg_()
+    assert (played.greedy(obs) == wanted).float().mean() > 0.99  # as it was then
+    assert policy.network.flat.is_cuda
+    wide = Policy(FlatNetwork(MLP((4,), 3, (2000, 2000)), "cuda"))
+    assert wide.to_play() is wide

@@ -82,13 +82,13 @@ KERNELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         (CARD_SIZES,),
     ),
     "card: weights not turned over after an update": (
-        "call.turned[0][at] = online[row * (TILE + 1) + column];",
+        "call.turned[0][at] = online[across * (TILE + 1) + along];",
         "",
         (CARD_UPDATE,),
     ),
-    "card: biases share what they became": (
-        "tile.bias + out, moved, followed",
-        "tile.bias + out, moved, moved",
+    "card: biases stay": (
+        "if (has_bias) move(call, step, tile.bias + biased, bias);",
+        "",
         (CARD_UPDATE,),
     ),
     "card: no bias correction": (
@@ -113,9 +113,9 @@ KERNELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "",
         (CARD + "an_update_that_is_not_finite_changes_no_bit_and_is_counted",),
     ),
-    "card: memory outside of the ring read": (
-        "here = inside ? here : 0;",
-        "here = here < 0 ? 0 : here;",
+    "card: what lies outside of the ring taken for the first transition": (
+        "const bool fine = inside &&",
+        "const bool fine =",
         (CARD + "what_does_not_lie_in_the_ring_is_never_read_and_changes_nothing",),
     ),
 }

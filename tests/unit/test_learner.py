@@ -15,11 +15,11 @@ from torch.nn import functional
 from fastdqn import execution
 from fastdqn.background import Background
 from fastdqn.errors import UsageError
-from fastdqn.learner import METRICS, Learner, LearnerState, chunks
+from fastdqn.learner import METRICS, UPDATES_PER_CALL, Learner, LearnerState
 from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.optimizers import Adam, AdamW, Optimizer, RMSprop
 from fastdqn.replay import gather
-from fastdqn.schedules import ReplayRatio
+from fastdqn.schedules import ReplayRatio, chunks
 from fastdqn.transition import Transitions
 from tests.compilers import SlowCompiler
 from tests.small_learners import (
@@ -457,7 +457,7 @@ def test_actions_of_a_wrong_shape_are_refused_before_anything_changes() -> None:
     [(0, []), (1, [1]), (3, [2, 1]), (4, [4]), (7, [4, 2, 1]), (17, [4, 4, 4, 4, 1])],
 )
 def test_updates_are_split_into_calls_of_few_sizes(updates: int, calls: list[int]) -> None:
-    assert chunks(updates) == calls
+    assert chunks(updates, UPDATES_PER_CALL) == calls
 
 
 # Refusals

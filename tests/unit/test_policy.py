@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.learner import Learner
-from fastdqn.networks import FlatNetwork
+from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.policy import Policy, epsilon_greedy
 from tests.small_learners import Descent, Table, one_hot, transitions
 
@@ -230,3 +230,8 @@ def test_an_update_changes_the_next_action() -> None:
     learner.update(batch)
     assert policy.act(obs, 0.0).tolist() == [2, 1]
     assert policy.greedy(obs).tolist() == [2, 1]
+
+
+def test_on_the_cpu_a_policy_plays_itself() -> None:
+    policy = Policy(FlatNetwork(MLP((4,), 2, (8,))))
+    assert policy.to_play() is policy

@@ -66,7 +66,9 @@ def test_a_timer_takes_the_actions_in_turn_and_divides_by_the_time(
 # Kinds
 
 
-@pytest.mark.parametrize("kind", ["bare", "sync", "grouped", "grouped source", "envpool source"])
+@pytest.mark.parametrize(
+    "kind", ["bare", "bare on all cores", "sync", "grouped", "grouped source", "envpool source"]
+)
 def test_kinds_step_and_leave_nothing_running(kind: str, nothing_left: None) -> None:
     with open_steppers(Crowd("CartPole-v1", 2, cores=2), [kind]) as timers:
         if kind == "envpool source" and not timers:
