@@ -17,7 +17,9 @@ from benchmarks.measure import Effort, interleave, medians, rate_of
 from benchmarks.random_replay import random_replay
 from benchmarks.update_modes import learner_of, possible_modes, updates_of
 from fastdqn.device import resolve_device
-from fastdqn.replay import ReplayBuffer, Sampler, gather
+from fastdqn.learner import Learner
+from fastdqn.native import CudaUpdate
+from fastdqn.replay import Sampler, gather
 
 __all__ = ["GraphGroup", "count_nodes"]
 
@@ -62,7 +64,7 @@ class GraphGroup:
                 call()
             nodes = count_nodes(call)
             calls = {mode: call, "empty": empty_graph(nodes).replay}
-            calls["sampling"] = sampling_graph(replay, self.batch_size).replay
+            calls["sampling"] = sampling_graph(learner, sampler).replay
             timers = {name: rate_of(part, device) for name, part in calls.items()}
             rounds = interleave(timers, effort.small, f"{title} {mode}")
             floor, sampling = self._names(mode)
@@ -105,13 +107,17 @@ def empty_graph(nodes: int) -> torch.cuda.CUDAGraph:
     return _recorded(lambda: [cuda._sleep(0) for _ in range(nodes)])
 
 
-def sampling_graph(replay: ReplayBuffer, batch_size: int) -> torch.cuda.CUDAGraph:
-    """Record a graph that draws and gathers what UPDATES updates learn from."""
-    stored, device = len(replay), replay.device
+def sampling_graph(learner: Learner, sampler: Sampler) -> torch.cuda.CUDAGraph:
+    """Record a graph that draws and gathers what UPDATES updates learn from, as a mode does."""
+    replay, batch_size = sampler.replay, sampler.batch_size
+    if learner.execution == "native":
+        native, bits = learner.natively(learner.state), sampler.fill(UPDATES)
+        assert isinstance(native, CudaUpdate)
+        return _recorded(lambda: native.gather(sampler, bits))
 
     def sample() -> None:
-        bits = torch.randint(MAX_BITS, (UPDATES, batch_size), device=device)
-        for index in bits.remainder_(stored).unbind(0):
+        bits = torch.randint(MAX_BITS, (UPDATES, batch_size), device=replay.device)
+        for index in bits.remainder_(len(replay)).unbind(0):
             gather(replay.ring, index)
 
     return _recorded(sample)

@@ -96,11 +96,19 @@ class CudaUpdate:
             sampler: Of a ring on the card.
             bits: [K, B] int64 from `sampler.fill`; read on the card.
         """
+        self._choose_by(sampler)
+        self._run(sampler.ring, bits)
+
+    def gather(self, sampler: Sampler, bits: Tensor) -> None:
+        """Gather the batches and learn nothing: for those who time it alone; see `sampled`."""
+        self._choose_by(sampler)
+        self._gather(self._ready(sampler.ring, bits), bits)
+
+    def _choose_by(self, sampler: Sampler) -> None:
         call, (order, first, count) = self._call, sampler.chosen_from
         call.order, call.order_size = order.data_ptr(), len(order)
         call.first, call.count = first.data_ptr(), count.data_ptr()
         call.newest = sampler.newest
-        self._run(sampler.ring, bits)
 
     def given(self, batch: Transitions) -> None:
         """Make one update on a batch that the caller holds; see `__call__`."""
@@ -108,6 +116,14 @@ class CudaUpdate:
         self(ring, torch.arange(len(batch.action), device=batch.action.device).unsqueeze(0))
 
     def _run(self, ring: Ring, numbers: Tensor) -> None:
+        plan = self._ready(ring, numbers)
+        for some in torch.split(numbers, plan.shape.together):
+            self._gather(plan, some)
+            for update in range(len(some)):
+                self._learn(plan, update)
+
+    def _ready(self, ring: Ring, numbers: Tensor) -> CudaPlan:
+        """Fill in what lies where; return what is compiled for such a ring and such batches."""
         call, plan = self._call, self._plan_of(ring, numbers)
         for name in RING_FIELDS:
             tensor = getattr(ring, name)
@@ -115,19 +131,21 @@ class CudaUpdate:
         call.num_transitions, call.num_frames = len(ring.action), len(ring.frames)
         for name, address in plan.scratch.items():
             setattr(call, name, address)
-        for some in torch.split(numbers, plan.shape.together):
-            self._learn(plan, some)
+        return plan
 
-    def _learn(self, plan: CudaPlan, numbers: Tensor) -> None:
-        """Queue what learns from numbers whose batches are gathered together."""
+    def _gather(self, plan: CudaPlan, numbers: Tensor) -> None:
+        """Queue what gathers the batches of a few updates."""
+        call, rows = self._call, numbers.numel()
+        call.numbers, call.num_rows = numbers.data_ptr(), rows
+        plan.launch("prepare", call, plan.shape.tiles + -(-rows // GATHERED))
+
+    def _learn(self, plan: CudaPlan, update: int) -> None:
+        """Queue an update on a batch that was gathered."""
         call, shape = self._call, plan.shape
-        call.numbers, call.num_rows = numbers.data_ptr(), numbers.numel()
-        plan.launch("prepare", call, shape.tiles + -(-numbers.numel() // GATHERED))
-        for update in range(len(numbers)):
-            call.update = update
-            plan.launch("learn", call, -(-shape.batch // shape.rows))
-            plan.launch("gradients", call, shape.tiles)
-            plan.launch("commit", call, shape.tiles)
+        call.update = update
+        plan.launch("learn", call, -(-shape.batch // shape.rows))
+        plan.launch("gradients", call, shape.tiles)
+        plan.launch("commit", call, shape.tiles)
 
     def _plan_of(self, ring: Ring, numbers: Tensor) -> CudaPlan:
         key = numbers.shape[1], ring.frames.dtype, ring.masks is not None
