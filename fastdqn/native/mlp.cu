@@ -552,7 +552,6 @@ struct Step {
     float metrics[4]; /* loss, error, Q-value, norm */
     bool fine;
     float factor; /* of the gradient, so that its norm is within its bound */
-    float plain_rate; /* of learning */
     float rate, root; /* of Adam, without its bias */
     bool target_is_due;
 };
@@ -579,7 +578,7 @@ inline void sum_up(const Call &call, Step &step, float *sums)
     const int64 number = *call.updates - *call.skipped;
     const float most = call.clip_norm / (step.metrics[3] + 1e-6f);
     step.factor = most < 1.0f ? most : 1.0f;
-    step.rate = step.plain_rate = *call.learning_rate;
+    step.rate = *call.learning_rate;
     step.root = 1.0f;
     if (OPTIMIZER != RMSPROP) {
         step.rate /= 1.0f - powf(call.beta1, (float)number);
@@ -589,96 +588,75 @@ inline void sum_up(const Call &call, Step &step, float *sums)
     __syncthreads();
 }
 
-/* What the update of one parameter reads; asked for before it is known whether there will be one. */
-struct Parameter {
-    float online, target, slope, slots[3];
-};
-
-inline void fetch(const Call &call, int at, Parameter &p)
+/* One parameter: clipped gradient, optimizer, target. Returns the new ones in `online`, `target`. */
+inline void move(const Call &call, const Step &step, int at, float &online, float &target)
 {
-    p.online = call.online[at];
-    p.slope = call.gradient[at];
-    p.target = SHARED ? 0.0f : call.bootstrap[at];
-    p.slots[0] = call.slots[0][at];
-    if (OPTIMIZER != RMSPROP) p.slots[1] = call.slots[1][at];
-    if (AMSGRAD) p.slots[2] = call.slots[2][at];
-}
-
-/* Clipped gradient, optimizer, target: what was fetched becomes what it is after the update. */
-inline void move(const Call &call, const Step &step, int at, Parameter &p)
-{
-    float slope = p.slope * step.factor, online = p.online;
+    float slope = call.gradient[at] * step.factor;
     slope = slope > call.clip_value ? call.clip_value
             : slope < -call.clip_value ? -call.clip_value : slope;
-    if (OPTIMIZER == ADAMW) online -= step.plain_rate * call.weight_decay * online;
+    online = call.online[at];
+    const float rate = *call.learning_rate;
+    if (OPTIMIZER == ADAMW) online -= rate * call.weight_decay * online;
     if (OPTIMIZER != ADAMW) slope += call.weight_decay * online;
     if (OPTIMIZER == RMSPROP) {
-        const float square = p.slots[0] * call.beta2 + call.rest2 * slope * slope;
+        const float square = call.slots[0][at] * call.beta2 + call.rest2 * slope * slope;
         call.slots[0][at] = square;
-        online -= step.plain_rate * slope / (sqrtf(square) + call.eps);
+        online -= rate * slope / (sqrtf(square) + call.eps);
     } else {
-        const float first = p.slots[0] + call.rest1 * (slope - p.slots[0]);
-        float second = p.slots[1] * call.beta2 + call.rest2 * slope * slope;
+        float first = call.slots[0][at], second = call.slots[1][at];
+        first += call.rest1 * (slope - first);
+        second = second * call.beta2 + call.rest2 * slope * slope;
         call.slots[0][at] = first, call.slots[1][at] = second;
         if (AMSGRAD) {
-            second = second > p.slots[2] ? second : p.slots[2];
+            const float most = call.slots[2][at];
+            second = second > most ? second : most;
             call.slots[2][at] = second;
         }
         online -= step.rate * first / (sqrtf(second) / step.root + call.eps);
     }
-    call.online[at] = p.online = online;
+    call.online[at] = online;
     if (SHARED) return;
+    target = call.bootstrap[at];
     if (TARGET == SOFT) {
-        const float apart = online - p.target;
-        p.target = call.tau < 0.5f ? p.target + call.tau * apart
-                                   : online - apart * (1.0f - call.tau);
+        const float apart = online - target;
+        target = call.tau < 0.5f ? target + call.tau * apart : online - apart * (1.0f - call.tau);
     } else if (step.target_is_due) {
-        p.target = online;
+        target = online;
     }
-    call.bootstrap[at] = p.target;
+    call.bootstrap[at] = target;
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS)
-    commit(const __grid_constant__ Call call)
+extern "C" __global__ void __launch_bounds__(TILE_THREADS) commit(const __grid_constant__ Call call)
 {
-    constexpr int EACH = TILE * TILE / TILE_THREADS, APART = TILE_THREADS / TILE;
     float *online = memory, *target = online + TILE * (TILE + 1);
     Step step;
     Tile tile;
-    Parameter weights[EACH], bias;
     find_tile<0>(blockIdx.x, tile);
-    const int row = threadIdx.x / TILE, column = threadIdx.x % TILE, in = tile.column + column;
-    const int biased = tile.row + threadIdx.x;
-    const bool has_bias = !tile.column && threadIdx.x < TILE && biased < tile.out;
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {
-        const int out = tile.row + row + i * APART;
-        if (out < tile.out && in < tile.in)
-            fetch(call, tile.weights + out * tile.in + in, weights[i]);
-    }
-    if (has_bias) fetch(call, tile.bias + biased, bias);
     sum_up(call, step, target + TILE * (TILE + 1));
     if (!blockIdx.x && !threadIdx.x) {
         for (int m = 0; m < 4; m++) call.metrics[m] = step.metrics[m];
         if (!step.fine) ++*call.skipped;
     }
     if (!step.fine) return;
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {
-        const int out = tile.row + row + i * APART, here = column * (TILE + 1) + row + i * APART;
+    for (int place = threadIdx.x; place < TILE * TILE; place += TILE_THREADS) {
+        const int row = place / TILE, column = place % TILE;
+        const int out = tile.row + row, in = tile.column + column;
         if (out >= tile.out || in >= tile.in) continue;
-        move(call, step, tile.weights + out * tile.in + in, weights[i]);
-        online[here] = weights[i].online, target[here] = weights[i].target;
+        move(call, step, tile.weights + out * tile.in + in, online[column * (TILE + 1) + row],
+             target[column * (TILE + 1) + row]);
     }
-    if (has_bias) move(call, step, tile.bias + biased, bias);
+    const int out = tile.row + threadIdx.x;
+    float moved, followed;
+    if (!tile.column && threadIdx.x < TILE && out < tile.out)
+        move(call, step, tile.bias + out, moved, followed);
     __syncthreads();
     for (int place = threadIdx.x; place < TILE * TILE; place += TILE_THREADS) {
-        const int across = place / TILE, along = place % TILE;
-        const int from = tile.column + across, to = tile.row + along;
-        if (to >= tile.out || from >= tile.in) continue;
-        const int at = tile.turned + from * tile.out + to;
-        call.turned[0][at] = online[across * (TILE + 1) + along];
-        if (!SHARED) call.turned[1][at] = target[across * (TILE + 1) + along];
+        const int row = place / TILE, column = place % TILE;
+        const int in = tile.column + row, to = tile.row + column;
+        if (to >= tile.out || in >= tile.in) continue;
+        const int at = tile.turned + in * tile.out + to;
+        call.turned[0][at] = online[row * (TILE + 1) + column];
+        if (!SHARED) call.turned[1][at] = target[row * (TILE + 1) + column];
     }
 }
 

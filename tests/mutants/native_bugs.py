@@ -82,13 +82,13 @@ KERNELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         (CARD_SIZES,),
     ),
     "card: weights not turned over after an update": (
-        "call.turned[0][at] = online[across * (TILE + 1) + along];",
+        "call.turned[0][at] = online[row * (TILE + 1) + column];",
         "",
         (CARD_UPDATE,),
     ),
-    "card: biases stay": (
-        "if (has_bias) move(call, step, tile.bias + biased, bias);",
-        "",
+    "card: biases share what they became": (
+        "tile.bias + out, moved, followed",
+        "tile.bias + out, moved, moved",
         (CARD_UPDATE,),
     ),
     "card: no bias correction": (

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fastdqn import policy as policy_file
 from fastdqn.learner import Learner
+from fastdqn.native import NativeActor
 from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.policy import Policy, epsilon_greedy
-from tests.small_learners import Descent, Table, one_hot, transitions
+from tests.small_learners import Branches, Descent, Table, one_hot, transitions
 
 NUM_ENVS, NUM_ACTIONS, STEPS = 64, 50, 2000
 
@@ -232,6 +235,35 @@ def test_an_update_changes_the_next_action() -> None:
     assert policy.greedy(obs).tolist() == [2, 1]
 
 
+def _elsewhere(module: nn.Module, num_parameters: int | None = None) -> Policy:
+    """Return a policy whose network says that it lies on a card."""
+    policy = Policy(FlatNetwork(module))
+    count = policy.network.flat.numel() if num_parameters is None else num_parameters
+    flat = SimpleNamespace(device=torch.device("cuda"), numel=lambda: count)
+    policy.network = SimpleNamespace(flat=flat, module=module)  # type: ignore[assignment]
+    return policy
+
+
 def test_on_the_cpu_a_policy_plays_itself() -> None:
     policy = Policy(FlatNetwork(MLP((4,), 2, (8,))))
+    assert policy.to_play() is policy
+
+
+def test_a_small_mlp_of_a_card_is_played_on_the_cpu_as_it_is_at_this_moment() -> None:
+    network, obs = MLP((4,), 3, (8,)), torch.randn(64, 4)
+    truth = Policy(FlatNetwork(network))
+    before = truth.greedy(obs)
+    played = _elsewhere(network).to_play()
+    assert isinstance(played.actor, NativeActor)
+    assert torch.equal(played.greedy(obs), before)
+    truth.network.flat.neg_()
+    assert not torch.equal(truth.greedy(obs), before)
+    assert torch.equal(played.greedy(obs), before)
+
+
+def test_other_networks_of_a_card_are_played_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for policy in (_elsewhere(Branches()), _elsewhere(MLP((4,), 3, (8,)), 10**7)):
+        assert policy.to_play() is policy
+    monkeypatch.setattr(policy_file, "why_not_act", lambda _: "no C compiler")
+    policy = _elsewhere(MLP((4,), 3, (8,)))
     assert policy.to_play() is policy
