@@ -109,8 +109,8 @@ class Config:
     execution: Literal["auto", "eager", "native", "compile", "cudagraph", "compile+cudagraph"] = (
         "auto"
     )
-    """How the update runs: as it is; in C (an MLP on the CPU); compiled; or recorded as a CUDA
-    graph. auto measures what is fastest, and never waits for a compiler."""
+    """How the update runs: as it is; native, for an MLP: in C on the CPU, by kernels of our own
+    on CUDA; compiled; or recorded as a CUDA graph. auto measures what is fastest."""
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """Bits of a number in the forward and backward passes of the update: 32; products of 19 bits
     (CUDA); or 16 (CUDA and CPU). Parameters always have 32."""

@@ -17,7 +17,7 @@ import torch
 
 from fastdqn.caches import keep, kept
 
-__all__ = ["KernelError", "Kernels", "Nvrtc", "why_no_nvrtc"]
+__all__ = ["FREE_SHARED", "KernelError", "Kernels", "Nvrtc", "why_no_nvrtc"]
 
 OPTIONS = ("-std=c++17", "-default-device")
 MAX_DYNAMIC_SHARED = 8

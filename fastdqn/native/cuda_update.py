@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdqn.native.cuda_plan import GATHERED, Call, CudaPlan, Make, Shape, on_the_card, rows_for
+from fastdqn.native.cuda_plan import GATHERED, Call, CudaPlan, Make, on_the_card
+from fastdqn.native.cuda_shape import Shape, rows_for
 from fastdqn.native.plan import RING_FIELDS
 from fastdqn.native.settings import LOSSES, TARGETS, batch_as_ring, numbers_of
 from fastdqn.networks import MLP, FlatNetwork

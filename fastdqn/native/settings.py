@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdqn.native.cuda_shape import why_not_on
 from fastdqn.native.library import why_no_library
 from fastdqn.native.plan import DTYPES, MAX_LAYERS
 from fastdqn.networks import MLP, FlatNetwork
@@ -47,7 +48,9 @@ def why_not_act(network: FlatNetwork) -> str | None:
         return f"it knows multilayer perceptrons only, and the network is {type(module).__name__}"
     if len(module.layers) > MAX_LAYERS:
         return f"it knows {MAX_LAYERS} layers, and the network has {len(module.layers)}"
-    return why_no_library() if device.type == "cpu" else why_no_nvrtc()
+    if device.type == "cpu":
+        return why_no_library()
+    return why_no_nvrtc() or why_not_on(module, device)
 
 
 def numbers_of(optimizer: Optimizer) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastdqn.learner import Learner, LearnerState, _Way
 from fastdqn.native import CudaUpdate, cuda_plan
-from fastdqn.native.cuda_plan import Shape
+from fastdqn.native.cuda_shape import Shape
 from fastdqn.replay import Ring, Sampler, writer
 from fastdqn.transition import Transitions
 

@@ -14,9 +14,11 @@ import torch
 from fastdqn.learner import Learner
 from fastdqn.losses import masked_q
 from fastdqn.native import CudaActor, CudaUpdate
-from fastdqn.native.cuda_plan import Shape, on_the_card
+from fastdqn.native.cuda_plan import SOURCE, Call, on_the_card
+from fastdqn.native.cuda_shape import Shape, fitted
 from fastdqn.native.plan import DTYPES
 from fastdqn.networks import MLP, FlatNetwork
+from fastdqn.nvrtc import KernelError
 from fastdqn.optimizers import Adam, AdamW, RMSprop
 from fastdqn.replay import ReplayBuffer, Ring, Sampler
 from tests.emulated.card import EmulatedKernels, has_compiler, make, on_emulated_card
@@ -266,9 +268,23 @@ def test_an_update_is_three_kernels_and_a_call_one_more() -> None:
     assert kernels.launched == ["prepare", *["learn", "gradients", "commit"] * 4]
 
 
-def test_shared_memory_suffices_for_every_product_of_wide_and_of_odd_networks() -> None:
-    """The kernels refuse to compile where it does not; here, that a card of today has as much."""
+def test_what_does_not_fit_gets_fewer_rows_and_threads_and_is_refused_by_name() -> None:
+    wide = Shape((8, 512, 512, 4), 256, torch.float32, 8, 1024)
+    for limit in (227 * 1024, 99 * 1024):
+        shape = fitted(wide, limit)
+        assert max(shape.shared_bytes.values()) <= limit
+        assert (shape.rows, shape.threads) < (wide.rows, wide.threads)
+        assert shape.sizes == wide.sizes
+    fitting = Shape((8, 64, 64, 4), 64, torch.float32, 1, 256)
+    assert fitted(fitting, 64 * 1024) is fitting
+    with pytest.raises(KernelError, match=r"layers of 512 units need .* bytes of shared memory"):
+        fitted(wide, 16 * 1024)
+
+
+@EMULATED
+@pytest.mark.parametrize("rows", [1, 4])
+def test_shared_memory_suffices_for_every_product(rows: int) -> None:
+    """As the host counts it; the kernels refuse to compile where it does not."""
     for sizes in ((8, 256, 256, 4), (84, 512, 512, 18), (3, 120, 84, 2)):
-        for rows in (1, 2, 4, 8):
-            shape = Shape(sizes, 256, torch.float32, rows, 1024 if rows <= 2 else 512)
-            assert max(shape.shared_bytes.values()) <= 227 * 1024 or rows > 4, (sizes, rows)
+        shape = fitted(Shape(sizes, 256, torch.float32, rows, 512), 227 * 1024)
+        EmulatedKernels(SOURCE, shape.macros, Call, shape.shared_bytes)
