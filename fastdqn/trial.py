@@ -10,6 +10,7 @@ import torch
 
 from fastdqn.acting import ACTORS, actor_of
 from fastdqn.device import synchronize
+from fastdqn.errors import UsageError
 from fastdqn.execution import choose_execution
 from fastdqn.learner import Learner
 from fastdqn.native import NativeActor, why_not_act
@@ -168,7 +169,7 @@ def _compare(
     for name in candidates:
         try:
             seconds[name] = _seconds(prepare(name), device) / units
-        except RuntimeError as error:  # e.g. a module that waits for the device within a graph
+        except (RuntimeError, UsageError) as error:  # e.g. a module that waits within a graph
             if name == candidates[0]:
                 raise
             failed.append(f"{name} cannot run ({str(error).splitlines()[0]})")

@@ -25,8 +25,8 @@ SOURCE = Path(__file__).with_name("ring.cu")
 THREADS = 32
 MOST_ENDED = 192
 """As in ring.cu."""
-WORDS = ((16, "float4"), (4, "unsigned"), (1, "unsigned char"))
-"""Bytes of what is copied at a time, and its name in CUDA C."""
+WORDS = {"float4": 16, "unsigned": 4, "unsigned char": 1}
+"""What is copied at a time, as CUDA C calls it -> its bytes; each lies at a multiple of them."""
 NEW_FIELDS = ("new_action", "new_reward", "new_terminated", "new_truncated", "obs")
 """In the order of `ReplayBuffer.write`."""
 
@@ -56,7 +56,7 @@ Make = Callable[[dict[str, str], torch.device], Kernels]
 def macros_of(ring: Ring) -> dict[str, str]:
     """Return what the kernel is compiled with for a ring."""
     nbytes = ring.frames[0].numel() * ring.frames.element_size()
-    word = next(name for size, name in WORDS if nbytes % size == 0)
+    word = next(name for name, size in WORDS.items() if nbytes % size == 0)
     return {"BYTES": str(nbytes), "WORD": word, "THREADS": str(THREADS)}
 
 
@@ -76,7 +76,9 @@ class RowWriter:
 
     def __init__(self, ring: Ring, window: Tensor, make: Make = on_the_card) -> None:
         self._ring, self._window = ring, window
-        self._kernels = make(macros_of(ring), ring.frames.device)
+        macros = macros_of(ring)
+        self._word = WORDS[macros["WORD"]]
+        self._kernels = make(macros, ring.frames.device)
         self._call = Call(window=window.data_ptr())
         for name in ("frames", "next_index", "action", "reward", "terminated", "truncated"):
             setattr(self._call, name, getattr(ring, name).data_ptr())
@@ -101,6 +103,7 @@ class RowWriter:
                 and value.dtype is dtype
                 and value.device == ring.frames.device
                 and value.is_contiguous()
+                and (dtype is not frame or value.data_ptr() % self._word == 0)
             )
             for value, dtype in zip(step, dtypes, strict=True)
         )

@@ -121,6 +121,26 @@ def test_what_a_kernel_does_not_know_pytorch_writes() -> None:
 
 
 @EMULATED
+def test_what_lies_between_words_pytorch_writes() -> None:
+    """A card stops a program that reads sixteen bytes at another place."""
+    rings = pair("cpu", obs_shape=(4,))
+    fast, steps = rings[0], Steps(rings[1])
+    memory = torch.zeros(6 * 4 + 1)
+    shifted = memory[1:].view(6, 4)
+    assert shifted.is_contiguous()
+    for replay in rings:
+        replay.begin(steps.frame().zero_())
+    step, given = steps.next()
+    shifted.copy_(step[4])
+    step[4] = shifted
+    for replay in rings:
+        replay.write(*step, **given)
+    same(*rings)
+    assert fast._writer is not None
+    assert fast._writer._kernels.launched == []  # type: ignore[attr-defined]
+
+
+@EMULATED
 def test_a_mask_for_a_ring_without_masks_is_refused() -> None:
     for replay in pair("cpu"):
         step, given = Steps(replay).next()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdqn import trial
+from fastdqn.errors import UsageError
 from fastdqn.learner import Learner, _Way
 from fastdqn.native import NativeActor
 from fastdqn.networks import MLP
@@ -51,6 +52,18 @@ def test_the_fastest_way_wins_and_all_are_told(clock: Clock) -> None:
     assert list(learner._ways) == [best]  # what the others held is free again
     learner, sampler = learner_of(clock, eager=20e-6, cudagraph=80e-6)
     assert fastest_execution(learner, sampler, 2, ways[:2])[0] == learner.execution == "eager"
+
+
+def test_a_way_that_cannot_be_compiled_is_told_and_left_out(clock: Clock) -> None:
+    learner, sampler = learner_of(clock, eager=600e-6, compile_cudagraph=30e-6)
+
+    def refused(*_given: Any) -> None:
+        raise UsageError("--execution compile", "it looks at a value", "Use eager.")
+
+    learner._ways["compile+cudagraph"] = _Way(refused, refused)
+    best, told = fastest_execution(learner, sampler, 2, ["eager", "compile+cudagraph"])
+    assert best == learner.execution == "eager"
+    assert "compile+cudagraph cannot run (--execution compile: it looks at a value" in told
 
 
 def test_a_measurement_leaves_no_trace_in_weights_moments_counts_and_draws() -> None:
