@@ -39,7 +39,7 @@ class Sampler:
         self.ring = replay.ring
         # The ring's own: this file is a part of its room.
         self._starts, self._generator = replay._starts, replay._generator
-        self._first, self._count = replay.window.unbind(0)
+        self._window = replay.window
         self._places: dict[int, Tensor] = {}
         self._rehearsing = False
 
@@ -104,8 +104,9 @@ class Sampler:
         Returns:
             [K, B] int64 for `gather`.
         """
-        n = bits.remainder(self._count)
-        return self._starts.nth(self._count - 1 - n if self.newest else n, self._first)
+        first, count = self._window.unbind(0)
+        n = bits.remainder(count)
+        return self._starts.nth(count - 1 - n if self.newest else n, first)
 
     @property
     def window(self) -> tuple[Tensor, int, int]:
@@ -119,7 +120,7 @@ class Sampler:
         The scalars are the number of the oldest transition, and how many there are, as of the
         last `fill`. All of them stay where they are.
         """
-        return self._starts.order, self._first, self._count
+        return self._starts.order, self._window[0], self._window[1]
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
