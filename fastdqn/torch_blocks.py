@@ -60,7 +60,7 @@ class _NativeParts:
 
     def __init__(self, iteration: Iteration, learn: CudaUpdate, device: torch.device) -> None:
         self._iteration, self._learn = iteration, learn
-        self._act = CudaActor(iteration.network)
+        self._act = CudaActor(iteration.network, learn.make)
         self._draw = accelerate(self._drawn, "compile", device)
         self._advance = accelerate(self._advanced, "compile", device)
         self._index: dict[torch.Size, Tensor] = {}

@@ -39,6 +39,9 @@ class CudaUpdate:
         clip_value: Bound on its elements, or None.
         plain: Numbers by the names of `Call`: `gamma`, `tau`, `target_period`; and `double_dqn`.
         make: Compiles the kernels.
+
+    Attributes:
+        make: See above, for those who act beside it.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class CudaUpdate:
         make: Make = on_the_card,
     ) -> None:
         assert isinstance(network.module, MLP)
-        self._network, self._module, self._make = network, network.module, make
+        self._module, self.make = network.module, make
         self._kept = (network.flat, *tensors.values(), *slots)
         numbers = numbers_of(optimizer)
         self._choices: dict[str, Any] = {
@@ -155,7 +158,7 @@ class CudaUpdate:
             size, dtype, masked = key
             choices = {**self._choices, "masked": masked}
             shape = Shape.of(self._module, size, dtype, rows_for(size), **choices)
-            plan = self._plans[key] = CudaPlan(shape, numbers.device, self._make)
+            plan = self._plans[key] = CudaPlan(shape, numbers.device, self.make)
         return plan
 
 

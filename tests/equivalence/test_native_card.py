@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from fastdqn import torch_blocks
+from fastdqn.blocks import Block
+from fastdqn.envs.tensor import make_tensor_env
+from fastdqn.fused import FusedRollout
 from fastdqn.learner import Learner
 from fastdqn.losses import masked_q
 from fastdqn.native import CudaActor, CudaUpdate
@@ -21,6 +25,7 @@ from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.nvrtc import KernelError
 from fastdqn.optimizers import Adam, AdamW, RMSprop
 from fastdqn.replay import ReplayBuffer, Ring, Sampler
+from fastdqn.torch_blocks import TorchBlocks
 from tests.emulated.card import EmulatedKernels, has_compiler, make, on_emulated_card
 from tests.equivalence.test_native import assert_alike, copy_state, replay_of
 from tests.equivalence.test_native import tensors as all_of
@@ -254,6 +259,40 @@ def test_acting_is_epsilon_greedy_over_the_allowed_actions(
     after = torch.zeros_like(actions)
     actor(obs, torch.tensor(0.0, device=device), uniform, mask, after)
     assert envs == 1 or not torch.equal(after, actions)
+
+
+@EMULATED
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1"])
+def test_a_block_by_the_cards_kernels_is_the_eager_block(
+    env_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensor environments act, step, write and learn; what is recorded on a card is run here."""
+    monkeypatch.setattr(torch_blocks, "accelerate", lambda step, *_given, **_options: step)
+    rollouts = []
+    for way in ("eager", "native"):
+        torch.manual_seed(0)
+        env = make_tensor_env(env_id, 6, torch.device("cpu"))
+        size, actions = env.single_observation_space.shape or (), int(env.single_action_space.n)
+        learner = Learner(MLP(size, actions, (16,)), learning_rate=1e-3)
+        given: dict[str, Any] = {"capacity": 200, "batch_size": 12, "seed": 3}
+        rollout = FusedRollout(env, learner.network, partial(learner.step, learner.state), **given)
+        if way == "native":
+            parts = rollout._iteration, env, way, learner.state.written(), rollout.device
+            blocks = TorchBlocks(*parts, native=native_of(learner, "cpu"))
+            blocks._fast = blocks._run_natively
+            rollout._blocks = blocks
+        rollouts.append((rollout, learner))
+    (eager, truth), (card, learner) = rollouts
+    born = truth.state.online.clone()
+    for block in (Block(2, 3, 2), Block(1, 0, 4), Block(1, 1, 4)) * 2:
+        for rollout, _ in rollouts:
+            rollout.advance(block, 0.5)
+        assert torch.equal(card.ring.ring.action, eager.ring.ring.action)
+        torch.testing.assert_close(card.ring.ring.frames, eager.ring.ring.frames)
+        assert_alike(learner.state, truth.state, rtol=1e-3)
+        copy_state(learner.state, truth.state)
+    assert int(truth.state.updates) == card.updates == 20
+    assert (truth.state.online - born).abs().max() > 1e-3
 
 
 @EMULATED
