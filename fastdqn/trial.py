@@ -21,6 +21,8 @@ __all__ = ["choose_ways", "fastest_actor", "fastest_execution", "learning_second
 
 CALLS, ROUNDS, ENOUGH_S = 10, 20, 0.2
 """Calls of a round, rounds at most, and seconds after which three rounds are enough."""
+ROUND_S = 0.05
+"""What a round may take: the plainest way is slow, and a run waits for the end of its trial."""
 MAX_UPDATES = 16
 
 Ways = tuple[str, str]
@@ -182,15 +184,23 @@ def _compare(
 
 
 def _seconds(run: Callable[[], object], device: torch.device, calls: int = CALLS) -> float:
-    """Return the seconds of one call once everything is warm: the best of a few rounds."""
-    for _ in range(2):
-        run()
+    """Return the seconds of one call once everything is warm: the best of a few rounds.
+
+    A round has `calls` calls, or as many as take ROUND_S.
+    """
+    run()
+    one_s = _timed(run, device, 1)
+    calls = max(1, min(calls, int(ROUND_S / one_s) if one_s else calls))
     rounds: list[float] = []
     while len(rounds) < 3 or (len(rounds) < ROUNDS and sum(rounds) < ENOUGH_S):
-        synchronize(device)
-        start = time.perf_counter()
-        for _ in range(calls):
-            run()
-        synchronize(device)
-        rounds.append(time.perf_counter() - start)
+        rounds.append(_timed(run, device, calls))
     return min(rounds) / calls
+
+
+def _timed(run: Callable[[], object], device: torch.device, calls: int) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    synchronize(device)
+    return time.perf_counter() - start
