@@ -83,9 +83,10 @@ def choose_execution(
         mode = "native" if why_not is None else "compile+cudagraph"
         told = "" if why_not is None else f"; not native: {why_not}"
         return mode, f"tensor environments and updates are one graph{told}"
+    native = why_not_native() is None
     if measure is None:
-        return "cudagraph", "a run measures before it starts"
-    return measure(worth_trying(expected_updates, native=why_not_native() is None))
+        return "native" if native else "cudagraph", "a run measures before it starts"
+    return measure(worth_trying(expected_updates, native=native))
 
 
 def refuse_execution(asked: str, device: torch.device) -> None:

@@ -103,12 +103,11 @@ class Nvrtc:
         Raises:
             KernelError: The driver refuses it.
         """
-        stream = torch.cuda.current_stream(self._device).cuda_stream
         given = (ctypes.c_void_p * 1)(ctypes.addressof(call))
         sizes = (blocks, 1, 1, threads, 1, 1, shared)
-        queued = _cuda().cuLaunchKernel(
-            self._functions[name], *sizes, ctypes.c_void_p(stream), given, None
-        )
+        with torch.cuda.device(self._device):  # the driver launches in the current context
+            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+            queued = _cuda().cuLaunchKernel(self._functions[name], *sizes, stream, given, None)
         if queued:
             _check(queued, f"launch {name}")
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastdqn.errors import UsageError
 from fastdqn.losses import LOSSES, double_dqn_target, dqn_target, td_error
-from fastdqn.native import CudaUpdate, NativeUpdate, why_not_native
+from fastdqn.native import CudaUpdate, Learned, NativeUpdate, why_not_native
 from fastdqn.networks import FlatNetwork
 from fastdqn.optimizers import Adam, Optimizer, clip_by_norm, clip_by_value
 from fastdqn.precision import refuse_precision
@@ -117,7 +116,9 @@ class Update:
         return why_not_native(self.network, self._optimizer, self.precision)
 
     def natively(
-        self, state: LearnerState, kind: Callable[..., Any] | None = None
+        self,
+        state: LearnerState,
+        kind: Callable[[Learned], NativeUpdate | CudaUpdate] | None = None,
     ) -> NativeUpdate | CudaUpdate:
         """Return what updates a state in C, or on a card in CUDA C.
 
@@ -131,33 +132,33 @@ class Update:
         why_not = self.why_not_native()
         if why_not:
             raise UsageError("--execution native", why_not, "Use --execution eager or compile.")
-        made: NativeUpdate | CudaUpdate = (kind or self._native_kind)(
+        tensors = {
+            "bootstrap": state.online if self.target_kind == "none" else state.target,
+            "updates": state.updates,
+            "skipped": state.skipped,
+            "learning_rate": state.learning_rate,
+            "metrics": state.metrics,
+        }
+        plain = {
+            "gamma": self.gamma,
+            "tau": self.tau,
+            "double_dqn": self.double,
+            "target_period": self.target_period,
+        }
+        learned = Learned(
             self.network,
-            {
-                "bootstrap": state.online if self.target_kind == "none" else state.target,
-                "updates": state.updates,
-                "skipped": state.skipped,
-                "learning_rate": state.learning_rate,
-                "metrics": state.metrics,
-            },
+            tensors,
             state.slots,
-            optimizer=self._optimizer,
-            loss=self.loss_kind,
-            target=self.target_kind,
-            clip_norm=self.clip_norm,
-            clip_value=self.clip_value,
-            plain={
-                "gamma": self.gamma,
-                "tau": self.tau,
-                "double_dqn": self.double,
-                "target_period": self.target_period,
-            },
+            self._optimizer,
+            self.loss_kind,
+            self.target_kind,
+            self.clip_norm,
+            self.clip_value,
+            plain,
         )
-        return made
-
-    @property
-    def _native_kind(self) -> Callable[..., Any]:
-        return NativeUpdate if self.device.type == "cpu" else CudaUpdate
+        if kind is None:
+            kind = NativeUpdate if self.device.type == "cpu" else CudaUpdate
+        return kind(learned)
 
     def _step(self, state: LearnerState, batch: Transitions) -> None:
         with torch.no_grad():

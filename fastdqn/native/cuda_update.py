@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,9 +10,8 @@ from torch import Tensor
 from fastdqn.native.cuda_plan import GATHERED, Call, CudaPlan, Make, on_the_card
 from fastdqn.native.cuda_shape import Shape, rows_for
 from fastdqn.native.plan import RING_FIELDS
-from fastdqn.native.settings import LOSSES, TARGETS, batch_as_ring, numbers_of
+from fastdqn.native.settings import LOSSES, TARGETS, Learned, batch_as_ring, numbers_of
 from fastdqn.networks import MLP, FlatNetwork
-from fastdqn.optimizers import Optimizer
 from fastdqn.replay import Ring, Sampler
 from fastdqn.transition import Transitions
 
@@ -27,61 +24,35 @@ class CudaUpdate:
     The calls allocate only when a batch size or a dtype is new, and can be captured.
 
     Args:
-        network: Of an MLP on a card.
-        tensors: The learner's own, by the names of `Call`: `bootstrap` (what next values come
-            from: the target or, without one, the online parameters), `updates`, `skipped`,
-            `learning_rate`, `metrics`.
-        slots: The optimizer's tensors.
-        optimizer: Adam, AdamW or RMSprop.
-        loss: `huber` or `mse`.
-        target: `soft`, `hard` or `none`.
-        clip_norm: Bound on the gradient's norm, or None.
-        clip_value: Bound on its elements, or None.
-        plain: Numbers by the names of `Call`: `gamma`, `tau`, `target_period`; and `double_dqn`.
+        learned: Of an MLP on a card.
         make: Compiles the kernels.
 
     Attributes:
         make: See above, for those who act beside it.
     """
 
-    def __init__(
-        self,
-        network: FlatNetwork,
-        tensors: Mapping[str, Tensor],
-        slots: list[Tensor],
-        *,
-        optimizer: Optimizer,
-        loss: str,
-        target: str,
-        clip_norm: float | None,
-        clip_value: float | None,
-        plain: Mapping[str, float],
-        make: Make = on_the_card,
-    ) -> None:
-        assert isinstance(network.module, MLP)
-        self._module, self.make = network.module, make
-        self._kept = (network.flat, *tensors.values(), *slots)
-        numbers = numbers_of(optimizer)
+    def __init__(self, learned: Learned, make: Make = on_the_card) -> None:
+        module, flat = learned.network.module, learned.network.flat
+        assert isinstance(module, MLP)
+        self._module, self.make = module, make
+        self._kept = (flat, *learned.tensors.values(), *learned.slots)
+        numbers, plain = numbers_of(learned.optimizer), dict(learned.plain)
         self._choices: dict[str, Any] = {
-            "double": bool(plain["double_dqn"]),
-            "shared": target == "none",
-            "loss": LOSSES[loss],
-            "target": TARGETS[target],
+            "double": bool(plain.pop("double_dqn")),
+            "shared": learned.target == "none",
+            "loss": LOSSES[learned.loss],
+            "target": TARGETS[learned.target],
             "optimizer": numbers.pop("optimizer"),
             "amsgrad": bool(numbers.pop("amsgrad", False)),
         }
-        self._call = call = Call(online=network.flat.data_ptr(), scale=network.module.scale)
-        for name, tensor in tensors.items():
+        self._call = call = Call(online=flat.data_ptr(), scale=module.scale, offset=module.offset)
+        for name, tensor in learned.tensors.items():
             setattr(call, name, tensor.data_ptr())
-        for place, slot in enumerate(slots):
+        for place, slot in enumerate(learned.slots):
             call.slots[place] = slot.data_ptr()
-        for name, number in {**numbers, **plain}.items():
-            if name != "double_dqn":
-                setattr(call, name, number)
+        for name, number in {**numbers, **plain, **learned.bounds}.items():
+            setattr(call, name, number)
         call.rest1, call.rest2 = (1 - numbers.get(name, 0.0) for name in ("beta1", "beta2"))
-        call.offset = network.module.offset
-        call.clip_norm = math.inf if clip_norm is None else clip_norm
-        call.clip_value = math.inf if clip_value is None else clip_value
         self._plans: dict[tuple[int, torch.dtype, bool], CudaPlan] = {}
 
     def __call__(self, ring: Ring, index: Tensor) -> None:

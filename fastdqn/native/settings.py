@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -18,11 +20,54 @@ from fastdqn.optimizers import Adam, AdamW, Optimizer, RMSprop
 from fastdqn.replay import Ring
 from fastdqn.transition import Transitions
 
-__all__ = ["LOSSES", "TARGETS", "batch_as_ring", "numbers_of", "why_not_act", "why_not_native"]
+__all__ = [
+    "LOSSES",
+    "TARGETS",
+    "Learned",
+    "batch_as_ring",
+    "numbers_of",
+    "why_not_act",
+    "why_not_native",
+]
 
 LOSSES = {"huber": 0, "mse": 1}
 OPTIMIZERS: Mapping[type, int] = MappingProxyType({Adam: 0, AdamW: 1, RMSprop: 2})
 TARGETS = {"soft": 0, "hard": 1, "none": 2}
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What an update reads and writes, and how.
+
+    Attributes:
+        network: Of an MLP.
+        tensors: The learner's own, by the names of `Settings` and `Call`: `bootstrap` (what next
+            values come from: the target or, without one, the online parameters), `updates`,
+            `skipped`, `learning_rate`, `metrics`.
+        slots: The optimizer's tensors.
+        optimizer: Adam, AdamW or RMSprop.
+        loss: `huber` or `mse`.
+        target: `soft`, `hard` or `none`.
+        clip_norm: Bound on the gradient's norm, or None.
+        clip_value: Bound on its elements, or None.
+        plain: Numbers by those names: `gamma`, `tau`, `double_dqn`, `target_period`.
+    """
+
+    network: FlatNetwork
+    tensors: Mapping[str, Tensor]
+    slots: list[Tensor]
+    optimizer: Optimizer
+    loss: str
+    target: str
+    clip_norm: float | None
+    clip_value: float | None
+    plain: Mapping[str, float]
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Bounds on the gradient by the names of the C; infinity is none."""
+        given = {"clip_norm": self.clip_norm, "clip_value": self.clip_value}
+        return {name: math.inf if bound is None else bound for name, bound in given.items()}
 
 
 def why_not_native(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,9 +17,7 @@ from fastdqn.native.plan import (
     StartsAddresses,
     settings_of,
 )
-from fastdqn.native.settings import LOSSES, TARGETS, batch_as_ring, numbers_of
-from fastdqn.networks import FlatNetwork
-from fastdqn.optimizers import Optimizer
+from fastdqn.native.settings import LOSSES, TARGETS, Learned, batch_as_ring, numbers_of
 from fastdqn.replay import Ring, Sampler
 from fastdqn.transition import Transitions
 
@@ -37,40 +34,18 @@ class NativeUpdate:
     """Updates a learner's state in place. Hot path: one call into C, nothing allocated.
 
     Args:
-        network: Of an MLP on the CPU.
-        tensors: The learner's own, by the names of `Settings`: `bootstrap` (what next values
-            come from: the target or, without one, the online parameters), `updates`, `skipped`,
-            `learning_rate`, `metrics`.
-        slots: The optimizer's tensors.
-        optimizer: Adam, AdamW or RMSprop.
-        loss: `huber` or `mse`.
-        target: `soft`, `hard` or `none`.
-        clip_norm: Bound on the gradient's norm, or None.
-        clip_value: Bound on its elements, or None.
-        plain: Numbers by the names of `Settings`: `gamma`, `tau`, `double_dqn`, `target_period`.
+        learned: Of an MLP on the CPU.
     """
 
-    def __init__(
-        self,
-        network: FlatNetwork,
-        tensors: Mapping[str, Tensor],
-        slots: list[Tensor],
-        *,
-        optimizer: Optimizer,
-        loss: str,
-        target: str,
-        clip_norm: float | None,
-        clip_value: float | None,
-        plain: Mapping[str, float],
-    ) -> None:
-        self._network, self._tensors, self._slots = network, dict(tensors), list(slots)
+    def __init__(self, learned: Learned) -> None:
+        self._network = learned.network
+        self._tensors, self._slots = dict(learned.tensors), list(learned.slots)
         self._numbers: dict[str, Any] = {
-            **plain,
-            **numbers_of(optimizer),
-            "loss": LOSSES[loss],
-            "target": TARGETS[target],
-            "clip_norm": math.inf if clip_norm is None else clip_norm,
-            "clip_value": math.inf if clip_value is None else clip_value,
+            **learned.plain,
+            **numbers_of(learned.optimizer),
+            **learned.bounds,
+            "loss": LOSSES[learned.loss],
+            "target": TARGETS[learned.target],
         }
         self._update = load_library().fastdqn_update
         self._plans: dict[tuple[int, torch.dtype], Plan] = {}

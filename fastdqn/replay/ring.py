@@ -40,7 +40,7 @@ __all__ = ["MAX_DRAW", "ReplayBuffer"]
 
 MAX_DRAW = 2**62
 NOBODY = np.zeros(0, np.int64)
-NO_MASKS = UsageError("an action mask", "this ring has none", "Build it with num_masked.")
+NO_MASKS = ("an action mask", "this ring has none", "Build it with num_masked.")
 
 
 class ReplayBuffer:
@@ -185,7 +185,7 @@ class ReplayBuffer:
     ) -> None:
         """Append a vector step by one kernel; see `write`."""
         if step[6] is not None and self.ring.masks is None:
-            raise NO_MASKS
+            raise UsageError(*NO_MASKS)
         row = self._row
         places = self._final_places(row, len(ended))
         self._starts.append(row, real)
@@ -271,7 +271,7 @@ class ReplayBuffer:
         if masks is not None:
             masks[here] = True if action_mask is None else action_mask
         elif action_mask is not None:
-            raise NO_MASKS
+            raise UsageError(*NO_MASKS)
         self._cells.frames[here] = obs
 
     def _point_to_successor(self, row: int) -> None:

@@ -98,7 +98,6 @@ def test_a_kernel_writes_what_pytorch_writes(name: str, device: str) -> None:
     samplers = [Sampler(replay, 16) for replay in rings]
     drawn = [sampler.index(sampler.fill(3)) for sampler in samplers]
     assert torch.equal(*drawn)
-    assert torch.equal(drawn[0], rings[1].draw(3, 16)) is False  # it went on drawing
 
 
 @EMULATED
