@@ -234,8 +234,8 @@ class DQN:
 
     def _new_rollout(self, stack: ExitStack) -> Rollout:
         """Build the environments of a training; the stack closes them."""
-        seconds = learning_seconds(self.learner, self._sampler)
-        source = stack.enter_context(self._world.training(self.config, seconds))
+        learning = partial(learning_seconds, self.learner, self._sampler)
+        source = stack.enter_context(self._world.training(self.config, learning))
         rollout = Rollout(source, self.policy, self.replay)
         rollout.env_steps, rollout.episodes = self._env_steps, self._episodes
         return rollout

@@ -80,16 +80,25 @@ class Policy:
         network: Shared with the learner; its latest parameters act.
         seed: Seed of the exploration.
 
-    Attributes:
-        actor: How `act` is run; `choose`, unless somebody put a faster equal in its place.
     """
 
     def __init__(self, network: FlatNetwork, seed: int = 0) -> None:
         self.network = network
-        self.actor: Actor = self.choose
+        self.actor = self.choose
         self._parameters = network.views(network.flat)
         self._generator = torch.Generator(network.flat.device).manual_seed(seed)
         self._uniform = torch.empty(0, NUM_ACTING, device=network.flat.device)
+
+    @property
+    def actor(self) -> Actor:
+        """How `act` is run; `choose`, unless somebody put a faster equal in its place."""
+        return self._actor
+
+    @actor.setter
+    def actor(self, actor: Actor) -> None:
+        """Let another one act; where it brings its actions to the host by itself, it does."""
+        self._actor = actor
+        self._on_host = actor.on_host if isinstance(actor, HostedActor) else None
 
     def act(self, obs: Tensor, epsilon: float, action_mask: Tensor | None = None) -> Tensor:
         """Explore with probability `epsilon`. Hot path; never waits for the device.
@@ -116,8 +125,8 @@ class Policy:
             [N] int64 on the device and on the host; both may be overwritten by the next call.
         """
         uniform = self._drawn(len(obs))
-        if isinstance(self.actor, HostedActor):
-            return self.actor.on_host(obs, epsilon, uniform, action_mask)
+        if self._on_host is not None:
+            return self._on_host(obs, epsilon, uniform, action_mask)
         action = self.actor(obs, epsilon, uniform, action_mask)
         return action, action.cpu().numpy()
 

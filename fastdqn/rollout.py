@@ -9,14 +9,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from fastdqn.envs.rows import Rows
 from fastdqn.envs.source import EnvSource
-from fastdqn.envs.transfer import DeviceRows, HostRows, PackedTransfer, host_rows
+from fastdqn.envs.transfer import (
+    DeviceRows,
+    HostRows,
+    PackedTransfer,
+    SharedTransfer,
+    host_rows,
+)
 from fastdqn.errors import NonFiniteError
 from fastdqn.policy import Policy
 from fastdqn.replay import ReplayBuffer
 from fastdqn.report import Episode
+from fastdqn.transition import storage_dtype
 
 __all__ = ["Rollout"]
 
@@ -25,6 +33,11 @@ _LARGEST = {
     for name in ("float16", "float32", "float64")
 }
 """Largest magnitude by dtype that is finite and stays so in float32."""
+NOBODY = np.zeros(0, np.int64)
+FALSE, TRUE = b"\0", b"\1"
+
+Shown = tuple[Tensor, Tensor | None]
+"""Observations [M, *O] and masks [M, A] of a group; None where there are no masks."""
 
 
 class Rollout:
@@ -90,15 +103,16 @@ class Rollout:
         The copy of the actions to the host is the one wait of a vector step.
         """
         while self._waiting:
-            group, replay = self._waiting.popleft(), self.replay
-            if group.on_host:
-                shown, mask = replay.shown(group.index), replay.shown_mask(group.index)
-                chosen = group.action = self.policy.act(shown, epsilon, mask).numpy()
-            else:
-                shown, mask = group.sent.obs, group.sent.action_mask
-                group.action, chosen = self.policy.act_on_host(shown, epsilon, mask)
+            group = self._waiting.popleft()
+            shown, mask = group.shown or self._in_the_ring(group)
+            action, chosen = self.policy.act_on_host(shown, epsilon, mask)
+            group.action = chosen if group.on_host else action
             self.source.send(chosen, group.index)
             self._stepping.append(group)
+
+    def _in_the_ring(self, group: _Group) -> Shown:
+        """Return what a group shows as the replay has stored it."""
+        return self.replay.shown(group.index), self.replay.shown_mask(group.index)
 
     def collect(self) -> None:
         """Wait for the step that was started first; its rows are valid afterwards."""
@@ -112,9 +126,9 @@ class Rollout:
         """
         group = self._stepping.popleft()
         rows, within_step = group.rows, self.source.resets_within_step
-        ended = np.flatnonzero(rows.terminated | rows.truncated)
-        self._refuse_non_finite(group, ended if within_step else ended[:0])
-        real = None if rows.real.all() else rows.real
+        ended = group.ended()
+        self._refuse_non_finite(group, ended if within_step else NOBODY)
+        real = rows.real if _holds(group.real, FALSE) else None
         step = group.arrived()
         self.replay.write(
             group.action,
@@ -144,7 +158,7 @@ class Rollout:
 
     def _refuse_non_finite(self, group: _Group, ended: npt.NDArray[np.int64]) -> None:
         for what, values, flat, limit in group.watched:
-            if not np.dot(flat, flat) <= limit:
+            if not flat.dot(flat) <= limit:
                 self._refuse_if_bad(what, values, group.first_env)
         if ended.size:
             final_obs = group.rows.final_obs[ended]
@@ -183,13 +197,14 @@ class _Group:
         index: Which group.
         first_env: Its first environment.
         rows: Its rows.
-        transfer: Takes them to the device.
         on_host: Whether the replay reads the host's memory.
         watched: What to look at after a step: name, values, the same flat, and the largest sum of
             squares that tells that all is well.
+        real: Its flags of that name.
         arrived: Returns what came with its last step, where the replay takes it from.
-        sent: What came with it, where it lies on the device; not where the replay reads the host's.
-        action: [M] int64, its last actions, likewise.
+        shown: Where what it shows lies on the device of the network, at every step; None where
+            only the replay has it as the network takes it.
+        action: [M] int64, its last actions, where the replay takes them from.
     """
 
     def __init__(self, source: EnvSource, index: int, device: torch.device) -> None:
@@ -199,15 +214,39 @@ class _Group:
         self.first_env = index * size
         floats = (("reward", self.rows.reward), ("observation", self.rows.obs))
         self.watched = [
-            (what, values, values.reshape(-1), _LARGEST[values.dtype.name])
+            (what, values, values.reshape(-1), float(_LARGEST[values.dtype.name]))
             for what, values in floats
             if values.dtype.kind == "f"
         ]
         assert all(np.shares_memory(flat, values) for _, values, flat, _ in self.watched)
+        self._terminated, self._truncated = (
+            _flags(self.rows.terminated),
+            _flags(self.rows.truncated),
+        )
+        self.real = _flags(self.rows.real)
         self.on_host = device.type == "cpu"
+        self.action: Any = np.zeros(size, np.int64)
         arrays = host_rows(self.rows)
         self.arrived: Callable[[], HostRows | DeviceRows] = lambda: arrays
+        self.shown: Shown | None = None
         if not self.on_host:
             transfer = PackedTransfer(self.rows, device)
-            self.sent, self.arrived = transfer.rows, transfer.load
-        self.action: Any = np.zeros(size, np.int64)
+            self.shown, self.arrived = transfer.rows.shown, transfer.load
+        elif storage_dtype(self.rows.obs.dtype) is torch.from_numpy(self.rows.obs).dtype:
+            self.shown = SharedTransfer(self.rows).load().shown
+
+    def ended(self) -> npt.NDArray[np.int64]:
+        """Return the environments whose episode has ended in this step, from 0; mostly nobody."""
+        if _holds(self._terminated, TRUE) or _holds(self._truncated, TRUE):
+            return np.flatnonzero(self.rows.terminated | self.rows.truncated)
+        return NOBODY
+
+
+def _flags(column: Any) -> memoryview:
+    """Return bools as the bytes that `_holds` looks through."""
+    return memoryview(column)
+
+
+def _holds(flags: memoryview, flag: bytes) -> bool:
+    """Return whether a flag is among bools: in a tenth of the time of `any` where they are few."""
+    return flag in flags.tobytes()

@@ -24,6 +24,8 @@ CALLS, ROUNDS, ENOUGH_S = 10, 20, 0.2
 ROUND_S = 0.05
 """What a round may take: the plainest way is slow, and a run waits for the end of its trial."""
 MAX_UPDATES = 16
+LEARNING_CALLS = 3
+"""About as long as the few env steps that learning is compared with."""
 
 Ways = tuple[str, str]
 
@@ -95,7 +97,7 @@ def fastest_execution(
 
 
 def learning_seconds(learner: Learner, sampler: Sampler | None) -> float:
-    """Return how long the updates of a vector step take in the way that the learner runs now.
+    """Time the updates of a vector step in the way that the learner runs now.
 
     They take nothing of the CPU that environments could use where the learner is elsewhere, and
     cannot be told apart from the environments where there is no sampler. Leaves no trace.
@@ -110,7 +112,9 @@ def learning_seconds(learner: Learner, sampler: Sampler | None) -> float:
     try:
         with sampler.rehearsal():
             run = partial(learner.learn_sampled, sampler, updates)
-            return _seconds(run, learner.device, calls=1) * sampler.due / updates
+            run()
+            elapsed_s = _timed(run, learner.device, LEARNING_CALLS)
+            return elapsed_s / LEARNING_CALLS * sampler.due / updates
     finally:
         restore()
 
@@ -183,14 +187,14 @@ def _compare(
     )
 
 
-def _seconds(run: Callable[[], object], device: torch.device, calls: int = CALLS) -> float:
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
     """Return the seconds of one call once everything is warm: the best of a few rounds.
 
-    A round has `calls` calls, or as many as take ROUND_S.
+    A round has CALLS calls, or as many as take ROUND_S.
     """
     run()
     one_s = _timed(run, device, 1)
-    calls = max(1, min(calls, int(ROUND_S / one_s) if one_s else calls))
+    calls = max(1, min(CALLS, int(ROUND_S / one_s) if one_s else CALLS))
     rounds: list[float] = []
     while len(rounds) < 3 or (len(rounds) < ROUNDS and sum(rounds) < ENOUGH_S):
         rounds.append(_timed(run, device, calls))

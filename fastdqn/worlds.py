@@ -21,12 +21,22 @@ from fastdqn.envs.envpool import describe_envpool, make_envpool_source
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe, describe_spaces, factory_of
 from fastdqn.envs.masks import MASK, with_mask_in_info
 from fastdqn.envs.source import VECTORIZERS, EnvSource, make_source, source_of
-from fastdqn.envs.staffing import Staff, staff_beside_learner
+from fastdqn.envs.spaces import measured_step_s
+from fastdqn.envs.staffing import Staff, staff_beside_learner, timed_in_turns
 from fastdqn.envs.supervision import Supervision
 from fastdqn.envs.tensor import TensorEnv, make_tensor_env
 from fastdqn.errors import UsageError
 
 __all__ = ["AnyEnv", "Built", "EnvPoolBuilt", "Lent", "LentTensors", "Tensors", "World", "world_of"]
+
+Learning = Callable[[], float]
+"""Times the learning of a vector step; seconds."""
+
+
+def nothing_learned() -> float:
+    """Return no time at all."""
+    return 0.0
+
 
 AnyEnv = str | EnvFactory | VectorEnv[Any, Any, Any] | TensorEnv
 
@@ -44,12 +54,12 @@ class World(Protocol):
     fixed: Mapping[str, int]
     builds: bool
 
-    def training(self, config: Config, learn_s: float = 0.0) -> Any:
+    def training(self, config: Config, learning: Learning = nothing_learned) -> Any:
         """Return a context manager that brings the EnvSource of a training.
 
         Args:
             config: Its settings.
-            learn_s: Seconds of learning per vector step.
+            learning: Times the learning of a vector step, in seconds, anew at each call.
         """
 
     def evaluation(self, config: Config, num_envs: int) -> EnvSource:
@@ -82,11 +92,12 @@ class Built:
         self.description = describe(self.factory, masks=masks)
 
     @contextmanager
-    def training(self, config: Config, learn_s: float = 0.0) -> Iterator[EnvSource]:
+    def training(self, config: Config, learning: Learning = nothing_learned) -> Iterator[EnvSource]:
         """Build the environments of a training, and close them afterwards."""
         staff, groups = None, config.env_groups
         if config.num_workers is None:
-            each, step_s = config.num_envs // groups, self.description.step_s
+            step_s, learn_s = self._seconds(learning)
+            each = config.num_envs // groups
             staff = staff_beside_learner(each, step_s, learn_s, num_groups=groups)
         with closing(self._source(config, config.num_envs, groups, staff)) as source:
             yield source
@@ -101,6 +112,13 @@ class Built:
     def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:  # noqa: ARG002
         """Return None: these speak numpy."""
         return None
+
+    def _seconds(self, learning: Learning) -> tuple[float | None, float]:
+        """Return the seconds of an env step, None where they do not matter, and of learning."""
+        if self.description.step_s is None:
+            return None, 0.0
+        with closing(self.factory()) as env:
+            return timed_in_turns(partial(measured_step_s, env), learning)
 
     def _source(
         self, config: Config, num_envs: int, num_groups: int = 1, staff: Staff | None = None
@@ -136,7 +154,7 @@ class EnvPoolBuilt:
         self.description = describe_envpool(env_id)
 
     @contextmanager
-    def training(self, config: Config, learn_s: float = 0.0) -> Iterator[EnvSource]:  # noqa: ARG002
+    def training(self, config: Config, learning: Learning = nothing_learned) -> Iterator[EnvSource]:  # noqa: ARG002
         """Build a pool for a training, and close it afterwards."""
         threads = config.num_workers or max(1, available_cores() - 1)
         with closing(make_envpool_source(self.env_id, config.num_envs, threads)) as source:
@@ -176,7 +194,7 @@ class Lent:
         }
 
     @contextmanager
-    def training(self, config: Config, learn_s: float = 0.0) -> Iterator[EnvSource]:  # noqa: ARG002
+    def training(self, config: Config, learning: Learning = nothing_learned) -> Iterator[EnvSource]:  # noqa: ARG002
         """Lend the vector itself."""
         yield self.source
 
@@ -233,7 +251,7 @@ class LentTensors:
         return self.env
 
     @contextmanager
-    def training(self, config: Config, learn_s: float = 0.0) -> Iterator[EnvSource]:  # noqa: ARG002
+    def training(self, config: Config, learning: Learning = nothing_learned) -> Iterator[EnvSource]:  # noqa: ARG002
         """Refuse: tensors pass no source."""
         raise _cannot_build("a tensor environment")
         yield  # a generator, as all the others

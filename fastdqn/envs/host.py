@@ -7,26 +7,25 @@ process has it.
 from __future__ import annotations
 
 import contextlib
-import operator
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
-from gymnasium.spaces.utils import is_space_dtype_shape_equiv
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import write_to_shared_memory
 
-from fastdqn.envs.failures import EnvFailures, Failure, Shut, StepTold, on_action
+from fastdqn.envs.failures import EnvFailures, Failure, StepTold, on_action
+from fastdqn.envs.lines import CheckedLine, lines_over
 from fastdqn.envs.masks import MASK, refuse_mask_shape
+from fastdqn.envs.residents import Residents
 from fastdqn.envs.rows import Rows
 from fastdqn.envs.task import EnvFactory, Task
 
 __all__ = ["Host"]
 
 
-class Host:
+class Host(Residents):
     """Some environments and the columns of the block that they own.
 
     Args:
@@ -46,9 +45,9 @@ class Host:
         shared_obs: Any = None,
         permit: Any = None,
     ) -> None:
-        self.task, self.env_fns, self.shared_obs = task, env_fns, shared_obs
+        super().__init__(task, env_fns)
+        self.shared_obs = shared_obs
         self.rows = rows.columns(task.first_env, task.first_env + task.num_envs)
-        self.envs: list[gym.Env[Any, Any]] = []
         self.travelling: list[Any] = [None] * task.num_envs
         self.returns, self.lengths = [0.0] * task.num_envs, [0] * task.num_envs
         self.ended = [False] * task.num_envs
@@ -56,7 +55,8 @@ class Host:
         self.permit = permit or contextlib.nullcontext()
         self.in_block = task.obs_space is None
         self.travels = not self.in_block and shared_obs is None
-        self.put = self.rows.obs.__setitem__ if self.in_block else self._put_elsewhere
+        self._lines = lines_over(self.rows.obs)
+        self.put = self._put_in_block if self.in_block else self._put_elsewhere
         # Items of a memoryview are written in half the time of those of an array.
         columns: Any = self.rows
         self._reward: Any = memoryview(columns.reward)
@@ -65,11 +65,21 @@ class Host:
         self._real: Any = memoryview(columns.real)
         self._resting: Any = memoryview(columns.resting)
         self._masked, self._infos_travel = task.spec.num_masked > 0, task.send_infos
+        same_step = task.autoreset_mode == AutoresetMode.SAME_STEP.value
+        self._plain = same_step and self.in_block and not (self._masked or self._infos_travel)
         self.step_one = {
             AutoresetMode.NEXT_STEP.value: self._step_or_reset,
             AutoresetMode.SAME_STEP.value: self._step_and_reset,
             AutoresetMode.DISABLED.value: self._step_only,
         }[task.autoreset_mode]
+
+    def _put_in_block(self, i: int, obs: Any) -> None:
+        """Write an observation into its line; one that is not of the block's dtype, too."""
+        try:
+            self._lines[i][:] = obs
+        except (TypeError, ValueError):
+            self._lines[i] = CheckedLine(self.rows.obs, i)
+            self._lines[i][:] = obs
 
     def _put_elsewhere(self, i: int, obs: Any) -> None:
         """Put an observation that is no plain array where the caller reads it."""
@@ -90,10 +100,14 @@ class Host:
         Raises:
             EnvFailures: Some environments raised; the others were stepped.
         """
+        given = self._actions() if actions is None else actions
+        if self._plain:
+            self._step_plainly(given)
+            return None
         infos: dict[int, dict[str, Any]] = {}
         failures: list[Failure] = []
         with self.permit:
-            for i, action in enumerate(self._actions() if actions is None else actions):
+            for i, action in enumerate(given):
                 if self._resting[i]:
                     continue
                 try:
@@ -106,6 +120,47 @@ class Host:
         if failures:
             raise EnvFailures(failures, self._told(infos))
         return self._told(infos)
+
+    def _step_plainly(self, actions: Sequence[Any]) -> None:
+        """Do what `step` does where all that is asked for lies in the block; hot path.
+
+        One loop without calls of its own, which takes 0.6 of the time of one that calls `step_one`.
+        """
+        resting, reward_, lines = self._resting, self._reward, self._lines
+        terminated_, truncated_ = self._terminated, self._truncated
+        returns, lengths = self.returns, self.lengths
+        failures: list[Failure] = []
+        with self.permit:
+            for i, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
+                if resting[i]:
+                    continue
+                try:
+                    obs, reward, terminated, truncated, _ = env.step(action)
+                    if not isinstance(reward, float):
+                        reward = _scalar_reward(reward)
+                    try:
+                        lines[i][:] = obs
+                    except (TypeError, ValueError):
+                        self._put_in_block(i, obs)
+                    reward_[i] = reward
+                    terminated_[i] = terminated
+                    truncated_[i] = truncated
+                    returns[i] += reward
+                    lengths[i] += 1
+                    if terminated or truncated:
+                        self._note_end(i)
+                        self._keep_final(i, {})
+                        self._reset_one(i, None, None)
+                except Exception as error:  # whatever an environment raises goes to the caller
+                    failures.append(self._shut(i, error, on_action(env, action)))
+        if failures:
+            raise EnvFailures(failures)
+
+    def _note_end(self, i: int) -> None:
+        """Write what is told of an episode that has ended."""
+        self.ended[i] = True
+        self.rows.episode_return[i] = self.returns[i]
+        self.rows.episode_length[i] = self.lengths[i]
 
     def _actions(self) -> Any:
         """Return copies, since an environment may keep its action."""
@@ -131,9 +186,7 @@ class Host:
         if self._masked:
             self._read_mask(i, info)
         if terminated or truncated:
-            self.ended[i] = True
-            self.rows.episode_return[i] = self.returns[i]
-            self.rows.episode_length[i] = self.lengths[i]
+            self._note_end(i)
         return info
 
     def _step_and_reset(self, i: int, action: Any) -> dict[str, Any]:
@@ -170,9 +223,6 @@ class Host:
         self, i: int, seed: int | None, options: dict[str, Any] | None
     ) -> dict[str, Any]:
         obs, info = self.envs[i].reset(seed=seed, options=options)
-        if self.in_block and np.shape(obs) != self.task.spec.obs_shape:
-            said = f"the observation space says {self.task.spec.obs_shape}"
-            raise ValueError(f"reset returned an observation of shape {np.shape(obs)}, {said}")
         self.put(i, obs)
         if self._masked:
             self._read_mask(i, info)
@@ -187,30 +237,7 @@ class Host:
             refuse_mask_shape(env, np.shape(mask), self.task.spec.num_masked)
         self.rows.action_mask[i] = True if mask is None else mask
 
-    def _shut(self, i: int, error: Exception, doing: str = "") -> Failure:
-        """Close an environment that raised: nobody knows its state. The next reset rebuilds it."""
-        with contextlib.suppress(Exception):
-            self.envs[i].close()
-        self.envs[i] = Shut()
-        return Failure.of(self.task.first_env + i, error, doing, ended=True)
-
-    def failure(self, i: int, error: Exception, doing: str = "", *, ended: bool = False) -> Failure:
-        """Return what environment `i` raised as it is told."""
-        return Failure.of(self.task.first_env + i, error, doing, ended=ended)
-
-    # Calls
-
-    def make(self) -> None:
-        """Build the environments.
-
-        Raises:
-            EnvFailures: One could not be built.
-        """
-        for i, env_fn in enumerate(self.env_fns):
-            try:
-                self.envs.append(env_fn())
-            except Exception as error:
-                raise EnvFailures([self.failure(i, error)]) from error
+    # Resetting
 
     def reset(
         self, seeds: list[int | None], options: dict[str, Any] | None, mask: list[bool]
@@ -227,8 +254,7 @@ class Host:
         failures: list[Failure] = []
         for i in np.flatnonzero(mask).tolist():
             try:
-                if isinstance(self.envs[i], Shut):
-                    self.envs[i] = self.env_fns[i]()
+                self._rebuild_if_shut(i)
                 with self.permit:
                     info = self._reset_one(i, seeds[i], options)
             except Exception as error:
@@ -240,45 +266,6 @@ class Host:
         if failures:
             raise EnvFailures(failures, told)
         return told
-
-    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        """Call a method of every environment, or read an attribute."""
-        if name in {"reset", "step", "close", "set_wrapper_attr", "_setattr", "_check_spaces"}:
-            raise ValueError(
-                f"Trying to call function `{name}` with `call`, use `{name}` directly instead."
-            )
-        return [self._of_env(i, name, args, kwargs) for i in range(len(self.envs))]
-
-    def _of_env(self, i: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        try:
-            attribute = self.envs[i].get_wrapper_attr(name)
-            return attribute(*args, **kwargs) if callable(attribute) else attribute
-        except Exception as error:
-            raise EnvFailures([self.failure(i, error)]) from error
-
-    def set_attr(self, name: str, values: list[Any]) -> None:
-        """Set one attribute of every environment."""
-        for i, value in enumerate(values):
-            try:
-                self.envs[i].set_wrapper_attr(name, value)
-            except Exception as error:
-                raise EnvFailures([self.failure(i, error)]) from error
-
-    def check_spaces(
-        self, mode: Any, obs_space: gym.Space[Any], action_space: gym.Space[Any]
-    ) -> list[tuple[bool, bool]]:
-        """Say for every environment whether its two spaces are those of the vector."""
-        same = operator.eq if mode == "same" else is_space_dtype_shape_equiv
-        return [
-            (same(env.observation_space, obs_space), env.action_space == action_space)
-            for env in self.envs
-        ]
-
-    def close(self) -> None:
-        """Close every environment, once, whatever one of them raises."""
-        while self.envs:
-            with contextlib.suppress(Exception):
-                self.envs.pop().close()
 
 
 def _scalar_reward(reward: Any) -> float:

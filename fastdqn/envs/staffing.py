@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastdqn.device import available_cores
 
-__all__ = ["Staff", "choose_staff", "staff_beside_learner"]
+__all__ = ["Staff", "choose_staff", "staff_beside_learner", "timed_in_turns"]
 
 WAKE_UP_S = 60e-6
 """What waking the workers and being woken costs per vector step, in a quiet moment."""
 SIGNALS_S = 20e-6
 """The same where everybody stays awake and the caller has nothing to do but to step, with a margin:
 15 us won for eight CartPoles and for two landers, too, on two quiet cores."""
-HANDLING_S = 150e-6
+HANDLING_S = 60e-6
 """What the trainer's own part of a vector step costs: choosing actions, writing rows."""
 COLD = 1.3
 """Learning takes so many times what it takes in a trial: environments have emptied the caches."""
 SPIN_S = 500e-6
 """A few vector steps of quick environments: longer waits are worth a sleep."""
+TURNS, ENOUGH_S = 9, 0.1
+"""In which stepping and learning are timed before a training: so many, or three and so long."""
 CLEARLY = 0.9
 """Workers must need less than this part of the time that one process needs."""
 
@@ -100,3 +105,29 @@ def staff_beside_learner(
 
     caller_envs = min(range(num_envs + 1), key=vector_step_s)
     return Staff(min(workers, num_envs - caller_envs), caller_envs)
+
+
+def timed_in_turns(
+    stepping: Callable[[], float | None], learning: Callable[[], float]
+) -> tuple[float | None, float]:
+    """Time an env step and the learning of a vector step so that they can be compared.
+
+    Only how they compare decides about shares. Whatever else a machine does slows the one and
+    not the other, when they are timed one after the other: the median of some turns counts.
+
+    Args:
+        stepping: Times a step anew; seconds, or None where environments are slow.
+        learning: Times the learning anew; seconds.
+
+    Returns:
+        Seconds of a step, the fewest of all turns, or None; and of learning at that speed.
+    """
+    turns: list[tuple[float, float]] = []
+    until = time.perf_counter() + ENOUGH_S
+    while len(turns) < 3 or (len(turns) < TURNS and time.perf_counter() < until):
+        step_s = stepping()
+        if step_s is None:
+            return None, 0.0  # not as quick as it seemed
+        turns.append((step_s, learning()))
+    step_s = min(step_s for step_s, _ in turns)
+    return step_s, statistics.median(learn_s / step_s for step_s, learn_s in turns) * step_s

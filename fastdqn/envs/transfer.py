@@ -49,6 +49,11 @@ class DeviceRows:
     action_mask: Tensor | None = None
     final_action_mask: Tensor | None = None
 
+    @property
+    def shown(self) -> tuple[Tensor, Tensor | None]:
+        """What a policy acts on: `obs`, and what may be done there."""
+        return self.obs, self.action_mask
+
 
 @dataclass(frozen=True, slots=True)
 class HostRows:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -12,6 +15,22 @@ from fastdqn.native.plan import Plan, settings_of
 from fastdqn.networks import FlatNetwork
 
 __all__ = ["NativeActor"]
+
+
+class _Place(NamedTuple):
+    """What acting for observations at one place takes, looked up once.
+
+    Attributes:
+        given: What the C takes first: plan, observations, masks.
+        action: [N] int64.
+        seen: The same as an array.
+        kept: Holds that memory.
+    """
+
+    given: tuple[int | None, int, int | None]
+    action: Tensor
+    seen: npt.NDArray[np.int64]
+    kept: Any
 
 
 class NativeActor:
@@ -25,6 +44,7 @@ class NativeActor:
         self._network = network
         self._act = load_library().fastdqn_act
         self._plans: dict[tuple[int, torch.dtype], Plan] = {}
+        self._places: dict[int, _Place] = {}
 
     def __call__(
         self,
@@ -55,6 +75,31 @@ class NativeActor:
         draws = uniform.data_ptr(), uniform.stride(0)
         self._act(plan.address, obs.data_ptr(), mask, *draws, epsilon, action.data_ptr())
         return action
+
+    def on_host(
+        self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None
+    ) -> tuple[Tensor, npt.NDArray[np.int64]]:
+        """Do the same for observations and masks that lie at one place at every call. Hot path.
+
+        Returns:
+            [N] int64 as a tensor and as an array; both are overwritten by the next call with
+            observations at this place.
+        """
+        address = obs.data_ptr()
+        place = self._places.get(address)
+        if place is None or len(place.seen) != len(obs):
+            place = self._places[address] = self._place(obs, action_mask)
+        draws = uniform.data_ptr(), uniform.stride(0)
+        self._act(*place.given, *draws, epsilon, place.action.data_ptr())
+        return place.action, place.seen
+
+    def _place(self, obs: Tensor, action_mask: Tensor | None) -> _Place:
+        key = len(obs), obs.dtype
+        plan = self._plans.get(key) or self._open(key)
+        mask = None if action_mask is None else action_mask.data_ptr()
+        action = torch.zeros(len(obs), dtype=torch.int64)
+        kept = plan, obs, action_mask
+        return _Place((plan.address, obs.data_ptr(), mask), action, action.numpy(), kept)
 
     def bound(self, obs: Tensor, uniform: Tensor, out: Tensor) -> Callable[[float], None]:
         """Return what chooses for tensors that stay where they are, given epsilon; see `__call__`.

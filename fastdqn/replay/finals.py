@@ -20,7 +20,7 @@ class Finals:
         self._size, self._num_rows = size, num_rows
         self._given = 0  # places so far
         self._served = np.full(size, -1, np.int64)  # row that a place serves
-        self._points_away = np.zeros(num_rows, np.bool_)
+        self._points_away = [False] * num_rows
 
     def give(self, row: int, count: int) -> tuple[npt.NDArray[np.int64], int]:
         """Give the oldest places to last observations of a row.
@@ -38,6 +38,6 @@ class Finals:
 
     def take_back(self, row: int) -> bool:
         """Return whether the place of a row in the ring was left pointing here by an older row."""
-        away = bool(self._points_away[row % self._num_rows])
-        self._points_away[row % self._num_rows] = False
+        place = row % self._num_rows
+        away, self._points_away[place] = self._points_away[place], False
         return away

@@ -34,7 +34,7 @@ class Starts:
         self._oldest = 0  # the oldest row whose transitions may be drawn
         self._first = 0  # transitions that have left the list
         self._last = 0  # transitions that ever entered it
-        self._counts = np.zeros(num_rows, np.int64)  # transitions in the list by row
+        self._counts = [0] * num_rows  # transitions in the list by row
 
     def __len__(self) -> int:
         """Return the transitions that can be drawn now."""
@@ -47,16 +47,17 @@ class Starts:
             row: Rows written before it.
             real: [M] False where there is no transition; None is True everywhere.
         """
-        columns = self._columns
+        columns, count = self._columns, self.row_size
         if real is not None and not real.all():
-            columns = queued(np.flatnonzero(real), self._columns.device)
+            new = np.flatnonzero(real)
+            columns, count = queued(new, columns.device), len(new)
             self._in_order, self._newest_partial = False, row
         elif not self._in_order and self._oldest > self._newest_partial:
             self._put_in_order(row)
         if not self._in_order:
             self._enter(columns + row % self.num_rows * self.row_size)
-        self._counts[row % self.num_rows] = len(columns)
-        self._last += len(columns)
+        self._counts[row % self.num_rows] = count
+        self._last += count
 
     def _enter(self, new: Tensor) -> None:
         head = self._last % len(self._list)
@@ -73,7 +74,7 @@ class Starts:
     def forget(self, row: int) -> None:
         """Take `row` and all rows before it out of the draw."""
         while self._oldest <= row:
-            self._first += int(self._counts[self._oldest % self.num_rows])
+            self._first += self._counts[self._oldest % self.num_rows]
             self._oldest += 1
 
     @property

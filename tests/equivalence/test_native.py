@@ -317,6 +317,27 @@ def test_what_is_bound_chooses_as_the_actor_does() -> None:
         assert torch.equal(out, actor(obs, epsilon, uniform[:, :2]))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_at_the_place_of_each_group_it_acts_as_anywhere(masked: bool) -> None:
+    learner, _ = pair(MLP((5,), 3, (8,)))
+    actor = NativeActor(learner.network)
+    groups = [torch.zeros(7, 5), torch.zeros(4, 5), torch.zeros(7, 5)]
+    masks = [torch.ones(len(obs), 3, dtype=torch.bool) for obs in groups]
+    kept: dict[int, Any] = {}
+    for step in range(30):
+        group = step % 3
+        obs, mask = groups[group].normal_(), masks[group] if masked else None
+        if mask is not None:
+            mask.copy_(torch.rand(len(obs), 3) < 0.5)
+        epsilon, uniform = (0.0, 0.4, 1.0)[step % 7 % 3], torch.rand(len(obs), 2)
+        action, seen = actor.on_host(obs, epsilon, uniform, mask)
+        assert seen.tolist() == action.tolist()
+        assert torch.equal(action, actor(obs, epsilon, uniform, mask))
+        before = kept.setdefault(group, (action, seen))
+        assert action is before[0]
+        assert seen is before[1]
+
+
 @pytest.mark.parametrize("wrong", [-1, 3, 2**40])
 def test_an_action_that_the_network_has_not_is_refused(wrong: int) -> None:
     _, native = pair(MLP((4,), 3, (8,)))

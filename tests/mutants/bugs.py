@@ -18,11 +18,13 @@ from torch.nn import functional
 from fastdqn import exploration, losses, networks, policy, rollout, schedules, update
 from fastdqn.envs import local, supervised
 from fastdqn.envs.host import Host
+from fastdqn.envs.lines import CheckedLine
 from fastdqn.envs.source import GroupedSource
 from fastdqn.envs.supervised import SupervisedPool
 from fastdqn.envs.supervision import RestartBudget
 from fastdqn.envs.vector_source import VectorSource
 from fastdqn.learner import Learner, LearnerState
+from fastdqn.native import NativeActor
 from fastdqn.optimizers import Adam
 from fastdqn.replay.finals import Finals
 from fastdqn.replay.ring import ReplayBuffer
@@ -43,6 +45,8 @@ LEARNER = "tests/unit/test_learner.py::test_"
 HOTPATH = "tests/hotpath/test_hotpath.py::test_"
 MASKS = "tests/unit/test_masks.py::test_"
 MASKED_VECTORS = "tests/equivalence/test_masked_vectors.py::test_"
+HOST = "tests/unit/test_host.py::test_"
+NATIVE = "tests/equivalence/test_native.py::test_"
 GROUPS = "tests/unit/test_env_groups.py::test_"
 FIRE = "tests/faults/test_supervision.py::test_"
 RESTARTS = "tests/faults/test_restarts.py::test_"
@@ -508,6 +512,35 @@ def last_mask_taken_after_the_reset() -> None:
         return info
 
     exchange("_reset_one", reset_one, Host)
+
+
+@turns_red(HOST + "an_observation_of_another_shape_is_never_broadcast")
+def an_observation_broadcast_over_its_row() -> None:
+    def set_item(self: CheckedLine, _: slice, obs: Any) -> None:
+        self._row[...] = obs
+
+    exchange("__setitem__", set_item, CheckedLine)
+
+
+@turns_red(HOST + "a_plain_step_leaves_in_the_block_what_a_telling_one_leaves[float32]")
+def a_plain_step_that_keeps_no_last_observation() -> None:
+    right = Host._keep_final
+
+    def keep_final(self: Host, i: int, info: dict[str, Any]) -> dict[str, Any]:
+        return right(self, i, info) if self._infos_travel else {}
+
+    exchange("_keep_final", keep_final, Host)
+
+
+@turns_red(NATIVE + "at_the_place_of_each_group_it_acts_as_anywhere")
+def one_place_to_act_at_for_all_groups() -> None:
+    right = NativeActor._place
+
+    def place(self: NativeActor, obs: Tensor, action_mask: Tensor | None) -> Any:
+        known = {len(place.seen): place for place in self._places.values()}
+        return known.get(len(obs)) or right(self, obs, action_mask)
+
+    exchange("_place", place, NativeActor)
 
 
 @turns_red(MASKED_VECTORS + "made_sources_read_masks[grouped-0-1-MaskedCounterEnv]")

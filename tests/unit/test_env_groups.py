@@ -17,6 +17,7 @@ from fastdqn import DQN, NonFiniteError, cli
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.make import describe
 from fastdqn.envs.source import GroupedSource, make_source, source_of
+from fastdqn.policy import Hosted
 from fastdqn.report import Episode
 from fastdqn.rollout import Rollout
 from fastdqn.witness import NullWitness
@@ -142,8 +143,9 @@ def _sequences(stored: Stored) -> dict[tuple[int, ...], tuple[Any, ...]]:
 class ByObservation:
     """Acts by what it sees, so that an environment's actions do not depend on its group."""
 
-    def act(self, obs: torch.Tensor, _epsilon: float, _mask: Any = None) -> torch.Tensor:
-        return (obs @ torch.tensor([5.0, 3.0, 1.0])).long() % 3
+    def act_on_host(self, obs: torch.Tensor, _epsilon: float, _mask: Any = None) -> Hosted:
+        action = (obs @ torch.tensor([5.0, 3.0, 1.0])).long() % 3
+        return action, action.numpy()
 
 
 def _rolled(num_groups: int, num_workers: int, vector_steps: int) -> Rollout:

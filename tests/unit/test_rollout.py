@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from fastdqn.envs.source import source_of
 from fastdqn.envs.transfer import PackedTransfer
 from fastdqn.errors import NonFiniteError
+from fastdqn.policy import Hosted
 from fastdqn.rollout import Rollout
 from tests.drive import MODES, Vector, everything_in, roll, rollout_of, vector_of
 from tests.oracles import (
@@ -117,6 +119,31 @@ def test_the_ring_keeps_the_dtype_of_the_space_and_halves_float64(
     }
     assert {ring.terminated.dtype, ring.truncated.dtype} == {torch.bool}
     assert_counted(everything_in(rollout.replay), CounterRules())
+
+
+@every_mode
+@pytest.mark.parametrize("kind", [CounterEnv, Float64CounterEnv, Uint8CounterEnv])
+def test_the_policy_sees_what_the_ring_shows_and_the_ring_keeps_what_was_done(
+    kind: type[CounterEnv], mode: AutoresetMode
+) -> None:
+    """Whether it reads the rows themselves or, where the ring stores another dtype, the ring."""
+    rollout = rollout_of(source_of(_sync(mode, 3, episode_length=(3, 1, 4), kind=kind)))
+    rollout.reset(range(3))
+    (group,) = rollout._groups
+    assert (group.shown is None) == (kind is Float64CounterEnv)
+    right, replay = rollout.policy.act_on_host, rollout.replay
+    done: list[int] = []
+
+    def act_on_host(obs: torch.Tensor, *given: Any) -> Hosted:
+        assert obs.dtype == replay.ring.frames.dtype
+        assert torch.equal(obs, replay.shown())
+        action, seen = right(obs, *given)
+        done.extend(seen.tolist())
+        return action, seen
+
+    rollout.policy.act_on_host = act_on_host  # type: ignore[method-assign, assignment]
+    roll(rollout, 25)
+    assert replay.ring.action[: 25 * 3].tolist() == done
 
 
 @every_mode

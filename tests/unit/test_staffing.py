@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from functools import partial
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from gymnasium.vector import AutoresetMode
 
 from fastdqn.envs import grouped, staffing
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.staffing import Staff, choose_staff, staff_beside_learner
+from fastdqn.envs.make import factory_of
+from fastdqn.envs.staffing import Staff, choose_staff, staff_beside_learner, timed_in_turns
 from fastdqn.envs.supervision import Supervision
 from fastdqn.envs.worker import hear
+from fastdqn.worlds import Built
 from tests.oracles import (
     CounterEnv,
     CrashError,
@@ -122,6 +125,39 @@ def test_while_groups_take_turns_handling_them_is_the_callers_work(
     assert staff(4 * STEP_S, num_groups=2) == Staff(1, 3)
     assert staff(11 * STEP_S, num_groups=2) == Staff(1)
     assert staff(0.0, num_groups=1) == Staff(1, 9)
+
+
+def test_a_machine_that_slows_down_now_and_then_changes_no_share() -> None:
+    """Learning takes ten steps; in every third turn everything takes longer, in some learning."""
+    steps, learned = cycle([20e-6, 60e-6, 25e-6]), cycle([200e-6, 600e-6, 250e-6, 900e-6])
+    step_s, learn_s = timed_in_turns(lambda: next(steps), lambda: next(learned))
+    assert step_s == 20e-6
+    assert 8 <= learn_s / step_s <= 12
+
+
+def test_an_environment_that_turns_out_slow_is_left_to_workers() -> None:
+    steps = iter([20e-6, None])
+    assert timed_in_turns(lambda: next(steps), lambda: 1e-3) == (None, 0.0)
+
+
+def test_where_only_workers_step_nothing_is_timed() -> None:
+    def learning() -> float:
+        raise AssertionError
+
+    assert Built(CounterEnv)._seconds(learning) == (None, 0.0)
+
+
+def test_timing_ends_soon_where_learning_is_slow() -> None:
+    asked = []
+
+    def learning() -> float:
+        asked.append(1)
+        time.sleep(0.6 * staffing.ENOUGH_S)
+        return 0.6 * staffing.ENOUGH_S
+
+    _, learn_s = Built(factory_of("CartPole-v1"))._seconds(learning)
+    assert len(asked) == 3
+    assert learn_s > 0
 
 
 def test_a_slow_environment_is_left_to_workers_and_a_fast_one_is_not() -> None:

@@ -1,0 +1,100 @@
+"""The environments of a host apart from their stepping: built, asked, changed and closed."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.spaces.utils import is_space_dtype_shape_equiv
+
+from fastdqn.envs.failures import EnvFailures, Failure, Shut
+from fastdqn.envs.task import EnvFactory, Task
+
+__all__ = ["Residents"]
+
+
+class Residents:
+    """Some environments of one process.
+
+    Args:
+        task: Which ones.
+        env_fns: Their factories.
+
+    Attributes:
+        envs: They themselves, once they are built; `Shut` where one raised.
+    """
+
+    def __init__(self, task: Task, env_fns: Sequence[EnvFactory]) -> None:
+        self.task, self.env_fns = task, env_fns
+        self.envs: list[gym.Env[Any, Any]] = []
+
+    def make(self) -> None:
+        """Build the environments.
+
+        Raises:
+            EnvFailures: One could not be built.
+        """
+        for i, env_fn in enumerate(self.env_fns):
+            try:
+                self.envs.append(env_fn())
+            except Exception as error:
+                raise EnvFailures([self.failure(i, error)]) from error
+
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """Call a method of every environment, or read an attribute."""
+        if name in {"reset", "step", "close", "set_wrapper_attr", "_setattr", "_check_spaces"}:
+            raise ValueError(
+                f"Trying to call function `{name}` with `call`, use `{name}` directly instead."
+            )
+        return [self._of_env(i, name, args, kwargs) for i in range(len(self.envs))]
+
+    def _of_env(self, i: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            attribute = self.envs[i].get_wrapper_attr(name)
+            return attribute(*args, **kwargs) if callable(attribute) else attribute
+        except Exception as error:
+            raise EnvFailures([self.failure(i, error)]) from error
+
+    def set_attr(self, name: str, values: list[Any]) -> None:
+        """Set one attribute of every environment."""
+        for i, value in enumerate(values):
+            try:
+                self.envs[i].set_wrapper_attr(name, value)
+            except Exception as error:
+                raise EnvFailures([self.failure(i, error)]) from error
+
+    def check_spaces(
+        self, mode: Any, obs_space: gym.Space[Any], action_space: gym.Space[Any]
+    ) -> list[tuple[bool, bool]]:
+        """Say for every environment whether its two spaces are those of the vector."""
+        same = operator.eq if mode == "same" else is_space_dtype_shape_equiv
+        return [
+            (same(env.observation_space, obs_space), env.action_space == action_space)
+            for env in self.envs
+        ]
+
+    def close(self) -> None:
+        """Close every environment, once, whatever one of them raises."""
+        while self.envs:
+            with contextlib.suppress(Exception):
+                self.envs.pop().close()
+
+    # What befalls them
+
+    def _shut(self, i: int, error: Exception, doing: str = "") -> Failure:
+        """Close an environment that raised: nobody knows its state. The next reset rebuilds it."""
+        with contextlib.suppress(Exception):
+            self.envs[i].close()
+        self.envs[i] = Shut()
+        return Failure.of(self.task.first_env + i, error, doing, ended=True)
+
+    def _rebuild_if_shut(self, i: int) -> None:
+        if isinstance(self.envs[i], Shut):
+            self.envs[i] = self.env_fns[i]()
+
+    def failure(self, i: int, error: Exception, doing: str = "", *, ended: bool = False) -> Failure:
+        """Return what environment `i` raised as it is told."""
+        return Failure.of(self.task.first_env + i, error, doing, ended=ended)

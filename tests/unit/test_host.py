@@ -1,0 +1,148 @@
+"""The host of environments: a plain step into the block is the step that tells everything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete, MultiBinary, Space
+
+from fastdqn.envs.failures import EnvFailures
+from fastdqn.envs.host import Host
+from fastdqn.envs.rows import Rows, RowSpec
+from fastdqn.envs.task import Task
+from tests.oracles import (
+    CounterEnv,
+    CrashingEnv,
+    EnvFactory,
+    Float64CounterEnv,
+    SameArrayCounterEnv,
+    Uint8CounterEnv,
+    counters,
+)
+
+COMPARED = ("obs", "final_obs", "reward", "terminated", "truncated", "real")
+AT_ENDS = ("episode_return", "episode_length")
+
+
+class ShowsEnv(CounterEnv):
+    """Shows its counters in a space of its own, by values of another kind than the space's."""
+
+    def __init__(self, space: Space[Any], shown: Any) -> None:
+        super().__init__(episode_length=(3, 1, 2), ends_by="alternating")
+        self.observation_space, self.shown = space, shown
+
+    def _obs(self) -> Any:
+        return self.shown(super()._obs())
+
+
+def host_of(factories: list[EnvFactory], *, tells: bool = False) -> Host:
+    space = factories[0]().observation_space
+    spec = RowSpec.of_spaces(len(factories), space, Discrete(3))
+    task = Task(0, len(factories), spec, "SameStep", tells, plain_actions=True)
+    host = Host(task, factories, Rows.allocate(spec))
+    host.make()
+    host.reset(list(range(len(factories))), None, [True] * len(factories))
+    return host
+
+
+def shows(space: Space[Any], shown: Any) -> list[EnvFactory]:
+    return [lambda: ShowsEnv(space, shown)] * 3
+
+
+IMAGE = Box(0, 255, (2, 3), np.uint8)
+VECTOR = Box(0, 4096, (3,), np.float32)
+KINDS: dict[str, list[EnvFactory]] = {
+    "float32": counters(4, (3, 1, 4), "alternating"),
+    "one array for all steps": counters(4, (3, 1, 4), kind=SameArrayCounterEnv),
+    "float64": counters(4, (3, 1, 4), kind=Float64CounterEnv),
+    "uint8": counters(4, (3, 1, 4), kind=Uint8CounterEnv),
+    "float64 in float32": shows(VECTOR, lambda obs: obs.astype(np.float64)),
+    "a list": shows(VECTOR, lambda obs: obs.tolist()),
+    "every second number of an array": shows(VECTOR, lambda obs: np.repeat(obs, 2)[::2]),
+    "images": shows(IMAGE, lambda obs: np.stack([obs, obs + 1]).astype(np.uint8)),
+    "images of floats": shows(IMAGE, lambda obs: np.stack([obs, obs + 1])),
+    "one number": shows(Discrete(4096), lambda obs: int(obs[2])),
+    "flags": shows(MultiBinary(3), lambda obs: obs.astype(np.int8) % 2),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plain_step_leaves_in_the_block_what_a_telling_one_leaves(kind: str) -> None:
+    plain, telling = host_of(KINDS[kind]), host_of(KINDS[kind], tells=True)
+    ends = 0
+    for step in range(30):
+        for host in (plain, telling):
+            host.rows.action[:] = np.arange(len(host.envs)) % 3
+            host.rows.resting[:] = False
+            host.rows.resting[step % 2 :: 3] = step % 5 == 4
+            told = host.step()
+            assert host is telling or told is None
+        ended = plain.rows.terminated | plain.rows.truncated
+        ends += int(ended.sum())
+        for name in COMPARED:
+            mine, theirs = getattr(plain.rows, name), getattr(telling.rows, name)
+            assert mine.tolist() == theirs.tolist(), (step, name)
+        for name in AT_ENDS:
+            mine, theirs = getattr(plain.rows, name), getattr(telling.rows, name)
+            assert mine[ended].tolist() == theirs[ended].tolist(), (step, name)
+    assert ends > 10
+
+
+@pytest.mark.parametrize("shape", [(2,), (1,), (4,), (1, 3), ()])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("space", [VECTOR, Box(0, 1, (2, 3), np.float32)])
+def test_an_observation_of_another_shape_is_never_broadcast(
+    shape: tuple[int, ...], dtype: type[np.floating[Any]], space: Space[Any]
+) -> None:
+    right = np.zeros(space.shape or (), np.float32)
+    shown = [right]
+    host = host_of([lambda: ShowsEnv(space, lambda _: shown[0])] * 2)
+    host.step()
+    shown[0] = np.zeros(shape, dtype)
+    with pytest.raises(EnvFailures) as raised:
+        host.step()
+    first, second = map(str, raised.value.failures)
+    assert first.startswith("environment 0 raised on action 0")
+    assert second.startswith("environment 1 raised on action 0")
+    assert f"an observation of shape {shape}, the observation space says {space.shape}" in first
+
+
+def test_one_that_raises_in_a_plain_step_costs_the_others_nothing() -> None:
+    factories: list[EnvFactory] = [CounterEnv, lambda: CrashingEnv(1, at=1), CounterEnv]
+    host = host_of(factories)
+    with pytest.raises(EnvFailures) as raised:
+        host.step()
+    assert [failure.env for failure in raised.value.failures] == [1]
+    assert host.rows.obs[[0, 2], 2].tolist() == [1, 1]
+
+
+def test_a_reward_that_is_no_scalar_is_refused_in_a_plain_step() -> None:
+    class Pays(CounterEnv):
+        def step(self, action: int) -> Any:
+            obs, reward, *rest = super().step(action)
+            return obs, np.array([reward]), *rest
+
+    host = host_of([Pays])
+    with pytest.raises(EnvFailures, match="1 environments raised") as raised:
+        host.step()
+    assert "the reward must be a scalar" in str(raised.value.failures[0])
+
+
+def test_gymnasiums_own_environments_are_stepped_as_they_step_themselves() -> None:
+    host, env = host_of([lambda: gym.make("CartPole-v1")]), gym.make("CartPole-v1")
+    env.reset(seed=0)
+    for action in (np.arange(200) % 3 > 0).astype(int).tolist():
+        host.rows.action[:] = action
+        host.step()
+        obs, reward, terminated, truncated, _ = env.step(action)
+        assert host.rows.reward[0] == reward
+        assert (host.rows.terminated[0], host.rows.truncated[0]) == (terminated, truncated)
+        last = host.rows.final_obs if terminated or truncated else host.rows.obs
+        assert last[0].tolist() == obs.tolist()
+        if terminated or truncated:
+            obs, _ = env.reset()
+            assert host.rows.obs[0].tolist() == obs.tolist()
+    host.close()
