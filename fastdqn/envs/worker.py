@@ -19,8 +19,9 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -51,12 +52,15 @@ CALL, CLOSE = b"c", b"q"
 DONE, PAYLOAD, FAILED = b"d", b"p", b"f"
 """Signals from a worker: nothing more; a pickled result follows; pickled Failures follow."""
 PR_SET_PDEATHSIG = 1
+let_others_run: Callable[[], None] = getattr(os, "sched_yield", partial(time.sleep, 0))
 
 
 def hear(signals: socket.socket, spin_s: float) -> bytes:
     """Return the next signal; look for it again and again before going to sleep. Hot path.
 
-    Waking a process takes tens of microseconds, and on virtual machines far more.
+    Waking a process takes tens of microseconds, and on virtual machines far more. Between two
+    looks the core is offered to whoever else waits for it: where other programs run, too, that is
+    often the very process whose signal is looked for.
 
     Args:
         signals: Where it comes from.
@@ -68,7 +72,7 @@ def hear(signals: socket.socket, spin_s: float) -> bytes:
             try:
                 return signals.recv(1, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                pass
+                let_others_run()
     return signals.recv(1)
 
 

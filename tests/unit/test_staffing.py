@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from fastdqn.envs import grouped, staffing
+from fastdqn.envs import grouped, staffing, worker
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.make import factory_of
 from fastdqn.envs.staffing import Staff, choose_staff, staff_beside_learner, timed_in_turns
@@ -335,6 +335,25 @@ def test_a_signal_is_heard_awake_or_asleep(spin_s: float, late_s: float) -> None
     theirs.close()
     assert hear(ours, spin_s) == b""  # the other end is closed
     ours.close()
+
+
+def test_who_is_awake_offers_the_core_to_others_between_two_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where a third program runs, the signal comes from a process that waits for this very core."""
+    ours, theirs = socket.socketpair()
+    offers = []
+
+    def let_others_run() -> None:
+        offers.append(1)
+        if len(offers) == 3:
+            theirs.send(b"d")
+
+    monkeypatch.setattr(worker, "let_others_run", let_others_run)
+    assert hear(ours, 60.0) == b"d"
+    assert len(offers) == 3
+    ours.close()
+    theirs.close()
 
 
 def test_who_is_awake_goes_to_sleep_in_the_end() -> None:
