@@ -1,4 +1,4 @@
-"""Lines of the block: where each environment's observation is written, as quickly as it can be."""
+"""Lines: where each environment's observation goes, in the block as quickly as it can be."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from gymnasium.vector.utils import write_to_shared_memory
 
-__all__ = ["CheckedLine", "lines_over"]
+__all__ = ["CheckedLine", "SharedLine", "TravellingLine", "lines_over"]
 
 
 class CheckedLine:
@@ -31,6 +32,39 @@ class CheckedLine:
             said = f"the observation space says {self._row.shape}"
             raise ValueError(f"it returned an observation of shape {np.shape(obs)}, {said}")
         self._row[...] = obs
+
+
+class TravellingLine:
+    """Keeps an observation that travels with the answer.
+
+    Args:
+        places: One per environment of a host.
+        index: Which of them.
+    """
+
+    def __init__(self, places: list[Any], index: int) -> None:
+        self._places, self._index = places, index
+
+    def __setitem__(self, _: slice, obs: Any) -> None:
+        """Keep `obs` itself."""
+        self._places[self._index] = obs
+
+
+class SharedLine:
+    """Takes an observation into Gymnasium's own shared memory.
+
+    Args:
+        space: Of one observation.
+        memory: Of all environments.
+        env: Which of them.
+    """
+
+    def __init__(self, space: Any, memory: Any, env: int) -> None:
+        self._space, self._memory, self._env = space, memory, env
+
+    def __setitem__(self, _: slice, obs: Any) -> None:
+        """Copy `obs`, part by part."""
+        write_to_shared_memory(self._space, self._env, obs, self._memory)
 
 
 def lines_over(block: npt.NDArray[Any]) -> list[Any]:

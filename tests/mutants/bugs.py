@@ -522,14 +522,16 @@ def an_observation_broadcast_over_its_row() -> None:
     exchange("__setitem__", set_item, CheckedLine)
 
 
-@turns_red(HOST + "a_plain_step_leaves_in_the_block_what_a_telling_one_leaves[float32]")
-def a_plain_step_that_keeps_no_last_observation() -> None:
-    right = Host._keep_final
+@turns_red(HOST + "a_step_leaves_in_the_block_what_the_environments_tell[float32-SAME_STEP]")
+def a_last_observation_taken_after_the_reset() -> None:
+    right = Host._reset_one
 
-    def keep_final(self: Host, i: int, info: dict[str, Any]) -> dict[str, Any]:
-        return right(self, i, info) if self._infos_travel else {}
+    def reset_one(self: Host, i: int, *given: Any) -> Any:
+        info = right(self, i, *given)
+        self.rows.final_obs[i] = self.rows.obs[i]
+        return info
 
-    exchange("_keep_final", keep_final, Host)
+    exchange("_reset_one", reset_one, Host)
 
 
 @turns_red(NATIVE + "at_the_place_of_each_group_it_acts_as_anywhere")

@@ -1,4 +1,4 @@
-"""The host of environments: a plain step into the block is the step that tells everything."""
+"""The host of environments: a step leaves in the block what the environments tell."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete, MultiBinary, Space
+from gymnasium.vector import AutoresetMode
 
 from fastdqn.envs.failures import EnvFailures
 from fastdqn.envs.host import Host
@@ -23,9 +24,6 @@ from tests.oracles import (
     counters,
 )
 
-COMPARED = ("obs", "final_obs", "reward", "terminated", "truncated", "real")
-AT_ENDS = ("episode_return", "episode_length")
-
 
 class ShowsEnv(CounterEnv):
     """Shows its counters in a space of its own, by values of another kind than the space's."""
@@ -38,10 +36,10 @@ class ShowsEnv(CounterEnv):
         return self.shown(super()._obs())
 
 
-def host_of(factories: list[EnvFactory], *, tells: bool = False) -> Host:
+def host_of(factories: list[EnvFactory], mode: AutoresetMode = AutoresetMode.SAME_STEP) -> Host:
     space = factories[0]().observation_space
     spec = RowSpec.of_spaces(len(factories), space, Discrete(3))
-    task = Task(0, len(factories), spec, "SameStep", tells, plain_actions=True)
+    task = Task(0, len(factories), spec, mode.value, send_infos=False, plain_actions=True)
     host = Host(task, factories, Rows.allocate(spec))
     host.make()
     host.reset(list(range(len(factories))), None, [True] * len(factories))
@@ -69,26 +67,63 @@ KINDS: dict[str, list[EnvFactory]] = {
 }
 
 
+class ByHand:
+    """One environment stepped without a host, and what its row should hold."""
+
+    def __init__(self, factory: EnvFactory, mode: AutoresetMode) -> None:
+        self.env, self.mode = factory(), mode
+        self.row: dict[str, Any] = {"real": True}
+        self.rewards: list[float] = []
+        self.reset()
+
+    def _shown(self, obs: Any) -> Any:
+        return np.array(obs, self.env.observation_space.dtype).tolist()
+
+    def reset(self) -> None:
+        self.row["obs"] = self._shown(self.env.reset()[0])
+
+    def step(self, action: int) -> None:
+        row = self.row
+        over = row.get("terminated", False) or row.get("truncated", False)
+        if over and self.mode is AutoresetMode.NEXT_STEP:
+            obs, _ = self.env.reset()
+            row |= {"reward": 0.0, "terminated": False, "truncated": False, "real": False}
+        else:
+            obs, row["reward"], row["terminated"], row["truncated"], _ = self.env.step(action)
+            self.rewards.append(row["reward"])
+            row["real"] = True
+        row["obs"] = self._shown(obs)
+        if row["real"] and (row["terminated"] or row["truncated"]):
+            row["episode_return"], row["episode_length"] = sum(self.rewards), len(self.rewards)
+            self.rewards = []
+            if self.mode is AutoresetMode.SAME_STEP:
+                row["final_obs"] = row["obs"]
+                self.reset()
+
+
+@pytest.mark.parametrize("mode", AutoresetMode, ids=lambda mode: mode.name)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_plain_step_leaves_in_the_block_what_a_telling_one_leaves(kind: str) -> None:
-    plain, telling = host_of(KINDS[kind]), host_of(KINDS[kind], tells=True)
-    ends = 0
+def test_a_step_leaves_in_the_block_what_the_environments_tell(
+    kind: str, mode: AutoresetMode
+) -> None:
+    host = host_of(KINDS[kind], mode)
+    by_hand = [ByHand(factory, mode) for factory in KINDS[kind]]
     for step in range(30):
-        for host in (plain, telling):
-            host.rows.action[:] = np.arange(len(host.envs)) % 3
-            host.rows.resting[:] = False
-            host.rows.resting[step % 2 :: 3] = step % 5 == 4
-            told = host.step()
-            assert host is telling or told is None
-        ended = plain.rows.terminated | plain.rows.truncated
-        ends += int(ended.sum())
-        for name in COMPARED:
-            mine, theirs = getattr(plain.rows, name), getattr(telling.rows, name)
-            assert mine.tolist() == theirs.tolist(), (step, name)
-        for name in AT_ENDS:
-            mine, theirs = getattr(plain.rows, name), getattr(telling.rows, name)
-            assert mine[ended].tolist() == theirs[ended].tolist(), (step, name)
-    assert ends > 10
+        over = host.rows.terminated | host.rows.truncated
+        if mode is AutoresetMode.DISABLED and over.any():
+            host.reset([None] * len(over), None, over.tolist())
+            for i in np.flatnonzero(over).tolist():
+                by_hand[i].reset()
+        host.rows.action[:] = np.arange(len(by_hand)) % 3
+        host.rows.resting[:] = False
+        host.rows.resting[step % 2 :: 3] = step % 5 == 4
+        assert host.step() is None
+        for i in np.flatnonzero(~host.rows.resting).tolist():
+            by_hand[i].step(i % 3)
+        for i, env in enumerate(by_hand):
+            row = {name: getattr(host.rows, name)[i].tolist() for name in env.row}
+            assert row == env.row, (step, i)
+    assert all(env.row["episode_length"] > 0 for env in by_hand)
 
 
 @pytest.mark.parametrize("shape", [(2,), (1,), (4,), (1, 3), ()])
@@ -110,7 +145,7 @@ def test_an_observation_of_another_shape_is_never_broadcast(
     assert f"an observation of shape {shape}, the observation space says {space.shape}" in first
 
 
-def test_one_that_raises_in_a_plain_step_costs_the_others_nothing() -> None:
+def test_one_that_raises_in_a_step_costs_the_others_nothing() -> None:
     factories: list[EnvFactory] = [CounterEnv, lambda: CrashingEnv(1, at=1), CounterEnv]
     host = host_of(factories)
     with pytest.raises(EnvFailures) as raised:
@@ -119,7 +154,7 @@ def test_one_that_raises_in_a_plain_step_costs_the_others_nothing() -> None:
     assert host.rows.obs[[0, 2], 2].tolist() == [1, 1]
 
 
-def test_a_reward_that_is_no_scalar_is_refused_in_a_plain_step() -> None:
+def test_a_reward_that_is_no_scalar_is_refused_in_a_step() -> None:
     class Pays(CounterEnv):
         def step(self, action: int) -> Any:
             obs, reward, *rest = super().step(action)
