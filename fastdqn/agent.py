@@ -69,13 +69,7 @@ class DQN:
         UsageError: A setting, the environment or the network cannot be used.
     """
 
-    def __init__(
-        self,
-        env: AnyEnv,
-        *,
-        network: nn.Module | None = None,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, env: AnyEnv, *, network: nn.Module | None = None, **settings: Any) -> None:
         masks = settings.get("action_masks", True)
         self._world = world_of(env, settings.get("vectorizer", "grouped"), masks=masks)
         self.description: EnvDescription = self._world.description
@@ -102,7 +96,7 @@ class DQN:
         self._fused = None if tensors is None else build_fused(config, tensors, flat, self.learner)
         self._sampler = None if self._fused else build_sampler(config, self.description, device)
         self._ratio = ReplayRatio(config.replay_ratio, config.learning_starts)
-        self.execution_reason = NOT_TRAINED
+        self.execution_reason, self._chosen = NOT_TRAINED, self.learner.execution
         self._rounds = self._env_steps = self._episodes = 0
 
     # The calls
@@ -257,19 +251,21 @@ class DQN:
             )
 
     def _choose_execution(self, timesteps: int) -> None:
-        config, learner = self.config, self.learner
-        expected = int(config.replay_ratio * timesteps)
+        asked, learner = self.config.execution, self.learner
+        expected = int(self.config.replay_ratio * timesteps)
         first = self.execution_reason == NOT_TRAINED  # what CUDA measures holds afterwards
         if self._fused is not None:
-            asked, native = config.execution, learner.why_not_native
             mode, self.execution_reason = choose_execution(
-                asked, learner.device, expected, fused=True, why_not_native=native
+                asked, learner.device, expected, fused=True, why_not_native=learner.why_not_native
             )
             self._fused.execute_as(mode, behind=asked == "auto")
             learner.execution = mode
         elif self._sampler is not None and (first or learner.device.type != "cuda"):
-            given = config.execution, learner, self.policy, self._sampler
-            self.execution_reason = choose_ways(*given, expected_updates=expected)
+            parts = asked, learner, self.policy, self._sampler
+            self.execution_reason = choose_ways(*parts, expected_updates=expected)
+            self._chosen = learner.execution
+        else:  # what was not compiled by the end of the last call is compiled now
+            learner.execute_as(self._chosen, behind=asked == "auto")
 
     def env_seeds(self) -> list[int]:
         """Return seeds for the training environments, new ones at each call."""

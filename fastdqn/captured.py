@@ -19,6 +19,10 @@ __all__ = ["Captured", "Fed"]
 
 Restore = Callable[[], None]
 
+CAPTURE_ERRORS = "thread_local"
+"""Which calls to CUDA a recording forbids: those of its own thread. Another one may compile, and
+load what it compiled."""
+
 
 class Captured:
     """A step as CUDA graphs, one for each variant, all in one memory pool.
@@ -26,7 +30,8 @@ class Captured:
     A variant is a set of arguments: its plain values, and the addresses and shapes of its
     tensors, also of those in lists and dataclasses. The first call with a variant warms the step
     up on a side stream (libraries allocate, compilers compile, autograd settles), takes back what
-    that changed, records the graph and replays it; every later call replays it.
+    that changed, records the graph and replays it; every later call replays it. A first call
+    that fails has changed nothing.
 
     Graphs share the pool because they never run at the same time: what one keeps in it between
     its own operations, the next may overwrite.
@@ -88,13 +93,20 @@ class Captured:
         seeds = [generator.get_state() for generator in self._generators]
         stream = self._cuda.Stream()
         stream.wait_stream(self._cuda.current_stream())
-        with self._cuda.stream(stream):
-            for _ in range(self._warmups):
-                self._step(*args)
-                restore()  # each time: what was kept need only cover one run
-        self._cuda.current_stream().wait_stream(stream)
-        for generator, seed in zip(self._generators, seeds, strict=True):
-            generator.set_state(seed)
+        try:
+            with self._cuda.stream(stream):
+                for _ in range(self._warmups):
+                    self._rehearse(args, restore)
+        finally:
+            self._cuda.current_stream().wait_stream(stream)
+            for generator, seed in zip(self._generators, seeds, strict=True):
+                generator.set_state(seed)
+
+    def _rehearse(self, args: tuple[Any, ...], restore: Restore) -> None:
+        try:
+            self._step(*args)
+        finally:
+            restore()  # each time: what was kept need only cover one run
 
     def _record(self, args: tuple[Any, ...]) -> Any:
         if self._pool is None:
@@ -104,7 +116,7 @@ class Captured:
             graph.register_generator_state(generator)
         stream = self._cuda.current_stream()
         try:
-            with self._cuda.graph(graph, pool=self._pool):
+            with self._cuda.graph(graph, pool=self._pool, capture_error_mode=CAPTURE_ERRORS):
                 self._step(*args)
         except BaseException:
             self._cuda.set_stream(stream)  # a capture that fails leaves its own one current

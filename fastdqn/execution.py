@@ -13,8 +13,9 @@ import torch
 
 from fastdqn.background import Background
 from fastdqn.captured import Captured
-from fastdqn.compiled import Compiled
+from fastdqn.compiled import Compiled, CompiledInside
 from fastdqn.errors import UsageError
+from fastdqn.meanwhile import Meanwhile
 
 __all__ = [
     "COMPILING",
@@ -83,10 +84,7 @@ def choose_execution(
         mode = "native" if why_not is None else "compile+cudagraph"
         told = "" if why_not is None else f"; not native: {why_not}"
         return mode, f"tensor environments and updates are one graph{told}"
-    native = why_not_native() is None
-    if measure is None:
-        return "native" if native else "cudagraph", "a run measures before it starts"
-    return measure(worth_trying(expected_updates, native=native))
+    return _on_cuda(expected_updates, measure, native=why_not_native() is None)
 
 
 def refuse_execution(asked: str, device: torch.device) -> None:
@@ -119,17 +117,24 @@ def refuse_execution(asked: str, device: torch.device) -> None:
         )
 
 
-def worth_trying(expected_updates: int, *, native: bool) -> list[str]:
-    """Return the modes that a run of so many updates should try on CUDA, the plainest first.
+def worth_trying(*, native: bool) -> list[str]:
+    """Return the modes that a run should try on CUDA before it starts, the plainest first.
+
+    None of them waits for PyTorch's compiler.
 
     Args:
-        expected_updates: Of the whole run.
-        native: Whether the step can run natively; then there is nothing to wait for a compiler for.
+        native: Whether the step can run natively.
     """
-    if native:
-        return ["eager", "cudagraph", "native"]
-    compiling = ["compile+cudagraph"] if expected_updates >= WORTH_COMPILING_UPDATES else []
-    return ["eager", "cudagraph", *compiling]
+    return ["eager", "cudagraph", *(["native"] if native else [])]
+
+
+def _on_cuda(expected_updates: int, measure: Measure | None, *, native: bool) -> tuple[str, str]:
+    if measure is None:
+        return "native" if native else "cudagraph", "a run measures before it starts"
+    mode, told = measure(worth_trying(native=native))
+    if mode == "cudagraph" and not native and expected_updates >= WORTH_COMPILING_UPDATES:
+        return "compile+cudagraph", f"{told}; {expected_updates:,} updates repay a compile"
+    return mode, told
 
 
 def _on_the_cpu(
@@ -191,14 +196,19 @@ def accelerate(
         keep: Copies what `step` changes; see `Captured`. Graphs need it.
         cuda: `torch.cuda`, or what stands in for it.
         by_row: The step does the same for each row of its last argument, one after another.
-        behind: Start eagerly, and compile for the CPU beside the trainer; see `Background`.
+        behind: Start with what needs no compiler, and move when the rest is ready; see
+            `Background` for the CPU and `Meanwhile` for CUDA.
 
     Raises:
         UsageError: There is no such way.
     """
     if execution in GRAPHS and keep is not None:
-        inner = Compiled(step, device, by_row=by_row) if execution in COMPILING else step
-        return Captured(inner, keep, device=device, cuda=cuda)
+        plain = Captured(step, keep, device=device, cuda=cuda)
+        if execution not in COMPILING:
+            return plain
+        inside = CompiledInside(step, device, by_row=by_row)
+        fast = Captured(inside, keep, device=device, cuda=cuda)
+        return Meanwhile(plain, fast, inside.needs) if behind else fast
     if execution not in {"eager", "compile"}:
         raise UsageError(
             f"--execution {execution}", "a step runs in no such way", "Choose eager or compile."
@@ -207,4 +217,7 @@ def accelerate(
         return step
     if behind and device.type == "cpu":
         return Background(step, device, by_row=by_row)
+    if behind and device.type == "cuda":
+        inside = CompiledInside(step, device, by_row=by_row)
+        return Meanwhile(step, inside, inside.needs, undone=False)
     return Compiled(step, device, by_row=by_row)

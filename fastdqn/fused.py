@@ -141,7 +141,7 @@ class FusedRollout:
         if isinstance(learn, NativeUpdate):
             return NativeBlocks(iteration, env, learn, self.batch_size, behind=behind)
         given = iteration, env, execution, self._learned, self.device
-        return TorchBlocks(*given, native=learn)
+        return TorchBlocks(*given, behind=behind, native=learn)
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Begin new episodes everywhere, and all random numbers anew; running episodes are cut.

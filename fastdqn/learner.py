@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fastdqn.background import Background
-from fastdqn.captured import Captured, Fed
-from fastdqn.execution import COMPILING, GRAPHS, accelerate, refuse_step_execution
+from fastdqn.execution import GRAPHS, accelerate, refuse_step_execution
+from fastdqn.meanwhile import Meanwhile
 from fastdqn.native import NativeUpdate
 from fastdqn.networks import FlatNetwork
 from fastdqn.optimizers import Optimizer
@@ -19,6 +18,7 @@ from fastdqn.replay import ReplayBuffer, Ring, Sampler, gather
 from fastdqn.schedules import chunks
 from fastdqn.transition import Transitions
 from fastdqn.update import METRICS, TARGETS, LearnerState, Update
+from fastdqn.ways import Way, graphs_of, recorded
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -27,22 +27,6 @@ __all__ = ["METRICS", "TARGETS", "Learner", "LearnerState"]
 
 UPDATES_PER_CALL = (4, 2, 1)
 UPDATES_PER_GRAPH = (64, 32, 16, 8, 4, 2, 1)
-
-
-class _Way(NamedTuple):
-    """The ways into the pure step, each run in the same mode.
-
-    Attributes:
-        replayed: On rows of a ring at given indices.
-        given: On a batch.
-        sampled: On rows of a ring that a graph chooses itself; None outside of graphs.
-        chosen: On as many batches as are asked for, which the C chooses; None elsewhere.
-    """
-
-    replayed: Callable[..., None]
-    given: Callable[..., None]
-    sampled: Callable[..., None] | None = None
-    chosen: Callable[[Sampler, int], None] | None = None
 
 
 class Learner(Update):
@@ -113,7 +97,7 @@ class Learner(Update):
             device=device,
         )
         self.state = self._born(learning_rate)
-        self._ways: dict[str, _Way] = {}
+        self._ways: dict[str, Way] = {}
         self.execute_as(execution)
 
     # The calls
@@ -126,7 +110,7 @@ class Learner(Update):
 
         Args:
             execution: One of EXECUTIONS, but not `auto`.
-            behind: Start eagerly, and compile beside the trainer, where that can be done.
+            behind: Start at once, and compile beside the trainer, where that can be done.
 
         Raises:
             UsageError: There is no such way, or not on this device.
@@ -205,19 +189,19 @@ class Learner(Update):
     @property
     def compiling(self) -> list[Any]:
         """The steps that are compiled now, for those who tell when they are ready."""
-        return [self._replayed_step]
+        return [self._sampled_step or self._replayed_step]
 
     def close(self) -> None:
         """Ask no compiler for anything any longer; what is not ready is forgotten."""
         for way in list(self._ways):
-            steps = self._ways[way][:2]
-            if any(isinstance(step, Background) and not step.ready for step in steps):
-                for step in steps:
-                    if isinstance(step, Background):
-                        step.close()
-                del self._ways[way]
-                if self.execution == way:
-                    self.execute_as("eager")
+            steps = [s for s in self._ways[way] if isinstance(s, Background | Meanwhile)]
+            if all(step.ready for step in steps):
+                continue
+            for step in steps:
+                step.close()
+            del self._ways[way]
+            if self.execution == way:
+                self.execute_as("cudagraph" if way in GRAPHS else "eager")
 
     def sync_target(self) -> None:
         """Copy the online parameters into the target."""
@@ -231,36 +215,20 @@ class Learner(Update):
 
     # How the pure step is run
 
-    def _way(self, execution: str, cuda: Any = torch.cuda, *, behind: bool = False) -> _Way:
+    def _way(self, execution: str, cuda: Any = torch.cuda, *, behind: bool = False) -> Way:
         """Build the ways into the step; `cuda` is `torch.cuda`, or what stands in for it."""
         if execution == "native":
             return self._native_way(cuda)
-        recorded = execution in GRAPHS
-        inner = execution if not recorded else "compile" if execution in COMPILING else "eager"
-        how: Any = {"device": self.device, "behind": behind and not recorded}
-        replayed = accelerate(self._replayed, inner, by_row=True, **how)
-        given = accelerate(self._given, inner, **how)
-        if not recorded:
-            return _Way(replayed, given)
+        steps = self._replayed, self._given
+        if execution in GRAPHS:
+            plain = recorded(self.state, *steps, cuda=cuda)
+            plain = self._ways.setdefault("cudagraph", plain)
+            return graphs_of(execution, self.state, *steps, plain, behind=behind, cuda=cuda)
+        how: Any = {"device": self.device, "behind": behind}
+        replayed = accelerate(self._replayed, execution, by_row=True, **how)
+        return Way(replayed, accelerate(self._given, execution, **how))
 
-        def sampled(sampler: Sampler, bits: Tensor) -> None:
-            replayed(self.state, sampler.ring, sampler.index(bits))
-
-        return self._captured_way(replayed, given, sampled, cuda)
-
-    def _captured_way(
-        self,
-        replayed: Callable[..., None],
-        given: Callable[..., None],
-        sampled: Callable[[Sampler, Tensor], None],
-        cuda: Any,
-    ) -> _Way:
-        def captured(step: Callable[..., None]) -> Captured:
-            return Captured(step, lambda *_: self.state.keep(), device=self.device, cuda=cuda)
-
-        return _Way(Fed(captured(replayed)), Fed(captured(given)), captured(sampled))
-
-    def _native_way(self, cuda: Any) -> _Way:
+    def _native_way(self, cuda: Any) -> Way:
         native = self.natively(self.state)
 
         def replayed(_state: LearnerState, ring: Ring, index: Tensor) -> None:
@@ -270,8 +238,8 @@ class Learner(Update):
             native.given(Transitions(*fields))
 
         if isinstance(native, NativeUpdate):
-            return _Way(replayed, given, chosen=native.sampled)
-        return self._captured_way(replayed, given, native.sampled, cuda)
+            return Way(replayed, given, chosen=native.sampled)
+        return recorded(self.state, replayed, given, native.sampled, cuda)
 
     def _learn(self, ring: Ring, index: Tensor) -> None:
         done = 0

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from fastdqn.blocks import Block
 from fastdqn.captured import Captured
+from fastdqn.compiled import CompiledInside
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
 from fastdqn.execution import GRAPHS, accelerate
-from fastdqn.exploration import NUM_ACTING
 from fastdqn.iteration import BlockTensors, Iteration
-from fastdqn.native import CudaActor, CudaUpdate
+from fastdqn.meanwhile import Meanwhile, Need
+from fastdqn.native import CudaUpdate
+from fastdqn.native_graph import NativeGraph
 
 __all__ = ["Parts", "TorchBlocks", "run_around"]
 
@@ -49,46 +51,6 @@ def run_around(
             parts.learn(call.bits[first : first + block.num_updates])
 
 
-class _NativeParts:
-    """The parts of a block as the card's own kernels run them, and the environments compiled.
-
-    Args:
-        iteration: The parts.
-        learn: Makes updates from a ring and indices.
-        device: Where everything lives.
-    """
-
-    def __init__(self, iteration: Iteration, learn: CudaUpdate, device: torch.device) -> None:
-        self._iteration, self._learn = iteration, learn
-        self._act = CudaActor(iteration.network, learn.make)
-        self._draw = accelerate(self._drawn, "compile", device)
-        self._advance = accelerate(self._advanced, "compile", device)
-        self._index: dict[torch.Size, Tensor] = {}
-
-    def act(self, uniform: Tensor) -> None:
-        """Choose actions, see `Iteration.act`."""
-        iteration = self._iteration
-        self._act(iteration.shown, iteration.epsilon, uniform, None, iteration.action)
-
-    def advance(self, ends: Tensor, returns: Tensor, uniform: Tensor) -> None:
-        """Step and record, see `Iteration.advance`."""
-        self._advance(ends, returns, uniform)
-
-    def learn(self, bits: Tensor) -> None:
-        """Make an update for each row of `bits`, see `Iteration.learn`."""
-        index = self._index.get(bits.shape)
-        if index is None:
-            index = self._index[bits.shape] = torch.zeros_like(bits)
-        self._draw(index, bits)
-        self._learn(self._iteration.ring.ring, index)
-
-    def _advanced(self, ends: Tensor, returns: Tensor, uniform: Tensor) -> None:
-        self._iteration.advance(uniform, ends, returns)
-
-    def _drawn(self, index: Tensor, bits: Tensor) -> None:
-        index.copy_(self._iteration.ring.draw(bits))
-
-
 class TorchBlocks:
     """Runs the blocks of an iteration in one of the ways of PyTorch.
 
@@ -101,8 +63,9 @@ class TorchBlocks:
         execution: One of EXECUTIONS, but not `auto`.
         learned: Every tensor that an update writes; graphs need it.
         device: Where everything lives.
-        behind: Start at once, and compile meanwhile; on the CPU.
+        behind: Start at once, and compile meanwhile.
         native: Learns by kernels of its own, within a graph; `native` needs it.
+        cuda: `torch.cuda`, or what stands in for it.
     """
 
     def __init__(
@@ -115,17 +78,19 @@ class TorchBlocks:
         *,
         behind: bool = False,
         native: CudaUpdate | None = None,
+        cuda: Any = torch.cuda,
     ) -> None:
         self._iteration, self.env, self.execution = iteration, env, execution
-        self._learned, self._device, self._behind = learned, device, behind
-        self._compiled: dict[Block, Callable[..., None]] = {}
+        self._learned, self._device, self._behind, self._cuda = learned, device, behind, cuda
+        self._compiled: dict[Block, Any] = {}
         self._fast: Callable[..., None] = self._run_compiled
         if native is not None:
-            execution, self._native = "compile+cudagraph", _NativeParts(iteration, native, device)
-            self._fast = Captured(self._run_natively, self._keep, device=device)
-        elif execution in GRAPHS:
-            whole = self._run_whole if execution == "cudagraph" else self._run_compiled
-            self._fast = Captured(whole, self._keep, device=device)
+            execution, graph = "compile+cudagraph", NativeGraph(iteration, native, device)
+            self._fast = self._recorded(graph.plain, graph.compiled, graph.needs)
+        elif execution == "compile+cudagraph":
+            self._fast = self._recorded(self._run_whole, self._run_compiled, self._needs)
+        elif execution == "cudagraph":
+            self._fast = self._captured(self._run_whole)
         # The environments' own steps bring new tensors each time, which no graph can read.
         around = "compile" if "compile" in execution else "eager"
         self._parts = Parts(
@@ -136,9 +101,24 @@ class TorchBlocks:
                 execution,
                 device,
                 lambda _: iteration.keep(0, learned),
+                cuda,
                 by_row=True,
+                behind=behind,
             ),
         )
+
+    def _recorded(
+        self,
+        plain: Callable[..., None],
+        compiled: Callable[..., None],
+        needs: Callable[..., Sequence[Need]],
+    ) -> Captured | Meanwhile:
+        """Return graphs of the compiled form, or of the plain one until the other is there."""
+        fast = self._captured(compiled)
+        return Meanwhile(self._captured(plain), fast, needs) if self._behind else fast
+
+    def _captured(self, step: Callable[..., None]) -> Captured:
+        return Captured(step, self._keep, device=self._device, cuda=self._cuda)
 
     @property
     def compile_s(self) -> float:
@@ -175,42 +155,44 @@ class TorchBlocks:
         self._iteration.block(block.num_steps, block.num_updates, *tensors)
 
     def _run_compiled(self, block: Block, *tensors: Tensor) -> None:
-        if self._device.type == "cpu" or block.repeats == 1:
+        graph = self.execution in GRAPHS
+        if block.repeats == 1 or (self._device.type == "cpu" and not graph):
             self._compiled_for(block)(*tensors)
             return
         # Compiled once, called for each repeat: a graph or the device's queue hides the calls.
-        once = replace(block, repeats=1)
-        compiled = self._compiled_for(once)
-        lengths = block.num_steps, block.num_steps, block.num_steps, block.num_updates
+        compiled = self._compiled_for(replace(block, repeats=1))
         parts = (
             torch.split(tensor, length) if length else (tensor,) * block.repeats
-            for tensor, length in zip(tensors, lengths, strict=True)
+            for tensor, length in zip(tensors, _lengths(block), strict=True)
         )
         for part in zip(*parts, strict=True):
             compiled(*part)
 
-    def _compiled_for(self, block: Block) -> Callable[..., None]:
+    def _needs(self, block: Block, *tensors: Tensor) -> list[Need]:
+        """Return what `_run_compiled` needs within a graph, see `Meanwhile`."""
+        first = tuple(t[:n] for t, n in zip(tensors, _lengths(block), strict=True))
+        return [(self._compiled_for(replace(block, repeats=1)), first)]
+
+    def _compiled_for(self, block: Block) -> Any:
         if block not in self._compiled:
 
             def step(*tensors: Tensor) -> None:
                 self._run_whole(block, *tensors)
 
-            self._compiled[block] = accelerate(step, "compile", self._device, behind=self._behind)
+            # Within a graph it is the graph that is exchanged when this has been compiled.
+            self._compiled[block] = (
+                CompiledInside(step, self._device)
+                if self.execution in GRAPHS
+                else accelerate(step, "compile", self._device, behind=self._behind)
+            )
         return self._compiled[block]
-
-    def _run_natively(self, block: Block, *tensors: Tensor) -> None:
-        """Do the block by the card's kernels, but for the environments, which are compiled."""
-        ends, returns, uniform, bits = tensors
-        parts = self._native
-        for repeat in range(block.repeats):
-            for row in range(repeat * block.num_steps, (repeat + 1) * block.num_steps):
-                parts.act(uniform[row])
-                parts.advance(ends[row], returns[row], uniform[row, :, NUM_ACTING:])
-            if block.num_updates:
-                first = repeat * block.num_updates
-                parts.learn(bits[first : first + block.num_updates])
 
     def _keep(self, block: Block, *_tensors: Tensor) -> Callable[[], None]:
         """Copy what a block changes, for the warm-up of its capture."""
         state = self.env.state if isinstance(self.env, PureTensorEnv) else ()
         return self._iteration.keep(block.total_steps, (*state, *self._learned))
+
+
+def _lengths(block: Block) -> tuple[int, int, int, int]:
+    """Return how much of each of a call's tensors one repeat of its block is given."""
+    return block.num_steps, block.num_steps, block.num_steps, block.num_updates

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,11 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from fastdqn import variants
+from fastdqn import compiled, meanwhile, variants
 from fastdqn.compiler import CompileError, Request
+from fastdqn.tracing import Trace
 
-__all__ = ["Interpreted", "PromptCompiler", "SlowCompiler", "interpreted"]
+__all__ = ["HeldInductor", "Interpreted", "PromptCompiler", "SlowCompiler", "interpreted"]
 
 
 class SlowCompiler:
@@ -92,3 +95,44 @@ def interpreted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Interpret
     monkeypatch.setattr(variants, "load_library", load)
     monkeypatch.setattr("fastdqn.compile_cache.cache_dir", lambda: str(folder))
     return loaded
+
+
+class HeldInductor:
+    """Takes the place of the compiler in this process; what it compiled runs the trace.
+
+    Args:
+        monkeypatch: Puts it there.
+
+    Attributes:
+        go: Set it to let compiles end at once.
+        problem: What they end with.
+        traces: All that was asked for.
+        calls: Of what was compiled.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go, self.problem = threading.Event(), ""
+        self.traces: list[Trace] = []
+        self.calls = 0
+        monkeypatch.setattr(compiled, "_by_inductor", self._compile)
+
+    def _compile(
+        self, traced: Trace, tensors: Sequence[Tensor], options: dict[str, Any]
+    ) -> Callable[[Sequence[Tensor]], None]:
+        self.traces.append(traced)
+        assert self.go.wait(60)
+        if self.problem:
+            raise RuntimeError(self.problem)
+
+        def run(given: Sequence[Tensor]) -> None:
+            self.calls += 1
+            traced.graph(*given, *traced.held)
+
+        return run
+
+    def finish(self, problem: str = "") -> None:
+        """Let what is compiled now end, and wait for it."""
+        self.problem = problem
+        self.go.set()
+        with meanwhile._TURN:  # which the thread gives back at its end
+            self.go.clear()

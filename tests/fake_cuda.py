@@ -133,14 +133,17 @@ class RecordingCuda(FakeStreams):
         return Graph(self.tape)
 
     @contextmanager
-    def graph(self, graph: Graph, *, pool: str) -> Iterator[None]:
+    def graph(self, graph: Graph, *, pool: str, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"
         self.tape.append(f"capture in {pool}")
         recording = Recording()
-        with recording:
-            yield
-        with torch.no_grad():
-            for tensor, value in reversed(recording.before):
-                tensor.copy_(value)
+        try:
+            with recording:
+                yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in reversed(recording.before):
+                    tensor.copy_(value)
         graph.work = recording.work
 
     def replays(self) -> int:

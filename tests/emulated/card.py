@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastdqn.learner import Learner, LearnerState, _Way
+from fastdqn.learner import Learner, LearnerState
 from fastdqn.native import CudaUpdate, cuda_plan
 from fastdqn.native.cuda_shape import Shape
 from fastdqn.replay import Ring, Sampler, writer
 from fastdqn.transition import Transitions
+from fastdqn.ways import Way
 
 __all__ = ["EmulatedKernels", "has_compiler", "make", "make_writer", "on_emulated_card"]
 
@@ -116,6 +117,6 @@ def on_emulated_card(learner: Learner) -> Learner:
     def chosen(sampler: Sampler, updates: int) -> None:
         native.sampled(sampler, sampler.fill(updates))
 
-    learner._ways["native"] = _Way(replayed, given, chosen=chosen)
+    learner._ways["native"] = Way(replayed, given, chosen=chosen)
     learner.execute_as("native")
     return learner

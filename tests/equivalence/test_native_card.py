@@ -11,21 +11,23 @@ from typing import Any
 import pytest
 import torch
 
-from fastdqn import torch_blocks
 from fastdqn.blocks import Block
 from fastdqn.envs.tensor import make_tensor_env
 from fastdqn.fused import FusedRollout
 from fastdqn.learner import Learner
 from fastdqn.losses import masked_q
+from fastdqn.meanwhile import Meanwhile
 from fastdqn.native import CudaActor, CudaUpdate
 from fastdqn.native.cuda_plan import SOURCE, Call, on_the_card
 from fastdqn.native.cuda_shape import Shape, fitted
 from fastdqn.native.plan import DTYPES
+from fastdqn.native_graph import NativeGraph
 from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.nvrtc import KernelError
 from fastdqn.optimizers import Adam, AdamW, RMSprop
 from fastdqn.replay import ReplayBuffer, Ring, Sampler
 from fastdqn.torch_blocks import TorchBlocks
+from tests.compilers import HeldInductor
 from tests.emulated.card import EmulatedKernels, has_compiler, make, on_emulated_card
 from tests.equivalence.test_native import assert_alike, copy_state, replay_of
 from tests.equivalence.test_native import tensors as all_of
@@ -266,9 +268,11 @@ def test_acting_is_epsilon_greedy_over_the_allowed_actions(
 def test_a_block_by_the_cards_kernels_is_the_eager_block(
     env_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tensor environments act, step, write and learn; what is recorded on a card is run here."""
-    monkeypatch.setattr(torch_blocks, "accelerate", lambda step, *_given, **_options: step)
-    rollouts = []
+    """Tensor environments act, step, write and learn; what is recorded on a card is run here.
+
+    They step as they are in the first blocks, and compiled in the last.
+    """
+    rollouts, inductor = [], HeldInductor(monkeypatch)
     for way in ("eager", "native"):
         torch.manual_seed(0)
         env = make_tensor_env(env_id, 6, torch.device("cpu"))
@@ -279,7 +283,8 @@ def test_a_block_by_the_cards_kernels_is_the_eager_block(
         if way == "native":
             parts = rollout._iteration, env, way, learner.state.written(), rollout.device
             blocks = TorchBlocks(*parts, native=native_of(learner, "cpu"))
-            blocks._fast = blocks._run_natively
+            graph = NativeGraph(rollout._iteration, native_of(learner, "cpu"), rollout.device)
+            blocks._fast = Meanwhile(graph.plain, graph.compiled, graph.needs)
             rollout._blocks = blocks
         rollouts.append((rollout, learner))
     (eager, truth), (card, learner) = rollouts
@@ -287,12 +292,15 @@ def test_a_block_by_the_cards_kernels_is_the_eager_block(
     for block in (Block(2, 3, 2), Block(1, 0, 4), Block(1, 1, 4)) * 2:
         for rollout, _ in rollouts:
             rollout.advance(block, 0.5)
+        inductor.finish()
         assert torch.equal(card.ring.ring.action, eager.ring.ring.action)
         torch.testing.assert_close(card.ring.ring.frames, eager.ring.ring.frames)
         assert_alike(learner.state, truth.state, rtol=1e-3)
         copy_state(learner.state, truth.state)
     assert int(truth.state.updates) == card.updates == 20
     assert (truth.state.online - born).abs().max() > 1e-3
+    assert len(inductor.traces) == 3  # a vector step, and draws for three updates and for one
+    assert inductor.calls == 4 + (4 + 2) + 4 + (4 + 4)
 
 
 @EMULATED

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastdqn import exploration, losses, networks, policy, rollout, schedules, update
+from fastdqn import execution, exploration, losses, networks, policy, rollout, schedules, update
+from fastdqn.captured import Captured
 from fastdqn.envs import local, supervised
 from fastdqn.envs.host import Host
 from fastdqn.envs.lines import CheckedLine
@@ -24,6 +25,7 @@ from fastdqn.envs.supervised import SupervisedPool
 from fastdqn.envs.supervision import RestartBudget
 from fastdqn.envs.vector_source import VectorSource
 from fastdqn.learner import Learner, LearnerState
+from fastdqn.meanwhile import Meanwhile
 from fastdqn.native import NativeActor
 from fastdqn.optimizers import Adam
 from fastdqn.replay.finals import Finals
@@ -52,6 +54,9 @@ FIRE = "tests/faults/test_supervision.py::test_"
 RESTARTS = "tests/faults/test_restarts.py::test_"
 BUDGET = "tests/unit/test_supervision.py::test_"
 LOCAL = "tests/unit/test_local.py::test_"
+MEANWHILE = "tests/unit/test_meanwhile.py::test_"
+MOVING = "tests/equivalence/test_moving_learning.py::test_"
+EXECUTION = "tests/unit/test_execution.py::test_"
 
 
 @dataclass(frozen=True)
@@ -708,6 +713,64 @@ def a_deadline_for_one_worker_after_the_other() -> None:
 )
 def attributes_lost_with_the_worker() -> None:
     exchange("remember", lambda *_: None, supervised._Ward)
+
+
+# Beside a compiler
+
+
+@turns_red(
+    MEANWHILE + "it_runs_plain_until_it_is_compiled_and_moves_between_two_calls",
+)
+def a_call_that_waits_for_the_compiler() -> None:
+    right = Meanwhile._ask
+
+    def ask(self: Meanwhile, missing: Any) -> None:
+        right(self, missing)
+        while self._waiting:
+            time.sleep(0.01)
+
+    exchange("_ask", ask, Meanwhile)
+
+
+@turns_red(
+    MEANWHILE + "it_runs_plain_until_it_is_compiled_and_moves_between_two_calls",
+    MEANWHILE + "graphs_move_once_for_each_variant_and_leave_no_trace",
+    MOVING + "blocks_do_what_eager_blocks_do_whenever_they_move",
+)
+def a_step_that_is_done_in_both_forms_where_it_moves() -> None:
+    right = Meanwhile._move
+
+    def move(self: Meanwhile, args: tuple[Any, ...]) -> None:
+        if self.ready_after_s is None:
+            self._plain(*args)
+        right(self, args)
+
+    exchange("_move", move, Meanwhile)
+
+
+@turns_red(MEANWHILE + "a_move_that_fails_leaves_no_trace")
+def a_warm_up_that_fails_and_stays() -> None:
+    def rehearse(self: Captured, args: tuple[Any, ...], restore: Callable[[], None]) -> None:
+        self._step(*args)
+        restore()
+
+    exchange("_rehearse", rehearse, Captured)
+
+
+@turns_red(MEANWHILE + "closed_it_forgets_what_is_not_ready_and_asks_for_nothing")
+def a_step_that_is_closed_and_moves() -> None:
+    exchange("close", lambda _: None, Meanwhile)
+
+
+@turns_red(
+    EXECUTION + "on_cuda_auto_measures_what_needs_no_compiler_and_compiles_what_repays_it",
+    MOVING + "auto_starts_without_a_compiler_and_records_nothing_twice",
+)
+def a_compiler_that_is_tried_before_the_training() -> None:
+    def worth_trying(*, native: bool) -> list[str]:
+        return ["eager", "cudagraph", "native" if native else "compile+cudagraph"]
+
+    exchange("worth_trying", worth_trying, execution)
 
 
 # The C

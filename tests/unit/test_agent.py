@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastdqn import DQN, CheckpointError, UsageError
 from fastdqn.envs.grouped import GroupedVectorEnv
+from fastdqn.meanwhile import Meanwhile
 from fastdqn.report import Episode
 from fastdqn.witness import NullWitness
 from tests.oracles import CounterEnv, CrashError, CrashingEnv, OffsetCounterEnv, OneStateEnv
@@ -469,3 +470,14 @@ def test_a_device_that_computes_wrongly_is_refused(monkeypatch: pytest.MonkeyPat
         small(device="mps")
     small(device="cpu")
     assert asked == ["mps"]
+
+
+def test_a_later_call_on_a_card_takes_the_way_of_the_first_one_again() -> None:
+    """Where the first call ended before its updates were compiled, they are compiled now."""
+    agent = small(execution="auto").learn(200)
+    agent.learner.device = torch.device("cuda")  # so it says
+    for chosen in ("compile", "eager"):
+        agent._chosen, told = chosen, agent.execution_reason
+        agent._choose_execution(10**6)
+        assert (agent.learner.execution, agent.execution_reason) == (chosen, told)
+    assert isinstance(agent.learner._ways["compile"].replayed, Meanwhile)

@@ -45,7 +45,8 @@ class FakeCuda(FakeStreams):
         return FakeGraph(self)
 
     @contextmanager
-    def graph(self, graph: FakeGraph, *, pool: str) -> Iterator[None]:
+    def graph(self, graph: FakeGraph, *, pool: str, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"  # another thread may be compiling
         self.tape.append(f"capture in {pool}")
         self.recording = graph
         yield

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fastdqn.captured import Captured
+from fastdqn.compiled import Compiled
 from fastdqn.errors import UsageError
 from fastdqn.execution import (
     GRAPHS,
@@ -21,6 +22,7 @@ from fastdqn.execution import (
     refuse_execution,
     refuse_step_execution,
 )
+from fastdqn.meanwhile import Meanwhile
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 MANY, FEW = WORTH_COMPILING_UPDATES, WORTH_COMPILING_UPDATES - 1
@@ -93,20 +95,25 @@ def test_native_is_refused_elsewhere_than_on_the_cpu_and_on_cuda() -> None:
 
 
 @pytest.mark.parametrize("updates", [FEW, MANY])
-def test_auto_takes_what_was_measured_on_cuda(updates: int) -> None:
+@pytest.mark.parametrize("reason", [None, "a reason"])
+@pytest.mark.parametrize("fastest", [0, -1])
+def test_on_cuda_auto_measures_what_needs_no_compiler_and_compiles_what_repays_it(
+    updates: int, reason: str | None, fastest: int
+) -> None:
     tried: list[str] = []
 
     def measure(ways: Sequence[str]) -> tuple[str, str]:
         tried.extend(ways)
-        return ways[-1], "measured: so much"
+        return ways[fastest], "measured: so much"
 
-    for reason, last in ((None, ["native"]), ("a reason", ["compile+cudagraph"])):
-        tried.clear()
-        why_not: Callable[[], str | None] = partial(str, reason) if reason else lambda: None
-        chosen = choose_execution("auto", CUDA, updates, measure=measure, why_not_native=why_not)
-        assert chosen == (tried[-1], "measured: so much")
-        wanted = last if reason is None or updates >= MANY else []
-        assert tried == ["eager", "cudagraph", *wanted]
+    given: Any = {"measure": measure, "why_not_native": lambda: reason}
+    mode, told = choose_execution("auto", CUDA, updates, **given)
+    assert tried == ["eager", "cudagraph", *([] if reason else ["native"])]
+    if reason and updates == MANY and fastest:
+        assert mode == "compile+cudagraph"
+        assert told == "measured: so much; 20,000 updates repay a compile"
+    else:
+        assert (mode, told) == (tried[fastest], "measured: so much")
 
 
 def test_what_was_asked_for_is_not_measured() -> None:
@@ -177,7 +184,13 @@ def test_eager_runs_the_very_function() -> None:
 
     assert accelerate(step, "eager", CPU) is step
     assert accelerate(step, "compile", CPU) is not step
-    assert isinstance(accelerate(step, "cudagraph", CUDA, lambda: lambda: None), Captured)
+    keep: Any = lambda: lambda: None  # noqa: E731
+    assert isinstance(accelerate(step, "cudagraph", CUDA, keep), Captured)
+    for behind, kind in ((False, Captured), (True, Meanwhile)):
+        fast = accelerate(step, "compile+cudagraph", CUDA, keep, behind=behind)
+        assert isinstance(fast, kind)
+    for behind, inside in ((False, Compiled), (True, Meanwhile)):
+        assert isinstance(accelerate(step, "compile", CUDA, behind=behind), inside)
     for way in ("auto", "", "cudagraph"):  # a graph without what takes its warm-up back
         with pytest.raises(UsageError, match="Choose eager or compile"):
             accelerate(step, way, CUDA)

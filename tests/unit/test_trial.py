@@ -12,12 +12,13 @@ from torch import Tensor
 
 from fastdqn import trial
 from fastdqn.errors import UsageError
-from fastdqn.learner import Learner, _Way
+from fastdqn.learner import Learner
 from fastdqn.native import NativeActor
 from fastdqn.networks import MLP
 from fastdqn.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.trial import choose_ways, fastest_actor, fastest_execution, learning_seconds
+from fastdqn.ways import Way
 from tests.clock import Clock
 from tests.fake_cuda import RecordingCuda
 from tests.learner_settings import nothing_left_in, written
@@ -35,12 +36,12 @@ def learner_of(clock: Clock | None = None, **took_s: float) -> tuple[Learner, Sa
     return learner, Sampler(ReplayBuffer(64, 2, (4,), seed=3), BATCH, due=2)
 
 
-def slow(learner: Learner, clock: Clock, seconds: float) -> _Way:
+def slow(learner: Learner, clock: Clock, seconds: float) -> Way:
     def replayed(*given: Any) -> None:
         clock.now += seconds
         learner._replayed(*given)
 
-    return _Way(replayed, learner._given)
+    return Way(replayed, learner._given)
 
 
 def test_the_fastest_way_wins_and_all_are_told(clock: Clock) -> None:
@@ -60,7 +61,7 @@ def test_a_way_that_cannot_be_compiled_is_told_and_left_out(clock: Clock) -> Non
     def refused(*_given: Any) -> None:
         raise UsageError("--execution compile", "it looks at a value", "Use eager.")
 
-    learner._ways["compile+cudagraph"] = _Way(refused, refused)
+    learner._ways["compile+cudagraph"] = Way(refused, refused)
     best, told = fastest_execution(learner, sampler, 2, ["eager", "compile+cudagraph"])
     assert best == learner.execution == "eager"
     assert "compile+cudagraph cannot run (--execution compile: it looks at a value" in told
@@ -106,7 +107,7 @@ def test_a_way_that_cannot_run_is_told_and_left_out() -> None:
         learner.state.online.add_(1.0)
         raise RuntimeError("a wait within a graph\nand much more")
 
-    learner._ways["cudagraph"] = _Way(broken, broken)
+    learner._ways["cudagraph"] = Way(broken, broken)
     before = learner.state.online.clone()
     best, told = fastest_execution(learner, sampler, 1, ["eager", "cudagraph"])
     assert best == learner.execution == "eager"
@@ -122,7 +123,7 @@ def test_where_not_even_the_first_way_runs_its_error_is_told() -> None:
         learner.state.online.add_(1.0)
         raise RuntimeError("no such thing")
 
-    learner._ways["eager"] = _Way(broken, broken)
+    learner._ways["eager"] = Way(broken, broken)
     with pytest.raises(RuntimeError, match="no such thing"):
         fastest_execution(learner, sampler, 1, ["eager"])
     assert torch.equal(learner.state.online, before)
