@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdqn.tracing import COMPILER
+
 __all__ = ["Captured", "Fed"]
 
 Restore = Callable[[], None]
@@ -31,7 +33,7 @@ class Captured:
     tensors, also of those in lists and dataclasses. The first call with a variant warms the step
     up on a side stream (libraries allocate, compilers compile, autograd settles), takes back what
     that changed, records the graph and replays it; every later call replays it. A first call
-    that fails has changed nothing.
+    that fails has changed nothing; one that fails while another thread compiles is made as it is.
 
     Graphs share the pool because they never run at the same time: what one keeps in it between
     its own operations, the next may overwrite.
@@ -74,10 +76,27 @@ class Captured:
     def __call__(self, *args: Any) -> None:
         """Replay the graph of these arguments; records it first where it is new."""
         key = tuple(_identity(arg) for arg in args)
-        graph = self._graphs.get(key)
+        graph = self._graphs.get(key) or self._new_graph(key, args)
         if graph is None:
+            self._step(*args)
+        else:
+            graph.replay()
+
+    def _new_graph(self, key: Hashable, args: tuple[Any, ...]) -> Any:
+        """Record the graph of these arguments.
+
+        Returns:
+            The graph; None where somebody compiles meanwhile, which a recording may not survive:
+            then the step runs as it is, and the next call tries again.
+        """
+        compiling = COMPILER.locked()
+        try:
             graph = self._graphs[key] = self._capture(args)
-        graph.replay()
+        except RuntimeError:
+            if not (compiling or COMPILER.locked()):
+                raise
+            return None
+        return graph
 
     def _capture(self, args: tuple[Any, ...]) -> Any:
         start = time.perf_counter()

@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-__all__ = ["Compilable", "Meanwhile", "Need"]
+from fastdqn.tracing import COMPILER
 
-_TURN = threading.Lock()
-"""Held by whoever writes down or compiles: both exchange functions of PyTorch while they last."""
+__all__ = ["Compilable", "Meanwhile", "Need"]
 
 
 class Compilable(Protocol):
@@ -121,7 +120,7 @@ class Meanwhile:
 
     def _ask(self, missing: Sequence[Need]) -> None:
         """Write down what is missing and compile it behind, if it is nobody else's turn."""
-        if self._closed or not _TURN.acquire(blocking=False):
+        if self._closed or not COMPILER.acquire(blocking=False):
             return
         start = time.perf_counter()
         self._first_asked_s = self._first_asked_s or start
@@ -150,7 +149,7 @@ class Meanwhile:
     def _end(self, failure: str | None = None) -> None:
         self.failure = self.failure or failure
         self._waiting = False
-        _TURN.release()
+        COMPILER.release()
 
 
 def _in_a_line(error: Exception) -> str:

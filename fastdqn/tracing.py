@@ -6,6 +6,7 @@ is, whatever module of the user it came from, and its text says whether two step
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
@@ -19,7 +20,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-__all__ = ["Leaves", "TensorSpec", "Trace", "UntraceableError", "tensors_of", "trace"]
+__all__ = ["COMPILER", "Leaves", "TensorSpec", "Trace", "UntraceableError", "tensors_of", "trace"]
+
+COMPILER = threading.Lock()
+"""Held by whoever writes a step down or compiles it in this process, beside the loop: both exchange
+functions of PyTorch while they last, and a card may be spoken to meanwhile."""
 
 
 class UntraceableError(Exception):

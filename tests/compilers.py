@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from fastdqn import compiled, meanwhile, variants
+from fastdqn import compiled, variants
 from fastdqn.compiler import CompileError, Request
-from fastdqn.tracing import Trace
+from fastdqn.tracing import COMPILER, Trace
 
 __all__ = ["HeldInductor", "Interpreted", "PromptCompiler", "SlowCompiler", "interpreted"]
 
@@ -134,5 +134,5 @@ class HeldInductor:
         """Let what is compiled now end, and wait for it."""
         self.problem = problem
         self.go.set()
-        with meanwhile._TURN:  # which the thread gives back at its end
+        with COMPILER:  # which the thread gives back at its end
             self.go.clear()

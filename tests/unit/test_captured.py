@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.captured import Captured
+from fastdqn.tracing import COMPILER
 from tests.fake_cuda import FakeStreams
 
 
@@ -119,6 +120,43 @@ def test_later_calls_only_replay_and_read_what_the_tensors_hold_then() -> None:
     step(1, amount)
     assert cuda.tape == ["replay"]
     assert counting.total.tolist() == [6.0, 6.0]
+
+
+class DisturbedCuda(FakeCuda):
+    """Its recordings fail as CUDA's do when another thread waits for the whole card."""
+
+    disturbed = True
+
+    @contextmanager
+    def graph(self, graph: FakeGraph, **given: Any) -> Iterator[None]:
+        with super().graph(graph, **given):
+            yield
+        if self.disturbed:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_a_recording_that_a_compiler_disturbs_is_made_another_time() -> None:
+    cuda = DisturbedCuda()
+    counting, amount = Counting(cuda), torch.ones(2)
+    step = Captured(counting.step, counting.keep, cuda=cuda, warmups=1)
+    with COMPILER:
+        step(1, amount)
+    assert counting.total.tolist() == [1.0, 1.0]
+    assert step.captures == 0
+    cuda.disturbed = False
+    step(1, amount)
+    step(1, amount)
+    assert counting.total.tolist() == [3.0, 3.0]
+    assert step.captures == 1
+    assert cuda.tape.count("replay") == 2
+
+
+def test_a_recording_that_fails_by_itself_is_an_error() -> None:
+    cuda = DisturbedCuda()
+    counting = Counting(cuda)
+    with pytest.raises(RuntimeError, match="during capture"):
+        Captured(counting.step, counting.keep, cuda=cuda)(1, torch.ones(2))
+    assert counting.total.tolist() == [0.0, 0.0]
 
 
 def test_another_value_or_another_tensor_is_another_graph_in_the_same_pool() -> None:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdqn import meanwhile
 from fastdqn.captured import Captured
 from fastdqn.compiled import CompiledInside
 from fastdqn.meanwhile import Meanwhile
+from fastdqn.tracing import COMPILER
 from tests.compilers import HeldInductor
 from tests.fake_cuda import RecordingCuda
 
@@ -57,7 +57,7 @@ class Compiling:
     def finish(self) -> None:
         """Let what is compiled now end, and wait for it."""
         self.go.set()
-        with meanwhile._TURN:
+        with COMPILER:
             self.go.clear()
 
     def __call__(self, rows: Tensor) -> None:
@@ -175,7 +175,7 @@ def test_a_step_that_cannot_be_written_down_stays_plain_and_gives_its_turn_back(
     step(torch.zeros(2))
     assert tape == ["plain 2"] * 2
     assert (step.failure, step.ready) == ("ValueError: it looks at a value", True)
-    assert not meanwhile._TURN.locked()
+    assert not COMPILER.locked()
 
 
 def test_needs_that_cannot_be_told_leave_it_plain() -> None:
