@@ -79,7 +79,6 @@ class Policy:
     Args:
         network: Shared with the learner; its latest parameters act.
         seed: Seed of the exploration.
-
     """
 
     def __init__(self, network: FlatNetwork, seed: int = 0) -> None:

@@ -104,15 +104,19 @@ class Rollout:
         """
         while self._waiting:
             group = self._waiting.popleft()
-            shown, mask = group.shown or self._in_the_ring(group)
-            action, chosen = self.policy.act_on_host(shown, epsilon, mask)
-            group.action = chosen if group.on_host else action
-            self.source.send(chosen, group.index)
+            self.source.send(self._choose_for(group, epsilon), group.index)
             self._stepping.append(group)
 
-    def _in_the_ring(self, group: _Group) -> Shown:
-        """Return what a group shows as the replay has stored it."""
-        return self.replay.shown(group.index), self.replay.shown_mask(group.index)
+    def _choose_for(self, group: _Group, epsilon: float) -> npt.NDArray[np.int64]:
+        """Choose a group's actions and return them on the host."""
+        if group.shown is None:
+            shown, mask = self.replay.shown(group.index), self.replay.shown_mask(group.index)
+            chosen = group.action = self.policy.act(shown, epsilon, mask).numpy()
+            return chosen
+        shown, mask = group.shown
+        action, chosen = self.policy.act_on_host(shown, epsilon, mask)
+        group.action = chosen if group.on_host else action
+        return chosen
 
     def collect(self) -> None:
         """Wait for the step that was started first; its rows are valid afterwards."""
@@ -202,8 +206,8 @@ class _Group:
             squares that tells that all is well.
         real: Its flags of that name.
         arrived: Returns what came with its last step, where the replay takes it from.
-        shown: Where what it shows lies on the device of the network, at every step; None where
-            only the replay has it as the network takes it.
+        shown: Where what it shows lies on the device of the network, at every step; None on the
+            host where the replay alone has it in the dtype that the network takes.
         action: [M] int64, its last actions, where the replay takes them from.
     """
 
@@ -219,10 +223,8 @@ class _Group:
             if values.dtype.kind == "f"
         ]
         assert all(np.shares_memory(flat, values) for _, values, flat, _ in self.watched)
-        self._terminated, self._truncated = (
-            _flags(self.rows.terminated),
-            _flags(self.rows.truncated),
-        )
+        self._terminated = _flags(self.rows.terminated)
+        self._truncated = _flags(self.rows.truncated)
         self.real = _flags(self.rows.real)
         self.on_host = device.type == "cpu"
         self.action: Any = np.zeros(size, np.int64)

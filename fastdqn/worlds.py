@@ -32,12 +32,6 @@ __all__ = ["AnyEnv", "Built", "EnvPoolBuilt", "Lent", "LentTensors", "Tensors", 
 Learning = Callable[[], float]
 """Times the learning of a vector step; seconds."""
 
-
-def nothing_learned() -> float:
-    """Return no time at all."""
-    return 0.0
-
-
 AnyEnv = str | EnvFactory | VectorEnv[Any, Any, Any] | TensorEnv
 
 
@@ -54,7 +48,7 @@ class World(Protocol):
     fixed: Mapping[str, int]
     builds: bool
 
-    def training(self, config: Config, learning: Learning = nothing_learned) -> Any:
+    def training(self, config: Config, learning: Learning) -> Any:
         """Return a context manager that brings the EnvSource of a training.
 
         Args:
@@ -92,7 +86,7 @@ class Built:
         self.description = describe(self.factory, masks=masks)
 
     @contextmanager
-    def training(self, config: Config, learning: Learning = nothing_learned) -> Iterator[EnvSource]:
+    def training(self, config: Config, learning: Learning) -> Iterator[EnvSource]:
         """Build the environments of a training, and close them afterwards."""
         staff, groups = None, config.env_groups
         if config.num_workers is None:
@@ -154,7 +148,7 @@ class EnvPoolBuilt:
         self.description = describe_envpool(env_id)
 
     @contextmanager
-    def training(self, config: Config, learning: Learning = nothing_learned) -> Iterator[EnvSource]:  # noqa: ARG002
+    def training(self, config: Config, learning: Learning) -> Iterator[EnvSource]:  # noqa: ARG002
         """Build a pool for a training, and close it afterwards."""
         threads = config.num_workers or max(1, available_cores() - 1)
         with closing(make_envpool_source(self.env_id, config.num_envs, threads)) as source:
@@ -194,7 +188,7 @@ class Lent:
         }
 
     @contextmanager
-    def training(self, config: Config, learning: Learning = nothing_learned) -> Iterator[EnvSource]:  # noqa: ARG002
+    def training(self, config: Config, learning: Learning) -> Iterator[EnvSource]:  # noqa: ARG002
         """Lend the vector itself."""
         yield self.source
 
@@ -251,7 +245,7 @@ class LentTensors:
         return self.env
 
     @contextmanager
-    def training(self, config: Config, learning: Learning = nothing_learned) -> Iterator[EnvSource]:  # noqa: ARG002
+    def training(self, config: Config, learning: Learning) -> Iterator[EnvSource]:  # noqa: ARG002
         """Refuse: tensors pass no source."""
         raise _cannot_build("a tensor environment")
         yield  # a generator, as all the others

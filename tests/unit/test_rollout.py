@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from fastdqn.envs.source import source_of
 from fastdqn.envs.transfer import PackedTransfer
 from fastdqn.errors import NonFiniteError
-from fastdqn.policy import Hosted
+from fastdqn.native import NativeActor
 from fastdqn.rollout import Rollout
 from tests.drive import MODES, Vector, everything_in, roll, rollout_of, vector_of
 from tests.oracles import (
@@ -131,19 +131,29 @@ def test_the_policy_sees_what_the_ring_shows_and_the_ring_keeps_what_was_done(
     rollout.reset(range(3))
     (group,) = rollout._groups
     assert (group.shown is None) == (kind is Float64CounterEnv)
-    right, replay = rollout.policy.act_on_host, rollout.replay
-    done: list[int] = []
+    policy, replay, done = rollout.policy, rollout.replay, list[int]()
+    right = policy.act if group.shown is None else policy.act_on_host
 
-    def act_on_host(obs: torch.Tensor, *given: Any) -> Hosted:
+    def choose(obs: torch.Tensor, *given: Any) -> Any:
         assert obs.dtype == replay.ring.frames.dtype
         assert torch.equal(obs, replay.shown())
-        action, seen = right(obs, *given)
-        done.extend(seen.tolist())
-        return action, seen
+        chosen = right(obs, *given)
+        done.extend((chosen if isinstance(chosen, torch.Tensor) else chosen[1]).tolist())
+        return chosen
 
-    rollout.policy.act_on_host = act_on_host  # type: ignore[method-assign, assignment]
+    setattr(policy, right.__name__, choose)
     roll(rollout, 25)
     assert replay.ring.action[: 25 * 3].tolist() == done
+
+
+@pytest.mark.parametrize("kind", [CounterEnv, Float64CounterEnv])
+def test_acting_looks_up_as_many_places_as_there_are_groups(kind: type[CounterEnv]) -> None:
+    rollout = rollout_of(source_of(_sync(num_envs=3, kind=kind)))
+    actor = NativeActor(rollout.policy.network)
+    rollout.policy.actor = actor
+    rollout.reset(range(3))
+    roll(rollout, 30, epsilon=0.5)
+    assert len(actor._places) == (kind is CounterEnv)
 
 
 @every_mode
