@@ -75,7 +75,7 @@ def test_a_measurement_leaves_no_trace_in_weights_moments_counts_and_draws() -> 
     default = torch.get_rng_state()
     with nothing_left_in(sampler):
         fastest_execution(learner, sampler, 4, ["eager", "cudagraph"])
-    assert cuda.replays() > 30
+    assert cuda.replays() >= 5  # three rounds, however slow the machine, and two calls before
     for kept, now in zip(before, written(learner.state), strict=True):
         assert (
             torch.equal(
