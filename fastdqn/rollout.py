@@ -250,5 +250,5 @@ def _flags(column: Any) -> memoryview:
 
 
 def _holds(flags: memoryview, flag: bytes) -> bool:
-    """Return whether a flag is among bools: in a tenth of the time of `any` where they are few."""
+    """Return whether a flag is among bools, as `any` does, but sooner where they are few."""
     return flag in flags.tobytes()

@@ -70,7 +70,7 @@ class SharedLine:
 def lines_over(block: npt.NDArray[Any]) -> list[Any]:
     """Return what takes the observation of each environment by `line[:] = obs`.
 
-    A memoryview takes a third of the time of an array and refuses, with a TypeError or a
+    A memoryview takes half of the time of an array and refuses, with a TypeError or a
     ValueError, what is not of its very dtype and shape; then a `CheckedLine` is to have it.
 
     Args:
