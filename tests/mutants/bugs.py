@@ -589,8 +589,13 @@ def one_group_waited_for_before_the_next_is_sent() -> None:
 
 @turns_red(GROUPS + "every_environment_goes_through_what_it_does_in_a_single_group")
 def every_group_acts_for_the_first() -> None:
-    right = ReplayBuffer.shown
-    exchange("shown", lambda self, _group=0: right(self, 0), ReplayBuffer)
+    right = rollout.Rollout._choose_for
+
+    def choose_for(self: rollout.Rollout, group: Any, epsilon: float) -> Any:
+        group.shown = self._groups[0].shown
+        return right(self, group, epsilon)
+
+    exchange("_choose_for", choose_for, rollout.Rollout)
 
 
 @turns_red(
