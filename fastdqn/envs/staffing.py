@@ -42,8 +42,11 @@ class Staff:
 
     @property
     def spin_s(self) -> float:
-        """Seconds for which those who wait may stay awake: none where others need the core."""
-        return SPIN_S if self.processes < available_cores() else 0.0
+        """Seconds for which those who wait may stay awake: none with more workers than cores.
+
+        Whoever does offers the core to others, so that a caller needs none of its own.
+        """
+        return SPIN_S if self.processes <= available_cores() else 0.0
 
 
 def choose_staff(asked: int | None, num_envs: int, step_s: float | None) -> Staff:

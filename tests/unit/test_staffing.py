@@ -314,8 +314,10 @@ def test_a_worker_that_is_killed_costs_the_callers_share_nothing() -> None:
 # Staying awake
 
 
-@pytest.mark.parametrize(("processes", "awake"), [(0, True), (1, True), (2, False), (5, False)])
-def test_who_waits_stays_awake_only_while_there_is_a_core_for_everybody(
+@pytest.mark.parametrize(
+    ("processes", "awake"), [(0, True), (1, True), (2, True), (3, False), (5, False)]
+)
+def test_who_waits_stays_awake_only_while_there_is_a_core_for_every_worker(
     processes: int, awake: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(staffing, "available_cores", lambda: 2)
