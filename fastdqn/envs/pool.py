@@ -55,7 +55,7 @@ class PoolSettings:
         obs_space: Space of an observation that does not lie in the block, or None.
         shared_obs: Gymnasium's shared memory for such observations; None lets them travel.
         plain_actions: See `Task`.
-        spin_s: Seconds to stay awake for a signal; 0 where others need the core.
+        spin_s: Seconds to stay awake for a signal; 0 goes to sleep at once.
         name: Prefix of the process names.
     """
 
