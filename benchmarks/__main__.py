@@ -25,7 +25,7 @@ from fastdqn.errors import UsageError
 
 __all__ = ["main"]
 
-END_TO_END = (("LunarLander-v3", 96, 3), ("LunarLander-v3", 16, 1), ("CartPole-v1", 64, 1))
+END_TO_END = (("LunarLander-v3", 512, 4), ("LunarLander-v3", 16, 1), ("CartPole-v1", 64, 1))
 """Environments, how many, and in how many groups: several where steps take long, and resets
 longer."""
 CUDA_END_TO_END = (("LunarLander-v3", 512, 2), ("CartPole-v1", 512, 2))

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from fastdqn import __version__
 from fastdqn.arguments import given, parse
+from fastdqn.ccompiler import MLP, begin_to_compile
 from fastdqn.config import Config
 from fastdqn.errors import FastDQNError, UsageError
 from fastdqn.presets import PRESETS, preset_config
@@ -99,6 +100,8 @@ def _dispatch(argv: list[str], started: float) -> int:
 
 def _train(argv: list[str], started: float) -> int:
     config = parse(Config, "train", argv, default=_preset_of(argv))
+    if config.execution in {"auto", "native"}:
+        begin_to_compile(MLP)  # on another core than PyTorch is loaded on
     from fastdqn.run import train  # noqa: PLC0415 - PyTorch is loaded only where it is needed
 
     return train(config, started)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.source import EnvSource
@@ -20,6 +19,8 @@ __all__ = ["Evaluation", "Evaluator", "evaluate"]
 
 GLANCE_EPISODES, LOOK_EPISODES = 5, 20
 """Episodes of a screening: of a policy that is hopeless already, and of any other."""
+FIRST_EPISODES = 40
+"""Of a full evaluation: whether it goes on is decided after so many."""
 
 
 @dataclass(frozen=True)
@@ -73,29 +74,61 @@ def evaluate(policy: Policy, source: EnvSource, seeds: Sequence[int], episodes: 
         episodes: E >= 1.
     """
     policy = policy.to_play()
-    begun = num_envs = source.num_envs
-    playing = np.arange(num_envs)  # number of the episode that each environment plays
+    playing = _spread(episodes, source.num_envs)  # number of the episode that each one plays
+    begun = min(episodes, source.num_envs)
     returns, lengths = np.full(episodes, np.nan), np.zeros(episodes, np.int64)
     source.reset(seeds)
-    transfer, rows = transfer_to(source.rows, policy.network.flat.device), source.rows
+    rows, act = source.rows, _acting(policy, source)
+    rows.resting[:] = playing >= episodes
     missing = episodes
     while missing:
-        rows.resting[:] = playing >= episodes
-        shown = transfer.load()
-        actions = policy.greedy(_loaded(shown.obs), shown.action_mask).cpu().numpy()
-        for group, part in enumerate(np.split(actions, source.num_groups)):
-            source.send(part, group)
-        for group in range(source.num_groups):
-            source.recv(group)
-        ended = (rows.terminated | rows.truncated) & rows.real & (playing < episodes)
+        _step(source, act())
+        ended = (rows.terminated | rows.truncated) & rows.real
         for env in np.flatnonzero(ended).tolist():
             episode = playing[env]
+            if episode >= episodes:
+                continue
             returns[episode] = rows.episode_return[env]
             lengths[episode] = rows.episode_length[env]
             missing -= 1
             playing[env], begun = begun, begun + 1
+            rows.resting[env] = playing[env] >= episodes
     rows.resting[:] = False
     return Evaluation(returns, lengths)
+
+
+def _spread(episodes: int, num_envs: int) -> npt.NDArray[np.int64]:
+    """Deal the first episodes out to environments [N], few of them evenly: neighbours share a core.
+
+    Returns:
+        The number of the episode that each environment plays first; E where it plays none.
+    """
+    first = min(episodes, num_envs)
+    playing = np.full(num_envs, episodes)
+    playing[np.arange(first) * num_envs // first] = np.arange(first)
+    return playing
+
+
+def _acting(policy: Policy, source: EnvSource) -> Callable[[], npt.NDArray[np.int64]]:
+    """Return what chooses greedy actions [N] for what a source shows."""
+    transfer = transfer_to(source.rows, policy.network.flat.device)
+    if source.rows.obs.dtype != np.float64:
+        return lambda: policy.greedy_on_host(*transfer.load().shown)
+
+    def act() -> npt.NDArray[np.int64]:
+        obs, action_mask = transfer.load().shown
+        return policy.greedy(obs.float(), action_mask).cpu().numpy()
+
+    return act
+
+
+def _step(source: EnvSource, actions: npt.NDArray[np.int64]) -> None:
+    """Step all groups."""
+    size = len(actions) // source.num_groups
+    for group in range(source.num_groups):
+        source.send(actions[group * size : (group + 1) * size], group)
+    for group in range(source.num_groups):
+        source.recv(group)
 
 
 class Evaluator:
@@ -138,9 +171,18 @@ class Evaluator:
             return glance
         return glance + self._play(more)
 
-    def full(self) -> Evaluation:
-        """Play all episodes, none of them shared with a screening."""
-        return self._play(self.episodes)
+    def full(self, goal: float | None = None) -> Evaluation:
+        """Play all episodes, none of them shared with a screening.
+
+        Args:
+            goal: Mean return that is hoped for: once it is out of reach, fewer are played.
+        """
+        if goal is None or self.episodes <= FIRST_EPISODES:
+            return self._play(self.episodes)
+        first = self._play(FIRST_EPISODES)
+        if not first.within_reach(goal):
+            return first
+        return first + self._play(self.episodes - FIRST_EPISODES)
 
     def _play(self, episodes: int) -> Evaluation:
         self._source = self._source or self._make_source()
@@ -153,8 +195,3 @@ class Evaluator:
         if self._source is not None:
             self._source.close()
             self._source = None
-
-
-def _loaded(obs: torch.Tensor) -> torch.Tensor:
-    """Give the network float32 where the space has float64."""
-    return obs.float() if obs.dtype == torch.float64 else obs

@@ -202,8 +202,10 @@ class Loop(ABC):
         evaluation = self.evaluator.screen(goal)
         reached = False
         if evaluation.mean >= goal:
-            evaluation = self.evaluation = self.evaluator.full()
+            evaluation = self.evaluator.full(goal)
             reached = evaluation.mean >= goal
+            if evaluation.episodes == self.evaluator.episodes:
+                self.evaluation = evaluation
         if reached and self.status == "running":
             self.status = "solved"
             self.solved_train_s = self.watch.train_s

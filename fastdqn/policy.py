@@ -87,6 +87,7 @@ class Policy:
         self._parameters = network.views(network.flat)
         self._generator = torch.Generator(network.flat.device).manual_seed(seed)
         self._uniform = torch.empty(0, NUM_ACTING, device=network.flat.device)
+        self._never = torch.ones(0, NUM_ACTING)
 
     @property
     def actor(self) -> Actor:
@@ -179,7 +180,24 @@ class Policy:
     def greedy(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
         """Return the best allowed actions [N] int64 of observations [N, *O]; draws nothing."""
         if isinstance(self.actor, NativeActor):
-            never = torch.ones(len(obs), NUM_ACTING)
-            return self.actor(obs.contiguous(), 0.0, never, action_mask)
+            return self.actor(obs.contiguous(), 0.0, self._never_for(obs), action_mask)
         with torch.no_grad():
             return masked_q(self.network(self._parameters, obs), action_mask).argmax(1)
+
+    def greedy_on_host(
+        self, obs: Tensor, action_mask: Tensor | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Do what `greedy` does, where observations and masks lie at one place at every call.
+
+        Returns:
+            [N] int64; may be overwritten by the next call.
+        """
+        if not isinstance(self.actor, NativeActor):
+            return self.greedy(obs, action_mask).cpu().numpy()
+        return self.actor.on_host(obs, 0.0, self._never_for(obs), action_mask)[1]
+
+    def _never_for(self, obs: Tensor) -> Tensor:
+        """Return numbers [N, 2] that explore nowhere, in memory that is kept."""
+        if len(self._never) != len(obs):
+            self._never = torch.ones(len(obs), NUM_ACTING)
+        return self._never

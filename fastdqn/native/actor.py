@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,20 +17,24 @@ from fastdqn.networks import FlatNetwork
 __all__ = ["NativeActor"]
 
 
+MAX_PLACES = 64
+"""That are known at a time; each group of environments has one, and an evaluation another."""
+
+
 class _Place(NamedTuple):
-    """What acting for observations at one place takes, looked up once.
+    """What acting for observations at one place takes, looked up once; it keeps none of them alive.
 
     Attributes:
+        dtype: Of the observations.
         given: What the C takes first: plan, observations, masks.
         action: [N] int64.
         seen: The same as an array.
-        kept: Holds that memory.
     """
 
+    dtype: torch.dtype
     given: tuple[int | None, int, int | None]
     action: Tensor
     seen: npt.NDArray[np.int64]
-    kept: Any
 
 
 class NativeActor:
@@ -44,7 +48,7 @@ class NativeActor:
         self._network = network
         self._act = load_library().fastdqn_act
         self._plans: dict[tuple[int, torch.dtype], Plan] = {}
-        self._places: dict[int, _Place] = {}
+        self._places: dict[tuple[int, int | None], _Place] = {}
 
     def __call__(
         self,
@@ -85,21 +89,23 @@ class NativeActor:
             [N] int64 as a tensor and as an array; both are overwritten by the next call with
             observations at this place.
         """
-        address = obs.data_ptr()
-        place = self._places.get(address)
-        if place is None or len(place.seen) != len(obs):
-            place = self._places[address] = self._place(obs, action_mask)
+        address, mask = obs.data_ptr(), None if action_mask is None else action_mask.data_ptr()
+        place = self._places.get((address, mask))
+        if place is None or len(place.seen) != len(obs) or place.dtype is not obs.dtype:
+            place = self._place(obs, mask)
         draws = uniform.data_ptr(), uniform.stride(0)
         self._act(*place.given, *draws, epsilon, place.action.data_ptr())
         return place.action, place.seen
 
-    def _place(self, obs: Tensor, action_mask: Tensor | None) -> _Place:
+    def _place(self, obs: Tensor, mask: int | None) -> _Place:
         key = len(obs), obs.dtype
         plan = self._plans.get(key) or self._open(key)
-        mask = None if action_mask is None else action_mask.data_ptr()
-        action = torch.zeros(len(obs), dtype=torch.int64)
-        kept = plan, obs, action_mask
-        return _Place((plan.address, obs.data_ptr(), mask), action, action.numpy(), kept)
+        action, address = torch.zeros(len(obs), dtype=torch.int64), obs.data_ptr()
+        if len(self._places) == MAX_PLACES:
+            self._places.clear()
+        place = _Place(obs.dtype, (plan.address, address, mask), action, action.numpy())
+        self._places[address, mask] = place
+        return place
 
     def bound(self, obs: Tensor, uniform: Tensor, out: Tensor) -> Callable[[float], None]:
         """Return what chooses for tensors that stay where they are, given epsilon; see `__call__`.

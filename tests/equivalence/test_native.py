@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor
 from fastdqn.learner import Learner, LearnerState
 from fastdqn.losses import masked_q
 from fastdqn.native import NativeActor, NativeUpdate
+from fastdqn.native.actor import MAX_PLACES
 from fastdqn.native.plan import DTYPES
 from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.optimizers import Adam, AdamW, RMSprop
@@ -336,6 +338,31 @@ def test_at_the_place_of_each_group_it_acts_as_anywhere(masked: bool) -> None:
         before = kept.setdefault(group, (action, seen))
         assert action is before[0]
         assert seen is before[1]
+
+
+def test_acting_follows_other_memory_at_the_same_place() -> None:
+    """Places are known by their address, which may be used again: masks elsewhere, other sizes."""
+    learner, _ = pair(MLP((6,), 3, (8,)))
+    actor, obs = NativeActor(learner.network), torch.randn(7, 6)
+    masks = [torch.rand(7, 3) < 0.5 for _ in range(2)]
+    uniform = torch.rand(7, 2)
+    for rows in (obs, obs[:4], obs, obs.view(torch.int32)[:7]):
+        for mask in (None, *masks):
+            mine, draws = mask if mask is None else mask[: len(rows)], uniform[: len(rows)]
+            action, seen = actor.on_host(rows, 0.3, draws, mine)
+            assert seen.tolist() == action.tolist() == actor(rows, 0.3, draws, mine).tolist()
+
+
+def test_acting_keeps_no_memory_alive_and_knows_a_limited_number_of_places() -> None:
+    learner, _ = pair(MLP((5,), 3, (8,)))
+    actor, uniform = NativeActor(learner.network), torch.rand(7, 2)
+    held = [torch.randn(7, 5) for _ in range(3 * MAX_PLACES)]
+    gone = [weakref.ref(obs) for obs in held]
+    for obs in held:
+        assert actor.on_host(obs, 0.0, uniform)[0].tolist() == actor(obs, 0.0, uniform).tolist()
+    assert len(actor._places) <= MAX_PLACES
+    del obs, held
+    assert not any(ref() is not None for ref in gone)
 
 
 @pytest.mark.parametrize("wrong", [-1, 3, 2**40])

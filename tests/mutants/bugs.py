@@ -543,9 +543,9 @@ def a_last_observation_taken_after_the_reset() -> None:
 def one_place_to_act_at_for_all_groups() -> None:
     right = NativeActor._place
 
-    def place(self: NativeActor, obs: Tensor, action_mask: Tensor | None) -> Any:
+    def place(self: NativeActor, obs: Tensor, mask: int | None) -> Any:
         known = {len(place.seen): place for place in self._places.values()}
-        return known.get(len(obs)) or right(self, obs, action_mask)
+        return known.get(len(obs)) or right(self, obs, mask)
 
     exchange("_place", place, NativeActor)
 

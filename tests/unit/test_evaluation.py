@@ -80,6 +80,21 @@ def test_environments_with_nothing_left_to_play_rest_until_the_next_evaluation(
     source.close()
 
 
+@pytest.mark.parametrize(
+    ("episodes", "playing"), [(1, [0]), (2, [0, 3]), (3, [0, 2, 4]), (5, [0, 1, 2, 3, 4])]
+)
+def test_few_episodes_are_dealt_out_evenly(episodes: int, playing: list[int]) -> None:
+    """Neighbours share a process: side by side they would keep one core busy, and the other not."""
+    envs = GroupedVectorEnv(counters(6, 4), autoreset_mode=SAME_STEP, num_workers=0)
+    source = source_of(envs)
+    result = evaluate(random_policy(source), source, range(6), episodes)
+    assert result.lengths.tolist() == [4] * episodes
+    wakes = envs.get_attr("wakes")
+    source.close()
+    assert [env for env, count in enumerate(wakes) if count] == playing
+    assert sum(wakes) == 4 * episodes
+
+
 def _greedy(policy: Any, *obs: int) -> int:
     return int(policy.greedy(torch.tensor([obs], dtype=torch.float32))[0])
 
@@ -198,6 +213,19 @@ def test_a_screening_looks_longer_only_where_the_goal_is_within_reach(
     evaluator = Evaluator(random_policy(tape), lambda: tape, seed=0, episodes=episodes)
     assert evaluator.screen(goal).episodes == played
     assert evaluator.full().episodes == episodes
+    assert len({seed for seeds in tape.seeds for seed in seeds}) == 3 * len(tape.seeds)
+
+
+@pytest.mark.parametrize(
+    ("episodes", "goal", "played"),
+    [(100, None, 100), (100, -1e9, 100), (100, 1e9, 40), (41, 1e9, 40), (40, 1e9, 40), (7, 1e9, 7)],
+)
+def test_a_full_evaluation_ends_early_only_where_the_goal_is_out_of_reach(
+    episodes: int, goal: float | None, played: int
+) -> None:
+    tape = _SeedTape(3)
+    evaluator = Evaluator(random_policy(tape), lambda: tape, seed=0, episodes=episodes)
+    assert evaluator.full(goal).episodes == played
     assert len({seed for seeds in tape.seeds for seed in seeds}) == 3 * len(tape.seeds)
 
 

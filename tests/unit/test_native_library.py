@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastdqn import ccompiler
 from fastdqn.errors import UsageError
 from fastdqn.native import library, why_no_library, why_not_native
 from fastdqn.networks import MLP, FlatNetwork
@@ -42,7 +45,7 @@ def test_it_is_compiled_once_and_found_by_the_next_run(
     (kept,) = (home / "fastdqn").iterdir()
     assert kept.suffix == ".so"
     library.load_library.cache_clear()
-    monkeypatch.setattr(library, "_compile", lambda *_: pytest.fail("compiled again"))
+    monkeypatch.setattr(ccompiler, "compile_c", lambda *_: pytest.fail("compiled again"))
     assert library.load_library().fastdqn_update
 
 
@@ -51,6 +54,38 @@ def test_several_runs_that_compile_at_once_leave_one_library(home: Path) -> None
     with ThreadPoolExecutor(4) as pool:
         assert all(found.fastdqn_act for found in pool.map(lambda _: uncached(), range(4)))
     assert [path.suffix for path in (home / "fastdqn").iterdir()] == [".so"]
+
+
+def test_who_needs_it_waits_for_the_compile_that_has_begun(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, compiles = ccompiler.compile_c, list[Path]()
+
+    def compile_c(source: Path, path: Path) -> None:
+        compiles.append(path)
+        time.sleep(0.3)
+        real(source, path)
+
+    monkeypatch.setattr(ccompiler, "compile_c", compile_c)
+    ccompiler.begin_to_compile(ccompiler.MLP)
+    while not compiles:
+        time.sleep(0.001)
+    assert library.load_library().fastdqn_open
+    assert len(compiles) == 1
+    assert [path.suffix for path in (home / "fastdqn").iterdir()] == [".so"]
+
+
+def test_a_compile_that_begins_in_vain_says_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(home))
+    monkeypatch.delenv("CC", raising=False)
+    ccompiler.begin_to_compile(ccompiler.MLP)
+    for thread in threading.enumerate():
+        if thread.name == "compile mlp.c":
+            thread.join()
+    assert capfd.readouterr() == ("", "")
+    assert not (home / "fastdqn").exists()
 
 
 def test_a_cache_that_cannot_be_written_costs_a_compile_and_nothing_else(home: Path) -> None:
@@ -90,7 +125,7 @@ def test_a_compiler_that_fails_is_named_with_its_first_line(
 def test_a_compiler_that_knows_no_native_tuning_compiles_without(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = library.find_compiler()
+    real = ccompiler.find_compiler()
     script = f'case "$*" in *=native*) exit 1;; esac\nexec {real} "$@"'
     monkeypatch.setenv("CC", compiler(home / "old-cc", script))
     assert library.load_library().fastdqn_open

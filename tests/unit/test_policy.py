@@ -215,6 +215,22 @@ def test_a_policy_acts_within_the_masks() -> None:
         assert policy.act(obs, epsilon, only).tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_greedy_on_the_host_is_greedy(native: bool, masked: bool) -> None:
+    """Also where vectors of other sizes are looked at in between."""
+    policy = Policy(FlatNetwork(MLP((4,), 3, (8,))))
+    if native:
+        policy.actor = NativeActor(policy.network)
+    places = [torch.zeros(7, 4), torch.zeros(5, 4), torch.zeros(7, 4)]
+    masks = [torch.ones(len(obs), 3, dtype=torch.bool) for obs in places]
+    for step in range(12):
+        obs, mask = places[step % 3].normal_(), masks[step % 3] if masked else None
+        if mask is not None:
+            mask.copy_(torch.rand(mask.shape) < 0.5)
+        assert policy.greedy_on_host(obs, mask).tolist() == policy.greedy(obs, mask).tolist()
+
+
 def test_acting_leaves_no_gradient_behind() -> None:
     policy, table = _policy()
     assert not policy.act(one_hot([0], 2), 0.0).requires_grad

@@ -87,16 +87,20 @@ class FakeEvaluator:
 
     def __init__(self, stage: Stage, means: Sequence[tuple[float, float]]) -> None:
         self.stage, self.means = stage, iter(means)
-        self.full_mean = math.nan
+        self.full_mean, self.episodes = math.nan, 3
+        self.out_of_reach = -math.inf
+        """A mean that ends a full evaluation early."""
 
     def screen(self, goal: float) -> Evaluation:
         self.stage.say("screen", 20.0)
         mean, self.full_mean = next(self.means)
         return Evaluation(np.array([mean]), np.array([1]))
 
-    def full(self) -> Evaluation:
+    def full(self, goal: float | None = None) -> Evaluation:
         self.stage.say("full", 50.0)
-        return Evaluation(np.array([self.full_mean] * 3), np.array([1] * 3))
+        early = goal is not None and self.full_mean <= self.out_of_reach
+        count = 1 if early else self.episodes
+        return Evaluation(np.array([self.full_mean] * count), np.array([1] * count))
 
 
 class Stage:
@@ -387,6 +391,19 @@ def test_a_full_evaluation_that_reaches_the_goal_ends_the_run(clock: Clock) -> N
     assert trainer.evaluation is not None
     assert trainer.evaluation.mean == 101.0
     assert stage.tape[-2:] == ["saw evaluation at 30: 101 True", "saw report at 30"]
+
+
+def test_a_full_evaluation_that_ended_early_is_told_and_not_kept(clock: Clock) -> None:
+    trainer, stage = staged(
+        clock, until=30, means=[(150.0, 99.0), (150.0, 40.0)], goal=100.0, evaluate=10
+    )
+    assert isinstance(trainer.evaluator, FakeEvaluator)
+    trainer.evaluator.out_of_reach = 50.0
+    stage.then["saw evaluation at 20: 40 False"] = trainer.stop
+    trainer.run(SEEDS)
+    assert count(stage, "saw evaluation") == 2
+    assert trainer.evaluation is not None
+    assert (trainer.evaluation.mean, trainer.evaluation.episodes) == (99.0, 3)
 
 
 def test_the_time_to_the_goal_leaves_evaluations_out_of_the_training_time(clock: Clock) -> None:
