@@ -11,11 +11,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastdqn import execution, exploration, losses, networks, policy, rollout, schedules, update
+from fastdqn import (
+    evaluation,
+    execution,
+    exploration,
+    losses,
+    networks,
+    policy,
+    rollout,
+    schedules,
+    update,
+)
 from fastdqn.captured import Captured
 from fastdqn.envs import local, supervised
 from fastdqn.envs.host import Host
@@ -57,6 +68,7 @@ LOCAL = "tests/unit/test_local.py::test_"
 MEANWHILE = "tests/unit/test_meanwhile.py::test_"
 MOVING = "tests/equivalence/test_moving_learning.py::test_"
 EXECUTION = "tests/unit/test_execution.py::test_"
+EVALUATION = "tests/unit/test_evaluation.py::test_"
 
 
 @dataclass(frozen=True)
@@ -548,6 +560,29 @@ def one_place_to_act_at_for_all_groups() -> None:
         return known.get(len(obs)) or right(self, obs, mask)
 
     exchange("_place", place, NativeActor)
+
+
+@turns_red(NATIVE + "acting_follows_other_memory_at_the_same_place")
+def a_place_to_act_at_known_by_where_it_begins() -> None:
+    right, kept = NativeActor._place, dict[int, Any]()
+
+    def place(self: NativeActor, obs: Tensor, mask: int | None) -> Any:
+        return kept.setdefault(obs.data_ptr(), right(self, obs, mask))
+
+    exchange("_place", place, NativeActor)
+
+
+@turns_red(EVALUATION + "few_episodes_are_dealt_out_evenly")
+def few_episodes_side_by_side() -> None:
+    def spread(episodes: int, num_envs: int) -> Any:
+        return np.minimum(np.arange(num_envs), episodes)
+
+    exchange("_spread", spread, evaluation)
+
+
+@turns_red(EVALUATION + "a_full_evaluation_ends_early_only_where_the_goal_is_out_of_reach")
+def an_evaluation_that_ends_early_whatever_it_brought() -> None:
+    exchange("within_reach", lambda *_: False, evaluation.Evaluation)
 
 
 @turns_red(MASKED_VECTORS + "made_sources_read_masks[grouped-0-1-MaskedCounterEnv]")
