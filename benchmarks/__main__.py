@@ -26,8 +26,8 @@ from fastdqn.errors import UsageError
 __all__ = ["main"]
 
 END_TO_END = (("LunarLander-v3", 512, 4), ("LunarLander-v3", 16, 1), ("CartPole-v1", 64, 1))
-"""Environments, how many, and in how many groups: several where steps take long, and resets
-longer."""
+"""Environments, how many, and in how many groups: several where steps take long, and resets longer.
+Rounds of 128 landers bridge moments in which one core of a shared machine is the slower one."""
 CUDA_END_TO_END = (("LunarLander-v3", 512, 2), ("CartPole-v1", 512, 2))
 """The same beside a card, where there are many cores, and each vector step is a few launches."""
 QUICK_RATIOS = ("lander@*", "update * 64-64 b64 K4")

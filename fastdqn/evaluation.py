@@ -165,11 +165,7 @@ class Evaluator:
         Args:
             goal: Mean return that is hoped for.
         """
-        glance = self._play(min(GLANCE_EPISODES, self.episodes))
-        more = min(LOOK_EPISODES, self.episodes) - glance.episodes
-        if not more or not glance.within_reach(goal):
-            return glance
-        return glance + self._play(more)
+        return self._while_in_reach(goal, GLANCE_EPISODES, min(LOOK_EPISODES, self.episodes))
 
     def full(self, goal: float | None = None) -> Evaluation:
         """Play all episodes, none of them shared with a screening.
@@ -177,12 +173,15 @@ class Evaluator:
         Args:
             goal: Mean return that is hoped for: once it is out of reach, fewer are played.
         """
-        if goal is None or self.episodes <= FIRST_EPISODES:
+        if goal is None:
             return self._play(self.episodes)
-        first = self._play(FIRST_EPISODES)
-        if not first.within_reach(goal):
-            return first
-        return first + self._play(self.episodes - FIRST_EPISODES)
+        return self._while_in_reach(goal, FIRST_EPISODES, self.episodes)
+
+    def _while_in_reach(self, goal: float, first: int, episodes: int) -> Evaluation:
+        """Play the first episodes, and the others where the goal is still within their reach."""
+        seen = self._play(min(first, episodes))
+        more = episodes - seen.episodes
+        return seen + self._play(more) if more and seen.within_reach(goal) else seen
 
     def _play(self, episodes: int) -> Evaluation:
         self._source = self._source or self._make_source()

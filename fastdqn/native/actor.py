@@ -16,7 +16,6 @@ from fastdqn.networks import FlatNetwork
 
 __all__ = ["NativeActor"]
 
-
 MAX_PLACES = 64
 """That are known at a time; each group of environments has one, and an evaluation another."""
 

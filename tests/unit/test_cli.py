@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
-from fastdqn import __version__, run
+from fastdqn import __version__, cli, run
+from fastdqn.ccompiler import MLP
 from fastdqn.cli import main
 from fastdqn.config import Config, flag_of
 from fastdqn.native import library
@@ -445,3 +446,17 @@ def test_more_workers_than_cores_are_told(
     console.close()
     said = (tmp_path / "log.txt").read_text()
     assert ("3 workers share 2 cores and take turns; --num-workers 1 leaves" in said) is told
+
+
+@pytest.mark.parametrize(
+    ("execution", "begun"), [("auto", [MLP]), ("native", [MLP]), ("eager", []), ("compile", [])]
+)
+def test_the_c_is_being_compiled_before_the_training_is_built(
+    execution: str, begun: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Path] = []
+    seen: list[list[Path]] = []
+    monkeypatch.setattr(cli, "begin_to_compile", started.append)
+    monkeypatch.setattr(run, "train", lambda *_: seen.append(list(started)) or 0)
+    assert main(["train", "--preset", "cartpole", "--execution", execution]) == 0
+    assert seen == [begun]
