@@ -457,6 +457,11 @@ def test_the_c_is_being_compiled_before_the_training_is_built(
     started: list[Path] = []
     seen: list[list[Path]] = []
     monkeypatch.setattr(cli, "begin_to_compile", started.append)
-    monkeypatch.setattr(run, "train", lambda *_: seen.append(list(started)) or 0)
+
+    def train(*_: object) -> int:
+        seen.append(list(started))
+        return 0
+
+    monkeypatch.setattr(run, "train", train)
     assert main(["train", "--preset", "cartpole", "--execution", execution]) == 0
     assert seen == [begun]
