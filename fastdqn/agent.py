@@ -40,6 +40,7 @@ from fastdqn.precision import float32_products
 from fastdqn.prediction import predict
 from fastdqn.replay import ReplayBuffer
 from fastdqn.rollout import Rollout
+from fastdqn.scalars import whole
 from fastdqn.schedules import ReplayRatio
 from fastdqn.trial import choose_ways, learning_seconds
 from fastdqn.witness import NullWitness, Witness
@@ -123,11 +124,14 @@ class DQN:
         """Return the greedy action of an observation [*O], or the actions of a batch [B, *O].
 
         Args:
-            obs: [*O] or [B, *O].
+            obs: [*O] or [B, *O]: an array, a list or a tensor; read.
             action_mask: [A] or [B, A] bool, what is allowed; None is everything.
 
         Returns:
             Int64 array, () or [B], in the numbers of the environment's action space.
+
+        Raises:
+            UsageError: Another shape, or numbers that the space's dtype does not hold.
         """
         return predict(self.policy, self.description, obs, action_mask)
 
@@ -141,6 +145,8 @@ class DQN:
         Raises:
             UsageError: `episodes` is below 1, or the agent cannot build environments.
         """
+        episodes = whole("episodes", episodes, least=1, way_out="Try 100.")
+        seed = whole("seed", seed, way_out="Try 0.")
         with closing(self._new_evaluator(seed, episodes)) as evaluator:
             return evaluator.full()
 
@@ -198,7 +204,9 @@ class DQN:
         """Build the environments and the loop; close the environments afterwards."""
         config = self.config
         started = time.perf_counter() if started is None else started
-        timesteps = config.total_timesteps if total_timesteps is None else total_timesteps
+        timesteps = config.total_timesteps
+        if total_timesteps is not None:
+            timesteps = whole("total_timesteps", total_timesteps, way_out="Try 100_000.")
         self._refuse_idle(timesteps)
         self._choose_execution(timesteps)
         with ExitStack() as stack:

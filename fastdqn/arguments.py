@@ -14,6 +14,7 @@ import tyro
 
 from fastdqn.config import choices_of, flag_of, spelled
 from fastdqn.errors import UsageError
+from fastdqn.scalars import as_whole, is_whole
 
 __all__ = ["given", "parse"]
 
@@ -34,6 +35,7 @@ def parse(kind: type[T], command: str, argv: list[str], default: T | None = None
         SystemExit: Help was asked for and printed.
     """
     _refuse_unknown_flags(kind, command, argv)
+    argv = _with_whole_numbers(kind, argv)
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -57,6 +59,26 @@ def given(argv: list[str], flag: str) -> list[str]:
             rest = takewhile(lambda word: not word.startswith("--"), argv[position + 1 :])
             return [value] if equals else list(rest)
     return []
+
+
+def _with_whole_numbers(kind: type[Any], argv: list[str]) -> list[str]:
+    """Return the words with 1e5 spelled out where a flag takes whole numbers."""
+    takes_whole = {flag_of(field.name) for field in fields(kind) if "int" in str(field.type)}
+    flag, words = "", []
+    for word in argv:
+        flag = _flag_in(word) or flag
+        name, equals, value = word.partition("=") if _flag_in(word) else ("", "", word)
+        words.append(f"{name}{equals}{_spelled_out(value) if flag in takes_whole else value}")
+    return words
+
+
+def _spelled_out(word: str) -> str:
+    """Return a whole number that is written as 1e5 or 2.0 as tyro reads it; all else as it is."""
+    try:
+        number = as_whole(float(word))
+    except (ValueError, OverflowError):
+        return word
+    return str(number) if is_whole(number) and not word.lstrip("+-").isdecimal() else word
 
 
 def _refuse_unknown_flags(kind: type[Any], command: str, argv: list[str]) -> None:

@@ -67,8 +67,9 @@ def build_config(env_id: str, settings: Mapping[str, Any]) -> Config:
             "DQN has no such setting",
             f"Choose among {', '.join(Config.__dataclass_fields__)}.",
         )
-    preset = settings.get("preset")
-    return replace(preset_config(preset) if preset else Config(), **{**settings, "env_id": env_id})
+    preset = settings.get("preset") or ""
+    named = {**settings, "env_id": env_id, "preset": preset}
+    return replace(preset_config(preset) if preset else Config(), **named)
 
 
 def refuse_machine(config: Config, device: torch.device) -> None:

@@ -5,14 +5,11 @@ The text below each field is the help of its flag; it gives the unit.
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import Field, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from fastdqn.errors import UsageError
+from fastdqn.settings import check, choices_of, flag_of, plain_value, spelled
 
 __all__ = ["Config", "check", "choices_of", "flag_of", "plain", "spelled"]
 
@@ -131,162 +128,11 @@ class Config:
     """Name of a preset that fills the other settings (see `fastdqn presets`)."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain_value(field, getattr(self, field.name)))
         check(self)
-
-
-_AT_LEAST_ONE = (
-    "total_timesteps",
-    "num_envs",
-    "env_groups",
-    "buffer_size",
-    "batch_size",
-    "epsilon_decay_steps",
-    "eval_episodes",
-    "eval_interval",
-    "cpu_threads",
-    "log_interval",
-    "checkpoint_interval",
-)
-_NOT_NEGATIVE = (
-    "seed",
-    "target_period",
-    "target_period_episodes",
-    "weight_decay",
-    "learning_starts",
-    "learning_rate",
-    "max_worker_restarts",
-)
-_NOT_NEGATIVE_OR_NONE = ("num_workers",)
-_FRACTIONS = ("gamma", "epsilon_start", "epsilon_end")
-_POSITIVE_FRACTIONS = ("tau", "epsilon_decay_factor")
-_POSITIVE = ("replay_ratio", "clip_norm", "clip_value", "worker_deadline_s")
-
-
-def check(config: Config) -> None:
-    """Refuse what cannot be used, naming the flag, the value and the way out.
-
-    Raises:
-        UsageError: A value is of a wrong type or out of its range, or two exclude each other.
-    """
-    _check_types(config)
-    for name in _AT_LEAST_ONE:
-        _demand(config, name, lambda v: v >= 1, "it must be at least 1")
-    for name in _NOT_NEGATIVE:
-        _demand(config, name, lambda v: v >= 0, "it must not be negative")
-    for name in _NOT_NEGATIVE_OR_NONE:
-        _demand(config, name, lambda v: v is None or v >= 0, "it must not be negative")
-    for name in _FRACTIONS:
-        _demand(config, name, lambda v: 0 <= v <= 1, "it must lie in [0, 1]")
-    for name in _POSITIVE:
-        _demand(config, name, lambda v: v is None or v > 0, "it must be positive")
-    for name in _POSITIVE_FRACTIONS:
-        _demand(config, name, lambda v: 0 < v <= 1, "it must lie in (0, 1]")
-    _demand(config, "hidden_sizes", _are_sizes, "a layer has a whole number of units, 1 or more")
-    _check_choices(config)
-    for got, reason, way_out in _conflicts(config):
-        raise UsageError(got, reason, way_out)
-
-
-def _demand(config: Config, name: str, fine: Callable[[Any], bool], reason: str) -> None:
-    value = getattr(config, name)
-    if not fine(value):
-        way_out = f"The default is {spelled(Config.__dataclass_fields__[name].default)}."
-        raise UsageError(f"{flag_of(name)} {spelled(value)}", reason, way_out)
-
-
-def _check_types(config: Config) -> None:
-    """Hold numbers to be numbers, and finite, for those who build a Config in Python."""
-    for field in fields(config):
-        kind, _, optional = str(field.type).partition(" | ")
-        if kind in _NUMBERS and not (optional and getattr(config, field.name) is None):
-            _demand(config, field.name, *_NUMBERS[kind])
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_finite(value: Any) -> bool:
-    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-_NUMBERS = {
-    "int": (_is_whole, "it must be a whole number (int)"),
-    "float": (_is_finite, "it must be a finite number"),
-}
-
-
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, tuple | list) and all(_is_whole(size) and size > 0 for size in value)
-
-
-def _check_choices(config: Config) -> None:
-    """Hold the Literal fields to their choices, for those who build a Config in Python."""
-    for field in fields(config):
-        choices, value = choices_of(field), getattr(config, field.name)
-        if choices and value not in choices:
-            raise UsageError(
-                f"{flag_of(field.name)} {value}",
-                "there is no such choice",
-                f"Choose {', '.join(choices)}.",
-            )
-
-
-def _conflicts(config: Config) -> Iterator[tuple[str, str, str]]:
-    """Name the pairs of values that exclude each other."""
-    if config.batch_size > config.buffer_size:
-        yield (
-            f"--batch-size {config.batch_size}",
-            f"it is larger than --buffer-size {config.buffer_size}",
-            "Make the batch smaller or the buffer larger.",
-        )
-    if config.learning_starts >= config.total_timesteps:
-        yield (
-            f"--learning-starts {config.learning_starts}",
-            f"the run ends at --total-timesteps {config.total_timesteps}, so nothing is learned",
-            "Start earlier or run longer.",
-        )
-    if config.num_envs > config.buffer_size:
-        yield (
-            f"--num-envs {config.num_envs}",
-            f"one vector step does not fit into --buffer-size {config.buffer_size}",
-            "Use fewer environments or a larger buffer.",
-        )
-    if config.num_envs % config.env_groups:
-        yield (
-            f"--env-groups {config.env_groups}",
-            f"--num-envs {config.num_envs} do not fall into that many equal groups",
-            "Choose --num-envs as a multiple of it.",
-        )
-    if config.env_groups > 1 and config.vectorizer != "grouped":
-        yield (
-            f"--env-groups {config.env_groups} with --vectorizer {config.vectorizer}",
-            "only our own workers step in groups",
-            "Leave one of the two out.",
-        )
-    if config.target == "hard" and not (config.target_period or config.target_period_episodes):
-        yield (
-            "--target hard",
-            "the target would never be copied",
-            "Give --target-period (updates) or --target-period-episodes.",
-        )
-
-
-def choices_of(field: Field[Any]) -> tuple[str, ...]:
-    """Return what a Literal field may be, nothing for a field of another type."""
-    return tuple(re.findall(r"'([^']+)'", str(field.type)))
-
-
-def flag_of(name: str) -> str:
-    """Return the flag of a field: `num_envs` is `--num-envs`."""
-    return f"--{name.replace('_', '-')}"
 
 
 def plain(config: Config) -> dict[str, Any]:
     """Return the settings as values that JSON knows."""
     return {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items()}
-
-
-def spelled(value: Any) -> str:
-    """Return a value as it is typed behind its flag: sizes stand apart, without brackets."""
-    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastdqn.errors import UsageError
+from fastdqn.scalars import whole, whole_numbers
 
 __all__ = ["MLP", "FlatNetwork", "mlp_for"]
 
@@ -38,7 +39,7 @@ class MLP(nn.Module):
         kaiming: He initialisation with zero biases instead of PyTorch's default.
 
     Raises:
-        UsageError: A hidden size below 1.
+        UsageError: Sizes that are no whole numbers, or units or actions below 1.
 
     Source:
         He et al. (2015), Delving deep into rectifiers, arXiv:1502.01852, section 2.2.
@@ -56,10 +57,9 @@ class MLP(nn.Module):
         kaiming: bool = False,
     ) -> None:
         super().__init__()
-        if any(size < 1 for size in hidden_sizes):
-            raise UsageError(
-                f"--hidden-sizes {tuple(hidden_sizes)}", "a layer needs a unit", "Try 64 64."
-            )
+        obs_shape = whole_numbers("obs_shape", obs_shape, way_out="Try (4,).")
+        num_actions = whole("num_actions", num_actions, least=1, way_out="Try 2.")
+        hidden_sizes = whole_numbers("--hidden-sizes", hidden_sizes, least=1, way_out="Try 64 64.")
         self.one_hot, self.offset, self.scale = one_hot, offset, scale
         sizes = [one_hot or math.prod(obs_shape), *hidden_sizes, num_actions]
         self.layers = nn.ModuleList(

@@ -1,10 +1,13 @@
-"""Greedy actions for those who speak numpy."""
+"""Greedy actions for callers who hold arrays, lists or tensors of any layout."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete, Space
 
 from fastdqn.envs.make import EnvDescription
 from fastdqn.errors import UsageError
@@ -12,6 +15,8 @@ from fastdqn.policy import Policy
 from fastdqn.transition import storage_dtype
 
 __all__ = ["predict"]
+
+Array = npt.NDArray[Any]
 
 
 def predict(
@@ -22,40 +27,116 @@ def predict(
 ) -> npt.NDArray[np.int64]:
     """Return the greedy action of an observation, or the actions of a batch of them.
 
+    What is given is copied where it does not lie as the network reads it: other strides, byte
+    orders and dtypes, read-only memory, tensors on other devices or with a gradient.
+
     Args:
         policy: Acts.
         env: What it acts in.
-        obs: [*O] or [B, *O].
-        action_mask: [A] or [B, A] bool, what is allowed; None is everything.
+        obs: [*O] or [B, *O]; each number must be one that the space's dtype holds.
+        action_mask: [A] or [B, A], True or 1 for what is allowed; None is everything.
 
     Returns:
         Int64 array, () or [B], in the numbers of the environment's action space.
 
     Raises:
-        UsageError: The observation or the mask has another shape.
+        UsageError: The observation or the mask has another shape, or holds what cannot be in it.
     """
-    array, shape = np.asarray(obs), env.obs_shape
+    array, shape = _array_of(obs, "observation"), env.obs_shape
     if array.shape not in {shape, (array.shape[:1] + shape)}:
         raise UsageError(
             f"observation of shape {array.shape}", f"the network takes {shape}", "Or a batch."
         )
-    dtype, device = storage_dtype(env.obs_dtype), policy.network.flat.device
-    batch = torch.as_tensor(array.reshape(-1, *shape), dtype=dtype, device=device)
     asked = array.shape[: array.ndim - len(shape)]
-    mask = None if action_mask is None else _masks(action_mask, asked, env.num_actions, device)
+    batch = _tensor_of(array.reshape(-1, *shape), env, policy.network.flat.device)
+    mask = None
+    if action_mask is not None:
+        allowed = _allowed(_array_of(action_mask, "action_mask"), (*asked, env.num_actions))
+        mask = torch.as_tensor(allowed.reshape(-1, env.num_actions), device=batch.device)
     actions: npt.NDArray[np.int64] = policy.greedy(batch, mask).cpu().numpy()
     actions += env.first_action
     return actions.reshape(asked)
 
 
-def _masks(
-    action_mask: npt.ArrayLike, asked: tuple[int, ...], num_actions: int, device: torch.device
-) -> torch.Tensor:
-    array, wanted = np.asarray(action_mask, np.bool_), (*asked, num_actions)
-    if array.shape != wanted:
+def _array_of(values: Any, name: str) -> Array:
+    """Return numbers as an array, copied only where they must be.
+
+    Raises:
+        UsageError: They are no numbers, or of several shapes.
+    """
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.dtype is torch.bfloat16 else values).numpy()
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = f"it cannot become one array ({str(error).partition('.')[0]})"
+        raise UsageError(name, reason, "Give an array, a list or a tensor of numbers.") from error
+    if array.dtype.kind not in "biuf":
         raise UsageError(
-            f"action_mask of shape {array.shape}",
+            f"{name} of dtype {array.dtype}", "it holds no real numbers", "Give real numbers."
+        )
+    return array
+
+
+def _tensor_of(array: Array, env: EnvDescription, device: torch.device) -> torch.Tensor:
+    """Return observations [B, *O] as the network takes them; the caller's memory is not kept.
+
+    Raises:
+        UsageError: A number is none that the space's dtype, or its counts, hold.
+    """
+    wanted = np.dtype(env.obs_dtype)
+    dtype = storage_dtype(wanted)
+    with np.errstate(all="ignore"):
+        kept = np.array(array, wanted, order="C")
+        tensor = torch.from_numpy(kept).to(device, dtype)
+    _refuse_lost(array, kept, env)
+    if dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
+        bad = array[~torch.isfinite(tensor).cpu().numpy()].flat[0]
+        raise UsageError(
+            f"observation with {bad}",
+            f"no action can be told from it: it is no finite number of {dtype}",
+            "Give finite numbers.",
+        )
+    return tensor
+
+
+def _refuse_lost(given: Array, kept: Array, env: EnvDescription) -> None:
+    """Refuse whole numbers that were cut, wrapped, or lie outside a space that counts."""
+    if kept.dtype.kind == "f":
+        return
+    bad = kept != given
+    bounds = _bounds_of(env.obs_space)
+    if bounds is not None:
+        bad = bad | (kept < bounds[0]) | (kept >= bounds[1])
+    if bad.any():
+        raise UsageError(
+            f"observation with {given[bad].flat[0]}",
+            f"it is none of {env.obs_space}",
+            "Give observations as the environment does.",
+        )
+
+
+def _bounds_of(space: Space[Any]) -> tuple[Any, Any] | None:
+    """Return the smallest value and one more than the largest of a space that counts, or None."""
+    if isinstance(space, Discrete):
+        return space.start, space.start + space.n
+    if isinstance(space, MultiDiscrete):
+        return space.start, space.start + space.nvec
+    return (0, 2) if isinstance(space, MultiBinary) else None
+
+
+def _allowed(mask: Array, wanted: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    if mask.shape != wanted:
+        raise UsageError(
+            f"action_mask of shape {mask.shape}",
             f"{wanted} says what is allowed in these observations",
             "Or leave it out.",
         )
-    return torch.as_tensor(array.reshape(-1, num_actions), device=device)
+    allowed = mask.astype(np.bool_)
+    if (allowed != mask).any():
+        bad = mask[allowed != mask].flat[0]
+        raise UsageError(
+            f"action_mask with {bad}", "it holds True and False, or 1 and 0", "Fix it."
+        )
+    return allowed

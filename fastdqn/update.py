@@ -18,6 +18,7 @@ from fastdqn.native import CudaUpdate, Learned, NativeUpdate, why_not_native
 from fastdqn.networks import FlatNetwork
 from fastdqn.optimizers import Adam, Optimizer, clip_by_norm, clip_by_value
 from fastdqn.precision import refuse_precision
+from fastdqn.scalars import as_bool, refuse_unless_finite, whole
 from fastdqn.transition import Transitions
 
 __all__ = ["METRICS", "TARGETS", "LearnerState", "Update"]
@@ -87,13 +88,15 @@ class Update:
         precision: str,
         device: torch.device | str,
     ) -> None:
+        _refuse_unless_numbers(gamma, learning_rate, tau, clip_norm, clip_value)
         _refuse(gamma, learning_rate, loss, target, tau, clip_norm, clip_value)
         self.network = network if isinstance(network, FlatNetwork) else FlatNetwork(network, device)
         self.device = self.network.flat.device
         refuse_precision(precision, self.device)
         self.precision = precision
-        self.gamma, self.double = gamma, double
-        self.target_kind, self.tau, self.target_period = target, tau, target_period
+        self.gamma, self.double = float(gamma), _refuse_unless_flag(double)
+        self.target_kind, self.tau = target, float(tau)
+        self.target_period = whole("--target-period", target_period, way_out="0 is never.")
         self.clip_norm, self.clip_value = clip_norm, clip_value
         self.loss_kind, self._loss = loss, LOSSES[loss]
         self._optimizer = optimizer or Adam()
@@ -230,6 +233,27 @@ class Update:
         elif self.target_kind == "hard" and self.target_period:
             due = (state.updates - state.skipped) % self.target_period == 0
             state.target.lerp_(state.online, (due & fine).float())
+
+
+def _refuse_unless_numbers(
+    gamma: float,
+    learning_rate: float,
+    tau: float,
+    clip_norm: float | None,
+    clip_value: float | None,
+) -> None:
+    refuse_unless_finite("--gamma", gamma, "Try 0.99.")
+    refuse_unless_finite("--learning-rate", learning_rate, "Try 5e-4.")
+    refuse_unless_finite("--tau", tau, "Try 0.005.")
+    for flag, bound in (("--clip-norm", clip_norm), ("--clip-value", clip_value)):
+        if bound is not None:
+            refuse_unless_finite(flag, bound, "None leaves the gradient as it is.")
+
+
+def _refuse_unless_flag(double: bool) -> bool:
+    if not isinstance(as_bool(double), bool):
+        raise UsageError(f"double={double!r}", "it must be True or False", "Try True.")
+    return bool(double)
 
 
 def _refuse(  # noqa: PLR0917 - called once, with names that are its own

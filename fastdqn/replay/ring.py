@@ -31,6 +31,7 @@ from fastdqn.replay.sizes import RingSizes
 from fastdqn.replay.starts import Starts
 from fastdqn.replay.storage import Values, allocate, as_index, gather, writable
 from fastdqn.replay.writer import RowWriter, writer_for
+from fastdqn.scalars import whole, whole_numbers
 from fastdqn.transition import Transitions
 
 if TYPE_CHECKING:
@@ -85,6 +86,10 @@ class ReplayBuffer:
         num_groups: int = 1,
     ) -> None:
         self.device = torch.device(device)
+        capacity = whole("--buffer-size", capacity, least=1, way_out="Give more.")
+        num_envs = whole("--num-envs", num_envs, least=1, way_out="Give more.")
+        num_groups = whole("--env-groups", num_groups, least=1, way_out="Give more.")
+        obs_shape = whole_numbers("obs_shape", obs_shape, way_out="Try (4,).")
         given = (capacity, num_envs, obs_shape, obs_dtype, final_capacity)
         sizes = RingSizes(*given, num_masked, num_groups)
         sizes.refuse_unless_fits(self.device)

@@ -61,9 +61,11 @@ def test_the_doors_are_kept() -> None:
     ("module", "known"),
     [
         ("errors", set()),
-        ("config", {"fastdqn.errors"}),
+        ("scalars", {"fastdqn.errors"}),
+        ("settings", {"fastdqn.errors", "fastdqn.scalars"}),
+        ("config", {"fastdqn.settings"}),
         ("presets", {"fastdqn.config", "fastdqn.errors"}),
-        ("arguments", {"fastdqn.config", "fastdqn.errors"}),
+        ("arguments", {"fastdqn.config", "fastdqn.errors", "fastdqn.scalars"}),
         ("signals", set()),
     ],
 )

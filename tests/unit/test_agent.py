@@ -146,8 +146,8 @@ def test_an_unknown_setting_is_refused_with_the_known_ones() -> None:
 def test_a_setting_that_cannot_be_is_refused() -> None:
     with pytest.raises(UsageError, match="--num-envs 0"):
         small(num_envs=0)
-    with pytest.raises(UsageError, match=r"--buffer-size 100000\.0: it must be a whole number"):
-        small(buffer_size=1e5)
+    with pytest.raises(UsageError, match=r"--buffer-size 100000\.5: it must be a whole number"):
+        small(buffer_size=1e5 + 0.5)
 
 
 def test_a_return_to_stop_at_needs_environments_to_evaluate_in() -> None:
@@ -181,7 +181,29 @@ def test_without_a_number_it_trains_for_the_setting() -> None:
     assert small(total_timesteps=120).learn().describe()["env_steps"] == 120
 
 
-@pytest.mark.parametrize("timesteps", [-5, 0, 39, 40])
+@pytest.mark.parametrize("timesteps", ["300", 300.5, True, -5, [300]])
+def test_what_is_no_number_of_steps_is_refused(timesteps: Any) -> None:
+    agent = small()
+    with pytest.raises(UsageError, match="total_timesteps"):
+        agent.learn(timesteps)
+    assert agent.describe()["env_steps"] == 0
+
+
+def test_counts_may_be_written_as_numbers_of_any_kind() -> None:
+    agent = small().learn(np.float64(100.0))  # type: ignore[arg-type]
+    assert agent.describe()["env_steps"] == 100
+    assert agent.evaluate(2.0, seed=np.int64(3)).episodes == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("episodes", "seed"), [("2", 0), (2.5, 0), (0, 0), (True, 0), (2, -1), (2, "1")]
+)
+def test_what_is_no_number_of_episodes_and_no_seed_is_refused(episodes: Any, seed: Any) -> None:
+    with pytest.raises(UsageError, match=r"episodes|seed"):
+        small().evaluate(episodes, seed=seed)
+
+
+@pytest.mark.parametrize("timesteps", [0, 39, 40])
 def test_so_few_steps_that_nothing_is_learned_are_refused(timesteps: int) -> None:
     agent = small()
     with pytest.raises(UsageError, match="learning starts after 40 env steps"):

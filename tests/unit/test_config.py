@@ -10,7 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -118,7 +120,7 @@ def test_numbers_that_are_none_are_refused(name: str, value: object) -> None:
     assert refusal(name, value).reason == "it must be a finite number"
 
 
-@pytest.mark.parametrize("value", [1e5, "8", True, 2.5])
+@pytest.mark.parametrize("value", ["8", True, 2.5, np.float32(2.5), np.array([8])])
 @pytest.mark.parametrize(
     "name", [field.name for field in fields(Config) if str(field.type).startswith("int")]
 )
@@ -126,7 +128,55 @@ def test_counts_that_are_no_whole_numbers_are_refused(name: str, value: object) 
     assert refusal(name, value).reason == "it must be a whole number (int)"
 
 
-@pytest.mark.parametrize("value", [(64, 0), (-1,), (8.0,), 64, "64"])
+@pytest.mark.parametrize("value", [1e3, np.int64(1000), np.float32(1000), np.array(1000)])
+@pytest.mark.parametrize(
+    "name", [field.name for field in fields(Config) if str(field.type).startswith("int")]
+)
+def test_whole_numbers_may_be_numpys_or_written_as_1e3(name: str, value: object) -> None:
+    ample: dict[str, Any] = {"learning_starts": 0, name: value}
+    if name == "env_groups":
+        ample["num_envs"] = 1_000
+    kept = getattr(replace(WIDE, **ample), name)
+    assert (kept, type(kept)) == (1_000, int)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "plain_value"),
+    [
+        ("learning_rate", np.float32(0.5), 0.5),
+        ("gamma", np.array(0.5), 0.5),
+        ("stop_at_return", np.int16(7), 7),
+        ("double", np.False_, False),
+        ("double", 0, False),
+        ("hidden_sizes", np.array([64, 32]), (64, 32)),
+        ("hidden_sizes", [np.int8(64), 32.0], (64, 32)),
+        ("run_dir", "here", Path("here")),
+        ("env_id", np.str_("CartPole-v1"), "CartPole-v1"),
+        ("device", torch.device("cpu"), "cpu"),
+    ],
+)
+def test_settings_are_kept_as_plain_values(name: str, value: object, plain_value: object) -> None:
+    kept = getattr(changed(name, value), name)
+    assert (kept, type(kept)) == (plain_value, type(plain_value))
+    json.dumps(plain(changed(name, value)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("double", "no", "True or False"),
+        ("double", 2, "True or False"),
+        ("tensorboard", None, "True or False"),
+        ("env_id", 5, "a word"),
+        ("preset", b"cartpole", "a word"),
+        ("run_dir", 5, "a path"),
+    ],
+)
+def test_values_of_another_type_are_refused(name: str, value: object, reason: str) -> None:
+    assert reason in refusal(name, value).reason
+
+
+@pytest.mark.parametrize("value", [(64, 0), (-1,), (8.5,), (True,), 64, "64"])
 def test_hidden_sizes_that_are_no_sizes_are_refused(value: object) -> None:
     assert "whole number of units" in refusal("hidden_sizes", value).reason
 
