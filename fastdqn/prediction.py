@@ -12,7 +12,6 @@ from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete, Space
 from fastdqn.envs.make import EnvDescription
 from fastdqn.errors import UsageError
 from fastdqn.policy import Policy
-from fastdqn.transition import storage_dtype
 
 __all__ = ["predict"]
 
@@ -85,26 +84,25 @@ def _tensor_of(array: Array, env: EnvDescription, device: torch.device) -> torch
     Raises:
         UsageError: A number is none that the space's dtype, or its counts, hold.
     """
-    wanted = np.dtype(env.obs_dtype)
-    dtype = storage_dtype(wanted)
-    with np.errstate(all="ignore"):
-        kept = np.array(array, wanted, order="C")
-        tensor = torch.from_numpy(kept).to(device, dtype)
-    _refuse_lost(array, kept, env)
-    if dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
-        bad = array[~torch.isfinite(tensor).cpu().numpy()].flat[0]
+    stored = "float32" if env.obs_dtype == "float64" else env.obs_dtype
+    if array.dtype == stored:
+        kept = np.array(array, stored, order="C")
+    else:
+        with np.errstate(all="ignore"):
+            kept = np.array(array, stored, order="C")
+    if kept.dtype.kind != "f":
+        _refuse_lost(array, kept, env)
+    elif not np.isfinite(kept).all():
         raise UsageError(
-            f"observation with {bad}",
-            f"no action can be told from it: it is no finite number of {dtype}",
+            f"observation with {array[~np.isfinite(kept)].flat[0]}",
+            f"no action can be told from it: it is no finite number of {stored}",
             "Give finite numbers.",
         )
-    return tensor
+    return torch.from_numpy(kept).to(device)
 
 
 def _refuse_lost(given: Array, kept: Array, env: EnvDescription) -> None:
     """Refuse whole numbers that were cut, wrapped, or lie outside a space that counts."""
-    if kept.dtype.kind == "f":
-        return
     bad = kept != given
     bounds = _bounds_of(env.obs_space)
     if bounds is not None:
