@@ -90,10 +90,10 @@ def restore(
     try:
         told = read_description(saved.description)
         if not own_network:
-            _refuse_own_network(told, folder)
+            _refuse_own_network(told)
             refuse_other_shapes(told, saved.parameters)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder} is no policy to build from: {error}") from error
+        raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
     kept = dict(told.settings)
     saved_id, made = kept.pop("env_id"), told.construction
     configured = any(name in given for name in CONFIGURING)
@@ -109,16 +109,15 @@ def restore(
         found = named or made.env_id or _bare(saved_id)
         kept["env_kwargs"] = dict(made.kwargs or {})
     else:
-        found = _rebuilding(made, folder, named)
+        found = _rebuilding(made, saved_id, folder, named)
     return Restored(found, {**kept, **given}, told, folder, env is None and not configured)
 
 
-def _refuse_own_network(told: SavedDescription, folder: str) -> None:
+def _refuse_own_network(told: SavedDescription) -> None:
     if told.network != "MLP":
-        raise UsageError(
-            folder,
-            f"it was saved with a network of the caller's own, {told.network}",
-            "Pass it: DQN.load(folder, network=...).",
+        raise CheckpointError(
+            f"it holds the parameters of another network than an MLP, {told.network}: pass it, "
+            "DQN.load(folder, network=...)"
         )
 
 
@@ -160,14 +159,15 @@ def _refuse_from_file(text: str, folder: str, command: str) -> None:
         raise UsageError(folder, f"its wrapper cannot be put on again: {why_not}", command)
 
 
-def _rebuilding(made: Construction, folder: str, named: str | None) -> AnyEnv:
+def _rebuilding(made: Construction, saved_id: str, folder: str, named: str | None) -> AnyEnv:
     """Return a factory that makes the environment again as it was."""
     theirs = [f"{w.module}:{w.name}" if w.module else w.name for w in made.wrappers if w.why_not]
-    command = _name_it(folder, made.env_id, made.kwargs, theirs)
+    known_id = saved_id if saved_id in gym.registry else ""
+    command = _name_it(folder, made.env_id or known_id, made.kwargs, theirs)
     if not made.why_not:
         _look_up(named or made.env_id, folder, command)
     if made.in_the_way:
-        reason = f"its environment cannot be built again: {made.in_the_way}"
+        reason = f"its environment {saved_id} cannot be built again: {made.in_the_way}"
         raise UsageError(folder, reason, command)
     spec = for_workers(gym.registry[made.env_id])
     return partial(rebuilt, spec, made.kwargs or {}, made.wrappers)
@@ -184,7 +184,12 @@ def _name_it(
     wrappers: Any = (),
 ) -> str:
     """Return what to type, so that the caller names what no file may."""
-    words = ["fastdqn", "evaluate", folder, "--env-id", env_id or "ID"]
+    if not env_id:
+        return (
+            "Pass it yourself: DQN.load(folder, env=...) from Python, or fastdqn evaluate with "
+            "--env-id, and --env-kwargs and --wrapper where it has some."
+        )
+    words = ["fastdqn", "evaluate", folder, "--env-id", env_id]
     if kwargs:
         words += ["--env-kwargs", *(f"{key}={_spelled(value)}" for key, value in kwargs.items())]
     if wrappers:

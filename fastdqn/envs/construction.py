@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 WHY_NOT = "why_not"
-GIVEN: Mapping[str, Any] = {WHY_NOT: "the caller built its environments"}
+GIVEN: Mapping[str, Any] = {WHY_NOT: "the caller built it"}
 """What is known of environments that were built by the caller."""
 QUIET = (gym.wrappers.OrderEnforcing, gym.wrappers.PassiveEnvChecker, MaskInInfo)
 """Wrappers that change no transition, or that are put on again anyway."""
@@ -121,18 +121,14 @@ def construction_of(env: gym.Env[Any, Any]) -> dict[str, Any]:
     """
     spec = env.unwrapped.spec
     if not isinstance(spec, EnvSpec):
-        return {WHY_NOT: "its environment was not made by gymnasium.make, which notes how"}
-    registered = gym.registry.get(spec.id)
+        return {WHY_NOT: "it was not made by gymnasium.make, which alone notes how"}
     try:
         kwargs = _plain_arguments(spec.kwargs, spec.id)
-        noted = {
-            "id": spec.id,
-            "kwargs": kwargs,
-            "wrappers": [_note_wrapper(wrapper) for wrapper in chain_of(env)],
-        }
     except NotPlainError as error:
         return {WHY_NOT: str(error)}
-    if registered is not None and not _same_entry(spec, registered):
+    wrappers = [_note_wrapper(wrapper) for wrapper in chain_of(env)]
+    noted = {"id": spec.id, "kwargs": kwargs, "wrappers": wrappers}
+    if _entry(spec) != _entry(gym.registry.get(spec.id, spec)):
         return {WHY_NOT: f"{spec.id} is registered as something else than what was made"}
     if len(json.dumps(noted)) > MAX_BYTES:
         return {WHY_NOT: f"the arguments of {spec.id} take more than {MAX_BYTES:,} bytes"}
@@ -232,15 +228,11 @@ def _plain_arguments(kwargs: Mapping[str, Any], name: str) -> dict[str, Any]:
     return plain
 
 
-def _same_entry(spec: EnvSpec, registered: EnvSpec) -> bool:
-    """Return whether two specs make the same; what is given as an object is known by its name."""
-    return _entry(spec.entry_point) == _entry(registered.entry_point)
-
-
-def _entry(entry_point: Any) -> str:
-    if isinstance(entry_point, str):
-        return entry_point.rpartition(":")[2]
-    return str(getattr(entry_point, "__qualname__", entry_point))
+def _entry(spec: EnvSpec) -> str:
+    """Return the name of what a spec makes, which may be given by name or as an object."""
+    if isinstance(spec.entry_point, str):
+        return spec.entry_point.rpartition(":")[2]
+    return str(getattr(spec.entry_point, "__qualname__", spec.entry_point))
 
 
 # Reading

@@ -16,8 +16,9 @@ __all__ = ["NotPlainError", "from_plain", "to_plain"]
 TUPLE, DTYPE = "$tuple", "$dtype"
 MAX_DEPTH = 16
 LARGEST = 2**64
-DTYPES = frozenset(
-    ["bool", "uint8", "int8", "uint16", "int16", "int32", "int64", "float16", "float32", "float64"]
+DTYPES = (
+    *("bool", "uint8", "int8", "uint16", "int16", "int32", "int64"),
+    *("float16", "float32", "float64"),
 )
 
 

@@ -201,7 +201,7 @@ def refuse_what_is_not_built(
     """
     for flag, given in (("--env-kwargs", env_kwargs), ("--wrapper", wrappers)):
         if given:
-            told = _spelled(given) if isinstance(given, Mapping) else given
+            told = _spelled(given) if isinstance(given, Mapping) else " ".join(given)
             raise UsageError(
                 f"{flag} {told}",
                 "it configures what Gymnasium builds from an id, and these environments come from "
