@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -105,11 +105,13 @@ def restore(
     elif made is None:
         found = named or saved_id
         _refuse_unknown(saved_id, {**kept, **given}, given, folder, named=named is not None)
-    elif configured or (named and made.in_the_way):
+    elif configured:
         found = named or made.env_id or _bare(saved_id)
         kept["env_kwargs"] = dict(made.kwargs or {})
     else:
         found = _rebuilding(made, saved_id, folder, named)
+        if found is named:
+            kept["env_kwargs"] = dict(made.kwargs or {})
     return Restored(found, {**kept, **given}, told, folder, env is None and not configured)
 
 
@@ -160,17 +162,31 @@ def _refuse_from_file(text: str, folder: str, command: str) -> None:
 
 
 def _rebuilding(made: Construction, saved_id: str, folder: str, named: str | None) -> AnyEnv:
-    """Return a factory that makes the environment again as it was."""
+    """Return a factory that makes the environment again as it was, or else the id that is named."""
     theirs = [f"{w.module}:{w.name}" if w.module else w.name for w in made.wrappers if w.why_not]
     known_id = saved_id if saved_id in gym.registry else ""
     command = _name_it(folder, made.env_id or known_id, made.kwargs, theirs)
-    if not made.why_not:
+    why_not = made.why_not
+    if not why_not:
         _look_up(named or made.env_id, folder, command)
-    if made.in_the_way:
-        reason = f"its environment {saved_id} cannot be built again: {made.in_the_way}"
-        raise UsageError(folder, reason, command)
-    spec = for_workers(gym.registry[made.env_id])
-    return partial(rebuilt, spec, made.kwargs or {}, made.wrappers)
+        spec = for_workers(gym.registry[made.env_id])
+        factory = partial(rebuilt, spec, made.kwargs or {}, made.wrappers)
+        why_not = _tried(factory) if theirs else ""
+        if not why_not:
+            return factory
+    if named:
+        return named
+    reason = f"its environment {saved_id} cannot be built again: {why_not}"
+    raise UsageError(folder, reason, command)
+
+
+def _tried(factory: Callable[[], gym.Env[Any, Any]]) -> str:
+    """Build an environment around which wrappers were that its entry point may bring."""
+    try:
+        factory().close()
+    except NotPlainError as error:
+        return str(error)
+    return ""
 
 
 def _bare(env_id: str) -> str:

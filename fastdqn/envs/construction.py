@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from fastdqn.envs.masks import MaskInInfo
 from fastdqn.envs.plain_values import NotPlainError, from_plain, to_plain
@@ -73,7 +73,7 @@ class Construction:
         env_id: Its id in Gymnasium's registry.
         kwargs: All arguments of its constructor.
         wrappers: Around it, the innermost first.
-        why_not: Why it cannot be made again; empty where only the wrappers may stand in the way.
+        why_not: Why it cannot be made again; empty where that shows when it is tried.
     """
 
     env_id: str = ""
@@ -100,17 +100,6 @@ class Construction:
         if not isinstance(noted["wrappers"], list):
             raise NotPlainError("wrappers that are no list")
         return cls(env_id, kwargs, tuple(map(_read_wrapper, noted["wrappers"])))
-
-    @property
-    def in_the_way(self) -> str:
-        """Why it cannot be made again, as far as that is known before it is tried."""
-        if self.why_not:
-            return self.why_not
-        registered = gym.registry.get(self.env_id)
-        if registered is None:
-            return f"{self.env_id} is not registered here"
-        brought = {spec.name for spec in registered.additional_wrappers}
-        return next((w.why_not for w in self.wrappers if w.why_not and w.name not in brought), "")
 
 
 def construction_of(env: gym.Env[Any, Any]) -> dict[str, Any]:
@@ -141,20 +130,27 @@ def rebuilt(
     """Make an environment again.
 
     Args:
-        spec: As it is registered now; what that puts around the environment is not put on twice.
+        spec: As it is registered now.
         kwargs: All arguments of its constructor.
-        wrappers: All around it, the innermost first.
+        wrappers: All around it, the innermost first, those of its entry point included.
 
     Raises:
-        NotPlainError: A wrapper is neither Gymnasium's own nor put on by the registered spec.
+        NotPlainError: A wrapper is neither Gymnasium's own nor one of the registered spec.
     """
-    bare = replace(spec, kwargs=dict(kwargs), order_enforce=False, max_episode_steps=None)
-    env = gym.make(bare, disable_env_checker=True)
-    for wrapper in _beyond(chain_of(env), list(wrappers)):
-        if wrapper.why_not or wrapper.kwargs is None:
-            env.close()
+    bare = replace(spec, kwargs=dict(kwargs), max_episode_steps=None, additional_wrappers=())
+    env = gym.make(replace(bare, order_enforce=False), disable_env_checker=True)
+    inside = [type(wrapper).__name__ for wrapper in chain_of(env)]
+    if inside != [wrapper.name for wrapper in wrappers[: len(inside)]]:
+        raise NotPlainError(f"{spec.id} now comes with other wrappers, {', '.join(inside)}")
+    brought = {wrapper.entry_point: wrapper for wrapper in spec.additional_wrappers}
+    for wrapper in wrappers[len(inside) :]:
+        known = brought.get(f"{wrapper.module}:{wrapper.name}")
+        if known is not None:
+            env = load_env_creator(known.entry_point)(env=env, **(known.kwargs or {}))
+        elif wrapper.why_not or wrapper.kwargs is None:
             raise NotPlainError(wrapper.why_not)
-        env = own_wrapper(wrapper.name)(env, **wrapper.kwargs)
+        else:
+            env = own_wrapper(wrapper.name)(env, **wrapper.kwargs)
     return env
 
 
@@ -183,22 +179,6 @@ def _wrappers_of(env: Any) -> Iterator[gym.Wrapper[Any, Any, Any, Any]]:
     while isinstance(env, gym.Wrapper):
         yield env
         env = env.env
-
-
-def _beyond(
-    brought: list[gym.Wrapper[Any, Any, Any, Any]], noted: list[UsedWrapper]
-) -> list[UsedWrapper]:
-    """Return the noted wrappers beyond those that come with the registered spec.
-
-    Gymnasium puts a time limit between those of the entry point and those of the spec.
-    """
-    for wrapper in brought:
-        name = type(wrapper).__name__
-        place = next((i for i, used in enumerate(noted[:2]) if used.name == name), None)
-        if place is None or (place == 1 and noted[0].name != "TimeLimit"):
-            raise NotPlainError(f"the registered environment has a {name} around it, this had none")
-        del noted[place]
-    return noted
 
 
 # Noting
