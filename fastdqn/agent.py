@@ -6,8 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from itertools import chain
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -25,16 +23,18 @@ from fastdqn.build import (
     refuse_machine,
     refuse_unless_evaluable,
 )
-from fastdqn.checkpoint import SavedPolicy, load_policy, save_policy
-from fastdqn.config import Config, plain
+from fastdqn.config import Config
 from fastdqn.device import resolve_device
 from fastdqn.envs.make import EnvDescription
 from fastdqn.envs.seeding import Stream, seeds_of
+from fastdqn.envs.wrapping import CONFIGURING, with_plain_arguments
 from fastdqn.errors import UsageError
 from fastdqn.evaluation import Evaluation, Evaluator
 from fastdqn.execution import choose_execution
+from fastdqn.fused import FusedRollout
 from fastdqn.loop import Loop
 from fastdqn.networks import FlatNetwork
+from fastdqn.persistence import Persistent
 from fastdqn.policy import Policy
 from fastdqn.precision import float32_products
 from fastdqn.prediction import predict
@@ -52,7 +52,7 @@ EVALUATION_ENVS = 20
 NOT_TRAINED = "not trained yet"
 
 
-class DQN:
+class DQN(Persistent):
     """A deep Q-learning agent for one kind of environment.
 
     Args:
@@ -71,9 +71,12 @@ class DQN:
     """
 
     def __init__(self, env: AnyEnv, *, network: nn.Module | None = None, **settings: Any) -> None:
+        settings = with_plain_arguments(settings)
         masks = settings.get("action_masks", True)
-        self._world = world_of(env, settings.get("vectorizer", "grouped"), masks=masks)
+        named = {name: settings.get(name) for name in CONFIGURING}
+        self._world = world_of(env, settings.get("vectorizer", "grouped"), masks=masks, **named)
         self.description: EnvDescription = self._world.description
+        self._by_id = isinstance(env, str)
         settings = {**settings, **self._world.fixed}
         name = env if isinstance(env, str) else self.description.env_id
         self.config = build_config(name, settings)
@@ -99,6 +102,7 @@ class DQN:
         self._ratio = ReplayRatio(config.replay_ratio, config.learning_starts)
         self.execution_reason, self._chosen = NOT_TRAINED, self.learner.execution
         self._rounds = self._env_steps = self._episodes = 0
+        self._rollout: Rollout | FusedRollout | None = None  # of the training that runs now
 
     # The calls
 
@@ -150,45 +154,6 @@ class DQN:
         with closing(self._new_evaluator(seed, episodes)) as evaluator:
             return evaluator.full()
 
-    def save(self, path: str | Path) -> None:
-        """Save the policy in a folder: safetensors and JSON."""
-        save_policy(Path(path), self.parameters(), self.describe())
-
-    @classmethod
-    def load(
-        cls,
-        saved: str | Path | SavedPolicy,
-        env: AnyEnv | None = None,
-        *,
-        network: nn.Module | None = None,
-        **settings: Any,
-    ) -> Self:
-        """Load a policy that `save` or a run wrote.
-
-        Learning on starts from an empty replay, with exploration as it was when saved.
-
-        Args:
-            saved: The folder of the policy or of the run, or what `load_policy` made of it.
-            env: Where the agent goes on; None is the saved id.
-            network: The module whose parameters were saved, if it was the caller's own.
-            settings: Override saved settings.
-
-        Raises:
-            CheckpointError: The folder holds no whole policy, or one of another network.
-        """
-        if not isinstance(saved, SavedPolicy):
-            saved = load_policy(Path(saved))
-        kept = {**saved.config, **settings}
-        env_id = kept.pop("env_id")
-        agent = cls(env_id if env is None else env, network=network, **kept)
-        saved.copy_into(agent.parameters())
-        agent.learner.sync_target()
-        agent._env_steps = int(saved.description.get("env_steps", 0))
-        if agent._fused is not None:
-            agent._fused.earlier_steps = agent._env_steps
-        agent._ratio.start += agent._env_steps
-        return agent
-
     # For those who drive the loop or witness it
 
     @property
@@ -217,7 +182,7 @@ class DQN:
             if self._world.builds:
                 evaluator = self._new_evaluator(config.seed, config.eval_episodes)
                 stack.callback(evaluator.close)
-            rollout = self._fused or self._new_rollout(stack)
+            self._rollout = rollout = self._fused or self._new_rollout(stack)
             try:
                 yield build_loop(
                     config,
@@ -232,6 +197,7 @@ class DQN:
                 )
             finally:
                 self._env_steps, self._episodes = rollout.env_steps, rollout.episodes
+                self._rollout = None
                 self.learner.close()
 
     def _new_rollout(self, stack: ExitStack) -> Rollout:
@@ -280,24 +246,6 @@ class DQN:
         self._rounds += 1
         config = self.config
         return seeds_of(config.seed, Stream.TRAINING_ENVS, config.num_envs, self._rounds - 1)
-
-    def parameters(self) -> dict[str, torch.Tensor]:
-        """Return the parameters and buffers of the online network by name; views, not copies."""
-        named = chain(self.network.named_parameters(), self.network.named_buffers())
-        return {name: tensor.detach() for name, tensor in named}
-
-    def describe(self) -> dict[str, Any]:
-        """Return what goes with the parameters on disk: plain JSON values."""
-        return {
-            "env_id": self.description.env_id,
-            "env_steps": self._env_steps,
-            "updates": self._ratio.updates,
-            "obs_shape": list(self.description.obs_shape),
-            "obs_dtype": self.description.obs_dtype,
-            "num_actions": self.description.num_actions,
-            "network": type(self.network).__name__,
-            "config": {**plain(self.config), "run_dir": None},
-        }
 
     def _new_evaluator(self, seed: int, episodes: int) -> Evaluator:
         make = partial(self._world.evaluation, self.config, min(EVALUATION_ENVS, episodes))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import difflib
 import io
+import json
 import re
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from itertools import takewhile
 from typing import Any, TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from fastdqn.config import choices_of, flag_of, spelled
 from fastdqn.errors import UsageError
@@ -19,6 +22,23 @@ from fastdqn.scalars import as_whole, is_whole
 __all__ = ["given", "parse"]
 
 T = TypeVar("T")
+SEVERAL = ("tuple[str, ...]", "dict[str, Any]")
+"""Types of flags that take words of their own each time they are named."""
+REGISTRY = ConstructorRegistry()
+
+
+@REGISTRY.primitive_rule
+def _named_arguments(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Let flags of type dict take `KEY=VALUE` words."""
+    if info.type_origin is not dict:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[KEY=VALUE ...]",
+        instance_from_str=_arguments_of,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [f"{key}={part}" for key, part in value.items()],
+    )
 
 
 def parse(kind: type[T], command: str, argv: list[str], default: T | None = None) -> T:
@@ -35,14 +55,15 @@ def parse(kind: type[T], command: str, argv: list[str], default: T | None = None
         SystemExit: Help was asked for and printed.
     """
     _refuse_unknown_flags(kind, command, argv)
-    argv = _with_whole_numbers(kind, argv)
+    argv = _with_whole_numbers(kind, _joined(kind, argv))
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            prog = f"fastdqn {command}"
-            if default is None:
-                return tyro.cli(kind, args=argv, prog=prog)
-            return tyro.cli(kind, args=argv, prog=prog, default=default)
+            how: Any = {"args": argv, "prog": f"fastdqn {command}", "registry": REGISTRY}
+            if default is not None:
+                how["default"] = default
+            filled: T = tyro.cli(kind, **how)
+            return filled
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -97,7 +118,8 @@ def _usage_error(kind: type[Any], command: str, argv: list[str], box: str) -> Us
     for field in fields(kind):
         if re.search(rf"{flag_of(field.name)}(?![\w-])", text):
             got = " ".join([flag_of(field.name), *given(argv, flag_of(field.name))])
-            way_out = f"The default is {spelled(field.default)}." if field.default else see
+            told = field.default and field.default is not MISSING
+            way_out = f"The default is {spelled(field.default)}." if told else see
             return UsageError(got, f"it takes {_taken_by(field)}", way_out)
     reason = re.sub(r".*Missing from [\w ]+: (\S+) .*", r"\1 is missing", text)
     reason = re.sub(r".*Unrecognized options: ", "no flag takes the word ", reason)
@@ -110,6 +132,8 @@ def _taken_by(field: Field[Any]) -> str:
     words = {
         "int": "a whole number",
         "tuple[int, ...]": "whole numbers",
+        "tuple[str, ...]": "names",
+        "dict[str, Any]": "KEY=VALUE, one or several",
         "float": "a number",
         "bool": "no value: " + " or ".join(_spellings(field)),
         "Path": "a path",
@@ -117,6 +141,46 @@ def _taken_by(field: Field[Any]) -> str:
     }
     taken = words.get(kind) or " or ".join(choices_of(field))
     return f"{taken} or {optional}" if optional else taken
+
+
+def value_of(word: str) -> Any:
+    """Return what a word stands for: JSON, or a literal of Python, or else the word itself."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(word, parse_constant=_no_number)
+    with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return ast.literal_eval(word)
+    return word
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _arguments_of(words: list[str]) -> dict[str, Any]:
+    """Return what `KEY=VALUE` words stand for."""
+    pairs = [word.partition("=") for word in words]
+    if not all(key.isidentifier() and equals for key, equals, _ in pairs):
+        raise ValueError("KEY=VALUE")
+    return {key: value_of(value) for key, _, value in pairs}
+
+
+def _joined(kind: type[Any], argv: list[str]) -> list[str]:
+    """Collect what a flag of several words is given in several places, so that none is lost."""
+    several = {flag_of(field.name) for field in fields(kind) if field.type in SEVERAL}
+    words: dict[str, list[str]] = {}
+    rest: list[str] = []
+    place = rest
+    for word in argv:
+        flag = _flag_in(word)
+        if flag not in several:
+            place = rest if flag else place
+            place.append(word)
+        elif "=" in word:
+            words.setdefault(flag, []).append(word.partition("=")[2])
+            place = rest
+        else:
+            place = words.setdefault(flag, [])
+    return rest + [word for flag, given_words in words.items() for word in (flag, *given_words)]
 
 
 def _spellings(field: Field[Any]) -> tuple[str, ...]:

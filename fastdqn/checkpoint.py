@@ -11,11 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from fastdqn.device import available_bytes
 from fastdqn.errors import CheckpointError, UsageError
+from fastdqn.saved_files import parse_json, read_regular
 
 __all__ = ["SavedPolicy", "load_policy", "newest_checkpoint", "save_checkpoint", "save_policy"]
 
@@ -23,6 +26,9 @@ SCHEMA = 1
 TENSORS, DESCRIPTION = "model.safetensors", "policy.json"
 CHECKPOINTS = "checkpoints"
 KEEP_LAST = 3
+MAX_DESCRIPTION_BYTES = 1_000_000
+COPIES = 3
+"""Of the tensors, at once in memory while they are loaded: the file, its tensors, the network's."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ class SavedPolicy:
         """Copy the parameters into those of a network, in place.
 
         Raises:
-            CheckpointError: Names or shapes differ; nothing is written.
+            CheckpointError: Names, shapes or dtypes differ, or a number is not finite where the
+                network's own one is; nothing is written.
         """
         for name in sorted(parameters.keys() | self.parameters.keys()):
             here, there = (_shape(name, named) for named in (parameters, self.parameters))
@@ -65,6 +72,10 @@ class SavedPolicy:
                 raise CheckpointError(
                     f"{self.folder} holds the parameters of another network: its {name} is "
                     f"{there}, this network's is {here}. Load with the network that was saved."
+                )
+            if not _as_finite(self.parameters[name], parameters[name]):
+                raise CheckpointError(
+                    f"{self.folder}: its {name} holds a number that is not finite"
                 )
         for name, tensor in self.parameters.items():
             parameters[name].copy_(tensor)
@@ -133,12 +144,19 @@ def load_policy(folder: Path) -> SavedPolicy:
         return newest_checkpoint(folder)
     if not folder.exists() and _aside(folder).exists():
         folder = _aside(folder)
+    return _read(folder)
+
+
+def _read(folder: Path) -> SavedPolicy:
+    """Read the two files of a policy; see `load_policy`."""
     try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-        content = (folder / TENSORS).read_bytes()
-    except (OSError, ValueError, RecursionError) as error:
+        description = parse_json(read_regular(folder / DESCRIPTION, MAX_DESCRIPTION_BYTES))
+        most = available_bytes(torch.device("cpu")) // COPIES
+        content = read_regular(folder / TENSORS, most)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} holds no readable policy: {error}") from error
-    if not isinstance(description, dict) or description.pop("schema", None) != SCHEMA:
+    schema = description.pop("schema", None) if isinstance(description, dict) else None
+    if schema != SCHEMA or isinstance(schema, bool):
         raise CheckpointError(f"{folder / DESCRIPTION} is not of schema {SCHEMA}")
     if description.pop("sha256", None) != _digest(content, description):
         raise CheckpointError(f"{folder} is damaged: its sha256 is not the saved one")
@@ -157,7 +175,7 @@ def newest_checkpoint(run_dir: Path) -> SavedPolicy:
     reasons: list[str] = []
     for folder in reversed(_steps(run_dir / CHECKPOINTS)):
         try:
-            return replace(load_policy(folder), skipped=tuple(reasons))
+            return replace(_read(folder), skipped=tuple(reasons))
         except CheckpointError as error:
             reasons.append(str(error))
     detail = "; ".join(reasons) or "there is no checkpoints/step-*"
@@ -170,7 +188,9 @@ def _digest(content: bytes, description: Mapping[str, Any]) -> str:
 
 
 def _steps(checkpoints: Path) -> list[Path]:
-    return sorted(path for path in checkpoints.glob("step-" + "[0-9]" * 12) if path.is_dir())
+    """Return the folders of the policies; links, which may lead anywhere, are none."""
+    found = checkpoints.glob("step-" + "[0-9]" * 12)
+    return sorted(path for path in found if path.is_dir() and not path.is_symlink())
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -204,7 +224,16 @@ def _aside(folder: Path) -> Path:
 
 
 def _shape(name: str, named: Mapping[str, Tensor]) -> str:
-    return f"of shape {tuple(named[name].shape)}" if name in named else "missing"
+    if name not in named:
+        return "missing"
+    tensor = named[name]
+    dtype = "" if tensor.dtype == torch.float32 else f" and {tensor.dtype}".replace("torch.", "")
+    return f"of shape {tuple(tensor.shape)}{dtype}"
+
+
+def _as_finite(there: Tensor, here: Tensor) -> bool:
+    """Return whether all numbers are finite, but for those that the network itself holds so."""
+    return bool((torch.isfinite(there) | (there == here.to(there.device))).all())
 
 
 def _sync(path: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from dataclasses import field as field_of
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +40,12 @@ class EvaluateArguments:
     """Fresh episodes."""
     seed: int = 0
     """Seed of the environments."""
+    env_id: str = ""
+    """Environment to play in, where the saved one cannot be built from the file."""
+    env_kwargs: dict[str, Any] = field_of(default_factory=dict)
+    """Its arguments, KEY=VALUE each, instead of the saved ones."""
+    wrapper: tuple[str, ...] = ()
+    """Wrappers around it, instead of the saved ones; see fastdqn train --help."""
 
     def __post_init__(self) -> None:
         for name, value, least in (("episodes", self.episodes, 1), ("seed", self.seed, 0)):
@@ -117,7 +124,9 @@ def _evaluate(argv: list[str]) -> int:
     saved = load_policy(asked.path)
     for reason in saved.skipped:
         Console(stderr=True).print(Text(f"skipped: {reason}", "yellow"), soft_wrap=True)
-    agent = DQN.load(saved, device="cpu", **PLAIN, **SMALLEST)
+    named: dict[str, Any] = {"env_kwargs": asked.env_kwargs, "wrapper": asked.wrapper}
+    named = {name: value for name, value in named.items() if value}
+    agent = DQN.load(saved, asked.env_id or None, device="cpu", **PLAIN, **SMALLEST, **named)
     evaluation = agent.evaluate(asked.episodes, seed=asked.seed)
     returns = evaluation.returns
     return _say(

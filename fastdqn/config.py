@@ -6,6 +6,7 @@ The text below each field is the help of its flag; it gives the unit.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from dataclasses import field as field_of
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,11 @@ class Config:
 
     env_id: str = "LunarLander-v3"
     """Gymnasium id with a discrete action space; `module:Name-v0` imports the module first."""
+    env_kwargs: dict[str, Any] = field_of(default_factory=dict)
+    """Arguments of the environment, KEY=VALUE each: numbers, true, lists; all else is text."""
+    wrapper: tuple[str, ...] = ()
+    """Wrappers around it, the innermost first: Gymnasium's, as FlattenObservation or
+    'TimeLimit(max_episode_steps=100)', or yours, as module:Name."""
     seed: int = 0
     """Seed of everything: environments, network, exploration, replay."""
     total_timesteps: int = 300_000

@@ -130,6 +130,10 @@ class Policy:
         action = self.actor(obs, epsilon, uniform, action_mask)
         return action, action.cpu().numpy()
 
+    def reseed(self, seed: int) -> None:
+        """Let exploration go on with other random numbers."""
+        self._generator.manual_seed(seed)
+
     def _drawn(self, num_envs: int) -> Tensor:
         """Return new uniform numbers [N, 2], in memory that is kept."""
         if len(self._uniform) != num_envs:

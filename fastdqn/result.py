@@ -28,6 +28,7 @@ def result_of(trainer: Loop, config: Config, env_id: str, status: str) -> dict[s
     """
     rollout, learner, watch = trainer.rollout, trainer.learner, trainer.watch
     env_steps, updates = rollout.env_steps, trainer.ratio.updates
+    own = updates - trainer.ratio.earlier
     return {
         "schema": SCHEMA,
         "env_id": env_id,
@@ -41,7 +42,7 @@ def result_of(trainer: Loop, config: Config, env_id: str, status: str) -> dict[s
         "env_steps": env_steps,
         "updates": updates,
         "replay_ratio_measured": _number(
-            updates / max(env_steps - trainer.ratio.start, 1) if updates else 0.0
+            own / max(env_steps - trainer.ratio.start, 1) if own else 0.0
         ),
         "episodes": rollout.episodes,
         "wall_s": {

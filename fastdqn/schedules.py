@@ -125,7 +125,7 @@ class Multiplicative:
 class ReplayRatio:
     """Counts how many updates are due, so that updates per env step stay exact.
 
-        due = floor(ratio * (env_steps - start)) - updates
+        due = floor(ratio * (env_steps - start)) - (updates - earlier)
 
     The account depends on counts alone: not on the number of environments, the batch size or
     how often it is asked. Env steps before `start` owe nothing, so nothing bursts there.
@@ -133,6 +133,10 @@ class ReplayRatio:
     Args:
         ratio: Updates per env step, >= 0.
         start: Env steps before the first update is owed.
+
+    Attributes:
+        updates: Optimizer steps so far, of an earlier training that this one goes on from too.
+        earlier: Those of the earlier training; neither they nor its env steps count here.
 
     Raises:
         UsageError: The ratio is negative or not finite.
@@ -143,11 +147,18 @@ class ReplayRatio:
             raise UsageError(f"replay ratio {ratio}", "it must be finite and >= 0", "Try 0.25.")
         self.ratio = ratio
         self.start = start
-        self.updates = 0
+        self.updates = self.earlier = 0
+
+    def go_on_from(self, env_steps: int, updates: int) -> None:
+        """Open the account after a training of so many env steps and updates, owing nothing."""
+        self.start += env_steps
+        self.updates = self.earlier = updates
 
     def due(self, env_steps: int) -> int:
         """Return the updates owed after `env_steps`; never negative."""
-        return max(0, math.floor(self.ratio * (env_steps - self.start)) - self.updates)
+        return max(
+            0, math.floor(self.ratio * (env_steps - self.start)) - (self.updates - self.earlier)
+        )
 
     def pay(self, updates: int) -> None:
         """Record `updates` optimizer steps as done."""

@@ -69,7 +69,15 @@ class LearnerState:
 
 
 class Update:
-    """What one update does; see `fastdqn.learner.Learner` for the settings."""
+    """What one update does; see `fastdqn.learner.Learner` for the settings.
+
+    Attributes:
+        earlier_updates: Those of a training that this one goes on from, set before the first
+            update. The period of the hard target counts on from them; the optimizer does not: its
+            moments start at zero, and so does the count that corrects their bias, `updates`.
+    """
+
+    earlier_updates = 0
 
     def __init__(
         self,
@@ -114,6 +122,11 @@ class Update:
             metrics=torch.full((len(METRICS),), torch.nan, device=device),
         )
 
+    @property
+    def _target_phase(self) -> int:
+        """Updates of the period of the hard target that were made before."""
+        return self.earlier_updates % self.target_period if self.target_period else 0
+
     def why_not_native(self) -> str | None:
         """Return why these settings cannot run natively, or None where they can."""
         return why_not_native(self.network, self._optimizer, self.precision)
@@ -147,6 +160,7 @@ class Update:
             "tau": self.tau,
             "double_dqn": self.double,
             "target_period": self.target_period,
+            "target_phase": self._target_phase,
         }
         learned = Learned(
             self.network,
@@ -231,7 +245,8 @@ class Update:
         if self.target_kind == "soft":
             state.target.lerp_(state.online, fine * self.tau)
         elif self.target_kind == "hard" and self.target_period:
-            due = (state.updates - state.skipped) % self.target_period == 0
+            made = state.updates - state.skipped + self._target_phase
+            due = made % self.target_period == 0
             state.target.lerp_(state.online, (due & fine).float())
 
 

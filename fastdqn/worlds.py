@@ -1,12 +1,12 @@
 """Worlds: what an agent was given to learn in, and how more of it is built.
 
 An id or a factory builds environments behind a vectorizer; EnvPool has its own; a VectorEnv or a
-tensor environment of the caller is lent, and nobody here can build another one.
+tensor environment of the caller is lent, and no second one can be built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from types import MappingProxyType
@@ -25,13 +25,13 @@ from fastdqn.envs.spaces import measured_step_s
 from fastdqn.envs.staffing import Staff, staff_beside_learner, timed_in_turns
 from fastdqn.envs.supervision import Supervision
 from fastdqn.envs.tensor import TensorEnv, make_tensor_env
+from fastdqn.envs.wrapping import factory_with, refuse_what_is_not_built
 from fastdqn.errors import UsageError
 
 __all__ = ["AnyEnv", "Built", "EnvPoolBuilt", "Lent", "LentTensors", "Tensors", "World", "world_of"]
 
 Learning = Callable[[], float]
 """Times the learning of a vector step; seconds."""
-
 AnyEnv = str | EnvFactory | VectorEnv[Any, Any, Any] | TensorEnv
 
 
@@ -255,22 +255,33 @@ class LentTensors:
         raise _cannot_build("a tensor environment")
 
 
-def world_of(env: AnyEnv, vectorizer: str = "grouped", *, masks: bool = True) -> World:
+def world_of(
+    env: AnyEnv,
+    vectorizer: str = "grouped",
+    *,
+    masks: bool = True,
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrapper: Sequence[str] | None = None,
+) -> World:
     """Return the world of whatever the caller gave.
 
     Args:
         env: An id, a factory, a VectorEnv, or tensor environments.
         vectorizer: Who steps the environments of an id or a factory.
         masks: Whether to obey action masks.
+        env_kwargs: See Config.
+        wrapper: See Config.
 
     Raises:
         UsageError: DQN cannot train on it, or the vectorizer cannot step it.
     """
+    by_id: dict[str, Callable[[str], World]] = {"envpool": EnvPoolBuilt, "tensor": Tensors}
+    if not isinstance(env, str) or vectorizer in by_id:
+        refuse_what_is_not_built(env_kwargs, wrapper)
     if isinstance(env, VectorEnv):
         return Lent(env, masks=masks)
     if isinstance(env, TensorEnv):
         return LentTensors(env)
-    by_id: dict[str, Callable[[str], World]] = {"envpool": EnvPoolBuilt, "tensor": Tensors}
     if vectorizer in by_id:
         if not isinstance(env, str):
             raise UsageError(
@@ -279,7 +290,8 @@ def world_of(env: AnyEnv, vectorizer: str = "grouped", *, masks: bool = True) ->
                 "Pass an environment id, or choose --vectorizer grouped.",
             )
         return by_id[vectorizer](env)
-    return Built(factory_of(env) if isinstance(env, str) else env, masks=masks)
+    made = factory_with(env, env_kwargs, wrapper) if isinstance(env, str) else env
+    return Built(made, masks=masks)
 
 
 def _cannot_build(what: str) -> UsageError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -15,12 +15,20 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
-from fastdqn.envs.masks import MASK, refuse_mask_shape, with_mask_in_info
+from fastdqn.envs.construction import GIVEN, construction_of
+from fastdqn.envs.masks import MASK, refuse_mask_shape
 from fastdqn.envs.spaces import measured_step_s
 from fastdqn.errors import UsageError
 from fastdqn.transition import STORAGE_DTYPES
 
-__all__ = ["EnvDescription", "EnvFactory", "describe", "describe_spaces", "factory_of"]
+__all__ = [
+    "EnvDescription",
+    "EnvFactory",
+    "describe",
+    "describe_spaces",
+    "factory_of",
+    "for_workers",
+]
 
 EnvFactory = Callable[[], gym.Env[Any, Any]]
 
@@ -41,6 +49,7 @@ class EnvDescription:
         step_s: Measured seconds of a step where the trainer's own process may take some: in
             environments that are quick and come with Gymnasium. None elsewhere: what a stranger's
             environment may do to its process, a worker can be restarted from.
+        construction: How it was made, or why it cannot be made again; see `construction_of`.
     """
 
     env_id: str
@@ -52,6 +61,7 @@ class EnvDescription:
     solved_at: float | None
     num_masked: int = 0
     step_s: float | None = field(default=None, compare=False)
+    construction: Mapping[str, Any] = field(default_factory=lambda: GIVEN, compare=False)
 
 
 def factory_of(env_id: str, **kwargs: Any) -> EnvFactory:
@@ -75,11 +85,14 @@ def factory_of(env_id: str, **kwargs: Any) -> EnvFactory:
         spec = gym.spec(name)
     except (gym.error.Error, ImportError) as error:
         raise UsageError(f"--env-id {env_id}", _first_line(error), _close_matches(name)) from None
-    return partial(gym.make, _for_workers(spec), disable_env_checker=True, **kwargs)
+    return partial(gym.make, for_workers(spec), disable_env_checker=True, **kwargs)
 
 
-def _for_workers(spec: EnvSpec) -> EnvSpec:
-    """Replace an entry point in the caller's script, which workers do not run, by the object."""
+def for_workers(spec: EnvSpec) -> EnvSpec:
+    """Return a spec that travels: what it names in the caller's script becomes the object itself.
+
+    Workers do not run that script.
+    """
     spec = replace(spec, order_enforce=False)
     if isinstance(spec.entry_point, str) and spec.entry_point.startswith("__main__:"):
         creator: Any = load_env_creator(spec.entry_point)
@@ -108,7 +121,8 @@ def describe(factory: EnvFactory, *, masks: bool = True) -> EnvDescription:
             info = _info_of_a_step(env)
         if masks:
             described = replace(described, num_masked=_num_masked(described, info))
-        return replace(described, step_s=measured_step_s(env) if _is_gymnasiums(env) else None)
+        step_s = measured_step_s(env) if _is_gymnasiums(env) else None
+        return replace(described, step_s=step_s, construction=construction_of(env))
     finally:
         env.close()
 
@@ -130,6 +144,8 @@ def _info_of_a_step(env: gym.Env[Any, Any]) -> dict[str, Any]:
 def _tried(call: Callable[[], Any], name: str, done: str) -> Any:
     try:
         return call()
+    except UsageError:
+        raise
     except Exception as error:  # an environment may raise anything
         raise UsageError(
             f"environment {name}",
@@ -204,7 +220,7 @@ def _close_matches(env_id: str) -> str:
 
 
 def _name_of(factory: EnvFactory) -> str:
-    if isinstance(factory, partial) and factory.func is with_mask_in_info:
+    if isinstance(factory, partial) and factory.args and _is_ours(factory):
         return _name_of(factory.args[0])
     spec = factory.args[0] if isinstance(factory, partial) and factory.args else None
     if isinstance(spec, EnvSpec):
@@ -212,6 +228,12 @@ def _name_of(factory: EnvFactory) -> str:
     if isinstance(factory, partial):
         return _name_of(factory.func)
     return getattr(factory, "__name__", type(factory).__name__)
+
+
+def _is_ours(factory: partial[Any]) -> bool:
+    """Return whether we put something around another factory."""
+    module = getattr(factory.func, "__module__", None) or ""
+    return module.startswith("fastdqn.envs.") and callable(factory.args[0])
 
 
 def _first_line(error: Exception) -> str:

@@ -53,7 +53,7 @@ typedef struct {
     int64_t dtype; /* of the frames */
     float scale; /* of the observations */
     float gamma, tau;
-    int64_t double_dqn, loss, optimizer, target, target_period, amsgrad;
+    int64_t double_dqn, loss, optimizer, target, target_period, target_phase, amsgrad;
     float clip_norm, clip_value; /* infinity is none */
     float beta1, beta2, eps, weight_decay; /* RMSprop: beta2 is alpha */
     /* the learner's state */
@@ -486,7 +486,8 @@ static void move_target(const Settings *set, int64_t count, int64_t step)
     float *restrict behind = set->bootstrap;
     const float *restrict ahead = set->online;
     const float tau = set->tau;
-    if (set->target == HARD && set->target_period && step % set->target_period == 0)
+    if (set->target == HARD && set->target_period
+        && (step + set->target_phase) % set->target_period == 0)
         memcpy(behind, ahead, (size_t)count * sizeof(float));
     if (set->target != SOFT) return;
     if (tau < 0.5f)

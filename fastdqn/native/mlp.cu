@@ -80,7 +80,7 @@ struct Call {
     /* plain numbers */
     float scale, gamma, tau, clip_norm, clip_value;
     float beta1, beta2, rest1, rest2, eps, weight_decay; /* rest is 1 - beta */
-    int64 offset, target_period;
+    int64 offset, target_period, target_phase;
     int64 num_rows; /* of `prepare`: rows of all updates; of `act`: environments */
     int64 update;   /* which of the prepared updates this is */
     /* acting */
@@ -584,7 +584,8 @@ inline void sum_up(const Call &call, Step &step, float *sums)
         step.rate /= 1.0f - powf(call.beta1, (float)number);
         step.root = sqrtf(1.0f - powf(call.beta2, (float)number));
     }
-    step.target_is_due = TARGET == HARD && call.target_period && number % call.target_period == 0;
+    step.target_is_due = TARGET == HARD && call.target_period
+                         && (number + call.target_phase) % call.target_period == 0;
     __syncthreads();
 }
 

@@ -47,7 +47,10 @@ class Settings(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("batch", "one_hot", "offset", "dtype")),
         *((name, ctypes.c_float) for name in ("scale", "gamma", "tau")),
         *((name, ctypes.c_int64) for name in ("double_dqn", "loss", "optimizer")),
-        *((name, ctypes.c_int64) for name in ("target", "target_period", "amsgrad")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("target", "target_period", "target_phase", "amsgrad")
+        ),
         *((name, ctypes.c_float) for name in ("clip_norm", "clip_value")),
         *((name, ctypes.c_float) for name in ("beta1", "beta2", "eps", "weight_decay")),
         *((name, ctypes.c_void_p) for name in ("online", "bootstrap")),

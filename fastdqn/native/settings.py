@@ -50,7 +50,8 @@ class Learned:
         target: `soft`, `hard` or `none`.
         clip_norm: Bound on the gradient's norm, or None.
         clip_value: Bound on its elements, or None.
-        plain: Numbers by those names: `gamma`, `tau`, `double_dqn`, `target_period`.
+        plain: Numbers by those names: `gamma`, `tau`, `double_dqn`, `target_period`,
+            `target_phase`.
     """
 
     network: FlatNetwork

@@ -54,6 +54,10 @@ class Sampler:
         choose = self.replay.newest if self.newest else self.replay.draw
         return choose(num_batches, self.batch_size)
 
+    def reseed(self, seed: int) -> None:
+        """Let the draws go on with other random numbers."""
+        self._generator.manual_seed(seed)
+
     def fill(self, num_batches: int) -> Tensor:
         """Do the host's half for so many batches. Hot path; never waits for the device.
 

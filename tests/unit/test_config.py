@@ -271,5 +271,5 @@ def test_settings_as_plain_values_survive_json() -> None:
     config = Config(run_dir=Path("runs/one"), hidden_sizes=(7,), clip_norm=None)
     values = json.loads(json.dumps(plain(config), allow_nan=False))
     assert values["run_dir"] == "runs/one"
-    again = Config(**{**values, "hidden_sizes": tuple(values["hidden_sizes"])})
+    again = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     assert replace(again, run_dir=config.run_dir) == config

@@ -1,0 +1,132 @@
+"""Saving an agent's policy, and an agent built from a saved one."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from fastdqn.checkpoint import SavedPolicy, load_policy, save_policy
+from fastdqn.config import Config
+from fastdqn.envs.make import EnvDescription
+from fastdqn.envs.seeding import Stream, seeds_of
+from fastdqn.fused import FusedRollout
+from fastdqn.learner import Learner
+from fastdqn.loading import restore
+from fastdqn.policy import Policy
+from fastdqn.replay import Sampler
+from fastdqn.rollout import Rollout
+from fastdqn.saved_description import SavedDescription, write_description
+from fastdqn.schedules import ReplayRatio
+from fastdqn.worlds import AnyEnv
+
+__all__ = ["Persistent"]
+
+
+class Persistent:
+    """The part of an agent that is saved and loaded.
+
+    Attributes:
+        config: The settings.
+        description: One environment.
+        network: The online network.
+        policy: Acts.
+        learner: Learns.
+    """
+
+    config: Config
+    description: EnvDescription
+    network: nn.Module
+    policy: Policy
+    learner: Learner
+    _by_id: bool  # whether the settings say how the environment is made
+    _fused: FusedRollout | None
+    _sampler: Sampler | None
+    _ratio: ReplayRatio
+    _rollout: Rollout | FusedRollout | None  # of the training that runs now
+    _env_steps: int
+    _episodes: int
+    _rounds: int  # of seeds that were taken
+
+    def __init__(self, env: AnyEnv, *, network: nn.Module | None = None, **settings: Any) -> None:
+        raise NotImplementedError
+
+    def save(self, path: str | Path) -> None:
+        """Save the policy in a folder: safetensors and JSON."""
+        save_policy(Path(path), self.parameters(), self.describe())
+
+    @classmethod
+    def load(
+        cls,
+        saved: str | Path | SavedPolicy,
+        env: AnyEnv | None = None,
+        *,
+        network: nn.Module | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Load a policy that `save` or a run wrote.
+
+        Everything that a schedule or a period counts goes on where it was: env steps, episodes,
+        updates. Learning on starts from an empty replay, with new seeds, an optimizer whose
+        moments are zero and a target that equals the online network.
+
+        Args:
+            saved: The folder of the policy or of the run, or what `load_policy` made of it.
+            env: Where the agent goes on; None is what was saved, as far as a file can say it:
+                an id that is registered, plain arguments, Gymnasium's own wrappers. The saved id
+                keeps the saved arguments and wrappers, unless `env_kwargs` or `wrapper` is given.
+            network: The module whose parameters were saved, if it was the caller's own.
+            settings: Override saved settings.
+
+        Raises:
+            CheckpointError: The folder holds no whole policy, a value that cannot be, or one of
+                another network.
+            UsageError: The environment cannot be built from what was saved: pass it as `env`.
+        """
+        if not isinstance(saved, SavedPolicy):
+            saved = load_policy(Path(saved))
+        restored = restore(saved, env, settings, own_network=network is not None)
+        agent = cls(restored.env, network=network, **restored.settings)
+        restored.refuse_other_spaces(agent.description)
+        saved.copy_into(agent.parameters())
+        agent._go_on_from(restored.told)
+        return agent
+
+    def _go_on_from(self, told: SavedDescription) -> None:
+        """Count on from a training that was saved."""
+        self._env_steps, self._episodes = told.env_steps, told.episodes
+        self._rounds = told.rounds
+        self.learner.sync_target()
+        self.learner.earlier_updates = told.updates
+        self._ratio.go_on_from(told.env_steps, told.updates)
+        if self._fused is not None:
+            self._fused.earlier_steps, self._fused.episodes = told.env_steps, told.episodes
+        seed = partial(seeds_of, self.config.seed, count=1, round_=told.rounds)
+        self.policy.reseed(seed(Stream.EXPLORATION)[0])
+        if self._sampler is not None:
+            self._sampler.reseed(seed(Stream.REPLAY)[0])
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Return the parameters and buffers of the online network by name; views, not copies."""
+        named = chain(self.network.named_parameters(), self.network.named_buffers())
+        return {name: tensor.detach() for name, tensor in named}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what goes with the parameters on disk: plain JSON values."""
+        running = self._rollout
+        done = (self._env_steps, self._episodes)
+        env_steps, episodes = done if running is None else (running.env_steps, running.episodes)
+        return write_description(
+            self.config,
+            self.description,
+            type(self.network).__name__,
+            by_id=self._by_id,
+            env_steps=env_steps,
+            episodes=episodes,
+            updates=self._ratio.updates,
+            rounds=self._rounds,
+        )

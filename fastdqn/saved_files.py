@@ -1,0 +1,69 @@
+"""Files that a stranger may have written: read within bounds, and parsed without surprises."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+__all__ = ["parse_json", "read_regular"]
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Read a file, if it is one and no larger than that.
+
+    Args:
+        path: The file itself: links are not followed, pipes and devices are not read.
+        most: Bytes.
+
+    Raises:
+        OSError: It is missing, something else than a file, or larger.
+    """
+    if path.is_symlink():
+        raise OSError(f"{path.name} is a link; put the file itself there")
+    never_wait = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, os.O_RDONLY | never_wait)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{path.name} is no regular file")
+        if status.st_size > most:
+            raise OSError(f"{path.name} takes {status.st_size:,} bytes, more than {most:,}")
+        return file.read(most)
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Parse JSON as its standard has it: no NaN or infinity, no name twice, finite numbers.
+
+    Raises:
+        ValueError: It is not; also where it is nested too deeply.
+    """
+    try:
+        return json.loads(
+            content,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_without_doubles,
+            parse_float=_finite,
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if number - number != 0.0:
+        raise ValueError(f"{digits[:40]} is too large a number")
+    return number
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands in it twice")
+    return found
