@@ -5,11 +5,14 @@ Light on purpose: workers import this module, and they must not load PyTorch.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,15 @@ class FallsInReset(LivingEnv):
         if self.env_id == 0 and self.episode == 1:
             raise RuntimeError("it fell")
         return result
+
+
+class FailsOnce(LivingEnv):
+    """Raises in its first life, at its second step."""
+
+    def step(self, action: Any) -> Any:
+        if self.life == 2 and self.wakes == 1:
+            raise RuntimeError("it fell")
+        return super().step(action)
 
 
 class SometimesFails(ScriptedEnv):
@@ -54,6 +66,40 @@ class Heavy(LivingEnv):
         if self.env_id == 0 and self.life == 1:
             threading.Thread(target=_stop_soon, daemon=True).start()
         return *rest, {"heavy": bytes(50_000_000)}
+
+
+class Keeper(LivingEnv):
+    """Keeps a program running for as long as it is open, and writes a file when it is closed.
+
+    Args:
+        folder: Where `program-PID` and `closed-PID` go.
+        hangs: How its second step after a reset hangs: `sleep`, or `lock` with the lock of the
+            interpreter held; nothing is not at all.
+    """
+
+    def __init__(self, env_id: int, folder: str, hangs: str = "") -> None:
+        super().__init__(env_id, 1000)
+        self.folder, self.hangs = Path(folder), hangs
+        # Neither a terminal nor a scheduler that ends its whole group ends this program.
+        self.program = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        (self.folder / f"program-{self.program.pid}").touch()
+
+    def step(self, action: Any) -> Any:
+        result = super().step(action)
+        if self.hangs and self.t == 2:
+            time.sleep(1000) if self.hangs == "sleep" else sum(itertools.repeat(0))
+        return result
+
+    def close(self) -> None:
+        self.program.kill()
+        self.program.wait()
+        (self.folder / f"closed-{self.program.pid}").touch()
+
+    def signals_of_program(self) -> tuple[int, int]:
+        """Return which signals its program has blocked, and which it ignores, as bits."""
+        lines = Path(f"/proc/{self.program.pid}/status").read_text().splitlines()
+        said = dict(line.split(":", 1) for line in lines)
+        return int(said["SigBlk"], 16), int(said["SigIgn"], 16)
 
 
 class FrailCartPole(CartPoleEnv):

@@ -184,7 +184,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
         try:
             self._check_spaces()
         except BaseException:
-            self.close(terminate=True)
+            self.close()
             raise
 
     def _new_pool(
@@ -489,6 +489,11 @@ class GroupedVectorEnv(AsyncVectorEnv):
             raise NoAsyncCallError(
                 f"Calling `{call}_wait` without any prior call to `{call}_async`.", state.value
             )
+
+    def __del__(self) -> None:
+        """Close what was forgotten, politely: environments may have started programs."""
+        if not getattr(self, "closed", True) and hasattr(self, "_state"):
+            self.close(quiet=True)
 
     def close_extras(
         self, timeout: float | None = None, terminate: bool = False, *, quiet: bool = False

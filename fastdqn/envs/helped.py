@@ -51,7 +51,7 @@ class HelpedPool:
         try:
             self._own = LocalPool(env_fns, spec, settings, supervision, beside=self._pool)
         except BaseException:
-            self._pool.close(0.0)
+            self._pool.close(None)
             raise
         self.workers, self.rows = self._pool.workers, self._pool.rows
         self.spans = [*self._pool.spans, *self._own.spans]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fastdqn.envs.exits import closed_at_exit
 from fastdqn.envs.failures import EnvFailures, Failure
 from fastdqn.envs.host import Host
 from fastdqn.envs.pool import PoolSettings
@@ -86,6 +87,7 @@ class LocalPool:
             )
             for span in self.spans[0]
         ]
+        self._at_exit = closed_at_exit(self)
         try:
             for group in range(len(self.hosts)):
                 self.ask("make", [()], group)
@@ -183,3 +185,4 @@ class LocalPool:
         self._pending.clear()
         for host in self.hosts:
             host.close()
+        self._at_exit.cancel()

@@ -6,7 +6,6 @@ of each group, and serves the signals in the order in which they come.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import multiprocessing
 import os
@@ -26,12 +25,14 @@ import cloudpickle
 import gymnasium as gym
 import numpy as np
 
+from fastdqn.envs.exits import closed_at_exit
 from fastdqn.envs.failures import EnvFailures
+from fastdqn.envs.lifeline import HEARD_BY_PARENT
 from fastdqn.envs.limits import refuse_unless_openable, refuse_unless_shareable
 from fastdqn.envs.process import LOOK_INTERVAL_S, WorkerProcess
 from fastdqn.envs.rows import Rows, RowSpec
 from fastdqn.envs.task import Task
-from fastdqn.envs.worker import CALL, CLOSE, DONE, Work, new_wire, run_worker
+from fastdqn.envs.worker import CALL, DONE, Work, new_wire, run_worker
 
 __all__ = ["PoolSettings", "WorkerPool", "without_main_module"]
 
@@ -131,13 +132,14 @@ class WorkerPool:
         self.semaphore = self._context.BoundedSemaphore(permits) if permits else None
         self.workers: list[WorkerProcess] = []
         self._answers: dict[int, Any] = {}
+        self._at_exit = closed_at_exit(self)
         try:
             for index in range(settings.num_workers):
                 self.workers.append(self._start(index))
             for group in range(settings.num_groups):
                 self.ask("make", [()] * settings.num_workers, group)
         except BaseException:
-            self.close(0.0)
+            self.close(None)  # others may have started programs of their own
             raise
 
     def _start(self, index: int) -> WorkerProcess:
@@ -160,7 +162,7 @@ class WorkerPool:
             daemon=settings.daemon,
         )
         try:
-            with without_main_module(), _interrupts_held():
+            with without_main_module(), _signals_held():
                 process.start()
         except BaseException:
             ours.close()
@@ -261,11 +263,11 @@ class WorkerPool:
         polite = CLOSE_TIMEOUT_S if timeout is None else timeout
         if polite:
             for worker in self.workers:
-                with contextlib.suppress(OSError):
-                    worker.wire.send(CLOSE)
+                worker.dismiss()
         deadline = time.monotonic() + polite
         for worker in self.workers:
             worker.end(max(0.0, deadline - time.monotonic()))
+        self._at_exit.cancel()
 
 
 @contextmanager
@@ -280,10 +282,13 @@ def without_main_module() -> Iterator[None]:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Start a worker deaf to Ctrl-C: it is the parent's business, from its first line on."""
+def _signals_held() -> Iterator[None]:
+    """Start a worker deaf to what is the parent's business, from its first line on.
+
+    A fork server that is started with it stays deaf, so that a signal to all does not end it.
+    """
     resource_tracker.ensure_running()  # lifts the block when it starts by itself
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD_BY_PARENT)
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import select
 import signal
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastdqn.envs.failures import EnvFailures
-from fastdqn.envs.worker import DONE, FAILED, Wire, hear
+from fastdqn.envs.worker import CLOSE, DONE, FAILED, Wire, hear
 from fastdqn.errors import WorkerError
 
 __all__ = ["LOOK_INTERVAL_S", "WorkerProcess"]
@@ -109,6 +110,11 @@ class WorkerProcess:
         code = self.process.exitcode
         how = "does not answer" if code is None else f"ended with {_describe_exit(code)}"
         return WorkerError(f"{self} {how}")
+
+    def dismiss(self) -> None:
+        """Ask the process to close its environments and to leave, if it still hears that."""
+        with contextlib.suppress(OSError):
+            self.wire.send(CLOSE)
 
     def end(self, polite_s: float = 0.0) -> None:
         """Wait for the process to leave, then make it leave; free what it held here."""

@@ -41,6 +41,8 @@ __all__ = ["SupervisedPool"]
 LONGEST_WAIT_S = 0.5
 """With no worker left, a collect returns after this without a step, so that signals are heard."""
 GLANCE_S = 0.01
+POLITE_S = 1.0
+"""What a worker gets to close its other environments in, once one of them has raised."""
 
 
 class _Ward:
@@ -340,7 +342,9 @@ class SupervisedPool(WorkerPool):
         Raises:
             WorkerError: The budget of restarts is spent.
         """
-        ward.worker.end()  # nothing writes its rows from here on
+        if envs:  # it still hears: its other environments may have started programs
+            ward.worker.dismiss()
+        ward.worker.end(POLITE_S if envs else 0.0)  # nothing writes its rows from here on
         ward.live, groups = False, len(ward.due)
         ward.due, ward.shown = [False] * groups, [False] * groups
         ward.answers.clear()

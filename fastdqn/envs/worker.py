@@ -2,22 +2,16 @@
 
 A signal is one byte over a socket; everything else of a step lies in the shared block. Whatever
 does not fit into a byte follows over the connection beside the socket. When the parent dies, its
-ends close and the worker leaves; if it is stuck in an environment, a watch ends it.
+ends close, and the worker closes its environments and leaves; see `lifeline` for the bound.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
-import multiprocessing
 import os
 import pickle
-import signal
 import socket
 import struct
-import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +22,7 @@ import cloudpickle
 
 from fastdqn.envs.failures import EnvFailures, Failure
 from fastdqn.envs.host import Host
+from fastdqn.envs.lifeline import Parent, leave_signals_to_parent
 from fastdqn.envs.rows import Rows
 from fastdqn.envs.task import Task
 
@@ -51,7 +46,6 @@ CALL, CLOSE = b"c", b"q"
 """Signals to a worker: a pickled call follows; leave. A byte below 32 steps that group's host."""
 DONE, PAYLOAD, FAILED = b"d", b"p", b"f"
 """Signals from a worker: nothing more; a pickled result follows; pickled Failures follow."""
-PR_SET_PDEATHSIG = 1
 let_others_run: Callable[[], None] = getattr(os, "sched_yield", partial(time.sleep, 0))
 
 
@@ -135,7 +129,7 @@ class Work:
         shared_obs: See `Host`.
         semaphore: Limits how many workers run an environment at a time, or None.
         parent_pid: The process that this one must not survive; 0 where a thread of it starts
-            this one and may end before; -1 where a fork server starts it.
+            this one and may end before; -1 where a fork server starts it, which ends with it.
         spin_s: Seconds to stay awake for the next signal.
     """
 
@@ -157,10 +151,10 @@ def run_worker(wire: Wire, work: Work, inherited: Sequence[Wire]) -> None:
         inherited: Ends that a forked child holds by accident; closed first, since an end that
             stays open here would hide the parent's death from other workers.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    leave_signals_to_parent()
     for end in inherited:
         end.close()
-    _die_with_parent(work.parent_pid)
+    parent = Parent(work.parent_pid)
     rows = Rows.over(memoryview(work.block), work.tasks[0].spec)
     env_fns = pickle.loads(work.env_fns)  # noqa: S301 - written by the parent process
     hosts = [
@@ -168,41 +162,9 @@ def run_worker(wire: Wire, work: Work, inherited: Sequence[Wire]) -> None:
         for task, fns in zip(work.tasks, env_fns, strict=True)
     ]
     gc.freeze()  # what was imported stays; no collection needs to look at it
-    with contextlib.suppress(EOFError, OSError):
-        while _serve(wire, hosts, work.spin_s):
-            pass
+    parent.serve(partial(_serve, wire, hosts, work.spin_s))
     for host in hosts:
         host.close()
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    """End this process when the parent is gone, even while an environment hangs.
-
-    On Linux the kernel does it, even to a stopped process; elsewhere a thread does. A fork server
-    ends with the parent, once none of its children holds the line to it.
-    """
-    _let_go_of_fork_server()
-    if sys.platform == "linux" and parent_pid:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent_pid > 0:
-            os._exit(1)
-    threading.Thread(target=_watch_parent, daemon=True).start()
-
-
-def _let_go_of_fork_server() -> None:
-    """Close the end that a child of a fork server, or a fork of its owner, holds open."""
-    module: Any = sys.modules.get("multiprocessing.forkserver")
-    server = module and module._forkserver
-    if server and server._forkserver_alive_fd is not None:
-        os.close(server._forkserver_alive_fd)
-        server._forkserver_alive_fd = None
-
-
-def _watch_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _serve(wire: Wire, hosts: Sequence[Host], spin_s: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import multiprocessing
 import os
@@ -9,13 +10,21 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fastdqn.envs.grouped import GroupedVectorEnv
+from fastdqn.envs.lifeline import HEARD_BY_PARENT
 from fastdqn.envs.supervision import Supervision
-from tests.oracles import counters
+from tests.frail import FailsOnce, Keeper
+from tests.oracles import CrashError, CrashingEnv, counters
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 SECONDS_TO_NOTICE = 5.0
@@ -24,42 +33,46 @@ import os, signal, sys, threading, time
 from functools import partial
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.supervision import Supervision
-from tests.oracles import HangingEnv, counters
+from tests.frail import FailsOnce, Keeper
 
-STATES = ("idle", "hanging", "stopped", "restarted")
+HANGING = {"hanging": "sleep", "hanging in C": "lock"}
 
 def make(context, state):
-    hangs = partial(HangingEnv, 0, at=1 if state == "hanging" else -1, sleep_s=1000)
-    envs = GroupedVectorEnv([hangs, *counters(2)[1:]], num_workers=2, context=context,
-                            supervision=Supervision())
+    keeper = partial(Keeper, 0, sys.argv[1], HANGING.get(state, ""))
+    envs = GroupedVectorEnv([keeper] * 2, num_workers=1, context=context, supervision=Supervision())
     envs.reset(seed=1)
     return envs
 
 made = {}
 for context in ("spawn", "forkserver"):
-    for state in STATES:
+    for state in ("idle", "stepping", *HANGING, "stopped", "restarted"):
         made[context, state] = make(context, state)
-for state in ("idle", "hanging"):  # made by a thread that ends
+for state in ("idle", "hanging", "stopped"):
+    made["fork", state] = make("fork", state)
+for state in ("idle", "hanging", "hanging in C", "stopped"):  # made by a thread that ends
     thread = threading.Thread(target=lambda: made.update({("thread", state): make("spawn", state)}))
     thread.start()
     thread.join()
 time.sleep(0.3)
 for (context, state), envs in made.items():
     assert all(process.is_alive() for process in envs.processes), (context, state)
-    if state == "hanging":
-        envs.step_async([0, 0])
-    if state == "stopped":
-        os.kill(envs.processes[0].pid, signal.SIGSTOP)
     if state == "restarted":
         os.kill(envs.processes[0].pid, signal.SIGKILL)
         while envs.num_restarts == 0 or envs._pool.restarted.any():
             envs.step([0, 0])
-print(*(process.pid for envs in made.values() for process in envs.processes), flush=True)
-while sys.argv[1] == "stepping":
+    if state in HANGING:
+        envs.step([0, 0])
+        envs.step_async([0, 0])
+    if state == "stopped":
+        os.kill(envs.processes[0].pid, signal.SIGSTOP)
+time.sleep(0.1)
+for (context, state), envs in made.items():
+    print(envs.processes[0].pid, context, state, sep=",", end=";")
+print(flush=True)
+while True:
     for (context, state), envs in made.items():
-        if state in ("idle", "restarted"):
+        if state == "stepping":
             envs.step([0, 0])
-time.sleep(1000)
 """
 
 
@@ -71,35 +84,62 @@ def is_running(pid: int) -> bool:
     return answer.stdout.strip()[:1] not in {"", "Z"}
 
 
-@pytest.mark.parametrize("trainer_does", ["sleeping", "stepping"])
-def test_nothing_is_left_five_seconds_after_the_trainer_was_killed(
-    trainer_does: str, tmp_path: Path
-) -> None:
-    """Whether a worker is idle, stepping, hanging, stopped or fresh, whoever started it."""
-    script = tmp_path / "trainer.py"
-    script.write_text(TRAINER)
-    with subprocess.Popen(
-        [sys.executable, str(script), trainer_does],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ) as trainer:
+def test_nothing_is_left_five_seconds_after_the_trainer_was_killed(tmp_path: Path) -> None:
+    """Whatever a worker does by then, and whatever started it; all that can, close what they hold.
+
+    Those that hang with the lock of the interpreter, and those that were killed themselves, cannot
+    close their two environments.
+    """
+    with _trainer(TRAINER, tmp_path) as trainer:
         assert trainer.stdout is not None
-        pids = [int(pid) for pid in trainer.stdout.readline().split()]
-        assert len(pids) == 20
-        assert all(map(is_running, pids))
+        told = [line.split(",") for line in trainer.stdout.readline().split(";")[:-1]]
+        workers = {int(pid): f"{context} {state}" for pid, context, state in told}
+        assert len(workers) == 19
+        assert all(map(is_running, workers))
         trainer.kill()
         trainer.wait()
         deadline = time.monotonic() + SECONDS_TO_NOTICE
         while _group_lives(trainer.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
-        left = [index for index, pid in enumerate(pids) if is_running(pid)]
-        others = _group_lives(trainer.pid)
+        left = [name for pid, name in workers.items() if is_running(pid)]
+        others, running = _group_lives(trainer.pid), _programs_that_run(tmp_path)
         if others:
             os.killpg(trainer.pid, signal.SIGKILL)
     assert (left, others) == ([], False)
     assert not list(Path("/dev/shm").glob(f"*-{trainer.pid}-*"))
+    killed = sum(name.endswith("restarted") for name in workers.values())
+    hanging = sum(name.endswith("in C") for name in workers.values())
+    assert (killed, hanging) == (2, 3)
+    assert len(running) == 2 * (killed + hanging)
+    looked_at = len(workers)  # one environment of each vector was, and was closed then
+    closed = list(tmp_path.glob("closed-*"))
+    assert len(closed) == looked_at + 2 * (len(workers) - hanging)
+
+
+@contextmanager
+def _trainer(script: str, folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a script in a process group of its own; end all programs of its environments."""
+    path = folder / "trainer.py"
+    path.write_text(script)
+    try:
+        with subprocess.Popen(
+            [sys.executable, str(path), str(folder), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        ) as trainer:
+            yield trainer
+    finally:
+        for pid in _programs_that_run(folder):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _programs_that_run(folder: Path) -> list[int]:
+    """Return those programs of environments that run."""
+    pids = [int(path.name.removeprefix("program-")) for path in folder.glob("program-*")]
+    return [pid for pid in pids if is_running(pid)]
 
 
 def _group_lives(leader: int) -> bool:
@@ -109,6 +149,154 @@ def _group_lives(leader: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+# Signals to the whole group
+
+
+GROUP = """
+import signal, sys, time
+from functools import partial
+from fastdqn.envs.grouped import GroupedVectorEnv
+from tests.frail import FailsOnce, Keeper
+
+context, does = sys.argv[2:]
+if does == "goes on":
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, _: heard.append(number))
+heard = []
+envs = GroupedVectorEnv([partial(Keeper, 0, sys.argv[1])] * 2, num_workers=2, context=context)
+envs.reset(seed=1)
+print(*envs.call("signals_of_program"), flush=True)
+while not heard:
+    envs.step([0, 0])
+pids = envs.call("pid")
+until = time.monotonic() + 0.3
+while time.monotonic() < until:
+    envs.step([0, 0])
+assert envs.call("pid") == pids
+envs.close()
+print("closed after", signal.Signals(heard[0]).name)
+"""
+
+
+@pytest.mark.parametrize("context", ["spawn", "forkserver", "fork"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_workers_serve_on_after_a_signal_to_all_while_their_parent_lives(
+    number: signal.Signals, context: str, tmp_path: Path
+) -> None:
+    with _trainer(GROUP, tmp_path, context, "goes on") as trainer:
+        assert trainer.stdout is not None
+        trainer.stdout.readline()
+        os.killpg(trainer.pid, number)
+        out, err = trainer.communicate(timeout=20)
+    assert (out, err) == (f"closed after {number.name}\n", "")
+    assert (trainer.returncode, _programs_that_run(tmp_path)) == (0, [])
+    assert len(list(tmp_path.glob("closed-*"))) >= 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+def test_programs_of_environments_are_closed_where_a_signal_to_all_ends_the_parent(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    with _trainer(GROUP, tmp_path, "spawn", "dies") as trainer:
+        assert trainer.stdout is not None
+        trainer.stdout.readline()
+        assert len(_programs_that_run(tmp_path)) == 2
+        os.killpg(trainer.pid, number)
+        trainer.wait()
+        deadline = time.monotonic() + SECONDS_TO_NOTICE
+        while _group_lives(trainer.pid) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not _group_lives(trainer.pid)
+        assert _programs_that_run(tmp_path) == []
+
+
+def test_programs_of_environments_inherit_no_signal_that_is_blocked_or_ignored(
+    tmp_path: Path,
+) -> None:
+    with _trainer(GROUP, tmp_path, "spawn", "dies") as trainer:
+        assert trainer.stdout is not None
+        told = ast.literal_eval("[" + trainer.stdout.readline().replace(") (", "), (") + "]")
+        trainer.kill()
+    heard = sum(1 << (number - 1) for number in HEARD_BY_PARENT)
+    assert [(blocked & heard, ignored & heard) for blocked, ignored in told] == [(0, 0)] * 2
+
+
+# Callers that forget to close
+
+
+FORGETFUL = """
+import sys, threading
+from functools import partial
+from fastdqn.envs.grouped import GroupedVectorEnv
+from tests.frail import FailsOnce, Keeper
+
+def make(kind):
+    keepers = [partial(Keeper, 0, sys.argv[1])] * 2
+    envs = GroupedVectorEnv(keepers, num_workers=0 if kind == "here" else 1,
+                            daemon=kind != "no daemon", context=None if kind != "fork" else kind)
+    envs.reset(seed=1)
+    envs.step_async([0, 0])
+    kept.append(envs)
+    envs.myself = envs  # collected by nobody
+
+kept, kind = [], sys.argv[2]
+if kind == "thread":
+    thread = threading.Thread(target=make, args=(kind,))
+    thread.start()
+    thread.join()
+else:
+    make(kind)
+print("ends", flush=True)
+if kind == "raises":
+    raise SystemExit("an error")
+"""
+
+
+@pytest.mark.parametrize("kind", ["daemon", "no daemon", "fork", "thread", "here", "raises"])
+def test_a_script_that_never_closes_its_vector_ends_at_once_and_closes_it(
+    kind: str, tmp_path: Path
+) -> None:
+    with _trainer(FORGETFUL, tmp_path, kind) as trainer:
+        assert trainer.stdout is not None
+        assert trainer.stdout.readline() == "ends\n"
+        start = time.monotonic()
+        _, err = trainer.communicate(timeout=20)
+        elapsed_s = time.monotonic() - start
+        running = _programs_that_run(tmp_path)
+    assert (err, running) == ("an error\n" if kind == "raises" else "", [])
+    assert elapsed_s < 3.0
+
+
+def test_a_vector_that_is_dropped_closes_its_environments(tmp_path: Path) -> None:
+    envs = GroupedVectorEnv([partial(Keeper, 0, str(tmp_path))] * 2, num_workers=1)
+    assert len(_programs_that_run(tmp_path)) == 2
+    del envs
+    gc.collect()
+    assert _programs_that_run(tmp_path) == []
+
+
+def test_a_factory_that_raises_costs_no_program_of_the_others(tmp_path: Path) -> None:
+    keeper = partial(Keeper, 0, str(tmp_path))
+    bad = partial(CrashingEnv, where="constructor")
+    with pytest.raises(CrashError):
+        GroupedVectorEnv([keeper, keeper, bad], num_workers=2)
+    assert len(list(tmp_path.glob("program-*"))) == 3  # one of them is looked at and closed
+    assert _programs_that_run(tmp_path) == []
+
+
+def test_an_environment_that_raises_costs_no_program_of_its_neighbours(tmp_path: Path) -> None:
+    """Its whole worker is restarted."""
+    factories = [partial(Keeper, 0, str(tmp_path)), partial(FailsOnce, 1)]
+    envs = GroupedVectorEnv(factories, num_workers=1, supervision=Supervision())
+    envs.reset(seed=1)
+    while envs.num_restarts == 0:
+        envs.step([0, 0])
+    running = _programs_that_run(tmp_path)
+    envs.close()
+    assert len(running) <= 1
+    assert _programs_that_run(tmp_path) == []
 
 
 # Opening and closing
