@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
@@ -119,7 +118,7 @@ class DQN:
 
     def predict(
         self, obs: npt.ArrayLike, action_mask: npt.ArrayLike | None = None
-    ) -> npt.NDArray[np.int64]:
+    ) -> npt.NDArray[Any]:
         """Return the greedy action of an observation [*O], or the actions of a batch [B, *O].
 
         Args:
@@ -127,7 +126,7 @@ class DQN:
             action_mask: [A] or [B, A] bool, what is allowed; None is everything.
 
         Returns:
-            Int64 array, () or [B], in the numbers of the environment's action space.
+            Array, () or [B], in the numbers and the dtype of the environment's action space.
         """
         return predict(self.policy, self.description, obs, action_mask)
 

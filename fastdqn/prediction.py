@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastdqn.envs.actions import as_env_counts
 from fastdqn.envs.make import EnvDescription
 from fastdqn.errors import UsageError
 from fastdqn.policy import Policy
@@ -19,7 +22,7 @@ def predict(
     env: EnvDescription,
     obs: npt.ArrayLike,
     action_mask: npt.ArrayLike | None = None,
-) -> npt.NDArray[np.int64]:
+) -> npt.NDArray[Any]:
     """Return the greedy action of an observation, or the actions of a batch of them.
 
     Args:
@@ -29,7 +32,7 @@ def predict(
         action_mask: [A] or [B, A] bool, what is allowed; None is everything.
 
     Returns:
-        Int64 array, () or [B], in the numbers of the environment's action space.
+        Array, () or [B], in the numbers and the dtype of the environment's action space.
 
     Raises:
         UsageError: The observation or the mask has another shape.
@@ -44,8 +47,7 @@ def predict(
     asked = array.shape[: array.ndim - len(shape)]
     mask = None if action_mask is None else _masks(action_mask, asked, env.num_actions, device)
     actions: npt.NDArray[np.int64] = policy.greedy(batch, mask).cpu().numpy()
-    actions += env.first_action
-    return actions.reshape(asked)
+    return as_env_counts(actions, env).reshape(asked)
 
 
 def _masks(

@@ -162,7 +162,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
             max_concurrency=self.max_concurrency,
             obs_space=None if in_block else space,
             shared_obs=shared,
-            plain_actions=isinstance(actions, Discrete) and not self.send_infos,
+            plain_actions=_are_int64(actions) and not self.send_infos,
             spin_s=self._staff.spin_s,
             name=type(self).__name__,
         )
@@ -525,6 +525,11 @@ def _tell_failures(failures: Sequence[Failure]) -> None:
         logger.error(f"Received the following error from Worker-{failure.env} - Shutting it down")
         logger.error(f"{failure.text}")
     logger.error("Raising the last exception back to the main process.")
+
+
+def _are_int64(actions: gym.Space[Any]) -> bool:
+    """Return whether Python's numbers act as those of the space: of int64 nothing wraps around."""
+    return isinstance(actions, Discrete) and actions.dtype == np.int64
 
 
 def _refuse_signature(worker: Any) -> None:

@@ -38,6 +38,7 @@ class EnvDescription:
         first_action: The space's smallest action; the network counts from 0.
         solved_at: The mean return at which Gymnasium calls it solved, or None.
         num_masked: Actions that the environment's masks speak of; 0 where it gives none.
+        action_dtype: Dtype of the action space, by name; environments get actions of it.
         step_s: Measured seconds of a step where the trainer's own process may take some: in
             environments that are quick and come with Gymnasium. None elsewhere: what a stranger's
             environment may do to its process, a worker can be restarted from.
@@ -51,6 +52,7 @@ class EnvDescription:
     first_action: int
     solved_at: float | None
     num_masked: int = 0
+    action_dtype: str = "int64"
     step_s: float | None = field(default=None, compare=False)
 
 
@@ -123,7 +125,7 @@ def _info_of_a_step(env: gym.Env[Any, Any]) -> dict[str, Any]:
     """Return what an environment says after one step; nothing where it fails, which will show."""
     space: Any = env.action_space
     with contextlib.suppress(Exception):
-        return dict(env.step(int(space.start))[4])
+        return dict(env.step(space.start)[4])
     return {}
 
 
@@ -166,6 +168,7 @@ def describe_spaces(
             "a deep Q-network chooses among finitely many actions (Discrete)",
             "Choose another --env-id, or wrap it so that it offers a few fixed actions.",
         )
+    _refuse_actions_beyond(env_id, action)
     if not isinstance(obs, Box | Discrete | MultiBinary | MultiDiscrete):
         raise UsageError(
             f"environment {env_id} with {type(obs).__name__} observations",
@@ -180,8 +183,27 @@ def describe_spaces(
             "Wrap it with gymnasium.wrappers.DtypeObservation(env, numpy.float32).",
         )
     return EnvDescription(
-        env_id, obs, tuple(obs.shape or ()), dtype.name, int(action.n), int(action.start), solved_at
+        env_id,
+        obs,
+        tuple(obs.shape or ()),
+        dtype.name,
+        int(action.n),
+        int(action.start),
+        solved_at,
+        action_dtype=np.dtype(action.dtype).name,
     )
+
+
+def _refuse_actions_beyond(env_id: str, action: Discrete) -> None:
+    """Refuse actions that int64, in which they are chosen, or their own dtype cannot hold."""
+    last, dtype = int(action.start) + int(action.n) - 1, np.dtype(action.dtype)
+    largest = min(np.iinfo(dtype).max, np.iinfo(np.int64).max)
+    if last > largest:
+        raise UsageError(
+            f"environment {env_id} with action space {action} of {dtype}",
+            f"its last action is {last}, and {largest} is the largest that can be sent",
+            "Let the space start at a smaller number or have a wider dtype.",
+        )
 
 
 def _wrapper_for(obs: Space[Any]) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from fastdqn.envs.actions import as_env_counts
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe_spaces
 from fastdqn.envs.masks import MASK, observed_beside_mask, refuse_mask_shape
@@ -91,6 +92,7 @@ class GroupedSource:
         self.num_workers = envs.num_workers
         self.description = description
         self.rows_of = envs.rows_of
+        self._counts_alike = description.first_action == 0 and self.rows.action.dtype == np.int64
         self._sent: deque[int] = deque()  # groups whose step was not received yet
 
     @property
@@ -113,8 +115,9 @@ class GroupedSource:
 
     def send(self, actions: npt.NDArray[np.int64], group: int = 0) -> None:
         """Wake the workers; returns at once."""
-        first = self.description.first_action
-        self.envs.send(actions + first if first else actions, group)
+        if not self._counts_alike:
+            actions = as_env_counts(actions, self.description)
+        self.envs.send(actions, group)
         self._sent.append(group)
 
     def recv(self, group: int = 0) -> None:

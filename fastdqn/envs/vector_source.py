@@ -10,6 +10,7 @@ import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 
+from fastdqn.envs.actions import as_env_counts
 from fastdqn.envs.make import EnvDescription
 from fastdqn.envs.masks import MASK, checked_masks, observed_beside_mask
 from fastdqn.envs.rows import Rows, RowSpec
@@ -50,7 +51,7 @@ class VectorSource:
         self._lengths = np.zeros(self.num_envs, np.int64)
         self._ended = np.zeros(self.num_envs, np.bool_)
         self._everyone = np.ones(self.num_envs, np.bool_)
-        self._pending: npt.NDArray[np.int64] | None = None
+        self._pending: npt.NDArray[Any] | None = None
 
     @property
     def num_restarts(self) -> int:
@@ -82,7 +83,7 @@ class VectorSource:
 
     def send(self, actions: npt.NDArray[np.int64], group: int = 0) -> None:  # noqa: ARG002
         """Start the step where the vector can (AsyncVectorEnv), or keep it for `recv`."""
-        self._pending = actions + self.description.first_action
+        self._pending = as_env_counts(actions, self.description)
         if isinstance(self.envs, AsyncVectorEnv):
             self.envs.step_async(self._pending)
 
