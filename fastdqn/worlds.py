@@ -20,6 +20,7 @@ from fastdqn.device import available_cores
 from fastdqn.envs.envpool import describe_envpool, make_envpool_source
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe, describe_spaces, factory_of
 from fastdqn.envs.masks import MASK, with_mask_in_info
+from fastdqn.envs.own_arrays import own_arrays_in
 from fastdqn.envs.source import VECTORIZERS, EnvSource, make_source, source_of
 from fastdqn.envs.spaces import measured_step_s
 from fastdqn.envs.staffing import Staff, staff_beside_learner, timed_in_turns
@@ -179,6 +180,7 @@ class Lent:
     builds = False
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], *, masks: bool = True) -> None:
+        self.envs = envs
         in_infos = masks and MASK in envs.reset()[1]
         self.source = source_of(envs, masks_in_infos=in_infos, obey_masks=masks)
         self.description = self.source.description
@@ -190,7 +192,8 @@ class Lent:
     @contextmanager
     def training(self, config: Config, learning: Learning) -> Iterator[EnvSource]:  # noqa: ARG002
         """Lend the vector itself."""
-        yield self.source
+        with own_arrays_in(self.envs):
+            yield self.source
 
     def evaluation(self, config: Config, num_envs: int) -> EnvSource:  # noqa: ARG002
         """Refuse."""

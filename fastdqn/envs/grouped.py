@@ -519,7 +519,7 @@ def _raise_here(failure: Failure) -> NoReturn:
 
 def _tell_failures(failures: Sequence[Failure]) -> None:
     """Log what Gymnasium's class logs when environments raise in a step or a reset."""
-    if not any(failure.ended for failure in failures):
+    if not any(failure.ended and not failure.final for failure in failures):
         return
     for failure in failures:
         logger.error(f"Received the following error from Worker-{failure.env} - Shutting it down")

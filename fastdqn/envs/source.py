@@ -21,6 +21,7 @@ from fastdqn.envs.actions import as_env_counts
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe_spaces
 from fastdqn.envs.masks import MASK, observed_beside_mask, refuse_mask_shape
+from fastdqn.envs.own_arrays import with_own_arrays
 from fastdqn.envs.pool import without_main_module
 from fastdqn.envs.rows import Rows
 from fastdqn.envs.staffing import Staff
@@ -165,10 +166,9 @@ def make_source(
         supervision: Restart workers of `grouped` that fail; None raises.
         staff: Who steps the environments of `grouped`; None goes by `num_workers`.
     """
-    factories = [factory] * num_envs
     if vectorizer == "grouped":
-        envs = GroupedVectorEnv(
-            factories,
+        grouped = GroupedVectorEnv(
+            [factory] * num_envs,
             autoreset_mode=AutoresetMode.SAME_STEP,
             num_workers=num_workers,
             num_groups=num_groups,
@@ -177,16 +177,15 @@ def make_source(
             supervision=supervision,
             staff=staff,
         )
-        return GroupedSource(envs, description)
+        return GroupedSource(grouped, description)
     with without_main_module():
         kinds: dict[str, Callable[..., VectorEnv[Any, Any, Any]]] = {
             "async": partial(AsyncVectorEnv, context="spawn"),
             "sync": SyncVectorEnv,
         }
-        # Gymnasium's SAME_STEP hands over the last observation after the reset, which an
-        # environment that reuses its array has overwritten by then.
-        mode = AutoresetMode.DISABLED
-        return VectorSource(kinds[vectorizer](factories, autoreset_mode=mode), description)
+        own = [partial(with_own_arrays, factory, index) for index in range(num_envs)]
+        envs = kinds[vectorizer](own, autoreset_mode=AutoresetMode.DISABLED)
+        return VectorSource(envs, description)
 
 
 def source_of(

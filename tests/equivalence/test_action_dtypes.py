@@ -139,7 +139,9 @@ def test_actions_that_their_dtype_cannot_hold_are_refused(space: Discrete) -> No
 def test_the_largest_action_that_fits_is_sent() -> None:
     space = Discrete(3, start=253, dtype=np.uint8)
     factory = partial(ActionEchoEnv, space)
-    assert _by_source(make_source("grouped", factory, describe(factory), 2, 0)) == _plain_loop(space)
+    assert _by_source(make_source("grouped", factory, describe(factory), 2, 0)) == _plain_loop(
+        space
+    )
 
 
 def test_actions_of_several_numbers_still_travel_as_they_are() -> None:
