@@ -69,8 +69,12 @@ class DQN:
     """
 
     def __init__(self, env: AnyEnv, *, network: nn.Module | None = None, **settings: Any) -> None:
-        masks = settings.get("action_masks", True)
-        self._world = world_of(env, settings.get("vectorizer", "grouped"), masks=masks)
+        self._world = world_of(
+            env,
+            settings.get("vectorizer", "grouped"),
+            masks=settings.get("action_masks", True),
+            expect_masks=settings.get("expect_action_masks", False),
+        )
         self.description: EnvDescription = self._world.description
         settings = {**settings, **self._world.fixed}
         name = env if isinstance(env, str) else self.description.env_id

@@ -74,6 +74,7 @@ class Built:
     Args:
         factory: Builds one.
         masks: Whether to obey their action masks.
+        expect_masks: Whether there will be masks though the first infos hold none.
 
     Raises:
         UsageError: DQN cannot train on them.
@@ -82,9 +83,11 @@ class Built:
     fixed: Mapping[str, int] = MappingProxyType({})
     builds = True
 
-    def __init__(self, factory: EnvFactory, *, masks: bool = True) -> None:
+    def __init__(
+        self, factory: EnvFactory, *, masks: bool = True, expect_masks: bool = False
+    ) -> None:
         self.factory = partial(with_mask_in_info, factory)
-        self.description = describe(self.factory, masks=masks)
+        self.description = describe(self.factory, masks=masks, expect_masks=expect_masks)
 
     @contextmanager
     def training(self, config: Config, learning: Learning) -> Iterator[EnvSource]:
@@ -172,6 +175,7 @@ class Lent:
     Args:
         envs: The vector.
         masks: Whether to obey its action masks.
+        expect_masks: Whether there will be masks though the first infos hold none.
 
     Raises:
         UsageError: DQN cannot train on it.
@@ -179,9 +183,11 @@ class Lent:
 
     builds = False
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any], *, masks: bool = True) -> None:
+    def __init__(
+        self, envs: VectorEnv[Any, Any, Any], *, masks: bool = True, expect_masks: bool = False
+    ) -> None:
         self.envs = envs
-        in_infos = masks and MASK in envs.reset()[1]
+        in_infos = masks and (MASK in envs.reset()[1] or expect_masks)
         self.source = source_of(envs, masks_in_infos=in_infos, obey_masks=masks)
         self.description = self.source.description
         self.fixed: Mapping[str, int] = {
@@ -258,19 +264,29 @@ class LentTensors:
         raise _cannot_build("a tensor environment")
 
 
-def world_of(env: AnyEnv, vectorizer: str = "grouped", *, masks: bool = True) -> World:
+def world_of(
+    env: AnyEnv, vectorizer: str = "grouped", *, masks: bool = True, expect_masks: bool = False
+) -> World:
     """Return the world of whatever the caller gave.
 
     Args:
         env: An id, a factory, a VectorEnv, or tensor environments.
         vectorizer: Who steps the environments of an id or a factory.
         masks: Whether to obey action masks.
+        expect_masks: Whether there will be masks though the first infos hold none.
 
     Raises:
         UsageError: DQN cannot train on it, or the vectorizer cannot step it.
     """
+    obeyed = {"masks": masks, "expect_masks": expect_masks}
     if isinstance(env, VectorEnv):
-        return Lent(env, masks=masks)
+        return Lent(env, **obeyed)
+    if expect_masks and (isinstance(env, TensorEnv) or vectorizer in {"envpool", "tensor"}):
+        raise UsageError(
+            "--expect-action-masks",
+            "EnvPool and tensor environments give no masks",
+            "Leave it out, or choose --vectorizer grouped.",
+        )
     if isinstance(env, TensorEnv):
         return LentTensors(env)
     by_id: dict[str, Callable[[str], World]] = {"envpool": EnvPoolBuilt, "tensor": Tensors}
@@ -282,7 +298,7 @@ def world_of(env: AnyEnv, vectorizer: str = "grouped", *, masks: bool = True) ->
                 "Pass an environment id, or choose --vectorizer grouped.",
             )
         return by_id[vectorizer](env)
-    return Built(factory_of(env) if isinstance(env, str) else env, masks=masks)
+    return Built(factory_of(env) if isinstance(env, str) else env, **obeyed)
 
 
 def _cannot_build(what: str) -> UsageError:

@@ -76,6 +76,8 @@ class GroupedVectorEnv(AsyncVectorEnv):
         send_infos: Whether the infos of the environments travel, and actions of a Discrete space
             are NumPy's, as in Gymnasium's class. The trainer turns it off.
         num_masked: Actions of `info["action_mask"]`, which the block then carries; 0 is none.
+        drop_masks: Whether masks go with the infos that do not travel, where the block carries
+            none; if not, the first one is refused.
         supervision: Restart workers that raise, die or hang; the rows of their environments are
             then not `real` for a while, and `step` says so in `infos["restarted"]`. None raises.
         staff: How many processes, and how many environments for this one; None is `num_workers`
@@ -106,6 +108,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
         num_groups: int = 1,
         send_infos: bool = True,
         num_masked: int = 0,
+        drop_masks: bool = False,
         supervision: Supervision | None = None,
         staff: Staff | None = None,
     ) -> None:
@@ -118,6 +121,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
         self.max_concurrency = max_concurrency
         self.num_envs, self.num_groups = len(env_fns), num_groups
         self.send_infos = send_infos
+        self._refuse_masks = not (send_infos or num_masked or drop_masks)
         free = num_workers is None and supervision is None and staff is None
         step_s = self._read_spaces(measure=free)
         per_group = self.num_envs // num_groups
@@ -163,6 +167,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
             obs_space=None if in_block else space,
             shared_obs=shared,
             plain_actions=_are_int64(actions) and not self.send_infos,
+            refuse_masks=self._refuse_masks,
             spin_s=self._staff.spin_s,
             name=type(self).__name__,
         )

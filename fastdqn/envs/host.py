@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode
 
 from fastdqn.envs.failures import EnvFailures, Failure, StepTold, on_action
 from fastdqn.envs.lines import CheckedLine, SharedLine, TravellingLine, lines_over
-from fastdqn.envs.masks import MASK, refuse_mask_shape
+from fastdqn.envs.masks import MASK, refuse_mask_shape, refuse_unexpected_mask
 from fastdqn.envs.residents import Residents
 from fastdqn.envs.rows import Rows
 from fastdqn.envs.space_check import SpaceCheck
@@ -64,6 +64,7 @@ class Host(Residents):
         self._real: Any = memoryview(columns.real)
         self._resting: Any = memoryview(columns.resting)
         self._masked, self._infos_travel = task.spec.num_masked > 0, task.send_infos
+        self._refuses_masks = task.refuse_masks
         self._resets_same = task.autoreset_mode == AutoresetMode.SAME_STEP.value
         self._resets_next = task.autoreset_mode == AutoresetMode.NEXT_STEP.value
 
@@ -125,6 +126,8 @@ class Host(Residents):
                         lengths[i] += 1
                         if self._masked:
                             self._read_mask(i, info)
+                        elif info and self._refuses_masks:
+                            refuse_unexpected_mask(self.task.first_env + i, info)
                         if terminated or truncated:
                             ended[i] = True
                             info = self._end(i, obs, info)
@@ -201,6 +204,8 @@ class Host(Residents):
         self._put(i, obs)
         if self._masked:
             self._read_mask(i, info)
+        elif info and self._refuses_masks:
+            refuse_unexpected_mask(self.task.first_env + i, info)
         self.returns[i], self.lengths[i], self.ended[i] = 0.0, 0, False
         return info
 

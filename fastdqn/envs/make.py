@@ -38,6 +38,7 @@ class EnvDescription:
         first_action: The space's smallest action; the network counts from 0.
         solved_at: The mean return at which Gymnasium calls it solved, or None.
         num_masked: Actions that the environment's masks speak of; 0 where it gives none.
+        obeys_masks: Whether masks are obeyed; where none are expected, one is refused then.
         action_dtype: Dtype of the action space, by name; environments get actions of it.
         step_s: Measured seconds of a step where the trainer's own process may take some: in
             environments that are quick and come with Gymnasium. None elsewhere: what a stranger's
@@ -52,6 +53,7 @@ class EnvDescription:
     first_action: int
     solved_at: float | None
     num_masked: int = 0
+    obeys_masks: bool = True
     action_dtype: str = "int64"
     step_s: float | None = field(default=None, compare=False)
 
@@ -89,12 +91,15 @@ def _for_workers(spec: EnvSpec) -> EnvSpec:
     return spec
 
 
-def describe(factory: EnvFactory, *, masks: bool = True) -> EnvDescription:
+def describe(
+    factory: EnvFactory, *, masks: bool = True, expect_masks: bool = False
+) -> EnvDescription:
     """Build one environment, look at its spaces and its first infos, close it.
 
     Args:
         factory: Builds one environment.
         masks: Whether to look for action masks: in the info of the reset, or else of one step.
+        expect_masks: Whether there will be masks though none is seen yet.
 
     Raises:
         UsageError: It cannot be built or reset, or DQN cannot train on its spaces.
@@ -106,10 +111,12 @@ def describe(factory: EnvFactory, *, masks: bool = True) -> EnvDescription:
         env_id = env.spec.id if env.spec else name
         described = describe_spaces(env_id, env.observation_space, env.action_space, solved_at)
         _, info = _tried(partial(env.reset, seed=0), name, "reset")
-        if masks and MASK not in info:
+        if masks and info.get(MASK) is None:
             info = _info_of_a_step(env)
-        if masks:
-            described = replace(described, num_masked=_num_masked(described, info))
+        num_masked = _num_masked(described, info) if masks else 0
+        if masks and expect_masks:
+            num_masked = described.num_actions
+        described = replace(described, num_masked=num_masked, obeys_masks=masks)
         return replace(described, step_s=measured_step_s(env) if _is_gymnasiums(env) else None)
     finally:
         env.close()
@@ -146,7 +153,7 @@ def _num_masked(described: EnvDescription, info: dict[str, Any]) -> int:
     Raises:
         UsageError: It speaks of another number of actions than there are.
     """
-    if MASK not in info:
+    if info.get(MASK) is None:
         return 0
     env, num_actions = f"environment {described.env_id}", described.num_actions
     refuse_mask_shape(env, np.shape(info[MASK]), num_actions)

@@ -12,7 +12,12 @@ from gymnasium.vector.async_vector_env import AsyncState
 
 from fastdqn.envs.actions import as_env_counts
 from fastdqn.envs.make import EnvDescription
-from fastdqn.envs.masks import MASK, checked_masks, observed_beside_mask
+from fastdqn.envs.masks import (
+    MASK,
+    checked_masks,
+    observed_beside_mask,
+    refuse_unexpected_masks,
+)
 from fastdqn.envs.rows import Rows, RowSpec
 from fastdqn.envs.vector_check import VectorCheck
 from fastdqn.errors import UsageError
@@ -47,6 +52,7 @@ class VectorSource:
         self._checks = VectorCheck(envs, description.obs_space, self._key, self.rows.obs)
         self._mode = _autoreset_mode(envs)
         self.resets_within_step = self._mode is not AutoresetMode.NEXT_STEP
+        self._refuses_masks = description.obeys_masks and self._key is None
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, np.int64)
         self._ended = np.zeros(self.num_envs, np.bool_)
@@ -164,8 +170,12 @@ class VectorSource:
         """Take the masks of the environments in `which` [N]; everything is allowed without one."""
         num_masked = self.description.num_masked
         if not num_masked:
+            if self._refuses_masks:
+                refuse_unexpected_masks(told)
             return
         said = which & told.get(f"_{MASK}", MASK in told)
+        if MASK in told and told[MASK].dtype == object:
+            said &= [mask is not None for mask in told[MASK]]
         into[which & ~said] = True
         if said.any():
             into[said] = checked_masks(told[MASK], said, num_masked)

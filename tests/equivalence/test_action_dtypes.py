@@ -112,7 +112,7 @@ def test_a_lent_vector_of_processes_gets_actions_of_its_own_dtype() -> None:
 
 def test_an_agent_learns_and_predicts_in_the_dtype_of_the_actions() -> None:
     space = Discrete(3, start=-2, dtype=np.int8)
-    agent = small(partial(ActionEchoEnv, space), num_workers=0).learn(100)
+    agent = small(partial(ActionEchoEnv, space), vectorizer="grouped", num_workers=0).learn(100)
     assert agent.evaluate(3).episodes == 3
     for obs, mask in ((np.zeros(2), None), (np.zeros((4, 2)), [[False, False, True]] * 4)):
         actions = agent.predict(obs, mask)

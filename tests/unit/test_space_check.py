@@ -304,6 +304,6 @@ def test_float_bounds_are_hints_and_whole_floats_are_integers() -> None:
 
 
 def test_an_agent_is_told_which_value_left_which_space() -> None:
-    agent = small(partial(NUMBER, at=30), num_workers=0, num_envs=2)
+    agent = small(partial(NUMBER, at=30), vectorizer="grouped", num_workers=0, num_envs=2)
     with pytest.raises(UsageError, match=r"^environment [01] with 5 for its observation: its"):
         agent.learn(400)
