@@ -8,7 +8,6 @@ from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any, Self
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
@@ -72,9 +71,14 @@ class DQN(Persistent):
 
     def __init__(self, env: AnyEnv, *, network: nn.Module | None = None, **settings: Any) -> None:
         settings = with_plain_arguments(settings)
-        masks = settings.get("action_masks", True)
         named = {name: settings.get(name) for name in CONFIGURING}
-        self._world = world_of(env, settings.get("vectorizer", "grouped"), masks=masks, **named)
+        self._world = world_of(
+            env,
+            settings.get("vectorizer", "grouped"),
+            masks=settings.get("action_masks", True),
+            expect_masks=settings.get("expect_action_masks", False),
+            **named,
+        )
         self.description: EnvDescription = self._world.description
         self._by_id = isinstance(env, str)
         settings = {**settings, **self._world.fixed}
@@ -124,7 +128,7 @@ class DQN(Persistent):
 
     def predict(
         self, obs: npt.ArrayLike, action_mask: npt.ArrayLike | None = None
-    ) -> npt.NDArray[np.int64]:
+    ) -> npt.NDArray[Any]:
         """Return the greedy action of an observation [*O], or the actions of a batch [B, *O].
 
         Args:
@@ -132,7 +136,7 @@ class DQN(Persistent):
             action_mask: [A] or [B, A] bool, what is allowed; None is everything.
 
         Returns:
-            Int64 array, () or [B], in the numbers of the environment's action space.
+            Array, () or [B], in the numbers and the dtype of the environment's action space.
 
         Raises:
             UsageError: Another shape, or numbers that the space's dtype does not hold.

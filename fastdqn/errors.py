@@ -19,12 +19,15 @@ class UsageError(FastDQNError, ValueError):
     """A value that cannot be used, refused before anything starts.
 
     Args:
-        got: The value and its name, as the user knows it (``"--num-envs 0"``).
+        got: The value and its name, as the user knows it (``"--num-envs 0"``); or the error
+            itself, from which Gymnasium's AsyncVectorEnv makes what it raises.
         reason: Why it cannot be used.
         way_out: What to do instead; names the flag where there is one.
     """
 
-    def __init__(self, got: str, reason: str, way_out: str) -> None:
+    def __init__(self, got: str | UsageError, reason: str = "", way_out: str = "") -> None:
+        if isinstance(got, UsageError):
+            got, reason, way_out = got.got, got.reason, got.way_out
         super().__init__(f"{got}: {reason}. {way_out}")
         self.got = got
         self.reason = reason

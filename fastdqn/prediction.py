@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete, Space
 
+from fastdqn.envs.actions import as_env_counts
 from fastdqn.envs.make import EnvDescription
 from fastdqn.errors import UsageError
 from fastdqn.policy import Policy
@@ -23,7 +24,7 @@ def predict(
     env: EnvDescription,
     obs: npt.ArrayLike,
     action_mask: npt.ArrayLike | None = None,
-) -> npt.NDArray[np.int64]:
+) -> npt.NDArray[Any]:
     """Return the greedy action of an observation, or the actions of a batch of them.
 
     What is given is copied where it does not lie as the network reads it: other strides, byte
@@ -36,7 +37,7 @@ def predict(
         action_mask: [A] or [B, A], True or 1 for what is allowed; None is everything.
 
     Returns:
-        Int64 array, () or [B], in the numbers of the environment's action space.
+        Array, () or [B], in the numbers and the dtype of the environment's action space.
 
     Raises:
         UsageError: The observation or the mask has another shape, or holds what cannot be in it.
@@ -53,8 +54,7 @@ def predict(
         allowed = _allowed(_array_of(action_mask, "action_mask"), (*asked, env.num_actions))
         mask = torch.as_tensor(allowed.reshape(-1, env.num_actions), device=batch.device)
     actions: npt.NDArray[np.int64] = policy.greedy(batch, mask).cpu().numpy()
-    actions += env.first_action
-    return actions.reshape(asked)
+    return as_env_counts(actions, env).reshape(asked)
 
 
 def _array_of(values: Any, name: str) -> Array:

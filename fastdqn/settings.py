@@ -82,6 +82,8 @@ def plain_value(field: Field[Any], value: Any) -> Any:
     kind = _kind_of(field)
     if kind in _PLAIN:
         return _PLAIN[kind](value)
+    if kind == "tuple[str, ...]" and isinstance(value, str | list):
+        return (value,) if isinstance(value, str) else tuple(value)
     if kind == "Path" and isinstance(value, str | PathLike):
         return Path(value)
     is_word = isinstance(value, str) or field.name == "device"  # which may be a torch.device
@@ -169,6 +171,12 @@ def _conflicts(config: Any) -> Iterator[tuple[str, str, str]]:
         yield (
             f"--env-groups {config.env_groups} with --vectorizer {config.vectorizer}",
             "only our own workers step in groups",
+            "Leave one of the two out.",
+        )
+    if config.expect_action_masks and not config.action_masks:
+        yield (
+            "--expect-action-masks with --no-action-masks",
+            "masks that are ignored need no room",
             "Leave one of the two out.",
         )
     if config.target == "hard" and not (config.target_period or config.target_period_episodes):

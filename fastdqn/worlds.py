@@ -20,6 +20,7 @@ from fastdqn.device import available_cores
 from fastdqn.envs.envpool import describe_envpool, make_envpool_source
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe, describe_spaces, factory_of
 from fastdqn.envs.masks import MASK, with_mask_in_info
+from fastdqn.envs.own_arrays import own_arrays_in
 from fastdqn.envs.source import VECTORIZERS, EnvSource, make_source, source_of
 from fastdqn.envs.spaces import measured_step_s
 from fastdqn.envs.staffing import Staff, staff_beside_learner, timed_in_turns
@@ -73,6 +74,7 @@ class Built:
     Args:
         factory: Builds one.
         masks: Whether to obey their action masks.
+        expect_masks: Whether there will be masks though the first infos hold none.
 
     Raises:
         UsageError: DQN cannot train on them.
@@ -81,9 +83,11 @@ class Built:
     fixed: Mapping[str, int] = MappingProxyType({})
     builds = True
 
-    def __init__(self, factory: EnvFactory, *, masks: bool = True) -> None:
+    def __init__(
+        self, factory: EnvFactory, *, masks: bool = True, expect_masks: bool = False
+    ) -> None:
         self.factory = partial(with_mask_in_info, factory)
-        self.description = describe(self.factory, masks=masks)
+        self.description = describe(self.factory, masks=masks, expect_masks=expect_masks)
 
     @contextmanager
     def training(self, config: Config, learning: Learning) -> Iterator[EnvSource]:
@@ -171,6 +175,7 @@ class Lent:
     Args:
         envs: The vector.
         masks: Whether to obey its action masks.
+        expect_masks: Whether there will be masks though the first infos hold none.
 
     Raises:
         UsageError: DQN cannot train on it.
@@ -178,8 +183,11 @@ class Lent:
 
     builds = False
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any], *, masks: bool = True) -> None:
-        in_infos = masks and MASK in envs.reset()[1]
+    def __init__(
+        self, envs: VectorEnv[Any, Any, Any], *, masks: bool = True, expect_masks: bool = False
+    ) -> None:
+        self.envs = envs
+        in_infos = masks and (MASK in envs.reset()[1] or expect_masks)
         self.source = source_of(envs, masks_in_infos=in_infos, obey_masks=masks)
         self.description = self.source.description
         self.fixed: Mapping[str, int] = {
@@ -190,7 +198,8 @@ class Lent:
     @contextmanager
     def training(self, config: Config, learning: Learning) -> Iterator[EnvSource]:  # noqa: ARG002
         """Lend the vector itself."""
-        yield self.source
+        with own_arrays_in(self.envs):
+            yield self.source
 
     def evaluation(self, config: Config, num_envs: int) -> EnvSource:  # noqa: ARG002
         """Refuse."""
@@ -260,6 +269,7 @@ def world_of(
     vectorizer: str = "grouped",
     *,
     masks: bool = True,
+    expect_masks: bool = False,
     env_kwargs: Mapping[str, Any] | None = None,
     wrapper: Sequence[str] | None = None,
 ) -> World:
@@ -269,6 +279,7 @@ def world_of(
         env: An id, a factory, a VectorEnv, or tensor environments.
         vectorizer: Who steps the environments of an id or a factory.
         masks: Whether to obey action masks.
+        expect_masks: Whether there will be masks though the first infos hold none.
         env_kwargs: See Config.
         wrapper: See Config.
 
@@ -278,8 +289,15 @@ def world_of(
     by_id: dict[str, Callable[[str], World]] = {"envpool": EnvPoolBuilt, "tensor": Tensors}
     if not isinstance(env, str) or vectorizer in by_id:
         refuse_what_is_not_built(env_kwargs, wrapper)
+    obeyed = {"masks": masks, "expect_masks": expect_masks}
     if isinstance(env, VectorEnv):
-        return Lent(env, masks=masks)
+        return Lent(env, **obeyed)
+    if expect_masks and (isinstance(env, TensorEnv) or vectorizer in {"envpool", "tensor"}):
+        raise UsageError(
+            "--expect-action-masks",
+            "EnvPool and tensor environments give no masks",
+            "Leave it out, or choose --vectorizer grouped.",
+        )
     if isinstance(env, TensorEnv):
         return LentTensors(env)
     if vectorizer in by_id:
@@ -291,7 +309,7 @@ def world_of(
             )
         return by_id[vectorizer](env)
     made = factory_with(env, env_kwargs, wrapper) if isinstance(env, str) else env
-    return Built(made, masks=masks)
+    return Built(made, **obeyed)
 
 
 def _cannot_build(what: str) -> UsageError:

@@ -98,6 +98,23 @@ class LateMaskedCounterEnv(MaskedCounterEnv):
         return super().allowed() if self.t else [True] * NUM_ACTIONS
 
 
+class MuchLaterMaskedCounterEnv(MaskedCounterEnv):
+    """Says nothing in the first steps of an episode, or in the first episodes.
+
+    Args:
+        from_t: Steps of an episode before its first mask.
+        from_episode: Episodes before the first mask.
+    """
+
+    def __init__(self, *args: Any, from_t: int = 2, from_episode: int = 0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.from_t, self.from_episode = from_t, from_episode
+
+    def allowed(self) -> list[bool]:
+        late = self.t < self.from_t or self.episode < self.from_episode
+        return [True] * NUM_ACTIONS if late else super().allowed()
+
+
 class DictMaskedCounterEnv(MaskedCounterEnv):
     """Has its mask in a Dict observation."""
 

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces import Space
 from gymnasium.vector.utils import iterate
 
-__all__ = ["as_rows", "one_by_one"]
+__all__ = ["as_env_counts", "as_rows", "one_by_one"]
+
+
+class Counted(Protocol):
+    """How an environment counts its actions; an EnvDescription."""
+
+    @property
+    def first_action(self) -> int:
+        """The smallest action."""
+
+    @property
+    def action_dtype(self) -> str:
+        """Dtype of the action space, by name."""
+
+
+def as_env_counts(actions: npt.NDArray[np.int64], env: Counted) -> npt.NDArray[Any]:
+    """Return actions counted from 0 as the environment counts them, in its space's own dtype.
+
+    Args:
+        actions: Int64, any shape, each in [0, A).
+        env: Its last action fits into int64 and into its own dtype.
+
+    Returns:
+        A copy, of the dtype of the action space.
+    """
+    return (actions + env.first_action).astype(env.action_dtype, copy=False)
 
 
 def as_rows(actions: Any, goal: npt.NDArray[Any]) -> npt.NDArray[Any] | None:

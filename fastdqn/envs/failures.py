@@ -10,6 +10,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ClosedEnvironmentError
 
+from fastdqn.errors import UsageError
+
 __all__ = ["EnvFailures", "Failure", "Shut", "StepTold", "on_action"]
 
 StepTold = tuple[dict[int, dict[str, Any]], list[Any] | None] | None
@@ -28,6 +30,7 @@ class Failure:
         reason: Its name and the first line of what it says.
         doing: What it was given to do, or nothing.
         ended: Whether the environment was shut down; the next reset builds it anew.
+        final: Whether building it anew would be in vain: what it returned cannot be used.
     """
 
     env: int
@@ -36,6 +39,10 @@ class Failure:
     reason: str
     doing: str
     ended: bool
+
+    @property
+    def final(self) -> bool:
+        return isinstance(self.error, UsageError)
 
     @classmethod
     def of(cls, env: int, error: Exception, doing: str = "", *, ended: bool = False) -> Failure:
@@ -60,6 +67,11 @@ class EnvFailures(Exception):  # noqa: N818 - several errors, one for each envir
     def __init__(self, failures: list[Failure], told: StepTold = None) -> None:
         super().__init__(f"{len(failures)} environments raised")
         self.failures, self.told = failures, told
+
+    def final(self) -> EnvFailures | None:
+        """Return those of the failures that no restart mends; None where there are none."""
+        final = [failure for failure in self.failures if failure.final]
+        return EnvFailures(final) if final else None
 
 
 class Shut(gym.Env[Any, Any]):

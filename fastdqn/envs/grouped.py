@@ -76,6 +76,8 @@ class GroupedVectorEnv(AsyncVectorEnv):
         send_infos: Whether the infos of the environments travel, and actions of a Discrete space
             are NumPy's, as in Gymnasium's class. The trainer turns it off.
         num_masked: Actions of `info["action_mask"]`, which the block then carries; 0 is none.
+        drop_masks: Whether masks go with the infos that do not travel, where the block carries
+            none; if not, the first one is refused.
         supervision: Restart workers that raise, die or hang; the rows of their environments are
             then not `real` for a while, and `step` says so in `infos["restarted"]`. None raises.
         staff: How many processes, and how many environments for this one; None is `num_workers`
@@ -106,6 +108,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
         num_groups: int = 1,
         send_infos: bool = True,
         num_masked: int = 0,
+        drop_masks: bool = False,
         supervision: Supervision | None = None,
         staff: Staff | None = None,
     ) -> None:
@@ -118,6 +121,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
         self.max_concurrency = max_concurrency
         self.num_envs, self.num_groups = len(env_fns), num_groups
         self.send_infos = send_infos
+        self._refuse_masks = not (send_infos or num_masked or drop_masks)
         free = num_workers is None and supervision is None and staff is None
         step_s = self._read_spaces(measure=free)
         per_group = self.num_envs // num_groups
@@ -162,7 +166,8 @@ class GroupedVectorEnv(AsyncVectorEnv):
             max_concurrency=self.max_concurrency,
             obs_space=None if in_block else space,
             shared_obs=shared,
-            plain_actions=isinstance(actions, Discrete) and not self.send_infos,
+            plain_actions=_are_int64(actions) and not self.send_infos,
+            refuse_masks=self._refuse_masks,
             spin_s=self._staff.spin_s,
             name=type(self).__name__,
         )
@@ -524,12 +529,17 @@ def _raise_here(failure: Failure) -> NoReturn:
 
 def _tell_failures(failures: Sequence[Failure]) -> None:
     """Log what Gymnasium's class logs when environments raise in a step or a reset."""
-    if not any(failure.ended for failure in failures):
+    if not any(failure.ended and not failure.final for failure in failures):
         return
     for failure in failures:
         logger.error(f"Received the following error from Worker-{failure.env} - Shutting it down")
         logger.error(f"{failure.text}")
     logger.error("Raising the last exception back to the main process.")
+
+
+def _are_int64(actions: gym.Space[Any]) -> bool:
+    """Return whether Python's numbers act as those of the space: of int64 nothing wraps around."""
+    return isinstance(actions, Discrete) and actions.dtype == np.int64
 
 
 def _refuse_signature(worker: Any) -> None:

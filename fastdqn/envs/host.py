@@ -16,9 +16,10 @@ from gymnasium.vector import AutoresetMode
 
 from fastdqn.envs.failures import EnvFailures, Failure, StepTold, on_action
 from fastdqn.envs.lines import CheckedLine, SharedLine, TravellingLine, lines_over
-from fastdqn.envs.masks import MASK, refuse_mask_shape
+from fastdqn.envs.masks import MASK, refuse_mask_shape, refuse_unexpected_mask
 from fastdqn.envs.residents import Residents
 from fastdqn.envs.rows import Rows
+from fastdqn.envs.space_check import SpaceCheck
 from fastdqn.envs.task import EnvFactory, Task
 
 __all__ = ["Host"]
@@ -53,7 +54,8 @@ class Host(Residents):
         self.permit = permit or contextlib.nullcontext()
         self.in_block = task.obs_space is None
         self.travels = not self.in_block and shared_obs is None
-        self._lines = self._new_lines()
+        self._lines: list[Any] = []
+        self._checks: list[SpaceCheck] = []
         # Items of a memoryview are written in half the time of those of an array.
         columns: Any = self.rows
         self._reward: Any = memoryview(columns.reward)
@@ -62,13 +64,23 @@ class Host(Residents):
         self._real: Any = memoryview(columns.real)
         self._resting: Any = memoryview(columns.resting)
         self._masked, self._infos_travel = task.spec.num_masked > 0, task.send_infos
+        self._refuses_masks = task.refuse_masks
         self._resets_same = task.autoreset_mode == AutoresetMode.SAME_STEP.value
         self._resets_next = task.autoreset_mode == AutoresetMode.NEXT_STEP.value
+
+    def make(self) -> None:
+        """Build the environments, and what takes their observations."""
+        super().make()
+        self._lines = self._new_lines()
 
     def _new_lines(self) -> list[Any]:
         """Return what takes each environment's observation: in the block or elsewhere."""
         if self.in_block:
-            return lines_over(self.rows.obs)
+            obs = self.rows.obs
+            self._checks = [
+                SpaceCheck(env.observation_space, obs.shape[1:], obs.dtype) for env in self.envs
+            ]
+            return lines_over(obs, self._checks, self.task.first_env)
         if self.travels:
             return [TravellingLine(self.travelling, i) for i in range(self.task.num_envs)]
         first, space = self.task.first_env, self.task.obs_space
@@ -114,6 +126,8 @@ class Host(Residents):
                         lengths[i] += 1
                         if self._masked:
                             self._read_mask(i, info)
+                        elif info and self._refuses_masks:
+                            refuse_unexpected_mask(self.task.first_env + i, info)
                         if terminated or truncated:
                             ended[i] = True
                             info = self._end(i, obs, info)
@@ -141,7 +155,7 @@ class Host(Residents):
         """
         if not isinstance(self._lines[i], memoryview):
             raise  # noqa: PLE0704 - called while that is handled
-        self._lines[i] = CheckedLine(self.rows.obs, i)
+        self._lines[i] = CheckedLine(self.rows.obs, i, self._checks[i], self.task.first_env + i)
         self._lines[i][:] = obs
 
     def _actions(self) -> Any:
@@ -190,6 +204,8 @@ class Host(Residents):
         self._put(i, obs)
         if self._masked:
             self._read_mask(i, info)
+        elif info and self._refuses_masks:
+            refuse_unexpected_mask(self.task.first_env + i, info)
         self.returns[i], self.lengths[i], self.ended[i] = 0.0, 0, False
         return info
 

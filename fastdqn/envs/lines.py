@@ -2,36 +2,109 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector.utils import write_to_shared_memory
 
-__all__ = ["CheckedLine", "SharedLine", "TravellingLine", "lines_over"]
+from fastdqn.envs.space_check import NUMBERS, SpaceCheck
+
+__all__ = ["CheckedLine", "NumberLine", "SharedLine", "TravellingLine", "lines_over"]
+
+TRUE = b"\1"
 
 
 class CheckedLine:
-    """Takes an observation of another dtype than the block's, or of several dimensions.
+    """Takes observations of any dtype and of several dimensions, and compares them with the space.
 
     Args:
         block: [N, *O] of the environments of a host.
         index: Which of them.
+        check: What the space holds.
+        env: Index of the environment in the whole vector, to be named.
     """
 
-    def __init__(self, block: npt.NDArray[Any], index: int) -> None:
+    def __init__(self, block: npt.NDArray[Any], index: int, check: SpaceCheck, env: int) -> None:
         self._row = block[index, ...]  # a view, also where an observation is one number
+        self._check, self._env = check, env
+        self._dtype, self._shape = check.dtype, check.shape
+        self._floats = check.dtype.kind == "f"
+        self._bounds = _Bounds(self._row, check) if check.bounded else None
 
     def __setitem__(self, _: slice, obs: Any) -> None:
         """Copy `obs` [*O] into the block; nothing is broadcast.
 
         Raises:
-            ValueError: Its shape is not that of the observation space.
+            UsageError: It is none of the values of the observation space.
         """
-        if np.shape(obs) != self._row.shape:
-            said = f"the observation space says {self._row.shape}"
-            raise ValueError(f"it returned an observation of shape {np.shape(obs)}, {said}")
+        if (
+            type(obs) is not np.ndarray
+            or obs.shape != self._shape
+            or not (obs.dtype == self._dtype or (self._floats and obs.dtype.kind in NUMBERS))
+        ):
+            obs = self._check.array_of(obs, self._env)
         self._row[...] = obs
+        if self._bounds is not None and self._bounds.are_left():
+            self._check.refuse_outside(self._row, self._env)
+
+
+class _Bounds:
+    """Tells within a microsecond whether integers lie between two bounds.
+
+    Both are one comparison where the numbers, counted from the least, are read as unsigned: what
+    lies below it is very large then.
+
+    Args:
+        row: Where the integers lie.
+        check: What the space holds; bounded.
+    """
+
+    def __init__(self, row: npt.NDArray[Any], check: SpaceCheck) -> None:
+        unsigned = np.dtype(f"u{row.itemsize}")
+        low, high = (np.atleast_1d(b).reshape(-1).view(unsigned) for b in (check.low, check.high))
+        self._row = row.reshape(-1).view(unsigned)
+        assert np.shares_memory(self._row, row) or not row.size
+        self._low = low if low.any() else None
+        self._span = high - low
+        self._counted = np.zeros_like(self._row) if low.any() else self._row
+        self._outside = np.zeros(row.size, np.bool_)
+
+    def are_left(self) -> bool:
+        """Return whether one of the integers lies outside; hot path."""
+        if self._low is not None:
+            np.subtract(self._row, self._low, out=self._counted)
+        np.greater(self._counted, self._span, out=self._outside)
+        return TRUE in self._outside.tobytes()
+
+
+class NumberLine:
+    """Takes observations that are one whole number, within bounds.
+
+    Args:
+        block: [N] integers, of the environments of a host.
+        index: Which of them.
+        check: What the space holds; bounded.
+        env: Index of the environment in the whole vector, to be named.
+    """
+
+    def __init__(self, block: npt.NDArray[Any], index: int, check: SpaceCheck, env: int) -> None:
+        self._column: Any = memoryview(block)
+        self._index, self._check, self._env = index, check, env
+        self._low, self._high = int(check.low), int(check.high)
+
+    def __setitem__(self, _: slice, obs: Any) -> None:
+        """Copy `obs` into the block.
+
+        Raises:
+            UsageError: It is none of the values of the observation space.
+        """
+        if type(obs) is not int and not isinstance(obs, np.integer):
+            obs = self._check.array_of(obs, self._env).item()
+        if not self._low <= obs <= self._high:
+            raise self._check.refusal(np.asarray(obs), np.ones((), np.bool_), self._env)
+        self._column[self._index] = obs
 
 
 class TravellingLine:
@@ -67,7 +140,7 @@ class SharedLine:
         write_to_shared_memory(self._space, self._env, obs, self._memory)
 
 
-def lines_over(block: npt.NDArray[Any]) -> list[Any]:
+def lines_over(block: npt.NDArray[Any], checks: Sequence[SpaceCheck], first_env: int) -> list[Any]:
     """Return what takes the observation of each environment by `line[:] = obs`.
 
     A memoryview takes half of the time of an array and refuses, with a TypeError or a
@@ -75,7 +148,15 @@ def lines_over(block: npt.NDArray[Any]) -> list[Any]:
 
     Args:
         block: [N, *O] of the environments of a host; written through the lines.
+        checks: One per environment.
+        first_env: Index of the first environment in the whole vector.
     """
-    if block.ndim == 2:
-        return [memoryview(row) for row in block]
-    return [CheckedLine(block, index) for index in range(len(block))]
+    lines: list[Any] = []
+    for index, check in enumerate(checks):
+        if block.ndim == 2 and not check.bounded:
+            lines.append(memoryview(block[index]))
+            continue
+        one_number = block.ndim == 1 and check.bounded and block.dtype.kind in "iu"
+        kind = NumberLine if one_number else CheckedLine
+        lines.append(kind(block, index, check, first_env + index))
+    return lines

@@ -116,7 +116,7 @@ class LocalPool:
         """Do what was asked first; nothing interrupts it, so there is no timeout.
 
         Raises:
-            EnvFailures: Environments raised, and nobody supervises.
+            EnvFailures: Environments raised, and nobody supervises or no restart would help.
             WorkerError: The budget of restarts is spent.
         """
         name, arguments, asked_group = self._pending.popleft()
@@ -152,10 +152,13 @@ class LocalPool:
 
         Raises:
             WorkerError: The budget of restarts is spent.
+            EnvFailures: What environments returned cannot be used, however often they restart.
         """
         infos = error.told[0] if error.told else {}
         first, stop = self.spans[0][group]
         while True:
+            if final := error.final():
+                raise final
             for failure in error.failures:
                 self._cut(failure, self._steps[group], budget)
             failed = [failure.env for failure in error.failures]

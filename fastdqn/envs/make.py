@@ -46,6 +46,8 @@ class EnvDescription:
         first_action: The space's smallest action; the network counts from 0.
         solved_at: The mean return at which Gymnasium calls it solved, or None.
         num_masked: Actions that the environment's masks speak of; 0 where it gives none.
+        obeys_masks: Whether masks are obeyed; where none are expected, one is refused then.
+        action_dtype: Dtype of the action space, by name; environments get actions of it.
         step_s: Measured seconds of a step where the trainer's own process may take some: in
             environments that are quick and come with Gymnasium. None elsewhere: what a stranger's
             environment may do to its process, a worker can be restarted from.
@@ -60,6 +62,8 @@ class EnvDescription:
     first_action: int
     solved_at: float | None
     num_masked: int = 0
+    obeys_masks: bool = True
+    action_dtype: str = "int64"
     step_s: float | None = field(default=None, compare=False)
     construction: Mapping[str, Any] = field(default_factory=lambda: GIVEN, compare=False)
 
@@ -100,12 +104,15 @@ def for_workers(spec: EnvSpec) -> EnvSpec:
     return spec
 
 
-def describe(factory: EnvFactory, *, masks: bool = True) -> EnvDescription:
+def describe(
+    factory: EnvFactory, *, masks: bool = True, expect_masks: bool = False
+) -> EnvDescription:
     """Build one environment, look at its spaces and its first infos, close it.
 
     Args:
         factory: Builds one environment.
         masks: Whether to look for action masks: in the info of the reset, or else of one step.
+        expect_masks: Whether there will be masks though none is seen yet.
 
     Raises:
         UsageError: It cannot be built or reset, or DQN cannot train on its spaces.
@@ -117,10 +124,12 @@ def describe(factory: EnvFactory, *, masks: bool = True) -> EnvDescription:
         env_id = env.spec.id if env.spec else name
         described = describe_spaces(env_id, env.observation_space, env.action_space, solved_at)
         _, info = _tried(partial(env.reset, seed=0), name, "reset")
-        if masks and MASK not in info:
+        if masks and info.get(MASK) is None:
             info = _info_of_a_step(env)
-        if masks:
-            described = replace(described, num_masked=_num_masked(described, info))
+        num_masked = _num_masked(described, info) if masks else 0
+        if masks and expect_masks:
+            num_masked = described.num_actions
+        described = replace(described, num_masked=num_masked, obeys_masks=masks)
         step_s = measured_step_s(env) if _is_gymnasiums(env) else None
         return replace(described, step_s=step_s, construction=construction_of(env))
     finally:
@@ -137,7 +146,7 @@ def _info_of_a_step(env: gym.Env[Any, Any]) -> dict[str, Any]:
     """Return what an environment says after one step; nothing where it fails, which will show."""
     space: Any = env.action_space
     with contextlib.suppress(Exception):
-        return dict(env.step(int(space.start))[4])
+        return dict(env.step(space.start)[4])
     return {}
 
 
@@ -160,7 +169,7 @@ def _num_masked(described: EnvDescription, info: dict[str, Any]) -> int:
     Raises:
         UsageError: It speaks of another number of actions than there are.
     """
-    if MASK not in info:
+    if info.get(MASK) is None:
         return 0
     env, num_actions = f"environment {described.env_id}", described.num_actions
     refuse_mask_shape(env, np.shape(info[MASK]), num_actions)
@@ -182,6 +191,7 @@ def describe_spaces(
             "a deep Q-network chooses among finitely many actions (Discrete)",
             "Choose another --env-id, or wrap it so that it offers a few fixed actions.",
         )
+    _refuse_actions_beyond(env_id, action)
     if not isinstance(obs, Box | Discrete | MultiBinary | MultiDiscrete):
         raise UsageError(
             f"environment {env_id} with {type(obs).__name__} observations",
@@ -196,8 +206,27 @@ def describe_spaces(
             "Wrap it with gymnasium.wrappers.DtypeObservation(env, numpy.float32).",
         )
     return EnvDescription(
-        env_id, obs, tuple(obs.shape or ()), dtype.name, int(action.n), int(action.start), solved_at
+        env_id,
+        obs,
+        tuple(obs.shape or ()),
+        dtype.name,
+        int(action.n),
+        int(action.start),
+        solved_at,
+        action_dtype=np.dtype(action.dtype).name,
     )
+
+
+def _refuse_actions_beyond(env_id: str, action: Discrete) -> None:
+    """Refuse actions that int64, in which they are chosen, or their own dtype cannot hold."""
+    last, dtype = int(action.start) + int(action.n) - 1, np.dtype(action.dtype)
+    largest = min(np.iinfo(dtype).max, np.iinfo(np.int64).max)
+    if last > largest:
+        raise UsageError(
+            f"environment {env_id} with action space {action} of {dtype}",
+            f"its last action is {last}, and {largest} is the largest that can be sent",
+            "Let the space start at a smaller number or have a wider dtype.",
+        )
 
 
 def _wrapper_for(obs: Space[Any]) -> str:

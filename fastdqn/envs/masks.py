@@ -6,7 +6,7 @@ other entry; the latter becomes the former here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -22,6 +22,8 @@ __all__ = [
     "checked_masks",
     "observed_beside_mask",
     "refuse_mask_shape",
+    "refuse_unexpected_mask",
+    "refuse_unexpected_masks",
     "with_mask_in_info",
 ]
 
@@ -82,6 +84,41 @@ def refuse_mask_shape(env: str, shape: tuple[int, ...], num_actions: int) -> Non
             f"its {num_actions} actions need ({num_actions},)",
             "Fix the mask, or use --no-action-masks.",
         )
+
+
+def refuse_unexpected_mask(env: int, info: Mapping[str, Any]) -> None:
+    """Refuse a mask where none was expected: without room for it, it would be passed over.
+
+    Args:
+        env: Whose info it is.
+        info: What it says.
+
+    Raises:
+        UsageError: The info holds a mask.
+    """
+    if info.get(MASK) is not None:
+        raise UsageError(
+            f"environment {env} with an action mask in its info",
+            "its first infos held none, so that no room was kept for masks",
+            "Use --expect-action-masks (expect_action_masks=True, or num_masked of a "
+            "GroupedVectorEnv) to obey masks that come later, or --no-action-masks.",
+        )
+
+
+def refuse_unexpected_masks(infos: Mapping[str, Any]) -> None:
+    """Do so for the infos of a vector.
+
+    Args:
+        infos: As Gymnasium's vectors batch them.
+
+    Raises:
+        UsageError: They hold a mask.
+    """
+    if MASK not in infos:
+        return
+    for env, mask in enumerate(infos[MASK]):
+        if f"_{MASK}" not in infos or infos[f"_{MASK}"][env]:
+            refuse_unexpected_mask(env, {MASK: mask})
 
 
 def checked_masks(masks: Any, envs: npt.NDArray[np.bool_], num_actions: int) -> Any:

@@ -56,6 +56,7 @@ class PoolSettings:
         obs_space: Space of an observation that does not lie in the block, or None.
         shared_obs: Gymnasium's shared memory for such observations; None lets them travel.
         plain_actions: See `Task`.
+        refuse_masks: See `Task`.
         spin_s: Seconds to stay awake for a signal; 0 goes to sleep at once.
         name: Prefix of the process names.
     """
@@ -71,6 +72,7 @@ class PoolSettings:
     obs_space: gym.Space[Any] | None = None
     shared_obs: Any = None
     plain_actions: bool = False
+    refuse_masks: bool = False
     spin_s: float = 0.0
     name: str = "Workers"
 
@@ -90,8 +92,8 @@ class PoolSettings:
         """Return what the host of these environments is to do."""
         first, stop = span
         mode, infos = self.autoreset_mode, self.send_infos
-        plain = self.plain_actions
-        return Task(first, stop - first, spec, mode, infos, self.obs_space, plain)
+        ways = self.plain_actions, self.refuse_masks
+        return Task(first, stop - first, spec, mode, infos, self.obs_space, *ways)
 
 
 class WorkerPool:

@@ -17,9 +17,17 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from fastdqn.envs.actions import as_env_counts
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe_spaces
-from fastdqn.envs.masks import MASK, observed_beside_mask, refuse_mask_shape
+from fastdqn.envs.masks import (
+    MASK,
+    observed_beside_mask,
+    refuse_mask_shape,
+    refuse_unexpected_mask,
+    refuse_unexpected_masks,
+)
+from fastdqn.envs.own_arrays import with_own_arrays
 from fastdqn.envs.pool import without_main_module
 from fastdqn.envs.rows import Rows
 from fastdqn.envs.staffing import Staff
@@ -91,6 +99,9 @@ class GroupedSource:
         self.num_workers = envs.num_workers
         self.description = description
         self.rows_of = envs.rows_of
+        unmasked = description.obeys_masks and not description.num_masked
+        self._watches_infos = unmasked and envs.send_infos
+        self._counts_alike = description.first_action == 0 and self.rows.action.dtype == np.int64
         self._sent: deque[int] = deque()  # groups whose step was not received yet
 
     @property
@@ -108,31 +119,39 @@ class GroupedSource:
         while self._sent:
             self.recv(self._sent[0])
         self.envs.reset_async(seed=list(seeds))
-        self.envs.reset_wait()
+        _, infos = self.envs.reset_wait()
+        if self._watches_infos:
+            refuse_unexpected_masks(infos)
         self.rows.clear()
 
     def send(self, actions: npt.NDArray[np.int64], group: int = 0) -> None:
         """Wake the workers; returns at once."""
-        first = self.description.first_action
-        self.envs.send(actions + first if first else actions, group)
+        if not self._counts_alike:
+            actions = as_env_counts(actions, self.description)
+        self.envs.send(actions, group)
         self._sent.append(group)
 
     def recv(self, group: int = 0) -> None:
         """Wait for all workers.
 
         Raises:
+            UsageError: An environment gives a mask where none was expected.
             TimeoutError: A worker that nobody supervises was silent for two minutes.
             WorkerError: Workers failed more often than their supervision allows.
         """
         patience_s = None if self.envs.supervised else REPLY_DEADLINE_S
         try:
-            self.envs.recv(patience_s, group)
+            answers = self.envs.recv(patience_s, group)
         except multiprocessing.TimeoutError:
             raise  # still under way
         except Exception:
             self._sent.popleft()
             raise
         self._sent.popleft()
+        if self._watches_infos:
+            for infos, _ in filter(None, answers):
+                for env, info in infos.items():
+                    refuse_unexpected_mask(env, info)
 
     def close(self) -> None:
         """End the workers."""
@@ -162,28 +181,27 @@ def make_source(
         supervision: Restart workers of `grouped` that fail; None raises.
         staff: Who steps the environments of `grouped`; None goes by `num_workers`.
     """
-    factories = [factory] * num_envs
     if vectorizer == "grouped":
-        envs = GroupedVectorEnv(
-            factories,
+        grouped = GroupedVectorEnv(
+            [factory] * num_envs,
             autoreset_mode=AutoresetMode.SAME_STEP,
             num_workers=num_workers,
             num_groups=num_groups,
             send_infos=False,
             num_masked=description.num_masked,
+            drop_masks=not description.obeys_masks,
             supervision=supervision,
             staff=staff,
         )
-        return GroupedSource(envs, description)
+        return GroupedSource(grouped, description)
     with without_main_module():
         kinds: dict[str, Callable[..., VectorEnv[Any, Any, Any]]] = {
             "async": partial(AsyncVectorEnv, context="spawn"),
             "sync": SyncVectorEnv,
         }
-        # Gymnasium's SAME_STEP hands over the last observation after the reset, which an
-        # environment that reuses its array has overwritten by then.
-        mode = AutoresetMode.DISABLED
-        return VectorSource(kinds[vectorizer](factories, autoreset_mode=mode), description)
+        own = [partial(with_own_arrays, factory, index) for index in range(num_envs)]
+        envs = kinds[vectorizer](own, autoreset_mode=AutoresetMode.DISABLED)
+        return VectorSource(envs, description)
 
 
 def source_of(
@@ -195,7 +213,7 @@ def source_of(
         envs: The vector.
         masks_in_infos: Whether its infos hold `action_mask`; one in a Dict observation, or in
             the block of a GroupedVectorEnv, is seen by itself.
-        obey_masks: Whether masks are read at all.
+        obey_masks: Whether masks are read at all; if so, one that is not expected is refused.
 
     Raises:
         UsageError: Its spaces do not suit DQN, its masks speak of another number of actions or
@@ -213,13 +231,16 @@ def source_of(
     in_block = isinstance(envs, GroupedVectorEnv) and envs.rows.action_mask.shape[1] > 0
     if obey_masks and (masks_in_infos or in_block or key is not None):
         description = replace(description, num_masked=description.num_actions)
+    description = replace(description, obeys_masks=obey_masks)
     if _shares_its_rows(envs, description):
         return GroupedSource(envs, description)  # type: ignore[arg-type]
-    if description.num_masked and in_block and not envs.send_infos:  # type: ignore[attr-defined]
+    if description.num_masked and key is None and not getattr(envs, "send_infos", True):
         raise UsageError(
-            "num_masked with send_infos=False",
-            "its masks lie in the block, which is read in mode SAME_STEP only",
-            "Build it with send_infos=True or autoreset_mode=AutoresetMode.SAME_STEP.",
+            f"{type(envs).__name__} with send_infos=False",
+            "masks lie in its block, where it was built with num_masked, which is read in mode "
+            "SAME_STEP only, and no infos travel",
+            "Build it with send_infos=True, or with num_masked and "
+            "autoreset_mode=AutoresetMode.SAME_STEP.",
         )
     return VectorSource(envs, description)
 

@@ -113,7 +113,7 @@ class SupervisedPool(WorkerPool):
     """A `WorkerPool` that replaces workers instead of raising.
 
     Failures before the first reset are raised at once: a factory that cannot work is no accident.
-    Later, only a spent budget is raised. A call whose worker dies or hangs is made again to its
+    Later, only a spent budget is raised, and what no restart would mend. A call whose worker dies or hangs is made again to its
     successor, which also gets the attributes that were set.
 
     Args:
@@ -201,7 +201,8 @@ class SupervisedPool(WorkerPool):
         Raises:
             TimeoutError: `timeout` seconds passed; the call may be repeated.
             WorkerError: The budget of restarts is spent.
-            EnvFailures: Environments raised in a call that is no step and no reset.
+            EnvFailures: Environments raised in a call that is no step and no reset, or returned
+                what cannot be used.
         """
         if not self._wards:
             return super().collect(self.supervision.deadline_s, group)
@@ -247,7 +248,7 @@ class SupervisedPool(WorkerPool):
         try:
             answer = self._answer_or_hang(ward, heard)
         except EnvFailures as error:
-            if self._asked[group][0] in {"step", "reset"}:
+            if self._asked[group][0] in {"step", "reset"} and not error.final():
                 self._replace(ward, *_told(ward, error))
                 return
             answer = error
@@ -271,6 +272,7 @@ class SupervisedPool(WorkerPool):
 
     def _answers_to_step(self, group: int) -> list[Any]:
         answers = [self._answer_to_step(ward, group) for ward in self._wards]
+        _raise_failures(answers)
         if not any(ward.live for ward in self._wards):
             self._wait_for_one()
         return answers
@@ -279,7 +281,7 @@ class SupervisedPool(WorkerPool):
         if group in ward.answers:
             ward.in_a_row = 0
             answer = ward.answers.pop(group)
-            if answer is not None:
+            if answer is not None and not isinstance(answer, EnvFailures):
                 ward.seen[group] = answer[1]
             return answer
         start, stop = ward.worker.spans[group]
@@ -301,9 +303,7 @@ class SupervisedPool(WorkerPool):
                 if group not in ward.answers:
                     self._call_again(ward, name, part, group)
         answers = [ward.answers.pop(group) for ward in self._wards]
-        failures = [f for a in answers if isinstance(a, EnvFailures) for f in a.failures]
-        if failures:
-            raise EnvFailures(failures)
+        _raise_failures(answers)
         if name == "reset":
             self._show(arguments, answers, group)
         return answers
@@ -374,6 +374,10 @@ class SupervisedPool(WorkerPool):
                     ward.first[group] = answer
                     ward.seen[group] = answer[1]
         except EnvFailures as error:
+            if final := error.final():
+                ward.worker.end()
+                ward.owed.clear()
+                raise final from None
             self._replace(ward, *_told(ward, error))
             return
         except WorkerError as error:
@@ -425,6 +429,14 @@ class SupervisedPool(WorkerPool):
             if not ward.live:
                 ward.worker.end()
         super().close(timeout)
+
+
+def _raise_failures(answers: Sequence[Any]) -> None:
+    """Raise what environments raised, in the order of the workers; mostly there is nothing."""
+    if any(answers):
+        failures = [f for a in answers if isinstance(a, EnvFailures) for f in a.failures]
+        if failures:
+            raise EnvFailures(failures)
 
 
 def _told(ward: _Ward, error: EnvFailures) -> tuple[str, list[int]]:

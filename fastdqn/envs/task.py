@@ -28,6 +28,7 @@ class Task:
         obs_space: Space of an observation that does not lie in the block, or None.
         plain_actions: Whether actions in the block reach environments as Python numbers, which
             they work with faster, and not as NumPy's.
+        refuse_masks: Whether an action mask in an info is refused, which would be passed over.
     """
 
     first_env: int
@@ -37,3 +38,4 @@ class Task:
     send_infos: bool
     obs_space: gym.Space[Any] | None = None
     plain_actions: bool = False
+    refuse_masks: bool = False

@@ -10,9 +10,16 @@ import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 
+from fastdqn.envs.actions import as_env_counts
 from fastdqn.envs.make import EnvDescription
-from fastdqn.envs.masks import MASK, checked_masks, observed_beside_mask
+from fastdqn.envs.masks import (
+    MASK,
+    checked_masks,
+    observed_beside_mask,
+    refuse_unexpected_masks,
+)
 from fastdqn.envs.rows import Rows, RowSpec
+from fastdqn.envs.vector_check import VectorCheck
 from fastdqn.errors import UsageError
 
 __all__ = ["VectorSource"]
@@ -21,15 +28,13 @@ __all__ = ["VectorSource"]
 class VectorSource:
     """A vector environment whose results are copied into private rows.
 
-    Of Gymnasium's own vectors, SAME_STEP is only for environments that return a new array at
-    each step: one that overwrites its array spoils `final_obs` before anybody sees it.
-
     Args:
         envs: The vector; `close` closes it.
         description: Its environments.
 
     Raises:
-        UsageError: The vector does not say its autoreset mode.
+        UsageError: The vector does not say its autoreset mode. Later: an observation is none of
+            its space.
     """
 
     num_groups = 1
@@ -44,13 +49,15 @@ class VectorSource:
             self.num_envs, description.obs_space, envs.single_action_space, description.num_masked
         )
         self.rows = Rows.allocate(spec)
+        self._checks = VectorCheck(envs, description.obs_space, self._key, self.rows.obs)
         self._mode = _autoreset_mode(envs)
         self.resets_within_step = self._mode is not AutoresetMode.NEXT_STEP
+        self._refuses_masks = description.obeys_masks and self._key is None
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, np.int64)
         self._ended = np.zeros(self.num_envs, np.bool_)
         self._everyone = np.ones(self.num_envs, np.bool_)
-        self._pending: npt.NDArray[np.int64] | None = None
+        self._pending: npt.NDArray[Any] | None = None
 
     @property
     def num_restarts(self) -> int:
@@ -82,7 +89,7 @@ class VectorSource:
 
     def send(self, actions: npt.NDArray[np.int64], group: int = 0) -> None:  # noqa: ARG002
         """Start the step where the vector can (AsyncVectorEnv), or keep it for `recv`."""
-        self._pending = actions + self.description.first_action
+        self._pending = as_env_counts(actions, self.description)
         if isinstance(self.envs, AsyncVectorEnv):
             self.envs.step_async(self._pending)
 
@@ -137,10 +144,10 @@ class VectorSource:
         self, obs: Any, infos: dict[str, Any], which: npt.NDArray[np.bool_] | None = None
     ) -> None:
         """Let the environments in `which` [N], or all, show `obs` and what may be done there."""
-        told, here = infos, slice(None) if which is None else which
+        told = infos
         if self._key is not None:
             told, obs = obs, obs[self._key]
-        self.rows.obs[here] = obs[here]
+        self._checks.take(obs, self._everyone if which is None else which, infos.get("restarted"))
         self._read_masks(self.rows.action_mask, told, self._everyone if which is None else which)
 
     def _place_finals(self, infos: dict[str, Any]) -> None:
@@ -153,8 +160,8 @@ class VectorSource:
             for index in np.flatnonzero(ended):
                 observed[index], told[MASK][index] = finals[index][self._key], finals[index][MASK]
             finals = observed
-        for index in np.flatnonzero(ended):
-            self.rows.final_obs[index] = finals[index]
+        for index in np.flatnonzero(ended).tolist():
+            self.rows.final_obs[index] = self._checks.array_of(finals[index], index)
         self._read_masks(self.rows.final_action_mask, told, ended)
 
     def _read_masks(
@@ -163,8 +170,12 @@ class VectorSource:
         """Take the masks of the environments in `which` [N]; everything is allowed without one."""
         num_masked = self.description.num_masked
         if not num_masked:
+            if self._refuses_masks:
+                refuse_unexpected_masks(told)
             return
         said = which & told.get(f"_{MASK}", MASK in told)
+        if MASK in told and told[MASK].dtype == object:
+            said &= [mask is not None for mask in told[MASK]]
         into[which & ~said] = True
         if said.any():
             into[said] = checked_masks(told[MASK], said, num_masked)

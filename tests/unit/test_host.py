@@ -142,7 +142,7 @@ def test_an_observation_of_another_shape_is_never_broadcast(
     first, second = map(str, raised.value.failures)
     assert first.startswith("environment 0 raised on action 0")
     assert second.startswith("environment 1 raised on action 0")
-    assert f"an observation of shape {shape}, the observation space says {space.shape}" in first
+    assert f"an observation of shape {shape}: the observation space says {space.shape}" in first
 
 
 def test_one_that_raises_in_a_step_costs_the_others_nothing() -> None:

@@ -1,0 +1,160 @@
+"""Which values a space of arrays holds, and the refusal of an observation that is none of them.
+
+Integers outside their bounds have no row in a one-hot code, and what an integer dtype cannot hold
+wraps around: both would be learned from in silence. The bounds of float Boxes are often only
+hints, so floats are left alone here; the rollout refuses those that are not finite.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
+
+from fastdqn.errors import UsageError
+
+__all__ = ["ARRAYS", "NUMBERS", "SpaceCheck"]
+
+ARRAYS = (Box, Discrete, MultiBinary, MultiDiscrete)
+NUMBERS = "biuf"
+"""Kinds of dtypes that observations may have."""
+WAY_OUT = "Fix the environment, or let its observation_space say what it really shows."
+
+
+class SpaceCheck:
+    """What is compared with every observation of one space, or of a batch of them.
+
+    Args:
+        space: A Box, Discrete, MultiBinary or MultiDiscrete.
+        shape: Shape of what is compared; bounds of another shape are not compared.
+        dtype: What it is stored in; that of the space, or no bounds are compared either.
+
+    Attributes:
+        space: The same.
+        shape: The same.
+        dtype: The same.
+        low: Least values, [*O] or a scalar; None where the dtype says it all.
+        high: Largest values.
+    """
+
+    def __init__(self, space: Space[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.space, self.shape, self.dtype = space, shape, dtype
+        self.low, self.high = _bounds(space, shape, dtype) or (None, None)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there are values of the dtype that the space does not hold."""
+        return self.low is not None
+
+    def of_row(self, index: int, one: SpaceCheck) -> SpaceCheck:
+        """Return what row `index` of a batch is compared with, where `one` is what all rows are."""
+        row = copy(one)
+        row.low, row.high = (b if np.ndim(b) == 0 else b[index] for b in (self.low, self.high))
+        return row
+
+    def array_of(self, obs: Any, env: int) -> npt.NDArray[Any]:
+        """Return an observation as an array that can be stored; see `refuse_outside` for bounds.
+
+        Args:
+            obs: Whatever environment `env` returned.
+            env: Its index, to be named.
+
+        Raises:
+            UsageError: It is no array of numbers of this shape, or the dtype cannot hold one.
+        """
+        try:
+            array = np.asarray(obs)
+        except Exception as error:
+            raise self._no_array(obs, env, str(error).partition("\n")[0].rstrip(".")) from None
+        if array.dtype.kind not in NUMBERS:
+            raise self._no_array(obs, env, f"NumPy makes {array.dtype} of it")
+        if array.shape != self.shape:
+            raise UsageError(
+                f"environment {env} with an observation of shape {array.shape}",
+                f"the observation space says {self.shape}",
+                WAY_OUT,
+            )
+        if self.dtype.kind == "f" or array.dtype == self.dtype:
+            return array
+        self.refuse_outside(array, env)
+        return array.astype(self.dtype)
+
+    def refuse_outside(self, values: npt.NDArray[Any], env: int) -> None:
+        """Refuse values [*O] that the space does not hold.
+
+        Raises:
+            UsageError: Names the environment, a value and the space.
+        """
+        wrong = self.wrong(values)
+        if wrong is not None:
+            raise self.refusal(values, wrong, env)
+
+    def wrong(self, values: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
+        """Return [*O] bool, which numbers the space does not hold; None where it holds all."""
+        if self.dtype.kind == "f":
+            return None
+        wrong = np.zeros((), np.bool_)
+        if not np.can_cast(values.dtype, self.dtype):
+            with np.errstate(all="ignore"):
+                wrong = values.astype(self.dtype) != values
+        if self.low is not None:
+            wrong = wrong | (values < self.low) | (values > self.high)
+        return wrong if wrong.any() else None
+
+    def refusal(
+        self, values: npt.NDArray[Any], wrong: npt.NDArray[np.bool_], env: int
+    ) -> UsageError:
+        """Return the refusal of an observation [*O] with the first of its wrong numbers."""
+        where = np.argwhere(wrong)[0].tolist()
+        place = f" at {where} of its observation" if where else " for its observation"
+        return UsageError(
+            f"environment {env} with {np.asarray(values[tuple(where)]).item()!r}{place}",
+            f"its observation space {self._said} holds no such value",
+            WAY_OUT,
+        )
+
+    def _no_array(self, obs: Any, env: int, why: str) -> UsageError:
+        return UsageError(
+            f"environment {env} with the observation {_shown(obs)} of {type(obs).__name__}",
+            f"its observation space {self._said} holds arrays of numbers ({why})",
+            WAY_OUT,
+        )
+
+    @property
+    def _said(self) -> str:
+        return " ".join(str(self.space).split())
+
+
+def _shown(obs: Any) -> str:
+    shown = " ".join(repr(obs).split())
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+def _bounds(space: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Any, Any] | None:
+    """Return least and largest values; None where the dtype holds no others, or for floats."""
+    if not isinstance(space, ARRAYS) or dtype.kind == "f" or np.dtype(space.dtype) != dtype:
+        return None
+    least, most = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    low, high = _said(space)
+    if np.shape(low) != shape or (np.all(low == least) and np.all(high == most)):
+        return None
+    return _scalar_if_uniform(low), _scalar_if_uniform(high)
+
+
+def _said(space: Any) -> tuple[Any, Any]:
+    if isinstance(space, Box):
+        return space.low, space.high
+    if isinstance(space, MultiBinary):
+        return np.zeros(space.shape, space.dtype), np.ones(space.shape, space.dtype)
+    count = space.n if isinstance(space, Discrete) else space.nvec
+    last = np.asarray(count, object) - 1 + np.asarray(space.start, object)  # may pass the dtype
+    last = np.minimum(last, np.iinfo(space.dtype).max)
+    return np.asarray(space.start, space.dtype), np.asarray(last, space.dtype)
+
+
+def _scalar_if_uniform(bounds: npt.NDArray[Any]) -> Any:
+    first = bounds.reshape(-1)[:1]
+    return first[0] if first.size and (bounds == first).all() else bounds
