@@ -67,6 +67,11 @@ class Mine(gym.Wrapper[Any, Any, Any, Any]):
     """A wrapper of the caller's own."""
 
 
+def made_inside(**kwargs: Any) -> Mine:
+    """An entry point that brings a wrapper of its own."""
+    return Mine(Sized(**kwargs))
+
+
 def mine(env: Any) -> Mine:
     return Mine(env)
 
@@ -187,6 +192,21 @@ def test_what_a_registration_puts_around_an_environment_is_put_there_once(
     assert again == around
 
 
+def test_what_an_entry_point_puts_around_an_environment_is_put_there_once(
+    tmp_path: Path, registered: str
+) -> None:
+    gym.register("Inside-v0", made_inside, max_episode_steps=5)
+    agent = small(partial(make, "Inside-v0", wrappers.FlattenObservation, goal=3))
+    assert [name for name, _ in facts(agent)[2]] == ["Mine", "TimeLimit", "FlattenObservation"]
+    agent.save(tmp_path / "policy")
+    assert facts(DQN.load(tmp_path / "policy")) == facts(agent)
+    gym.registry.pop("Inside-v0")
+    gym.register("Inside-v0", Sized, max_episode_steps=5)
+    with pytest.raises(UsageError, match="Mine is a wrapper of the caller's own"):
+        DQN.load(tmp_path / "policy")
+    gym.registry.pop("Inside-v0")
+
+
 def test_given_arguments_come_before_the_saved_ones_and_wrappers_too(
     tmp_path: Path, registered: str
 ) -> None:
@@ -232,7 +252,11 @@ NOT_AGAIN: dict[str, tuple[Any, tuple[str, ...]]] = {
         ("the argument func of TransformReward is of type function",),
     ),
     "an array": (
-        partial(make, "MountainCar-v0", lambda env: wrappers.RescaleObservation(env, -1, np.ones(2, np.float32))),
+        partial(
+            make,
+            "MountainCar-v0",
+            partial(wrappers.RescaleObservation, min_obs=-1, max_obs=np.ones(2, np.float32)),
+        ),
         ("the argument max_obs of RescaleObservation is of type ndarray",),
     ),
     "an object": (
@@ -249,7 +273,7 @@ NOT_AGAIN: dict[str, tuple[Any, tuple[str, ...]]] = {
         ("SyncVectorEnv cannot be built again: the caller built it",),
     ),
     "tensors": (lambda: make_tensor_env("CartPole-v1", 2, "cpu"), ("the caller built it",)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NOT_AGAIN)
