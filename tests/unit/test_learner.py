@@ -297,9 +297,16 @@ def test_hard_copies_go_on_from_the_updates_of_an_earlier_training(earlier: int)
     counted: list[float] = []
 
     class CountSteps(CountUp):
-        def __call__(self, *given: Any) -> Any:
-            counted.append(float(given[3]))
-            return super().__call__(*given)
+        def __call__(
+            self,
+            flat: Tensor,
+            grad: Tensor,
+            slots: list[Tensor],
+            step: Tensor,
+            learning_rate: Tensor,
+        ) -> tuple[Tensor, list[Tensor]]:
+            counted.append(float(step))
+            return super().__call__(flat, grad, slots, step, learning_rate)
 
     period, replay = 7, filled_ring(num_envs=1, rows=2, obs_size=1)
     learner = Learner(
