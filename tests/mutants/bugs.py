@@ -25,12 +25,12 @@ from fastdqn import (
     networks,
     policy,
     rollout,
+    saved_description,
     schedules,
     update,
-    worlds,
 )
 from fastdqn.captured import Captured
-from fastdqn.envs import construction, local, supervised, wrapping
+from fastdqn.envs import construction, local, supervised
 from fastdqn.envs.host import Host
 from fastdqn.envs.lines import CheckedLine
 from fastdqn.envs.source import GroupedSource
@@ -825,12 +825,12 @@ def a_compiler_that_is_tried_before_the_training() -> None:
 
 @turns_red(
     LOADING + "the_environment_of_a_factory_comes_back",
-    LOADING + "arguments_and_wrappers_of_an_id_come_back",
+    LOADING + "arguments_come_back_as_what_they_were",
 )
 def load_forgets_the_arguments_of_the_environment() -> None:
-    right, named = loading.rebuilt, wrapping.factory_with
+    right = construction.rebuilt
     exchange("rebuilt", lambda spec, _, wrappers: right(spec, spec.kwargs, wrappers), loading)
-    exchange("factory_with", lambda env_id, _, wrappers: named(env_id, {}, wrappers), worlds)
+    exchange("to_plain", lambda _: {}, saved_description)
 
 
 @turns_red(
@@ -838,7 +838,7 @@ def load_forgets_the_arguments_of_the_environment() -> None:
     LOADING + "a_policy_of_a_factory_brings_after_loading_what_it_brought_before",
 )
 def load_forgets_the_wrappers_of_the_environment() -> None:
-    right = loading.rebuilt
+    right = construction.rebuilt
     exchange("rebuilt", lambda spec, kwargs, _: right(spec, kwargs, ()), loading)
 
 

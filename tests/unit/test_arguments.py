@@ -11,6 +11,8 @@ from fastdqn.arguments import parse, value_of
 from fastdqn.envs.wrapping import read_wrapper
 from fastdqn.errors import UsageError
 
+AGAIN = ("--wrapper", "B(1)")
+
 
 @dataclass(frozen=True)
 class Asked:

@@ -120,8 +120,9 @@ def test_copies_by_episodes_go_on_from_the_episodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"target": "hard", "target_period_episodes": 5}
-    loaded = reloaded(small(**settings).learn(400), tmp_path / "policy")
-    before, seen, synced = counts(loaded)["episodes"], Seen(), []
+    agent = small(**settings).learn(400)
+    loaded = reloaded(agent, tmp_path / "policy")
+    before, seen, synced = counts(agent)["episodes"], Seen(), []
     monkeypatch.setattr(
         loaded.learner,
         "sync_target",
@@ -130,6 +131,7 @@ def test_copies_by_episodes_go_on_from_the_episodes(
     loaded.learn(300, witness=seen)
     after = before + len(seen.episodes)
     assert len(synced) == after // 5 - before // 5 > 1
+    assert synced[0] > before
 
 
 def test_environments_and_exploration_go_on_with_new_numbers(tmp_path: Path) -> None:
