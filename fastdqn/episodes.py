@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 HEADER = "episode,env_step,return,length,status"
+LARGEST = 2**53
+"""Of a count: what a float64 holds exactly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +248,10 @@ def _whole_lines(path: Path) -> list[str]:
 def _parse(path: Path, number: int, line: str) -> tuple[int, int, float, int, str]:
     try:
         episode, env_step, return_, length, status = line.split(",")
-        return int(episode), int(env_step), float(return_), int(length), status
+        whole = int(episode), int(env_step), int(length)
+        if max(map(abs, whole)) > LARGEST:
+            raise ValueError("no count")
+        return whole[0], whole[1], float(return_), whole[2], status
     except ValueError as error:
         raise UsageError(
             f"{path}, line {number}",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from fastdqn.episodes import EpisodeTable
 
-__all__ = ["build_returns_figure", "build_wall_time_figure", "wall_seconds"]
+__all__ = ["build_returns_figure", "build_wall_time_figure", "drawable", "wall_seconds"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -31,6 +31,7 @@ SIZE_IN = (10.0, 5.0)
 WINDOW = 100
 MEAN_FROM, TREND_FROM = 20, 10
 BINS = 40
+LARGEST = 1e15
 TICK_STEPS = (1, 2, 2.5, 5, 10)
 DOT, MEAN, TREND, SOLVED = "#8fb3d9", "#1f5fa8", "#d9822b", "#2e8b57"
 INK, FAINT, BAND, GRID = "#333333", "#8c8c8c", "#edf1f5", "#e6e6e6"
@@ -43,7 +44,8 @@ def build_returns_figure(
 
     The left panel holds the episodes as dots, the mean of the last 100 from the 20th on, and,
     from 10 episodes on, the straight line over env steps that fits them best; the legend gives
-    its rise per 100 episodes of the run's mean length. Returns that are not finite are left out.
+    its rise per 100 episodes of the run's mean length. Returns that are not finite, or beyond
+    1e15, are left out.
 
     Args:
         table: The episodes, any number of them; the figure says when there is none.
@@ -54,7 +56,7 @@ def build_returns_figure(
     Returns:
         A new figure of 10 by 5 inches.
     """
-    finite = np.isfinite(table.return_)
+    finite = np.abs(table.return_) <= LARGEST
     steps = table.env_step[finite].astype(np.float64)
     returns = table.return_[finite]
     if returns.size == 0:
@@ -117,9 +119,15 @@ def wall_seconds(metrics: Sequence[dict[str, object]]) -> FloatArray:
     return counted_on
 
 
+def drawable(value: object) -> float | None:
+    """Return a number that axes can show; None for one that is not finite or beyond 1e15."""
+    fine = isinstance(value, int | float) and abs(value) <= LARGEST
+    return float(value) if fine else None  # type: ignore[arg-type]
+
+
 def _column(metrics: Sequence[dict[str, object]], name: str) -> FloatArray:
     values = (record.get(name) for record in metrics)
-    numbers = [value if isinstance(value, int | float) else np.nan for value in values]
+    numbers = [np.nan if number is None else number for number in map(drawable, values)]
     return np.array(numbers, dtype=np.float64)
 
 

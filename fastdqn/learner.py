@@ -123,6 +123,11 @@ class Learner(Update):
         self._replayed_step, self._given_step = way.replayed, way.given
         self._sampled_step, self._chosen_step = way.sampled, way.chosen
 
+    def go_on_from(self, updates: int) -> None:
+        """Count the period of the hard target on from a training of so many updates."""
+        self.earlier_updates, self._ways = updates, {}  # none of which knows of them
+        self.execute_as(self.execution)
+
     def keep_to(self, execution: str) -> None:
         """Take this way, and free what the others hold."""
         self.execute_as(execution)

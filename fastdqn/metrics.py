@@ -180,7 +180,7 @@ def read_metrics(path: Path) -> list[dict[str, object]]:
 def _parse(path: Path, number: int, line: str) -> dict[str, object]:
     try:
         record: object = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also a number of thousands of digits
         record = None
     if not isinstance(record, dict):
         raise UsageError(

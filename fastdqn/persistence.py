@@ -101,7 +101,7 @@ class Persistent:
         self._env_steps, self._episodes = told.env_steps, told.episodes
         self._rounds = told.rounds
         self.learner.sync_target()
-        self.learner.earlier_updates = told.updates
+        self.learner.go_on_from(told.updates)
         self._ratio.go_on_from(told.env_steps, told.updates)
         if self._fused is not None:
             self._fused.earlier_steps, self._fused.episodes = told.env_steps, told.episodes

@@ -9,7 +9,12 @@ import numpy as np
 
 from fastdqn.episodes import read_episodes, solved_threshold
 from fastdqn.errors import UsageError
-from fastdqn.figures import build_returns_figure, build_wall_time_figure, wall_seconds
+from fastdqn.figures import (
+    build_returns_figure,
+    build_wall_time_figure,
+    drawable,
+    wall_seconds,
+)
 from fastdqn.metrics import read_metrics
 
 if TYPE_CHECKING:
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_returns", "plot_run", "plot_wall_time"]
 
 DPI = 150
+LONGEST_TITLE = 100
 
 
 def plot_returns(
@@ -86,7 +92,7 @@ def plot_run(run_dir: Path) -> list[Path]:
     """
     table = read_episodes(_episodes_path(run_dir))
     metrics_path = run_dir / "metrics.jsonl"
-    metrics = read_metrics(metrics_path) if metrics_path.exists() else None
+    metrics = read_metrics(metrics_path) if metrics_path.is_file() else None
     title, solved_at = _named(run_dir)
     returns, wall_time = run_dir / "plots" / "returns.png", run_dir / "plots" / "wall_time.png"
     wall_s = _last_wall_s(metrics or ())
@@ -118,17 +124,17 @@ def _named(run_dir: Path) -> tuple[str, float | None]:
     env_id = config.get("env_id")
     solved_at = config.get("solved_at", config.get("stop_at_return"))
     title = env_id if isinstance(env_id, str) else run_dir.name
-    chosen = float(solved_at) if isinstance(solved_at, int | float) else None
-    return title, solved_threshold(title, chosen)
+    title = "".join(filter(str.isprintable, title))[:LONGEST_TITLE]
+    return title, solved_threshold(title, drawable(solved_at))
 
 
 def _read_config(path: Path) -> dict[str, object]:
     """Return all that config.json says, what the program resolved last; empty if missing."""
-    if not path.exists():
+    if not path.is_file():
         return {}
     try:
         content: object = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             str(path), f"not JSON ({error})", "Repair it, or move it away to plot without it."
         ) from error

@@ -91,7 +91,8 @@ class RunRecord:
         """Write a checkpoint and result.json."""
         env_steps = trainer.rollout.env_steps
         agent, folder = self.agent, self.run_dir / "checkpoints"
-        description = {**agent.describe(), "env_steps": env_steps}
+        counts = {"env_steps": env_steps, "episodes": trainer.rollout.episodes}
+        description = {**agent.describe(), **counts}
         with self._telling(f"the checkpoint of env step {env_steps}"):
             save_checkpoint(folder, env_steps, agent.parameters(), description)
         with self._telling(f"result.json at env step {env_steps}"):

@@ -31,7 +31,7 @@ def read_regular(path: Path, most: int) -> bytes:
             raise OSError(f"{path.name} is no regular file")
         if status.st_size > most:
             raise OSError(f"{path.name} takes {status.st_size:,} bytes, more than {most:,}")
-        return file.read(most)
+        return file.read(status.st_size)
 
 
 def parse_json(content: bytes | str) -> Any:

@@ -64,6 +64,7 @@ def check(config: Any) -> None:
         _demand(config, name, lambda v: v is None or v > 0, "it must be positive")
     for name in _POSITIVE_FRACTIONS:
         _demand(config, name, lambda v: 0 < v <= 1, "it must lie in (0, 1]")
+    _demand(config, "replay_ratio", lambda v: v <= 10_000, "no machine keeps up with it")
     _demand(config, "hidden_sizes", _are_sizes, "a layer has a whole number of units, 1 or more")
     _check_choices(config)
     for got, reason, way_out in _conflicts(config):

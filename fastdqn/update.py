@@ -72,9 +72,9 @@ class Update:
     """What one update does; see `fastdqn.learner.Learner` for the settings.
 
     Attributes:
-        earlier_updates: Those of a training that this one goes on from, set before the first
-            update. The period of the hard target counts on from them; the optimizer does not: its
-            moments start at zero, and so does the count that corrects their bias, `updates`.
+        earlier_updates: Those of a training that this one goes on from. The period of the hard
+            target counts on from them; the optimizer does not: its moments start at zero, and so
+            does the count that corrects their bias, `state.updates`.
     """
 
     earlier_updates = 0
@@ -245,7 +245,9 @@ class Update:
         if self.target_kind == "soft":
             state.target.lerp_(state.online, fine * self.tau)
         elif self.target_kind == "hard" and self.target_period:
-            made = state.updates - state.skipped + self._target_phase
+            made = state.updates - state.skipped
+            if self._target_phase:
+                made = made + self._target_phase
             due = made % self.target_period == 0
             state.target.lerp_(state.online, (due & fine).float())
 

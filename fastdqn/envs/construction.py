@@ -146,7 +146,8 @@ def rebuilt(
     for wrapper in wrappers[len(inside) :]:
         known = brought.get(f"{wrapper.module}:{wrapper.name}")
         if known is not None:
-            env = load_env_creator(known.entry_point)(env=env, **(known.kwargs or {}))
+            creator: Any = load_env_creator(known.entry_point)
+            env = creator(env=env, **(known.kwargs or {}))
         elif wrapper.why_not or wrapper.kwargs is None:
             raise NotPlainError(wrapper.why_not)
         else:

@@ -99,6 +99,22 @@ def replay_of(
 # One update from the same state
 
 
+@pytest.mark.parametrize("earlier", [0, 4, 5, 1000])
+def test_the_hard_target_goes_on_from_earlier_updates_as_the_eager_one(earlier: int) -> None:
+    torch.manual_seed(0)
+    replay = replay_of()
+    eager, native = pair(MLP((5,), 3, (8,)), target="hard", target_period=3)
+    for learner in (eager, native):
+        learner.go_on_from(earlier)
+    for made, index in enumerate(torch.split(replay.draw(9, 12), 1), start=1):
+        for learner in (eager, native):
+            learner.learn(replay, index)
+        assert_alike(native.state, eager.state)
+        copied = torch.equal(native.state.target, native.state.online)
+        assert copied == ((earlier + made) % 3 == 0)
+        copy_state(native.state, eager.state)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("loss", ["huber", "mse"])

@@ -103,6 +103,23 @@ def test_each_of_many_updates_is_the_eager_one(name: str, device: str) -> None:
     assert int(card.state.updates) == 14
 
 
+@pytest.mark.parametrize("earlier", [0, 4, 5])
+def test_the_hard_target_goes_on_from_earlier_updates(earlier: int, device: str) -> None:
+    replay = replay_of()
+    ring = moved(replay.ring, device)
+    eager, card = pair(MLP((5,), 3, (8,)), device, target="hard", target_period=3)
+    for learner in (eager, card):
+        learner.go_on_from(earlier)
+    native = native_of(card, device)
+    for made, index in enumerate(torch.split(replay.draw(6, 12), 1), start=1):
+        eager._learn(ring, index.to(device))
+        native(ring, index.to(device))
+        assert_alike(card.state, eager.state, rtol=3e-4)
+        copied = torch.equal(card.state.target, card.state.online)
+        assert copied == ((earlier + made) % 3 == 0)
+        copy_state(card.state, eager.state)
+
+
 SIZES = [
     ((5,), 3, (), 7),
     ((1,), 1, (1,), 1),

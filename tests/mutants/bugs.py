@@ -20,15 +20,17 @@ from fastdqn import (
     evaluation,
     execution,
     exploration,
+    loading,
     losses,
     networks,
     policy,
     rollout,
+    saved_description,
     schedules,
     update,
 )
 from fastdqn.captured import Captured
-from fastdqn.envs import local, supervised
+from fastdqn.envs import construction, local, supervised
 from fastdqn.envs.host import Host
 from fastdqn.envs.lines import CheckedLine
 from fastdqn.envs.source import GroupedSource
@@ -39,9 +41,11 @@ from fastdqn.learner import Learner, LearnerState
 from fastdqn.meanwhile import Meanwhile
 from fastdqn.native import NativeActor
 from fastdqn.optimizers import Adam
+from fastdqn.persistence import Persistent
 from fastdqn.replay.finals import Finals
 from fastdqn.replay.ring import ReplayBuffer
 from fastdqn.replay.starts import Starts
+from fastdqn.saved_description import SavedDescription
 from tests.mutants.native_bugs import plants
 
 __all__ = ["MUTANTS", "Mutant"]
@@ -69,6 +73,9 @@ MEANWHILE = "tests/unit/test_meanwhile.py::test_"
 MOVING = "tests/equivalence/test_moving_learning.py::test_"
 EXECUTION = "tests/unit/test_execution.py::test_"
 EVALUATION = "tests/unit/test_evaluation.py::test_"
+LOADING = "tests/unit/test_loading.py::test_"
+GOING_ON = "tests/unit/test_going_on.py::test_"
+FORGED = "tests/property/test_forged_policies.py::test_"
 
 
 @dataclass(frozen=True)
@@ -811,6 +818,98 @@ def a_compiler_that_is_tried_before_the_training() -> None:
         return ["eager", "cudagraph", "native" if native else "compile+cudagraph"]
 
     exchange("worth_trying", worth_trying, execution)
+
+
+# What is saved and loaded
+
+
+@turns_red(
+    LOADING + "the_environment_of_a_factory_comes_back",
+    LOADING + "arguments_come_back_as_what_they_were",
+)
+def load_forgets_the_arguments_of_the_environment() -> None:
+    right = construction.rebuilt
+    exchange("rebuilt", lambda spec, _, wrappers: right(spec, spec.kwargs, wrappers), loading)
+    exchange("to_plain", lambda _: {}, saved_description)
+
+
+@turns_red(
+    LOADING + "the_environment_of_a_factory_comes_back",
+    LOADING + "a_policy_of_a_factory_brings_after_loading_what_it_brought_before",
+)
+def load_forgets_the_wrappers_of_the_environment() -> None:
+    right = construction.rebuilt
+    exchange("rebuilt", lambda spec, kwargs, _: right(spec, kwargs, ()), loading)
+
+
+@turns_red(LOADING + "what_an_entry_point_puts_around_an_environment_is_put_there_once")
+def wrappers_that_come_with_the_environment_put_on_again() -> None:
+    def chain_of(env: Any) -> list[Any]:
+        return []
+
+    exchange("_tried", lambda _: "", loading)
+    exchange("chain_of", chain_of, construction)
+
+
+@turns_red(
+    LOADING + "a_module_is_imported_where_the_caller_names_it_alone",
+    FORGED + "what_only_the_caller_may_name_is_printed_as_a_command",
+)
+def what_a_file_names_is_imported() -> None:
+    exchange("_refuse_unknown", lambda *_, **__: None, loading)
+
+
+@turns_red(FORGED + "what_a_file_claims_is_compared_before_anything_is_built")
+def the_sizes_that_a_file_claims_are_believed() -> None:
+    exchange("refuse_other_shapes", lambda *_: None, loading)
+
+
+@turns_red(
+    GOING_ON + "what_is_counted_goes_on_after_loading",
+    GOING_ON + "copies_by_episodes_go_on_from_the_episodes",
+)
+def episodes_that_begin_again_after_loading() -> None:
+    right = Persistent._go_on_from
+
+    def go_on_from(self: Persistent, told: SavedDescription) -> None:
+        right(self, replace(told, episodes=0))
+
+    exchange("_go_on_from", go_on_from, Persistent)
+
+
+@turns_red(GOING_ON + "what_is_counted_goes_on_after_loading")
+def updates_that_begin_again_after_loading() -> None:
+    def go_on_from(self: schedules.ReplayRatio, env_steps: int, updates: int) -> None:
+        self.start += env_steps
+
+    exchange("go_on_from", go_on_from, schedules.ReplayRatio)
+
+
+@turns_red(GOING_ON + "nothing_bursts_after_loading")
+def a_burst_of_updates_after_loading() -> None:
+    def go_on_from(self: schedules.ReplayRatio, env_steps: int, updates: int) -> None:
+        self.updates = updates
+
+    exchange("go_on_from", go_on_from, schedules.ReplayRatio)
+
+
+@turns_red(
+    GOING_ON + "the_hard_target_is_copied_when_it_would_have_been",
+    LEARNER + "hard_copies_go_on_from_the_updates_of_an_earlier_training",
+    NATIVE + "the_hard_target_goes_on_from_earlier_updates_as_the_eager_one",
+)
+def a_hard_target_whose_period_begins_again_after_loading() -> None:
+    exchange("go_on_from", lambda self, updates: None, Learner)
+
+
+@turns_red(GOING_ON + "environments_and_exploration_go_on_with_new_numbers")
+def the_first_episodes_again_after_loading() -> None:
+    right = Persistent._go_on_from
+
+    def go_on_from(self: Persistent, told: SavedDescription) -> None:
+        right(self, replace(told, rounds=0))
+
+    exchange("_go_on_from", go_on_from, Persistent)
 
 
 # The C

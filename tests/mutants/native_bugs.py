@@ -37,6 +37,11 @@ ALTERATIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "1.0f",
         (UPDATE,),
     ),
+    "native: a period that begins again": (
+        "(step + set->target_phase)",
+        "step",
+        (NATIVE + "the_hard_target_goes_on_from_earlier_updates_as_the_eager_one",),
+    ),
     "native: gradients not clipped": ("if (factor < 1.0f)", "if (0)", (UPDATE,)),
     "native: one draw for all environments": (
         "uniform + row * uniform_row",
@@ -95,6 +100,11 @@ KERNELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "step.rate /= 1.0f - powf(call.beta1, (float)number);",
         "",
         (CARD_UPDATE,),
+    ),
+    "card: a period that begins again": (
+        "(number + call.target_phase)",
+        "number",
+        (CARD + "the_hard_target_goes_on_from_earlier_updates",),
     ),
     "card: gradients not clipped": ("most < 1.0f ? most : 1.0f", "1.0f", (CARD_UPDATE,)),
     "card: the rows of the first update again": (

@@ -269,7 +269,8 @@ def test_every_field_is_documented_below_it() -> None:
 
 def test_settings_as_plain_values_survive_json() -> None:
     config = Config(run_dir=Path("runs/one"), hidden_sizes=(7,), clip_norm=None)
-    values = json.loads(json.dumps(plain(config), allow_nan=False))
+    values: dict[str, Any] = json.loads(json.dumps(plain(config), allow_nan=False))
     assert values["run_dir"] == "runs/one"
-    again = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    again = Config(**values)
     assert replace(again, run_dir=config.run_dir) == config

@@ -291,6 +291,35 @@ def test_hard_copies_are_counted_in_updates_for_any_number_of_environments(
     assert copies >= 4
 
 
+@pytest.mark.parametrize("earlier", [0, 5, 14, 12345])
+def test_hard_copies_go_on_from_the_updates_of_an_earlier_training(earlier: int) -> None:
+    """The optimizer does not: its moments are new, and so is the count of its bias."""
+    counted: list[float] = []
+
+    class CountSteps(CountUp):
+        def __call__(
+            self,
+            flat: Tensor,
+            grad: Tensor,
+            slots: list[Tensor],
+            step: Tensor,
+            learning_rate: Tensor,
+        ) -> tuple[Tensor, list[Tensor]]:
+            counted.append(float(step))
+            return super().__call__(flat, grad, slots, step, learning_rate)
+
+    period, replay = 7, filled_ring(num_envs=1, rows=2, obs_size=1)
+    learner = Learner(
+        Table(1, 1), optimizer=CountSteps(), target="hard", target_period=period, clip_norm=None
+    )
+    learner.go_on_from(earlier)
+    for made in range(1, 20):
+        learner.learn(replay, torch.zeros(1, 1, dtype=torch.int64))
+        since = (earlier + made) % period
+        assert learner.state.target.item() == (made - since if since <= made else 0.0)
+    assert counted == list(range(1, 20))
+
+
 @pytest.mark.parametrize(("tau", "updates"), [(0.005, 200), (0.3, 10), (1.0, 1)])
 def test_the_soft_target_follows_its_closed_form(tau: float, updates: int) -> None:
     learner = _learner(optimizer=StandStill(), target="soft", tau=tau)

@@ -36,6 +36,7 @@ SMALL: dict[str, Any] = {
     "buffer_size": 1000,
 }
 EVALUATE = ("--episodes", "2")
+LOW = np.int64(-1)
 
 
 def small(env: Any, **settings: Any) -> DQN:
@@ -63,8 +64,21 @@ def facts(agent: DQN) -> list[Any]:
     return told
 
 
+def abs_of(reward: Any) -> Any:
+    return abs(reward)
+
+
 class Mine(gym.Wrapper[Any, Any, Any, Any]):
     """A wrapper of the caller's own."""
+
+
+def sized(**kwargs: Any) -> Sized:
+    return Sized(**kwargs)
+
+
+def made_inside(**kwargs: Any) -> Mine:
+    """An entry point that brings a wrapper of its own."""
+    return Mine(Sized(**kwargs))
 
 
 def mine(env: Any) -> Mine:
@@ -90,7 +104,7 @@ class Sized(gym.Env[Any, Any]):
 def registered() -> Iterator[str]:
     """An environment that is registered, with a wrapper of ours put on by its registration."""
     extra = (Mine.wrapper_spec(),)
-    gym.register("Sized-v0", Sized, max_episode_steps=9, additional_wrappers=extra)
+    gym.register("Sized-v0", sized, max_episode_steps=9, additional_wrappers=extra)
     yield "Sized-v0"
     gym.registry.pop("Sized-v0", None)
 
@@ -187,6 +201,21 @@ def test_what_a_registration_puts_around_an_environment_is_put_there_once(
     assert again == around
 
 
+def test_what_an_entry_point_puts_around_an_environment_is_put_there_once(
+    tmp_path: Path, registered: str
+) -> None:
+    gym.register("Inside-v0", made_inside, max_episode_steps=5)
+    agent = small(partial(make, "Inside-v0", wrappers.FlattenObservation, goal=3))
+    assert [name for name, _ in facts(agent)[2]] == ["Mine", "TimeLimit", "FlattenObservation"]
+    agent.save(tmp_path / "policy")
+    assert facts(DQN.load(tmp_path / "policy")) == facts(agent)
+    gym.registry.pop("Inside-v0")
+    gym.register("Inside-v0", sized, max_episode_steps=5)
+    with pytest.raises(UsageError, match="Mine is a wrapper of the caller's own"):
+        DQN.load(tmp_path / "policy")
+    gym.registry.pop("Inside-v0")
+
+
 def test_given_arguments_come_before_the_saved_ones_and_wrappers_too(
     tmp_path: Path, registered: str
 ) -> None:
@@ -215,7 +244,7 @@ def test_another_environment_of_the_callers_takes_nothing_of_the_saved_one(
 
 def _own_spec() -> gym.Env[Any, Any]:
     spec = gym.spec("CartPole-v1")
-    return gym.make(gym.envs.registration.EnvSpec(spec.id, entry_point=Sized))
+    return gym.make(gym.envs.registration.EnvSpec(spec.id, entry_point=sized))
 
 
 NOT_AGAIN: dict[str, tuple[Any, tuple[str, ...]]] = {
@@ -228,11 +257,17 @@ NOT_AGAIN: dict[str, tuple[Any, tuple[str, ...]]] = {
         ),
     ),
     "a function": (
-        partial(make, "CartPole-v1", lambda env: wrappers.TransformReward(env, lambda r: 2 * r)),
+        partial(make, "CartPole-v1", partial(wrappers.TransformReward, func=abs_of)),
         ("the argument func of TransformReward is of type function",),
     ),
     "an array": (
-        partial(make, "MountainCar-v0", lambda env: wrappers.RescaleObservation(env, -1, np.ones(2, np.float32))),
+        partial(
+            make,
+            "MountainCar-v0",
+            partial(
+                wrappers.RescaleObservation, min_obs=np.int64(-1), max_obs=np.ones(2, np.float32)
+            ),
+        ),
         ("the argument max_obs of RescaleObservation is of type ndarray",),
     ),
     "an object": (
@@ -249,7 +284,7 @@ NOT_AGAIN: dict[str, tuple[Any, tuple[str, ...]]] = {
         ("SyncVectorEnv cannot be built again: the caller built it",),
     ),
     "tensors": (lambda: make_tensor_env("CartPole-v1", 2, "cpu"), ("the caller built it",)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NOT_AGAIN)
@@ -281,7 +316,7 @@ def test_an_environment_that_is_no_longer_registered_is_named(
 def test_an_environment_that_has_changed_is_refused(tmp_path: Path, registered: str) -> None:
     paths = [saved(registered, tmp_path), saved(partial(make, registered), tmp_path / "made")]
     gym.registry.pop(registered)
-    gym.register(registered, Sized, kwargs={"size": 5}, additional_wrappers=(Mine.wrapper_spec(),))
+    gym.register(registered, sized, kwargs={"size": 5}, additional_wrappers=(Mine.wrapper_spec(),))
     with pytest.raises(UsageError, match=r"observations \(2,\) float32 .* has \(5,\) float32"):
         DQN.load(paths[0])
     assert DQN.load(paths[1]).description.obs_shape == (2,)  # its arguments were noted, all of them
@@ -335,8 +370,8 @@ def test_evaluate_takes_an_environment_arguments_and_wrappers(
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A module that registers an environment when it is imported; it is not yet."""
-    text = "import gymnasium as gym\nfrom tests.unit.test_loading import Sized\n"
-    text += "gym.register('Brought-v0', Sized)\n"
+    text = "import gymnasium as gym\nfrom tests.unit.test_loading import sized\n"
+    text += "gym.register('Brought-v0', sized)\n"
     (tmp_path / "brings_sized.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield "brings_sized"

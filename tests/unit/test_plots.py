@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -311,3 +312,53 @@ def test_plotting_leaves_pyplot_and_the_users_settings_alone() -> None:
         "assert settings() == before\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# Files that a stranger wrote
+
+
+EPISODES = "episode,env_step,return,length,status\n"
+DIGITS = "1" * 10_000
+STRANGE = {
+    "config.json": [
+        *("[" * 100_000, '{"a": ' + DIGITS + "}", "\x00", "[]", '{"config": {"env_id": [1]}}'),
+        *(f'{{"resolved": {{"solved_at": {n}}}}}' for n in ("NaN", "1e308", "-1e999", "1" * 400)),
+        json.dumps({"config": {"env_id": "x" * 100_000}}),
+        json.dumps({"config": {"env_id": "\x00\x1b[31m $\\frac{$ \ud800"}}),
+    ],
+    "episodes.csv": [
+        *(f"{EPISODES}1,{n},1.0,5,T\n" for n in ("9" * 30, DIGITS, "-1", str(2**63))),
+        *(f"{EPISODES}1,5,{n},5,T\n" for n in ("1e308", "nan", "-inf", "1e400", DIGITS)),
+        EPISODES + "".join(f"{i},{i},{(-1) ** i * 1e300},1,T\n" for i in range(50)),
+        EPISODES + "".join(f"{i},{i},{(-1) ** i * 1e15},1,T\n" for i in range(50)),
+    ],
+    "metrics.jsonl": [
+        *("[" * 100_000 + "\n", '{"wall_s": ' + DIGITS + "}\n", '{"wall_s": [], "sps": {}}\n'),
+        *(
+            f'{{"wall_s": {n}, "return_mean_100": {n}, "sps": {n}}}\n'
+            for n in ("1e308", "1" * 400, "NaN", "-5", "true", '"1"', "1e15")
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_whatever_is_in_a_file_is_drawn_or_refused(name: str, tmp_path: Path) -> None:
+    drawn = 0
+    for number, content in enumerate(STRANGE[name]):
+        run = tmp_path / str(number)
+        run.mkdir()
+        (run / "episodes.csv").write_text(EPISODES + "1,5,1.0,5,Solved\n")
+        (run / name).write_text(content)
+        try:
+            drawn += bool(plot_run(run))
+        except UsageError as error:
+            assert name in str(error)  # noqa: PT017 - it may also be drawn
+    assert 0 < drawn < len(STRANGE[name])
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+def test_a_pipe_is_no_file_of_a_run(name: str, tmp_path: Path) -> None:
+    (tmp_path / "episodes.csv").write_text(EPISODES + "1,5,1.0,5,Solved\n")
+    os.mkfifo(tmp_path / name)
+    assert plot_run(tmp_path) == [tmp_path / "plots" / "returns.png"]
