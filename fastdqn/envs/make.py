@@ -41,6 +41,8 @@ class EnvDescription:
         step_s: Measured seconds of a step where the trainer's own process may take some: in
             environments that are quick and come with Gymnasium. None elsewhere: what a stranger's
             environment may do to its process, a worker can be restarted from.
+        max_episode_steps: Env steps after which the environment's own time limit ends an episode,
+            or None.
     """
 
     env_id: str
@@ -52,6 +54,7 @@ class EnvDescription:
     solved_at: float | None
     num_masked: int = 0
     step_s: float | None = field(default=None, compare=False)
+    max_episode_steps: int | None = None
 
 
 def factory_of(env_id: str, **kwargs: Any) -> EnvFactory:
@@ -103,6 +106,8 @@ def describe(factory: EnvFactory, *, masks: bool = True) -> EnvDescription:
         solved_at = env.spec.reward_threshold if env.spec else None
         env_id = env.spec.id if env.spec else name
         described = describe_spaces(env_id, env.observation_space, env.action_space, solved_at)
+        limit = env.spec.max_episode_steps if env.spec else None
+        described = replace(described, max_episode_steps=limit)
         _, info = _tried(partial(env.reset, seed=0), name, "reset")
         if masks and MASK not in info:
             info = _info_of_a_step(env)

@@ -30,6 +30,7 @@ from fastdqn.envs.failures import EnvFailures, Failure
 from fastdqn.envs.host import Host
 from fastdqn.envs.rows import Rows
 from fastdqn.envs.task import Task
+from fastdqn.streams import hold_streams
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -158,6 +159,7 @@ def run_worker(wire: Wire, work: Work, inherited: Sequence[Wire]) -> None:
             stays open here would hide the parent's death from other workers.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    hold_streams()  # what an environment prints must not cost its worker
     for end in inherited:
         end.close()
     _die_with_parent(work.parent_pid)
