@@ -28,8 +28,8 @@ from fastdqn.device import resolve_device
 from fastdqn.envs.make import EnvDescription
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.evaluation import Evaluation, Tell
-from fastdqn.given import folder_of, name_of, refuse_dropped
-from fastdqn.learning import NOT_TRAINED, Trainable
+from fastdqn.given import folder_of, name_of, refuse_second_id, without_effect
+from fastdqn.learning import NOT_TRAINED, Trainable, threads
 from fastdqn.networks import FlatNetwork
 from fastdqn.policy import Policy
 from fastdqn.prediction import predict
@@ -66,21 +66,22 @@ class DQN(Trainable):
         **settings: Any,
     ) -> None:
         self._given = settings if _given is None else _given  # by the caller, and not by a file
+        refuse_second_id(self._given)
         masks = settings.get("action_masks", True)
         self._world = world_of(env, settings.get("vectorizer", "grouped"), masks=masks)
         self.description: EnvDescription = self._world.description
-        refuse_dropped(
-            self._given,
-            self._world.fixed,
-            builds=self._world.builds,
-            own_network=network is not None,
-        )
         settings = {**settings, **self._world.fixed}
         name = env if isinstance(env, str) else self.description.env_id
         self.config = build_config(name, settings)
         self.origin = {"environment": name_of(env)}
         if network is not None:
             self.origin["network"] = name_of(network)
+        self.unused = without_effect(
+            self._given,
+            self._world.fixed,
+            builds=self._world.builds,
+            own_network=network is not None,
+        )
         self._run_dir = folder_of(self.config.run_dir)
         self._recorded: Path | None = None  # the folder that the last call of `learn` left
         self._build(network)
@@ -145,8 +146,9 @@ class DQN(Trainable):
             UsageError: `episodes` is below 1, or the agent cannot build environments.
         """
         episodes = self.config.eval_episodes if episodes is None else episodes
-        with closing(self._new_evaluator(seed, episodes, max_steps)) as evaluator:
-            evaluator.tell = tell
+        evaluator = self._new_evaluator(seed, episodes, max_steps)
+        evaluator.tell = tell
+        with threads(self.config.cpu_threads), closing(evaluator):
             return evaluator.full()
 
     def save(self, path: str | Path) -> None:

@@ -122,7 +122,7 @@ def build_wall_time_figure(
     draw_evaluations(axes, evaluated_s, evaluations)
     draw_solved(axes, solved_at)
     _mark_solved(axes, wall_s, returns, solved_at)
-    axes.set_xlim(left=0.0)
+    axes.set_xlim(0.0, 1.03 * float(np.nanmax(np.concatenate((wall_s, evaluated_s)))))
     axes.set_zorder(speed.get_zorder() + 1)
     axes.patch.set_visible(False)
     add_legend(axes, columns=3, behind=speed)

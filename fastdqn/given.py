@@ -1,4 +1,4 @@
-"""What the caller gave: named for config.json, and refused where it would be dropped in silence."""
+"""What the caller gave: named for config.json, and told or refused where it has no effect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from fastdqn.config import Config
 from fastdqn.errors import UsageError
 
-__all__ = ["folder_of", "name_of", "refuse_dropped", "refuse_unwritten"]
+__all__ = ["folder_of", "name_of", "refuse_second_id", "refuse_unwritten", "without_effect"]
 
 OF_BUILT_ENVS = ("num_workers", "vectorizer", "worker_deadline_s", "max_worker_restarts")
 """Settings of how environments are built and hosted."""
@@ -28,32 +28,39 @@ def name_of(thing: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def refuse_dropped(
+def refuse_second_id(given: Collection[str]) -> None:
+    """Refuse an id beside the environment itself.
+
+    Raises:
+        UsageError: It is among the settings that the caller named.
+    """
+    if "env_id" in given:
+        raise UsageError(
+            "env_id beside the environment",
+            "the first argument is the environment",
+            "Leave it out.",
+        )
+
+
+def without_effect(
     given: Mapping[str, Any], fixed: Mapping[str, Any], *, builds: bool, own_network: bool
-) -> None:
-    """Refuse settings that what was given beside them leaves without effect.
+) -> list[str]:
+    """Name the settings that what was given beside them leaves without effect, and why.
 
     Args:
         given: The settings that the caller named.
         fixed: Settings that the environments decide.
         builds: Whether environments are built here and not by the caller.
         own_network: Whether the network is the caller's.
-
-    Raises:
-        UsageError: Names the first of them.
     """
-    if "env_id" in given:
-        raise _dropped("env_id", given, "the first argument is the environment")
-    for name, value in fixed.items():
-        if given.get(name, value) != value:
-            reason = f"the environments that the caller built decide it, it is {value}"
-            raise _dropped(name, given, reason)
-    for name in () if builds else OF_BUILT_ENVS:
-        if name in given:
-            raise _dropped(name, given, "the environments that the caller built are as they are")
-    for name in OF_THE_MLP if own_network else ():
-        if name in given:
-            raise _dropped(name, given, "the network is the caller's")
+    others = [name for name in OF_BUILT_ENVS if name in given and not builds]
+    differing = [name for name, value in fixed.items() if given.get(name, value) != value]
+    of_the_mlp = [name for name in OF_THE_MLP if name in given and own_network]
+    reasons = {
+        **dict.fromkeys(others + differing, "the environments are the caller's"),
+        **dict.fromkeys(of_the_mlp, "the network is the caller's"),
+    }
+    return [f"{name}={given[name]!r} ({reason})" for name, reason in reasons.items()]
 
 
 def refuse_unwritten(given: Collection[str], config: Config) -> None:
@@ -93,7 +100,3 @@ def folder_of(run_dir: Any) -> Path | None:
     if not isinstance(run_dir, str | os.PathLike) or not str(run_dir):
         raise UsageError(f"run_dir={run_dir!r}", "it is no path", 'Try run_dir="runs/NAME".')
     return Path(run_dir)
-
-
-def _dropped(name: str, given: Mapping[str, Any], reason: str) -> UsageError:
-    return UsageError(f"{name}={given[name]!r}", reason, f"Leave {name} out.")

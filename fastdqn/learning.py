@@ -35,10 +35,21 @@ from fastdqn.trial import choose_ways, learning_seconds
 from fastdqn.witness import NullWitness, Witness
 from fastdqn.worlds import World
 
-__all__ = ["NOT_TRAINED", "Trainable"]
+__all__ = ["NOT_TRAINED", "Trainable", "threads"]
 
 EVALUATION_ENVS = 20
 NOT_TRAINED = "not trained yet"
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let PyTorch's CPU operations have so many threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Trainable(ABC):
@@ -51,6 +62,7 @@ class Trainable(ABC):
         policy: Observations to actions.
         execution_reason: Why the learner runs as it does.
         origin: What the caller gave as environment and network, for config.json.
+        unused: Settings without effect, each with the reason.
     """
 
     config: Config
@@ -59,6 +71,7 @@ class Trainable(ABC):
     policy: Policy
     execution_reason: str
     origin: dict[str, str]
+    unused: list[str]
     _given: Mapping[str, Any]
     _world: World
     _fused: FusedRollout | None
@@ -143,8 +156,7 @@ class Trainable(ABC):
         self._refuse_idle(timesteps)
         self._choose_execution(timesteps)
         with ExitStack() as stack:
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(config.cpu_threads)
+            stack.enter_context(threads(config.cpu_threads))
             stack.enter_context(float32_products(config.precision, self.learner.device))
             evaluator = None
             if self._world.builds:

@@ -369,6 +369,7 @@ def test_a_run_leaves_a_complete_folder(finished_run: Path) -> None:
         "checkpoints/step-000000000400/policy.json",
         "config.json",
         "episodes.csv",
+        "evaluations.csv",
         "log.txt",
         "metrics.jsonl",
         "plots",
