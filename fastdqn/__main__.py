@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 
+from fastdqn.streams import hold_streams
+
 __all__ = ["run"]
 
 INTERRUPTED = 130
@@ -14,6 +16,7 @@ INTERRUPTED = 130
 def run() -> int:
     """Run one command; a Ctrl-C while there is nothing to save ends it at once, silently."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    hold_streams()
     from fastdqn.cli import main  # noqa: PLC0415 - PyTorch and its friends take seconds to load
 
     return main()

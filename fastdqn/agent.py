@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from functools import partial
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
 from typing import Any, Self
 
 import numpy.typing as npt
@@ -16,7 +15,6 @@ from fastdqn.build import (
     build_config,
     build_fused,
     build_learner,
-    build_loop,
     build_network,
     build_sampler,
     refuse_machine,
@@ -27,28 +25,20 @@ from fastdqn.device import resolve_device
 from fastdqn.envs.make import EnvDescription
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.wrapping import CONFIGURING, with_plain_arguments
-from fastdqn.errors import UsageError
-from fastdqn.evaluation import Evaluation, Evaluator
-from fastdqn.execution import choose_execution
+from fastdqn.evaluation import Evaluation, Tell
 from fastdqn.fused import FusedRollout
-from fastdqn.loop import Loop
+from fastdqn.given import folder_of, name_of, refuse_second_id, without_effect
+from fastdqn.learning import NOT_TRAINED, threads
 from fastdqn.networks import FlatNetwork
 from fastdqn.persistence import Persistent
 from fastdqn.policy import Policy
-from fastdqn.precision import float32_products
 from fastdqn.prediction import predict
-from fastdqn.replay import ReplayBuffer
 from fastdqn.rollout import Rollout
 from fastdqn.scalars import whole
 from fastdqn.schedules import ReplayRatio
-from fastdqn.trial import choose_ways, learning_seconds
-from fastdqn.witness import NullWitness, Witness
 from fastdqn.worlds import AnyEnv, world_of
 
 __all__ = ["DQN"]
-
-EVALUATION_ENVS = 20
-NOT_TRAINED = "not trained yet"
 
 
 class DQN(Persistent):
@@ -69,7 +59,16 @@ class DQN(Persistent):
         UsageError: A setting, the environment or the network cannot be used.
     """
 
-    def __init__(self, env: AnyEnv, *, network: nn.Module | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        env: AnyEnv,
+        *,
+        network: nn.Module | None = None,
+        _given: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        self._given = settings if _given is None else _given  # by the caller, and not by a file
+        refuse_second_id(self._given)
         settings = with_plain_arguments(settings)
         named = {name: settings.get(name) for name in CONFIGURING}
         self._world = world_of(
@@ -84,6 +83,17 @@ class DQN(Persistent):
         settings = {**settings, **self._world.fixed}
         name = env if isinstance(env, str) else self.description.env_id
         self.config = build_config(name, settings)
+        self.origin = {"environment": name_of(env)}
+        if network is not None:
+            self.origin["network"] = name_of(network)
+        self.unused = without_effect(
+            self._given,
+            self._world.fixed,
+            builds=self._world.builds,
+            own_network=network is not None,
+        )
+        self._run_dir = folder_of(self.config.run_dir)
+        self._recorded: Path | None = None  # the folder that the last call of `learn` left
         self._build(network)
 
     @classmethod
@@ -110,22 +120,6 @@ class DQN(Persistent):
 
     # The calls
 
-    def learn(self, total_timesteps: int | None = None, *, witness: Witness | None = None) -> Self:
-        """Train for a number of env steps more; a later call goes on where this one ends.
-
-        The episodes that are running at the end of a call are cut there.
-
-        Args:
-            total_timesteps: Env steps of this call; None is the setting's.
-            witness: Is told how it goes; None is nobody.
-
-        Raises:
-            UsageError: So few env steps that nothing would be learned.
-        """
-        with self.trainer(total_timesteps, witness or NullWitness()) as trainer:
-            trainer.run(self.env_seeds())
-        return self
-
     def predict(
         self, obs: npt.ArrayLike, action_mask: npt.ArrayLike | None = None
     ) -> npt.NDArray[Any]:
@@ -143,114 +137,33 @@ class DQN(Persistent):
         """
         return predict(self.policy, self.description, obs, action_mask)
 
-    def evaluate(self, episodes: int = 100, *, seed: int = 0) -> Evaluation:
+    def evaluate(
+        self,
+        episodes: int | None = None,
+        *,
+        seed: int = 0,
+        max_steps: int | None = None,
+        tell: Tell | None = None,
+    ) -> Evaluation:
         """Play greedy episodes in fresh environments; nothing is learned.
 
         Args:
-            episodes: How many, played in up to 20 environments at a time.
+            episodes: How many, played in up to 20 environments at a time; None is the setting
+                `eval_episodes`.
             seed: Of the environments; apart from those of the training even if it is the same.
+            max_steps: Env steps after which an episode is cut; 0 is never, None is the setting
+                `eval_max_steps`. The result says how many were.
+            tell: Is told every few seconds how far it has come: episodes done, episodes, env
+                steps played; None is nobody.
 
         Raises:
             UsageError: `episodes` is below 1, or the agent cannot build environments.
         """
+        if episodes is None:
+            episodes = self.config.eval_episodes
         episodes = whole("episodes", episodes, least=1, way_out="Try 100.")
         seed = whole("seed", seed, way_out="Try 0.")
-        with closing(self._new_evaluator(seed, episodes)) as evaluator:
+        evaluator = self._new_evaluator(seed, episodes, max_steps)
+        evaluator.tell = tell
+        with threads(self.config.cpu_threads), closing(evaluator):
             return evaluator.full()
-
-    # For those who drive the loop or witness it
-
-    @property
-    def solved_at(self) -> float | None:
-        """Mean return that counts as solved: the environment's own, or else `stop_at_return`."""
-        own = self.description.solved_at
-        return self.config.stop_at_return if own is None else own
-
-    @contextmanager
-    def trainer(
-        self, total_timesteps: int | None, witness: Witness, *, started: float | None = None
-    ) -> Iterator[Loop]:
-        """Build the environments and the loop; close the environments afterwards."""
-        config = self.config
-        started = time.perf_counter() if started is None else started
-        timesteps = config.total_timesteps
-        if total_timesteps is not None:
-            timesteps = whole("total_timesteps", total_timesteps, way_out="Try 100_000.")
-        self._refuse_idle(timesteps)
-        self._choose_execution(timesteps)
-        with ExitStack() as stack:
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(config.cpu_threads)
-            stack.enter_context(float32_products(config.precision, self.learner.device))
-            evaluator = None
-            if self._world.builds:
-                evaluator = self._new_evaluator(config.seed, config.eval_episodes)
-                stack.callback(evaluator.close)
-            self._rollout = rollout = self._fused or self._new_rollout(stack)
-            try:
-                yield build_loop(
-                    config,
-                    rollout,
-                    self.learner,
-                    self._sampler,
-                    ratio=self._ratio,
-                    until=self._env_steps + timesteps,
-                    witness=witness,
-                    evaluator=evaluator,
-                    started=started,
-                )
-            finally:
-                self._env_steps, self._episodes = rollout.env_steps, rollout.episodes
-                self._rollout = None
-                self.learner.close()
-
-    def _new_rollout(self, stack: ExitStack) -> Rollout:
-        """Build the environments of a training; the stack closes them."""
-        learning = partial(learning_seconds, self.learner, self._sampler)
-        source = stack.enter_context(self._world.training(self.config, learning))
-        rollout = Rollout(source, self.policy, self.replay)
-        rollout.env_steps, rollout.episodes = self._env_steps, self._episodes
-        return rollout
-
-    @property
-    def replay(self) -> ReplayBuffer:
-        """The replay ring; tensor environments have one of their own, on the device."""
-        if self._sampler is not None:
-            return self._sampler.replay
-        raise UsageError("agent.replay", "tensor environments have none", "Do without it.")
-
-    def _refuse_idle(self, timesteps: int) -> None:
-        waits = max(self._ratio.start - self._env_steps, 0)
-        if timesteps <= waits:
-            raise UsageError(
-                f"total_timesteps {timesteps}",
-                f"learning starts after {waits} env steps, so nothing is learned",
-                "Train longer, or lower learning_starts.",
-            )
-
-    def _choose_execution(self, timesteps: int) -> None:
-        asked, learner = self.config.execution, self.learner
-        expected = int(self.config.replay_ratio * timesteps)
-        first = self.execution_reason == NOT_TRAINED  # what CUDA measures holds afterwards
-        if self._fused is not None:
-            mode, self.execution_reason = choose_execution(
-                asked, learner.device, expected, fused=True, why_not_native=learner.why_not_native
-            )
-            self._fused.execute_as(mode, behind=asked == "auto")
-            learner.execution = mode
-        elif self._sampler is not None and (first or learner.device.type != "cuda"):
-            parts = asked, learner, self.policy, self._sampler
-            self.execution_reason = choose_ways(*parts, expected_updates=expected)
-            self._chosen = learner.execution
-        else:  # what was not compiled by the end of the last call is compiled now
-            learner.execute_as(self._chosen, behind=asked == "auto")
-
-    def env_seeds(self) -> list[int]:
-        """Return seeds for the training environments, new ones at each call."""
-        self._rounds += 1
-        config = self.config
-        return seeds_of(config.seed, Stream.TRAINING_ENVS, config.num_envs, self._rounds - 1)
-
-    def _new_evaluator(self, seed: int, episodes: int) -> Evaluator:
-        make = partial(self._world.evaluation, self.config, min(EVALUATION_ENVS, episodes))
-        return Evaluator(self.policy, make, seed, episodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -26,11 +27,12 @@ def kept(name: str) -> bytes | None:
 def keep(name: str, content: bytes) -> None:
     """Keep something under a name, whole or not at all; a folder that cannot be written is fine."""
     folder = cache_dir()
-    try:
+    with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(dir=folder, suffix=".draft")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(draft).replace(folder / name)
-    except OSError:
-        return
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            Path(draft).replace(folder / name)
+        finally:
+            Path(draft).unlink(missing_ok=True)

@@ -85,7 +85,7 @@ def _fingerprint(source: Path, compiler: str) -> str:
 def _processor() -> str:
     """Return the processor's kind and abilities, so that no library meets one that lacks some."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
     told = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
     return " ".join([platform.machine(), platform.processor(), *sorted(set(told))])
 

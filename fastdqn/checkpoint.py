@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from fastdqn.device import available_bytes
@@ -97,14 +97,25 @@ def save_policy(
     """
     folder = folder.absolute()
     _refuse_foreign(folder)
+    try:
+        _save_whole(folder, parameters, description)
+    except OSError as error:
+        reason = f"the policy was not saved: {error.strerror or error}"
+        raise OSError(error.errno, reason, str(folder)) from error
+
+
+def _save_whole(
+    folder: Path, parameters: Mapping[str, Tensor], description: Mapping[str, Any]
+) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
         host = {name: tensor.detach().cpu().contiguous() for name, tensor in parameters.items()}
-        save_file(host, draft / TENSORS)
-        digest = _digest((draft / TENSORS).read_bytes(), description)
+        content = save(host)  # `save_file` hides the reason of an OSError
+        (draft / TENSORS).write_bytes(content)
+        digest = _digest(content, description)
         text = json.dumps({**description, "schema": SCHEMA, "sha256": digest}, indent=2)
         (draft / DESCRIPTION).write_text(text + "\n")
         for path in (draft / TENSORS, draft / DESCRIPTION, draft):

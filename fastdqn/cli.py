@@ -20,7 +20,10 @@ from fastdqn.arguments import given, parse
 from fastdqn.ccompiler import MLP, begin_to_compile
 from fastdqn.config import Config
 from fastdqn.errors import FastDQNError, UsageError
+from fastdqn.formatting import format_return
+from fastdqn.panel import cut_words, evaluating_line, mean_words
 from fastdqn.presets import PRESETS, preset_config
+from fastdqn.streams import forgiving_streams
 
 __all__ = ["main"]
 
@@ -46,11 +49,17 @@ class EvaluateArguments:
     """Its arguments, KEY=VALUE each, instead of the saved ones."""
     wrapper: tuple[str, ...] = ()
     """Wrappers around it, instead of the saved ones; see fastdqn train --help."""
+    eval_max_steps: int | None = None
+    """Env steps after which an episode is cut, and counted as it is; 0 is never, None is what the
+    policy was trained with: as a rule 10,000, or the environment's own time limit if longer."""
 
     def __post_init__(self) -> None:
         for name, value, least in (("episodes", self.episodes, 1), ("seed", self.seed, 0)):
             if value < least:
                 raise UsageError(f"--{name} {value}", f"it must be at least {least}", "Try 100.")
+        if self.eval_max_steps is not None and self.eval_max_steps < 0:
+            got = f"--eval-max-steps {self.eval_max_steps}"
+            raise UsageError(got, "it must not be negative", "0 is no bound.")
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1, 2, 130 or 143."""
     started = time.perf_counter()
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    with forgiving_streams():
+        return _run(argv, started)
+
+
+def _run(argv: list[str], started: float) -> int:
     try:
         return _dispatch(argv, started)
     except UsageError as error:
@@ -127,14 +141,21 @@ def _evaluate(argv: list[str]) -> int:
     named: dict[str, Any] = {"env_kwargs": asked.env_kwargs, "wrapper": asked.wrapper}
     named = {name: value for name, value in named.items() if value}
     agent = DQN.load(saved, asked.env_id or None, device="cpu", **PLAIN, **SMALLEST, **named)
-    evaluation = agent.evaluate(asked.episodes, seed=asked.seed)
-    returns = evaluation.returns
-    return _say(
-        f"{agent.description.env_id}: mean return {evaluation.mean:.1f} +- {evaluation.std:.1f} "
-        f"over {evaluation.episodes} fresh greedy episodes "
-        f"(lowest {returns.min():.1f}, highest {returns.max():.1f}, "
-        f"mean length {evaluation.lengths.mean():.0f})"
+    found = agent.evaluate(
+        asked.episodes, seed=asked.seed, max_steps=asked.eval_max_steps, tell=_tell_evaluating
     )
+    mean, std = mean_words(found.mean, found.std)
+    lowest, highest = (format_return(x) for x in (found.returns.min(), found.returns.max()))
+    return _say(
+        f"{agent.description.env_id}: mean return {mean} +- {std} "
+        f"over {found.episodes} fresh greedy episodes "
+        f"(lowest {lowest}, highest {highest}, mean length {found.lengths.mean():,.0f})"
+        f"{cut_words(found.num_cut, found.episodes, found.max_steps)}"
+    )
+
+
+def _tell_evaluating(done: int, episodes: int, steps: int) -> None:
+    _say(evaluating_line(done, episodes, steps))
 
 
 def _plot(argv: list[str]) -> int:

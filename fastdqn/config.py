@@ -109,6 +109,9 @@ class Config:
     """Fresh episodes of the evaluation that may stop the run and of the one at its end."""
     eval_interval: int = 10_000
     """Env steps between evaluations while `stop_at_return` is set."""
+    eval_max_steps: int | None = None
+    """Env steps after which an episode of an evaluation is cut, and counted as it is; 0 is never,
+    None is 10,000, or the environment's own time limit where that is longer."""
 
     device: str = "auto"
     """Where replay and network live: auto, cpu, cuda, cuda:N or mps."""

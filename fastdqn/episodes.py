@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, TextIO
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from fastdqn.errors import UsageError
+from fastdqn.line_file import LineFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,6 @@ __all__ = [
     "EpisodeLog",
     "EpisodeTable",
     "episode_status",
-    "open_lines",
     "read_episodes",
     "solved_threshold",
 ]
@@ -106,32 +105,11 @@ def episode_status(return_: float, truncated: bool, *, env_id: str, solved_at: f
     return next(reached, words.otherwise)
 
 
-def open_lines(path: Path, *, buffering: int = -1) -> TextIO:
-    """Open a text file for appending whole lines.
-
-    A last line without its end, left by a crash, is cut off first, so that the next line does
-    not grow onto it. Missing folders are made.
-
-    Args:
-        path: The file; made when missing.
-        buffering: As in open(); 1 hands every finished line to the operating system.
-
-    Returns:
-        The open file, UTF-8; the caller closes it.
-
-    Raises:
-        OSError: The file or its folder cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-    return path.open("a", buffering=buffering, encoding="utf-8", newline="\n")
-
-
 class EpisodeLog:
     """Appends finished episodes to a CSV file, one line each.
 
     Lines are buffered: a crash costs those since the last flush. An existing log is continued.
+    After an OSError the lines wait for room on the disk.
 
     Args:
         path: The file, ``episodes.csv`` of a run folder.
@@ -148,14 +126,15 @@ class EpisodeLog:
             _whole_lines(path)
         self._env_id = env_id
         self._solved_at = solved_at
-        self._file = open_lines(path)
-        if self._file.tell() == 0:
-            self._file.write(HEADER + "\n")
+        self._file = LineFile(path)
+        if self._file.is_new:
+            self._file.add(HEADER)
             self._file.flush()
 
     def write(self, episodes: Sequence[Episode]) -> None:
         """Append one line per episode; reading it back gives the same float."""
-        self._file.writelines(map(self._line, episodes))
+        for episode in episodes:
+            self._file.add(self._line(episode))
 
     def flush(self) -> None:
         """Hand all lines so far to the operating system."""
@@ -181,7 +160,7 @@ class EpisodeLog:
         status = episode_status(
             return_, episode.truncated, env_id=self._env_id, solved_at=self._solved_at
         )
-        return f"{episode.episode},{episode.env_step},{return_!r},{episode.length},{status}\n"
+        return f"{episode.episode},{episode.env_step},{return_!r},{episode.length},{status}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,14 +14,27 @@ from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.source import EnvSource
 from fastdqn.envs.transfer import transfer_to
 from fastdqn.errors import UsageError
+from fastdqn.games import Games, seeds_after
 from fastdqn.policy import Policy
 
-__all__ = ["Evaluation", "Evaluator", "evaluate"]
+__all__ = ["Evaluation", "EvaluationStopped", "Evaluator", "Tell", "evaluate", "step_limit"]
 
 GLANCE_EPISODES, LOOK_EPISODES = 5, 20
 """Episodes of a screening: of a policy that is hopeless already, and of any other."""
 FIRST_EPISODES = 40
 """Of a full evaluation: whether it goes on is decided after so many."""
+MAX_STEPS = 10_000
+"""Env steps of an episode where neither the caller nor the environment names a bound."""
+TELL_EVERY_S = 5.0
+"""Wall seconds between two looks at how far an evaluation has come."""
+NO_LIMIT = 2**62
+
+Tell = Callable[[int, int, int], None]
+"""Is told of an evaluation that takes its time: episodes done, episodes, env steps played."""
+
+
+class EvaluationStopped(Exception):  # noqa: N818 - a wish of the caller, no error
+    """The caller wanted an evaluation to end; nothing came of it."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +44,15 @@ class Evaluation:
     Attributes:
         returns: [E] float64.
         lengths: [E] int64, env steps.
+        num_cut: Episodes that were cut since they had lasted too long; they count with what they
+            had brought until then.
+        max_steps: Env steps at which an episode was cut; 0 is never.
     """
 
     returns: npt.NDArray[np.float64]
     lengths: npt.NDArray[np.int64]
+    num_cut: int = 0
+    max_steps: int = 0
 
     @property
     def mean(self) -> float:
@@ -56,57 +75,82 @@ class Evaluation:
 
     def __add__(self, other: Evaluation) -> Evaluation:
         """Return the episodes of both."""
-        returns = np.concatenate([self.returns, other.returns])
-        return Evaluation(returns, np.concatenate([self.lengths, other.lengths]))
+        return Evaluation(
+            np.concatenate([self.returns, other.returns]),
+            np.concatenate([self.lengths, other.lengths]),
+            self.num_cut + other.num_cut,
+            max(self.max_steps, other.max_steps),
+        )
 
 
-def evaluate(policy: Policy, source: EnvSource, seeds: Sequence[int], episodes: int) -> Evaluation:
+def step_limit(asked: int | None, longest: int | None) -> int:
+    """Return at how many env steps an episode is cut; 0 is never.
+
+    Args:
+        asked: The caller's bound, 0 for none; None leaves it to this function, which takes
+            10,000, or the environment's own time limit where that is longer.
+        longest: The environment's time limit in env steps, or None.
+    """
+    return max(MAX_STEPS, longest or 0) if asked is None else asked
+
+
+def evaluate(
+    policy: Policy,
+    source: EnvSource,
+    seeds: Sequence[int],
+    episodes: int,
+    *,
+    max_steps: int = 0,
+    tell: Tell | None = None,
+    stopped: Callable[[], bool] | None = None,
+) -> Evaluation:
     """Play greedy episodes and return what they brought.
 
     The first E episodes that begin are those that count, all of them to their end, so that short
     episodes are not counted more often than long ones. Environments with nothing left to play rest,
-    where the source can let them.
+    where the source can let them; so does one whose episode was cut, until all are reset together.
 
     Args:
         policy: Acts greedily; nothing is learned and nothing is drawn.
         source: N environments, reset here.
         seeds: N seeds.
         episodes: E >= 1.
+        max_steps: Env steps after which an episode is cut; 0 is never.
+        tell: Is told every few seconds how far it has come; None is nobody.
+        stopped: Is asked before every step whether to stop; None goes on.
+
+    Raises:
+        EvaluationStopped: The caller wanted it to stop.
     """
     policy = policy.to_play()
-    playing = _spread(episodes, source.num_envs)  # number of the episode that each one plays
-    begun = min(episodes, source.num_envs)
-    returns, lengths = np.full(episodes, np.nan), np.zeros(episodes, np.int64)
-    source.reset(seeds)
-    rows, act = source.rows, _acting(policy, source)
-    rows.resting[:] = playing >= episodes
-    missing = episodes
-    while missing:
+    games = Games(source, episodes, max_steps or NO_LIMIT)
+    act, pace = _acting(policy, source), _Pace()
+    games.begin(seeds)
+    while games.missing:
+        if stopped is not None and stopped():
+            raise EvaluationStopped
+        if not games.num_playing:  # all that are left were cut
+            games.begin(seeds_after(seeds, games.num_resets))
         _step(source, act())
-        ended = (rows.terminated | rows.truncated) & rows.real
-        for env in np.flatnonzero(ended).tolist():
-            episode = playing[env]
-            if episode >= episodes:
-                continue
-            returns[episode] = rows.episode_return[env]
-            lengths[episode] = rows.episode_length[env]
-            missing -= 1
-            playing[env], begun = begun, begun + 1
-            rows.resting[env] = playing[env] >= episodes
-    rows.resting[:] = False
-    return Evaluation(returns, lengths)
+        games.count()
+        if tell is not None and pace.due():
+            tell(episodes - games.missing, episodes, games.num_steps)
+    source.rows.resting[:] = False
+    return Evaluation(games.returns, games.lengths, games.num_cut, max_steps)
 
 
-def _spread(episodes: int, num_envs: int) -> npt.NDArray[np.int64]:
-    """Deal the first episodes out to environments [N], few of them evenly: neighbours share a core.
+class _Pace:
+    """Says yes every few seconds, and not at once."""
 
-    Returns:
-        The number of the episode that each environment plays first; E where it plays none.
-    """
-    first = min(episodes, num_envs)
-    playing = np.full(num_envs, episodes)
-    playing[np.arange(first) * num_envs // first] = np.arange(first)
-    return playing
+    def __init__(self) -> None:
+        self._next_s = time.monotonic() + TELL_EVERY_S
+
+    def due(self) -> bool:
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return False
+        self._next_s = now_s + TELL_EVERY_S
+        return True
 
 
 def _acting(policy: Policy, source: EnvSource) -> Callable[[], npt.NDArray[np.int64]]:
@@ -141,17 +185,34 @@ class Evaluator:
         make_source: Builds the environments, apart from those of the training.
         seed: The run's seed.
         episodes: Fresh episodes of a full evaluation.
+        max_steps: Env steps after which an episode is cut; 0 is never.
+
+    Attributes:
+        tell: Is told every few seconds how far an evaluation has come; None is nobody.
+        stopped: Is asked before every step whether to stop; None goes on.
 
     Raises:
-        UsageError: `episodes` is below 1.
+        UsageError: `episodes` is below 1, or `max_steps` below 0.
     """
 
+    tell: Tell | None = None
+    stopped: Callable[[], bool] | None = None
+
     def __init__(
-        self, policy: Policy, make_source: Callable[[], EnvSource], seed: int, episodes: int
+        self,
+        policy: Policy,
+        make_source: Callable[[], EnvSource],
+        seed: int,
+        episodes: int,
+        *,
+        max_steps: int = 0,
     ) -> None:
         if episodes < 1:
             raise UsageError(f"episodes {episodes}", "it must be at least 1", "Try 100.")
+        if max_steps < 0:
+            raise UsageError(f"max_steps {max_steps}", "it must not be negative", "0 is no bound.")
         self.policy, self.seed, self.episodes = policy, seed, episodes
+        self.max_steps = max_steps
         self._make_source = make_source
         self._source: EnvSource | None = None
         self._round = 0
@@ -164,6 +225,9 @@ class Evaluator:
 
         Args:
             goal: Mean return that is hoped for.
+
+        Raises:
+            EvaluationStopped: `stopped` said so; in the other calls, too.
         """
         return self._while_in_reach(goal, GLANCE_EPISODES, min(LOOK_EPISODES, self.episodes))
 
@@ -187,7 +251,15 @@ class Evaluator:
         self._source = self._source or self._make_source()
         self._round += 1
         seeds = seeds_of(self.seed, Stream.EVALUATION_ENVS, self._source.num_envs, self._round)
-        return evaluate(self.policy, self._source, seeds, episodes)
+        return evaluate(
+            self.policy,
+            self._source,
+            seeds,
+            episodes,
+            max_steps=self.max_steps,
+            tell=self.tell,
+            stopped=self.stopped,
+        )
 
     def close(self) -> None:
         """Close the environments."""

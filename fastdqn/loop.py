@@ -11,11 +11,12 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict, Unpack
 
 from fastdqn.errors import NonFiniteError
-from fastdqn.evaluation import Evaluation, Evaluator
+from fastdqn.evaluation import Evaluation, EvaluationStopped, Evaluator
 from fastdqn.learner import Learner
 from fastdqn.mover import Mover
 from fastdqn.report import Episode, Report
@@ -108,6 +109,10 @@ class Loop(ABC):
         self._compiling: list[Any] = []  # who has not told yet that it is ready
         self._first_update: tuple[int, float] | None = None
         self._reported = (rollout.env_steps, 0.0)
+        self._begun_at = rollout.env_steps
+        if self.evaluator is not None:
+            self.evaluator.tell = self.witness.saw_evaluating
+            self.evaluator.stopped = lambda: self.status == "stopped"
 
     # The loop
 
@@ -195,22 +200,29 @@ class Loop(ABC):
         self.witness.saw_episodes(episodes)
 
     def _try_to_finish(self, goal: float) -> None:
-        """Evaluate; a quick look first, and all episodes only where that look reaches the goal."""
+        """Evaluate; a quick look first, and all episodes only where that look reaches the goal.
+
+        A stop in the midst of it ends it; what was played until then is forgotten.
+        """
         if self.evaluator is None or self._first_update is None:
             return
         self.watch.lap("other")
-        evaluation = self.evaluator.screen(goal)
+        with suppress(EvaluationStopped):
+            self._evaluate_for(goal, self.evaluator)
+        self.watch.lap("evaluate")
+
+    def _evaluate_for(self, goal: float, evaluator: Evaluator) -> None:
+        evaluation = evaluator.screen(goal)
         reached = False
         if evaluation.mean >= goal:
-            evaluation = self.evaluator.full(goal)
+            evaluation = evaluator.full(goal)
             reached = evaluation.mean >= goal
-            if evaluation.episodes == self.evaluator.episodes:
+            if evaluation.episodes == evaluator.episodes:
                 self.evaluation = evaluation
         if reached and self.status == "running":
             self.status = "solved"
             self.solved_train_s = self.watch.train_s
             self.solved_total_s = time.perf_counter() - self.started
-        self.watch.lap("evaluate")
         self.witness.saw_evaluation(self.rollout.env_steps, evaluation, reached)
 
     def evaluate_fully(self) -> None:
@@ -262,6 +274,12 @@ class Loop(ABC):
     def return_mean_100(self) -> float:
         """Mean return of the last 100 finished episodes; NaN before the first."""
         return sum(self.returns) / len(self.returns) if self.returns else math.nan
+
+    @property
+    def overall_sps(self) -> float:
+        """Env steps per training second of the whole call, before the first update, too."""
+        train_s = self.watch.train_s
+        return (self.rollout.env_steps - self._begun_at) / train_s if train_s > 0 else math.nan
 
     @property
     def train_sps(self) -> float:

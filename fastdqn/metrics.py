@@ -1,19 +1,21 @@
-"""Where reports go to be kept: JSON lines, TensorBoard, several places, or nowhere."""
+"""Where reports go to be kept: JSON lines, TensorBoard, or nowhere."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import math
+import os
+import socket
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from fastdqn.episodes import open_lines
 from fastdqn.errors import UsageError
+from fastdqn.line_file import LineFile, RecordFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Metrics",
-    "MetricsGroup",
     "MetricsLog",
     "NullMetrics",
     "TensorBoardMetrics",
@@ -72,7 +73,7 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = open_lines(path, buffering=1)
+        self._file = LineFile(path)
 
     def write(self, report: Report, extra: Mapping[str, object] | None = None) -> None:
         """Append one line; see Metrics.write.
@@ -80,82 +81,72 @@ class MetricsLog:
         Raises:
             ValueError: A name in extra is one of the report's own.
             TypeError: A value in extra has no form in JSON.
-            OSError: The line cannot be written, the disk may be full.
+            OSError: The line cannot be written, the disk may be full; it waits for the next one.
         """
         record = _plain(_record(report, extra))
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.add(json.dumps(record, allow_nan=False))
+        self._file.flush()
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
         self._file.close()
 
 
-class _ScalarWriter(Protocol):
-    """The part of TensorBoard's SummaryWriter that is used here."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class TensorBoardMetrics:
     """Writes every finite figure of a report as a TensorBoard scalar over env steps.
 
     Figures come under ``train/``, nested ones such as the time shares under their own name.
-    TensorBoard is imported here and not before.
+    TensorBoard is imported here and not before. Its own writer has a thread, which dies with a
+    traceback on a full disk; here events wait for room.
 
     Args:
         folder: Folder for the event files; made when missing.
 
     Raises:
         UsageError: TensorBoard is not installed.
+        OSError: The file cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
         try:
-            module = importlib.import_module("torch.utils.tensorboard")
+            self._proto: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")
+            records: Any = importlib.import_module("tensorboard.summary.writer.record_writer")
         except ImportError as error:
             raise UsageError(
                 "TensorBoard metrics",
                 "the package tensorboard cannot be imported",
                 'Install it with: pip install "fastdqn[tensorboard]"',
             ) from error
-        self._writer: _ScalarWriter = module.SummaryWriter(str(folder))
+        self._file = RecordFile(folder / _event_file_name())
+        self._records: Any = records.RecordWriter(self._file)
+        self._append(file_version="brain.Event:2")
 
     def write(self, report: Report, extra: Mapping[str, object] | None = None) -> None:
         """Add one point to each scalar; see Metrics.write.
 
         Raises:
             ValueError: A name in extra is one of the report's own.
+            OSError: The points cannot be written, the disk may be full; they wait.
         """
-        for tag, value in _scalars(_record(report, extra)):
-            self._writer.add_scalar(tag, value, global_step=report.env_steps)
+        scalars = _scalars(_record(report, extra))
+        values = [{"tag": tag, "simple_value": value} for tag, value in scalars]
+        self._append(step=report.env_steps, summary={"value": values})
+        self._file.flush()
+
+    def _append(self, **fields: Any) -> None:
+        event = self._proto.Event(wall_time=time.time(), **fields)
+        self._records.write(event.SerializeToString())
 
     def close(self) -> None:
         """Write the events out and close their file; a second call does nothing."""
-        self._writer.close()
+        self._file.close()
 
 
-class MetricsGroup:
-    """Hands every report to several places, in the order given.
-
-    Args:
-        members: The places; they belong to the group, which closes them.
-    """
-
-    def __init__(self, *members: Metrics) -> None:
-        self._members = members
-
-    def write(self, report: Report, extra: Mapping[str, object] | None = None) -> None:
-        """Keep one report in every place; see Metrics.write."""
-        for member in self._members:
-            member.write(report, extra)
-
-    def close(self) -> None:
-        """Close every place, also when one of them raises; the error comes afterwards."""
-        with ExitStack() as stack:
-            for member in reversed(self._members):
-                stack.callback(member.close)
+def _event_file_name() -> str:
+    """Return a name as TensorBoard looks for it, one that no other process and moment has."""
+    moment = time.time_ns()
+    stamp = f"{moment // 10**9:010d}.{socket.gethostname()}.{os.getpid()}.{moment % 10**9}"
+    return f"events.out.tfevents.{stamp}"
 
 
 def read_metrics(path: Path) -> list[dict[str, object]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import cycle
 from typing import TYPE_CHECKING
 
@@ -15,93 +14,103 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from fastdqn.formatting import format_duration, format_figure, format_return, format_spread
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from fastdqn.report import Report
+    from fastdqn.report import EvaluationReport, Report
 
-__all__ = ["build_panel", "evaluation_line", "format_duration", "format_figure", "report_line"]
+__all__ = [
+    "build_panel",
+    "cut_words",
+    "evaluating_line",
+    "evaluation_line",
+    "mean_words",
+    "report_line",
+]
 
 MAX_WIDTH = 80
-WIDE = 64
-FRAME = 6
+FRAME, GAP = 6, 4
 SHARE_COLORS = ("cyan", "yellow", "magenta", "green", "blue")
+ACTIVITY_WORDS = {
+    "act": "acting",
+    "env_wait": "waiting for environments",
+    "write": "writing",
+    "learn": "learning",
+}
+"""What a person reads for the names of the stopwatch; others stand for themselves."""
 
 
-def format_duration(seconds: float) -> str:
-    """Write a span of time as a clock would: 0:12, 1:02:03, 2d 03:04:05.
-
-    Args:
-        seconds: At least 0; rounded to whole seconds. NaN and infinity are unknown spans.
-
-    Returns:
-        The text; ``-`` for an unknown span.
-    """
-    if not math.isfinite(seconds):
-        return "-"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days}d {hour:02}:{minute:02}:{second:02}"
-    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
-
-
-def format_figure(value: float, places: int = 1) -> str:
-    """Write a number with commas and fixed places; a figure not known yet is ``-``.
+def report_line(report: Report, *, may_stop_early: bool = False) -> str:
+    """Write a report as one line of ASCII, its columns steady from line to line.
 
     Args:
-        value: The figure; NaN and the infinities are unknown.
-        places: Digits after the point. A value too small for them gets three digits instead.
+        report: The figures.
+        may_stop_early: Whether the run may end before its last env step.
     """
-    if not math.isfinite(value):
-        return "-"
-    lost = places > 1 and 0.0 < abs(value) < 10.0 ** (1 - places)
-    return f"{value:.3g}" if lost else f"{value:,.{places}f}"
-
-
-def report_line(report: Report) -> str:
-    """Write a report as one line of ASCII, its columns steady from line to line."""
     total = f"{report.total_env_steps:,}"
     return (
         f"{report.env_steps:>{max(9, len(total))},} / {total} steps"
         f" | {format_figure(report.sps, 0):>6} steps/s"
-        f" | return {format_figure(report.return_mean_100):>6}"
+        f" | return {format_return(report.return_mean_100):>6}"
         f" | epsilon {format_figure(report.epsilon, 2)}"
         f" | loss {format_figure(report.loss, 2)}"
-        f" | {format_duration(report.time_left_s)} left"
+        f" | {'at most ' * may_stop_early}{format_duration(report.time_left_s)} left"
     )
 
 
-def evaluation_line(env_steps: int, mean: float, std: float, episodes: int, reached: bool) -> str:
-    """Write the outcome of an evaluation as one line of ASCII.
+def mean_words(mean: float, std: float) -> tuple[str, str]:
+    """Return a mean return and the deviation of the returns, as they stand side by side."""
+    return format_return(mean, beside=std), format_spread(std, mean)
+
+
+def cut_words(num_cut: int, episodes: int, max_steps: int) -> str:
+    """Say how many episodes were cut, as the end of a sentence; nothing where none was."""
+    were = "was" if num_cut == 1 else "were"
+    return f"; {num_cut} of {episodes} episodes {were} cut at {max_steps:,} steps" * bool(num_cut)
+
+
+def evaluation_line(found: EvaluationReport) -> str:
+    """Write the outcome of an evaluation as one line of ASCII."""
+    mean, std = mean_words(found.mean, found.std)
+    return (
+        f"evaluation at {found.env_steps:,} steps: return {mean} (std {std}) "
+        f"over {found.episodes} episodes{', target reached' * found.reached}"
+        f"{cut_words(found.num_cut, found.episodes, found.max_steps)}"
+    )
+
+
+def evaluating_line(done: int, episodes: int, steps: int) -> str:
+    """Write how far an evaluation has come as one line of ASCII.
 
     Args:
-        env_steps: Env steps of the run so far.
-        mean: Mean return of the evaluation's episodes.
-        std: Standard deviation of these returns.
-        episodes: How many there were.
-        reached: Whether the mean reached the target return.
+        done: Episodes that are over.
+        episodes: Episodes that it will have.
+        steps: Env steps that were played.
     """
-    figures = f"return {format_figure(mean)} (std {format_figure(std)}) over {episodes} episodes"
-    return f"evaluation at {env_steps:,} steps: {figures}" + ", target reached" * reached
+    return f"evaluating: {done} of {episodes} episodes done, {steps:,} steps played"
 
 
-def build_panel(report: Report, footnote: str, *, width: int) -> Panel:
+def build_panel(
+    report: Report, footnote: str, *, width: int, may_stop_early: bool = False
+) -> Panel:
     """Lay a report out as a panel: progress bar, figures, and where the time went.
 
     Args:
         report: The figures.
         footnote: Text in the lower edge; empty for none.
         width: Columns of the terminal; the panel takes all of them up to 80.
+        may_stop_early: Whether the run may end before its last env step.
 
     Returns:
         A new renderable.
     """
     width = min(MAX_WIDTH, width)
-    parts: list[RenderableType] = [_bar(report), "", _figures(report, width)]
+    inner = width - FRAME
+    parts: list[RenderableType] = [_bar(report), "", _figures(report, inner, may_stop_early)]
     if report.time_share:
-        parts += ["", _ShareBar(report.time_share), _share_words(report.time_share)]
+        parts += ["", _ShareBar(report.time_share), _share_words(report.time_share, inner)]
     return Panel(
         Group(*parts),
         title=Text("fastdqn", style="bold"),
@@ -132,30 +141,31 @@ def _bar(report: Report) -> Table:
     return row
 
 
-def _figures(report: Report, width: int) -> Text:
-    """Lay the figures out as three columns, or as one on a narrow terminal."""
+def _figures(report: Report, width: int, may_stop_early: bool) -> Text:
+    """Lay the figures out as three columns, or as one where they do not fit side by side."""
     cells = (
-        ("return", format_figure(report.return_mean_100)),
+        ("return", format_return(report.return_mean_100)),
         ("steps/s", format_figure(report.sps, 0)),
-        ("left", format_duration(report.time_left_s)),
+        ("left", "up to " * may_stop_early + format_duration(report.time_left_s)),
         ("epsilon", format_figure(report.epsilon, 2)),
         ("updates", f"{report.updates:,}"),
         ("elapsed", format_duration(report.wall_s)),
         ("loss", format_figure(report.loss, 2)),
         ("episodes", f"{report.episodes:,}"),
-        ("Q mean", format_figure(report.q_mean, 2)),
+        ("Q mean", format_return(report.q_mean)),
     )
-    return _rows(cells, columns=3 if width >= WIDE else 1, width=width - FRAME)
+    widest = max(len(name) + 1 + len(value) for name, value in cells)
+    columns = 3 if 3 * widest + 2 * GAP <= width else 1
+    return _rows(cells, columns=columns, width=width)
 
 
 def _rows(cells: Sequence[tuple[str, str]], *, columns: int, width: int) -> Text:
     """Lay names and values out row by row, each value at the right edge of its column."""
-    gap = 4
-    column = (width - gap * (columns - 1)) // columns
+    column = (width - GAP * (columns - 1)) // columns
     rows = Text(no_wrap=True)
     for index, (name, value) in enumerate(cells):
         if index:
-            rows.append(" " * gap if index % columns else "\n")
+            rows.append(" " * GAP if index % columns else "\n")
         rows.append(f"{name} ", style="bright_black")
         rows.append(value.rjust(column - len(name) - 1), style="bold")
     return rows
@@ -184,9 +194,16 @@ class _ShareBar:
         yield Segment.line()
 
 
-def _share_words(time_share: dict[str, float]) -> Text:
-    """Name each activity in its colour of the bar, with its percentage."""
-    words = Text()
+def _share_words(time_share: dict[str, float], width: int) -> Text:
+    """Name each activity in its colour of the bar, with its percentage; lines end between them."""
+    words, used = Text(), 0
     for name, share, color in _share_colors(time_share):
-        words.append(f"{name} ", style=color).append(f"{share:.0%}   ", style="bright_black")
+        name_words, percent = ACTIVITY_WORDS.get(name, name), f" {share:.0%}"
+        length = len(name_words) + len(percent)
+        if used:
+            fits = used + 3 + length <= width
+            words.append("   " if fits else "\n")
+            used = used + 3 if fits else 0
+        words.append(name_words, style=color).append(percent, style="bright_black")
+        used += length
     return words

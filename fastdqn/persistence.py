@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -11,49 +13,35 @@ import torch
 from torch import nn
 
 from fastdqn.checkpoint import SavedPolicy, load_policy, save_policy
-from fastdqn.config import Config
-from fastdqn.envs.make import EnvDescription
 from fastdqn.envs.seeding import Stream, seeds_of
-from fastdqn.fused import FusedRollout
-from fastdqn.learner import Learner
+from fastdqn.learning import Trainable
 from fastdqn.loading import restore
-from fastdqn.policy import Policy
-from fastdqn.replay import Sampler
-from fastdqn.rollout import Rollout
 from fastdqn.saved_description import SavedDescription, write_description
-from fastdqn.schedules import ReplayRatio
 from fastdqn.worlds import AnyEnv
 
 __all__ = ["Persistent"]
 
 
-class Persistent:
+class Persistent(Trainable):
     """The part of an agent that is saved and loaded.
 
     Attributes:
-        config: The settings.
-        description: One environment.
         network: The online network.
-        policy: Acts.
-        learner: Learns.
     """
 
-    config: Config
-    description: EnvDescription
     network: nn.Module
-    policy: Policy
-    learner: Learner
-    _by_id: bool  # whether the settings say how the environment is made
-    _fused: FusedRollout | None
-    _sampler: Sampler | None
-    _ratio: ReplayRatio
-    _rollout: Rollout | FusedRollout | None  # of the training that runs now
-    _env_steps: int
-    _episodes: int
-    _rounds: int  # of seeds that were taken
+    _by_id: bool
+    """Whether the settings say how the environment is made."""
 
-    def __init__(self, env: AnyEnv, *, network: nn.Module | None = None, **settings: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def __init__(
+        self,
+        env: AnyEnv,
+        *,
+        network: nn.Module | None = None,
+        _given: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None: ...
 
     def save(self, path: str | Path) -> None:
         """Save the policy in a folder: safetensors and JSON."""
@@ -90,7 +78,7 @@ class Persistent:
         if not isinstance(saved, SavedPolicy):
             saved = load_policy(Path(saved))
         restored = restore(saved, env, settings, own_network=network is not None)
-        agent = cls(restored.env, network=network, **restored.settings)
+        agent = cls(restored.env, network=network, _given=settings, **restored.settings)
         restored.refuse_other_spaces(agent.description)
         saved.copy_into(agent.parameters())
         agent._go_on_from(restored.told)

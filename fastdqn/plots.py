@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastdqn.episodes import read_episodes, solved_threshold
 from fastdqn.errors import UsageError
+from fastdqn.evaluations import no_evaluations, read_evaluations
 from fastdqn.figures import (
     build_returns_figure,
     build_wall_time_figure,
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from fastdqn.episodes import EpisodeTable
+    from fastdqn.evaluations import EvaluationTable
 
 __all__ = ["plot_returns", "plot_run", "plot_wall_time"]
 
@@ -38,6 +41,8 @@ def plot_returns(
     title: str,
     solved_at: float | None,
     wall_s: float | None = None,
+    env_steps: int | None = None,
+    evaluations: EvaluationTable | None = None,
 ) -> None:
     """Write the returns over env steps and their histogram as a PNG of 1500 by 750 pixels.
 
@@ -47,15 +52,30 @@ def plot_returns(
         title: First part of the headline, usually the env id.
         solved_at: Return that counts as solved; None draws no line.
         wall_s: Seconds that the training took, for the headline; None leaves them out.
+        env_steps: Env steps of the run, for the headline; None is the last episode's end.
+        evaluations: Greedy evaluations; None is none.
 
     Raises:
         OSError: The file cannot be written.
     """
-    _save(build_returns_figure(table, title=title, solved_at=solved_at, wall_s=wall_s), path)
+    figure = build_returns_figure(
+        table,
+        title=title,
+        solved_at=solved_at,
+        wall_s=wall_s,
+        env_steps=env_steps,
+        evaluations=evaluations,
+    )
+    _save(figure, path)
 
 
 def plot_wall_time(
-    metrics: Sequence[dict[str, object]], path: Path, *, title: str, solved_at: float | None
+    metrics: Sequence[dict[str, object]],
+    path: Path,
+    *,
+    title: str,
+    solved_at: float | None,
+    evaluations: EvaluationTable | None = None,
 ) -> None:
     """Write the mean return of the last 100 episodes over wall time as a PNG, 1500 by 750 pixels.
 
@@ -64,20 +84,24 @@ def plot_wall_time(
         path: The file; its folder is made when missing, an older picture is replaced.
         title: The headline, usually the env id.
         solved_at: Return that counts as solved; None draws no line.
+        evaluations: Greedy evaluations; None is none.
 
     Raises:
         OSError: The file cannot be written.
     """
-    _save(build_wall_time_figure(metrics, title=title, solved_at=solved_at), path)
+    figure = build_wall_time_figure(
+        metrics, title=title, solved_at=solved_at, evaluations=evaluations
+    )
+    _save(figure, path)
 
 
 def plot_run(run_dir: Path) -> list[Path]:
     """Draw the pictures of a run into its folder ``plots``.
 
     ``returns.png`` comes from episodes.csv; ``wall_time.png`` from metrics.jsonl, where there is
-    one. The headline and the threshold come from config.json's ``env_id`` and ``solved_at``, or
-    else ``stop_at_return``; without them the folder's name stands in, and the environment's own
-    threshold, if known.
+    one; both show what evaluations.csv holds, where there is one. The headline and the threshold
+    come from config.json's ``env_id`` and ``solved_at``, or else ``stop_at_return``; without them
+    the folder's name stands in, and the environment's own threshold, if known.
 
     Args:
         run_dir: The folder of a run, finished or still running.
@@ -95,11 +119,20 @@ def plot_run(run_dir: Path) -> list[Path]:
     metrics = read_metrics(metrics_path) if metrics_path.is_file() else None
     title, solved_at = _named(run_dir)
     returns, wall_time = run_dir / "plots" / "returns.png", run_dir / "plots" / "wall_time.png"
-    wall_s = _last_wall_s(metrics or ())
-    plot_returns(table, returns, title=title, solved_at=solved_at, wall_s=wall_s)
+    evaluated = run_dir / "evaluations.csv"
+    evaluations = read_evaluations(evaluated) if evaluated.exists() else no_evaluations()
+    plot_returns(
+        table,
+        returns,
+        title=title,
+        solved_at=solved_at,
+        wall_s=_last_wall_s(metrics or ()),
+        env_steps=_env_steps(metrics or (), table, evaluations),
+        evaluations=evaluations,
+    )
     if metrics is None:
         return [returns]
-    plot_wall_time(metrics, wall_time, title=title, solved_at=solved_at)
+    plot_wall_time(metrics, wall_time, title=title, solved_at=solved_at, evaluations=evaluations)
     return [returns, wall_time]
 
 
@@ -124,7 +157,8 @@ def _named(run_dir: Path) -> tuple[str, float | None]:
     env_id = config.get("env_id")
     solved_at = config.get("solved_at", config.get("stop_at_return"))
     title = env_id if isinstance(env_id, str) else run_dir.name
-    title = "".join(filter(str.isprintable, title))[:LONGEST_TITLE]
+    title = "".join(filter(str.isprintable, title.encode(errors="replace").decode()))
+    title = title[:LONGEST_TITLE]
     return title, solved_threshold(title, drawable(solved_at))
 
 
@@ -144,6 +178,16 @@ def _read_config(path: Path) -> dict[str, object]:
     return content | {k: v for part in parts if isinstance(part, dict) for k, v in part.items()}
 
 
+def _env_steps(
+    metrics: Sequence[dict[str, object]], table: EpisodeTable, evaluations: EvaluationTable
+) -> int:
+    """Return how far the run has come: the last report is made at its end, episodes end before."""
+    told = (record.get("env_steps") for record in metrics)
+    reported = [steps for steps in told if isinstance(steps, int)]
+    latest: int = max([0, *reported, *table.env_step.tolist(), *evaluations.env_step.tolist()])
+    return latest
+
+
 def _last_wall_s(metrics: Sequence[dict[str, object]]) -> float | None:
     known = wall_seconds(metrics)
     known = known[np.isfinite(known)]
@@ -151,5 +195,11 @@ def _last_wall_s(metrics: Sequence[dict[str, object]]) -> float | None:
 
 
 def _save(figure: Figure, path: Path) -> None:
+    """Write a picture so that a full disk leaves the old one or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    draft = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        figure.savefig(draft, dpi=DPI, format="png")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,109 +1,33 @@
-"""What a run says while it trains: the console with its log file, and the progress displays."""
+"""The progress displays of a run: a panel on a terminal, lines elsewhere, or none."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from datetime import datetime
-from typing import TYPE_CHECKING, Protocol, Self, TextIO
+from typing import TYPE_CHECKING, Protocol
 
-from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.live import Live
-from rich.text import Text
 
-from fastdqn.panel import build_panel, evaluation_line, format_duration, format_figure, report_line
+from fastdqn.formatting import format_return
+from fastdqn.panel import build_panel, evaluating_line, evaluation_line, report_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
-    from types import TracebackType
 
-    from fastdqn.report import Report
+    from fastdqn.console import Console
+    from fastdqn.report import EvaluationReport, Report
 
 __all__ = [
-    "Console",
     "LiveProgress",
     "NullProgress",
     "PlainProgress",
     "Progress",
-    "format_duration",
     "make_progress",
 ]
 
 REFRESH_S = 0.25
 LINE_S = 5.0
-
-
-class Console:
-    """Says every line twice: on the terminal, and with a time stamp in the log file.
-
-    Text is shown as it is: brackets are no markup, and long lines are not broken when the
-    output is not a terminal.
-
-    Args:
-        log_path: ``log.txt`` of a run folder, appended to; None keeps no log.
-        stream: Where the terminal's text goes; None is standard output.
-
-    Attributes:
-        rich: The terminal, for displays that draw on it.
-
-    Raises:
-        OSError: The log file cannot be opened. One that fills the disk later is given up, and
-            that is told once.
-    """
-
-    def __init__(self, log_path: Path | None, *, stream: TextIO | None = None) -> None:
-        self.rich = RichConsole(file=stream)
-        self._log: TextIO | None = None
-        if log_path is not None:
-            log_path.parent.mkdir(parents=True, exist_ok=True)
-            self._log = log_path.open("a", buffering=1, encoding="utf-8", newline="\n")
-
-    @property
-    def is_terminal(self) -> bool:
-        """Whether a person watches a terminal on which lines can be drawn anew."""
-        return self.rich.is_terminal and not self.rich.is_dumb_terminal
-
-    def say(self, text: str, *, style: str = "") -> None:
-        """Show text on the terminal and keep it in the log.
-
-        Args:
-            text: One or more lines.
-            style: A rich style for the terminal, such as ``bold green``; the log has none.
-        """
-        self.rich.print(Text(text, style=style), soft_wrap=True)
-        self.log(text)
-
-    def log(self, text: str) -> None:
-        """Keep text in the log only, each line under the present local time."""
-        if self._log is None:
-            return
-        stamp = datetime.now().isoformat(sep=" ", timespec="seconds")
-        try:
-            self._log.writelines(f"{stamp}  {line}\n" for line in text.splitlines())
-        except OSError as error:
-            self.close()
-            self.say(f"log.txt ends here: {error}", style="red")
-
-    def close(self) -> None:
-        """Close the log file; a second call does nothing, the terminal stays usable."""
-        log, self._log = self._log, None
-        if log is not None:
-            with contextlib.suppress(OSError):
-                log.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Progress(Protocol):
@@ -115,17 +39,16 @@ class Progress(Protocol):
     def report(self, report: Report) -> None:
         """Take the newest figures; whether they show at once is the display's choice."""
 
-    def evaluated(
-        self, env_steps: int, mean: float, std: float, episodes: int, reached: bool
-    ) -> None:
-        """Show the outcome of an evaluation.
+    def evaluated(self, found: EvaluationReport) -> None:
+        """Show the outcome of an evaluation."""
+
+    def evaluating(self, done: int, episodes: int, steps: int) -> None:
+        """Show how far an evaluation has come that takes its time.
 
         Args:
-            env_steps: Env steps of the run so far.
-            mean: Mean return of the evaluation's episodes.
-            std: Standard deviation of these returns.
-            episodes: How many there were.
-            reached: Whether the mean reached the target return.
+            done: Episodes that are over.
+            episodes: Episodes that it will have.
+            steps: Env steps that were played.
         """
 
     def stop(self) -> None:
@@ -141,10 +64,11 @@ class NullProgress:
     def report(self, report: Report) -> None:
         """Forget the report."""
 
-    def evaluated(
-        self, env_steps: int, mean: float, std: float, episodes: int, reached: bool
-    ) -> None:
+    def evaluated(self, found: EvaluationReport) -> None:
         """Forget the evaluation."""
+
+    def evaluating(self, done: int, episodes: int, steps: int) -> None:
+        """Forget it."""
 
     def stop(self) -> None:
         """Do nothing."""
@@ -156,6 +80,7 @@ class PlainProgress:
     Args:
         console: Where the lines go.
         every_s: Least wall seconds between two lines.
+        may_stop_early: Whether the run may end before its last env step.
         clock: Seconds that only grow; tests bring their own.
     """
 
@@ -164,10 +89,11 @@ class PlainProgress:
         console: Console,
         every_s: float = LINE_S,
         *,
+        may_stop_early: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._console = console
-        self._lines = _SparseLines(console.say, _Pace(every_s, clock))
+        self._lines = _SparseLines(console.say, _Pace(every_s, clock), may_stop_early)
 
     def start(self) -> None:
         """Do nothing: the first line comes with the first report."""
@@ -176,11 +102,13 @@ class PlainProgress:
         """Say a line, if the last one is old enough."""
         self._lines.report(report)
 
-    def evaluated(
-        self, env_steps: int, mean: float, std: float, episodes: int, reached: bool
-    ) -> None:
-        """Say a line at once; see Progress.evaluated."""
-        self._console.say(evaluation_line(env_steps, mean, std, episodes, reached))
+    def evaluated(self, found: EvaluationReport) -> None:
+        """Say a line at once."""
+        self._console.say(evaluation_line(found))
+
+    def evaluating(self, done: int, episodes: int, steps: int) -> None:
+        """Say a line at once; see Progress.evaluating."""
+        self._console.say(evaluating_line(done, episodes, steps))
 
     def stop(self) -> None:
         """Say the newest report, if it has not been said."""
@@ -195,14 +123,21 @@ class LiveProgress:
 
     Args:
         console: A terminal; on anything else only the last panel would show.
+        may_stop_early: Whether the run may end before its last env step.
         clock: Seconds that only grow; tests bring their own.
     """
 
-    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = console
+    def __init__(
+        self,
+        console: Console,
+        *,
+        may_stop_early: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console, self._may_stop_early = console, may_stop_early
         self._latest: Report | None = None
-        self._evaluation = ""
-        self._lines = _SparseLines(console.log, _Pace(LINE_S, clock))
+        self._footnote = ""
+        self._lines = _SparseLines(console.log, _Pace(LINE_S, clock), may_stop_early)
         self._pace = _Pace(REFRESH_S, clock)
         self._live = Live(console=console.rich, auto_refresh=False, get_renderable=self._renderable)
 
@@ -217,12 +152,18 @@ class LiveProgress:
         if self._pace.due():
             self._live.refresh()
 
-    def evaluated(
-        self, env_steps: int, mean: float, std: float, episodes: int, reached: bool
-    ) -> None:
+    def evaluated(self, found: EvaluationReport) -> None:
         """Say a line above the panel at once, and keep the mean in the panel's frame."""
-        self._evaluation = f"evaluation {format_figure(mean)} at {env_steps:,} steps"
-        self._console.say(evaluation_line(env_steps, mean, std, episodes, reached))
+        mean = format_return(found.mean, beside=found.std)
+        self._footnote = f"evaluation {mean} at {found.env_steps:,} steps"
+        self._console.say(evaluation_line(found))
+
+    def evaluating(self, done: int, episodes: int, steps: int) -> None:
+        """Show it in the panel's frame, and log a line."""
+        line = evaluating_line(done, episodes, steps)
+        self._footnote = line
+        self._live.refresh()
+        self._console.log(line)
 
     def stop(self) -> None:
         """Draw the newest figures, leave the panel standing and give the terminal back."""
@@ -232,19 +173,28 @@ class LiveProgress:
     def _renderable(self) -> RenderableType:
         if self._latest is None:
             return ""
-        return build_panel(self._latest, self._evaluation, width=self._console.rich.width)
+        return build_panel(
+            self._latest,
+            self._footnote,
+            width=self._console.rich.width,
+            may_stop_early=self._may_stop_early,
+        )
 
 
-def make_progress(console: Console, *, quiet: bool = False) -> Progress:
+def make_progress(
+    console: Console, *, quiet: bool = False, may_stop_early: bool = False
+) -> Progress:
     """Choose the display that fits: a panel on a terminal, lines elsewhere, or none.
 
     Args:
         console: Where to show; it outlives the display.
         quiet: Show nothing and log nothing.
+        may_stop_early: Whether the run may end before its last env step.
     """
     if quiet:
         return NullProgress()
-    return LiveProgress(console) if console.is_terminal else PlainProgress(console)
+    display = LiveProgress if console.is_terminal else PlainProgress
+    return display(console, may_stop_early=may_stop_early)
 
 
 class _Pace:
@@ -266,9 +216,11 @@ class _Pace:
 class _SparseLines:
     """Writes reports as plain lines at a pace, and never loses the last one."""
 
-    def __init__(self, write: Callable[[str], None], pace: _Pace) -> None:
+    def __init__(
+        self, write: Callable[[str], None], pace: _Pace, may_stop_early: bool = False
+    ) -> None:
         self._write = write
-        self._pace = pace
+        self._pace, self._may_stop_early = pace, may_stop_early
         self._unsaid: Report | None = None
 
     def report(self, report: Report) -> None:
@@ -278,5 +230,5 @@ class _SparseLines:
 
     def finish(self) -> None:
         if self._unsaid is not None:
-            self._write(report_line(self._unsaid))
+            self._write(report_line(self._unsaid, may_stop_early=self._may_stop_early))
             self._unsaid = None

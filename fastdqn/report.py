@@ -1,10 +1,10 @@
-"""What a run tells about itself: finished episodes and periodic reports."""
+"""What a run tells about itself: finished episodes, periodic reports, evaluations."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["Episode", "Report"]
+__all__ = ["Episode", "EvaluationReport", "Report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +59,30 @@ class Report:
     wall_s: float
     time_left_s: float
     time_share: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationReport:
+    """What a greedy evaluation came to.
+
+    Attributes:
+        env_steps: Env steps of the run so far.
+        wall_s: Seconds since the command started.
+        mean: Mean return of the evaluation's episodes.
+        std: Standard deviation of these returns.
+        episodes: How many there were.
+        num_cut: How many of them were cut since they had lasted too long.
+        max_steps: Env steps at which they were cut.
+        reached: Whether the mean reached the target return.
+        best: Whether the mean is above that of every evaluation before it.
+    """
+
+    env_steps: int
+    wall_s: float
+    mean: float
+    std: float
+    episodes: int
+    num_cut: int = 0
+    max_steps: int = 0
+    reached: bool = False
+    best: bool = False

@@ -18,25 +18,28 @@ from fastdqn.result import write_json_whole
 
 __all__ = ["commit", "describe_machine", "make_run_dir", "versions", "write_config"]
 
+PROBE_BYTES = 4096
 PACKAGES = ("fastdqn", "torch", "gymnasium", "numpy", "tensordict", "safetensors")
 
 
-def make_run_dir(config: Config) -> Path:
+def make_run_dir(config: Config, *, goes_on: bool = False) -> Path:
     """Make the run's folder and prove that files can be written there.
+
+    Args:
+        config: Names the folder, or all that its name is made of.
+        goes_on: Whether the run that it may hold already is the one that goes on there.
 
     Raises:
         UsageError: It cannot be made or written, or it already holds a run.
     """
-    path = config.run_dir or Path("runs") / _name(config)
-    if (path / "config.json").exists():
+    path = Path("runs") / _name(config) if config.run_dir is None else Path(config.run_dir)
+    if (path / "config.json").exists() and not goes_on:
         raise UsageError(
             f"--run-dir {path}", "it already holds a run", "Choose another folder or delete it."
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.write_text("")
-        probe.unlink()
+        _try_to_write(path / ".writable")
     except OSError as error:
         raise UsageError(
             f"--run-dir {path}",
@@ -44,6 +47,14 @@ def make_run_dir(config: Config) -> Path:
             "Choose a folder of yours with --run-dir.",
         ) from error
     return path
+
+
+def _try_to_write(probe: Path) -> None:
+    """Write something, since an empty file has room on a full disk, too."""
+    try:
+        probe.write_text(" " * PROBE_BYTES)
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _name(config: Config) -> str:
@@ -91,7 +102,7 @@ def describe_machine() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     model = platform.processor() or platform.machine()
     if cpuinfo.exists():
-        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
+        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text(errors="replace"))
         model = found.group(1) if found else model
     return f"{model}, {platform.system()} {platform.release()}"
 

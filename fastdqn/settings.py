@@ -39,7 +39,7 @@ _NOT_NEGATIVE = (
     "learning_rate",
     "max_worker_restarts",
 )
-_NOT_NEGATIVE_OR_NONE = ("num_workers",)
+_NOT_NEGATIVE_OR_NONE = ("num_workers", "eval_max_steps")
 _FRACTIONS = ("gamma", "epsilon_start", "epsilon_end")
 _POSITIVE_FRACTIONS = ("tau", "epsilon_decay_factor")
 _POSITIVE = ("replay_ratio", "clip_norm", "clip_value", "worker_deadline_s")

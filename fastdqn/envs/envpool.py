@@ -11,6 +11,7 @@ import importlib
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -209,7 +210,9 @@ def describe_envpool(env_id: str) -> EnvDescription:
         )
     with _quiet():
         obs, action = spec.gymnasium_observation_space, spec.gymnasium_action_space
-    return describe_spaces(env_id, _unbounded(obs), action, _solved_at(env_id, spec.config))
+    described = describe_spaces(env_id, _unbounded(obs), action, _solved_at(env_id, spec.config))
+    limit = int(spec.config.max_episode_steps)
+    return replace(described, max_episode_steps=limit if limit < NO_LIMIT else None)
 
 
 def _unbounded(space: gym.Space[Any]) -> gym.Space[Any]:

@@ -52,6 +52,8 @@ class EnvDescription:
             environments that are quick and come with Gymnasium. None elsewhere: what a stranger's
             environment may do to its process, a worker can be restarted from.
         construction: How it was made, or why it cannot be made again; see `construction_of`.
+        max_episode_steps: Env steps after which the environment's own time limit ends an episode,
+            or None.
     """
 
     env_id: str
@@ -66,6 +68,7 @@ class EnvDescription:
     action_dtype: str = "int64"
     step_s: float | None = field(default=None, compare=False)
     construction: Mapping[str, Any] = field(default_factory=lambda: GIVEN, compare=False)
+    max_episode_steps: int | None = None
 
 
 def factory_of(env_id: str, **kwargs: Any) -> EnvFactory:
@@ -123,6 +126,8 @@ def describe(
         solved_at = env.spec.reward_threshold if env.spec else None
         env_id = env.spec.id if env.spec else name
         described = describe_spaces(env_id, env.observation_space, env.action_space, solved_at)
+        limit = env.spec.max_episode_steps if env.spec else None
+        described = replace(described, max_episode_steps=limit)
         _, info = _tried(partial(env.reset, seed=0), name, "reset")
         if masks and info.get(MASK) is None:
             info = _info_of_a_step(env)

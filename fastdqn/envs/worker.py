@@ -25,6 +25,7 @@ from fastdqn.envs.host import Host
 from fastdqn.envs.lifeline import Parent, leave_signals_to_parent
 from fastdqn.envs.rows import Rows
 from fastdqn.envs.task import Task
+from fastdqn.streams import hold_streams
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -152,6 +153,7 @@ def run_worker(wire: Wire, work: Work, inherited: Sequence[Wire]) -> None:
             stays open here would hide the parent's death from other workers.
     """
     leave_signals_to_parent()
+    hold_streams()  # what an environment prints must not cost its worker
     for end in inherited:
         end.close()
     parent = Parent(work.parent_pid)

@@ -88,7 +88,7 @@ class Saboteur:
     def watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for target, name in (
             (Path, "mkdir"),
-            (checkpoint, "save_file"),
+            (Path, "write_bytes"),
             (Path, "write_text"),
             (os, "fsync"),
             (Path, "rename"),
@@ -99,7 +99,7 @@ class Saboteur:
     def _failing(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def touch(*args: Any, **kwargs: Any) -> Any:
             if self._count():
-                if function.__name__ in {"save_file", "write_text"}:
+                if function.__name__ in {"write_bytes", "write_text"}:
                     _tear(function, *args)
                 self._keep()
                 raise OSError(errno.ENOSPC, "No space left on device")
@@ -129,10 +129,8 @@ class Saboteur:
 
 def _tear(function: Callable[..., Any], *args: Any) -> None:
     """Write a file, but only the first half of it."""
-    path: Path = next(arg for arg in args if isinstance(arg, Path))
-    function(*args)
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
+    path, content = args
+    function(path, content[: len(content) // 2])
 
 
 def sabotage(folder: Path, copy: Path, fails_at: int, action: Callable[[], object]) -> int:

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
-from fastdqn import __version__, cli, run
+from fastdqn import __version__, cli, recorded_run, run
 from fastdqn.ccompiler import MLP
 from fastdqn.cli import main
 from fastdqn.config import Config, flag_of
+from fastdqn.console import Console
 from fastdqn.native import library
 from fastdqn.presets import PRESETS, preset_config
-from fastdqn.progress import Console
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -397,6 +397,7 @@ def test_a_run_leaves_a_complete_folder(finished_run: Path) -> None:
         "checkpoints/step-000000000400/policy.json",
         "config.json",
         "episodes.csv",
+        "evaluations.csv",
         "log.txt",
         "metrics.jsonl",
         "plots",
@@ -468,9 +469,9 @@ def test_plot_draws_the_pictures_again(
 def test_more_workers_than_cores_are_told(
     workers: int, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "available_cores", lambda: 2)
+    monkeypatch.setattr(recorded_run, "available_cores", lambda: 2)
     console = Console(tmp_path / "log.txt")
-    run._tell_crowded(console, workers)
+    recorded_run._tell_crowded(console, workers)
     console.close()
     said = (tmp_path / "log.txt").read_text()
     assert ("3 workers share 2 cores and take turns; --num-workers 1 leaves" in said) is told

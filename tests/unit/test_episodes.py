@@ -11,7 +11,6 @@ import pytest
 from fastdqn.episodes import (
     EpisodeLog,
     episode_status,
-    open_lines,
     read_episodes,
     solved_threshold,
 )
@@ -172,13 +171,3 @@ def test_windows_line_ends_are_read(tmp_path: Path) -> None:
     path = tmp_path / "e.csv"
     path.write_bytes((HEADER + "1,2,3.0,4,Timeout\n").replace("\n", "\r\n").encode())
     assert read_episodes(path).status == ["Timeout"]
-
-
-def test_open_lines_cuts_only_the_torn_line(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "lines"
-    for before, after in [(None, "new\n"), ("a\nb\nto", "a\nb\nnew\n"), ("a\n", "a\nnew\n")]:
-        if before is not None:
-            path.write_text(before)
-        with open_lines(path) as file:
-            file.write("new\n")
-        assert path.read_text() == after

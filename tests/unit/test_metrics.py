@@ -1,4 +1,4 @@
-"""Where reports are kept: JSON lines, TensorBoard, groups, nowhere."""
+"""Where reports are kept: JSON lines, TensorBoard, nowhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import pytest
 from fastdqn.errors import UsageError
 from fastdqn.metrics import (
     Metrics,
-    MetricsGroup,
     MetricsLog,
     NullMetrics,
     TensorBoardMetrics,
@@ -23,7 +22,6 @@ from fastdqn.metrics import (
 from fastdqn.report import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -43,23 +41,6 @@ def _report(env_steps: int = 1000, loss: float = 0.5) -> Report:
         time_left_s=20.0,
         time_share={"learn": 0.75, "act": 0.25},
     )
-
-
-class _Kept:
-    """Keeps what it is given, and may fail to close."""
-
-    def __init__(self, journal: list[str], name: str, *, fails: bool = False) -> None:
-        self._journal = journal
-        self._name = name
-        self._fails = fails
-
-    def write(self, report: Report, extra: Mapping[str, object] | None = None) -> None:
-        self._journal.append(f"{self._name} {report.env_steps} {extra}")
-
-    def close(self) -> None:
-        self._journal.append(f"{self._name} closed")
-        if self._fails:
-            raise OSError(f"{self._name} cannot close")
 
 
 def test_a_report_becomes_one_json_line(tmp_path: Path) -> None:
@@ -157,34 +138,10 @@ def test_null_metrics_take_the_same_calls() -> None:
     null.close()
 
 
-def test_a_group_fans_out_in_order() -> None:
-    journal: list[str] = []
-    group: Metrics = MetricsGroup(_Kept(journal, "a"), _Kept(journal, "b"))
-    group.write(_report(5))
-    group.write(_report(6), {"x": 1})
-    group.close()
-    assert journal == [
-        "a 5 None",
-        "b 5 None",
-        "a 6 {'x': 1}",
-        "b 6 {'x': 1}",
-        "a closed",
-        "b closed",
-    ]
-
-
-def test_a_group_closes_the_rest_when_one_fails() -> None:
-    journal: list[str] = []
-    group = MetricsGroup(_Kept(journal, "a", fails=True), _Kept(journal, "b"))
-    with pytest.raises(OSError, match="a cannot close"):
-        group.close()
-    assert journal == ["a closed", "b closed"]
-
-
 def test_missing_tensorboard_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
     with pytest.raises(UsageError, match=r'pip install "fastdqn\[tensorboard\]"'):
         TensorBoardMetrics(tmp_path)
     assert list(tmp_path.iterdir()) == []

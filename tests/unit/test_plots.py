@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 from fastdqn.episodes import EpisodeLog, EpisodeTable
 from fastdqn.errors import UsageError
 from fastdqn.figures import build_returns_figure, build_wall_time_figure, wall_seconds
+from fastdqn.formatting import format_return
 from fastdqn.metrics import MetricsLog
 from fastdqn.plots import plot_returns, plot_run, plot_wall_time
 from fastdqn.report import Episode, Report
@@ -92,8 +93,8 @@ def test_returns_figure_draws_dots_mean_trend_and_threshold() -> None:
     assert _y(mean)[0] == pytest.approx(sum(range(20)) / 20)
     assert _y(mean)[-1] == pytest.approx(sum(range(200, 300)) / 100)
     assert len(_y(mean)) == 281
-    trend = _line(left, "trend")
-    assert trend.get_label() == "trend, +100.0 per 100 episodes"
+    trend = _line(left, "straight-line trend")
+    assert trend.get_label() == "straight-line trend, +100.0 per 100 episodes"
     assert _x(trend).tolist() == [50.0, 15_000.0]
     assert _y(trend) == pytest.approx([0.0, 299.0])
     assert set(_y(_line(left, "solved at 250"))) == {250.0}
@@ -106,9 +107,11 @@ def test_trend_is_the_least_squares_line_over_env_steps() -> None:
     table.env_step[:] = [1, 5, 6, 20, 30, 31, 50, 70, 71, 90, 201]
     figure = build_returns_figure(table, title="t", solved_at=None)
     slope, offset = np.polyfit(table.env_step, table.return_, 1)
-    trend = _line(figure.axes[0], "trend")
+    trend = _line(figure.axes[0], "straight-line trend")
     assert _y(trend) == pytest.approx([offset + slope, offset + slope * 201])
-    assert f"{slope * 200 / 10 * 100:+,.1f} per 100" in str(trend.get_label())
+    assert f", {format_return(slope * 200 / 10 * 100, signed=True)} per 100" in str(
+        trend.get_label()
+    )
 
 
 def test_histogram_counts_every_episode_and_marks_mean_and_median() -> None:
@@ -117,7 +120,7 @@ def test_histogram_counts_every_episode_and_marks_mean_and_median() -> None:
     heights = [bar.get_height() for bar in right.patches if isinstance(bar, Rectangle)]
     assert sum(heights) == 4
     assert (heights[0], heights[-1]) == (3, 1)
-    assert _x(_line(right, "mean 2.0")).tolist() == [2.0, 2.0]
+    assert _x(_line(right, "mean 2.00")).tolist() == [2.0, 2.0]
     assert _x(_line(right, "median 0.0")).tolist() == [0.0, 0.0]
 
 
@@ -133,7 +136,7 @@ def test_episodes_that_all_end_at_one_step_draw_without_a_warning() -> None:
     table = _table([1.0] * 12)
     table.env_step[:] = 64
     figure = build_returns_figure(table, title="t", solved_at=1.0)
-    assert "trend, +0.0 per 100 episodes" in _labels(figure.axes[0])
+    assert "straight-line trend, +0.0 per 100 episodes" in _labels(figure.axes[0])
 
 
 @pytest.mark.parametrize("returns", [[], [float("nan"), float("inf")]])
@@ -278,6 +281,7 @@ def test_plot_run_takes_title_and_threshold_from_the_config(
         title: str,
         solved_at: float | None,
         wall_s: float | None,
+        **_more: object,
     ) -> None:
         drawn.append((title, solved_at, wall_s))
 

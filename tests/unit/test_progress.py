@@ -13,23 +13,24 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console as RichConsole
 
-from fastdqn.panel import build_panel, format_figure, report_line
+from fastdqn.console import Console
+from fastdqn.panel import build_panel, report_line
 from fastdqn.progress import (
-    Console,
     LiveProgress,
     NullProgress,
     PlainProgress,
     Progress,
-    format_duration,
     make_progress,
 )
-from fastdqn.report import Report
+from fastdqn.report import EvaluationReport, Report
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
 SHARES = {"act": 0.09, "env_wait": 0.31, "write": 0.05, "learn": 0.52, "other": 0.03}
+
+REACHED = EvaluationReport(50_000, 2.5, 231.4, 20.1, 20, reached=True)
 
 
 class _Terminal(io.StringIO):
@@ -147,7 +148,7 @@ def test_null_progress_says_and_logs_nothing(tmp_path: Path) -> None:
 def _drive(progress: Progress) -> None:
     progress.start()
     progress.report(_report())
-    progress.evaluated(50_000, 231.4, 20.1, 20, True)
+    progress.evaluated(REACHED)
     progress.stop()
 
 
@@ -179,8 +180,8 @@ def test_plain_progress_says_evaluations_at_once(tmp_path: Path) -> None:
     out = io.StringIO()
     with Console(tmp_path / "log", stream=out) as console:
         progress = PlainProgress(console, clock=_Clock())
-        progress.evaluated(50_000, 231.4, 20.1, 20, True)
-        progress.evaluated(60_000, math.nan, math.nan, 0, False)
+        progress.evaluated(REACHED)
+        progress.evaluated(EvaluationReport(60_000, 3.0, math.nan, math.nan, 0))
     said = [
         "evaluation at 50,000 steps: return 231.4 (std 20.1) over 20 episodes, target reached",
         "evaluation at 60,000 steps: return - (std -) over 0 episodes",
@@ -198,8 +199,8 @@ def test_live_panel_shows_every_figure() -> None:
         "52,224 / 300,000 steps 17%",
         "return -45.2 steps/s 21,340 left 0:12",
         "epsilon 0.34 updates 26,112 elapsed 0:02",
-        "loss 1.87 episodes 512 Q mean 12.30",
-        "act 9% env_wait 31% write 5% learn 52% other 3%",
+        "loss 1.87 episodes 512 Q mean 12.3",
+        "acting 9% waiting for environments 31% writing 5% learning 52% │ │ other 3%",
         "evaluation 231.4 at 50,000 steps",
     ):
         assert shown in text
@@ -212,7 +213,7 @@ def test_live_panel_fits_the_terminal_and_cuts_no_value(width: int) -> None:
     text = screen.export_text()
     assert {len(line) for line in text.splitlines()} == {min(width, 80)}
     assert "…" not in text
-    for value in ("-45.2", "21,340", "0:12", "26,112", "12.30"):
+    for value in ("-45.2", "21,340", "0:12", "26,112", "12.3"):
         assert value in text
 
 
@@ -294,37 +295,3 @@ def test_live_progress_without_a_report_shows_nothing() -> None:
     progress.start()
     progress.stop()
     assert _plain(terminal).strip() == ""
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.0, "0:00"),
-        (11.6, "0:12"),
-        (59.6, "1:00"),
-        (725.0, "12:05"),
-        (3723.0, "1:02:03"),
-        (86_399.0, "23:59:59"),
-        (2 * 86_400 + 3 * 3600 + 65.0, "2d 03:01:05"),
-        (math.nan, "-"),
-        (math.inf, "-"),
-    ],
-)
-def test_format_duration(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "places", "text"),
-    [
-        (1234.56, 1, "1,234.6"),
-        (21_340.4, 0, "21,340"),
-        (0.5, 0, "0"),
-        (0.34, 2, "0.34"),
-        (0.00123456, 2, "0.00123"),
-        (0.0, 2, "0.00"),
-        (-math.inf, 2, "-"),
-    ],
-)
-def test_format_figure(value: float, places: int, text: str) -> None:
-    assert format_figure(value, places) == text

@@ -19,8 +19,8 @@ import pytest
 
 from fastdqn.agent import DQN
 from fastdqn.config import Config
+from fastdqn.console import Console
 from fastdqn.evaluation import Evaluation
-from fastdqn.progress import Console
 from fastdqn.record import RunRecord
 from fastdqn.result import result_of, write_json_whole
 from fastdqn.schedules import ReplayRatio
@@ -237,7 +237,14 @@ def test_a_full_disk_costs_what_was_being_written_and_is_told_once(
     lost, words = LOSSES[target]
     monkeypatch.setattr(target, _full)
     left = _run(tmp_path)
-    expected = {"checkpoints", "result.json", "episodes.csv", "metrics.jsonl", "log.txt"}
+    expected = {
+        "checkpoints",
+        "result.json",
+        "episodes.csv",
+        "evaluations.csv",
+        "metrics.jsonl",
+        "log.txt",
+    }
     assert left == expected - {lost}
     told = [line for line in capsys.readouterr().out.splitlines() if "Could not" in line]
     assert told == [f"Could not write {words}: [Errno 28] No space left on device"]
@@ -271,8 +278,21 @@ def _run(folder: Path) -> set[str]:
         execution="eager",
         log_interval=80,
     )
-    with Console(folder / "log.txt") as console, RunRecord(folder, agent, console) as record:
+    with Console(folder / "log.txt") as console, recording(agent, folder, console) as record:
         with agent.trainer(None, record) as trainer:
             status = trainer.run(agent.env_seeds())
         record.save(trainer, status)
     return {path.name for path in folder.iterdir()}
+
+
+def recording(agent: DQN, folder: Path, console: Console) -> RunRecord:
+    return RunRecord(
+        folder,
+        console,
+        config=agent.config,
+        env_id=agent.description.env_id,
+        solved_at=agent.solved_at,
+        parameters=agent.parameters,
+        describe=agent.describe,
+        started=time.perf_counter(),
+    )

@@ -129,6 +129,9 @@ class Stage:
     def saw_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
         self.say(f"saw evaluation at {env_steps}: {evaluation.mean:g} {reached}")
 
+    def saw_evaluating(self, done: int, episodes: int, steps: int) -> None:
+        self.say(f"saw evaluating {done} of {episodes}: {steps}")
+
     def saw_checkpoint(self, trainer: Loop) -> None:
         self.say(f"saw checkpoint at {trainer.rollout.env_steps} {trainer.status}")
 

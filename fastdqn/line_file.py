@@ -1,0 +1,123 @@
+"""Files that grow by whole lines or records, on a disk that may be full for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["LineFile", "RecordFile"]
+
+BUFFER_BYTES = 8_192
+WAITING_BYTES = 2**22
+"""What waits for room at most; beyond that the oldest records are given up."""
+
+
+class RecordFile:
+    """Appends records to a file; those that a full disk refuses wait and are tried again.
+
+    A record is in the file as a whole or not at all: what an error left of one is cut off.
+    Missing folders are made.
+
+    Args:
+        path: The file; made when missing.
+
+    Attributes:
+        is_new: Whether the file held nothing.
+
+    Raises:
+        OSError: The file or its folder cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self.is_new = os.fstat(self._file).st_size == 0
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+
+    def write(self, record: bytes) -> None:
+        """Take a record; it is written with the next flush or a few records later.
+
+        Raises:
+            OSError: Records cannot be written; they wait.
+            ValueError: The file is closed.
+        """
+        if self._file < 0:
+            raise ValueError("the file is closed")
+        self._waiting.append(record)
+        self._waiting_bytes += len(record)
+        if self._waiting_bytes > BUFFER_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand all records so far to the operating system.
+
+        Raises:
+            OSError: They cannot be written; they wait.
+        """
+        if not self._waiting:
+            return
+        before = os.fstat(self._file).st_size
+        try:
+            _write_all(self._file, b"".join(self._waiting))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, before)
+            self._give_up_oldest()
+            raise
+        self._waiting, self._waiting_bytes = [], 0
+
+    def _give_up_oldest(self) -> None:
+        given_up = 0
+        while self._waiting_bytes > WAITING_BYTES:
+            self._waiting_bytes -= len(self._waiting[given_up])
+            given_up += 1
+        del self._waiting[:given_up]
+
+    def close(self) -> None:
+        """Flush and close; a second call does nothing.
+
+        Raises:
+            OSError: Records could not be written and are lost; the file is closed.
+        """
+        if self._file < 0:
+            return
+        try:
+            self.flush()
+        finally:
+            file, self._file, self._waiting = self._file, -1, []
+            os.close(file)
+
+
+class LineFile(RecordFile):
+    """Appends lines of UTF-8. A last line without its end, left by a crash, is cut off first.
+
+    Args:
+        path: The file; made when missing.
+
+    Raises:
+        OSError: The file or its folder cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if path.is_file():  # and no device
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        super().__init__(path)
+
+    def add(self, line: str) -> None:
+        """Take a line, without its end; see `write`.
+
+        Raises:
+            OSError: Lines cannot be written; they wait.
+        """
+        self.write(f"{line}\n".encode(errors="backslashreplace"))
+
+
+def _write_all(file: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(file, rest) :]
