@@ -71,7 +71,8 @@ class SavedPolicy:
             if here != there:
                 raise CheckpointError(
                     f"{self.folder} holds the parameters of another network: its {name} is "
-                    f"{there}, this network's is {here}. Load with the network that was saved."
+                    f"{there}, this network's is {here}. "
+                    "Load with the network that was saved: DQN.load(path, network=...)."
                 )
             if not _as_finite(self.parameters[name], parameters[name]):
                 raise CheckpointError(

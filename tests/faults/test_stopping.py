@@ -68,13 +68,14 @@ class Command:
         self.run_dir = folder / "run"
         self.err = folder / "err"
         command = [sys.executable, *options, "-m", "fastdqn", "train", *words.split()]
+        path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
         with (folder / "out").open("w") as out, self.err.open("w") as err:
             self.process = subprocess.Popen(
                 [*command, "--run-dir", str(self.run_dir)],
                 stdout=out,
                 stderr=err,
                 cwd=folder,
-                env={**os.environ, "PYTHONPATH": str(folder)},
+                env={**os.environ, "PYTHONPATH": path},
                 start_new_session=True,
             )
         self.out = folder / "out"

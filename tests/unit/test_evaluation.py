@@ -10,11 +10,18 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from fastdqn import evaluation
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.source import VectorSource, source_of
 from fastdqn.errors import UsageError
-from fastdqn.evaluation import Evaluation, Evaluator, evaluate
+from fastdqn.evaluation import (
+    Evaluation,
+    EvaluationStopped,
+    Evaluator,
+    evaluate,
+    step_limit,
+)
 from tests.drive import MODES, random_policy, vector_of
 from tests.oracles import ChainEnv, CounterEnv, CounterRules, Float64CounterEnv, counters
 
@@ -166,6 +173,106 @@ def test_mean_and_deviation_are_over_episodes() -> None:
     result = Evaluation(np.array([1.0, 2.0, 6.0]), np.array([1, 2, 3]))
     assert (result.mean, result.episodes) == (3.0, 3)
     assert result.std == pytest.approx((14 / 3) ** 0.5)
+
+
+# Episodes that do not end
+
+
+def _brought(policy: Any, env_id: int, episode: int, steps: int) -> float:
+    reward = CounterRules((steps,)).reward
+    return sum(
+        reward(env_id, episode, t, _greedy(policy, env_id, episode, t)) for t in range(steps)
+    )
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+@pytest.mark.parametrize("kind", ["grouped 0", "grouped 2", "sync"])
+def test_an_episode_that_does_not_end_is_cut_and_counts_with_what_it_has_brought(
+    kind: str, mode: AutoresetMode
+) -> None:
+    """Beside it short episodes are played on; nothing of its rest is counted."""
+    factories = [partial(CounterEnv, 0, 1000), partial(CounterEnv, 1, 2)]
+    source = source_of(vector_of(kind, factories, mode))
+    policy = random_policy(source)
+    result = evaluate(policy, source, [1, 2], episodes=6, max_steps=5)
+    source.close()
+    assert result.lengths.tolist() == [5, 2, 2, 2, 2, 2]
+    assert (result.num_cut, result.max_steps) == (1, 5)
+    whole = [_brought(policy, 1, episode, 2) for episode in range(5)]
+    assert result.returns.tolist() == [_brought(policy, 0, 0, 5), *whole]
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+@pytest.mark.parametrize("kind", ["grouped 0", "grouped 2", "sync"])
+def test_where_all_episodes_were_cut_the_environments_begin_new_ones(
+    kind: str, mode: AutoresetMode
+) -> None:
+    source = source_of(vector_of(kind, counters(2, 1000), mode))
+    policy = random_policy(source)
+    result = evaluate(policy, source, [1, 2], episodes=5, max_steps=3)
+    source.close()
+    assert (result.lengths.tolist(), result.num_cut) == ([3] * 5, 5)
+    begun = [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)]
+    assert result.returns.tolist() == [_brought(policy, *which, 3) for which in begun]
+
+
+def test_every_reset_of_an_evaluation_has_seeds_of_its_own() -> None:
+    tape = _SeedTape(2)
+    tape.envs = SyncVectorEnv(counters(2, 1000), autoreset_mode=SAME_STEP)
+    evaluate(random_policy(tape), tape, [1, 2], episodes=6, max_steps=2)
+    first, *others = tape.seeds
+    assert first == [1, 2]
+    assert len({seed for seeds in others for seed in seeds}) == 4
+    assert all(0 <= seed < 2**31 for seeds in others for seed in seeds)
+
+
+def test_an_episode_as_long_as_the_bound_is_whole() -> None:
+    source = _source(2, episode_length=4)
+    result = evaluate(random_policy(source), source, [1, 2], episodes=4, max_steps=4)
+    assert (result.lengths.tolist(), result.num_cut) == ([4] * 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "longest", "limit"),
+    [
+        (None, None, 10_000),
+        (None, 500, 10_000),
+        (None, 27_000, 27_000),
+        (0, 27_000, 0),
+        (70, 27_000, 70),
+    ],
+)
+def test_the_bound_is_the_callers_or_at_least_the_environments_own(
+    asked: int | None, longest: int | None, limit: int
+) -> None:
+    assert step_limit(asked, longest) == limit
+
+
+def test_a_long_evaluation_tells_how_far_it_is_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = iter(range(1000))
+    monkeypatch.setattr(evaluation.time, "monotonic", lambda: 0.5 * next(seconds))
+    told: list[tuple[int, int, int]] = []
+    source = _source(2, episode_length=10)
+    tell = lambda *figures: told.append(figures)  # noqa: E731
+    evaluate(random_policy(source), source, [1, 2], episodes=6, tell=tell)
+    assert told == [(2, 6, 20), (4, 6, 40), (6, 6, 60)]
+
+
+def test_an_evaluation_stops_before_the_next_step_and_the_next_one_is_as_ever() -> None:
+    source = _source(2, episode_length=1000)
+    policy, asked = random_policy(source), iter([False, False, False, True])
+    with pytest.raises(EvaluationStopped):
+        evaluate(policy, source, [1, 2], 2, stopped=lambda: next(asked))
+    result = evaluate(policy, source, [1, 2], 2, max_steps=5)
+    assert result.lengths.tolist() == [5, 5]
+
+
+def test_cut_episodes_of_two_evaluations_add_up() -> None:
+    one = Evaluation(np.array([1.0]), np.array([7]), num_cut=1, max_steps=7)
+    two = Evaluation(np.array([1.0, 2.0]), np.array([7, 7]), num_cut=2, max_steps=7)
+    assert ((one + two).num_cut, (one + two).max_steps) == (3, 7)
 
 
 # The evaluator

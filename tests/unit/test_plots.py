@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.patches import Rectangle
 
 from fastdqn.episodes import EpisodeLog, EpisodeTable
 from fastdqn.errors import UsageError
+from fastdqn.evaluations import EvaluationLog, EvaluationTable
 from fastdqn.figures import build_returns_figure, build_wall_time_figure, wall_seconds
 from fastdqn.formatting import format_return
 from fastdqn.metrics import MetricsLog
 from fastdqn.plots import plot_returns, plot_run, plot_wall_time
-from fastdqn.report import Episode, Report
+from fastdqn.report import Episode, EvaluationReport, Report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,6 +102,71 @@ def test_returns_figure_draws_dots_mean_trend_and_threshold() -> None:
     assert set(_y(_line(left, "solved at 250"))) == {250.0}
     assert (left.get_xlabel(), left.get_ylabel()) == ("env steps", "return")
     assert _labels(right) == ["mean 149.5", "median 149.5"]
+
+
+def _evaluations(*rows: tuple[int, float, float, float, int]) -> EvaluationTable:
+    steps, wall_s, mean, std, episodes = (np.array(column) for column in zip(*rows, strict=True))
+    return EvaluationTable(steps, wall_s, mean, std, episodes, np.zeros(len(rows), np.bool_))
+
+
+def test_evaluations_are_drawn_with_their_deviation_and_screenings_hollow() -> None:
+    table = _table([float(i) for i in range(300)])
+    found = _evaluations(
+        (5_000, 1.0, 100.0, 5.0, 5), (10_000, 2.0, 260.0, 30.0, 100), (15_040, 3.0, np.nan, 1.0, 5)
+    )
+    options = {"title": "t", "solved_at": 250.0, "evaluations": found}
+    left = build_returns_figure(table, env_steps=15_040, **options).axes[0]  # type: ignore[arg-type]
+    screening, full = (_line(left, f"greedy {what}") for what in ("screening", "evaluation"))
+    assert (_x(screening).tolist(), _y(screening).tolist()) == ([5_000.0], [100.0])
+    assert (_x(full).tolist(), _y(full).tolist()) == ([10_000.0], [260.0])
+    assert screening.get_markerfacecolor() == "white" != full.get_markerfacecolor()
+    (bars,) = (c for c in left.collections if isinstance(c, LineCollection))
+    ends = [sorted(segment[:, 1].tolist()) for segment in bars.get_segments()]
+    assert ends == [[95.0, 105.0], [230.0, 290.0]]
+
+
+def test_the_headline_has_the_steps_of_the_run_and_not_of_its_last_episode(tmp_path: Path) -> None:
+    _write_run(tmp_path)
+    path = tmp_path / "evaluations.csv"
+    log = EvaluationLog(path)
+    log.write(EvaluationReport(110_000, 3.0, 1.0, 0.5, 100))
+    log.close()
+    seen: list[Figure] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastdqn.plots._save", lambda figure, _: seen.append(figure))
+        plot_run(tmp_path)
+    assert "110,000 env steps" in seen[0].get_suptitle()
+
+
+def test_evaluations_stand_at_their_time_over_restarts_of_the_clock() -> None:
+    """A run of 10 s that goes on: its clock starts again, for the evaluations as well."""
+    metrics: list[dict[str, object]] = [
+        {"env_steps": n, "wall_s": w, "return_mean_100": 1.0, "sps": 9.0}
+        for n, w in ((100, 5.0), (200, 9.0), (300, 4.0))
+    ]
+    found = _evaluations((200, 10.0, 2.0, 0.1, 5), (300, 6.0, 3.0, 0.1, 5))
+    figure = build_wall_time_figure(metrics, title="t", solved_at=None, evaluations=found)
+    axes = figure.axes[0]
+    assert _x(_line(axes, "greedy evaluation")).tolist() == [10.0, 16.0]
+    assert _x(_line(axes, "mean return")).tolist() == [5.0, 9.0, 14.0]
+    assert axes.get_xlim()[1] > 16.0
+
+
+def test_a_picture_on_a_full_disk_leaves_the_old_one_and_no_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "returns.png"
+    path.write_bytes(b"old")
+
+    def full(_: Figure, draft: Path, **__: object) -> None:
+        draft.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(OSError, match="No space"):
+        plot_returns(_table([1.0]), path, title="t", solved_at=None)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["returns.png"]
+    assert path.read_bytes() == b"old"
 
 
 def test_trend_is_the_least_squares_line_over_env_steps() -> None:

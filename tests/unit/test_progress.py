@@ -190,6 +190,94 @@ def test_plain_progress_says_evaluations_at_once(tmp_path: Path) -> None:
     assert _logged(tmp_path / "log") == said
 
 
+def test_cut_episodes_and_long_evaluations_are_told() -> None:
+    out = io.StringIO()
+    progress = PlainProgress(Console(None, stream=out), clock=_Clock())
+    progress.evaluating(3, 100, 123_456)
+    progress.evaluated(
+        EvaluationReport(7_000, 1.0, 0.955, 0.0123, 100, num_cut=3, max_steps=10_000)
+    )
+    assert out.getvalue().splitlines() == [
+        "evaluating: 3 of 100 episodes done, 123,456 steps played",
+        "evaluation at 7,000 steps: return 0.955 (std 0.012) over 100 episodes; "
+        "3 of 100 episodes were cut at 10,000 steps",
+    ]
+
+
+def test_what_is_left_is_at_most_that_where_the_run_may_stop_early() -> None:
+    assert report_line(_report(), may_stop_early=True).endswith("| at most 0:12 left")
+    for width in (60, 80, 120):
+        screen = RichConsole(record=True, width=width, force_terminal=True, file=io.StringIO())
+        screen.print(build_panel(_report(), "", width=width, may_stop_early=True))
+        assert "up to 0:12" in screen.export_text()
+
+
+def test_live_progress_shows_a_long_evaluation_in_its_frame_and_logs_it(tmp_path: Path) -> None:
+    terminal = _Terminal()
+    with Console(tmp_path / "log", stream=terminal) as console:
+        progress = LiveProgress(console, clock=_Clock())
+        progress.start()
+        progress.report(_report())
+        progress.evaluating(3, 100, 9_000)
+        progress.stop()
+    line = "evaluating: 3 of 100 episodes done, 9,000 steps played"
+    assert f" {line} ─╯" in _plain(terminal)
+    assert line in _logged(tmp_path / "log")
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_activities_are_named_in_words_that_no_line_breaks(width: int) -> None:
+    screen = RichConsole(record=True, width=width, force_terminal=True, file=io.StringIO())
+    screen.print(build_panel(_report(), "", width=width))
+    text = screen.export_text()
+    assert "waiting for environments 31%" in text
+    assert "env_wait" not in text
+
+
+class _Gone(io.StringIO):
+    """A terminal that goes away after the first line."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if "\n" in self.getvalue():
+            raise OSError(5, "Input/output error")
+        return super().write(text)
+
+
+def test_a_terminal_that_goes_away_costs_nothing_but_what_it_would_have_shown(
+    tmp_path: Path,
+) -> None:
+    with Console(tmp_path / "log", stream=_Gone()) as console:
+        console.say("one")
+        _drive(make_progress(console))
+        console.say("two")
+    assert _logged(tmp_path / "log")[0::3] == ["one", "two"]
+
+
+def test_a_log_on_a_full_disk_is_told_once_and_goes_on_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    out = io.StringIO()
+    with Console(tmp_path / "log", stream=out) as console:
+        with monkeypatch.context() as patch:
+            patch.setattr("fastdqn.line_file.os.write", full)
+            console.say("one")
+            console.say("two")
+        console.say("three")
+    assert out.getvalue().splitlines() == [
+        "one",
+        "Could not write log.txt: [Errno 28] No space left on device",
+        "two",
+        "three",
+    ]
+    assert _logged(tmp_path / "log") == ["one", "two", "three"]
+
+
 def test_live_panel_shows_every_figure() -> None:
     screen = RichConsole(record=True, width=100, force_terminal=True, file=io.StringIO())
     screen.print(build_panel(_report(), "evaluation 231.4 at 50,000 steps", width=100))

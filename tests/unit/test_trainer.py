@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fastdqn.errors import NonFiniteError
-from fastdqn.evaluation import Evaluation, Evaluator
+from fastdqn.evaluation import Evaluation, EvaluationStopped, Evaluator
 from fastdqn.loop import Intervals, Loop
 from fastdqn.report import Episode, Report
 from fastdqn.rollout import Rollout
@@ -541,3 +541,29 @@ def test_the_mean_return_is_of_the_last_hundred_episodes(clock: Clock) -> None:
     assert math.isnan(trainer.return_mean_100)
     trainer.run(SEEDS)
     assert trainer.return_mean_100 == pytest.approx(10.0 * np.mean(range(101, 201)))
+
+
+def test_a_stop_in_the_midst_of_an_evaluation_ends_it_and_the_run(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=100, means=[(200.0, 200.0)], goal=100.0, evaluate=8)
+
+    def stop() -> None:
+        trainer.stop()
+        assert trainer.evaluator is not None
+        assert trainer.evaluator.stopped is not None
+        assert trainer.evaluator.stopped()
+        raise EvaluationStopped
+
+    stage.then["full"] = stop
+    assert trainer.run(SEEDS) == "stopped"
+    assert trainer.rollout.env_steps == 8
+    assert count(stage, "saw evaluation") == 0
+    assert trainer.evaluation is None
+    assert trainer.watch.seconds["evaluate"] == 70.0
+
+
+def test_a_run_says_how_many_steps_it_took_in_its_training_seconds(clock: Clock) -> None:
+    """Ten vector steps of two, 3.5 s each; the first update comes late and does not matter."""
+    trainer, _ = staged(clock, until=20, starts=16)
+    trainer.run(SEEDS)
+    assert trainer.overall_sps == pytest.approx(20 / trainer.watch.train_s)
+    assert trainer.overall_sps != pytest.approx(trainer.train_sps)

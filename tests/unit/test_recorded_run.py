@@ -1,0 +1,267 @@
+"""Training with a run directory from Python: what it leaves, says, refuses, and goes on with."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+import torch
+from gymnasium.vector import SyncVectorEnv
+
+from fastdqn import DQN, Config, UsageError
+from fastdqn.plots import plot_run
+from fastdqn.report import Report
+from fastdqn.witness import NullWitness
+
+SMALL: dict[str, Any] = {
+    "num_envs": 2,
+    "num_workers": 0,
+    "learning_starts": 64,
+    "batch_size": 8,
+    "execution": "eager",
+    "eval_episodes": 2,
+    "log_interval": 100,
+}
+FILES = {
+    "config.json",
+    "episodes.csv",
+    "evaluations.csv",
+    "log.txt",
+    "metrics.jsonl",
+    "result.json",
+}
+
+
+def small(env: Any = "CartPole-v1", **settings: Any) -> DQN:
+    return DQN(env, **{**SMALL, **settings})
+
+
+def result_in(run_dir: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((run_dir / "result.json").read_text())
+    return result
+
+
+def steps_in(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+def cartpole() -> gymnasium.Env[Any, Any]:
+    return gymnasium.make("CartPole-v1")
+
+
+def own_network() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(4, 7), torch.nn.ReLU(), torch.nn.Linear(7, 2))
+
+
+# What is left
+
+
+AGENTS: dict[str, Callable[[], tuple[DQN, list[str]]]] = {
+    "an id": lambda: (small(), ["CartPole-v1", ""]),
+    "a factory and a network": lambda: (
+        small(cartpole, network=own_network()),
+        [f"{__name__}.cartpole", "torch.nn.modules.container.Sequential"],
+    ),
+    "a vector": lambda: (
+        small(SyncVectorEnv([cartpole] * 2)),
+        ["gymnasium.vector.sync_vector_env.SyncVectorEnv", ""],
+    ),
+    "tensors": lambda: (small(vectorizer="tensor"), ["CartPole-v1", ""]),
+}
+
+
+@pytest.mark.parametrize("kind", AGENTS)
+def test_every_agent_can_leave_a_run_directory(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent, origin = AGENTS[kind]()
+    agent.learn(300, run_dir=tmp_path / "run")
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} == {*FILES, "checkpoints", "plots"}
+    assert (result_in(run)["status"], result_in(run)["env_steps"]) == ("completed", 300)
+    config = json.loads((run / "config.json").read_text())
+    resolved = config["resolved"]
+    assert [resolved["environment"], resolved.get("network", "")] == origin
+    assert resolved["num_parameters"] == sum(p.numel() for p in agent.parameters().values())
+    network = own_network() if origin[1] else None
+    assert DQN.load(run, cartpole, network=network).predict([0.0] * 4).shape == ()
+    assert plot_run(run)[0].exists()
+    out = capsys.readouterr().out
+    assert "Completed after 300 env steps" in out
+    logged = (run / "log.txt").read_text()
+    assert all(line in logged for line in out.splitlines())
+
+
+def test_settings_name_the_folder_and_what_lies_in_it(tmp_path: Path) -> None:
+    agent = small(run_dir=tmp_path / "run", checkpoint_interval=100, tensorboard=True, quiet=True)
+    agent.learn(300)
+    run = tmp_path / "run"
+    assert steps_in(run) == [f"step-{n:012d}" for n in (100, 200, 300)]
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_a_quiet_agent_prints_nothing_and_logs_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small(quiet=True).learn(300, run_dir=tmp_path)
+    assert capsys.readouterr() == ("", "")
+    logged = (tmp_path / "log.txt").read_text()
+    assert "Completed after 300" in logged
+    assert "evaluation at 300 steps" in logged
+
+
+def test_an_agent_without_a_run_directory_prints_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small().learn(200)
+    assert capsys.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_without_effect_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = small(network=own_network(), hidden_sizes=(9,))
+    agent.learn(200, run_dir=tmp_path)
+    told = "hidden_sizes=(9,) (the network is the caller's)"
+    assert f"Without effect: {told}\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "config.json").read_text())["resolved"]["without_effect"] == [
+        told
+    ]
+
+
+# Going on
+
+
+def test_a_later_call_goes_on_in_the_same_folder(tmp_path: Path) -> None:
+    agent = small(quiet=True)
+    agent.learn(300, run_dir=tmp_path / "a")
+    agent.learn(200)
+    agent.learn(100, run_dir=tmp_path / "a")
+    result = result_in(tmp_path / "a")
+    assert (result["env_steps"], result["updates"]) == (600, 134)
+    with (tmp_path / "a" / "episodes.csv").open() as stream:
+        numbers = [int(row["episode"]) for row in csv.DictReader(stream)]
+    assert numbers == list(range(1, result["episodes"] + 1))
+    lines = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
+    env_steps = [json.loads(line)["env_steps"] for line in lines]
+    assert env_steps == sorted(env_steps)
+    assert env_steps[-1] == 600
+    assert len((tmp_path / "a" / "evaluations.csv").read_text().splitlines()) == 4
+    agent.learn(100, run_dir=tmp_path / "b")
+    agent.learn(100)
+    assert result_in(tmp_path / "b")["env_steps"] == 800
+    assert result_in(tmp_path / "a")["env_steps"] == 600
+
+
+def test_another_agent_does_not_go_on_in_a_folder(tmp_path: Path) -> None:
+    small(quiet=True).learn(200, run_dir=tmp_path)
+    with pytest.raises(UsageError, match="already holds a run"):
+        small(quiet=True).learn(200, run_dir=tmp_path)
+
+
+# Ends before its time
+
+
+class Raises(NullWitness):
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def saw_report(self, report: Report) -> None:
+        if report.env_steps >= 200:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt(), "stopped"), (RuntimeError("oh"), "failed")]
+)
+def test_what_ends_a_run_leaves_a_policy_and_goes_to_the_caller(
+    tmp_path: Path, error: BaseException, status: str
+) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(type(error)) as caught:
+        small(quiet=True).learn(900, run_dir=tmp_path, witness=Raises(error))
+    assert caught.value is error
+    assert (result_in(tmp_path)["status"], steps_in(tmp_path)) == (status, ["step-000000000200"])
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    ("settings", "calls", "words"),
+    [
+        ({"tensorboard": True}, {}, "tensorboard=True without a run directory.*Pass run_dir"),
+        ({"checkpoint_interval": 100}, {}, "checkpoint_interval=100 without a run directory"),
+        ({"checkpoint_interval": 50_000}, {}, "checkpoint_interval=50000 without a run"),
+        ({"quiet": False}, {}, "quiet=False without a run directory"),
+        ({}, {"run_dir": 7}, "run_dir=7: it is no path"),
+        ({}, {"run_dir": ""}, "run_dir='': it is no path"),
+        ({}, {"run_dir": "new", "total_timesteps": 10}, "learning starts after 64"),
+    ],
+)
+def test_what_cannot_apply_is_refused_and_leaves_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    calls: dict[str, Any],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=words):
+        small(**settings).learn(**{"total_timesteps": 200, **calls})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_id_beside_the_environment_is_refused() -> None:
+    with pytest.raises(UsageError, match="env_id: the first argument names the environment"):
+        small(env_id="Acrobot-v1")
+
+
+def test_a_whole_config_and_a_loaded_policy_learn_without_a_folder(tmp_path: Path) -> None:
+    """What they hold was not chosen one by one, and their defaults ask for nothing."""
+    DQN.from_config(Config(env_id="CartPole-v1", **SMALL)).learn(200)
+    agent = small(run_dir=tmp_path, tensorboard=True, quiet=True, checkpoint_interval=100)
+    agent.learn(200)
+    DQN.load(tmp_path).learn(200)
+    with pytest.raises(UsageError, match="tensorboard=True without"):
+        DQN.load(tmp_path, tensorboard=True).learn(200)
+
+
+def test_every_setting_reaches_config_json(tmp_path: Path) -> None:
+    small(run_dir=tmp_path, quiet=True, gamma=0.5).learn(200)
+    kept = json.loads((tmp_path / "config.json").read_text())["config"]
+    assert set(kept) == {field.name for field in fields(Config)}
+    assert (kept["gamma"], kept["run_dir"], kept["num_envs"]) == (0.5, str(tmp_path), 2)
+
+
+# Evaluating
+
+
+def test_the_settings_of_evaluations_hold_in_evaluate() -> None:
+    agent = small(eval_episodes=3, eval_max_steps=4)
+    found = agent.evaluate()
+    assert (found.episodes, found.num_cut, found.lengths.tolist()) == (3, 3, [4, 4, 4])
+    assert agent.evaluate(2, max_steps=0).num_cut == 0
+    with pytest.raises(UsageError, match="max_steps -1: it must not be negative"):
+        agent.evaluate(2, max_steps=-1)
+
+
+def test_an_evaluation_has_the_threads_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = torch.get_num_threads(), []
+    agent = small(cpu_threads=before + 1)
+    agent.evaluate(1, max_steps=3)
+    monkeypatch.setattr(
+        "fastdqn.evaluation.evaluate", lambda *_, **__: seen.append(torch.get_num_threads())
+    )
+    agent.evaluate(1)
+    assert (seen, torch.get_num_threads()) == ([before + 1], before)
