@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from fastdqn.envs.masks import (
     refuse_unexpected_masks,
 )
 from fastdqn.envs.rows import Rows, RowSpec
+from fastdqn.envs.sharing import Taken, refuse_shared
 from fastdqn.envs.vector_check import VectorCheck
 from fastdqn.errors import UsageError
 
@@ -58,6 +59,7 @@ class VectorSource:
         self._ended = np.zeros(self.num_envs, np.bool_)
         self._everyone = np.ones(self.num_envs, np.bool_)
         self._pending: npt.NDArray[Any] | None = None
+        self.vector = self
 
     @property
     def num_restarts(self) -> int:
@@ -179,6 +181,21 @@ class VectorSource:
         into[which & ~said] = True
         if said.any():
             into[said] = checked_masks(told[MASK], said, num_masked)
+
+    def held(self) -> Iterable[tuple[int, Any]]:
+        """Return (index, environment) of those within reach, until they are closed."""
+        vector = self.envs.unwrapped
+        within = isinstance(vector, SyncVectorEnv) and not vector.closed
+        return enumerate(vector.envs) if within else ()
+
+    def refuse_shared(self, taken: Taken) -> None:
+        """Refuse environments that are one object, or that are taken.
+
+        Raises:
+            UsageError: Names two of them.
+        """
+        for index, env in self.held():
+            refuse_shared(taken, env, index, self)
 
     def close(self) -> None:
         """Close the vector environment."""
