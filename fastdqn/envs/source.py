@@ -29,6 +29,7 @@ from fastdqn.envs.masks import (
 )
 from fastdqn.envs.own_arrays import with_own_arrays
 from fastdqn.envs.pool import without_main_module
+from fastdqn.envs.reused_arrays import refuse_reused_arrays
 from fastdqn.envs.rows import Rows
 from fastdqn.envs.sharing import hold, taken_here
 from fastdqn.envs.staffing import Staff
@@ -250,6 +251,7 @@ def source_of(
             "Build it with send_infos=True, or with num_masked and "
             "autoreset_mode=AutoresetMode.SAME_STEP.",
         )
+    refuse_reused_arrays(envs, masks=description.num_masked > 0)
     source = VectorSource(envs, description)
     source.refuse_shared({})
     return source

@@ -18,6 +18,7 @@ from fastdqn.envs.masks import (
     observed_beside_mask,
     refuse_unexpected_masks,
 )
+from fastdqn.envs.reused_arrays import ReuseWatch
 from fastdqn.envs.rows import Rows, RowSpec
 from fastdqn.envs.sharing import Taken, refuse_shared
 from fastdqn.envs.vector_check import VectorCheck
@@ -52,6 +53,8 @@ class VectorSource:
         self.rows = Rows.allocate(spec)
         self._checks = VectorCheck(envs, description.obs_space, self._key, self.rows.obs)
         self._mode = _autoreset_mode(envs)
+        same_step = self._mode is AutoresetMode.SAME_STEP
+        self._watch = ReuseWatch(self.num_envs) if same_step else None
         self.resets_within_step = self._mode is not AutoresetMode.NEXT_STEP
         self._refuses_masks = description.obeys_masks and self._key is None
         self._returns = np.zeros(self.num_envs)
@@ -132,15 +135,31 @@ class VectorSource:
     def _place_observations(self, obs: Any, infos: dict[str, Any]) -> None:
         """Fill `obs` and, for episodes that ended within the step, `final_obs`."""
         rows, ended = self.rows, self._ended
+        watch = self._watch if ended.any() else None
+        acted_on = None if watch is None else rows.obs.copy()
         self._show(obs, infos)
         if not (self.resets_within_step and ended.any()):
             return
         if self._mode is AutoresetMode.SAME_STEP:
             self._place_finals(infos)
+            if watch is not None and acted_on is not None:
+                told = infos["final_obs"]
+                one_memory = isinstance(obs, np.ndarray) and np.may_share_memory(told, obs)
+                self._look_for_reuse(watch, acted_on, one_memory=one_memory)
             return
         rows.final_obs[ended] = rows.obs[ended]
         rows.final_action_mask[ended] = rows.action_mask[ended]
         self._show(*self.envs.reset(options={"reset_mask": ended.copy()}), ended)
+
+    def _look_for_reuse(
+        self, watch: ReuseWatch, acted_on: npt.NDArray[Any], *, one_memory: bool
+    ) -> None:
+        """Compare the ends that were just placed; no longer, once nothing is to be feared."""
+        rows = self.rows
+        for env in np.flatnonzero(self._ended).tolist():
+            shown = acted_on[env], rows.final_obs[env], rows.obs[env]
+            watch.look(env, *shown, one_memory=one_memory)
+        self._watch = None if watch.over else watch
 
     def _show(
         self, obs: Any, infos: dict[str, Any], which: npt.NDArray[np.bool_] | None = None
