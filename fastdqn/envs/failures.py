@@ -75,7 +75,14 @@ class EnvFailures(Exception):  # noqa: N818 - several errors, one for each envir
 
 
 class Shut(gym.Env[Any, Any]):
-    """Stands where an environment raised, until the next reset."""
+    """Stands where an environment raised, until the next reset.
+
+    Args:
+        was: The environment, closed.
+    """
+
+    def __init__(self, was: gym.Env[Any, Any]) -> None:
+        self.was = was
 
     def step(self, action: Any) -> Any:  # noqa: ARG002
         """Refuse."""

@@ -34,6 +34,7 @@ from fastdqn.envs.observations import (
 )
 from fastdqn.envs.pool import PoolSettings, WorkerPool
 from fastdqn.envs.rows import Rows, RowSpec
+from fastdqn.envs.sharing import refuse_shared_by_processes
 from fastdqn.envs.spaces import ARRAY_SPACES, read_spaces
 from fastdqn.envs.staffing import Staff, choose_staff
 from fastdqn.envs.supervised import SupervisedPool
@@ -171,6 +172,8 @@ class GroupedVectorEnv(AsyncVectorEnv):
             spin_s=self._staff.spin_s,
             name=type(self).__name__,
         )
+        if self._staff.processes:
+            refuse_shared_by_processes(self.env_fns, settings.spans(self.num_envs))
         self._pool = self._new_pool(spec, settings, supervision)
         self.rows: Rows = self._pool.rows
         self._groups = [

@@ -16,7 +16,8 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
 from fastdqn.envs.construction import GIVEN, construction_of
-from fastdqn.envs.masks import MASK, refuse_mask_shape
+from fastdqn.envs.masks import MASK, refuse_mask_shape, with_mask_in_info
+from fastdqn.envs.sharing import refuse_the_same_again
 from fastdqn.envs.spaces import measured_step_s
 from fastdqn.errors import UsageError
 from fastdqn.transition import STORAGE_DTYPES
@@ -118,7 +119,8 @@ def describe(
         expect_masks: Whether there will be masks though none is seen yet.
 
     Raises:
-        UsageError: It cannot be built or reset, or DQN cannot train on its spaces.
+        UsageError: It cannot be built or reset, DQN cannot train on its spaces, or the factory
+            returns the same environment again.
     """
     name = _name_of(factory)
     env = _tried(factory, name, "built")
@@ -136,9 +138,11 @@ def describe(
             num_masked = described.num_actions
         described = replace(described, num_masked=num_masked, obeys_masks=masks)
         step_s = measured_step_s(env) if _is_gymnasiums(env) else None
-        return replace(described, step_s=step_s, construction=construction_of(env))
+        described = replace(described, step_s=step_s, construction=construction_of(env))
     finally:
         env.close()
+    refuse_the_same_again(factory, env)
+    return described
 
 
 def _is_gymnasiums(env: Any) -> bool:

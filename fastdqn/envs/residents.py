@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.spaces.utils import is_space_dtype_shape_equiv
 
 from fastdqn.envs.failures import EnvFailures, Failure, Shut
+from fastdqn.envs.sharing import core_of, hold, refuse_shared, taken_here
 from fastdqn.envs.task import EnvFactory, Task
+from fastdqn.errors import UsageError
 
 __all__ = ["Residents"]
 
@@ -30,6 +32,12 @@ class Residents:
     def __init__(self, task: Task, env_fns: Sequence[EnvFactory]) -> None:
         self.task, self.env_fns = task, env_fns
         self.envs: list[gym.Env[Any, Any]] = []
+        self.vector = task.spec
+        hold(self)
+
+    def held(self) -> Iterable[tuple[int, gym.Env[Any, Any]]]:
+        """Return (index in the vector, environment) of all that are here now."""
+        return enumerate(self.envs, self.task.first_env)
 
     def make(self) -> None:
         """Build the environments.
@@ -37,9 +45,12 @@ class Residents:
         Raises:
             EnvFailures: One could not be built.
         """
+        taken = taken_here()
         for i, env_fn in enumerate(self.env_fns):
             try:
-                self.envs.append(env_fn())
+                env = env_fn()
+                refuse_shared(taken, env, self.task.first_env + i, self.vector)
+                self.envs.append(env)
             except Exception as error:
                 raise EnvFailures([self.failure(i, error)]) from error
 
@@ -88,12 +99,21 @@ class Residents:
         """Close an environment that raised: nobody knows its state. The next reset rebuilds it."""
         with contextlib.suppress(Exception):
             self.envs[i].close()
-        self.envs[i] = Shut()
+        self.envs[i] = Shut(self.envs[i])
         return Failure.of(self.task.first_env + i, error, doing, ended=True)
 
     def _rebuild_if_shut(self, i: int) -> None:
-        if isinstance(self.envs[i], Shut):
-            self.envs[i] = self.env_fns[i]()
+        shut = self.envs[i]
+        if isinstance(shut, Shut):
+            env, index = self.env_fns[i](), self.task.first_env + i
+            refuse_shared(taken_here(), env, index, self.vector)
+            if core_of(env) is core_of(shut.was):
+                raise UsageError(
+                    f"environment {index} that was to be built anew",
+                    "its factory returned the one that had raised and was closed",
+                    "Let it build a new one at each call: lambda: gymnasium.make(...).",
+                )
+            self.envs[i] = env
 
     def failure(self, i: int, error: Exception, doing: str = "", *, ended: bool = False) -> Failure:
         """Return what environment `i` raised as it is told."""

@@ -29,7 +29,9 @@ from fastdqn.envs.masks import (
 )
 from fastdqn.envs.own_arrays import with_own_arrays
 from fastdqn.envs.pool import without_main_module
+from fastdqn.envs.reused_arrays import refuse_reused_arrays
 from fastdqn.envs.rows import Rows
+from fastdqn.envs.sharing import hold, taken_here
 from fastdqn.envs.staffing import Staff
 from fastdqn.envs.supervision import Supervision
 from fastdqn.envs.vector_source import VectorSource
@@ -201,7 +203,14 @@ def make_source(
         }
         own = [partial(with_own_arrays, factory, index) for index in range(num_envs)]
         envs = kinds[vectorizer](own, autoreset_mode=AutoresetMode.DISABLED)
-        return VectorSource(envs, description)
+        source = VectorSource(envs, description)
+    try:
+        source.refuse_shared(taken_here())
+    except UsageError:
+        source.close()
+        raise
+    hold(source)
+    return source
 
 
 def source_of(
@@ -242,7 +251,10 @@ def source_of(
             "Build it with send_infos=True, or with num_masked and "
             "autoreset_mode=AutoresetMode.SAME_STEP.",
         )
-    return VectorSource(envs, description)
+    refuse_reused_arrays(envs, masks=description.num_masked > 0)
+    source = VectorSource(envs, description)
+    source.refuse_shared({})
+    return source
 
 
 def _shares_its_rows(envs: VectorEnv[Any, Any, Any], description: EnvDescription) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from fastdqn.envs.masks import (
     observed_beside_mask,
     refuse_unexpected_masks,
 )
+from fastdqn.envs.reused_arrays import ReuseWatch
 from fastdqn.envs.rows import Rows, RowSpec
+from fastdqn.envs.sharing import Taken, refuse_shared
 from fastdqn.envs.vector_check import VectorCheck
 from fastdqn.errors import UsageError
 
@@ -51,6 +53,8 @@ class VectorSource:
         self.rows = Rows.allocate(spec)
         self._checks = VectorCheck(envs, description.obs_space, self._key, self.rows.obs)
         self._mode = _autoreset_mode(envs)
+        same_step = self._mode is AutoresetMode.SAME_STEP
+        self._watch = ReuseWatch(self.num_envs) if same_step else None
         self.resets_within_step = self._mode is not AutoresetMode.NEXT_STEP
         self._refuses_masks = description.obeys_masks and self._key is None
         self._returns = np.zeros(self.num_envs)
@@ -58,6 +62,7 @@ class VectorSource:
         self._ended = np.zeros(self.num_envs, np.bool_)
         self._everyone = np.ones(self.num_envs, np.bool_)
         self._pending: npt.NDArray[Any] | None = None
+        self.vector = self
 
     @property
     def num_restarts(self) -> int:
@@ -130,15 +135,31 @@ class VectorSource:
     def _place_observations(self, obs: Any, infos: dict[str, Any]) -> None:
         """Fill `obs` and, for episodes that ended within the step, `final_obs`."""
         rows, ended = self.rows, self._ended
+        watch = self._watch if ended.any() else None
+        acted_on = None if watch is None else rows.obs.copy()
         self._show(obs, infos)
         if not (self.resets_within_step and ended.any()):
             return
         if self._mode is AutoresetMode.SAME_STEP:
             self._place_finals(infos)
+            if watch is not None and acted_on is not None:
+                told = infos["final_obs"]
+                one_memory = isinstance(obs, np.ndarray) and np.may_share_memory(told, obs)
+                self._look_for_reuse(watch, acted_on, one_memory=one_memory)
             return
         rows.final_obs[ended] = rows.obs[ended]
         rows.final_action_mask[ended] = rows.action_mask[ended]
         self._show(*self.envs.reset(options={"reset_mask": ended.copy()}), ended)
+
+    def _look_for_reuse(
+        self, watch: ReuseWatch, acted_on: npt.NDArray[Any], *, one_memory: bool
+    ) -> None:
+        """Compare the ends that were just placed; no longer, once nothing is to be feared."""
+        rows = self.rows
+        for env in np.flatnonzero(self._ended).tolist():
+            shown = acted_on[env], rows.final_obs[env], rows.obs[env]
+            watch.look(env, *shown, one_memory=one_memory)
+        self._watch = None if watch.over else watch
 
     def _show(
         self, obs: Any, infos: dict[str, Any], which: npt.NDArray[np.bool_] | None = None
@@ -179,6 +200,21 @@ class VectorSource:
         into[which & ~said] = True
         if said.any():
             into[said] = checked_masks(told[MASK], said, num_masked)
+
+    def held(self) -> Iterable[tuple[int, Any]]:
+        """Return (index, environment) of those within reach, until they are closed."""
+        vector = self.envs.unwrapped
+        within = isinstance(vector, SyncVectorEnv) and not vector.closed
+        return enumerate(vector.envs) if within else ()
+
+    def refuse_shared(self, taken: Taken) -> None:
+        """Refuse environments that are one object, or that are taken.
+
+        Raises:
+            UsageError: Names two of them.
+        """
+        for index, env in self.held():
+            refuse_shared(taken, env, index, self)
 
     def close(self) -> None:
         """Close the vector environment."""

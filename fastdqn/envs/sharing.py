@@ -1,0 +1,217 @@
+"""One object in the place of two environments: found whoever steps them, and refused.
+
+A factory is there to build a new environment at each call. One that returns the same again, or
+wraps the same anew, lets the episodes of several environments run into one another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any, Protocol
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+
+from fastdqn.envs.task import EnvFactory
+from fastdqn.errors import UsageError
+
+__all__ = [
+    "Holder",
+    "Taken",
+    "core_of",
+    "hold",
+    "refuse_shared",
+    "refuse_shared_by_processes",
+    "refuse_the_same_again",
+    "taken_here",
+]
+
+DEEP, WIDE = 4, 100
+"""How far a look into a factory goes, and into how many objects of a collection."""
+COLLECTIONS = list | tuple | set | dict
+
+
+class Holder(Protocol):
+    """Has environments in this process.
+
+    Attributes:
+        vector: The same object for all holders of one vector.
+    """
+
+    vector: Any
+
+    def held(self) -> Iterable[tuple[int, Any]]:
+        """Return (index in the vector, environment) of what it has now."""
+
+
+Taken = dict[int, tuple[int, Any]]
+"""By the id of an environment's core: its index, and the vector that it belongs to."""
+_holders: weakref.WeakSet[Any] = weakref.WeakSet()
+_builds_anew: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Factories that were seen to do so."""
+
+
+def core_of(env: Any) -> Any:
+    """Return the environment within all wrappers."""
+    core = getattr(env, "unwrapped", env)
+    return core if isinstance(core, gym.Env) else env
+
+
+# In one process
+
+
+def hold(holder: Holder) -> None:
+    """Note who has environments in this process, for as long as it lives."""
+    _holders.add(holder)
+
+
+def taken_here() -> Taken:
+    """Return the environments that somebody in this process has now."""
+    return {
+        id(core_of(env)): (index, holder.vector)
+        for holder in list(_holders)
+        for index, env in holder.held()
+    }
+
+
+def refuse_shared(taken: Taken, env: Any, index: int, vector: Any) -> None:
+    """Refuse an environment that is taken; enter another one.
+
+    Args:
+        taken: Environments that are in use, which must stay alive; written.
+        env: What a factory returned.
+        index: Which environment it is to be.
+        vector: Of which vector.
+
+    Raises:
+        UsageError: It is another environment already; names both.
+    """
+    core = id(core_of(env))
+    if core in taken:
+        other, its_vector = taken[core]
+        raise _one_object(other, index, apart=its_vector is not vector)
+    taken[core] = index, vector
+
+
+def _one_object(first: int, second: int, *, apart: bool = False) -> UsageError:
+    where = " of two vectors, such as training and evaluation," if apart else ""
+    return UsageError(
+        f"environments {first} and {second}{where} that are one object",
+        "their factory returns or wraps the same one again, so that their episodes would mix",
+        "Let it build a new one at each call: lambda: gymnasium.make(...), or "
+        "lambda: copy.deepcopy(env).",
+    )
+
+
+# Before there are processes, each of which would have a copy of its own
+
+
+def refuse_the_same_again(factory: EnvFactory, first: Any, pair: tuple[int, int] = (0, 1)) -> None:
+    """Build one more, unless the factory cannot but build anew, and compare it with the first.
+
+    Args:
+        factory: Is called once at most; what it then raises is left to later calls.
+        first: What it returned before, closed.
+        pair: Indices of the two, to be named.
+
+    Raises:
+        UsageError: It returned the same again.
+    """
+    if not _must_build_anew(factory) and _same_again(factory, first):
+        raise _one_object(*pair)
+
+
+def _same_again(factory: EnvFactory, first: Any) -> bool:
+    """Return whether a factory returns or wraps what it did before; no, where it raises."""
+    try:
+        second = factory()
+    except Exception:
+        return False
+    with contextlib.suppress(Exception):
+        second.close()
+    if core_of(second) is core_of(first):
+        return True
+    with contextlib.suppress(TypeError):  # neither hashable nor to be referred to weakly
+        _builds_anew.add(factory)
+    return False
+
+
+def refuse_shared_by_processes(
+    env_fns: Sequence[EnvFactory], shares: Sequence[Sequence[tuple[int, int]]]
+) -> None:
+    """Refuse factories that hand one object to environments of several processes.
+
+    Two that one process hosts are compared there. Of the others, those are built here, one after
+    the other, that come of one function or of functions that hold the same environment.
+
+    Args:
+        env_fns: One per environment.
+        shares: (first, last + 1) environments by process and group.
+
+    Raises:
+        UsageError: Names the two environments.
+    """
+    process = {env: k for k, spans in enumerate(shares) for a, b in spans for env in range(a, b)}
+    by_origin: dict[int, list[int]] = {}
+    for index, factory in enumerate(env_fns):
+        held = [] if _must_build_anew(factory) else _envs_within(factory, DEEP)
+        for origin in {id(factory), *(id(core_of(env)) for env in held)}:
+            by_origin.setdefault(origin, []).append(index)
+    for indices in by_origin.values():
+        first, second = (*indices, 0)[:2]
+        if len(indices) == 1 or len({process[index] for index in indices}) < len(indices):
+            continue
+        if not _must_build_anew(env_fns[first]):
+            env = env_fns[first]()
+            with contextlib.suppress(Exception):
+                env.close()
+            refuse_the_same_again(env_fns[second], env, (first, second))
+
+
+def _must_build_anew(factory: Any) -> bool:
+    """Return whether a factory is known to build an environment at each call."""
+    with contextlib.suppress(TypeError):
+        if factory in _builds_anew:
+            return True
+    if isinstance(factory, type):
+        return factory.__new__ is object.__new__ and type(factory).__call__ is type.__call__
+    if not isinstance(factory, partial) or next(_envs_within(factory, DEEP), None) is not None:
+        return False
+    if factory.func is not gym.make:
+        ours = factory.func.__module__.startswith("fastdqn.") and factory.args
+        return _must_build_anew(factory.args[0] if ours else factory.func)
+    spec = factory.args[0] if factory.args else factory.keywords.get("id")
+    entry = spec.entry_point if isinstance(spec, EnvSpec) else None
+    return isinstance(entry, str | None) or _must_build_anew(entry)
+
+
+def _envs_within(thing: Any, deep: int) -> Iterator[Any]:
+    """Return the environments that a factory holds already, as far as they can be seen."""
+    if isinstance(thing, gym.Env):
+        yield thing
+    elif deep:
+        for part in islice(_parts_of(thing), WIDE):
+            yield from _envs_within(part, deep - 1)
+
+
+def _parts_of(thing: Any) -> Iterator[Any]:
+    if isinstance(thing, partial):
+        yield from (thing.func, *thing.args, *thing.keywords.values())
+    elif isinstance(thing, types.MethodType):
+        yield from (thing.__self__, thing.__func__)
+    elif isinstance(thing, types.FunctionType):
+        for cell in thing.__closure__ or ():
+            with contextlib.suppress(ValueError):  # not filled yet
+                yield cell.cell_contents
+        yield from (thing.__defaults__ or ())
+        known = (thing.__globals__.get(name) for name in thing.__code__.co_names)
+        yield from (value for value in known if isinstance(value, COLLECTIONS | gym.Env))
+    elif isinstance(thing, COLLECTIONS):
+        yield from thing.values() if isinstance(thing, dict) else thing
+    elif callable(thing) and not isinstance(thing, type):
+        yield from getattr(thing, "__dict__", {}).values()
