@@ -17,6 +17,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sp
 
 from fastdqn.envs.masks import MASK, refuse_mask_shape, with_mask_in_info
 from fastdqn.envs.spaces import measured_step_s
+from fastdqn.envs.traces import trial_env
 from fastdqn.errors import UsageError
 from fastdqn.transition import STORAGE_DTYPES
 
@@ -98,8 +99,7 @@ def describe(factory: EnvFactory, *, masks: bool = True) -> EnvDescription:
         UsageError: It cannot be built or reset, or DQN cannot train on its spaces.
     """
     name = _name_of(factory)
-    env = _tried(factory, name, "built")
-    try:
+    with trial_env(partial(_tried, factory, name, "built")) as env:
         solved_at = env.spec.reward_threshold if env.spec else None
         env_id = env.spec.id if env.spec else name
         described = describe_spaces(env_id, env.observation_space, env.action_space, solved_at)
@@ -109,8 +109,6 @@ def describe(factory: EnvFactory, *, masks: bool = True) -> EnvDescription:
         if masks:
             described = replace(described, num_masked=_num_masked(described, info))
         return replace(described, step_s=measured_step_s(env) if _is_gymnasiums(env) else None)
-    finally:
-        env.close()
 
 
 def _is_gymnasiums(env: Any) -> bool:
