@@ -10,6 +10,7 @@ import torch
 
 from fastdqn.acting import ACTORS, actor_of
 from fastdqn.device import synchronize
+from fastdqn.envs.traces import generators_kept
 from fastdqn.errors import UsageError
 from fastdqn.execution import choose_execution
 from fastdqn.learner import Learner
@@ -90,7 +91,7 @@ def fastest_execution(
         learner.execute_as(way)
         return lambda: learner.learn_sampled(sampler, updates)
 
-    with sampler.rehearsal():
+    with sampler.rehearsal(), generators_kept():
         best, told = _compare(candidates, run, learner.device, updates, restore)
     learner.keep_to(best)
     return best, f"measured per update: {told}"
@@ -110,7 +111,7 @@ def learning_seconds(learner: Learner, sampler: Sampler | None) -> float:
         return 0.0
     restore, updates = learner.state.keep(), _due(sampler)
     try:
-        with sampler.rehearsal():
+        with sampler.rehearsal(), generators_kept():
             run = partial(learner.learn_sampled, sampler, updates)
             run()
             elapsed_s = _timed(run, learner.device, LEARNING_CALLS)
@@ -132,7 +133,7 @@ def fastest_actor(
 ) -> Ways:
     """Choose actions in each way, bring them to the host, and let the fastest way act.
 
-    Draws nothing from the policy's generator.
+    Draws nothing from the policy's generator, nor from PyTorch's own.
 
     Args:
         policy: Is given the actor.
@@ -157,7 +158,8 @@ def fastest_actor(
             return lambda: actor.on_host(obs, 0.5, uniform, action_mask)
         return lambda: actor(obs, 0.5, uniform, action_mask).cpu()
 
-    best, told = _compare(kinds, run, policy.network.flat.device, 1, lambda: None)
+    with generators_kept():
+        best, told = _compare(kinds, run, policy.network.flat.device, 1, lambda: None)
     policy.actor = actors[best]
     return best, f"acting by {best}, measured per vector step: {told}"
 

@@ -26,6 +26,7 @@ from fastdqn.envs.spaces import measured_step_s
 from fastdqn.envs.staffing import Staff, staff_beside_learner, timed_in_turns
 from fastdqn.envs.supervision import Supervision
 from fastdqn.envs.tensor import TensorEnv, make_tensor_env
+from fastdqn.envs.traces import trial_env
 from fastdqn.envs.wrapping import factory_with, refuse_what_is_not_built
 from fastdqn.errors import UsageError
 
@@ -115,7 +116,7 @@ class Built:
         """Return the seconds of an env step, None where they do not matter, and of learning."""
         if self.description.step_s is None:
             return None, 0.0
-        with closing(self.factory()) as env:
+        with trial_env(self.factory) as env:
             return timed_in_turns(partial(measured_step_s, env), learning)
 
     def _source(

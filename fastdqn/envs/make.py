@@ -16,9 +16,10 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
 from fastdqn.envs.construction import GIVEN, construction_of
-from fastdqn.envs.masks import MASK, refuse_mask_shape, with_mask_in_info
+from fastdqn.envs.masks import MASK, refuse_mask_shape
 from fastdqn.envs.sharing import refuse_the_same_again
 from fastdqn.envs.spaces import measured_step_s
+from fastdqn.envs.traces import trial_env
 from fastdqn.errors import UsageError
 from fastdqn.transition import STORAGE_DTYPES
 
@@ -123,8 +124,7 @@ def describe(
             returns the same environment again.
     """
     name = _name_of(factory)
-    env = _tried(factory, name, "built")
-    try:
+    with trial_env(partial(_tried, factory, name, "built")) as env:
         solved_at = env.spec.reward_threshold if env.spec else None
         env_id = env.spec.id if env.spec else name
         described = describe_spaces(env_id, env.observation_space, env.action_space, solved_at)
@@ -139,8 +139,6 @@ def describe(
         described = replace(described, num_masked=num_masked, obeys_masks=masks)
         step_s = measured_step_s(env) if _is_gymnasiums(env) else None
         described = replace(described, step_s=step_s, construction=construction_of(env))
-    finally:
-        env.close()
     refuse_the_same_again(factory, env)
     return described
 

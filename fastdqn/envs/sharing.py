@@ -18,6 +18,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from fastdqn.envs.task import EnvFactory
+from fastdqn.envs.traces import trial_env
 from fastdqn.errors import UsageError
 
 __all__ = [
@@ -129,12 +130,11 @@ def refuse_the_same_again(factory: EnvFactory, first: Any, pair: tuple[int, int]
 def _same_again(factory: EnvFactory, first: Any) -> bool:
     """Return whether a factory returns or wraps what it did before; no, where it raises."""
     try:
-        second = factory()
+        with trial_env(factory) as second:
+            same = core_of(second) is core_of(first)
     except Exception:
         return False
-    with contextlib.suppress(Exception):
-        second.close()
-    if core_of(second) is core_of(first):
+    if same:
         return True
     with contextlib.suppress(TypeError):  # neither hashable nor to be referred to weakly
         _builds_anew.add(factory)
@@ -167,9 +167,8 @@ def refuse_shared_by_processes(
         if len(indices) == 1 or len({process[index] for index in indices}) < len(indices):
             continue
         if not _must_build_anew(env_fns[first]):
-            env = env_fns[first]()
-            with contextlib.suppress(Exception):
-                env.close()
+            with trial_env(env_fns[first]) as env:
+                pass
             refuse_the_same_again(env_fns[second], env, (first, second))
 
 

@@ -11,6 +11,8 @@ import gymnasium as gym
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 from gymnasium.vector.utils import batch_differing_spaces, batch_space
 
+from fastdqn.envs.traces import trial_env
+
 __all__ = ["ARRAY_SPACES", "VectorSpaces", "measured_step_s", "read_spaces"]
 
 ARRAY_SPACES = (Box, Discrete, MultiBinary, MultiDiscrete)
@@ -52,6 +54,8 @@ def read_spaces(
 ) -> VectorSpaces:
     """Build one environment, look at it, close it; `different` looks at all of them.
 
+    No trace of that is left in this process; see `traces`.
+
     Args:
         env_fns: Factories, one per environment.
         observation_mode: As in Gymnasium's AsyncVectorEnv.
@@ -61,8 +65,7 @@ def read_spaces(
         ValueError: There is no such mode.
         TypeError: The pair holds something that is no space.
     """
-    env = env_fns[0]()
-    try:
+    with trial_env(env_fns[0]) as env:
         single, batched = _observation_spaces(env, env_fns, observation_mode)
         return VectorSpaces(
             dict(env.metadata),
@@ -73,8 +76,6 @@ def read_spaces(
             batched,
             measured_step_s(env) if measure else None,
         )
-    finally:
-        env.close()
 
 
 def _observation_spaces(
@@ -101,9 +102,8 @@ def _observation_spaces(
 
 
 def _observation_space(env_fn: EnvFactory) -> Space[Any]:
-    env = env_fn()
-    env.close()
-    return env.observation_space
+    with trial_env(env_fn) as env:
+        return env.observation_space
 
 
 def measured_step_s(env: gym.Env[Any, Any]) -> float | None:

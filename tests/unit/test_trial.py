@@ -252,3 +252,21 @@ def test_measuring_what_learning_takes_leaves_no_trace() -> None:
     assert learning_seconds(learner, None) == 0.0
     assert torch.equal(learner.state.online, before)
     assert int(learner.state.updates) == 0
+
+
+class Noisy(MLP):
+    """Draws in its forward pass."""
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return super().forward(obs) + torch.randn(2)
+
+
+def test_measuring_a_network_that_draws_leaves_pytorchs_own_generator_alone() -> None:
+    learner = Learner(Noisy((4,), 2, (8,)))
+    sampler = Sampler(ReplayBuffer(64, 2, (4,), seed=3), BATCH, due=2)
+    before = torch.get_rng_state()
+    learning_seconds(learner, sampler)
+    fastest_execution(learner, sampler, 2, ["eager"])
+    assert torch.equal(torch.get_rng_state(), before)
+    learner.learn_sampled(sampler, 1)
+    assert not torch.equal(torch.get_rng_state(), before)
