@@ -20,9 +20,9 @@ from fastdqn.checkpoint import SavedPolicy
 from fastdqn.envs.construction import (
     FORWARDING,
     Construction,
-    bounded,
     rebuilt,
     why_not_from_a_file,
+    why_too_large,
 )
 from fastdqn.envs.make import EnvDescription, factory_of, for_workers
 from fastdqn.envs.plain_values import NotPlainError
@@ -152,10 +152,8 @@ def _look_up(env_id: str, folder: str, command: str) -> None:
 def _refuse_from_file(text: str, folder: str, command: str) -> None:
     wrapper = read_wrapper(text)
     why_not = f"{text} is of the caller's own" if wrapper.module else ""
-    try:
-        bounded({**wrapper.kwargs, "*": list(wrapper.args)}, wrapper.name)
-    except NotPlainError as error:
-        why_not = str(error)
+    arguments = {**wrapper.kwargs, "*": list(wrapper.args)}
+    why_not = why_not or why_too_large(arguments, wrapper.name)
     why_not = why_not or why_not_from_a_file(wrapper.name)
     if why_not:
         raise UsageError(folder, f"its wrapper cannot be put on again: {why_not}", command)

@@ -24,9 +24,9 @@ from fastdqn.transition import STORAGE_DTYPES
 
 __all__ = ["SavedDescription", "read_description", "refuse_other_shapes", "write_description"]
 
-LARGEST = 2**53
-"""Of a count or a setting: what a float64 holds exactly."""
-MAX_DIMENSIONS, MAX_LAYERS, MAX_WRAPPERS = 16, 64, 32
+LARGEST, LARGEST_SETTING = 2**53, 2**128
+"""Of a count: what a float64 holds exactly; and of a setting, which may be a seed."""
+MAX_DIMENSIONS, MAX_LENGTH = 64, 1_000
 MAX_THREADS = 1_024
 MAX_WORDS = 2_000
 
@@ -110,7 +110,7 @@ def read_description(told: Mapping[str, Any]) -> SavedDescription:
     return SavedDescription(
         settings=_settings(told.get("config")),
         construction=_construction(told.get("env")),
-        network=_checked("network", told.get("network"), _is_name, "a name"),
+        network=_checked("network", told.get("network"), _is_text, "a short text"),
         obs_shape=tuple(_checked("obs_shape", told.get("obs_shape"), _is_shape, "a shape")),
         obs_dtype=_checked("obs_dtype", told.get("obs_dtype"), _is_dtype, "a dtype of tensors"),
         num_actions=_checked("num_actions", told.get("num_actions"), _is_size, "at least 1"),
@@ -189,23 +189,19 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    return type(value) is int and abs(value) <= LARGEST
+    return type(value) is int and abs(value) <= LARGEST_SETTING
 
 
 def _is_count(value: Any) -> bool:
-    return _is_whole(value) and value >= 0
+    return type(value) is int and 0 <= value <= LARGEST
 
 
 def _is_size(value: Any) -> bool:
-    return _is_whole(value) and 1 <= value < 2**31
+    return type(value) is int and 1 <= value < 2**31
 
 
 def _is_text(value: Any) -> bool:
     return type(value) is str and len(value) <= MAX_WORDS and value.isprintable()
-
-
-def _is_name(value: Any) -> bool:
-    return _is_text(value) and value.isidentifier()
 
 
 def _is_dtype(value: Any) -> bool:
@@ -219,11 +215,11 @@ def _is_shape(value: Any) -> bool:
 
 
 def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= MAX_LAYERS and all(map(_is_size, value))
+    return isinstance(value, list) and len(value) <= MAX_LENGTH and all(map(_is_size, value))
 
 
 def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= MAX_WRAPPERS and all(map(_is_text, value))
+    return isinstance(value, list) and len(value) <= MAX_LENGTH and all(map(_is_text, value))
 
 
 def _are_arguments(value: Any) -> bool:

@@ -22,11 +22,11 @@ __all__ = [
     "GIVEN",
     "Construction",
     "UsedWrapper",
-    "bounded",
     "construction_of",
     "own_wrapper",
     "rebuilt",
     "why_not_from_a_file",
+    "why_too_large",
 ]
 
 WHY_NOT = "why_not"
@@ -114,7 +114,7 @@ def construction_of(env: gym.Env[Any, Any]) -> dict[str, Any]:
     try:
         kwargs = _plain_arguments(spec.kwargs, spec.id)
     except NotPlainError as error:
-        return {WHY_NOT: str(error)}
+        return {WHY_NOT: _told(error)}
     wrappers = [_note_wrapper(wrapper) for wrapper in chain_of(env)]
     noted = {"id": spec.id, "kwargs": kwargs, "wrappers": wrappers}
     if _entry(spec) != _entry(gym.registry.get(spec.id, spec)):
@@ -196,7 +196,11 @@ def _note_wrapper(wrapper: gym.Wrapper[Any, Any, Any, Any]) -> dict[str, Any]:
         named = {name: value for name, value in saved.items() if name != "env"}
         return {**noted, "kwargs": _plain_arguments(named, kind.__name__)}
     except NotPlainError as error:
-        return {**noted, WHY_NOT: str(error)}
+        return {**noted, WHY_NOT: _told(error)}
+
+
+def _told(error: Exception) -> str:
+    return "".join(filter(str.isprintable, str(error)))[:300]
 
 
 def _plain_arguments(kwargs: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -231,8 +235,8 @@ def _read_wrapper(noted: Any) -> UsedWrapper:
     if noted["kwargs"] is None or WHY_NOT in noted:
         why_not = _text(noted.get(WHY_NOT, f"the arguments of {name} are not known"))
         return UsedWrapper(name, None, None, why_not)
-    why_not = why_not_from_a_file(name)
-    return UsedWrapper(name, None, bounded(_kwargs(noted["kwargs"]), name), why_not)
+    kwargs, why_not = _kwargs(noted["kwargs"]), why_not_from_a_file(name)
+    return UsedWrapper(name, None, kwargs, why_not or why_too_large(kwargs, name))
 
 
 def why_not_from_a_file(name: str) -> str:
@@ -248,22 +252,21 @@ def why_not_from_a_file(name: str) -> str:
 
 def _kwargs(noted: Any) -> dict[str, Any]:
     kwargs = from_plain(noted)
-    if not isinstance(kwargs, dict) or not all(key.isidentifier() for key in kwargs):
+    if not isinstance(kwargs, dict):
         raise NotPlainError("arguments that are no names and values")
     return kwargs
 
 
-def bounded(kwargs: dict[str, Any], name: str) -> dict[str, Any]:
-    """Refuse whole numbers that could be sizes of more than a picture has.
+def why_too_large(kwargs: Mapping[str, Any], name: str) -> str:
+    """Return why a file may not ask for such arguments of a wrapper; nothing where it may.
 
-    Raises:
-        NotPlainError: There is one in the arguments of the wrapper of that name.
+    A whole number could be a size, which no file may choose freely.
     """
     for key, value in kwargs.items():
         for part in _whole_numbers(value):
             if abs(part) > (LARGEST_COUNT if key in COUNTS else LARGEST):
-                raise NotPlainError(f"the argument {key} of {name} is {part}")
-    return kwargs
+                return f"the argument {key} of {name} is {part}"
+    return ""
 
 
 def _whole_numbers(value: Any) -> Iterator[int]:

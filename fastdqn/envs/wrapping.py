@@ -107,8 +107,9 @@ def read_wrapper(text: Any) -> NamedWrapper:
     Raises:
         UsageError: They are not `Name`, `Name(arguments)` or either behind `module:`.
     """
-    match = WRAPPER.fullmatch(text.strip()) if isinstance(text, str) else None
-    args, kwargs = _arguments(match[3]) if match and len(text) <= MAX_TEXT else (None, {})
+    fine = isinstance(text, str) and len(text) <= MAX_TEXT and text.isprintable()
+    match = WRAPPER.fullmatch(text.strip()) if fine else None
+    args, kwargs = _arguments(match[3]) if match else (None, {})
     if match is None or args is None:
         raise UsageError(
             f"--wrapper {str(text)[:200]}",
@@ -159,13 +160,17 @@ def plain_env_kwargs(given: Any) -> dict[str, Any]:
 
 
 def with_plain_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with the arguments of the environment as plain values.
+    """Return settings with the arguments of the environment as plain values; None is left out.
 
     Raises:
         UsageError: One is not.
     """
-    given = settings.get("env_kwargs")
-    return {**settings, "env_kwargs": plain_env_kwargs(given)} if given else dict(settings)
+    plain = {k: v for k, v in settings.items() if v is not None or k not in CONFIGURING}
+    if "env_kwargs" in plain:
+        plain["env_kwargs"] = plain_env_kwargs(plain["env_kwargs"])
+    if isinstance(plain.get("wrapper"), list):
+        plain["wrapper"] = tuple(plain["wrapper"])
+    return plain
 
 
 def factory_with(

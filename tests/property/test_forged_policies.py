@@ -169,7 +169,7 @@ CLAIMS: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "negative episodes": (("episodes",), -1, "its episodes is -1"),
     "a number beyond all": (("rounds",), 10**400, "its rounds is 1000"),
     "an unknown dtype": (("obs_dtype",), "object", "its obs_dtype is 'object'"),
-    "a strange network": (("network",), "MLP; rm", "its network is 'MLP; rm'"),
+    "a strange network": (("network",), "MLP; rm", "than an MLP, MLP; rm: pass it"),
     "an unknown setting": (("config", "evil"), 1, "it holds a setting 'evil', which there is not"),
     "a setting of another type": (("config", "double"), "yes", "setting double is 'yes'"),
     "a setting out of range": (("config", "gamma"), 2, "--gamma 2: it must lie in"),
@@ -181,15 +181,6 @@ CLAIMS: dict[str, tuple[tuple[str, ...], Any, str]] = {
         ("env",),
         {"id": "os:X-v0", "kwargs": {}, "wrappers": []},
         "the id os:X-v0, which names a module",
-    ),
-    "a stack that fills the memory": (
-        ("env",),
-        {
-            "id": "CartPole-v1",
-            "kwargs": {},
-            "wrappers": [{"name": "FrameStackObservation", "kwargs": {"stack_size": 10**9}}],
-        },
-        "the argument stack_size of FrameStackObservation is 1000000000",
     ),
 }
 
@@ -231,6 +222,20 @@ NAMED: dict[str, tuple[tuple[str, ...], Any, str]] = {
         ("config", "wrapper"),
         ["RecordVideo('forged_videos')"],
         "no file may ask for RecordVideo: it writes files",
+    ),
+    "a stack that fills the memory": (
+        ("env",),
+        {
+            "id": "CartPole-v1",
+            "kwargs": {},
+            "wrappers": [{"name": "FrameStackObservation", "kwargs": {"stack_size": 10**9}}],
+        },
+        "the argument stack_size of FrameStackObservation is 1000000000",
+    ),
+    "a named stack that fills the memory": (
+        ("config", "wrapper"),
+        ["FrameStackObservation(1000000000)"],
+        "the argument * of FrameStackObservation is 1000000000",
     ),
     "an id that is not there": (("config", "env_id"), "Nowhere-v0", "--env-id Nowhere-v0"),
 }

@@ -322,6 +322,38 @@ def test_an_environment_that_has_changed_is_refused(tmp_path: Path, registered: 
     assert DQN.load(paths[1]).description.obs_shape == (2,)  # its arguments were noted, all of them
 
 
+LARGE: dict[str, dict[str, Any]] = {
+    "a large seed": {"seed": 2**100},
+    "None": {"env_kwargs": None, "wrapper": None},
+    "a list": {"wrapper": ["TimeLimit(5)"]},
+    "many layers": {"hidden_sizes": (2,) * 80},
+    "numbers of numpy": {"env_kwargs": {"goal": [np.int64(3)]}},
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_what_can_be_trained_can_be_loaded(name: str, tmp_path: Path, registered: str) -> None:
+    agent = small(registered, **LARGE[name])
+    agent.save(tmp_path / "policy")
+    assert DQN.load(tmp_path / "policy").config == agent.config
+
+
+def test_an_environment_that_the_caller_passes_is_not_looked_for_in_the_file(
+    tmp_path: Path, registered: str
+) -> None:
+    factory = partial(make, registered, goal={"x" * 600: object(), 1: 2})
+    path = saved(factory, tmp_path)
+    with pytest.raises(UsageError, match="the argument goal of Sized-v0 is "):
+        DQN.load(path)
+    assert DQN.load(path, factory).description.num_actions == 2
+    odd = saved(
+        partial(make, "Sized-v0", partial(wrappers.DelayObservation, delay=5000)), tmp_path / "odd"
+    )
+    with pytest.raises(UsageError, match="the argument delay of DelayObservation is 5000"):
+        DQN.load(odd)
+    assert DQN.load(odd, factory).description.num_actions == 2
+
+
 # Evaluated from the command line
 
 
