@@ -27,6 +27,7 @@ from benchmarks.provenance import as_markdown, keep, provenance
 from fastdqn import DQN
 from fastdqn.cli import SMALLEST
 from fastdqn.errors import UsageError
+from fastdqn.formatting import format_return
 
 __all__ = ["COLUMNS", "first_update_s", "main", "row", "split", "summary", "train"]
 
@@ -50,8 +51,8 @@ COLUMNS: dict[str, Callable[[Run], str]] = {
     "evaluate s": lambda run: f"{run['seconds']['evaluate']:.1f}",
     "around s": lambda run: f"{run['seconds']['around']:.1f}",
     "first update within s": lambda run: _or_dash(run["seconds"]["first_update"]),
-    "mean that stopped it": lambda run: _or_dash(run["return"]["eval_mean"]),
-    "fresh greedy mean": lambda run: f"{run['fresh_mean']:.1f}",
+    "mean that stopped it": lambda run: _mean_or_dash(run["return"]["eval_mean"]),
+    "fresh greedy mean": lambda run: format_return(run["fresh_mean"]),
 }
 
 LEGEND = """\
@@ -186,8 +187,12 @@ def summary(runs: Sequence[Run]) -> str:
         f"{solved} of {len(runs)} solved; medians: {medians['command']:.1f} s from the command to "
         f"its end (slowest {slowest:.1f} s), of which {medians['startup']:.1f} s start, "
         f"{medians['compile']:.1f} s compiling, {medians['train']:.1f} s training, "
-        f"{medians['evaluate']:.1f} s evaluating; fresh greedy mean {fresh:.1f}."
+        f"{medians['evaluate']:.1f} s evaluating; fresh greedy mean {format_return(fresh)}."
     )
+
+
+def _mean_or_dash(value: float | None) -> str:
+    return "-" if value is None else format_return(value)
 
 
 def _or_dash(value: float | None) -> str:

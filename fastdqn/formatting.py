@@ -54,11 +54,11 @@ def format_spread(spread: float, mean: float) -> str:
     """
     own = format_return(spread, beside=mean)
     mean_text = format_return(mean, beside=spread)
-    places, own_places = (len(text.partition(".")[2]) for text in (mean_text, own))
-    plain = not {"e", "-"} & {*own, mean_text[-1]}
-    if plain and places < own_places and spread >= 10.0 ** (1 - places):
-        return f"{spread:,.{places}f}"
-    return own
+    if own in {"-", "0.0"} or "-" in own or "e" in mean_text or mean_text == "-":
+        return own
+    places, most = (len(text.partition(".")[2]) for text in (mean_text, own))
+    for_two_digits = 1 - math.floor(math.log10(spread))
+    return f"{spread:,.{min(max(places, for_two_digits), most)}f}"
 
 
 def format_threshold(value: float) -> str:

@@ -35,11 +35,7 @@ def refuse_second_id(given: Collection[str]) -> None:
         UsageError: It is among the settings that the caller named.
     """
     if "env_id" in given:
-        raise UsageError(
-            "env_id beside the environment",
-            "the first argument is the environment",
-            "Leave it out.",
-        )
+        raise UsageError("env_id", "the first argument names the environment", "Leave it out.")
 
 
 def without_effect(

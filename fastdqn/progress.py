@@ -161,7 +161,7 @@ class LiveProgress:
     def evaluating(self, done: int, episodes: int, steps: int) -> None:
         """Show it in the panel's frame, and log a line."""
         line = evaluating_line(done, episodes, steps)
-        self._footnote = line
+        self._footnote = line.removesuffix(" played")
         self._live.refresh()
         self._console.log(line)
 

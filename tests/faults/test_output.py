@@ -17,15 +17,18 @@ from tests.faults.test_stopping import TINY, started
 
 SHORT = f"--env-id CartPole-v1 --total-timesteps 900 {TINY} --num-workers 0"
 SAYING_ENVS = '''
+import multiprocessing
+
 import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
 
 
 class Saying(CartPoleEnv):
-    """Prints more than a pipe's buffer holds."""
+    """Prints more than a buffer holds, where a worker hosts it."""
 
     def step(self, action):
-        print("x" * 1000)
+        if multiprocessing.parent_process():
+            print("x" * 1000)
         return super().step(action)
 
 
@@ -75,7 +78,7 @@ def test_a_console_that_nobody_reads_costs_no_run(tmp_path: Path, plumbing: str,
     assert "Completed after 900 env steps" in (tmp_path / "run" / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("words", ["presets", "--help", "train --help", "--version"])
+@pytest.mark.parametrize("words", ["presets", "train --help"])
 @pytest.mark.parametrize("plumbing", ["| true", "> /dev/full", ">&-"])
 def test_what_only_prints_ends_well_where_nobody_reads(
     tmp_path: Path, words: str, plumbing: str
@@ -124,7 +127,7 @@ def test_a_disk_that_is_full_at_the_start_is_refused(tmp_path: Path) -> None:
 def test_files_that_cannot_grow_are_told_once_each_and_hold_whole_lines(
     tmp_path: Path, limit: int
 ) -> None:
-    words = f"{SHORT} --hidden-sizes 200 --checkpoint-interval 200 --log-interval 20 --run-dir run"
+    words = f"{SHORT} --hidden-sizes 400 --checkpoint-interval 200 --log-interval 20 --run-dir run"
     done = subprocess.run(
         [sys.executable, "-m", "fastdqn", "train", *words.split(), "--tensorboard"],
         cwd=tmp_path,

@@ -10,7 +10,6 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from fastdqn import evaluation
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.source import VectorSource, source_of
@@ -252,7 +251,7 @@ def test_a_long_evaluation_tells_how_far_it_is_now_and_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seconds = iter(range(1000))
-    monkeypatch.setattr(evaluation.time, "monotonic", lambda: 0.5 * next(seconds))
+    monkeypatch.setattr("time.monotonic", lambda: 0.5 * next(seconds))
     told: list[tuple[int, int, int]] = []
     source = _source(2, episode_length=10)
     tell = lambda *figures: told.append(figures)  # noqa: E731
