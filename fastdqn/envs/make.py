@@ -12,10 +12,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
 from fastdqn.envs.masks import MASK, refuse_mask_shape, with_mask_in_info
+from fastdqn.envs.registrations import importable
 from fastdqn.envs.spaces import measured_step_s
 from fastdqn.envs.traces import trial_env
 from fastdqn.errors import UsageError
@@ -76,16 +77,9 @@ def factory_of(env_id: str, **kwargs: Any) -> EnvFactory:
         spec = gym.spec(name)
     except (gym.error.Error, ImportError) as error:
         raise UsageError(f"--env-id {env_id}", _first_line(error), _close_matches(name)) from None
-    return partial(gym.make, _for_workers(spec), disable_env_checker=True, **kwargs)
-
-
-def _for_workers(spec: EnvSpec) -> EnvSpec:
-    """Replace an entry point in the caller's script, which workers do not run, by the object."""
-    spec = replace(spec, order_enforce=False)
-    if isinstance(spec.entry_point, str) and spec.entry_point.startswith("__main__:"):
-        creator: Any = load_env_creator(spec.entry_point)
-        return replace(spec, entry_point=creator)
-    return spec
+    return partial(
+        gym.make, importable(replace(spec, order_enforce=False)), disable_env_checker=True, **kwargs
+    )
 
 
 def describe(factory: EnvFactory, *, masks: bool = True) -> EnvDescription:

@@ -11,6 +11,7 @@ import gymnasium as gym
 from gymnasium.spaces.utils import is_space_dtype_shape_equiv
 
 from fastdqn.envs.failures import EnvFailures, Failure, Shut
+from fastdqn.envs.registrations import explained
 from fastdqn.envs.task import EnvFactory, Task
 
 __all__ = ["Residents"]
@@ -41,7 +42,7 @@ class Residents:
             try:
                 self.envs.append(env_fn())
             except Exception as error:
-                raise EnvFailures([self.failure(i, error)]) from error
+                raise EnvFailures([self.failure(i, explained(error))]) from error
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """Call a method of every environment, or read an attribute."""

@@ -21,6 +21,7 @@ from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe_spaces
 from fastdqn.envs.masks import MASK, observed_beside_mask, refuse_mask_shape
 from fastdqn.envs.pool import without_main_module
+from fastdqn.envs.registrations import Registering, packed_registry
 from fastdqn.envs.rows import Rows
 from fastdqn.envs.staffing import Staff
 from fastdqn.envs.supervision import Supervision
@@ -162,7 +163,7 @@ def make_source(
         supervision: Restart workers of `grouped` that fail; None raises.
         staff: Who steps the environments of `grouped`; None goes by `num_workers`.
     """
-    factories = [factory] * num_envs
+    factories: list[EnvFactory] = [factory] * num_envs
     if vectorizer == "grouped":
         envs = GroupedVectorEnv(
             factories,
@@ -175,6 +176,8 @@ def make_source(
             staff=staff,
         )
         return GroupedSource(envs, description)
+    if vectorizer == "async":
+        factories = [Registering(factory, packed_registry())] * num_envs
     with without_main_module():
         kinds: dict[str, Callable[..., VectorEnv[Any, Any, Any]]] = {
             "async": partial(AsyncVectorEnv, context="spawn"),
