@@ -12,11 +12,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
 from fastdqn.envs.construction import GIVEN, construction_of
 from fastdqn.envs.masks import MASK, refuse_mask_shape
+from fastdqn.envs.registrations import importable
 from fastdqn.envs.sharing import refuse_the_same_again
 from fastdqn.envs.spaces import measured_step_s
 from fastdqn.envs.traces import trial_env
@@ -102,11 +103,7 @@ def for_workers(spec: EnvSpec) -> EnvSpec:
 
     Workers do not run that script.
     """
-    spec = replace(spec, order_enforce=False)
-    if isinstance(spec.entry_point, str) and spec.entry_point.startswith("__main__:"):
-        creator: Any = load_env_creator(spec.entry_point)
-        return replace(spec, entry_point=creator)
-    return spec
+    return importable(replace(spec, order_enforce=False))
 
 
 def describe(

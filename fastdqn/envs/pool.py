@@ -30,6 +30,7 @@ from fastdqn.envs.failures import EnvFailures
 from fastdqn.envs.lifeline import HEARD_BY_PARENT
 from fastdqn.envs.limits import refuse_unless_openable, refuse_unless_shareable
 from fastdqn.envs.process import LOOK_INTERVAL_S, WorkerProcess
+from fastdqn.envs.registrations import packed_registry
 from fastdqn.envs.rows import Rows, RowSpec
 from fastdqn.envs.task import Task
 from fastdqn.envs.worker import CALL, DONE, Work, new_wire, run_worker
@@ -135,6 +136,7 @@ class WorkerPool:
         self.workers: list[WorkerProcess] = []
         self._answers: dict[int, Any] = {}
         self._at_exit = closed_at_exit(self)
+        self._registry = b"" if settings.start_method == "fork" else packed_registry()
         try:
             for index in range(settings.num_workers):
                 self.workers.append(self._start(index))
@@ -155,6 +157,7 @@ class WorkerPool:
             self.semaphore,
             _parent_pid(settings.start_method),
             settings.spin_s,
+            self._registry,
         )
         (ours, theirs), forked = new_wire(self._context), settings.start_method == "fork"
         process = self._context.Process(

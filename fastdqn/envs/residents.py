@@ -11,6 +11,7 @@ import gymnasium as gym
 from gymnasium.spaces.utils import is_space_dtype_shape_equiv
 
 from fastdqn.envs.failures import EnvFailures, Failure, Shut
+from fastdqn.envs.registrations import explained
 from fastdqn.envs.sharing import core_of, hold, refuse_shared, taken_here
 from fastdqn.envs.task import EnvFactory, Task
 from fastdqn.errors import UsageError
@@ -52,7 +53,7 @@ class Residents:
                 refuse_shared(taken, env, self.task.first_env + i, self.vector)
                 self.envs.append(env)
             except Exception as error:
-                raise EnvFailures([self.failure(i, error)]) from error
+                raise EnvFailures([self.failure(i, explained(error))]) from error
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """Call a method of every environment, or read an attribute."""

@@ -29,6 +29,7 @@ from fastdqn.envs.masks import (
 )
 from fastdqn.envs.own_arrays import with_own_arrays
 from fastdqn.envs.pool import without_main_module
+from fastdqn.envs.registrations import Registering, packed_registry
 from fastdqn.envs.reused_arrays import refuse_reused_arrays
 from fastdqn.envs.rows import Rows
 from fastdqn.envs.sharing import hold, taken_here
@@ -196,6 +197,8 @@ def make_source(
             staff=staff,
         )
         return GroupedSource(grouped, description)
+    if vectorizer == "async":
+        factory = Registering(factory, packed_registry())
     with without_main_module():
         kinds: dict[str, Callable[..., VectorEnv[Any, Any, Any]]] = {
             "async": partial(AsyncVectorEnv, context="spawn"),

@@ -23,6 +23,7 @@ import cloudpickle
 from fastdqn.envs.failures import EnvFailures, Failure
 from fastdqn.envs.host import Host
 from fastdqn.envs.lifeline import Parent, leave_signals_to_parent
+from fastdqn.envs.registrations import register
 from fastdqn.envs.rows import Rows
 from fastdqn.envs.task import Task
 from fastdqn.streams import hold_streams
@@ -132,6 +133,7 @@ class Work:
         parent_pid: The process that this one must not survive; 0 where a thread of it starts
             this one and may end before; -1 where a fork server starts it, which ends with it.
         spin_s: Seconds to stay awake for the next signal.
+        registry: What the parent has registered with Gymnasium; see `registrations`.
     """
 
     tasks: Sequence[Task]
@@ -141,6 +143,7 @@ class Work:
     semaphore: Any
     parent_pid: int
     spin_s: float = 0.0
+    registry: bytes = b""
 
 
 def run_worker(wire: Wire, work: Work, inherited: Sequence[Wire]) -> None:
@@ -159,6 +162,7 @@ def run_worker(wire: Wire, work: Work, inherited: Sequence[Wire]) -> None:
     parent = Parent(work.parent_pid)
     rows = Rows.over(memoryview(work.block), work.tasks[0].spec)
     env_fns = pickle.loads(work.env_fns)  # noqa: S301 - written by the parent process
+    register(work.registry)
     hosts = [
         Host(task, fns, rows, work.shared_obs, work.semaphore)
         for task, fns in zip(work.tasks, env_fns, strict=True)
