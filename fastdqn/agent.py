@@ -27,13 +27,16 @@ from fastdqn.build import (
 )
 from fastdqn.checkpoint import SavedPolicy, load_policy, save_policy
 from fastdqn.config import Config, plain
+from fastdqn.copying import Whole, copied
 from fastdqn.device import resolve_device
 from fastdqn.envs.make import EnvDescription
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.errors import UsageError
 from fastdqn.evaluation import Evaluation, Evaluator
 from fastdqn.execution import choose_execution
+from fastdqn.fused import FusedRollout
 from fastdqn.loop import Loop
+from fastdqn.network_check import refuse_unfit
 from fastdqn.networks import FlatNetwork
 from fastdqn.policy import Policy
 from fastdqn.precision import float32_products
@@ -51,7 +54,7 @@ EVALUATION_ENVS = 20
 NOT_TRAINED = "not trained yet"
 
 
-class DQN:
+class DQN(Whole):
     """A deep Q-learning agent for one kind of environment.
 
     Args:
@@ -69,6 +72,8 @@ class DQN:
         UsageError: A setting, the environment or the network cannot be used.
     """
 
+    kept_by = "Use agent.save(path) and DQN.load(path)."
+
     def __init__(self, env: AnyEnv, *, network: nn.Module | None = None, **settings: Any) -> None:
         masks = settings.get("action_masks", True)
         self._world = world_of(env, settings.get("vectorizer", "grouped"), masks=masks)
@@ -77,6 +82,19 @@ class DQN:
         name = env if isinstance(env, str) else self.description.env_id
         self.config = build_config(name, settings)
         self._build(network)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return an agent that learns on as this one would, bit for bit.
+
+        Environments that the caller built are shared: let one agent learn in them at a time.
+        """
+        if self._fused is not None and not self._world.builds:
+            memo[id(self._fused.env)] = self._fused.env
+        twin = copied(self, memo, shared=("_world", "description"), anew=("_running",))
+        twin._running, running = None, self._running
+        if running is not None:  # a copy of the middle of a training begins where that is now
+            twin._env_steps, twin._episodes = running.env_steps, running.episodes
+        return twin
 
     @classmethod
     def from_config(cls, config: Config) -> Self:
@@ -90,6 +108,8 @@ class DQN:
         refuse_machine(config, device)  # before anything is allocated
         refuse_unless_evaluable(config, builds=self._world.builds)
         flat = FlatNetwork(network or build_network(config, self.description), device)
+        told = self.description
+        refuse_unfit(flat, told.obs_space, told.num_actions, told.env_id, stacklevel=4)
         self.network = flat.module
         self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
         self.learner = build_learner(config, flat)
@@ -98,6 +118,7 @@ class DQN:
         self._ratio = ReplayRatio(config.replay_ratio, config.learning_starts)
         self.execution_reason, self._chosen = NOT_TRAINED, self.learner.execution
         self._rounds = self._env_steps = self._episodes = 0
+        self._running: Rollout | FusedRollout | None = None
 
     # The calls
 
@@ -209,7 +230,7 @@ class DQN:
             if self._world.builds:
                 evaluator = self._new_evaluator(config.seed, config.eval_episodes)
                 stack.callback(evaluator.close)
-            rollout = self._fused or self._new_rollout(stack)
+            rollout = self._running = self._fused or self._new_rollout(stack)
             try:
                 yield build_loop(
                     config,
@@ -224,6 +245,7 @@ class DQN:
                 )
             finally:
                 self._env_steps, self._episodes = rollout.env_steps, rollout.episodes
+                self._running = None
                 self.learner.close()
 
     def _new_rollout(self, stack: ExitStack) -> Rollout:

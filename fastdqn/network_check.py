@@ -1,15 +1,8 @@
-"""Whether a network fits what it will be shown: looked at, and tried, before anything is learned.
-
-A trial leaves no trace: it is made with a copy of the network, and all generators are as before.
-"""
+"""Whether a network fits what it is shown: looked at, and tried, before anything is learned."""
 
 from __future__ import annotations
 
 import copy
-import random
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,6 +11,7 @@ from gymnasium.spaces import Box, Discrete, Space
 from torch import Tensor
 
 from fastdqn.errors import UsageError
+from fastdqn.network_trial import tried, warn_if_random
 from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.transition import Transitions, storage_dtype
 
@@ -36,8 +30,6 @@ ROWS = 3
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LARGEST = 1e3
 """Magnitude of a trial's numbers where the space has no closer bounds."""
-TOLERANCE = 1e-2
-"""Part of the largest Q-value by which rounding may move one that is computed in another batch."""
 
 
 def refuse_unfit(
@@ -64,7 +56,7 @@ def refuse_unfit(
             f"Let it have {num_actions} outputs.",
         )
     if type(network.module) is not MLP:
-        _refuse_or_warn(network, shown, stacklevel + 1)
+        warn_if_random(network, shown, stacklevel + 1)
     elif network.module.one_hot:
         _refuse_values_beyond(network.module, space, env_id)
 
@@ -97,9 +89,7 @@ def refuse_frames(network: FlatNetwork, frames: Tensor, masks: Tensor | None, wh
 
 
 def kind_of(batch: Transitions) -> tuple[Any, ...]:
-    """Return what `refuse_batch` looks at, to be compared. Hot path: two batches in a thousand
-    differ, and looking at all of it takes as long as a small update.
-    """
+    """Return what `refuse_batch` looks at, to be compared with that of the last batch. Hot path."""
     return tuple([(t.shape, t.dtype, t.is_cpu) for t in batch.tensors()])
 
 
@@ -113,21 +103,21 @@ def refuse_batch(network: FlatNetwork, batch: Transitions) -> None:
     Raises:
         UsageError: A field has another shape, dtype or device than it is documented to have.
     """
-    rows, device = batch.action.shape[:1], network.flat.device
-    fields: dict[str, tuple[Tensor, tuple[int, ...], tuple[torch.dtype, ...]]] = {
-        "action": (batch.action, rows, (torch.int64,)),
-        "reward": (batch.reward, rows, FLOATS),
-        "terminated": (batch.terminated, rows, (torch.bool,)),
-        "truncated": (batch.truncated, rows, (torch.bool,)),
-        "next_obs": (batch.next_obs, tuple(batch.obs.shape), (batch.obs.dtype,)),
-        "obs": (batch.obs, (*rows, *batch.obs.shape[1:]), (batch.obs.dtype,)),
+    shape, device = tuple(batch.obs.shape), network.flat.device
+    one, flag = shape[:1], (torch.bool,)
+    wanted = {
+        "obs": (batch.obs, shape, (batch.obs.dtype,), "[B, *O]"),
+        "next_obs": (batch.next_obs, shape, (batch.obs.dtype,), "[B, *O] as obs is"),
+        "action": (batch.action, one, (torch.int64,), "[B] int64"),
+        "reward": (batch.reward, one, FLOATS, "[B] float32"),
+        "terminated": (batch.terminated, one, flag, "[B] bool"),
+        "truncated": (batch.truncated, one, flag, "[B] bool"),
     }
-    for name, (tensor, shape, dtypes) in fields.items():
-        if tensor.shape != shape or tensor.dtype not in dtypes or tensor.device != device:
-            wanted = f"{list(shape)} {' or '.join(map(str, dtypes))} on {device}"
+    for name, (tensor, sizes, dtypes, told) in wanted.items():
+        if tensor.shape != sizes or tensor.dtype not in dtypes or tensor.device != device:
             raise UsageError(
                 f"a batch with {name} {list(tensor.shape)} {tensor.dtype} on {tensor.device}",
-                f"beside its action {list(batch.action.shape)} and obs it would be {wanted}",
+                f"want {told} on {device}, B being {len(batch.obs)} by its observations",
                 "Give transitions as `Transitions` has them.",
             )
     if not batch.action.numel():
@@ -147,8 +137,7 @@ def num_actions_of(network: FlatNetwork, shown: Tensor, where: str) -> int:
         if why_not:
             raise UsageError(name, f"{why_not} ({where})", "Build it for what it will be shown.")
         return module.sizes[-1]
-    with _generators_kept(network.flat.device):
-        return _tried(_twin(network), shown, where)
+    return tried(network, shown, where)
 
 
 def observations_of(space: Space[Any], device: torch.device, rows: int = ROWS) -> Tensor:
@@ -156,7 +145,7 @@ def observations_of(space: Space[Any], device: torch.device, rows: int = ROWS) -
 
     They are drawn, each from another part of the space; where it cannot be drawn from, zeros.
     """
-    dtype = storage_dtype(space.dtype)
+    dtype = storage_dtype(np.dtype(space.dtype))
     try:
         own: Any = copy.deepcopy(space)
         own.seed(0)
@@ -178,7 +167,9 @@ def why_not_sizes(module: MLP) -> str | None:
     if [tuple(parameter.shape) for parameter in parameters] != shapes:
         return "its layers are not linear ones with biases, each as wide as the one before"
     if module.one_hot not in {0, module.sizes[0]}:
-        return f"its one-hot vectors have {module.one_hot} numbers, its first layer {module.sizes[0]}"
+        return (
+            f"its one-hot vectors have {module.one_hot} numbers, its first layer {module.sizes[0]}"
+        )
     return None
 
 
@@ -208,120 +199,3 @@ def _refuse_values_beyond(module: MLP, space: Space[Any], env_id: str) -> None:
             f"its one-hot vectors stand for {first} to {last}, and {env_id} shows {low} to {high}",
             f"Build it with one_hot={high - low + 1}, offset={low}.",
         )
-
-
-# Others are tried
-
-
-def _tried(network: FlatNetwork, shown: Tensor, where: str) -> int:
-    """Return A of what a network gives for `shown` [B, *O], as a learner would ask it."""
-    name, before = f"network {type(network.module).__name__}", shown.clone()
-    fed = f"observations {list(shown.shape)} {shown.dtype} of {where}"
-    leaves = [view.detach().requires_grad_() for view in network.views(network.flat)]
-    try:
-        with torch.enable_grad():
-            q: Any = network(leaves, shown)
-    except Exception as error:  # a network of the caller's may raise anything
-        first = (str(error).strip() or "no reason").splitlines()[0].rstrip(".")
-        reason = f"it raises on {fed} ({type(error).__name__}: {first})"
-        raise UsageError(name, reason, "Build it for what it will be shown.") from error
-    way_out = "Return one tensor of float numbers [B, A], a row per observation."
-    if not isinstance(q, Tensor):
-        raise UsageError(name, f"it gives a {type(q).__name__} for {fed}", way_out)
-    if q.ndim != 2 or len(q) != len(shown) or not q.is_floating_point():
-        raise UsageError(name, f"it gives {list(q.shape)} {q.dtype} for {fed}", way_out)
-    if not q.requires_grad:
-        reason = "its Q-values have no gradient by its parameters"
-        raise UsageError(name, reason, "Leave out no_grad and detach.")
-    if not torch.equal(shown.nan_to_num(), before.nan_to_num()):
-        reason = "it writes into the observations that it is given"
-        raise UsageError(name, reason, "Compute a new tensor: x = x / 255, not x /= 255.")
-    return int(q.shape[1])
-
-
-def _refuse_or_warn(network: FlatNetwork, shown: Tensor, stacklevel: int) -> None:
-    """Warn of Q-values that change from call to call, or with the other rows of a batch."""
-    name = type(network.module).__name__
-    with _generators_kept(network.flat.device), torch.no_grad():
-        twin = _twin(network)
-        if _is_random(twin, shown):
-            twin.module.eval()
-            way_out = (
-                "Take it out (functional.dropout draws unless training=False)"
-                if _is_random(twin, shown)
-                else "Call .eval() on the network before you pass it"
-            )
-            told = f"gives other Q-values for the same observations at each call. {way_out}"
-        elif _minds_others(twin, shown):
-            told = (
-                "values an observation by the other rows of its batch, so that what it predicts "
-                "depends on what is asked beside it. Use layers that look at one row (LayerNorm)"
-            )
-        else:
-            return
-    warnings.warn(f"network {name} {told}.", UserWarning, stacklevel=stacklevel + 1)
-
-
-def _is_random(network: FlatNetwork, shown: Tensor) -> bool:
-    """Return whether a network draws random numbers, or answers the same question differently."""
-    views = network.views(network.flat)
-    network(views, shown)  # what is drawn once, and kept, is drawn here
-    first = network(views, shown)
-    before = _states(network.flat.device)
-    second = network(views, shown)
-    return _states(network.flat.device) != before or not _alike(first, second)
-
-
-def _minds_others(network: FlatNetwork, shown: Tensor) -> bool:
-    """Return whether a row's Q-values depend on the rows beside it."""
-    views = network.views(network.flat)
-    together = network(views, shown)
-    try:
-        alone = torch.cat([network(views, row) for row in shown.split(1)])
-    except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise UsageError(
-            f"network {type(network.module).__name__}",
-            f"it raises on a single observation ({type(error).__name__}: {first})",
-            "Let it take batches of any size; predict asks for one row.",
-        ) from error
-    return not _alike(together, alone)
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    finite = one.abs().nan_to_num(0.0, 0.0, 0.0)
-    atol = TOLERANCE * float(finite.max()) if finite.numel() else 0.0
-    return torch.allclose(one, other, rtol=0.0, atol=atol, equal_nan=True)
-
-
-def _twin(network: FlatNetwork) -> FlatNetwork:
-    """Return a copy to try, or the network itself where it cannot be copied."""
-    try:
-        return copy.deepcopy(network)
-    except Exception:  # a network of the caller's may hold anything
-        return network
-
-
-@contextmanager
-def _generators_kept(device: torch.device) -> Iterator[None]:
-    """Let the block draw from the global generators, and bring them back afterwards."""
-    kept, drawn = random.getstate(), np.random.get_state()  # noqa: NPY002 - the caller's own
-    mps = torch.mps.get_rng_state() if device.type == "mps" else None
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(kept)
-        np.random.set_state(drawn)  # noqa: NPY002
-        if mps is not None:
-            torch.mps.set_rng_state(mps)
-
-
-def _states(device: torch.device) -> tuple[Any, ...]:
-    """Return the states of the global generators, to be compared."""
-    drawn: Any = np.random.get_state()  # noqa: NPY002
-    states = [torch.get_rng_state()]
-    if device.type in {"cuda", "mps"}:
-        states.append(getattr(torch, device.type).get_rng_state())
-    plain = tuple(state.cpu().numpy().tobytes() for state in states)
-    return *plain, random.getstate(), drawn[1].tobytes(), drawn[2:]

@@ -224,7 +224,7 @@ static int64_t whole(const void *frames, int64_t dtype, int64_t place)
 static int is_beyond(const Plan *plan, const void *frames, int64_t place)
 {
     const int64_t first = plan->set.offset, number = whole(frames, plan->set.dtype, place);
-    return number < first || number - first >= plan->set.sizes[0];
+    return number < first || number >= first + plan->set.sizes[0];
 }
 
 static void encode(

@@ -323,7 +323,7 @@ inline float encoded(const Call &call, int64 frame, int i)
 inline bool is_beyond(const Call &call, int64 frame)
 {
     const int64 number = (int64)call.frames[frame * FRAME_SIZE];
-    return ONE_HOT && (number < call.offset || number - call.offset >= size(0));
+    return ONE_HOT && (number < call.offset || number >= call.offset + size(0));
 }
 
 /* Tiles of weights: which layer, and where in it. */
@@ -385,12 +385,13 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS) prepare(const __grid_
     if (row >= call.num_rows) return;
     const int lane = threadIdx.x % 32;
     int64 here = call.numbers[row];
-    if (call.order) {
-        const int64 count = *call.count > 0 ? *call.count : 1, back = here < 0 ? 0 : here % count;
+    if (call.order && here >= 0 && *call.count > 0) {
+        const int64 count = *call.count, back = here % count;
         const int64 nth = call.newest ? count - 1 - back : back;
         here = call.order[(nth + *call.first) % call.order_size];
     }
-    const bool inside = here >= 0 && here < call.num_transitions;
+    const bool drawn = !call.order || *call.count > 0;
+    const bool inside = drawn && here >= 0 && here < call.num_transitions;
     here = inside ? here : 0;
     int64 next = call.next_index[here];
     const int64 action = call.action[here];
