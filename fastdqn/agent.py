@@ -1,4 +1,7 @@
-"""DQN: the parts put together behind five calls."""
+"""DQN: the parts put together behind five calls.
+
+This file is longer than others: what a user calls stands in one place, with its contracts.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ from torch import nn
 
 from fastdqn.build import (
     build_config,
+    build_flat,
     build_fused,
     build_learner,
     build_loop,
-    build_network,
     build_sampler,
     refuse_machine,
     refuse_unless_evaluable,
@@ -36,8 +39,6 @@ from fastdqn.evaluation import Evaluation, Evaluator
 from fastdqn.execution import choose_execution
 from fastdqn.fused import FusedRollout
 from fastdqn.loop import Loop
-from fastdqn.network_check import refuse_unfit
-from fastdqn.networks import FlatNetwork
 from fastdqn.policy import Policy
 from fastdqn.precision import float32_products
 from fastdqn.prediction import predict
@@ -107,9 +108,7 @@ class DQN(Whole):
         tensors = self._world.tensors(config.num_envs, device)
         refuse_machine(config, device)  # before anything is allocated
         refuse_unless_evaluable(config, builds=self._world.builds)
-        flat = FlatNetwork(network or build_network(config, self.description), device)
-        told = self.description
-        refuse_unfit(flat, told.obs_space, told.num_actions, told.env_id, stacklevel=4)
+        flat = build_flat(config, self.description, network, device, stacklevel=4)
         self.network = flat.module
         self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
         self.learner = build_learner(config, flat)

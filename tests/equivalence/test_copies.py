@@ -161,7 +161,7 @@ class CopiesAt(NullWitness):
         self.twin: DQN | None = None
 
     def saw_episodes(self, episodes: Any) -> None:
-        if self.twin is None and any(episode.number >= self.episode for episode in episodes):
+        if self.twin is None and any(episode.episode >= self.episode for episode in episodes):
             self.twin = copy.deepcopy(self.agent)
             self.shown = all_of(self.agent)
 
@@ -255,7 +255,8 @@ def test_the_copy_of_a_policy_explores_as_it_would() -> None:
 @pytest.mark.parametrize("kind", ["captured", "cpu copy"])
 def test_the_copy_of_a_policy_with_another_actor_acts_by_its_own_network(kind: str) -> None:
     policy, obs = Policy(FlatNetwork(MLP((4,), 5, (8,)))), torch.randn(40, 4)
-    actor: Any = CapturedActor(policy, cuda=RecordingCuda()) if kind == "captured" else HostActor(policy)
+    captured = CapturedActor(policy, cuda=RecordingCuda())
+    actor = captured if kind == "captured" else HostActor(policy)
     policy.actor = actor
     twin = copy.deepcopy(policy)
     assert type(twin.actor) is type(actor)
