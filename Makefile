@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train check format test dropin gymnasium-tests test-gpu learn mutants coverage bench bench-quick bench-save bench-compare bench-stepping solve clean
+.PHONY: help setup train check format test test-slow dropin gymnasium-tests test-gpu learn mutants coverage bench bench-quick bench-save bench-compare bench-stepping solve clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -33,7 +33,10 @@ format: $(STAMP) ## Rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 
 test: $(STAMP) ## Run the tests (a few minutes on two cores)
-	$(BIN)/python -m pytest -m 'not learning and not cuda and not dropin' $(ARGS)
+	$(BIN)/python -m pytest -m 'not learning and not cuda and not dropin and not slow' $(ARGS)
+
+test-slow: $(STAMP) ## Run the tests that take minutes: the C under sanitizers
+	$(BIN)/python -m pytest -m slow --timeout 900 $(ARGS)
 
 dropin: $(STAMP) ## Compare GroupedVectorEnv with Gymnasium's AsyncVectorEnv, call by call
 	$(BIN)/python -m pytest -m dropin $(ARGS)
@@ -51,7 +54,7 @@ mutants: $(STAMP) ## Plant named bugs and see that each turns a test red
 	$(BIN)/python -m tests.mutants
 
 coverage: $(STAMP) ## Run the tests with branch coverage
-	$(BIN)/coverage run -m pytest -m 'not learning and not cuda' -q
+	$(BIN)/coverage run -m pytest -m 'not learning and not cuda and not slow' -q
 	$(BIN)/coverage report
 
 bench: $(STAMP) ## Time everything: the parts, stepping, tensor environments, all guarded ratios

@@ -5,6 +5,7 @@ Each of them is an `Actor`: it takes the place of `Policy.choose` in `Policy.act
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.captured import Captured
+from fastdqn.copying import Whole
 from fastdqn.device import synchronize
 from fastdqn.native import CudaActor
 from fastdqn.policy import Hosted, Policy
@@ -23,7 +25,7 @@ __all__ = ["ACTORS", "CapturedActor", "HostActor", "actor_of"]
 ACTORS = ("eager", "cudagraph", "native", "cpu copy")
 
 
-class CapturedActor:
+class CapturedActor(Whole):
     """Acts by a CUDA graph; the latest parameters act, since it reads them where they are written.
 
     Observations and masks that lie elsewhere each time are copied to where the graph reads them,
@@ -38,12 +40,19 @@ class CapturedActor:
     def __init__(
         self, policy: Policy, native: CudaActor | None = None, cuda: Any = torch.cuda
     ) -> None:
-        self._policy, self._native = policy, native
+        self._policy, self._native, self._cuda = policy, native, cuda
         self._device = device = policy.network.flat.device
         self._epsilon = torch.zeros((), device=device)
         self._given = _on_host(torch.zeros(()), device)  # epsilon, which the graph takes over
         self.step = Captured(self._choose, lambda *_: lambda: None, device=device, cuda=cuda)
         self._places: dict[Hashable, _Place] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CapturedActor:
+        """Make another one, of the policy's copy, with graphs of its own."""
+        policy = copy.deepcopy(self._policy, memo)
+        twin = CapturedActor(policy, copy.deepcopy(self._native, memo), self._cuda)
+        memo[id(self)] = twin
+        return twin
 
     def __call__(
         self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None
@@ -130,7 +139,7 @@ def _on_host(like: Tensor, device: torch.device) -> Tensor:
     return torch.zeros(like.shape, dtype=like.dtype, pin_memory=device.type == "cuda")
 
 
-class HostActor:
+class HostActor(Whole):
     """Acts on the CPU with the parameters of this moment, which it brings over at each call.
 
     That pays where a network is so small that the card takes longer to start than the CPU to
@@ -145,6 +154,11 @@ class HostActor:
         self._kept: dict[str, Tensor] = {}
         self._flat = self._host("parameters", policy.network.flat)
         self._views = policy.network.views(self._flat)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HostActor:
+        """Make another one, of the policy's copy."""
+        twin = memo[id(self)] = HostActor(copy.deepcopy(self._policy, memo))
+        return twin
 
     def __call__(
         self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None

@@ -1,4 +1,7 @@
-"""DQN: the parts put together behind five calls."""
+"""DQN: the parts put together behind five calls.
+
+This file is longer than others: what a user calls stands in one place, with its contracts.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,15 @@ from torch import nn
 
 from fastdqn.build import (
     build_config,
+    build_flat,
     build_fused,
     build_learner,
-    build_network,
     build_sampler,
     refuse_machine,
     refuse_unless_evaluable,
 )
 from fastdqn.config import Config
+from fastdqn.copying import Whole, copied
 from fastdqn.device import resolve_device
 from fastdqn.envs.make import EnvDescription
 from fastdqn.envs.seeding import Stream, seeds_of
@@ -29,7 +33,6 @@ from fastdqn.evaluation import Evaluation, Tell
 from fastdqn.fused import FusedRollout
 from fastdqn.given import folder_of, name_of, refuse_second_id, without_effect
 from fastdqn.learning import NOT_TRAINED, threads
-from fastdqn.networks import FlatNetwork
 from fastdqn.persistence import Persistent
 from fastdqn.policy import Policy
 from fastdqn.prediction import predict
@@ -41,7 +44,7 @@ from fastdqn.worlds import AnyEnv, world_of
 __all__ = ["DQN"]
 
 
-class DQN(Persistent):
+class DQN(Persistent, Whole):
     """A deep Q-learning agent for one kind of environment.
 
     Args:
@@ -58,6 +61,8 @@ class DQN(Persistent):
     Raises:
         UsageError: A setting, the environment or the network cannot be used.
     """
+
+    kept_by = "Use agent.save(path) and DQN.load(path)."
 
     def __init__(
         self,
@@ -96,6 +101,21 @@ class DQN(Persistent):
         self._recorded: Path | None = None  # the folder that the last call of `learn` left
         self._build(network)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return an agent that learns on as this one would, bit for bit.
+
+        Environments that the caller built are shared: let one agent learn in them at a time. A run
+        directory stays the original's.
+        """
+        if self._fused is not None and not self._world.builds:
+            memo[id(self._fused.env)] = self._fused.env
+        twin = copied(self, memo, shared=("_world", "description"), anew=("_rollout",))
+        twin._rollout, running = None, self._rollout
+        twin._run_dir = twin._recorded = None
+        if running is not None:  # a copy of the middle of a training begins where that is now
+            twin._env_steps, twin._episodes = running.env_steps, running.episodes
+        return twin
+
     @classmethod
     def from_config(cls, config: Config) -> Self:
         """Build the agent of a whole `Config`."""
@@ -107,7 +127,7 @@ class DQN(Persistent):
         tensors = self._world.tensors(config.num_envs, device)
         refuse_machine(config, device)  # before anything is allocated
         refuse_unless_evaluable(config, builds=self._world.builds)
-        flat = FlatNetwork(network or build_network(config, self.description), device)
+        flat = build_flat(config, self.description, network, device, stacklevel=4)
         self.network = flat.module
         self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
         self.learner = build_learner(config, flat)

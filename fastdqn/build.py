@@ -21,6 +21,7 @@ from fastdqn.fused import FusedRollout
 from fastdqn.fused_trainer import FusedTrainer
 from fastdqn.learner import Learner
 from fastdqn.loop import Intervals, Loop, LoopSettings
+from fastdqn.network_check import refuse_unfit
 from fastdqn.networks import FlatNetwork, mlp_for
 from fastdqn.optimizers import OPTIMIZERS, Adam, AdamW, Optimizer
 from fastdqn.precision import refuse_precision
@@ -42,6 +43,7 @@ from fastdqn.witness import Witness
 
 __all__ = [
     "build_config",
+    "build_flat",
     "build_fused",
     "build_learner",
     "build_loop",
@@ -103,6 +105,31 @@ def build_network(config: Config, env: EnvDescription) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds_of(config.seed, Stream.NETWORK, 1)[0])
         return mlp_for(env.obs_space, env.num_actions, config.hidden_sizes, kaiming=config.kaiming)
+
+
+def build_flat(
+    config: Config,
+    env: EnvDescription,
+    network: nn.Module | None,
+    device: torch.device,
+    *,
+    stacklevel: int,
+) -> FlatNetwork:
+    """Build the online network on its device, or take the caller's, and see that it fits.
+
+    Args:
+        config: Settings of a network that is built.
+        env: What it will be shown, and how many actions it values.
+        network: The caller's own, or None.
+        device: Where it will live.
+        stacklevel: Of a warning about it, as `warnings.warn` takes it.
+
+    Raises:
+        UsageError: It does not turn the environment's observations into Q-values of its actions.
+    """
+    flat = FlatNetwork(build_network(config, env) if network is None else network, device)
+    refuse_unfit(flat, env.obs_space, env.num_actions, env.env_id, stacklevel=stacklevel + 1)
+    return flat
 
 
 def build_replay(config: Config, env: EnvDescription, device: torch.device) -> ReplayBuffer:

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastdqn.blocks import Block
+from fastdqn.copying import Whole, copied
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
 from fastdqn.errors import NonFiniteError, UsageError
 from fastdqn.execution import refuse_step_execution
 from fastdqn.iteration import FAULT, BlockTensors, Iteration, finite
 from fastdqn.native import CudaUpdate, NativeUpdate
 from fastdqn.native_blocks import NativeBlocks
+from fastdqn.network_check import refuse_frames
 from fastdqn.networks import FlatNetwork
 from fastdqn.replay.device_ring import MAX_BITS, DeviceRing
 from fastdqn.report import Episode
@@ -31,7 +33,7 @@ from fastdqn.transition import STORAGE_DTYPES, Transitions
 __all__ = ["FusedRollout"]
 
 
-class FusedRollout:
+class FusedRollout(Whole):
     """Acts in N tensor environments, keeps what happens and learns from it, all on one device.
 
     Where the environments are pure, a whole block is one function. Where they only speak
@@ -90,11 +92,20 @@ class FusedRollout:
         self.generator = torch.Generator(self.device)
         self.num_envs = env.num_envs
         self.earlier_steps = self.rows = self.updates = self.episodes = 0
+        refuse_frames(network, self.ring.ring.frames, None, env.env_id)
         self._iteration = Iteration(env, network, learn or (lambda _: None), self.ring)
         self._calls: dict[Block, BlockTensors] = {}
         self._ways: dict[str, TorchBlocks | NativeBlocks] = {}
+        self._behind: set[str] = set()
         self.execute_as(execution)
         self.reset([seed])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy environments, ring, generator and counts; how blocks are run is built anew."""
+        twin = copied(self, memo, anew=("_ways", "_blocks", "_calls"))
+        twin._ways, twin._calls = {}, {}
+        twin.execute_as(self.execution, behind=self.execution in self._behind)
+        return twin
 
     # The calls
 
@@ -126,6 +137,7 @@ class FusedRollout:
         refuse_step_execution(execution, self.device)
         if execution not in self._ways:
             self._ways[execution] = self._way(execution, behind=behind)
+            self._behind |= {execution} if behind else set()
         self.execution, self._blocks = execution, self._ways[execution]
 
     def _way(self, execution: str, *, behind: bool) -> TorchBlocks | NativeBlocks:

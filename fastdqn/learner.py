@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from fastdqn.background import Background
+from fastdqn.copying import copied
+from fastdqn.errors import UsageError
 from fastdqn.execution import GRAPHS, accelerate, refuse_step_execution
 from fastdqn.meanwhile import Meanwhile
 from fastdqn.native import NativeUpdate
+from fastdqn.network_check import kind_of, refuse_batch, refuse_frames
 from fastdqn.networks import FlatNetwork
 from fastdqn.optimizers import Optimizer
 from fastdqn.precision import float32_products
@@ -98,6 +103,9 @@ class Learner(Update):
         )
         self.state = self._born(learning_rate)
         self._ways: dict[str, Way] = {}
+        self._behind: set[str] = set()
+        self._fitting: Callable[[], Ring | None] = lambda: None  # the ring that was looked at
+        self._batch: tuple[Any, ...] = ()  # of the last batch, what was looked at
         self.execute_as(execution)
 
     # The calls
@@ -118,6 +126,7 @@ class Learner(Update):
         if execution not in self._ways:
             refuse_step_execution(execution, self.device)
             self._ways[execution] = self._way(execution, behind=behind)
+            self._behind = self._behind | {execution} if behind else self._behind - {execution}
         self.execution = execution
         way = self._ways[execution]
         self._replayed_step, self._given_step = way.replayed, way.given
@@ -141,8 +150,14 @@ class Learner(Update):
 
         Returns:
             [4] float32 on the device, see METRICS; overwritten by the next update.
+
+        Raises:
+            UsageError: Its fields are not as documented, or not what the network takes.
         """
         given = batch if isinstance(batch, Transitions) else Transitions.from_tensordict(batch)
+        if self._chosen_step is None and (kind := kind_of(given)) != self._batch:
+            refuse_batch(self.network, given)
+            self._batch = kind  # the C has looked for itself
         with float32_products(self.precision, self.device):
             self._given_step(self.state, *given.tensors())
         return self.state.metrics
@@ -153,7 +168,13 @@ class Learner(Update):
         Args:
             replay: On the learner's device; read.
             index: [K, B] int64 from `replay.draw`.
+
+        Raises:
+            UsageError: The network does not take what the ring holds, or the index is none.
         """
+        if index.ndim != 2 or index.dtype is not torch.int64:
+            got = f"index {list(index.shape)} {index.dtype}"
+            raise UsageError(got, "it has a row [B] int64 for each update", "See `replay.draw`.")
         self._learn(replay.ring, index)
 
     def learn_sampled(self, sampler: Sampler, updates: int) -> None:
@@ -166,8 +187,10 @@ class Learner(Update):
             updates: How many.
 
         Raises:
-            UsageError: Its ring is empty.
+            UsageError: Its ring is empty, or the network does not take what it holds.
         """
+        if self._fitting() is not sampler.ring:
+            self._look_at(sampler.ring)
         if self._chosen_step is not None:
             self._chosen_step(sampler, updates)
             return
@@ -247,11 +270,26 @@ class Learner(Update):
         return recorded(self.state, replayed, given, native.sampled, cuda)
 
     def _learn(self, ring: Ring, index: Tensor) -> None:
+        if self._fitting() is not ring:
+            self._look_at(ring)
         done = 0
         with float32_products(self.precision, self.device):
             for count in chunks(len(index), UPDATES_PER_CALL):
                 self._replayed_step(self.state, ring, index[done : done + count])
                 done += count
+
+    def _look_at(self, ring: Ring) -> None:
+        """Refuse a ring that the network does not fit; one that does is remembered, not kept."""
+        refuse_frames(self.network, ring.frames, ring.masks, "the replay buffer")
+        self._fitting = weakref.ref(ring)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy state and settings; how the step is run is built anew at its first call."""
+        ways = ("_ways", "_replayed_step", "_given_step", "_sampled_step", "_chosen_step")
+        twin = copied(self, memo, anew=(*ways, "_fitting"))
+        twin._ways, twin._fitting = {}, lambda: None
+        twin.execute_as(self.execution, behind=self.execution in self._behind)
+        return twin
 
     def step(self, state: LearnerState, batch: Transitions) -> None:
         """Take one optimizer step on `batch`, as it is: for steps that hold it as their part.

@@ -5,22 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 from gymnasium.spaces import Box, Discrete, Space
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import UninitializedParameter
 
+from fastdqn.copying import Whole, copied
 from fastdqn.errors import UsageError
 from fastdqn.scalars import whole, whole_numbers
 
-__all__ = ["MLP", "FlatNetwork", "mlp_for"]
+__all__ = ["BEYOND_ONE_HOT", "MLP", "FlatNetwork", "mlp_for"]
 
 IMPURE_LAYERS = (_BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
 """Layers that mix the batch's rows or draw random numbers."""
+
+
+BEYOND_ONE_HOT = "an observation is none of those that the one-hot network knows"
 
 
 class MLP(nn.Module):
@@ -68,6 +74,17 @@ class MLP(nn.Module):
         if kaiming:
             self._init_kaiming()
 
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of each layer, in order."""
+        layers: Any = self.layers
+        return [(layer.in_features, layer.out_features) for layer in layers]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Inputs, units of each hidden layer, actions."""
+        return self.steps[0][0], *(outputs for _, outputs in self.steps)
+
     def _init_kaiming(self) -> None:
         for parameter in self.parameters():
             if parameter.ndim > 1:
@@ -89,9 +106,29 @@ class MLP(nn.Module):
 
     def _encode(self, obs: Tensor) -> Tensor:
         if self.one_hot:
-            return functional.one_hot(obs.long() - self.offset, self.one_hot).float()
+            return _one_hot(obs.long() - self.offset, self.one_hot)
         x = (obs.flatten(1) if obs.ndim > 1 else obs.unsqueeze(1)).float()
         return x * self.scale if self.scale != 1.0 else x
+
+
+def _one_hot(numbers: Tensor, size: int) -> Tensor:
+    """Return one-hot vectors [B, size] float32 of whole numbers [B].
+
+    A number outside of [0, size) is an error where looking costs nothing; where it is compiled,
+    or on a card, its row is NaN, so that nothing is learned from it.
+
+    Raises:
+        IndexError: On the CPU: such a number.
+    """
+    if numbers.device.type == "cpu" and not isinstance(numbers, FakeTensor):
+        try:
+            return functional.one_hot(numbers, size).float()
+        except RuntimeError as error:
+            if "Class values" not in str(error):
+                raise
+            raise IndexError(f"{BEYOND_ONE_HOT}, 0 to {size - 1} after its offset") from error
+    hot = (numbers.unsqueeze(-1) == torch.arange(size, device=numbers.device)).float()
+    return hot / hot.sum(-1, keepdim=True)
 
 
 def mlp_for(
@@ -111,7 +148,7 @@ def mlp_for(
     )
 
 
-class FlatNetwork:
+class FlatNetwork(Whole):
     """A module as a pure function of one flat float32 vector of its parameters.
 
     One vector makes the optimizer, the clipping and the soft target one operation each. The
@@ -129,6 +166,8 @@ class FlatNetwork:
             layers whose forward pass changes or randomises them (batch norm, dropout).
     """
 
+    kept_by = "Save module.state_dict() of its module."
+
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
         _refuse_module(module)
         self.module = module.to(device)
@@ -137,8 +176,18 @@ class FlatNetwork:
         self._shapes = [parameter.shape for _, parameter in named]
         self._sizes = [parameter.numel() for _, parameter in named]
         self.flat = torch.cat([parameter.detach().reshape(-1) for _, parameter in named])
-        for (_, parameter), view in zip(named, self.views(self.flat), strict=True):
+        self._tie()
+
+    def _tie(self) -> None:
+        """Let the module's parameters be views of `flat`."""
+        for parameter, view in zip(self.module.parameters(), self.views(self.flat), strict=True):
             parameter.data = view
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy module and vector; the copy's parameters are views of the copy's vector."""
+        twin = copied(self, memo)
+        twin._tie()
+        return twin
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Return views of `flat` [P] in the shapes of the parameters."""
@@ -157,6 +206,12 @@ class FlatNetwork:
 def _refuse_module(module: nn.Module) -> None:
     name = type(module).__name__
     parameters = list(module.parameters())
+    if any(isinstance(parameter, UninitializedParameter) for parameter in parameters):
+        raise UsageError(
+            f"network {name}",
+            "it has lazy layers, whose sizes are not known yet",
+            "Call it once on a batch of observations, or give the layers their sizes.",
+        )
     if not parameters:
         raise UsageError(f"network {name}", "it has no parameters", "Pass a module that learns.")
     if any(parameter.dtype != torch.float32 for parameter in parameters):

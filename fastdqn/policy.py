@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastdqn.copying import Whole, copied
 from fastdqn.exploration import NUM_ACTING, explore
 from fastdqn.losses import masked_q
 from fastdqn.native import NativeActor, why_not_act
@@ -73,13 +74,15 @@ def epsilon_greedy(
     return explore(q, epsilon, uniform, action_mask)
 
 
-class Policy:
+class Policy(Whole):
     """Turns observations into actions with the parameters that the learner is writing.
 
     Args:
         network: Shared with the learner; its latest parameters act.
         seed: Seed of the exploration.
     """
+
+    kept_by = "Save the network's state_dict(), or agent.save(path)."
 
     def __init__(self, network: FlatNetwork, seed: int = 0) -> None:
         self.network = network
@@ -88,6 +91,13 @@ class Policy:
         self._generator = torch.Generator(network.flat.device).manual_seed(seed)
         self._uniform = torch.empty(0, NUM_ACTING, device=network.flat.device)
         self._never = torch.ones(0, NUM_ACTING)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy network, actor and generator; the copy explores as this one would."""
+        twin = copied(self, memo, anew=("_parameters", "_actor", "_on_host"))
+        twin._parameters = twin.network.views(twin.network.flat)
+        twin.actor = copy.deepcopy(self._actor, memo)
+        return twin
 
     @property
     def actor(self) -> Actor:
@@ -184,7 +194,7 @@ class Policy:
     def greedy(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
         """Return the best allowed actions [N] int64 of observations [N, *O]; draws nothing."""
         if isinstance(self.actor, NativeActor):
-            return self.actor(obs.contiguous(), 0.0, self._never_for(obs), action_mask)
+            return self.actor(obs, 0.0, self._never_for(obs), action_mask)
         with torch.no_grad():
             return masked_q(self.network(self._parameters, obs), action_mask).argmax(1)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastdqn.copying import Whole
 from fastdqn.errors import UsageError
 from fastdqn.losses import LOSSES, double_dqn_target, dqn_target, td_error
 from fastdqn.native import CudaUpdate, Learned, NativeUpdate, why_not_native
@@ -68,7 +69,7 @@ class LearnerState:
         return restore
 
 
-class Update:
+class Update(Whole):
     """What one update does; see `fastdqn.learner.Learner` for the settings.
 
     Attributes:
@@ -78,6 +79,7 @@ class Update:
     """
 
     earlier_updates = 0
+    kept_by = "Save the tensors of `learner.state`, or the network's state_dict()."
 
     def __init__(
         self,

@@ -146,8 +146,7 @@ class Shape:
     @classmethod
     def of(cls, module: MLP, batch: int, dtype: torch.dtype, rows: int, **choices: Any) -> Shape:
         """Return the shape for an MLP; `choices` are other fields."""
-        layers: Any = module.layers
-        sizes = (layers[0].in_features, *(layer.out_features for layer in layers))
+        sizes = module.sizes
         one_hot = bool(module.one_hot)
         frame_size = 1 if one_hot else sizes[0]
         threads = threads_for(sizes, rows)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastdqn.copying import Whole
+from fastdqn.native.binding import (
+    refuse_index,
+    refuse_masks,
+    refuse_obs,
+    refuse_out,
+    refuse_ring,
+    refuse_tensor,
+    refuse_uniform,
+)
 from fastdqn.native.cuda_plan import GATHERED, Call, CudaPlan, Make, on_the_card
 from fastdqn.native.cuda_shape import Shape, rows_for
 from fastdqn.native.plan import RING_FIELDS
 from fastdqn.native.settings import LOSSES, TARGETS, Learned, batch_as_ring, numbers_of
+from fastdqn.network_check import refuse_batch
 from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.replay import Ring, Sampler
 from fastdqn.transition import Transitions
@@ -18,7 +30,7 @@ from fastdqn.transition import Transitions
 __all__ = ["CudaActor", "CudaUpdate"]
 
 
-class CudaUpdate:
+class CudaUpdate(Whole):
     """Updates a learner's state in place. Queues a few kernels; never waits for the card.
 
     The calls allocate only when a batch size or a dtype is new, and can be captured.
@@ -34,7 +46,9 @@ class CudaUpdate:
     def __init__(self, learned: Learned, make: Make = on_the_card) -> None:
         module, flat = learned.network.module, learned.network.flat
         assert isinstance(module, MLP)
+        self._learned, self._network = learned, learned.network
         self._module, self.make = module, make
+        self._ring: Ring | None = None
         self._kept = (flat, *learned.tensors.values(), *learned.slots)
         numbers, plain = numbers_of(learned.optimizer), dict(learned.plain)
         self._choices: dict[str, Any] = {
@@ -55,11 +69,19 @@ class CudaUpdate:
         call.rest1, call.rest2 = (1 - numbers.get(name, 0.0) for name in ("beta1", "beta2"))
         self._plans: dict[tuple[int, torch.dtype, bool], CudaPlan] = {}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CudaUpdate:
+        """Make another one, of the copies of what is learned."""
+        twin = memo[id(self)] = CudaUpdate(copy.deepcopy(self._learned, memo), self.make)
+        return twin
+
     def __call__(self, ring: Ring, index: Tensor) -> None:
         """Make one update for each row of `index` [K, B] int64, in order.
 
-        An index, or an action or a next index that it leads to, that is out of range makes its
-        update not finite: it changes nothing and is counted as skipped.
+        An index, or an action, a next index or a one-hot observation that it leads to, that is out
+        of range makes its update not finite: it changes nothing and is counted as skipped.
+
+        Raises:
+            UsageError: The kernels cannot read the ring or the index.
         """
         self._call.order = None
         self._run(ring, index.contiguous())
@@ -81,12 +103,16 @@ class CudaUpdate:
 
     def _choose_by(self, sampler: Sampler) -> None:
         call, (order, first, count) = self._call, sampler.chosen_from
+        for name, tensor in (("order", order), ("first", first), ("count", count)):
+            device = self._network.flat.device
+            refuse_tensor(name, tensor, tensor.shape, torch.int64, device)
         call.order, call.order_size = order.data_ptr(), len(order)
         call.first, call.count = first.data_ptr(), count.data_ptr()
         call.newest = sampler.newest
 
     def given(self, batch: Transitions) -> None:
         """Make one update on a batch that the caller holds; see `__call__`."""
+        refuse_batch(self._network, batch)
         ring = batch_as_ring(batch)
         self(ring, torch.arange(len(batch.action), device=batch.action.device).unsqueeze(0))
 
@@ -99,6 +125,10 @@ class CudaUpdate:
 
     def _ready(self, ring: Ring, numbers: Tensor) -> CudaPlan:
         """Fill in what lies where; return what is compiled for such a ring and such batches."""
+        refuse_index(numbers, self._network.flat.device)
+        if ring is not self._ring:
+            refuse_ring(self._network, ring)
+            self._ring = ring
         call, plan = self._call, self._plan_of(ring, numbers)
         for name in RING_FIELDS:
             tensor = getattr(ring, name)
@@ -133,7 +163,7 @@ class CudaUpdate:
         return plan
 
 
-class CudaActor:
+class CudaActor(Whole):
     """Chooses epsilon-greedy actions with the latest parameters of an MLP on a card.
 
     Args:
@@ -145,6 +175,11 @@ class CudaActor:
         assert isinstance(network.module, MLP)
         self._network, self._module, self._make = network, network.module, make
         self._plans: dict[tuple[int, torch.dtype, bool], CudaPlan] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CudaActor:
+        """Make another one, of the network's copy."""
+        twin = memo[id(self)] = CudaActor(copy.deepcopy(self._network, memo), self._make)
+        return twin
 
     def __call__(
         self,
@@ -162,7 +197,16 @@ class CudaActor:
             uniform: [N, 2] float32 in [0, 1); each row is contiguous.
             action_mask: [N, A] bool, contiguous; None allows everything.
             out: [N] int64, counted from 0; written.
+
+        Raises:
+            UsageError: The kernels cannot read them.
         """
+        network, device = self._network, self._network.flat.device
+        refuse_obs(network, obs)
+        refuse_masks(network, action_mask, len(obs))
+        refuse_uniform(uniform, len(obs), device)
+        refuse_out(out, len(obs), device)
+        refuse_tensor("epsilon", epsilon, (), torch.float32, device)
         plan = self._plan_of(obs, masked=action_mask is not None)
         call = Call(
             online=self._network.flat.data_ptr(),

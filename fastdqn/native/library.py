@@ -49,6 +49,6 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.fastdqn_close.argtypes = [pointer]
     library.fastdqn_update.restype = number
     library.fastdqn_update.argtypes = [*[pointer] * 4, number]
-    library.fastdqn_act.restype = None
+    library.fastdqn_act.restype = number
     library.fastdqn_act.argtypes = [*[pointer] * 4, number, real, pointer]
     return library

@@ -41,7 +41,7 @@ typedef int32_t ivec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alia
 enum loss { HUBER, MSE };
 enum optimizer { ADAM, ADAMW, RMSPROP };
 enum target { SOFT, HARD, NONE };
-enum answer { FINE, BAD_INDEX, BAD_ACTION };
+enum answer { FINE, BAD_INDEX, BAD_ACTION, BAD_OBSERVATION };
 enum dtype { FLOAT32, FLOAT16, UINT8, INT8, INT16, INT32, INT64 }; /* bool is UINT8 */
 
 /* Filled in by the caller, field by field as in `fastdqn/native/plan.py`. */
@@ -94,7 +94,7 @@ typedef struct {
     int64_t *index; /* [batch] what is learned from */
     int64_t *best; /* [batch] next actions */
     float *goal; /* [batch] bootstrapped targets */
-    float *memory; /* holds all of these */
+    char *memory; /* holds all of these */
 } Plan;
 
 static int64_t round_up(int64_t number, int64_t step) { return (number + step - 1) / step * step; }
@@ -220,6 +220,13 @@ static int64_t whole(const void *frames, int64_t dtype, int64_t place)
     }
 }
 
+/* Whether a whole number is none of those that one-hot vectors stand for. */
+static int is_beyond(const Plan *plan, const void *frames, int64_t place)
+{
+    const int64_t first = plan->set.offset, number = whole(frames, plan->set.dtype, place);
+    return number < first || number >= first + plan->set.sizes[0];
+}
+
 static void encode(
     const Plan *plan, const void *frames, int64_t row, int64_t place, int64_t columns, float *out,
     float *turned, int64_t turned_row)
@@ -341,13 +348,20 @@ static int64_t argmax(const float *q, int64_t columns, int64_t num, const uint8_
     return best < 0 ? argmax(q, columns, num, NULL) : best;
 }
 
-/* Return one of the allowed actions, by a number in [0, 1). */
+/* Return one of 0 ... count - 1, by a number in [0, 1); others are taken for the nearest. */
+static int64_t any_of(int64_t count, float uniform)
+{
+    const float place = (float)count * uniform;
+    return place >= (float)count ? count - 1 : place > 0.0f ? (int64_t)place : 0;
+}
+
+/* Return one of the allowed actions, likewise. */
 static int64_t any_allowed(const uint8_t *mask, int64_t num, float uniform)
 {
     int64_t allowed = 0;
     for (int64_t a = 0; mask && a < num; a++) allowed += mask[a] != 0;
-    if (!allowed) return (int64_t)((float)num * uniform);
-    int64_t rank = (int64_t)((float)allowed * uniform), a = 0;
+    if (!allowed) return any_of(num, uniform);
+    int64_t rank = any_of(allowed, uniform), a = 0;
     for (; !mask[a] || rank; a++) rank -= mask[a] != 0;
     return a;
 }
@@ -516,7 +530,12 @@ static int64_t fetch(const Plan *plan, const Ring *ring, const int64_t *index)
         wrong |= next < 0 || next >= ring->num_frames;
         __builtin_prefetch((const char *)ring->frames + next * ring->frame_bytes);
     }
-    return wrong ? BAD_ACTION : FINE;
+    if (wrong) return BAD_ACTION;
+    for (int64_t row = 0; plan->set.one_hot && row < plan->set.batch; row++)
+        if (is_beyond(plan, ring->frames, index[row]) ||
+            is_beyond(plan, ring->frames, ring->next_index[index[row]]))
+            return BAD_OBSERVATION;
+    return FINE;
 }
 
 /* One update. */
@@ -553,33 +572,45 @@ static void update(Plan *plan, const Ring *ring, const int64_t *index)
 
 /* What Python calls. */
 
-static float *taken(float **free, int64_t floats)
+#ifdef __SANITIZE_ADDRESS__ /* a test's build: nothing may touch what lies between two parts */
+#include <sanitizer/asan_interface.h>
+#define GUARD ALIGNMENT
+#define FORBID(from, to) ASAN_POISON_MEMORY_REGION(from, (char *)(to) - (char *)(from))
+#else
+#define GUARD 0
+#define FORBID(from, to)
+#endif
+
+/* Take a part of the memory behind `used` bytes of it; NULL only counts them. */
+static void *taken(char *memory, int64_t *used, int64_t numbers, int64_t bytes_each)
 {
-    float *here = *free;
-    *free += round_up(floats, ALIGNMENT / sizeof(float));
-    return here;
+    const int64_t here = *used, end = here + numbers * bytes_each;
+    *used = round_up(end, ALIGNMENT) + GUARD;
+    if (!memory) return NULL;
+    FORBID(memory + end, memory + *used);
+    return memory + here;
 }
 
-/* Deal out the memory that begins at `memory`; return how many floats that needs. */
-static int64_t lay_out(Plan *plan, float *memory)
+/* Deal out the memory; return how many bytes that needs. */
+static int64_t lay_out(Plan *plan, char *memory)
 {
     const Settings *set = &plan->set;
-    float *free = memory;
-    int64_t widest = 0;
+    const int64_t real = sizeof(float), whole_number = sizeof(int64_t);
+    int64_t used = 0, widest = 0;
     for (int64_t layer = 0; layer <= set->num_layers; layer++) {
-        const int64_t size = set->sizes[layer];
-        plan->units[layer] = taken(&free, size * plan->columns);
-        plan->aside[layer] = taken(&free, size * plan->columns);
-        plan->slopes[layer] = layer ? taken(&free, size * plan->columns) : NULL;
+        const int64_t size = set->sizes[layer], numbers = size * plan->columns;
+        plan->units[layer] = taken(memory, &used, numbers, real);
+        plan->aside[layer] = taken(memory, &used, numbers, real);
+        plan->slopes[layer] = layer ? taken(memory, &used, numbers, real) : NULL;
         if (layer && layer < set->num_layers && size > widest) widest = size;
     }
-    plan->observations = taken(&free, set->batch * apart(set->sizes[0]));
-    plan->turned = taken(&free, set->batch * (round_up(widest, WIDTH) + WIDTH));
-    plan->gradient = taken(&free, plan->num_parameters);
-    plan->goal = taken(&free, set->batch);
-    plan->best = (int64_t *)taken(&free, 2 * set->batch);
-    plan->index = (int64_t *)taken(&free, 2 * set->batch);
-    return free - memory;
+    plan->observations = taken(memory, &used, set->batch * apart(set->sizes[0]), real);
+    plan->turned = taken(memory, &used, set->batch * (round_up(widest, WIDTH) + WIDTH), real);
+    plan->gradient = taken(memory, &used, plan->num_parameters, real);
+    plan->goal = taken(memory, &used, set->batch, real);
+    plan->best = taken(memory, &used, set->batch, whole_number);
+    plan->index = taken(memory, &used, set->batch, whole_number);
+    return used;
 }
 
 /* Allocate all that calls with these settings need; NULL where memory is short. */
@@ -596,7 +627,7 @@ Plan *fastdqn_open(const Settings *set)
         plan->bias[layer] = plan->weight[layer] + set->sizes[layer] * set->sizes[layer + 1];
         plan->num_parameters = plan->bias[layer] + set->sizes[layer + 1];
     }
-    const int64_t bytes = lay_out(plan, NULL) * (int64_t)sizeof(float);
+    const int64_t bytes = lay_out(plan, NULL);
     plan->memory = aligned_alloc(ALIGNMENT, (size_t)bytes);
     if (!plan->memory) {
         free(plan);
@@ -613,10 +644,14 @@ void fastdqn_close(Plan *plan)
     free(plan);
 }
 
-/* Turn random numbers, or distances from the newest, into what they choose. */
+/* Turn random numbers, or distances from the newest, into what they choose; -1 is nothing. */
 static void draw(const Plan *plan, const Starts *starts, const int64_t *numbers)
 {
     for (int64_t row = 0; row < plan->set.batch; row++) {
+        if (numbers[row] < 0 || starts->count <= 0) {
+            plan->index[row] = -1;
+            continue;
+        }
         const int64_t back = numbers[row] % starts->count;
         const int64_t nth = starts->newest ? starts->count - 1 - back : back;
         plan->index[row] = starts->order[(nth + starts->first) % starts->size];
@@ -639,12 +674,14 @@ int64_t fastdqn_update(Plan *plan, const Ring *ring, const Starts *starts, const
 }
 
 /* Choose actions [batch] for frames [batch, size]: one of the allowed ones by uniform[row][1] where
- * uniform[row][0] < epsilon, the best of them elsewhere. */
-void fastdqn_act(Plan *plan, const void *frames, const uint8_t *masks, const float *uniform,
-                 int64_t uniform_row, float epsilon, int64_t *actions)
+ * uniform[row][0] < epsilon, the best of them elsewhere. None where a one-hot frame is out of range. */
+int64_t fastdqn_act(Plan *plan, const void *frames, const uint8_t *masks, const float *uniform,
+                    int64_t uniform_row, float epsilon, int64_t *actions)
 {
     const Settings *set = &plan->set;
     const int64_t num = set->sizes[set->num_layers], columns = plan->columns;
+    for (int64_t row = 0; set->one_hot && row < set->batch; row++)
+        if (is_beyond(plan, frames, row)) return BAD_OBSERVATION;
     for (int64_t row = 0; row < set->batch; row++)
         encode(plan, frames, row, row, columns, plan->aside[0], NULL, 0);
     forward(plan, set->online, plan->aside, columns);
@@ -656,4 +693,5 @@ void fastdqn_act(Plan *plan, const void *frames, const uint8_t *masks, const flo
         else
             actions[row] = argmax(plan->aside[set->num_layers] + row, columns, num, mask);
     }
+    return FINE;
 }

@@ -276,12 +276,19 @@ inline int best_of(const float *q, int stride, const uint8 *mask)
     return best;
 }
 
+/* One of 0 ... count - 1, by a number in [0, 1); others are taken for the nearest. */
+inline int among(int count, float uniform)
+{
+    const float place = count * uniform;
+    return place >= (float)count ? count - 1 : place > 0.0f ? (int)place : 0;
+}
+
 inline int any_of(const uint8 *mask, float uniform)
 {
     int allowed = 0;
     for (int a = 0; mask && a < NUM_ACTIONS; a++) allowed += mask[a] != 0;
-    if (!allowed) return (int)(NUM_ACTIONS * uniform);
-    int rank = (int)(allowed * uniform), a = 0;
+    if (!allowed) return among(NUM_ACTIONS, uniform);
+    int rank = among(allowed, uniform), a = 0;
     for (; !mask[a] || rank; a++) rank -= mask[a] != 0;
     return a;
 }
@@ -310,6 +317,13 @@ inline float encoded(const Call &call, int64 frame, int i)
     if (ONE_HOT) return (int64)numbers[0] - call.offset == i ? 1.0f : 0.0f;
     const float value = FRAME == 1 ? of_half((short)numbers[i]) : (float)numbers[i];
     return call.scale == 1.0f ? value : value * call.scale;
+}
+
+/* Whether a whole number is none of those that one-hot vectors stand for. */
+inline bool is_beyond(const Call &call, int64 frame)
+{
+    const int64 number = (int64)call.frames[frame * FRAME_SIZE];
+    return ONE_HOT && (number < call.offset || number >= call.offset + size(0));
 }
 
 /* Tiles of weights: which layer, and where in it. */
@@ -371,18 +385,20 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS) prepare(const __grid_
     if (row >= call.num_rows) return;
     const int lane = threadIdx.x % 32;
     int64 here = call.numbers[row];
-    if (call.order) {
+    if (call.order && here >= 0 && *call.count > 0) {
         const int64 count = *call.count, back = here % count;
         const int64 nth = call.newest ? count - 1 - back : back;
         here = call.order[(nth + *call.first) % call.order_size];
     }
-    const bool inside = here >= 0 && here < call.num_transitions;
+    const bool drawn = !call.order || *call.count > 0;
+    const bool inside = drawn && here >= 0 && here < call.num_transitions;
     here = inside ? here : 0;
     int64 next = call.next_index[here];
     const int64 action = call.action[here];
-    const bool fine = inside && next >= 0 && next < call.num_frames && action >= 0 &&
-                      action < NUM_ACTIONS;
-    next = fine ? next : 0;
+    const bool leads = next >= 0 && next < call.num_frames;
+    next = leads ? next : 0;
+    const bool fine = inside && leads && action >= 0 && action < NUM_ACTIONS &&
+                      !is_beyond(call, here) && !is_beyond(call, next);
     for (int i = lane; i < size(0); i += 32) {
         call.given[0][row * size(0) + i] = encoded(call, here, i);
         call.given[1][row * size(0) + i] = encoded(call, next, i);

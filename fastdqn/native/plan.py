@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from fastdqn.copying import Whole
 from fastdqn.native.library import load_library
-from fastdqn.networks import MLP, FlatNetwork
+from fastdqn.networks import BEYOND_ONE_HOT, MLP, FlatNetwork
 
 __all__ = [
     "DTYPES",
@@ -20,7 +22,15 @@ __all__ = [
     "Settings",
     "StartsAddresses",
     "settings_of",
+    "wrong",
 ]
+
+WRONG = {
+    1: "an index does not lie in the ring",
+    2: "an action is none of the network's, or a next index does not lie in the ring",
+    3: BEYOND_ONE_HOT,
+}
+"""What the C answers when it refuses to learn or to act."""
 
 MAX_LAYERS = 16
 DTYPES = {
@@ -87,8 +97,7 @@ def settings_of(network: FlatNetwork, batch: int, dtype: torch.dtype) -> Setting
     """
     module = network.module
     assert isinstance(module, MLP)
-    settings = Settings()
-    sizes = [module.layers[0].in_features, *(layer.out_features for layer in module.layers)]
+    settings, sizes = Settings(), module.sizes
     settings.num_layers = len(module.layers)
     settings.sizes[: len(sizes)] = sizes
     settings.batch, settings.dtype = batch, DTYPES[dtype]
@@ -97,8 +106,13 @@ def settings_of(network: FlatNetwork, batch: int, dtype: torch.dtype) -> Setting
     return settings
 
 
-class Plan:
-    """The memory of one kind of call, freed with this object.
+def wrong(answer: int) -> IndexError:
+    """Return the error that an answer of the C, other than 0, stands for."""
+    return IndexError(WRONG[answer])
+
+
+class Plan(Whole):
+    """The memory of one kind of call, freed with this object; never copied.
 
     Args:
         settings: Copied.
@@ -115,3 +129,7 @@ class Plan:
             raise MemoryError(f"a batch of {settings.batch} rows")
         self._kept = kept
         weakref.finalize(self, library.fastdqn_close, self.address)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        """Refuse: what holds a plan opens one of its own."""
+        raise TypeError("the memory of a native call is not copied")

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdqn.errors import UsageError
+from fastdqn.native.binding import refuse_tensor
 from fastdqn.native.cuda_shape import why_not_on
 from fastdqn.native.library import why_no_library
 from fastdqn.native.plan import DTYPES, MAX_LAYERS
+from fastdqn.network_check import why_not_sizes
 from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.nvrtc import why_no_nvrtc
 from fastdqn.optimizers import Adam, AdamW, Optimizer, RMSprop
@@ -33,6 +36,10 @@ __all__ = [
 LOSSES = {"huber": 0, "mse": 1}
 OPTIMIZERS: Mapping[type, int] = MappingProxyType({Adam: 0, AdamW: 1, RMSprop: 2})
 TARGETS = {"soft": 0, "hard": 1, "none": 2}
+SLOTS = ("first slot", "second slot", "third slot")
+SCALARS = {"updates": torch.int64, "skipped": torch.int64, "learning_rate": torch.float32}
+NUM_METRICS = 4
+"""As in mlp.c and mlp.cu."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,9 @@ class Learned:
         clip_value: Bound on its elements, or None.
         plain: Numbers by those names: `gamma`, `tau`, `double_dqn`, `target_period`,
             `target_phase`.
+
+    Raises:
+        UsageError: A tensor is not of the sizes that go with the network.
     """
 
     network: FlatNetwork
@@ -63,6 +73,19 @@ class Learned:
     clip_norm: float | None
     clip_value: float | None
     plain: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        flat, slots = self.network.flat, self.optimizer.num_slots
+        device, given = flat.device, self.tensors
+        if len(self.slots) != slots:
+            got = f"{len(self.slots)} slots for {type(self.optimizer).__name__}"
+            raise UsageError(got, f"it keeps {slots}", "Build the state for this optimizer.")
+        vectors = {"bootstrap": given["bootstrap"], **dict(zip(SLOTS, self.slots, strict=False))}
+        for name, vector in vectors.items():
+            refuse_tensor(name, vector, flat.shape, torch.float32, device)
+        for name, dtype in SCALARS.items():
+            refuse_tensor(name, given[name], (), dtype, device)
+        refuse_tensor("metrics", given["metrics"], (NUM_METRICS,), torch.float32, device)
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -94,6 +117,9 @@ def why_not_act(network: FlatNetwork) -> str | None:
         return f"it knows multilayer perceptrons only, and the network is {type(module).__name__}"
     if len(module.layers) > MAX_LAYERS:
         return f"it knows {MAX_LAYERS} layers, and the network has {len(module.layers)}"
+    irregular = why_not_sizes(module)
+    if irregular or network.flat.shape != (sum((k + 1) * n for k, n in module.steps),):
+        return irregular or "the network's vector holds other parameters than its layers"
     if device.type == "cpu":
         return why_no_library()
     return why_no_nvrtc() or why_not_on(module, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdqn.copying import Whole
+from fastdqn.native.binding import refuse_index, refuse_ring, refuse_tensor
 from fastdqn.native.library import load_library
 from fastdqn.native.plan import (
     RING_FIELDS,
@@ -16,29 +19,28 @@ from fastdqn.native.plan import (
     RingAddresses,
     StartsAddresses,
     settings_of,
+    wrong,
 )
 from fastdqn.native.settings import LOSSES, TARGETS, Learned, batch_as_ring, numbers_of
+from fastdqn.network_check import kind_of, refuse_batch
 from fastdqn.replay import Ring, Sampler
 from fastdqn.transition import Transitions
 
 __all__ = ["NativeUpdate"]
 
-WRONG = {
-    1: "an index does not lie in the ring",
-    2: "an action is none of the network's, or a next index does not lie in the ring",
-}
-"""What the C answers when it refuses to learn."""
 
-
-class NativeUpdate:
+class NativeUpdate(Whole):
     """Updates a learner's state in place. Hot path: one call into C, nothing allocated.
 
     Args:
         learned: Of an MLP on the CPU.
+
+    Raises:
+        UsageError: At a call with a ring, a batch or an index that is new: the C cannot read it.
     """
 
     def __init__(self, learned: Learned) -> None:
-        self._network = learned.network
+        self._learned, self._network = learned, learned.network
         self._tensors, self._slots = dict(learned.tensors), list(learned.slots)
         self._numbers: dict[str, Any] = {
             **learned.plain,
@@ -50,16 +52,27 @@ class NativeUpdate:
         self._update = load_library().fastdqn_update
         self._plans: dict[tuple[int, torch.dtype], Plan] = {}
         self._ring: Ring | None = None
+        self._sampler: Sampler | None = None
+        self._batch: tuple[Any, ...] = ()  # what is told apart of the batches that fit
+        self._indices: dict[int, Tensor] = {}
         self._addresses, self._starts = RingAddresses(), StartsAddresses()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NativeUpdate:
+        """Make another one, of the copies of what is learned."""
+        twin = memo[id(self)] = NativeUpdate(copy.deepcopy(self._learned, memo))
+        return twin
 
     def __call__(self, ring: Ring, index: Tensor) -> None:
         """Make one update for each row of `index` [K, B] int64, in order.
 
         Raises:
-            IndexError: An index, or an action or a next index that it leads to, is out of range;
-                the rows before it were learned from.
+            IndexError: An index, or an action, a next index or a one-hot observation that it leads
+                to, is out of range; the rows before it were learned from.
         """
-        self._run(ring, index.contiguous(), None)
+        index = index.contiguous()
+        if index.ndim != 2 or index.dtype is not torch.int64 or not index.is_cpu:
+            refuse_index(index, self._network.flat.device)
+        self._run(ring, index, None)
 
     def bound(self, ring: Ring, index: Tensor) -> Callable[[], None]:
         """Return what learns from tensors that stay where they are; see `__call__`.
@@ -67,7 +80,12 @@ class NativeUpdate:
         Args:
             ring: Never replaced.
             index: [K, B] int64, contiguous; read at each call.
+
+        Raises:
+            UsageError: The C cannot read them.
         """
+        refuse_ring(self._network, ring)
+        refuse_index(index, self._network.flat.device)
         plan, addresses = self._plan_of(ring, index), _addresses_of(ring)
         kept = plan, ring, index, addresses
         given = (plan.address, ctypes.byref(addresses), None, index.data_ptr(), len(index))
@@ -76,7 +94,7 @@ class NativeUpdate:
         def learn(_: object = kept) -> None:
             answer = update(*given)
             if answer:
-                raise IndexError(WRONG[answer])
+                raise wrong(answer)
 
         return learn
 
@@ -88,6 +106,10 @@ class NativeUpdate:
         """
         bits = sampler.bits(updates)
         order, first, count = sampler.window
+        if sampler is not self._sampler:
+            refuse_index(bits, self._network.flat.device)
+            refuse_tensor("order", order, order.shape, torch.int64, self._network.flat.device)
+            self._sampler = sampler
         self._starts.order, self._starts.size = order.data_ptr(), len(order)
         self._starts.first, self._starts.count = first, count
         self._starts.newest = sampler.newest
@@ -95,12 +117,13 @@ class NativeUpdate:
 
     def _run(self, ring: Ring, numbers: Tensor, starts: Any) -> None:
         if ring is not self._ring:
+            refuse_ring(self._network, ring)
             self._ring, self._addresses = ring, _addresses_of(ring)
         plan = self._plan_of(ring, numbers)
         given = (ctypes.byref(self._addresses), starts, numbers.data_ptr(), len(numbers))
         answer = self._update(plan.address, *given)
         if answer:
-            raise IndexError(WRONG[answer])
+            raise wrong(answer)
 
     def _plan_of(self, ring: Ring, numbers: Tensor) -> Plan:
         key = numbers.shape[1], ring.frames.dtype
@@ -108,7 +131,16 @@ class NativeUpdate:
 
     def given(self, batch: Transitions) -> None:
         """Make one update on a batch that the caller holds; see `__call__`."""
-        self(batch_as_ring(batch), torch.arange(len(batch.action)).unsqueeze(0))
+        kind = kind_of(batch)
+        if kind != self._batch:
+            refuse_batch(self._network, batch)
+            self._batch = kind
+        size, ring = len(batch.action), batch_as_ring(batch)
+        self._ring, self._addresses = ring, _addresses_of(ring)
+        index = self._indices.get(size)
+        if index is None:
+            index = self._indices[size] = torch.arange(size).unsqueeze(0)
+        self._run(ring, index, None)
 
     def _open(self, key: tuple[int, torch.dtype]) -> Plan:
         settings = settings_of(self._network, *key)

@@ -18,13 +18,14 @@ This file is longer than others: half of it are contracts, and the layout is kno
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastdqn.copying import Whole, copied
 from fastdqn.errors import UsageError
 from fastdqn.replay.finals import Finals
 from fastdqn.replay.sizes import RingSizes
@@ -44,7 +45,7 @@ NOBODY = np.zeros(0, np.int64)
 NO_MASKS = ("an action mask", "this ring has none", "Build it with num_masked.")
 
 
-class ReplayBuffer:
+class ReplayBuffer(Whole):
     """The last `capacity` transitions of N environments, drawn uniformly.
 
     Everything is allocated at birth. Writing copies into the ring; sampling copies out of it.
@@ -71,6 +72,8 @@ class ReplayBuffer:
         UsageError: A size below 1, environments that do not split into equal groups, or more
             bytes than the device has left.
     """
+
+    kept_by = "Save the tensors of `replay.ring`."
 
     def __init__(
         self,
@@ -105,6 +108,13 @@ class ReplayBuffer:
         self._writer = writer_for(self.ring, self.window)
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._row = 0  # rows so far; row r lies at r % num_rows
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy what is stored, what may be drawn, and the generator; both go on alike."""
+        twin = copied(self, memo, anew=("_cells", "_writer"))
+        twin._cells = writable(twin.ring)
+        twin._writer = writer_for(twin.ring, twin.window)
+        return twin
 
     def __len__(self) -> int:
         """Return the transitions that can be drawn now."""
@@ -166,8 +176,9 @@ class ReplayBuffer:
         step = (action, reward, terminated, truncated, obs)
         finals = (final_obs, action_mask, final_action_mask)
         kept = NOBODY if final_obs is None or ended is None else ended
-        if self._writer is not None and self._writer.takes((*step, *finals), len(kept)):
-            self._write_at_once(self._writer, (*step, *finals), kept, real)
+        given, writer = (*step, *finals), self._writer
+        if writer is not None and writer.takes(given, len(kept), self.row_size):
+            self._write_at_once(writer, given, kept, real)
             return
         self._show(row + self.num_groups, obs, action_mask)
         here, cells = self._places(row), self._cells

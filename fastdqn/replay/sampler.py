@@ -13,12 +13,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from fastdqn.copying import Whole
 from fastdqn.replay.ring import MAX_DRAW, ReplayBuffer
 
 __all__ = ["Sampler"]
 
 
-class Sampler:
+class Sampler(Whole):
     """Chooses what is learned: draws from all stored transitions, or the newest ones.
 
     `draw` chooses now. `fill` and then `index` choose the same in two halves: the host's, which
@@ -31,6 +32,8 @@ class Sampler:
         newest: Take the newest transitions instead of drawing.
         due: Batches that are usually asked for at a time; tells those who measure.
     """
+
+    kept_by = "Save the tensors of `sampler.ring`, and build another sampler."
 
     def __init__(
         self, replay: ReplayBuffer, batch_size: int, *, newest: bool = False, due: int = 1

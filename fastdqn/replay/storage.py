@@ -18,7 +18,7 @@ __all__ = ["Ring", "Values", "allocate", "as_index", "gather", "queued", "writab
 Values = Tensor | npt.NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Ring:
     """The tensors of the ring that a learner reads.
 

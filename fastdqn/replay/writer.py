@@ -75,9 +75,15 @@ class RowWriter:
     """
 
     def __init__(self, ring: Ring, window: Tensor, make: Make = on_the_card) -> None:
-        self._ring, self._window = ring, window
+        self._kept = ring, window  # the kernel is given their addresses
         macros = macros_of(ring)
         self._word = WORDS[macros["WORD"]]
+        self._device, self._frame = ring.frames.device, ring.frames.dtype
+        flag, masks = torch.bool, ring.masks
+        masked = () if masks is None else tuple(masks.shape[1:])
+        frame = self._frame, tuple(ring.frames.shape[1:])
+        one = (torch.int64, ()), (torch.float32, ()), (flag, ()), (flag, ())
+        self._wanted = *one, frame, frame, (flag, masked), (flag, masked)
         self._kernels = make(macros, ring.frames.device)
         self._call = Call(window=window.data_ptr())
         for name in ("frames", "next_index", "action", "reward", "terminated", "truncated"):
@@ -86,26 +92,28 @@ class RowWriter:
             self._call.masks = ring.masks.data_ptr()
             self._call.num_masked = ring.masks.shape[1]
 
-    def takes(self, step: tuple[Any, ...], num_ended: int) -> bool:
+    def takes(self, step: tuple[Any, ...], num_ended: int, rows: int) -> bool:
         """Return whether a row can be written here: it lies on the card as the ring stores it.
+
+        What does not is left to PyTorch, which converts it or says what is wrong.
 
         Args:
             step: Action, reward, terminated, truncated, obs, and more or None.
             num_ended: Final observations that are kept.
+            rows: Transitions of a row of the ring, M.
         """
-        ring = self._ring
-        frame, flag = ring.frames.dtype, torch.bool
-        dtypes = (torch.int64, torch.float32, flag, flag, frame, frame, flag, flag)
+        frame = self._frame
         return num_ended <= MOST_ENDED and all(
             value is None
             or (
                 isinstance(value, Tensor)
                 and value.dtype is dtype
-                and value.device == ring.frames.device
+                and value.shape == (rows, *shape)
+                and value.device == self._device
                 and value.is_contiguous()
                 and (dtype is not frame or value.data_ptr() % self._word == 0)
             )
-            for value, dtype in zip(step, dtypes, strict=True)
+            for value, (dtype, shape) in zip(step, self._wanted, strict=True)
         )
 
     def __call__(

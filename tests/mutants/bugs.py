@@ -562,7 +562,7 @@ def a_last_observation_taken_after_the_reset() -> None:
 def one_place_to_act_at_for_all_groups() -> None:
     right = NativeActor._place
 
-    def place(self: NativeActor, obs: Tensor, mask: int | None) -> Any:
+    def place(self: NativeActor, obs: Tensor, mask: Tensor | None) -> Any:
         known = {len(place.seen): place for place in self._places.values()}
         return known.get(len(obs)) or right(self, obs, mask)
 
@@ -573,7 +573,7 @@ def one_place_to_act_at_for_all_groups() -> None:
 def a_place_to_act_at_known_by_where_it_begins() -> None:
     right, kept = NativeActor._place, dict[int, Any]()
 
-    def place(self: NativeActor, obs: Tensor, mask: int | None) -> Any:
+    def place(self: NativeActor, obs: Tensor, mask: Tensor | None) -> Any:
         return kept.setdefault(obs.data_ptr(), right(self, obs, mask))
 
     exchange("_place", place, NativeActor)

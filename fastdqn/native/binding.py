@@ -1,0 +1,168 @@
+"""What C and CUDA C rely on, compared with what they are given when its addresses are looked up.
+
+They read by the network's sizes what others store by theirs: a width, a dtype or a stride that
+differs would be read beyond its end. What only a call knows (whether an index lies in the ring)
+is looked at by the C itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from fastdqn.errors import UsageError
+from fastdqn.native.plan import DTYPES
+from fastdqn.network_check import num_actions_of, refuse_frames
+from fastdqn.networks import FlatNetwork
+from fastdqn.replay import Ring
+
+__all__ = [
+    "refuse_index",
+    "refuse_masks",
+    "refuse_obs",
+    "refuse_out",
+    "refuse_ring",
+    "refuse_tensor",
+    "refuse_uniform",
+]
+
+WAY_OUT = "Give it as documented, or use --execution eager."
+
+
+def refuse_tensor(
+    name: str,
+    tensor: Tensor,
+    shape: Iterable[int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Refuse a tensor that is not contiguous, or of another shape, dtype or device.
+
+    Raises:
+        UsageError: It is.
+    """
+    wanted = tuple(shape)
+    if (
+        tuple(tensor.shape) != wanted
+        or tensor.dtype != dtype
+        or tensor.device != device
+        or not tensor.is_contiguous()
+    ):
+        raise UsageError(
+            f"{name} {_told(tensor)}",
+            f"native code reads {list(wanted)} {dtype} on {device}, contiguous",
+            WAY_OUT,
+        )
+
+
+def refuse_ring(network: FlatNetwork, ring: Ring) -> None:
+    """Refuse a ring that an update of a network cannot read.
+
+    Args:
+        network: Of an MLP.
+        ring: What it would learn from.
+
+    Raises:
+        UsageError: A tensor of the ring is not as documented there, or of other widths than the
+            network's.
+    """
+    device, count, frames = network.flat.device, len(ring.action), len(ring.frames)
+    _refuse_frames(network, ring.frames, "the ring's frames")
+    for name, dtype in (
+        ("action", torch.int64),
+        ("next_index", torch.int64),
+        ("reward", torch.float32),
+        ("terminated", torch.bool),
+    ):
+        refuse_tensor(f"the ring's {name}", getattr(ring, name), (count,), dtype, device)
+    if ring.masks is not None:
+        refuse_frames(network, ring.frames, ring.masks, "a ring")
+        shape = frames, ring.masks.shape[1]
+        refuse_tensor("the ring's masks", ring.masks, shape, torch.bool, device)
+    if not frames or not count:
+        raise UsageError("a ring", "it has no transitions", "Write a vector step first.")
+
+
+def refuse_index(numbers: Tensor, device: torch.device) -> None:
+    """Refuse numbers that choose batches, unless they are [K, B] int64, contiguous.
+
+    Raises:
+        UsageError: They are not.
+    """
+    if numbers.ndim != 2:
+        raise UsageError(
+            f"index {_told(numbers)}", "it has a row [B] for every update", "Give [K, B] int64."
+        )
+    refuse_tensor("index", numbers, numbers.shape, torch.int64, device)
+
+
+def refuse_obs(network: FlatNetwork, obs: Tensor) -> None:
+    """Refuse observations [N, *O] that acting cannot read as they lie.
+
+    Raises:
+        UsageError: Their width, dtype, device or strides are others.
+    """
+    _refuse_frames(network, obs, "observations")
+
+
+def refuse_masks(network: FlatNetwork, masks: Tensor | None, rows: int) -> None:
+    """Refuse masks, unless they are [N, A] bool, contiguous.
+
+    Raises:
+        UsageError: They are not.
+    """
+    if masks is not None:
+        shape = rows, _actions(network)
+        refuse_tensor("action masks", masks, shape, torch.bool, network.flat.device)
+
+
+def refuse_uniform(uniform: Tensor, rows: int, device: torch.device) -> None:
+    """Refuse random numbers, unless they are [N, 2 or more] float32 with contiguous rows.
+
+    Raises:
+        UsageError: They are not.
+    """
+    fits = uniform.ndim == 2 and len(uniform) == rows and uniform.shape[1] >= 2
+    fine = uniform.dtype == torch.float32 and uniform.device == device
+    if not (fits and fine and uniform.stride(1) == 1):
+        raise UsageError(
+            f"uniform numbers {_told(uniform)}",
+            f"acting reads [{rows}, 2] float32 on {device}, two in a row",
+            "Draw them with torch.rand(len(obs), 2).",
+        )
+
+
+def refuse_out(out: Tensor, rows: int, device: torch.device) -> None:
+    """Refuse a place for actions, unless it is [N] int64, contiguous.
+
+    Raises:
+        UsageError: It is not.
+    """
+    refuse_tensor("out", out, (rows,), torch.int64, device)
+
+
+def _refuse_frames(network: FlatNetwork, frames: Tensor, name: str) -> None:
+    if frames.dtype not in DTYPES:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise UsageError(
+            f"{name} {_told(frames)}", f"native code reads {known}", "Store them in one of these."
+        )
+    num_actions_of(network, frames[:1], name)
+    if getattr(network.module, "one_hot", 0) and frames.is_floating_point():
+        reason = "one-hot vectors are made of whole numbers"
+        raise UsageError(f"{name} {_told(frames)}", reason, "Store them as int64.")
+    refuse_tensor(name, frames, frames.shape, frames.dtype, network.flat.device)
+
+
+def _actions(network: FlatNetwork) -> int:
+    sizes: tuple[int, ...] = network.module.sizes  # type: ignore[assignment]
+    return sizes[-1]
+
+
+def _told(tensor: Tensor) -> str:
+    """Return what of a tensor matters here, in words."""
+    apart = "" if tensor.is_contiguous() else f", strides {list(tensor.stride())}"
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return f"{list(tensor.shape)} {dtype} on {tensor.device}{apart}"
