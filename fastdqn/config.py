@@ -43,8 +43,7 @@ class Config:
     action_masks: bool = True
     """Obey the action masks of environments that give some, when acting and in the target."""
     expect_action_masks: bool = False
-    """Keep room for action masks though an environment's first infos hold none; until some come,
-    everything is allowed."""
+    """Keep room for action masks though an environment's first infos hold none."""
 
     double: bool = True
     """Double DQN: the online network chooses the next action, the target network values it."""
@@ -265,12 +264,6 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str, str]]:
         yield (
             f"--env-groups {config.env_groups} with --vectorizer {config.vectorizer}",
             "only our own workers step in groups",
-            "Leave one of the two out.",
-        )
-    if config.expect_action_masks and not config.action_masks:
-        yield (
-            "--expect-action-masks with --no-action-masks",
-            "masks that are ignored need no room",
             "Leave one of the two out.",
         )
     if config.target == "hard" and not (config.target_period or config.target_period_episodes):

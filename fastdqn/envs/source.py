@@ -196,6 +196,13 @@ def make_source(
             staff=staff,
         )
         return GroupedSource(grouped, description)
+    return _gymnasiums(vectorizer, factory, description, num_envs)
+
+
+def _gymnasiums(
+    vectorizer: str, factory: EnvFactory, description: EnvDescription, num_envs: int
+) -> VectorSource:
+    """Build environments behind one of Gymnasium's own vectors."""
     with without_main_module():
         kinds: dict[str, Callable[..., VectorEnv[Any, Any, Any]]] = {
             "async": partial(AsyncVectorEnv, context="spawn"),
