@@ -46,8 +46,7 @@ class Config:
     action_masks: bool = True
     """Obey the action masks of environments that give some, when acting and in the target."""
     expect_action_masks: bool = False
-    """Keep room for action masks though an environment's first infos hold none; until some come,
-    everything is allowed."""
+    """Keep room for action masks though an environment's first infos hold none."""
 
     double: bool = True
     """Double DQN: the online network chooses the next action, the target network values it."""

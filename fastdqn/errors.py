@@ -27,11 +27,11 @@ class UsageError(FastDQNError, ValueError):
 
     def __init__(self, got: str | UsageError, reason: str = "", way_out: str = "") -> None:
         if isinstance(got, UsageError):
-            got, reason, way_out = got.got, got.reason, got.way_out
+            reason, way_out, got = got.reason, got.way_out, got.got
         super().__init__(f"{got}: {reason}. {way_out}")
-        self.got = got
-        self.reason = reason
-        self.way_out = way_out
+        self.got: str = got
+        self.reason: str = reason
+        self.way_out: str = way_out
 
     def __reduce__(self) -> tuple[type[UsageError], tuple[str, str, str]]:
         """Pickle by the three parts, so that the error crosses process borders."""

@@ -174,12 +174,6 @@ def _conflicts(config: Any) -> Iterator[tuple[str, str, str]]:
             "only our own workers step in groups",
             "Leave one of the two out.",
         )
-    if config.expect_action_masks and not config.action_masks:
-        yield (
-            "--expect-action-masks with --no-action-masks",
-            "masks that are ignored need no room",
-            "Leave one of the two out.",
-        )
     if config.target == "hard" and not (config.target_period or config.target_period_episodes):
         yield (
             "--target hard",

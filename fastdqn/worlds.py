@@ -19,7 +19,7 @@ from fastdqn.config import Config
 from fastdqn.device import available_cores
 from fastdqn.envs.envpool import describe_envpool, make_envpool_source
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe, describe_spaces, factory_of
-from fastdqn.envs.masks import MASK, with_mask_in_info
+from fastdqn.envs.masks import MASK, refuse_vain_expectation, with_mask_in_info
 from fastdqn.envs.own_arrays import own_arrays_in
 from fastdqn.envs.source import VECTORIZERS, EnvSource, make_source, source_of
 from fastdqn.envs.spaces import measured_step_s
@@ -74,8 +74,7 @@ class Built:
 
     Args:
         factory: Builds one.
-        masks: Whether to obey their action masks.
-        expect_masks: Whether there will be masks though the first infos hold none.
+        masks: Whether to obey their action masks, and to expect some; see `describe`.
 
     Raises:
         UsageError: DQN cannot train on them.
@@ -84,11 +83,9 @@ class Built:
     fixed: Mapping[str, int] = MappingProxyType({})
     builds = True
 
-    def __init__(
-        self, factory: EnvFactory, *, masks: bool = True, expect_masks: bool = False
-    ) -> None:
+    def __init__(self, factory: EnvFactory, **masks: bool) -> None:
         self.factory = partial(with_mask_in_info, factory)
-        self.description = describe(self.factory, masks=masks, expect_masks=expect_masks)
+        self.description = describe(self.factory, **masks)
 
     @contextmanager
     def training(self, config: Config, learning: Learning) -> Iterator[EnvSource]:
@@ -290,15 +287,10 @@ def world_of(
     by_id: dict[str, Callable[[str], World]] = {"envpool": EnvPoolBuilt, "tensor": Tensors}
     if not isinstance(env, str) or vectorizer in by_id:
         refuse_what_is_not_built(env_kwargs, wrapper)
-    obeyed = {"masks": masks, "expect_masks": expect_masks}
+    silent = vectorizer in by_id or isinstance(env, TensorEnv)
+    refuse_vain_expectation(expect_masks, tells=not silent, obeyed=masks)
     if isinstance(env, VectorEnv):
-        return Lent(env, **obeyed)
-    if expect_masks and (isinstance(env, TensorEnv) or vectorizer in {"envpool", "tensor"}):
-        raise UsageError(
-            "--expect-action-masks",
-            "EnvPool and tensor environments give no masks",
-            "Leave it out, or choose --vectorizer grouped.",
-        )
+        return Lent(env, masks=masks, expect_masks=expect_masks)
     if isinstance(env, TensorEnv):
         return LentTensors(env)
     if vectorizer in by_id:
@@ -310,7 +302,7 @@ def world_of(
             )
         return by_id[vectorizer](env)
     made = factory_with(env, env_kwargs, wrapper) if isinstance(env, str) else env
-    return Built(made, **obeyed)
+    return Built(made, masks=masks, expect_masks=expect_masks)
 
 
 def _cannot_build(what: str) -> UsageError:

@@ -34,14 +34,13 @@ def allowed(env_id: int, episode: int, t: int, *, seldom: bool = False) -> list[
 class MaskedCounterEnv(CounterEnv):
     """Says in its info what may be done, and raises on the rest.
 
-    The mask is always the same array, unless `reuses` is set to False.
-
     Args:
         env_id: Which counter; -1 takes the seed of the reset, of which few are told apart.
         episode_length: As in `CounterRules`.
         ends_by: As in `CounterRules`.
         seldom: Whether the info says nothing at every third place.
         strict: Whether a forbidden action raises.
+        reuses: Whether it writes its masks into one array for ever.
     """
 
     def __init__(
@@ -52,10 +51,11 @@ class MaskedCounterEnv(CounterEnv):
         *,
         seldom: bool = False,
         strict: bool = True,
+        reuses: bool = True,
     ) -> None:
         super().__init__(env_id, episode_length, ends_by, NUM_ACTIONS)
         self.by_seed, self.seldom, self.strict = env_id < 0, seldom, strict
-        self.reuses = True
+        self.reuses = reuses
         self.mask = np.zeros(NUM_ACTIONS, np.int8)
 
     def allowed(self) -> list[bool]:

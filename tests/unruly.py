@@ -26,7 +26,7 @@ class ActionEchoEnv(gym.Env[Any, Any]):
         action_space: Of any dtype, from any start.
     """
 
-    def __init__(self, action_space: Discrete) -> None:
+    def __init__(self, action_space: Any) -> None:
         self.action_space = action_space
         self.observation_space = Box(-np.inf, np.inf, (2,), np.float64)
         self.t = 0

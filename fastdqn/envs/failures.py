@@ -30,7 +30,6 @@ class Failure:
         reason: Its name and the first line of what it says.
         doing: What it was given to do, or nothing.
         ended: Whether the environment was shut down; the next reset builds it anew.
-        final: Whether building it anew would be in vain: what it returned cannot be used.
     """
 
     env: int
@@ -42,6 +41,7 @@ class Failure:
 
     @property
     def final(self) -> bool:
+        """Whether building it anew would be in vain: what it returned cannot be used."""
         return isinstance(self.error, UsageError)
 
     @classmethod

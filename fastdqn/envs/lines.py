@@ -90,7 +90,8 @@ class NumberLine:
     """
 
     def __init__(self, block: npt.NDArray[Any], index: int, check: SpaceCheck, env: int) -> None:
-        self._column: Any = memoryview(block)
+        column: Any = block
+        self._column: Any = memoryview(column)
         self._index, self._check, self._env = index, check, env
         self._low, self._high = int(check.low), int(check.high)
 

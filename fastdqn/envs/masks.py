@@ -24,6 +24,7 @@ __all__ = [
     "refuse_mask_shape",
     "refuse_unexpected_mask",
     "refuse_unexpected_masks",
+    "refuse_vain_expectation",
     "with_mask_in_info",
 ]
 
@@ -119,6 +120,31 @@ def refuse_unexpected_masks(infos: Mapping[str, Any]) -> None:
     for env, mask in enumerate(infos[MASK]):
         if f"_{MASK}" not in infos or infos[f"_{MASK}"][env]:
             refuse_unexpected_mask(env, {MASK: mask})
+
+
+def refuse_vain_expectation(expected: bool, *, tells: bool, obeyed: bool) -> None:
+    """Refuse to expect masks that cannot come, or that nobody reads.
+
+    Args:
+        expected: Whether masks are expected.
+        tells: Whether the environments have infos.
+        obeyed: Whether masks are obeyed.
+
+    Raises:
+        UsageError: They are, and one of the other two is missing.
+    """
+    if expected and not tells:
+        raise UsageError(
+            "--expect-action-masks",
+            "EnvPool and tensor environments give no masks",
+            "Leave it out, or choose --vectorizer grouped.",
+        )
+    if expected and not obeyed:
+        raise UsageError(
+            "--expect-action-masks with --no-action-masks",
+            "masks that are ignored need no room",
+            "Leave one of the two out.",
+        )
 
 
 def checked_masks(masks: Any, envs: npt.NDArray[np.bool_], num_actions: int) -> Any:

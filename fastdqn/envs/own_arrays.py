@@ -36,14 +36,14 @@ class OwnArrays(gym.Wrapper[Any, Any, Any, Any]):
         self._own = _copier_of(env.observation_space, index)
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """Reset the environment and copy what it shows and says."""
+        """Reset the environment and copy what it shows."""
         obs, info = self.env.reset(**kwargs)
-        return self._own(obs), _copied(info)
+        return self._own(obs), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step the environment and copy what it shows and says."""
+        """Step the environment and copy what it shows."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        return self._own(obs), reward, terminated, truncated, _copied(info)
+        return self._own(obs), reward, terminated, truncated, info
 
 
 def with_own_arrays(factory: EnvFactory, index: int) -> gym.Env[Any, Any]:
@@ -82,7 +82,3 @@ def _copier_of(space: gym.Space[Any], index: int) -> Callable[[Any], Any]:
 def _copy_through(block: Any, line: CheckedLine, obs: Any) -> Any:
     line[:] = obs
     return block[0].copy()
-
-
-def _copied(info: dict[str, Any]) -> dict[str, Any]:
-    return {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in info.items()}

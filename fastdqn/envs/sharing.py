@@ -34,7 +34,7 @@ __all__ = [
 
 DEEP, WIDE = 4, 100
 """How far a look into a factory goes, and into how many objects of a collection."""
-COLLECTIONS = list | tuple | set | dict
+COLLECTIONS = (list, tuple, set, dict)
 
 
 class Holder(Protocol):
@@ -178,7 +178,10 @@ def _must_build_anew(factory: Any) -> bool:
         if factory in _builds_anew:
             return True
     if isinstance(factory, type):
-        return factory.__new__ is object.__new__ and type(factory).__call__ is type.__call__
+        makers = [("__new__", kind) for kind in factory.__mro__ if kind is not object]
+        metas = type.mro(type(factory))
+        makers += [("__call__", meta) for meta in metas[: metas.index(type)]]
+        return not any(name in vars(kind) for name, kind in makers)
     if not isinstance(factory, partial) or next(_envs_within(factory, DEEP), None) is not None:
         return False
     if factory.func is not gym.make:
@@ -209,7 +212,7 @@ def _parts_of(thing: Any) -> Iterator[Any]:
                 yield cell.cell_contents
         yield from (thing.__defaults__ or ())
         known = (thing.__globals__.get(name) for name in thing.__code__.co_names)
-        yield from (value for value in known if isinstance(value, COLLECTIONS | gym.Env))
+        yield from (value for value in known if isinstance(value, (*COLLECTIONS, gym.Env)))
     elif isinstance(thing, COLLECTIONS):
         yield from thing.values() if isinstance(thing, dict) else thing
     elif callable(thing) and not isinstance(thing, type):

@@ -197,6 +197,13 @@ def make_source(
             staff=staff,
         )
         return GroupedSource(grouped, description)
+    return _gymnasiums(vectorizer, factory, description, num_envs)
+
+
+def _gymnasiums(
+    vectorizer: str, factory: EnvFactory, description: EnvDescription, num_envs: int
+) -> VectorSource:
+    """Build environments behind one of Gymnasium's own vectors."""
     if vectorizer == "async":
         factory = Registering(factory, packed_registry())
     with without_main_module():

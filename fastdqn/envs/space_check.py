@@ -42,7 +42,8 @@ class SpaceCheck:
 
     def __init__(self, space: Space[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.space, self.shape, self.dtype = space, shape, dtype
-        self.low, self.high = _bounds(space, shape, dtype) or (None, None)
+        bounds: tuple[Any, Any] = _bounds(space, shape, dtype) or (None, None)
+        self.low, self.high = bounds
 
     @property
     def bounded(self) -> bool:

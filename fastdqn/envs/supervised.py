@@ -113,8 +113,8 @@ class SupervisedPool(WorkerPool):
     """A `WorkerPool` that replaces workers instead of raising.
 
     Failures before the first reset are raised at once: a factory that cannot work is no accident.
-    Later, only a spent budget is raised, and what no restart would mend. A call whose worker dies or hangs is made again to its
-    successor, which also gets the attributes that were set.
+    Later, only a spent budget is raised, and what no restart would mend. A call whose worker dies
+    or hangs is made again to its successor, which also gets the attributes that were set.
 
     Args:
         env_fns: Factories, one per environment; pickled by value.

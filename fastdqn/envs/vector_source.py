@@ -178,7 +178,7 @@ class VectorSource:
         if self._key is not None:
             observed = np.full(self.num_envs, None)
             told = {MASK: np.full(self.num_envs, None)}
-            for index in np.flatnonzero(ended):
+            for index in np.flatnonzero(ended).tolist():
                 observed[index], told[MASK][index] = finals[index][self._key], finals[index][MASK]
             finals = observed
         for index in np.flatnonzero(ended).tolist():
@@ -203,7 +203,7 @@ class VectorSource:
 
     def held(self) -> Iterable[tuple[int, Any]]:
         """Return (index, environment) of those within reach, until they are closed."""
-        vector = self.envs.unwrapped
+        vector: Any = self.envs.unwrapped
         within = isinstance(vector, SyncVectorEnv) and not vector.closed
         return enumerate(vector.envs) if within else ()
 

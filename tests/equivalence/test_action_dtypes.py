@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fastdqn.envs.source import EnvSource
 
 NUM_ENVS, STEPS = 2, 12
-SPACES = [
+SPACES: list[Any] = [
     Discrete(3, start=start, dtype=dtype)
     for dtype in (np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int16, np.int32, np.int64)
     for start in ((0, 5) if np.dtype(dtype).kind == "u" else (0, 5, -2))
@@ -33,11 +33,11 @@ FEW = [space for space in SPACES if space.dtype in {np.dtype("u1"), np.dtype("u8
 Transition = tuple[list[float], float, bool]
 
 
-def _name(space: Discrete) -> str:
+def _name(space: Any) -> str:
     return f"{space.dtype} from {space.start}"
 
 
-def _plain_loop(space: Discrete) -> list[list[Transition]]:
+def _plain_loop(space: Any) -> list[list[Transition]]:
     seen: list[list[Transition]] = []
     for actions in _actions().T:
         env, mine = ActionEchoEnv(space), []
@@ -75,7 +75,7 @@ def _by_source(source: EnvSource) -> list[list[Transition]]:
 @pytest.mark.parametrize("space", SPACES, ids=_name)
 @pytest.mark.parametrize("vectorizer", ["grouped", "sync"])
 def test_every_dtype_and_start_gives_the_transitions_of_a_plain_loop(
-    vectorizer: str, space: Discrete
+    vectorizer: str, space: Any
 ) -> None:
     factory = partial(ActionEchoEnv, space)
     source = make_source(vectorizer, factory, describe(factory), NUM_ENVS, 0)
@@ -89,7 +89,7 @@ def test_every_dtype_and_start_gives_the_transitions_of_a_plain_loop(
     ids=["1 worker", "2 workers", "a worker and the caller", "async"],
 )
 def test_processes_are_handed_the_same_actions(
-    vectorizer: str, staff: Staff | None, space: Discrete
+    vectorizer: str, staff: Staff | None, space: Any
 ) -> None:
     factory = partial(ActionEchoEnv, space)
     source = make_source(vectorizer, factory, describe(factory), NUM_ENVS, staff=staff)
@@ -111,7 +111,7 @@ def test_a_lent_vector_of_processes_gets_actions_of_its_own_dtype() -> None:
 
 
 def test_an_agent_learns_and_predicts_in_the_dtype_of_the_actions() -> None:
-    space = Discrete(3, start=-2, dtype=np.int8)
+    space: Any = Discrete(3, start=-2, dtype=np.int8)
     agent = small(partial(ActionEchoEnv, space), vectorizer="grouped", num_workers=0).learn(100)
     assert agent.evaluate(3).episodes == 3
     for obs, mask in ((np.zeros(2), None), (np.zeros((4, 2)), [[False, False, True]] * 4)):
@@ -131,13 +131,13 @@ def test_an_agent_learns_and_predicts_in_the_dtype_of_the_actions() -> None:
     ],
     ids=_name,
 )
-def test_actions_that_their_dtype_cannot_hold_are_refused(space: Discrete) -> None:
+def test_actions_that_their_dtype_cannot_hold_are_refused(space: Any) -> None:
     with pytest.raises(UsageError, match=r"its last action is \d+, and \d+ is the largest"):
         describe_spaces("X", Box(0, 1, (2,)), space)
 
 
 def test_the_largest_action_that_fits_is_sent() -> None:
-    space = Discrete(3, start=253, dtype=np.uint8)
+    space: Any = Discrete(3, start=253, dtype=np.uint8)
     factory = partial(ActionEchoEnv, space)
     assert _by_source(make_source("grouped", factory, describe(factory), 2, 0)) == _plain_loop(
         space

@@ -63,9 +63,9 @@ def _counters(kind: type[MaskedCounterEnv], **kwargs: Any) -> Any:
 def vector(request: pytest.FixtureRequest) -> Iterator[Vector]:
     """Three masked counters of the caller's own; shared by several tests."""
     env, kind, mode = request.param
-    envs = vector_of(kind, _counters(env), mode)
     # Gymnasium's own vectors hand over the array itself in SAME_STEP, after the reset wrote to it.
-    envs.set_attr("reuses", "grouped" in kind or mode is not SAME_STEP)
+    reuses = "grouped" in kind or mode is not SAME_STEP
+    envs = vector_of(kind, _counters(env, reuses=reuses), mode)
     yield envs
     envs.close()
 

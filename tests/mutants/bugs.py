@@ -6,6 +6,7 @@ has to run to the end: a test counts as red only where an assertion fails.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,16 +25,32 @@ from fastdqn import (
     losses,
     networks,
     policy,
+    prediction,
     rollout,
     saved_description,
     schedules,
     update,
+    worlds,
 )
 from fastdqn.captured import Captured
-from fastdqn.envs import construction, local, supervised
+from fastdqn.envs import (
+    construction,
+    host,
+    local,
+    masks,
+    residents,
+    reused_arrays,
+    sharing,
+    source,
+    supervised,
+    vector_source,
+)
+from fastdqn.envs.failures import EnvFailures
 from fastdqn.envs.host import Host
-from fastdqn.envs.lines import CheckedLine
+from fastdqn.envs.lines import CheckedLine, NumberLine
+from fastdqn.envs.reused_arrays import ReuseWatch
 from fastdqn.envs.source import GroupedSource
+from fastdqn.envs.space_check import SpaceCheck
 from fastdqn.envs.supervised import SupervisedPool
 from fastdqn.envs.supervision import RestartBudget
 from fastdqn.envs.vector_source import VectorSource
@@ -76,6 +93,11 @@ EVALUATION = "tests/unit/test_evaluation.py::test_"
 LOADING = "tests/unit/test_loading.py::test_"
 GOING_ON = "tests/unit/test_going_on.py::test_"
 FORGED = "tests/property/test_forged_policies.py::test_"
+SHARING = "tests/unit/test_sharing.py::test_"
+LATE_MASKS = "tests/unit/test_late_masks.py::test_"
+SPACES = "tests/unit/test_space_check.py::test_"
+REUSED = "tests/equivalence/test_reused_arrays.py::test_"
+ACTIONS = "tests/equivalence/test_action_dtypes.py::test_"
 
 
 @dataclass(frozen=True)
@@ -910,6 +932,94 @@ def the_first_episodes_again_after_loading() -> None:
         right(self, replace(told, rounds=0))
 
     exchange("_go_on_from", go_on_from, Persistent)
+
+
+# What environments hand over
+
+
+@turns_red(
+    SHARING + "a_vector_of_one_object_is_refused_with_two_indices[no workers]",
+    SHARING + "the_two_that_are_one_are_named[0]",
+    SHARING + "a_lent_vector_of_one_object_is_refused",
+    SHARING + "objects_that_are_handed_out_in_turn_are_found_when_they_come_again",
+)
+def one_environment_in_several_places_of_a_process() -> None:
+    exchange("refuse_shared", lambda *_: None, residents, vector_source)
+
+
+@turns_red(
+    SHARING + "an_agent_of_one_object_is_refused_whatever_steps_it",
+    SHARING + "a_vector_of_one_object_is_refused_with_two_indices[one in a worker]",
+)
+def a_factory_that_is_believed_to_build_anew() -> None:
+    exchange("_must_build_anew", lambda _: True, sharing)
+
+
+@turns_red(
+    LATE_MASKS + "a_mask_that_comes_late_ends_the_run_at_once_and_says_how_to_obey_it",
+    LATE_MASKS + "a_lent_vector_whose_masks_come_late_is_refused[sync-SAME_STEP]",
+    LATE_MASKS + "a_lent_vector_whose_masks_come_late_is_refused[grouped-SAME_STEP]",
+)
+def late_masks_passed_over() -> None:
+    exchange("refuse_unexpected_mask", lambda *_: None, host, source, masks)
+
+
+@turns_red(
+    LATE_MASKS + "a_mask_that_comes_late_ends_the_run_at_once_and_says_how_to_obey_it",
+    SPACES + "an_observation_outside_its_space_ends_a_run_at_once",
+)
+def workers_restarted_for_what_no_restart_mends() -> None:
+    exchange("final", lambda _: None, EnvFailures)
+
+
+@turns_red(
+    SPACES + "a_line_refuses_what_its_space_does_not_hold_by_environment_value_and_space",
+    SPACES + "an_observation_outside_its_space_ends_a_run_at_once",
+)
+def observations_copied_unseen() -> None:
+    def copied(self: CheckedLine | NumberLine, obs: Any) -> None:
+        with np.errstate(all="ignore"):
+            row = self._row if isinstance(self, CheckedLine) else np.asarray(self._column)
+            row[... if isinstance(self, CheckedLine) else self._index] = np.asarray(obs)
+
+    exchange("__setitem__", lambda self, _, obs: copied(self, obs), CheckedLine, NumberLine)
+
+
+@turns_red(
+    SPACES + "a_lent_vector_is_refused_with_the_environment_that_leaves_its_space",
+    SPACES + "a_vector_of_the_callers_own_is_compared_with_its_space",
+)
+def observations_of_vectors_copied_unseen() -> None:
+    exchange("wrong", lambda *_: None, SpaceCheck)
+
+
+@turns_red(
+    REUSED + "a_lent_sync_vector_that_reuses_its_arrays_is_learned_from_as_it_was",
+    REUSED + "its_masks_are_copied_too",
+)
+def arrays_of_a_lent_vector_that_stay_the_environments_own() -> None:
+    exchange("own_arrays_in", lambda _: contextlib.nullcontext(), worlds)
+    exchange("look", lambda *_, **__: None, ReuseWatch)
+
+
+@turns_red(
+    REUSED + "processes_whose_environments_reuse_their_arrays_are_refused_at_once",
+    REUSED + "a_vector_that_spoils_its_last_observations_is_refused_within_a_few_ends",
+)
+def last_observations_that_are_believed() -> None:
+    exchange("_overwritten", lambda *_, **__: None, reused_arrays)
+    exchange("look", lambda *_, **__: None, ReuseWatch)
+
+
+@turns_red(
+    ACTIONS + "every_dtype_and_start_gives_the_transitions_of_a_plain_loop[sync-uint8 from 0]",
+    ACTIONS + "an_agent_learns_and_predicts_in_the_dtype_of_the_actions",
+)
+def actions_sent_as_they_were_chosen() -> None:
+    def counted(actions: Any, env: Any) -> Any:
+        return actions + env.first_action
+
+    exchange("as_env_counts", counted, source, vector_source, prediction)
 
 
 # The C

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from fastdqn import DQN, Config, UsageError, cli
+from fastdqn import DQN, UsageError, cli
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.make import describe
 from fastdqn.envs.source import source_of
@@ -113,12 +113,13 @@ def test_masks_that_are_expected_from_infos_that_do_not_travel_are_refused() -> 
 def test_masks_that_are_ignored_or_sent_along_are_never_refused() -> None:
     factory = late(strict=False)
     assert small(factory, action_masks=False).learn(200).replay.ring.masks is None
-    for keeps in ({"send_infos": True}, {"send_infos": False, "drop_masks": True}):
-        with closing(GroupedVectorEnv([factory] * 2, num_workers=0, **keeps)) as envs:
+    for keeps in (True, False):
+        vector = partial(GroupedVectorEnv, num_workers=0, send_infos=keeps, drop_masks=not keeps)
+        with closing(vector([factory] * 2)) as envs:
             envs.reset(seed=0)
             for _ in range(4):
                 infos = envs.step(np.zeros(2, np.int64))[4]
-            assert ("action_mask" in infos) == keeps["send_infos"]
+            assert ("action_mask" in infos) == keeps
     with closing(SyncVectorEnv([factory] * 2, autoreset_mode=SAME_STEP)) as envs:
         assert small(envs, action_masks=False).learn(200).replay.ring.masks is None
 
@@ -152,7 +153,7 @@ def test_where_no_masks_can_come_none_can_be_expected(env: Any, settings: dict[s
 
 def test_masks_cannot_be_expected_and_ignored() -> None:
     with pytest.raises(UsageError, match="--expect-action-masks with --no-action-masks"):
-        Config(expect_action_masks=True, action_masks=False)
+        small(late(), expect_action_masks=True, action_masks=False)
 
 
 def test_the_command_line_says_how_to_go_on_and_saves_the_policy(
@@ -162,14 +163,14 @@ def test_the_command_line_says_how_to_go_on_and_saves_the_policy(
     try:
         flags = (
             "train --env-id Late-v0 --total-timesteps 300 --learning-starts 100 --num-envs 4 "
-            "--num-workers 0 --execution eager --eval-episodes 2 --device cpu --quiet"
-        ).split()
-        assert cli.main([*flags, "--run-dir", str(tmp_path / "refused")]) == 1
+            "--num-workers 0 --execution eager --eval-episodes 2 --device cpu --quiet --run-dir"
+        )
+        assert cli.main([*flags.split(), str(tmp_path / "refused")]) == 1
         told = " ".join(capsys.readouterr().out.split())
         assert "with an action mask in its info" in told
         assert "--expect-action-masks" in told
         assert (tmp_path / "refused" / "result.json").exists()
-        obeyed = [*flags, "--expect-action-masks", "--run-dir", str(tmp_path / "obeyed")]
+        obeyed = [*flags.split(), str(tmp_path / "obeyed"), "--expect-action-masks"]
         assert cli.main(obeyed) == 0
         assert cli.main(["evaluate", str(tmp_path / "obeyed"), "--episodes", "2"]) == 0
     finally:

@@ -214,11 +214,15 @@ def test_a_restarted_worker_whose_environments_show_what_cannot_be_used_ends_the
     envs = GroupedVectorEnv(
         [partial(FallingEnv, flag)] * 2, num_workers=1, supervision=Supervision(delay_s=0.01)
     )
-    with closing(envs), pytest.raises(UsageError, match="^environment [01] with 5 "):
-        envs.reset(seed=0)
-        for _ in range(200):
-            envs.step(np.array([0, 0]))
+    with closing(envs), pytest.raises(UsageError, match=r"^environment [01] with 5 "):
+        _step_often(envs)
     assert envs.num_restarts == 1
+
+
+def _step_often(envs: GroupedVectorEnv) -> None:
+    envs.reset(seed=0)
+    for _ in range(200):
+        envs.step(np.array([0, 0]))
 
 
 @pytest.mark.parametrize("vectorizer", ["sync", "async"])
@@ -244,7 +248,7 @@ def test_a_lent_vector_is_refused_with_the_environment_that_leaves_its_space(
 def test_a_lent_vector_of_processes_is_refused_likewise() -> None:
     with without_main_module():
         envs = AsyncVectorEnv([partial(NUMBER, at=100), NUMBER], context="spawn")
-    with pytest.raises(UsageError, match="^environment 1 with 5 "):
+    with pytest.raises(UsageError, match=r"^environment 1 with 5 "):
         _steps(source_of(envs), 6)
 
 
