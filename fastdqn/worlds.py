@@ -12,11 +12,13 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
 
+import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
 from fastdqn.config import Config
 from fastdqn.device import available_cores
+from fastdqn.envs.advice import refuse_no_factory
 from fastdqn.envs.envpool import describe_envpool, make_envpool_source
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe, describe_spaces, factory_of
 from fastdqn.envs.masks import MASK, with_mask_in_info
@@ -271,6 +273,8 @@ def world_of(env: AnyEnv, vectorizer: str = "grouped", *, masks: bool = True) ->
         return Lent(env, masks=masks)
     if isinstance(env, TensorEnv):
         return LentTensors(env)
+    if not isinstance(env, str) and (isinstance(env, gym.Env) or not callable(env)):
+        refuse_no_factory(env)
     by_id: dict[str, Callable[[str], World]] = {"envpool": EnvPoolBuilt, "tensor": Tensors}
     if vectorizer in by_id:
         if not isinstance(env, str):

@@ -28,7 +28,11 @@ import numpy as np
 from fastdqn.envs.exits import closed_at_exit
 from fastdqn.envs.failures import EnvFailures
 from fastdqn.envs.lifeline import HEARD_BY_PARENT
-from fastdqn.envs.limits import refuse_unless_openable, refuse_unless_shareable
+from fastdqn.envs.limits import (
+    refuse_unless_openable,
+    refuse_unless_parent,
+    refuse_unless_shareable,
+)
 from fastdqn.envs.process import LOOK_INTERVAL_S, WorkerProcess
 from fastdqn.envs.registrations import packed_registry
 from fastdqn.envs.rows import Rows, RowSpec
@@ -121,6 +125,7 @@ class WorkerPool:
     def __init__(
         self, env_fns: Sequence[EnvFactory], spec: RowSpec, settings: PoolSettings
     ) -> None:
+        refuse_unless_parent(f"num_workers={settings.num_workers}", "Use num_workers=0.")
         refuse_unless_openable(settings.num_workers)
         refuse_unless_shareable(spec.nbytes, spec.num_envs)
         self._context: Any = multiprocessing.get_context(settings.start_method)

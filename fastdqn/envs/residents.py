@@ -90,7 +90,7 @@ class Residents:
         with contextlib.suppress(Exception):
             self.envs[i].close()
         self.envs[i] = Shut()
-        return Failure.of(self.task.first_env + i, error, doing, ended=True)
+        return Failure.of(self.task.first_env + i, explained(error), doing, ended=True)
 
     def _rebuild_if_shut(self, i: int) -> None:
         if isinstance(self.envs[i], Shut):

@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from fastdqn.envs.adopted import closing_quietly
 from fastdqn.envs.grouped import GroupedVectorEnv
+from fastdqn.envs.limits import refuse_unless_parent
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe_spaces
 from fastdqn.envs.masks import MASK, observed_beside_mask, refuse_mask_shape
 from fastdqn.envs.pool import without_main_module
@@ -176,8 +178,10 @@ def make_source(
             staff=staff,
         )
         return GroupedSource(envs, description)
+    factories = [partial(closing_quietly, factory)] * num_envs
     if vectorizer == "async":
-        factories = [Registering(factory, packed_registry())] * num_envs
+        refuse_unless_parent(f"--vectorizer {vectorizer}", "Use --vectorizer sync.")
+        factories = [Registering(factories[0], packed_registry())] * num_envs
     with without_main_module():
         kinds: dict[str, Callable[..., VectorEnv[Any, Any, Any]]] = {
             "async": partial(AsyncVectorEnv, context="spawn"),
