@@ -136,7 +136,7 @@ class Bare:
         return self.inner.reset(seed=seed)
 
     def step(self, action: Any) -> Any:
-        return self.inner.step(action)
+        return self.inner.step(action)  # type: ignore[no-untyped-call]
 
 
 class Stuck(CartPoleEnv):

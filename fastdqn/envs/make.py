@@ -180,6 +180,12 @@ def describe_spaces(
             "the network takes one array of a fixed shape",
             wrapper_for(obs, env),
         )
+    shape, dtype = tuple(obs.shape or ()), _storable(env_id, obs)
+    return EnvDescription(env_id, obs, shape, dtype, int(action.n), int(action.start), solved_at)
+
+
+def _storable(env_id: str, obs: Space[Any]) -> str:
+    """Return the name of the dtype in which observations are stored."""
     if 0 in (obs.shape or ()):
         raise UsageError(
             f"environment {env_id} with observations of shape {obs.shape}",
@@ -193,9 +199,7 @@ def describe_spaces(
             "PyTorch has no such dtype to store them in",
             "Wrap it with gymnasium.wrappers.DtypeObservation(env, numpy.float32).",
         )
-    return EnvDescription(
-        env_id, obs, tuple(obs.shape or ()), dtype.name, int(action.n), int(action.start), solved_at
-    )
+    return dtype.name
 
 
 def _name_of(factory: EnvFactory) -> str:

@@ -22,10 +22,10 @@ from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.limits import refuse_unless_parent
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe_spaces
 from fastdqn.envs.masks import MASK, observed_beside_mask, refuse_mask_shape
-from fastdqn.envs.pool import without_main_module
 from fastdqn.envs.registrations import Registering, packed_registry
 from fastdqn.envs.rows import Rows
 from fastdqn.envs.staffing import Staff
+from fastdqn.envs.starting import without_main_module
 from fastdqn.envs.supervision import Supervision
 from fastdqn.envs.vector_source import VectorSource
 from fastdqn.errors import UsageError

@@ -50,14 +50,14 @@ class Showing(CartPoleEnv):
 
     def __init__(self, space: Space[Any]) -> None:
         super().__init__()
-        self.observation_space = space  # type: ignore[assignment]
+        self.observation_space = space
 
     def reset(self, **kwargs: Any) -> Any:
         super().reset(**kwargs)
         return self.observation_space.sample(), {}
 
     def step(self, action: Any) -> Any:
-        return self.observation_space.sample(), *super().step(action)[1:]
+        return self.observation_space.sample(), *super().step(action)[1:]  # type: ignore[no-untyped-call]
 
 
 def refused(factory: Any) -> UsageError:
@@ -120,7 +120,7 @@ def test_advice_for_dtypes_and_actions_works_as_it_is_written() -> None:
     class Continuous(Showing):
         def __init__(self) -> None:
             super().__init__(Box(0, 1, (2,)))
-            self.action_space = MultiDiscrete([2, 2])  # type: ignore[assignment]
+            self.action_space = MultiDiscrete([2, 2])
 
         def step(self, action: Any) -> Any:
             assert np.shape(action) == (2,)
@@ -128,7 +128,7 @@ def test_advice_for_dtypes_and_actions_works_as_it_is_written() -> None:
 
     written = "gymnasium.wrappers.TransformAction(env, lambda i: ACTIONS[i], gymnasium.spaces."
     assert f"{written}Discrete(len(ACTIONS)))" in refused(Continuous).way_out
-    actions = [(0, 0), (1, 1), (0, 1)]
+    actions = np.array([(0, 0), (1, 1), (0, 1)])
     few = partial(
         lambda: gym.wrappers.TransformAction(Continuous(), lambda i: actions[i], Discrete(3))
     )
@@ -185,13 +185,13 @@ class PairReset(OldReset):
 
 class OldStep(CartPoleEnv):
     def step(self, action: Any) -> Any:
-        obs, reward, terminated, truncated, info = super().step(action)
+        obs, reward, terminated, truncated, info = super().step(action)  # type: ignore[no-untyped-call]
         return obs, reward, terminated or truncated, info
 
 
 class ShortStep(CartPoleEnv):
     def step(self, action: Any) -> Any:
-        return super().step(action)[:3]
+        return super().step(action)[:3]  # type: ignore[no-untyped-call]
 
 
 class NoResetInfo(CartPoleEnv):
@@ -201,7 +201,7 @@ class NoResetInfo(CartPoleEnv):
 
 class NoStepInfo(CartPoleEnv):
     def step(self, action: Any) -> Any:
-        return *super().step(action)[:4], None
+        return *super().step(action)[:4], None  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("vectorizer", ["grouped", "sync", "async"])
