@@ -22,9 +22,9 @@ from fastdqn.device import available_cores
 from fastdqn.envs.envpool import EnvPoolSource
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.make import describe, factory_of
-from fastdqn.envs.pool import without_main_module
 from fastdqn.envs.source import EnvSource, make_source
 from fastdqn.envs.staffing import Staff
+from fastdqn.envs.starting import without_main_module
 from fastdqn.errors import UsageError
 
 if TYPE_CHECKING:

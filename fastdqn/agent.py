@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy.typing as npt
-import torch
 from torch import nn
 
 from fastdqn.build import (

@@ -12,11 +12,13 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
 
+import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
 from fastdqn.config import Config
 from fastdqn.device import available_cores
+from fastdqn.envs.advice import refuse_no_factory
 from fastdqn.envs.envpool import describe_envpool, make_envpool_source
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe, describe_spaces, factory_of
 from fastdqn.envs.masks import MASK, refuse_vain_expectation, with_mask_in_info
@@ -293,6 +295,8 @@ def world_of(
         return Lent(env, masks=masks, expect_masks=expect_masks)
     if isinstance(env, TensorEnv):
         return LentTensors(env)
+    if not isinstance(env, str) and (isinstance(env, gym.Env) or not callable(env)):
+        refuse_no_factory(env)
     if vectorizer in by_id:
         if not isinstance(env, str):
             raise UsageError(

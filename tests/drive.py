@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.pool import without_main_module
+from fastdqn.envs.starting import without_main_module
 from fastdqn.networks import FlatNetwork, mlp_for
 from fastdqn.policy import Policy
 from fastdqn.replay import ReplayBuffer, gather

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.spaces import Box
 from gymnasium.wrappers import TimeLimit
 
 from tests.oracles import LivingEnv
@@ -122,6 +123,39 @@ class FrailCartPole(CartPoleEnv):
         if fate < 6e-4:
             time.sleep(2.0)
         return super().step(action)  # type: ignore[no-untyped-call]
+
+
+class Bare:
+    """No more than a training needs: two methods and two spaces."""
+
+    def __init__(self) -> None:
+        self.inner = CartPoleEnv()
+        self.action_space, self.observation_space = self.inner.action_space, Box(-9, 9, (4,))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return self.inner.reset(seed=seed)
+
+    def step(self, action: Any) -> Any:
+        return self.inner.step(action)  # type: ignore[no-untyped-call]
+
+
+class Stuck(CartPoleEnv):
+    def close(self) -> None:
+        raise OSError("the window is gone")
+
+
+def _nothing() -> None:
+    """Do nothing, in a process."""
+
+
+class Parental(CartPoleEnv):
+    """Starts a process with multiprocessing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        process = multiprocessing.get_context("fork").Process(target=_nothing)
+        process.start()
+        process.join()
 
 
 def frail_cartpole() -> TimeLimit[Any, Any]:

@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 from pathlib import Path
 
 from fastdqn.errors import UsageError
 
-__all__ = ["FILES_PER_WORKER", "refuse_unless_openable", "refuse_unless_shareable"]
+__all__ = [
+    "FILES_PER_WORKER",
+    "may_be_parent",
+    "refuse_unless_openable",
+    "refuse_unless_parent",
+    "refuse_unless_shareable",
+]
 
 FILES_PER_WORKER = 8
 """A socket, a connection and a sentinel here; as many for a moment while the worker starts."""
 SPARE_FILES = 32
 SHARED_MEMORY = Path("/dev/shm")
+
+
+def may_be_parent() -> bool:
+    """Return whether multiprocessing lets this process start others."""
+    return not multiprocessing.current_process().daemon
+
+
+def refuse_unless_parent(got: str, way_out: str) -> None:
+    """Refuse workers of a process that may have none.
+
+    Args:
+        got: What asks for workers.
+        way_out: How to do without.
+
+    Raises:
+        UsageError: multiprocessing lets this process start no others.
+    """
+    if not may_be_parent():
+        raise UsageError(
+            f"{got} in a daemonic process",
+            "multiprocessing lets such a process start no others",
+            f"{way_out} Or start this process with daemon=False.",
+        )
 
 
 def refuse_unless_openable(num_workers: int) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,9 +10,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 
+from fastdqn.envs.advice import checked_reset, checked_step, refuse_unlike_env, wrapper_for
 from fastdqn.envs.construction import GIVEN, construction_of
+from fastdqn.envs.ids import first_line, spec_of
 from fastdqn.envs.masks import MASK, refuse_mask_shape
 from fastdqn.envs.registrations import importable
 from fastdqn.envs.sharing import refuse_the_same_again
@@ -88,14 +87,7 @@ def factory_of(env_id: str, **kwargs: Any) -> EnvFactory:
     Raises:
         UsageError: The id is not registered; close matches are named.
     """
-    module, _, name = env_id.rpartition(":")
-    try:
-        if module:
-            importlib.import_module(module)
-        spec = gym.spec(name)
-    except (gym.error.Error, ImportError) as error:
-        raise UsageError(f"--env-id {env_id}", _first_line(error), _close_matches(name)) from None
-    return partial(gym.make, for_workers(spec), disable_env_checker=True, **kwargs)
+    return partial(gym.make, for_workers(spec_of(env_id)), disable_env_checker=True, **kwargs)
 
 
 def for_workers(spec: EnvSpec) -> EnvSpec:
@@ -122,20 +114,26 @@ def describe(
     """
     name = _name_of(factory)
     with trial_env(partial(_tried, factory, name, "built")) as env:
-        solved_at = env.spec.reward_threshold if env.spec else None
-        env_id = env.spec.id if env.spec else name
-        described = describe_spaces(env_id, env.observation_space, env.action_space, solved_at)
-        limit = env.spec.max_episode_steps if env.spec else None
-        described = replace(described, max_episode_steps=limit)
-        _, info = _tried(partial(env.reset, seed=0), name, "reset")
-        if masks and info.get(MASK) is None:
-            info = _info_of_a_step(env)
-        num_masked = _num_masked(described, info) if masks else 0
-        if masks and expect_masks:
-            num_masked = described.num_actions
-        described = replace(described, num_masked=num_masked, obeys_masks=masks)
-        step_s = measured_step_s(env) if _is_gymnasiums(env) else None
-        described = replace(described, step_s=step_s, construction=construction_of(env))
+        refuse_unlike_env(env, name)
+        spec: EnvSpec | None = getattr(env, "spec", None)
+        solved_at, env_id = (spec.reward_threshold, spec.id) if spec else (None, name)
+        described = describe_spaces(
+            env_id, env.observation_space, env.action_space, solved_at, env=env
+        )
+        _, info = checked_reset(_tried(partial(env.reset, seed=0), name, "reset"), name)
+        info_of_step = _info_of_a_step(env, name)
+        num_masked = 0
+        if masks:
+            info = info_of_step if info.get(MASK) is None else info
+            num_masked = described.num_actions if expect_masks else _num_masked(described, info)
+        described = replace(
+            described,
+            max_episode_steps=spec.max_episode_steps if spec else None,
+            num_masked=num_masked,
+            obeys_masks=masks,
+            step_s=measured_step_s(env) if _is_gymnasiums(env) else None,
+            construction=construction_of(env),
+        )
     refuse_the_same_again(factory, env)
     return described
 
@@ -146,12 +144,18 @@ def _is_gymnasiums(env: Any) -> bool:
     return known and (env.unwrapped is env or _is_gymnasiums(env.env))
 
 
-def _info_of_a_step(env: gym.Env[Any, Any]) -> dict[str, Any]:
-    """Return what an environment says after one step; nothing where it fails, which will show."""
+def _info_of_a_step(env: gym.Env[Any, Any], name: str) -> Mapping[str, Any]:
+    """Return what an environment says after one step; nothing where it fails, which will show.
+
+    Raises:
+        UsageError: It does not answer as Gymnasium's environments do.
+    """
     space: Any = env.action_space
-    with contextlib.suppress(Exception):
-        return dict(env.step(space.start)[4])
-    return {}
+    try:
+        told = env.step(space.start)
+    except Exception:
+        return {}
+    return checked_step(told, name)
 
 
 def _tried(call: Callable[[], Any], name: str, done: str) -> Any:
@@ -162,12 +166,12 @@ def _tried(call: Callable[[], Any], name: str, done: str) -> Any:
     except Exception as error:  # an environment may raise anything
         raise UsageError(
             f"environment {name}",
-            f"it cannot be {done} ({type(error).__name__}: {_first_line(error)})",
+            f"it cannot be {done} ({type(error).__name__}: {first_line(error)})",
             "Install what it needs or fix its factory.",
         ) from error
 
 
-def _num_masked(described: EnvDescription, info: dict[str, Any]) -> int:
+def _num_masked(described: EnvDescription, info: Mapping[str, Any]) -> int:
     """Return the actions that a mask in the info speaks of; 0 without one.
 
     Raises:
@@ -181,26 +185,61 @@ def _num_masked(described: EnvDescription, info: dict[str, Any]) -> int:
 
 
 def describe_spaces(
-    env_id: str, obs: Space[Any], action: Space[Any], solved_at: float | None = None
+    env_id: str,
+    obs: Space[Any],
+    action: Space[Any],
+    solved_at: float | None = None,
+    *,
+    env: Any = None,
 ) -> EnvDescription:
     """Check the two spaces of one environment and describe them.
 
+    Args:
+        env_id: How to call it.
+        obs: Of an observation.
+        action: Of an action.
+        solved_at: See `EnvDescription`.
+        env: It itself, if it is at hand, for advice that only its package has.
+
     Raises:
-        UsageError: The action space is not Discrete, or the observation has no fixed shape or
-            a dtype that no tensor holds.
+        UsageError: The action space is not Discrete, or the observation has no fixed shape, no
+            numbers at all, or a dtype that no tensor holds.
     """
     if not isinstance(action, Discrete):
         raise UsageError(
             f"environment {env_id} with action space {action}",
             "a deep Q-network chooses among finitely many actions (Discrete)",
-            "Choose another --env-id, or wrap it so that it offers a few fixed actions.",
+            "Choose another --env-id, or wrap it so that it offers a few fixed actions: "
+            "gymnasium.wrappers.TransformAction(env, lambda i: ACTIONS[i], "
+            "gymnasium.spaces.Discrete(len(ACTIONS))).",
         )
     _refuse_actions_beyond(env_id, action)
     if not isinstance(obs, Box | Discrete | MultiBinary | MultiDiscrete):
         raise UsageError(
             f"environment {env_id} with {type(obs).__name__} observations",
             "the network takes one array of a fixed shape",
-            _wrapper_for(obs),
+            wrapper_for(obs, env),
+        )
+    shape, dtype = tuple(obs.shape or ()), _storable(env_id, obs)
+    return EnvDescription(
+        env_id,
+        obs,
+        shape,
+        dtype,
+        int(action.n),
+        int(action.start),
+        solved_at,
+        action_dtype=np.dtype(action.dtype).name,
+    )
+
+
+def _storable(env_id: str, obs: Space[Any]) -> str:
+    """Return the name of the dtype in which observations are stored."""
+    if 0 in (obs.shape or ()):
+        raise UsageError(
+            f"environment {env_id} with observations of shape {obs.shape}",
+            "they hold no number that could tell what to do",
+            "Let it show at least one, e.g. Box(0, 1, (1,)).",
         )
     dtype = np.dtype(obs.dtype)
     if dtype.name not in STORAGE_DTYPES:
@@ -209,16 +248,7 @@ def describe_spaces(
             "PyTorch has no such dtype to store them in",
             "Wrap it with gymnasium.wrappers.DtypeObservation(env, numpy.float32).",
         )
-    return EnvDescription(
-        env_id,
-        obs,
-        tuple(obs.shape or ()),
-        dtype.name,
-        int(action.n),
-        int(action.start),
-        solved_at,
-        action_dtype=np.dtype(action.dtype).name,
-    )
+    return dtype.name
 
 
 def _refuse_actions_beyond(env_id: str, action: Discrete) -> None:
@@ -231,25 +261,6 @@ def _refuse_actions_beyond(env_id: str, action: Discrete) -> None:
             f"its last action is {last}, and {largest} is the largest that can be sent",
             "Let the space start at a smaller number or have a wider dtype.",
         )
-
-
-def _wrapper_for(obs: Space[Any]) -> str:
-    if isinstance(obs, Dict | Tuple):
-        return (
-            "Wrap the environment: gymnasium.wrappers.FlattenObservation(env) joins all parts, "
-            "gymnasium.wrappers.FilterObservation(env, [...]) picks some first; "
-            'from Python: DQN(lambda: FlattenObservation(gymnasium.make("...")))'
-        )
-    return "Wrap the environment so that it returns a numeric array (gymnasium.wrappers)."
-
-
-def _close_matches(env_id: str) -> str:
-    known = [name for name, spec in gym.registry.items() if not name.startswith("phys2d/")]
-    by_lower = {name.lower(): name for name in known}
-    close = [by_lower[m] for m in difflib.get_close_matches(env_id.lower(), by_lower, 4, 0.55)]
-    if close:
-        return f"Did you mean {', '.join(close)}?"
-    return f"Gymnasium knows {len(known)} ids, such as LunarLander-v3 and CartPole-v1."
 
 
 def _name_of(factory: EnvFactory) -> str:
@@ -267,9 +278,3 @@ def _is_ours(factory: partial[Any]) -> bool:
     """Return whether we put something around another factory."""
     module = getattr(factory.func, "__module__", None) or ""
     return module.startswith("fastdqn.envs.") and callable(factory.args[0])
-
-
-def _first_line(error: Exception) -> str:
-    """Return the reason alone: Gymnasium's own guess stands in the way of ours."""
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return first.partition(" Did you mean")[0].rstrip(".")

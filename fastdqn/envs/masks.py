@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces import Dict, Space
 
+from fastdqn.envs.adopted import as_env
 from fastdqn.errors import UsageError
 
 __all__ = [
@@ -64,7 +65,7 @@ class MaskInInfo(gym.Wrapper[Any, Any, Any, Any]):
 
 def with_mask_in_info(factory: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
     """Build an environment; where its observation holds a mask, that moves into the info."""
-    env = factory()
+    env = as_env(factory())
     return env if observed_beside_mask(env.observation_space) is None else MaskInInfo(env)
 
 

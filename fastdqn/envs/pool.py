@@ -8,17 +8,10 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
-import signal
-import sys
-import threading
 import time
-import types
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from multiprocessing import resource_tracker
 from typing import Any
 
 import cloudpickle
@@ -27,15 +20,19 @@ import numpy as np
 
 from fastdqn.envs.exits import closed_at_exit
 from fastdqn.envs.failures import EnvFailures
-from fastdqn.envs.lifeline import HEARD_BY_PARENT
-from fastdqn.envs.limits import refuse_unless_openable, refuse_unless_shareable
+from fastdqn.envs.limits import (
+    refuse_unless_openable,
+    refuse_unless_parent,
+    refuse_unless_shareable,
+)
 from fastdqn.envs.process import LOOK_INTERVAL_S, WorkerProcess
 from fastdqn.envs.registrations import packed_registry
 from fastdqn.envs.rows import Rows, RowSpec
+from fastdqn.envs.starting import parent_pid, signals_held, without_main_module
 from fastdqn.envs.task import Task
 from fastdqn.envs.worker import CALL, DONE, Work, new_wire, run_worker
 
-__all__ = ["PoolSettings", "WorkerPool", "without_main_module"]
+__all__ = ["PoolSettings", "WorkerPool"]
 
 CLOSE_TIMEOUT_S = 5.0
 EnvFactory = Callable[[], gym.Env[Any, Any]]
@@ -123,6 +120,7 @@ class WorkerPool:
     def __init__(
         self, env_fns: Sequence[EnvFactory], spec: RowSpec, settings: PoolSettings
     ) -> None:
+        refuse_unless_parent(f"num_workers={settings.num_workers}", "Use num_workers=0.")
         refuse_unless_openable(settings.num_workers)
         refuse_unless_shareable(spec.nbytes, spec.num_envs)
         self._context: Any = multiprocessing.get_context(settings.start_method)
@@ -155,7 +153,7 @@ class WorkerPool:
             self._block,
             settings.shared_obs,
             self.semaphore,
-            _parent_pid(settings.start_method),
+            parent_pid(settings.start_method),
             settings.spin_s,
             self._registry,
         )
@@ -167,7 +165,7 @@ class WorkerPool:
             daemon=settings.daemon,
         )
         try:
-            with without_main_module(), _signals_held():
+            with without_main_module(), signals_held():
                 process.start()
         except BaseException:
             ours.close()
@@ -273,36 +271,3 @@ class WorkerPool:
         for worker in self.workers:
             worker.end(max(0.0, deadline - time.monotonic()))
         self._at_exit.cancel()
-
-
-@contextmanager
-def without_main_module() -> Iterator[None]:
-    """Hide the caller's script from multiprocessing, which would run it again in each worker."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Start a worker deaf to what is the parent's business, from its first line on.
-
-    A fork server that is started with it stays deaf, so that a signal to all does not end it.
-    """
-    resource_tracker.ensure_running()  # lifts the block when it starts by itself
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD_BY_PARENT)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _parent_pid(start_method: str) -> int:
-    """Return whose end a worker is to see; to the kernel that of a thread is the parent's."""
-    if start_method == "forkserver":
-        return -1
-    in_a_thread = threading.current_thread() is not threading.main_thread()
-    return 0 if in_a_thread else os.getpid()

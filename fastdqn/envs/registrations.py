@@ -176,12 +176,19 @@ def _unpacked(fields: dict[str, Any] | bytes) -> EnvSpec:
 
 
 def explained(error: Exception) -> Exception:
-    """Return an error of the same kind that says what to write, where a worker knows no such id.
+    """Return an error of the same kind that says what to write, where a worker cannot build.
 
     Args:
         error: What a factory raised.
     """
-    if not isinstance(error, gym.error.UnregisteredEnv) or multiprocessing.parent_process() is None:
+    if multiprocessing.parent_process() is None:
+        return error
+    if isinstance(error, AssertionError) and "daemonic processes are not allowed" in str(error):
+        return type(error)(
+            f"{error}: the environment starts processes. Let it do so in the process that trains, "
+            "with num_workers=0 (--num-workers 0), or use GroupedVectorEnv(..., daemon=False)."
+        )
+    if not isinstance(error, gym.error.UnregisteredEnv):
         return error
     reasons = [f"{i} ({why})" for arrived in _ARRIVED.values() for i, why in arrived.items()]
     unsent = f" Some ids could not be sent to it: {'; '.join(reasons)}." if reasons else ""

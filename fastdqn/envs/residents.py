@@ -101,7 +101,7 @@ class Residents:
         with contextlib.suppress(Exception):
             self.envs[i].close()
         self.envs[i] = Shut(self.envs[i])
-        return Failure.of(self.task.first_env + i, error, doing, ended=True)
+        return Failure.of(self.task.first_env + i, explained(error), doing, ended=True)
 
     def _rebuild_if_shut(self, i: int) -> None:
         shut = self.envs[i]

@@ -18,7 +18,9 @@ import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from fastdqn.envs.actions import as_env_counts
+from fastdqn.envs.adopted import closing_quietly
 from fastdqn.envs.grouped import GroupedVectorEnv
+from fastdqn.envs.limits import refuse_unless_parent
 from fastdqn.envs.make import EnvDescription, EnvFactory, describe_spaces
 from fastdqn.envs.masks import (
     MASK,
@@ -28,12 +30,12 @@ from fastdqn.envs.masks import (
     refuse_unexpected_masks,
 )
 from fastdqn.envs.own_arrays import with_own_arrays
-from fastdqn.envs.pool import without_main_module
 from fastdqn.envs.registrations import Registering, packed_registry
 from fastdqn.envs.reused_arrays import refuse_reused_arrays
 from fastdqn.envs.rows import Rows
 from fastdqn.envs.sharing import hold, taken_here
 from fastdqn.envs.staffing import Staff
+from fastdqn.envs.starting import without_main_module
 from fastdqn.envs.supervision import Supervision
 from fastdqn.envs.vector_source import VectorSource
 from fastdqn.errors import UsageError
@@ -204,7 +206,9 @@ def _gymnasiums(
     vectorizer: str, factory: EnvFactory, description: EnvDescription, num_envs: int
 ) -> VectorSource:
     """Build environments behind one of Gymnasium's own vectors."""
+    factory = partial(closing_quietly, factory)
     if vectorizer == "async":
+        refuse_unless_parent(f"--vectorizer {vectorizer}", "Use --vectorizer sync.")
         factory = Registering(factory, packed_registry())
     with without_main_module():
         kinds: dict[str, Callable[..., VectorEnv[Any, Any, Any]]] = {

@@ -68,8 +68,8 @@ def read_spaces(
     with trial_env(env_fns[0]) as env:
         single, batched = _observation_spaces(env, env_fns, observation_mode)
         return VectorSpaces(
-            dict(env.metadata),
-            env.render_mode,
+            dict(getattr(env, "metadata", {})),
+            getattr(env, "render_mode", None),
             env.action_space,
             batch_space(env.action_space, len(env_fns)),
             single,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastdqn.device import available_cores
+from fastdqn.envs.limits import may_be_parent
 
 __all__ = ["Staff", "choose_staff", "staff_beside_learner", "timed_in_turns"]
 
@@ -53,7 +54,8 @@ def choose_staff(asked: int | None, num_envs: int, step_s: float | None) -> Staf
     """Choose who steps the environments of a caller who has nothing else to do meanwhile.
 
     Where nobody asks for a number of workers, the caller takes a share, which spares a process
-    to wake. Slow environments go to workers alone, since nothing can interrupt the caller's own.
+    to wake, or all where it may start none. Slow environments go to workers alone, since nothing
+    can interrupt the caller's own.
 
     Args:
         asked: Worker processes that the caller wants, 0 is none; None is a choice.
@@ -62,6 +64,8 @@ def choose_staff(asked: int | None, num_envs: int, step_s: float | None) -> Staf
     """
     if asked is not None:
         return Staff(min(asked, num_envs), 0 if asked else num_envs)
+    if not may_be_parent():
+        return Staff(0, num_envs)
     shares = min(available_cores(), num_envs)
     if step_s is None:
         return Staff(shares)
@@ -95,7 +99,7 @@ def staff_beside_learner(
     ahead = num_groups > 1
     wake_up_s, busy_s = (0.0, COLD * learn_s + HANDLING_S) if ahead else (WAKE_UP_S, COLD * learn_s)
     workers = available_cores() - 1
-    if not workers:
+    if not workers or not may_be_parent():
         return Staff(0, num_envs)
     if step_s is None:
         return Staff(min(workers, num_envs))

@@ -24,7 +24,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Space
 
-__all__ = ["close_quietly", "generators_kept", "trial_env"]
+__all__ = ["close_quietly", "generators_kept", "trial_env", "with_parts"]
 
 CONTAINERS = (list, dict, set, deque)
 DATA = (
@@ -91,7 +91,7 @@ def _spaces_kept(env: Any) -> Iterator[None]:
     undo = [
         _undo_space(space)
         for name in ("action_space", "observation_space")
-        for space in _with_parts(getattr(env, name, None))
+        for space in with_parts(getattr(env, name, None))
     ]
     try:
         yield
@@ -100,7 +100,7 @@ def _spaces_kept(env: Any) -> Iterator[None]:
             put_back()
 
 
-def _with_parts(space: Any) -> Iterator[Space[Any]]:
+def with_parts(space: Any) -> Iterator[Space[Any]]:
     """Return a space and all spaces that it is made of."""
     if not isinstance(space, Space):
         return
@@ -111,7 +111,7 @@ def _with_parts(space: Any) -> Iterator[Space[Any]]:
             parts = [parts]
         if isinstance(value, Mapping | list | tuple | Space):
             for part in parts:
-                yield from _with_parts(part)
+                yield from with_parts(part)
 
 
 def _undo_space(space: Space[Any]) -> Undo:
@@ -222,7 +222,7 @@ def _undo(value: Any, depth: int = 4) -> Iterator[Undo]:
     elif isinstance(value, np.ndarray) and value.nbytes < LARGE_BYTES and value.flags.writeable:
         yield partial(np.copyto, value, value.copy())
     elif isinstance(value, Space):
-        yield from map(_undo_space, _with_parts(value))
+        yield from map(_undo_space, with_parts(value))
     elif isinstance(value, CONTAINERS) and depth:
         content = copy.copy(value)
         yield partial(_refill, value, content)

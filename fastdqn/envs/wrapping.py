@@ -19,6 +19,7 @@ from typing import Any
 import gymnasium as gym
 
 from fastdqn.envs.construction import own_wrapper
+from fastdqn.envs.ids import first_line
 from fastdqn.envs.make import EnvFactory, factory_of
 from fastdqn.envs.plain_values import NotPlainError, from_plain, to_plain
 from fastdqn.errors import UsageError
@@ -70,7 +71,7 @@ class NamedWrapper:
         try:
             wrapped = wrap(env, *self.args, **self.kwargs)
         except Exception as error:  # a wrapper may raise anything
-            reason = f"it cannot be put around {env} ({type(error).__name__}: {_first_line(error)})"
+            reason = f"it cannot be put around {env} ({type(error).__name__}: {first_line(error)})"
             raise self._refused(reason) from error
         if not isinstance(wrapped, gym.Env):
             raise self._refused(f"it returns a {type(wrapped).__name__} and no environment")
@@ -90,7 +91,7 @@ class NamedWrapper:
         try:
             found = getattr(importlib.import_module(self.module), self.name)
         except Exception as error:  # importing may run anything
-            reason = f"it cannot be imported ({type(error).__name__}: {_first_line(error)})"
+            reason = f"it cannot be imported ({type(error).__name__}: {first_line(error)})"
             raise self._refused(reason) from error
         if not callable(found):
             raise self._refused(f"{self.name} of {self.module} is nothing that wraps")
@@ -223,7 +224,7 @@ def _made(
     except Exception as error:
         if not spelled_kwargs:
             raise
-        reason = _first_line(error).partition(" was raised from the environment creator")[0]
+        reason = first_line(error).partition(" was raised from the environment creator")[0]
         raise UsageError(
             f"--env-kwargs {spelled_kwargs}",
             f"the environment cannot be built with them ({type(error).__name__}: {reason})",
@@ -237,7 +238,3 @@ def _made(
 def _spelled(kwargs: Mapping[str, Any]) -> str:
     """Return arguments as they are typed behind --env-kwargs."""
     return " ".join(f"{key}={value}" for key, value in kwargs.items())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["it says nothing"])[0].rstrip(".")

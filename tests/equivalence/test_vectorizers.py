@@ -14,8 +14,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.make import describe, factory_of
-from fastdqn.envs.pool import without_main_module
 from fastdqn.envs.source import VECTORIZERS, make_source, source_of
+from fastdqn.envs.starting import without_main_module
 from fastdqn.errors import NonFiniteError
 from tests.drive import KINDS, MODES, everything_in, roll, rollout_of, stored_at, vector_of
 from tests.oracles import (

@@ -13,7 +13,7 @@ import time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -288,7 +288,7 @@ def test_a_factory_that_raises_costs_no_program_of_the_others(tmp_path: Path) ->
 
 def test_an_environment_that_raises_costs_no_program_of_its_neighbours(tmp_path: Path) -> None:
     """Its whole worker is restarted."""
-    factories = [partial(Keeper, 0, str(tmp_path)), partial(FailsOnce, 1)]
+    factories: list[Any] = [partial(Keeper, 0, str(tmp_path)), partial(FailsOnce, 1)]
     envs = GroupedVectorEnv(factories, num_workers=1, supervision=Supervision())
     envs.reset(seed=1)
     while envs.num_restarts == 0:

@@ -86,7 +86,12 @@ def test_an_agent_trains_and_is_evaluated_where_an_import_registered_its_environ
     vectorizer: str,
 ) -> None:
     workers = 2 if vectorizer == "grouped" else None
-    settings = {"num_envs": 2, "num_workers": workers, "learning_starts": 64, "device": "cpu"}
+    settings: dict[str, Any] = {
+        "num_envs": 2,
+        "num_workers": workers,
+        "learning_starts": 64,
+        "device": "cpu",
+    }
     agent = DQN(FACTORIES["lambda"], vectorizer=vectorizer, execution="eager", **settings)
     assert agent.learn(80).evaluate(2).episodes == 2
 
@@ -183,7 +188,7 @@ def test_an_environment_of_the_callers_script_is_known_in_workers(tmp_path: Path
 
 def test_what_is_registered_travels_once_and_is_then_the_same() -> None:
     before = dict(gym.registry)
-    gym.register("Twice-v0", CartPoleEnv, kwargs={"render_mode": None})
+    gym.register("Twice-v0", CartPoleEnv, kwargs={"render_mode": None})  # type: ignore[arg-type]
     wrapper = WrapperSpec("Flat", "gymnasium.wrappers:FlattenObservation", {})
     gym.register("Thrice-v0", "gymnasium.envs.classic_control:CartPoleEnv")
     gym.registry["Thrice-v0"].additional_wrappers = (wrapper,)
@@ -210,7 +215,7 @@ def test_a_creator_that_carries_much_is_left_out(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(registrations, "LARGEST_BYTES", 1000)
     heavy = bytes(2000)
     monkeypatch.setitem(gym.registry, "Heavy-v0", gym.spec("CartPole-v1"))
-    gym.registry["Heavy-v0"] = gym.envs.registration.EnvSpec("Heavy-v0", lambda: heavy)  # type: ignore[arg-type,return-value]
+    gym.registry["Heavy-v0"] = gym.envs.registration.EnvSpec("Heavy-v0", lambda: heavy)  # type: ignore[arg-type]
     specs, left_out = pickle.loads(packed_registry())  # noqa: S301 - packed here
     assert "Heavy-v0" not in specs
     assert "ValueError" in left_out["Heavy-v0"]

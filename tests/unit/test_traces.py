@@ -152,7 +152,7 @@ def test_a_class_that_took_up_a_resource_is_left_as_the_trial_made_it() -> None:
             type(self).made += 1
             if not self.is_open:
                 assert self.lock is None, "it was opened twice"
-                type(self).lock, type(self).is_open = threading.Lock(), True  # type: ignore[assignment]
+                type(self).lock, type(self).is_open = threading.Lock(), True
 
     for _ in range(2):
         with trial_env(Connected):
@@ -171,7 +171,7 @@ class Composite(CartPoleEnv):
         )
 
     def step(self, action: Any) -> Any:
-        return super().step(action["a"] % 2)
+        return super().step(action["a"] % 2)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("kind", [Noisy, Composite])

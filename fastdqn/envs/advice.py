@@ -1,0 +1,198 @@
+"""What is wrong with an environment that DQN cannot take as it is, and what to write instead."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import gymnasium as gym
+from gymnasium.spaces import Dict, Space, Text, Tuple
+from gymnasium.spaces.utils import flatten, flatten_space
+from gymnasium.vector import VectorEnv
+
+from fastdqn.envs.spaces import ARRAY_SPACES
+from fastdqn.envs.traces import with_parts
+from fastdqn.errors import UsageError
+
+__all__ = ["checked_reset", "checked_step", "refuse_no_factory", "refuse_unlike_env", "wrapper_for"]
+
+OLD_PACKAGE = (
+    "Use the environment's version for Gymnasium; or derive its class from gymnasium.Env, with "
+    "gymnasium.spaces, reset(seed, options) -> (obs, info) and step(action) -> (obs, reward, "
+    "terminated, truncated, info); or pip install shimmy and pass lambda: "
+    "shimmy.GymV26CompatibilityV0(env=gym.make(..., disable_env_checker=True)), or "
+    "GymV21CompatibilityV0(env=...) for one that is older than gym 0.26"
+)
+
+
+def refuse_no_factory(env: Any) -> NoReturn:
+    """Refuse what is neither an id nor a factory.
+
+    Raises:
+        UsageError: Always.
+    """
+    spec = getattr(env, "spec", None)
+    made = f'gymnasium.make("{spec.id}", ...)' if spec else f"{type(env).__name__}(...)"
+    if hasattr(env, "step") and hasattr(env, "reset"):
+        raise UsageError(
+            f"env {type(env).__name__}",
+            "this is one environment, and many are built, in other processes, too",
+            f"Pass an id, or a factory: DQN(lambda: {made}).",
+        )
+    raise UsageError(
+        f"env {env!r}",
+        "it is neither an id, nor a factory, a VectorEnv or tensor environments",
+        'Pass an id, DQN("CartPole-v1"), or a factory, DQN(lambda: gymnasium.make(...)).',
+    )
+
+
+def refuse_unlike_env(env: Any, name: str) -> None:
+    """Refuse what a factory built if it is no single environment of Gymnasium's kind.
+
+    Raises:
+        UsageError: It is a vector, nothing at all, or of the old `gym` package.
+    """
+    if isinstance(env, VectorEnv):
+        raise UsageError(
+            f"environment {name}",
+            f"its factory built a vector of environments, {type(env).__name__}",
+            "Pass the vector itself, DQN(vector), or a factory of one environment.",
+        )
+    spaces = [getattr(env, kind, None) for kind in ("action_space", "observation_space")]
+    if _is_old(env) or any(map(_is_old, spaces)):
+        raise UsageError(
+            f"environment {name}",
+            "it is made for the old package gym, which Gymnasium has replaced",
+            OLD_PACKAGE,
+        )
+    missing = [
+        what
+        for what in ("reset", "step", "action_space", "observation_space")
+        if getattr(env, what, None) is None
+    ]
+    if missing:
+        raise UsageError(
+            f"environment {name}",
+            f"its factory returned {env!r}, which has no {', '.join(missing)}",
+            "Let the factory return an environment, a gymnasium.Env.",
+        )
+
+
+def _is_old(thing: Any) -> bool:
+    """Return whether something is of the package that came before Gymnasium."""
+    return not isinstance(thing, gym.Env | Space) and any(
+        kind.__module__.partition(".")[0] == "gym" for kind in type(thing).__mro__
+    )
+
+
+def checked_reset(told: Any, name: str) -> tuple[Any, Mapping[str, Any]]:
+    """Return what a reset told, an observation and an info.
+
+    Raises:
+        UsageError: It told something else.
+    """
+    if not (isinstance(told, tuple) and len(told) == 2 and _may_be_info(told[1])):
+        raise UsageError(
+            f"environment {name}",
+            "its reset returned only an observation, as the old gym API has it, where Gymnasium's "
+            "is (obs, info)",
+            "End its reset with `return obs, {}`, and let it take seed and options: "
+            "def reset(self, *, seed=None, options=None).",
+        )
+    return told[0], _checked_info(told[1], name, "reset", "return obs, {}")
+
+
+def checked_step(told: Any, name: str) -> Mapping[str, Any]:
+    """Return the info that a step told.
+
+    Raises:
+        UsageError: It did not tell five things, or the last of them is no info.
+    """
+    if isinstance(told, tuple) and len(told) == 4:
+        raise UsageError(
+            f"environment {name}",
+            "its step returned four values, as the old gym API has it, where Gymnasium's are five",
+            "End its step with `return obs, reward, terminated, truncated, info`: terminated says "
+            "that the task has ended, truncated that a time limit cut it.",
+        )
+    if not (isinstance(told, tuple) and len(told) == 5):
+        raise UsageError(
+            f"environment {name}",
+            "its step must return five values: obs, reward, terminated, truncated, info",
+            "End its step with `return obs, reward, terminated, truncated, {}`.",
+        )
+    way_out = "return obs, reward, terminated, truncated, {}"
+    return _checked_info(told[4], name, "step", way_out)
+
+
+def _may_be_info(second: Any) -> bool:
+    """Return whether the second of two values is not just a part of an observation."""
+    return second is None or isinstance(second, Mapping)
+
+
+def _checked_info(info: Any, name: str, call: str, way_out: str) -> Mapping[str, Any]:
+    if not isinstance(info, Mapping):
+        raise UsageError(
+            f"environment {name}",
+            f"its {call} returned {info!r} for an info, which must be a dict",
+            f"End its {call} with `{way_out}`.",
+        )
+    return info
+
+
+# Wrappers
+
+
+def wrapper_for(obs: Space[Any], env: Any = None) -> str:
+    """Return what to write so that observations of a space become one array.
+
+    Args:
+        obs: The space.
+        env: Whose it is, if that is known: some packages bring wrappers of their own.
+    """
+    own = _own_wrapper(env)
+    if _flattens(obs):
+        some = "; FilterObservation(env, [...]) picks some of its parts first"
+        return f"Wrap it: {_example('FlattenObservation(gymnasium.make(...))')}{some}{own}"
+    parts: list[tuple[Any, Space[Any]]] = []
+    if isinstance(obs, Dict):
+        parts = list(obs.spaces.items())
+    elif isinstance(obs, Tuple):
+        parts = list(enumerate(obs.spaces))
+    keys = [key for key, part in parts if _flattens(part)]
+    if not keys:
+        return (
+            "Wrap it so that it returns a numeric array: gymnasium.wrappers.TransformObservation"
+            f"(env, lambda obs: ..., gymnasium.spaces.Box(...)){own}"
+        )
+    others = ", ".join(repr(key) for key, _ in parts if key not in keys)
+    wrapped = f"FlattenObservation(FilterObservation(gymnasium.make(...), {keys!r}))"
+    return f"Leave out {others}, which makes no array: {_example(wrapped)}{own}"
+
+
+def _example(wrapped: str) -> str:
+    wrappers = [w for w in ("FilterObservation", "FlattenObservation") if w in wrapped]
+    return f"from gymnasium.wrappers import {', '.join(wrappers)}; DQN(lambda: {wrapped})"
+
+
+def _own_wrapper(env: Any) -> str:
+    module = type(getattr(env, "unwrapped", None)).__module__.partition(".")[0]
+    if module == "minigrid":
+        return "; or minigrid.wrappers.ImgObsWrapper(env), which shows the picture alone"
+    return ""
+
+
+def _flattens(space: Space[Any]) -> bool:
+    """Return whether Gymnasium makes one array of every element of a space, and of numbers.
+
+    A text it would spell, letter by letter.
+    """
+    if any(isinstance(part, Text) for part in with_parts(space)):
+        return False
+    space = copy.deepcopy(space)  # a sample moves its generator
+    try:
+        flat = flatten_space(space)
+        return isinstance(flat, ARRAY_SPACES) and flat.contains(flatten(space, space.sample()))
+    except Exception:  # a space of somebody's own may raise anything
+        return False

@@ -1,0 +1,134 @@
+"""From an environment's id to its registered spec: what is imported for it, what to try instead.
+
+A module that an id names is looked for in the current folder first, as `python -m` does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+
+from fastdqn.errors import UsageError
+
+__all__ = ["first_line", "spec_of"]
+
+FAMILIES = (
+    (re.compile(r"ALE/|\w+(NoFrameskip|Deterministic|-ram)", re.I), "ale_py", "fastdqn[atari]"),
+    (re.compile(r"(MiniGrid|BabyAI)-", re.I), "minigrid", "minigrid"),
+)
+"""Ids of packages that register them when they are imported: the module, what pip calls it."""
+
+
+def spec_of(env_id: str) -> EnvSpec:
+    """Return what is registered under an id.
+
+    Args:
+        env_id: `Name-v0`, `namespace/Name-v0` or `module:Name-v0`, whose module is imported.
+
+    Raises:
+        UsageError: The id is not registered, or its module cannot be imported; says what to try.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        _import(module, env_id)
+    elif name not in gym.registry:
+        _import_family(env_id)
+    try:
+        return gym.spec(name)
+    except gym.error.Error as error:
+        raise UsageError(f"--env-id {env_id}", _reason(error), _close_matches(name)) from None
+
+
+def _import(module: str, env_id: str) -> None:
+    """Import a module from the current folder or from where Python looks for modules.
+
+    Workers look for modules where this process does.
+    """
+    if module not in sys.modules and not sys.flags.safe_path:
+        _look_here()
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise _broken(module, env_id, error) from error
+        file = f"{module.split('.', maxsplit=1)[0]}.py"
+        raise UsageError(
+            f"--env-id {env_id}",
+            first_line(error),
+            f"Run it in the folder of {file}, put that folder on PYTHONPATH, or install {module}.",
+        ) from None
+    except Exception as error:  # a module may raise anything
+        raise _broken(module, env_id, error) from error
+
+
+def _broken(module: str, env_id: str, error: Exception) -> UsageError:
+    return UsageError(
+        f"--env-id {env_id}",
+        f"the module {module} cannot be imported ({type(error).__name__}: {first_line(error)})",
+        "Write an id as module:Name-v0, e.g. myenvs:Grid-v0 for myenvs.py, and fix the module.",
+    )
+
+
+def _look_here() -> None:
+    try:
+        here = str(Path.cwd())
+    except OSError:  # the folder is gone
+        return
+    if not {"", here} & set(sys.path):
+        sys.path.insert(0, here)
+    importlib.invalidate_caches()  # the file may be new
+
+
+def _import_family(env_id: str) -> None:
+    """Import the package that is known to register such an id."""
+    for ids, module, package in FAMILIES:
+        if not ids.match(env_id):
+            continue
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UsageError(
+                f"--env-id {env_id}",
+                f"it comes with the package {module}, which cannot be imported "
+                f"({first_line(error)})",
+                f'Run: pip install "{package}"',
+            ) from None
+
+
+def _reason(error: Exception) -> str:
+    """Return why Gymnasium does not know an id, without its own guesses."""
+    first = first_line(error)
+    if isinstance(error, gym.error.NamespaceNotFound):
+        return first.partition(". Have you")[0]
+    return first
+
+
+def _close_matches(name: str) -> str:
+    """Name what is registered in the same namespace, and like it."""
+    space = _namespace(name)
+    within = [known for known in gym.registry if _namespace(known) == space]
+    by_lower = {known.lower(): known for known in within}
+    close = [by_lower[m] for m in difflib.get_close_matches(name.lower(), by_lower, 4, 0.55)]
+    if close:
+        return f"Did you mean {', '.join(close)}?"
+    known = sum(not _namespace(known) for known in gym.registry)
+    return (
+        f"Gymnasium knows {known} ids, such as LunarLander-v3 and CartPole-v1. If another package "
+        f"registers it when it is imported, name that, too: --env-id package:{name}"
+    )
+
+
+def _namespace(env_id: str) -> str:
+    return env_id.rpartition("/")[0].lower()
+
+
+def first_line(error: Exception) -> str:
+    """Return the reason alone: Gymnasium's own guess stands in the way of ours."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first.partition(" Did you mean")[0].rstrip(".")
