@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import shutil
 import subprocess
 import tempfile
@@ -26,6 +27,8 @@ __all__ = ["EmulatedKernels", "has_compiler", "make", "make_writer", "on_emulate
 THREADS = 64
 RUN = Path(__file__).with_name("run.cpp")
 FLAGS = ("-std=c++17", "-O1", "-Wall", "-Werror", "-shared", "-fPIC")
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+"""Added where FASTDQN_SANITIZED is set, in a process that has the sanitizers' libraries loaded."""
 QUIET = ("unknown-pragmas", "unused-function", "unused-variable")
 """Warnings that say nothing of a kernel: of CUDA's pragmas, and of what a shape does not use."""
 
@@ -43,6 +46,7 @@ def _library(source: Path, macros: tuple[tuple[str, str], ...]) -> ctypes.CDLL:
         command = [
             "g++",
             *FLAGS,
+            *(SANITIZED if os.environ.get("FASTDQN_SANITIZED") else ()),
             *(f"-Wno-{name}" for name in QUIET),
             f'-DSOURCE="{source}"',
             *given,

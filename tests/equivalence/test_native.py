@@ -18,9 +18,10 @@ from fastdqn.learner import Learner, LearnerState
 from fastdqn.losses import masked_q
 from fastdqn.native import NativeActor, NativeUpdate
 from fastdqn.native.actor import MAX_PLACES
-from fastdqn.native.plan import DTYPES
+from fastdqn.native.plan import DTYPES, MAX_LAYERS
 from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.optimizers import Adam, AdamW, RMSprop
+from fastdqn.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.transition import Transitions
 from tests.small_learners import filled_ring, random_batch
@@ -205,6 +206,20 @@ def test_networks_and_batches_of_any_size(  # noqa: PLR0917 - hypothesis names t
     eager.update(drawn)
     native.update(drawn)
     assert_alike(native.state, eager.state, rtol=1e-3)
+
+
+@pytest.mark.parametrize("width", [1, 3, 33])
+def test_as_many_layers_as_the_c_knows(width: int) -> None:
+    torch.manual_seed(0)
+    eager, native = pair(MLP((3,), 2, (width,) * (MAX_LAYERS - 1)), loss="mse", clip_norm=None)
+    for batch in (1, 17):
+        drawn = random_batch(batch, batch, obs_size=3, masked=True)
+        eager.update(drawn)
+        native.update(drawn)
+        assert_alike(native.state, eager.state, rtol=1e-3)
+    obs, uniform = torch.randn(9, 3), torch.ones(9, 2)
+    chosen = NativeActor(native.network)(obs, 0.0, uniform)
+    assert torch.equal(chosen, Policy(native.network).choose(obs, 0.0, uniform))
 
 
 # Many updates

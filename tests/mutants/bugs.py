@@ -18,11 +18,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastdqn import (
+    build,
+    copying,
     evaluation,
     execution,
     exploration,
     loading,
     losses,
+    network_check,
+    network_trial,
     networks,
     policy,
     prediction,
@@ -32,6 +36,7 @@ from fastdqn import (
     update,
     worlds,
 )
+from fastdqn.agent import DQN
 from fastdqn.captured import Captured
 from fastdqn.envs import (
     construction,
@@ -56,7 +61,7 @@ from fastdqn.envs.supervision import RestartBudget
 from fastdqn.envs.vector_source import VectorSource
 from fastdqn.learner import Learner, LearnerState
 from fastdqn.meanwhile import Meanwhile
-from fastdqn.native import NativeActor
+from fastdqn.native import NativeActor, binding
 from fastdqn.optimizers import Adam
 from fastdqn.persistence import Persistent
 from fastdqn.replay.finals import Finals
@@ -89,6 +94,9 @@ LOCAL = "tests/unit/test_local.py::test_"
 MEANWHILE = "tests/unit/test_meanwhile.py::test_"
 MOVING = "tests/equivalence/test_moving_learning.py::test_"
 EXECUTION = "tests/unit/test_execution.py::test_"
+CHECK = "tests/unit/test_network_check.py::test_"
+BINDING = "tests/unit/test_native_binding.py::test_"
+COPIES = "tests/equivalence/test_copies.py::test_"
 EVALUATION = "tests/unit/test_evaluation.py::test_"
 LOADING = "tests/unit/test_loading.py::test_"
 GOING_ON = "tests/unit/test_going_on.py::test_"
@@ -1020,6 +1028,72 @@ def actions_sent_as_they_were_chosen() -> None:
         return actions + env.first_action
 
     exchange("as_env_counts", counted, source, vector_source, prediction)
+
+
+# What fits, and what is copied
+
+
+@turns_red(
+    CHECK + "a_network_that_does_not_fit_is_refused_at_construction[too wide]",
+    BINDING + "a_learner_refuses_a_buffer_of_other_widths_in_every_way_of_running",
+    BINDING + "a_batch_that_is_not_as_documented_is_refused[wide-native]",
+)
+def observations_of_any_width_for_an_mlp() -> None:
+    exchange("_why_not_shown", lambda *_: None, network_check)
+
+
+@turns_red(
+    CHECK + "a_network_that_does_not_fit_is_refused_at_construction[an action too few]",
+    CHECK + "a_network_that_does_not_fit_is_refused_at_construction[[B, A + 1]]",
+)
+def networks_of_any_number_of_actions() -> None:
+    def refuse_unfit(network: Any, *_: Any, **__: Any) -> None:
+        network_check.num_actions_of(network, torch.zeros(3, 4), "somewhere")
+
+    exchange("refuse_unfit", refuse_unfit, build)
+
+
+@turns_red(
+    BINDING + "a_ring_that_native_code_would_read_wrongly_is_refused[actions of int32-c]",
+    BINDING + "what_is_bound_is_looked_at_when_it_is_bound[spaced actions]",
+)
+def a_ring_whose_columns_may_be_of_any_dtype() -> None:
+    exchange("refuse_tensor", lambda *_: None, binding)
+
+
+@turns_red(
+    COPIES + "a_copy_learns_as_the_original_bit_for_bit[id-0-eager]",
+    COPIES + "the_copy_of_a_flat_network_shows_its_own_vector",
+)
+def a_copy_whose_network_shows_another_vector() -> None:
+    exchange("__deepcopy__", copying.copied, networks.FlatNetwork)
+
+
+@turns_red(COPIES + "the_copy_of_a_replay_buffer_goes_on_as_it_would")
+def a_copy_that_writes_beside_its_ring() -> None:
+    def deepcopy(self: ReplayBuffer, memo: dict[int, Any]) -> ReplayBuffer:
+        return copying.copied(self, memo)
+
+    exchange("__deepcopy__", deepcopy, ReplayBuffer)
+
+
+@turns_red(
+    COPIES + "a_copy_that_was_taken_in_the_middle_of_a_training_is_whole_and_goes_on[grouped]"
+)
+def a_copy_that_forgets_how_far_it_was() -> None:
+    def deepcopy(self: DQN, memo: dict[int, Any]) -> DQN:
+        twin = copying.copied(self, memo, shared=("_world", "description"), anew=("_running",))
+        twin._running = None
+        return twin
+
+    exchange("__deepcopy__", deepcopy, DQN)
+
+
+@turns_red(
+    CHECK + "a_network_that_acts_at_random_is_warned_of",
+)
+def randomness_that_is_not_looked_for() -> None:
+    exchange("_is_random", lambda *_: False, network_trial)
 
 
 # The C

@@ -20,6 +20,8 @@ UPDATE = NATIVE + "each_of_many_updates_is_the_eager_one"
 SIZES = NATIVE + "networks_and_batches_of_any_size"
 ACTING = NATIVE + "acting_is_epsilon_greedy_over_the_allowed_actions"
 
+BINDING = "tests/unit/test_native_binding.py::test_"
+SANITIZED = "tests/faults/test_sanitized_c.py::test_"
 CHOICE = NATIVE + "batches_are_chosen_as_the_sampler_chooses_them"
 
 ALTERATIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -63,6 +65,29 @@ ALTERATIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "*set->skipped += 1;\n        return;",
         "*set->skipped += 1;",
         (NATIVE + "an_update_that_is_not_finite_changes_no_bit_and_is_counted",),
+    ),
+    "native: observations that no one-hot vector stands for": (
+        "return number < first || number >= first + plan->set.sizes[0];",
+        "return number == first - 1000;",
+        (
+            BINDING + "a_one_hot_observation_out_of_range_is_an_error",
+            BINDING + "acting_on_a_one_hot_observation_out_of_range_is_an_error",
+        ),
+    ),
+    "native: an observation read beyond its end": (
+        "const type *frame = (const type *)frames + place * plan->frame_size; ",
+        "const type *frame = (const type *)frames + (place + 1) * plan->frame_size; ",
+        (UPDATE, SANITIZED + "the_c_stays_within_its_memory"),
+    ),
+    "native: a part of the memory too small": (
+        "plan->goal = taken(memory, &used, set->batch, real);",
+        "plan->goal = taken(memory, &used, set->batch - 1, real);",
+        (SANITIZED + "the_c_stays_within_its_memory",),
+    ),
+    "native: a draw that no number bounds": (
+        "return place >= (float)count ? count - 1 : place > 0.0f ? (int64_t)place : 0;",
+        "return (int64_t)place;",
+        (SANITIZED + "the_c_stays_within_its_memory",),
     ),
 }
 """Name -> text of the C, what takes its place, tests that must turn red."""
@@ -127,6 +152,11 @@ KERNELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "const bool fine = inside &&",
         "const bool fine =",
         (CARD + "what_does_not_lie_in_the_ring_is_never_read_and_changes_nothing",),
+    ),
+    "card: observations that no one-hot vector stands for": (
+        "return ONE_HOT && (number < call.offset || number >= call.offset + size(0));",
+        "return ONE_HOT && number == call.offset - 1000;",
+        (BINDING + "compiled_or_on_a_card_it_changes_nothing_and_is_counted",),
     ),
 }
 """Name -> text of mlp.cu, what takes its place, tests that must turn red."""

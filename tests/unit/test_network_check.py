@@ -93,7 +93,7 @@ def test_it_is_refused_for_whatever_environments(make: Callable[[], nn.Module]) 
         (lent, {}),
     ):
         with pytest.raises(UsageError, match="network"):
-            DQN(env, network=make(), **settings)  # type: ignore[arg-type]
+            DQN(env, network=make(), **settings)
     lent.close()
 
 
@@ -256,11 +256,13 @@ RANDOM: dict[str, tuple[Callable[[], nn.Module], str]] = {
 @pytest.fixture
 def kept() -> Iterator[None]:
     """All global generators are as before."""
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]
+    drawn: Any = np.random.get_state()
+    states = torch.get_rng_state(), random.getstate(), drawn[1]
     yield
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
-    assert np.array_equal(np.random.get_state()[1], states[2])
+    drawn = np.random.get_state()
+    assert np.array_equal(drawn[1], states[2])
 
 
 @pytest.mark.parametrize("name", [name for name in RANDOM if name != "functional batch norm"])
