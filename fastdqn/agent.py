@@ -68,10 +68,12 @@ class DQN(Persistent, Whole):
         env: AnyEnv,
         *,
         network: nn.Module | None = None,
-        _given: Mapping[str, Any] | None = None,
+        _given: Any = None,
         **settings: Any,
     ) -> None:
-        self._given = settings if _given is None else _given  # by the caller, and not by a file
+        self._given: Mapping[str, Any] = (
+            settings if _given is None else _given
+        )  # by the caller, and not by a file
         refuse_second_id(self._given)
         settings = with_plain_arguments(settings)
         named = {name: settings.get(name) for name in CONFIGURING}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -39,7 +38,7 @@ class Persistent(Trainable):
         env: AnyEnv,
         *,
         network: nn.Module | None = None,
-        _given: Mapping[str, Any] | None = None,
+        _given: Any = None,
         **settings: Any,
     ) -> None: ...
 

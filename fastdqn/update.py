@@ -7,13 +7,13 @@ that it can be run as it is, compiled, or captured.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fastdqn.copying import Whole
 from fastdqn.errors import UsageError
+from fastdqn.learner_state import METRICS, LearnerState
 from fastdqn.losses import LOSSES, double_dqn_target, dqn_target, td_error
 from fastdqn.native import CudaUpdate, Learned, NativeUpdate, why_not_native
 from fastdqn.networks import FlatNetwork
@@ -24,49 +24,7 @@ from fastdqn.transition import Transitions
 
 __all__ = ["METRICS", "TARGETS", "LearnerState", "Update"]
 
-METRICS = ("loss", "td_error_abs", "q_mean", "grad_norm")
-"""What `LearnerState.metrics` holds, in order, of the last update."""
 TARGETS = ("soft", "hard", "none")
-
-
-@dataclass(frozen=True, slots=True)
-class LearnerState:
-    """Everything that an update reads and writes; each tensor is written in place.
-
-    Attributes:
-        online: [P] float32, parameters of the online network.
-        target: [P] float32, parameters of the target network.
-        slots: The optimizer's own tensors, [P] float32 each.
-        updates: Scalar int64, updates so far.
-        skipped: Scalar int64, updates that changed nothing since their gradient was not finite.
-        learning_rate: Scalar float32; write into it to change the rate.
-        metrics: [4] float32, see METRICS.
-    """
-
-    online: Tensor
-    target: Tensor
-    slots: list[Tensor]
-    updates: Tensor
-    skipped: Tensor
-    learning_rate: Tensor
-    metrics: Tensor
-
-    def written(self) -> tuple[Tensor, ...]:
-        """Return the tensors that an update writes."""
-        return (
-            *(self.online, self.target, *self.slots),
-            *(self.updates, self.skipped, self.metrics),
-        )
-
-    def keep(self) -> Callable[[], None]:
-        """Copy what an update writes; return what brings it back, in place."""
-        kept = [tensor.clone() for tensor in self.written()]
-
-        def restore() -> None:
-            for tensor, value in zip(self.written(), kept, strict=True):
-                tensor.copy_(value)
-
-        return restore
 
 
 class Update(Whole):

@@ -20,10 +20,9 @@ from fastdqn.config import Config
 from fastdqn.device import available_cores
 from fastdqn.envs.advice import refuse_no_factory
 from fastdqn.envs.envpool import describe_envpool, make_envpool_source
-from fastdqn.envs.make import EnvDescription, EnvFactory, describe, describe_spaces, factory_of
-from fastdqn.envs.masks import MASK, refuse_vain_expectation, with_mask_in_info
-from fastdqn.envs.own_arrays import own_arrays_in
-from fastdqn.envs.source import VECTORIZERS, EnvSource, make_source, source_of
+from fastdqn.envs.make import EnvDescription, EnvFactory, describe, factory_of
+from fastdqn.envs.masks import refuse_vain_expectation, with_mask_in_info
+from fastdqn.envs.source import VECTORIZERS, EnvSource, make_source
 from fastdqn.envs.spaces import measured_step_s
 from fastdqn.envs.staffing import Staff, staff_beside_learner, timed_in_turns
 from fastdqn.envs.supervision import Supervision
@@ -31,11 +30,10 @@ from fastdqn.envs.tensor import TensorEnv, make_tensor_env
 from fastdqn.envs.traces import trial_env
 from fastdqn.envs.wrapping import factory_with, refuse_what_is_not_built
 from fastdqn.errors import UsageError
+from fastdqn.lent import Learning, Lent, LentTensors
 
 __all__ = ["AnyEnv", "Built", "EnvPoolBuilt", "Lent", "LentTensors", "Tensors", "World", "world_of"]
 
-Learning = Callable[[], float]
-"""Times the learning of a vector step; seconds."""
 AnyEnv = str | EnvFactory | VectorEnv[Any, Any, Any] | TensorEnv
 
 
@@ -167,49 +165,6 @@ class EnvPoolBuilt:
         return None
 
 
-class Lent:
-    """A VectorEnv of the caller, trained in as it is and left for the caller to close.
-
-    It is reset once, to see whether its infos hold action masks.
-
-    Args:
-        envs: The vector.
-        masks: Whether to obey its action masks.
-        expect_masks: Whether there will be masks though the first infos hold none.
-
-    Raises:
-        UsageError: DQN cannot train on it.
-    """
-
-    builds = False
-
-    def __init__(
-        self, envs: VectorEnv[Any, Any, Any], *, masks: bool = True, expect_masks: bool = False
-    ) -> None:
-        self.envs = envs
-        in_infos = masks and (MASK in envs.reset()[1] or expect_masks)
-        self.source = source_of(envs, masks_in_infos=in_infos, obey_masks=masks)
-        self.description = self.source.description
-        self.fixed: Mapping[str, int] = {
-            "num_envs": envs.num_envs,
-            "env_groups": self.source.num_groups,
-        }
-
-    @contextmanager
-    def training(self, config: Config, learning: Learning) -> Iterator[EnvSource]:  # noqa: ARG002
-        """Lend the vector itself."""
-        with own_arrays_in(self.envs):
-            yield self.source
-
-    def evaluation(self, config: Config, num_envs: int) -> EnvSource:  # noqa: ARG002
-        """Refuse."""
-        raise _cannot_build("a VectorEnv")
-
-    def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:  # noqa: ARG002
-        """Return None: these speak numpy."""
-        return None
-
-
 class Tensors(Built):
     """Tensor environments for training, Gymnasium's own of the same id for the evaluation.
 
@@ -228,40 +183,6 @@ class Tensors(Built):
     def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:
         """Build the environments of a training on a device."""
         return make_tensor_env(self.env_id, num_envs, device)
-
-
-class LentTensors:
-    """Tensor environments of the caller, trained in as they are.
-
-    Args:
-        env: The environments.
-
-    Raises:
-        UsageError: DQN cannot train on them.
-    """
-
-    builds = False
-
-    def __init__(self, env: TensorEnv) -> None:
-        self.env = env
-        self.fixed: Mapping[str, int] = {"num_envs": env.num_envs}
-        self.description = describe_spaces(
-            env.env_id, env.single_observation_space, env.single_action_space
-        )
-
-    def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:  # noqa: ARG002
-        """Return the caller's environments."""
-        return self.env
-
-    @contextmanager
-    def training(self, config: Config, learning: Learning) -> Iterator[EnvSource]:  # noqa: ARG002
-        """Refuse: tensors pass no source."""
-        raise _cannot_build("a tensor environment")
-        yield  # a generator, as all the others
-
-    def evaluation(self, config: Config, num_envs: int) -> EnvSource:  # noqa: ARG002
-        """Refuse."""
-        raise _cannot_build("a tensor environment")
 
 
 def world_of(
@@ -307,9 +228,3 @@ def world_of(
         return by_id[vectorizer](env)
     made = factory_with(env, env_kwargs, wrapper) if isinstance(env, str) else env
     return Built(made, masks=masks, expect_masks=expect_masks)
-
-
-def _cannot_build(what: str) -> UsageError:
-    return UsageError(
-        f"an agent of {what}", "it cannot build environments", "Pass an id or a factory."
-    )

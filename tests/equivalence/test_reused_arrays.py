@@ -14,9 +14,9 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from fastdqn import UsageError
 from fastdqn.envs.own_arrays import OwnArrays, own_arrays_in
-from fastdqn.envs.pool import without_main_module
 from fastdqn.envs.reused_arrays import SUSPICIOUS_ENDS, ReuseWatch
 from fastdqn.envs.source import source_of
+from fastdqn.envs.starting import without_main_module
 from tests.batched import BatchedCounter
 from tests.drive import MODES, everything_in, roll, rollout_of
 from tests.masked import DictMaskedCounterEnv, MaskedCounterEnv, assert_masked

@@ -16,10 +16,10 @@ from fastdqn import DQN, Supervision, UsageError
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.lines import CheckedLine, NumberLine, lines_over
 from fastdqn.envs.make import describe
-from fastdqn.envs.pool import without_main_module
 from fastdqn.envs.source import make_source, source_of
 from fastdqn.envs.space_check import SpaceCheck
 from fastdqn.envs.staffing import Staff
+from fastdqn.envs.starting import without_main_module
 from tests.drive import MODES
 from tests.unit.test_agent import small
 from tests.unruly import FallingEnv, LeavingEnv
