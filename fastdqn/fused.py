@@ -18,9 +18,10 @@ from torch import Tensor
 from fastdqn.blocks import Block
 from fastdqn.copying import Whole, copied
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
+from fastdqn.envs.tensor.within import holds_integers
 from fastdqn.errors import NonFiniteError, UsageError
 from fastdqn.execution import refuse_step_execution
-from fastdqn.iteration import FAULT, BlockTensors, Iteration, finite
+from fastdqn.iteration import FAULT, BlockTensors, Iteration
 from fastdqn.native import CudaUpdate, NativeUpdate
 from fastdqn.native_blocks import NativeBlocks
 from fastdqn.network_check import refuse_frames
@@ -163,13 +164,14 @@ class FusedRollout(Whole):
 
         Raises:
             NonFiniteError: An environment shows a number that is not finite.
+            UsageError: One shows integers that its space does not hold.
         """
         obs = self.env.reset(seeds[0])
         self.generator.manual_seed(seeds[0])
-        fine = finite(obs).cpu().numpy()
+        fine = self._iteration.holds(obs).cpu().numpy()
         if not fine.all():
             env = int(fine.argmin())
-            raise _non_finite(env, f"observation {obs[env].tolist()}", self.env_steps)
+            raise self._refusal(env, f"observation {obs[env].tolist()}", self.env_steps)
         self._iteration.begin(obs)
 
     def advance(self, block: Block, epsilon: float) -> list[Episode]:
@@ -184,7 +186,8 @@ class FusedRollout(Whole):
 
         Raises:
             NonFiniteError: An environment returned a NaN or an infinity.
-            UsageError: There is nothing to learn with, or nothing yet to learn from.
+            UsageError: One returned integers that its space does not hold; or there is nothing to
+                learn with, or nothing yet to learn from.
         """
         if block.num_updates and not self._learns:
             raise UsageError(f"{block}", "there is nothing to learn with", "Give `learn`.")
@@ -234,17 +237,28 @@ class FusedRollout(Whole):
         env_steps = self.earlier_steps + rows * self.num_envs
         return Episode(self.episodes, env_steps, return_, abs(end), end < 0)
 
-    def _fault(self, row: int, env: int) -> NonFiniteError:
+    def _fault(self, row: int, env: int) -> NonFiniteError | UsageError:
         """Name what vector step `row` brought, as far as the ring still holds it."""
         rows, width = self.ring.num_rows, self.env.num_envs
         if self.rows - row >= rows:
-            return _non_finite(env, "number", (row + 1) * width)
+            return self._refusal(env, "number", (row + 1) * width)
         ring, slot = self.ring.ring, row % rows * width + env
         last, first = ring.frames[rows * width + slot], ring.frames[(slot + width) % (rows * width)]
-        shown = first if bool(torch.isfinite(last).all()) else last
+        shown = first if bool(self._iteration.holds(last[None])) else last
         reward = float(ring.reward[slot])
         what = f"observation {shown.tolist()}" if math.isfinite(reward) else f"reward {reward}"
-        return _non_finite(env, what, (row + 1) * width)
+        return self._refusal(env, what, (row + 1) * width)
+
+    def _refusal(self, env: int, what: str, env_steps: int) -> NonFiniteError | UsageError:
+        """Return the refusal of what an environment returned."""
+        space = self.env.single_observation_space
+        if not what.startswith("reward") and holds_integers(space):
+            return UsageError(
+                f"environment {env} with the {what} by env step {env_steps}",
+                f"its observation space {' '.join(str(space).split())} holds no such value",
+                "Fix the environment, or let its single_observation_space say what it shows.",
+            )
+        return _non_finite(env, what, env_steps)
 
 
 def _non_finite(env: int, what: str, env_steps: int) -> NonFiniteError:

@@ -16,23 +16,18 @@ import torch
 from torch import Tensor
 
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv, TensorStep
+from fastdqn.envs.tensor.within import membership_of
+from fastdqn.errors import UsageError
 from fastdqn.exploration import NUM_ACTING, explore
 from fastdqn.networks import FlatNetwork
 from fastdqn.replay import gather
 from fastdqn.replay.device_ring import DeviceRing
 from fastdqn.transition import Transitions
 
-__all__ = ["FAULT", "BlockTensors", "Iteration", "finite"]
+__all__ = ["FAULT", "BlockTensors", "Iteration"]
 
 FAULT = -(2**31)
-"""In the log of ends: a number of this step was not finite."""
-
-
-def finite(values: Tensor) -> Tensor:
-    """Return [N] bool, whether every number of each row of `values` [N, ...] is finite."""
-    if not values.is_floating_point():
-        return torch.ones(len(values), dtype=torch.bool, device=values.device)
-    return torch.isfinite(values).reshape(len(values), -1).all(1)
+"""In the log of ends: a number of this step was not finite, or not one of its space."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +73,7 @@ class Iteration:
         epsilon: Scalar float32, probability of exploring; write into it to change it.
         shown: [N, *O] what the environments show now.
         action: [N] int64, the last actions.
+        holds: Tells of observations [N, *O] which ones the space holds, [N] bool.
         returns: [N] float32, return of each running episode.
         lengths: [N] int32, env steps of each running episode.
     """
@@ -94,6 +90,7 @@ class Iteration:
             self._pure = env
         new = partial(torch.zeros, device=network.flat.device)
         frames = ring.ring.frames
+        self.holds = membership_of(env.single_observation_space, network.flat.device)
         self.epsilon = new((), dtype=torch.float32)
         self.shown = new((env.num_envs, *frames.shape[1:]), dtype=frames.dtype)
         self.action = new(env.num_envs, dtype=torch.int64)
@@ -107,6 +104,7 @@ class Iteration:
 
     def begin(self, obs: Tensor) -> None:
         """Start episodes everywhere that show `obs` [N, *O]; the running ones are cut."""
+        self._refuse_dtype(obs)
         self.ring.cut()
         self.ring.begin(obs)
         self.shown.copy_(obs)
@@ -167,9 +165,11 @@ class Iteration:
         Args:
             step: What the environments returned; copied.
             ends: [N] int32; written: the length of an episode that terminated here, minus the
-                length of one that was truncated, FAULT where a number is not finite, else 0.
+                length of one that was truncated, FAULT where a number cannot be used, else 0.
             returns: [N] float32; written: return of the episode up to here.
         """
+        self._refuse_dtype(step.obs)
+        self._refuse_dtype(step.final_obs)
         with torch.no_grad():
             reward = step.reward.float()
             terminated, truncated = step.terminated, step.truncated
@@ -178,11 +178,20 @@ class Iteration:
             total, length = self.returns + reward, self.lengths + 1
             ended = terminated | truncated
             end = torch.where(terminated, length, torch.where(truncated, -length, 0))
-            fine = torch.isfinite(reward) & finite(step.obs) & finite(step.final_obs)
+            fine = torch.isfinite(reward) & self.holds(step.obs) & self.holds(step.final_obs)
             ends.copy_(torch.where(fine, end, FAULT))
             returns.copy_(total)
             self.returns.copy_(total.masked_fill(ended, 0.0))
             self.lengths.copy_(length.masked_fill(ended, 0))
+
+    def _refuse_dtype(self, obs: Tensor) -> None:
+        """Refuse observations that the ring would have to convert; looks at no value."""
+        if obs.dtype != self.shown.dtype:
+            raise UsageError(
+                f"observations of {obs.dtype} from tensor environments",
+                f"their single_observation_space is stored in {self.shown.dtype}",
+                f"Return obs.to({self.shown.dtype}), or change the space.",
+            )
 
     def learn(self, bits: Tensor) -> None:
         """Make one update for each row of `bits` [U, B] int64, which choose its batch."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict
+from gymnasium.spaces import Box, Dict, MultiDiscrete, Space
 from torch import Tensor
 
 from fastdqn.blocks import Block
@@ -23,7 +23,7 @@ from fastdqn.networks import MLP, FlatNetwork
 from fastdqn.replay import gather
 from fastdqn.report import Episode
 from fastdqn.torch_blocks import TorchBlocks
-from fastdqn.transition import Transitions
+from fastdqn.transition import STORAGE_DTYPES, Transitions
 from tests.hotpath.test_hotpath import Calls, Operations
 from tests.oracles import CHAIN_GAMMA, CHAIN_Q, CounterRules
 from tests.small_learners import CountUp, Descent, Table
@@ -319,6 +319,54 @@ def test_a_number_that_is_not_finite_is_named(
     name = "reward" if what == "reward" else "observation"
     with pytest.raises(NonFiniteError, match=rf"environment 2 .*{name} \[?{value}.* env step 32:"):
         rollout.advance(Block(3, 1, 2), 0.5)
+
+
+INTEGERS: list[Space[Any]] = [
+    MultiDiscrete([4096, 4096, 64]),
+    Box(0, 4095, (3,), np.int32),
+    Box(np.zeros(3), np.array([4095, 4095, 63]), dtype=np.int16),
+]
+
+
+def _of_integers(kind: type[TensorCounter], space: Space[Any]) -> TensorCounter:
+    env = kind(4, CounterRules((2,)))
+    env.single_observation_space = space
+    dtype = STORAGE_DTYPES[str(space.dtype)]
+    env._obs, env._final = (torch.zeros((4, 3), dtype=dtype) for _ in range(2))
+    return env
+
+
+@each_kind
+@pytest.mark.parametrize("space", INTEGERS, ids=str)
+@pytest.mark.parametrize("what", ["obs", "final_obs"])
+@pytest.mark.parametrize("value", [4096, -1])
+def test_an_integer_that_its_space_does_not_hold_is_named(
+    kind: type[TensorCounter], what: str, value: int, space: Space[Any]
+) -> None:
+    env = _of_integers(kind, space)
+    env.bad_at[what] = (2, 8, value)
+    rollout = rollout_of(env)
+    rollout.advance(Block(3, 1, 2), 0.5)
+    with pytest.raises(UsageError, match=r"^environment 2 with the .* by env step 32: its obs"):
+        rollout.advance(Block(3, 1, 2), 0.5)
+
+
+def test_a_first_observation_outside_its_space_is_named() -> None:
+    class Bad(PureCounter):
+        def reset(self, seed: int) -> Tensor:
+            obs = super().reset(seed)
+            obs[1, 2] = 64
+            return obs
+
+    with pytest.raises(UsageError, match=r"^environment 1 with the observation \[1.*, 64.*Multi"):
+        rollout_of(_of_integers(Bad, INTEGERS[0]))
+
+
+def test_floats_from_a_space_of_integers_are_refused_by_their_dtype() -> None:
+    env = _of_integers(TensorCounter, INTEGERS[1])
+    env._obs = torch.zeros(4, 3)
+    with pytest.raises(UsageError, match=r"^observations of torch.float32 .* torch\.int32\. Ret"):
+        rollout_of(env)
 
 
 def test_a_fault_that_the_ring_no_longer_holds_is_told_all_the_same() -> None:
