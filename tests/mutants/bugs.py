@@ -28,7 +28,7 @@ from fastdqn import (
     update,
 )
 from fastdqn.captured import Captured
-from fastdqn.envs import local, supervised
+from fastdqn.envs import local, pool, supervised, traces
 from fastdqn.envs.host import Host
 from fastdqn.envs.lines import CheckedLine
 from fastdqn.envs.source import GroupedSource
@@ -69,6 +69,8 @@ MEANWHILE = "tests/unit/test_meanwhile.py::test_"
 MOVING = "tests/equivalence/test_moving_learning.py::test_"
 EXECUTION = "tests/unit/test_execution.py::test_"
 EVALUATION = "tests/unit/test_evaluation.py::test_"
+MAKE = "tests/unit/test_make.py::test_"
+TRACES = "tests/unit/test_traces.py::test_"
 
 
 @dataclass(frozen=True)
@@ -753,6 +755,27 @@ def a_deadline_for_one_worker_after_the_other() -> None:
 )
 def attributes_lost_with_the_worker() -> None:
     exchange("remember", lambda *_: None, supervised._Ward)
+
+
+# Other processes, and trials
+
+
+@turns_red(MAKE + "an_id_known_to_this_process_alone_is_known_in_the_workers")
+def workers_that_know_gymnasiums_own_ids_alone() -> None:
+    exchange("packed_registry", lambda: b"", pool)
+
+
+@turns_red(
+    TRACES + "a_trial_leaves_generators_and_classes_as_they_were",
+    TRACES + "spaces_give_the_samples_that_they_give_with_gymnasiums_vectors",
+)
+def a_trial_that_moves_the_generators_of_spaces() -> None:
+    exchange("_undo_space", lambda _: lambda: None, traces)
+
+
+@turns_red(TRACES + "a_trial_leaves_generators_and_classes_as_they_were")
+def a_trial_that_counts() -> None:
+    exchange("put_back", lambda _: None, traces._Data)
 
 
 # Beside a compiler
