@@ -118,10 +118,6 @@ class CounterEnv(gym.Env[Any, Any]):
         """Return the process that hosts this environment."""
         return os.getpid()
 
-    def holds_ctrl_c_back(self) -> bool:
-        """Return whether the process that hosts this environment was started deaf to SIGINT."""
-        return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-
     def has_imported(self, module: str) -> bool:
         """Return whether the process that hosts this environment has loaded a module."""
         return module in sys.modules

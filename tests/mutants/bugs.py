@@ -43,11 +43,13 @@ from fastdqn.envs import (
     host,
     local,
     masks,
+    pool,
     residents,
     reused_arrays,
     sharing,
     source,
     supervised,
+    traces,
     vector_source,
 )
 from fastdqn.envs.failures import EnvFailures
@@ -106,6 +108,8 @@ LATE_MASKS = "tests/unit/test_late_masks.py::test_"
 SPACES = "tests/unit/test_space_check.py::test_"
 REUSED = "tests/equivalence/test_reused_arrays.py::test_"
 ACTIONS = "tests/equivalence/test_action_dtypes.py::test_"
+MAKE = "tests/unit/test_make.py::test_"
+TRACES = "tests/unit/test_traces.py::test_"
 
 
 @dataclass(frozen=True)
@@ -790,6 +794,27 @@ def a_deadline_for_one_worker_after_the_other() -> None:
 )
 def attributes_lost_with_the_worker() -> None:
     exchange("remember", lambda *_: None, supervised._Ward)
+
+
+# Other processes, and trials
+
+
+@turns_red(MAKE + "an_id_known_to_this_process_alone_is_known_in_the_workers")
+def workers_that_know_gymnasiums_own_ids_alone() -> None:
+    exchange("packed_registry", lambda: b"", pool)
+
+
+@turns_red(
+    TRACES + "a_trial_leaves_generators_and_classes_as_they_were",
+    TRACES + "spaces_give_the_samples_that_they_give_with_gymnasiums_vectors",
+)
+def a_trial_that_moves_the_generators_of_spaces() -> None:
+    exchange("_undo_space", lambda _: lambda: None, traces)
+
+
+@turns_red(TRACES + "a_trial_leaves_generators_and_classes_as_they_were")
+def a_trial_that_counts() -> None:
+    exchange("put_back", lambda _: None, traces._Data)
 
 
 # Beside a compiler
