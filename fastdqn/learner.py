@@ -14,7 +14,6 @@ from fastdqn.copying import copied
 from fastdqn.errors import UsageError
 from fastdqn.execution import GRAPHS, accelerate, refuse_step_execution
 from fastdqn.meanwhile import Meanwhile
-from fastdqn.native import NativeUpdate
 from fastdqn.network_check import kind_of, refuse_batch, refuse_frames
 from fastdqn.networks import FlatNetwork
 from fastdqn.optimizers import Optimizer
@@ -23,7 +22,7 @@ from fastdqn.replay import ReplayBuffer, Ring, Sampler, gather
 from fastdqn.schedules import chunks
 from fastdqn.transition import Transitions
 from fastdqn.update import METRICS, TARGETS, LearnerState, Update
-from fastdqn.ways import Way, graphs_of, recorded
+from fastdqn.ways import Way, graphs_of, native_way, recorded
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -172,7 +171,8 @@ class Learner(Update):
         Raises:
             UsageError: The network does not take what the ring holds, or the index is none.
         """
-        if index.ndim != 2 or index.dtype is not torch.int64:
+        looked_at_by_c = self._chosen_step is not None
+        if not looked_at_by_c and (index.ndim != 2 or index.dtype is not torch.int64):
             got = f"index {list(index.shape)} {index.dtype}"
             raise UsageError(got, "it has a row [B] int64 for each update", "See `replay.draw`.")
         self._learn(replay.ring, index)
@@ -246,7 +246,7 @@ class Learner(Update):
     def _way(self, execution: str, cuda: Any = torch.cuda, *, behind: bool = False) -> Way:
         """Build the ways into the step; `cuda` is `torch.cuda`, or what stands in for it."""
         if execution == "native":
-            return self._native_way(cuda)
+            return native_way(self.natively(self.state), self.state, cuda)
         steps = self._replayed, self._given
         if execution in GRAPHS:
             plain = recorded(self.state, *steps, cuda=cuda)
@@ -255,19 +255,6 @@ class Learner(Update):
         how: Any = {"device": self.device, "behind": behind}
         replayed = accelerate(self._replayed, execution, by_row=True, **how)
         return Way(replayed, accelerate(self._given, execution, **how))
-
-    def _native_way(self, cuda: Any) -> Way:
-        native = self.natively(self.state)
-
-        def replayed(_state: LearnerState, ring: Ring, index: Tensor) -> None:
-            native(ring, index)
-
-        def given(_state: LearnerState, *fields: Tensor) -> None:
-            native.given(Transitions(*fields))
-
-        if isinstance(native, NativeUpdate):
-            return Way(replayed, given, chosen=native.sampled)
-        return recorded(self.state, replayed, given, native.sampled, cuda)
 
     def _learn(self, ring: Ring, index: Tensor) -> None:
         if self._fitting() is not ring:

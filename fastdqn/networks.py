@@ -205,6 +205,10 @@ class FlatNetwork(Whole):
 
 def _refuse_module(module: nn.Module) -> None:
     name = type(module).__name__
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            f"network {module}", "it is no torch.nn.Module", "Pass an instance of one."
+        )
     parameters = list(module.parameters())
     if any(isinstance(parameter, UninitializedParameter) for parameter in parameters):
         raise UsageError(

@@ -12,10 +12,12 @@ from fastdqn.captured import Captured, Fed
 from fastdqn.compiled import CompiledInside
 from fastdqn.execution import COMPILING
 from fastdqn.meanwhile import Meanwhile, Need
+from fastdqn.native import CudaUpdate, NativeUpdate
 from fastdqn.replay import Ring, Sampler
+from fastdqn.transition import Transitions
 from fastdqn.update import LearnerState
 
-__all__ = ["Way", "graphs_of", "recorded"]
+__all__ = ["Way", "graphs_of", "native_way", "recorded"]
 
 
 class Way(NamedTuple):
@@ -58,6 +60,28 @@ def recorded(
         replayed(state, sampler.ring, sampler.index(bits))
 
     return Way(Fed(captured(replayed)), Fed(captured(given)), captured(sampled or choosing))
+
+
+def native_way(
+    native: NativeUpdate | CudaUpdate, state: LearnerState, cuda: Any = torch.cuda
+) -> Way:
+    """Return the ways into a native update; a card's are recorded.
+
+    Args:
+        native: Updates the state.
+        state: All that it writes.
+        cuda: `torch.cuda`, or what stands in for it.
+    """
+
+    def replayed(_state: LearnerState, ring: Ring, index: Tensor) -> None:
+        native(ring, index)
+
+    def given(_state: LearnerState, *fields: Tensor) -> None:
+        native.given(Transitions(*fields))
+
+    if isinstance(native, NativeUpdate):
+        return Way(replayed, given, chosen=native.sampled)
+    return recorded(state, replayed, given, native.sampled, cuda)
 
 
 def graphs_of(

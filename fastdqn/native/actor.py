@@ -63,6 +63,7 @@ class NativeActor(Whole):
             reason = why_not or f"the network is on {network.flat.device}"
             raise UsageError("acting in C", reason, "Act with `Policy.choose`.")
         self._network, self._device = network, network.flat.device
+        self._num_actions = network.views(network.flat)[-1].numel()
         self._act = load_library().fastdqn_act
         self._plans: dict[tuple[torch.Size, torch.dtype], Plan] = {}
         self._places: dict[tuple[int, int | None], _Place] = {}
@@ -105,7 +106,9 @@ class NativeActor(Whole):
         rows, mask = len(obs), None
         if action_mask is not None:
             action_mask = action_mask.contiguous()
-            refuse_masks(self._network, action_mask, rows)
+            fits = action_mask.shape == (rows, self._num_actions) and action_mask.is_cpu
+            if not fits or action_mask.dtype is not torch.bool:
+                refuse_masks(self._network, action_mask, rows)
             mask = action_mask.data_ptr()
         if out is None:
             out = torch.empty(rows, dtype=torch.int64)

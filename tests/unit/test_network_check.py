@@ -53,13 +53,15 @@ def of_several(q: Tensor) -> Tensor:
 # What is refused
 
 
-WRONG: dict[str, tuple[Callable[[], nn.Module], str]] = {
+WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "too wide": (lambda: MLP((5,), 2), "takes 5 numbers, and an observation has 4"),
     "much too wide": (lambda: MLP((50_000,), 2, (2,)), "takes 50000 numbers"),
     "too narrow": (lambda: MLP((3,), 2), "takes 3 numbers"),
     "an action too few": (lambda: MLP((4,), 1), "gives 1 Q-values, and .* has 2 actions"),
     "an action too many": (lambda: MLP((4,), 3), "gives 3 Q-values, and .* has 2 actions"),
     "one-hot": (lambda: MLP((), 2, one_hot=4), "takes one number"),
+    "a function": (lambda: functional.relu, "no torch.nn.Module"),
+    "a class": (lambda: Branches, "no torch.nn.Module"),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(2)), "lazy layers"),
     "raises": (lambda: nn.Linear(5, 2), "raises on observations .3, 4. .*shapes"),
     "a tuple": (lambda: Net(lambda q: (q, None)), "gives a tuple"),
