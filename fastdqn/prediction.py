@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from gymnasium.spaces import Discrete, MultiBinary, MultiDiscrete, Space
 
 from fastdqn.envs.actions import as_env_counts
 from fastdqn.envs.make import EnvDescription
+from fastdqn.envs.space_check import NUMBERS, SpaceCheck
 from fastdqn.errors import UsageError
 from fastdqn.policy import Policy
 
@@ -71,7 +71,7 @@ def _array_of(values: Any, name: str) -> Array:
     except (ValueError, TypeError, RuntimeError) as error:
         reason = f"it cannot become one array ({str(error).partition('.')[0]})"
         raise UsageError(name, reason, "Give an array, a list or a tensor of numbers.") from error
-    if array.dtype.kind not in "biuf":
+    if array.dtype.kind not in NUMBERS:
         raise UsageError(
             f"{name} of dtype {array.dtype}", "it holds no real numbers", "Give real numbers."
         )
@@ -91,7 +91,7 @@ def _tensor_of(array: Array, env: EnvDescription, device: torch.device) -> torch
         with np.errstate(all="ignore"):
             kept = np.array(array, stored, order="C")
     if kept.dtype.kind != "f":
-        _refuse_lost(array, kept, env)
+        _refuse_outside(array, env)
     elif not np.isfinite(kept).all():
         raise UsageError(
             f"observation with {array[~np.isfinite(kept)].flat[0]}",
@@ -101,27 +101,16 @@ def _tensor_of(array: Array, env: EnvDescription, device: torch.device) -> torch
     return torch.from_numpy(kept).to(device)
 
 
-def _refuse_lost(given: Array, kept: Array, env: EnvDescription) -> None:
-    """Refuse whole numbers that were cut, wrapped, or lie outside a space that counts."""
-    bad = kept != given
-    bounds = _bounds_of(env.obs_space)
-    if bounds is not None:
-        bad = bad | (kept < bounds[0]) | (kept >= bounds[1])
-    if bad.any():
+def _refuse_outside(given: Array, env: EnvDescription) -> None:
+    """Refuse whole numbers that would be cut or wrapped, or that the space does not hold."""
+    check = SpaceCheck(env.obs_space, env.obs_shape, np.dtype(env.obs_dtype))
+    wrong = check.wrong(given)
+    if wrong is not None:
         raise UsageError(
-            f"observation with {given[bad].flat[0]}",
+            f"observation with {given[wrong].flat[0]}",
             f"it is none of {env.obs_space}",
             "Give observations as the environment does.",
         )
-
-
-def _bounds_of(space: Space[Any]) -> tuple[Any, Any] | None:
-    """Return the smallest value and one more than the largest of a space that counts, or None."""
-    if isinstance(space, Discrete):
-        return space.start, space.start + space.n
-    if isinstance(space, MultiDiscrete):
-        return space.start, space.start + space.nvec
-    return (0, 2) if isinstance(space, MultiBinary) else None
 
 
 def _allowed(mask: Array, wanted: tuple[int, ...]) -> npt.NDArray[np.bool_]:
