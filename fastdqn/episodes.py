@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdqn.errors import UsageError
-from fastdqn.line_file import LineFile
+from fastdqn.line_file import LineFile, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,8 @@ __all__ = [
 ]
 
 HEADER = "episode,env_step,return,length,status"
+FILE = (HEADER, "an episode log", "episodes.csv")
+"""What tells the file from others."""
 LARGEST = 2**53
 """Of a count: what a float64 holds exactly."""
 
@@ -123,7 +125,7 @@ class EpisodeLog:
 
     def __init__(self, path: Path, *, env_id: str, solved_at: float | None) -> None:
         if path.exists():
-            _whole_lines(path)
+            read_lines(path, *FILE)
         self._env_id = env_id
         self._solved_at = solved_at
         self._file = LineFile(path)
@@ -200,7 +202,7 @@ def read_episodes(path: Path) -> EpisodeTable:
         UsageError: The header is another one, or a line is not an episode.
         OSError: The file is missing or cannot be read.
     """
-    lines = enumerate(_whole_lines(path), start=2)
+    lines = enumerate(read_lines(path, *FILE), start=2)
     rows = [_parse(path, number, line) for number, line in lines]
     return EpisodeTable(
         episode=np.array([row[0] for row in rows], dtype=np.int64),
@@ -209,19 +211,6 @@ def read_episodes(path: Path) -> EpisodeTable:
         length=np.array([row[3] for row in rows], dtype=np.int64),
         status=[row[4] for row in rows],
     )
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """Return the finished lines after the header; a torn header counts as none at all."""
-    *whole, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    header = whole[0] if whole else torn
-    if header != HEADER and (whole or not HEADER.startswith(torn)):
-        raise UsageError(
-            str(path),
-            f"not an episode log: it starts with {header[:60]!r} and not with {HEADER!r}",
-            "Give the episodes.csv of a run, or move this file away.",
-        )
-    return whole[1:]
 
 
 def _parse(path: Path, number: int, line: str) -> tuple[int, int, float, int, str]:

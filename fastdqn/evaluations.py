@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdqn.errors import UsageError
-from fastdqn.line_file import LineFile
+from fastdqn.line_file import LineFile, read_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["EvaluationLog", "EvaluationTable", "no_evaluations", "read_evaluations"]
 
 HEADER = "env_step,wall_s,mean,std,episodes,best"
+FILE = (HEADER, "an evaluation log", "evaluations.csv")
+"""What tells the file from others."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,15 +113,8 @@ def read_evaluations(path: Path) -> EvaluationTable:
         UsageError: The header is another one, or a line is not an evaluation.
         OSError: The file is missing or cannot be read.
     """
-    *whole, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    header = whole[0] if whole else torn
-    if header != HEADER and (whole or not HEADER.startswith(torn)):
-        raise UsageError(
-            str(path),
-            f"not an evaluation log: it starts with {header[:60]!r} and not with {HEADER!r}",
-            "Give the evaluations.csv of a run, or move this file away.",
-        )
-    return _table([_parse(path, number, line) for number, line in enumerate(whole[1:], start=2)])
+    lines = read_lines(path, *FILE)
+    return _table([_parse(path, number, line) for number, line in enumerate(lines, start=2)])
 
 
 Row = tuple[int, float, float, float, int, bool]

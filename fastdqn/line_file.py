@@ -6,10 +6,12 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from fastdqn.errors import UsageError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["LineFile", "RecordFile"]
+__all__ = ["LineFile", "RecordFile", "read_lines"]
 
 BUFFER_BYTES = 8_192
 WAITING_BYTES = 2**22
@@ -121,3 +123,27 @@ def _write_all(file: int, content: bytes) -> None:
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(file, rest) :]
+
+
+def read_lines(path: Path, header: str, what: str, name: str) -> list[str]:
+    """Return the finished lines after the header; a torn header counts as none at all.
+
+    Args:
+        path: The file.
+        header: Its first line.
+        what: What the file is, in words.
+        name: How it is called in the folder of a run.
+
+    Raises:
+        UsageError: The header is another one.
+        OSError: The file is missing or cannot be read.
+    """
+    *whole, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    first = whole[0] if whole else torn
+    if first != header and (whole or not header.startswith(torn)):
+        raise UsageError(
+            str(path),
+            f"not {what}: it starts with {first[:60]!r} and not with {header!r}",
+            f"Give the {name} of a run, or move this file away.",
+        )
+    return whole[1:]

@@ -21,19 +21,11 @@ from hypothesis import strategies as st
 from fastdqn import DQN
 from fastdqn.errors import CheckpointError, FastDQNError, UsageError
 from tests.forged import HOSTILE, fields_of, forge, replaced, told_by
+from tests.small_agents import SMALL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SMALL: dict[str, Any] = {
-    "num_envs": 2,
-    "vectorizer": "sync",
-    "learning_starts": 40,
-    "batch_size": 8,
-    "hidden_sizes": (8,),
-    "execution": "eager",
-    "buffer_size": 1000,
-}
 MANY = settings(
     max_examples=60,
     deadline=None,

@@ -15,23 +15,18 @@ from fastdqn.build import build_schedule
 from fastdqn.cli import main
 from fastdqn.report import Episode, Report
 from fastdqn.witness import NullWitness
+from tests.small_agents import SMALL
 
 COUNTS = ("env_steps", "updates", "episodes", "rounds")
-SMALL: dict[str, Any] = {
-    "num_envs": 2,
-    "vectorizer": "sync",
-    "learning_starts": 40,
-    "batch_size": 8,
-    "hidden_sizes": (8,),
-    "execution": "eager",
-    "buffer_size": 1000,
+SLOWLY: dict[str, Any] = {
+    **SMALL,
     "epsilon_schedule": "multiplicative",
     "epsilon_decay_factor": 0.95,
 }
 
 
 def small(env: Any = "CartPole-v1", **settings: Any) -> DQN:
-    return DQN(env, **{**SMALL, **settings})
+    return DQN(env, **{**SLOWLY, **settings})
 
 
 def counts(agent: DQN) -> dict[str, int]:

@@ -21,20 +21,12 @@ from fastdqn.cli import main
 from fastdqn.envs.construction import chain_of
 from fastdqn.envs.tensor import make_tensor_env
 from tests.oracles import OneStateEnv
+from tests.small_agents import SMALL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "policies"
-SMALL: dict[str, Any] = {
-    "num_envs": 2,
-    "vectorizer": "sync",
-    "learning_starts": 40,
-    "batch_size": 8,
-    "hidden_sizes": (8,),
-    "execution": "eager",
-    "buffer_size": 1000,
-}
 EVALUATE = ("--episodes", "2")
 LOW = np.int64(-1)
 
