@@ -1080,7 +1080,7 @@ def networks_of_any_number_of_actions() -> None:
 
 @turns_red(
     BINDING + "a_ring_that_native_code_would_read_wrongly_is_refused[rewards of float64-c]",
-    BINDING + "what_is_bound_is_looked_at_when_it_is_bound[masks of bytes]",
+    BINDING + "what_is_bound_is_looked_at_when_it_is_bound[rewards of float64]",
 )
 def a_ring_whose_columns_may_be_of_any_dtype() -> None:
     exchange("refuse_tensor", lambda *_: None, binding)
