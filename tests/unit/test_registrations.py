@@ -96,7 +96,6 @@ def test_an_agent_trains_and_is_evaluated_where_an_import_registered_its_environ
         FACTORIES["lambda"],
         vectorizer=vectorizer,
         execution="eager",
-        learning_starts=64,
         **settings,
     )
     assert agent.learn(80).evaluate(2).episodes == 2
