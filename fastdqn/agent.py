@@ -1,6 +1,6 @@
 """DQN: the parts put together behind five calls.
 
-This file is longer than others: what a user calls stands in one place, with its contracts.
+How it trains stands in `learning`, how it is saved and loaded in `persistence`.
 """
 
 from __future__ import annotations
