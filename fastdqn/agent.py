@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,9 +29,17 @@ from fastdqn.device import resolve_device
 from fastdqn.envs.make import EnvDescription
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.wrapping import CONFIGURING, with_plain_arguments
-from fastdqn.evaluation import Evaluation, Tell
+from fastdqn.evaluation import Evaluation, OnProgress
 from fastdqn.fused import FusedRollout
-from fastdqn.given import folder_of, name_of, refuse_second_id, without_effect
+from fastdqn.given import (
+    chosen_in,
+    folder_of,
+    name_of,
+    origin_of,
+    refuse_second_id,
+    warn_without_effect,
+    without_run_directory,
+)
 from fastdqn.learning import NOT_TRAINED, threads
 from fastdqn.persistence import Persistent
 from fastdqn.policy import Policy
@@ -68,13 +77,10 @@ class DQN(Persistent, Whole):
         env: AnyEnv,
         *,
         network: nn.Module | None = None,
-        _given: Any = None,
         **settings: Any,
     ) -> None:
-        self._given: Mapping[str, Any] = (
-            settings if _given is None else _given
-        )  # by the caller, and not by a file
-        refuse_second_id(self._given)
+        self._given: Mapping[str, Any] = settings
+        refuse_second_id(settings)
         settings = with_plain_arguments(settings)
         named = {name: settings.get(name) for name in CONFIGURING}
         self._world = world_of(
@@ -89,10 +95,10 @@ class DQN(Persistent, Whole):
         settings = {**settings, **self._world.fixed}
         name = env if isinstance(env, str) else self.description.env_id
         self.config = build_config(name, settings)
-        self.origin = {"environment": name_of(env)}
+        self.origin = {"environment": origin_of(env, self.description.env_id)}
         if network is not None:
             self.origin["network"] = name_of(network)
-        self.unused = without_effect(
+        warn_without_effect(
             self._given,
             self._world.fixed,
             builds=self._world.builds,
@@ -113,6 +119,8 @@ class DQN(Persistent, Whole):
         twin = copied(self, memo, shared=("_world", "description"), anew=("_rollout",))
         twin._rollout, running = None, self._rollout
         twin._run_dir = twin._recorded = None
+        twin.config = replace(self.config, run_dir=None)
+        twin._given = without_run_directory(self._given)
         if running is not None:  # a copy of the middle of a training begins where that is now
             twin._env_steps, twin._episodes = running.env_steps, running.episodes
         return twin
@@ -120,7 +128,9 @@ class DQN(Persistent, Whole):
     @classmethod
     def from_config(cls, config: Config) -> Self:
         """Build the agent of a whole `Config`."""
-        return cls(config.env_id, **{k: v for k, v in vars(config).items() if k != "env_id"})
+        agent = cls(config.env_id, **{k: v for k, v in vars(config).items() if k != "env_id"})
+        agent._given = chosen_in(config)
+        return agent
 
     def _build(self, network: nn.Module | None) -> None:
         config = self.config
@@ -164,7 +174,7 @@ class DQN(Persistent, Whole):
         *,
         seed: int = 0,
         max_steps: int | None = None,
-        tell: Tell | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Evaluation:
         """Play greedy episodes in fresh environments; nothing is learned.
 
@@ -174,8 +184,8 @@ class DQN(Persistent, Whole):
             seed: Of the environments; apart from those of the training even if it is the same.
             max_steps: Env steps after which an episode is cut; 0 is never, None is the setting
                 `eval_max_steps`. The result says how many were.
-            tell: Is told every few seconds how far it has come: episodes done, episodes, env
-                steps played; None is nobody.
+            on_progress: Called every few seconds with the episodes done, all episodes and the env
+                steps played so far.
 
         Raises:
             UsageError: `episodes` is below 1, or the agent cannot build environments.
@@ -184,7 +194,9 @@ class DQN(Persistent, Whole):
             episodes = self.config.eval_episodes
         episodes = whole("episodes", episodes, least=1, way_out="Try 100.")
         seed = whole("seed", seed, way_out="Try 0.")
+        if max_steps is not None:
+            max_steps = whole("max_steps", max_steps, way_out="0 is no bound.")
         evaluator = self._new_evaluator(seed, episodes, max_steps)
-        evaluator.tell = tell
+        evaluator.on_progress = on_progress
         with threads(self.config.cpu_threads), closing(evaluator):
             return evaluator.full()

@@ -142,7 +142,7 @@ def _evaluate(argv: list[str]) -> int:
     named = {name: value for name, value in named.items() if value}
     agent = DQN.load(saved, asked.env_id or None, device="cpu", **PLAIN, **SMALLEST, **named)
     found = agent.evaluate(
-        asked.episodes, seed=asked.seed, max_steps=asked.eval_max_steps, tell=_tell_evaluating
+        asked.episodes, seed=asked.seed, max_steps=asked.eval_max_steps, on_progress=_say_progress
     )
     mean, std = mean_words(found.mean, found.std)
     lowest, highest = (format_return(x) for x in (found.returns.min(), found.returns.max()))
@@ -154,7 +154,7 @@ def _evaluate(argv: list[str]) -> int:
     )
 
 
-def _tell_evaluating(done: int, episodes: int, steps: int) -> None:
+def _say_progress(done: int, episodes: int, steps: int) -> None:
     _say(evaluating_line(done, episodes, steps))
 
 

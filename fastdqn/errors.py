@@ -8,6 +8,7 @@ __all__ = [
     "NonFiniteError",
     "UsageError",
     "WorkerError",
+    "first_line",
 ]
 
 
@@ -48,3 +49,8 @@ class NonFiniteError(FastDQNError, FloatingPointError):
 
 class CheckpointError(FastDQNError):
     """A saved policy is missing, incomplete or not what its description says."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +15,9 @@ from fastdqn.envs.transfer import transfer_to
 from fastdqn.errors import UsageError
 from fastdqn.games import Games, seeds_after
 from fastdqn.policy import Policy
+from fastdqn.stopwatch import Pace
 
-__all__ = ["Evaluation", "EvaluationStopped", "Evaluator", "Tell", "evaluate", "step_limit"]
+__all__ = ["Evaluation", "EvaluationStopped", "Evaluator", "OnProgress", "evaluate", "step_limit"]
 
 GLANCE_EPISODES, LOOK_EPISODES = 5, 20
 """Episodes of a screening: of a policy that is hopeless already, and of any other."""
@@ -25,11 +25,11 @@ FIRST_EPISODES = 40
 """Of a full evaluation: whether it goes on is decided after so many."""
 MAX_STEPS = 10_000
 """Env steps of an episode where neither the caller nor the environment names a bound."""
-TELL_EVERY_S = 5.0
+PROGRESS_EVERY_S = 5.0
 """Wall seconds between two looks at how far an evaluation has come."""
 NO_LIMIT = 2**62
 
-Tell = Callable[[int, int, int], None]
+OnProgress = Callable[[int, int, int], None]
 """Is told of an evaluation that takes its time: episodes done, episodes, env steps played."""
 
 
@@ -101,7 +101,7 @@ def evaluate(
     episodes: int,
     *,
     max_steps: int = 0,
-    tell: Tell | None = None,
+    on_progress: OnProgress | None = None,
     stopped: Callable[[], bool] | None = None,
 ) -> Evaluation:
     """Play greedy episodes and return what they brought.
@@ -116,7 +116,7 @@ def evaluate(
         seeds: N seeds.
         episodes: E >= 1.
         max_steps: Env steps after which an episode is cut; 0 is never.
-        tell: Is told every few seconds how far it has come; None is nobody.
+        on_progress: Called every few seconds: episodes done, all episodes, env steps played.
         stopped: Is asked before every step whether to stop; None goes on.
 
     Raises:
@@ -124,7 +124,7 @@ def evaluate(
     """
     policy = policy.to_play()
     games = Games(source, episodes, max_steps or NO_LIMIT)
-    act, pace = _acting(policy, source), _Pace()
+    act, pace = _acting(policy, source), Pace(PROGRESS_EVERY_S, at_once=False)
     games.begin(seeds)
     while games.missing:
         if stopped is not None and stopped():
@@ -133,24 +133,10 @@ def evaluate(
             games.begin(seeds_after(seeds, games.num_resets))
         _step(source, act())
         games.count()
-        if tell is not None and pace.due():
-            tell(episodes - games.missing, episodes, games.num_steps)
+        if on_progress is not None and pace.due():
+            on_progress(episodes - games.missing, episodes, games.num_steps)
     source.rows.resting[:] = False
     return Evaluation(games.returns, games.lengths, games.num_cut, max_steps)
-
-
-class _Pace:
-    """Says yes every few seconds, and not at once."""
-
-    def __init__(self) -> None:
-        self._next_s = time.monotonic() + TELL_EVERY_S
-
-    def due(self) -> bool:
-        now_s = time.monotonic()
-        if now_s < self._next_s:
-            return False
-        self._next_s = now_s + TELL_EVERY_S
-        return True
 
 
 def _acting(policy: Policy, source: EnvSource) -> Callable[[], npt.NDArray[np.int64]]:
@@ -188,14 +174,14 @@ class Evaluator:
         max_steps: Env steps after which an episode is cut; 0 is never.
 
     Attributes:
-        tell: Is told every few seconds how far an evaluation has come; None is nobody.
+        on_progress: Called every few seconds: episodes done, all episodes, env steps played.
         stopped: Is asked before every step whether to stop; None goes on.
 
     Raises:
         UsageError: `episodes` is below 1, or `max_steps` below 0.
     """
 
-    tell: Tell | None = None
+    on_progress: OnProgress | None = None
     stopped: Callable[[], bool] | None = None
 
     def __init__(
@@ -257,7 +243,7 @@ class Evaluator:
             seeds,
             episodes,
             max_steps=self.max_steps,
-            tell=self.tell,
+            on_progress=self.on_progress,
             stopped=self.stopped,
         )
 

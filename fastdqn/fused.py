@@ -138,7 +138,7 @@ class FusedRollout(Whole):
         refuse_step_execution(execution, self.device)
         if execution not in self._ways:
             self._ways[execution] = self._way(execution, behind=behind)
-            self._behind |= {execution} if behind else set()
+            self._behind = self._behind | {execution} if behind else self._behind - {execution}
         self.execution, self._blocks = execution, self._ways[execution]
 
     def _way(self, execution: str, *, behind: bool) -> TorchBlocks | NativeBlocks:

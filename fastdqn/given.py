@@ -1,8 +1,9 @@
-"""What the caller gave: named for config.json, and told or refused where it has no effect."""
+"""What the caller gave: named for config.json, and warned of or refused where it has no effect."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,35 @@ from typing import Any
 from fastdqn.config import Config
 from fastdqn.errors import UsageError
 
-__all__ = ["folder_of", "name_of", "refuse_second_id", "refuse_unwritten", "without_effect"]
+__all__ = [
+    "chosen_in",
+    "fitting",
+    "folder_of",
+    "name_of",
+    "origin_of",
+    "refuse_second_id",
+    "refuse_unwritten",
+    "warn_without_effect",
+    "without_run_directory",
+]
 
 OF_BUILT_ENVS = ("num_workers", "vectorizer", "worker_deadline_s", "max_worker_restarts")
 """Settings of how environments are built and hosted."""
+OF_ENVS = ("num_envs", "env_groups")
+"""Settings that environments of the caller decide."""
 OF_THE_MLP = ("hidden_sizes", "kaiming")
+OF_A_RUN_DIRECTORY = ("run_dir", "tensorboard", "checkpoint_interval", "quiet")
+
+
+def origin_of(env: Any, env_id: str) -> str:
+    """Return what config.json calls the environment: its id where it was built again from a file.
+
+    Args:
+        env: What the agent was built with.
+        env_id: The environment's id.
+    """
+    ours = isinstance(env, partial) and env.func.__module__.startswith("fastdqn.")
+    return env_id if ours else name_of(env)
 
 
 def name_of(thing: Any) -> str:
@@ -38,10 +63,10 @@ def refuse_second_id(given: Collection[str]) -> None:
         raise UsageError("env_id", "the first argument names the environment", "Leave it out.")
 
 
-def without_effect(
+def warn_without_effect(
     given: Mapping[str, Any], fixed: Mapping[str, Any], *, builds: bool, own_network: bool
-) -> list[str]:
-    """Name the settings that what was given beside them leaves without effect, and why.
+) -> None:
+    """Warn the caller of a caller of settings that what was given beside them decides.
 
     Args:
         given: The settings that the caller named.
@@ -53,36 +78,68 @@ def without_effect(
     differing = [name for name, value in fixed.items() if given.get(name, value) != value]
     of_the_mlp = [name for name in OF_THE_MLP if name in given and own_network]
     reasons = {
-        **dict.fromkeys(others + differing, "the environments are the caller's"),
-        **dict.fromkeys(of_the_mlp, "the network is the caller's"),
+        **dict.fromkeys(others + differing, "the environments were built by the caller"),
+        **dict.fromkeys(of_the_mlp, "the network was built by the caller"),
     }
-    return [f"{name}={given[name]!r} ({reason})" for name, reason in reasons.items()]
+    unused = [
+        f"{name}={given[name]!r} ({reason})"
+        for name, reason in reasons.items()
+        if given[name] != getattr(Config, name)
+    ]
+    if unused:
+        message = f"settings without effect, leave them out: {', '.join(unused)}"
+        warnings.warn(message, UserWarning, stacklevel=3)
 
 
-def refuse_unwritten(given: Collection[str], config: Config) -> None:
+def fitting(
+    saved: Mapping[str, Any], given: Collection[str], *, builds: bool, own_network: bool
+) -> dict[str, Any]:
+    """Return settings without the saved ones that the caller's environments or network decide.
+
+    Args:
+        saved: Settings of a file, with those of the caller among them.
+        given: Names of the settings that the caller named.
+        builds: Whether environments are built here and not by the caller.
+        own_network: Whether the network is the caller's.
+    """
+    decided = {*(() if builds else OF_BUILT_ENVS + OF_ENVS), *(OF_THE_MLP if own_network else ())}
+    return {name: value for name, value in saved.items() if name in given or name not in decided}
+
+
+def refuse_unwritten(given: Collection[str], config: Config, *, witnessed: bool = False) -> None:
     """Refuse settings of a run directory where there is none.
 
     Args:
         given: Names of the settings that the caller named.
         config: All settings.
+        witnessed: Whether a witness takes the checkpoints and shows what it likes.
 
     Raises:
         UsageError: Names the first of them.
     """
-    whole = "run_dir" in given  # a whole Config: what it holds was not chosen one by one
-    chosen = {
+    asks = {
         "tensorboard": config.tensorboard,
-        "checkpoint_interval": config.checkpoint_interval != Config.checkpoint_interval
-        or not whole,
-        "quiet": not config.quiet and not whole,
+        "checkpoint_interval": not witnessed,
+        "quiet": not config.quiet and not witnessed,
     }
-    for name, asks in chosen.items():
-        if asks and name in given:
+    for name, asked in asks.items():
+        if asked and name in given:
             raise UsageError(
                 f"{name}={getattr(config, name)!r} without a run directory",
                 "there is no folder to write to, and without one nothing is shown",
                 'Pass run_dir="runs/NAME" to DQN or to learn, or leave it out.',
             )
+
+
+def without_run_directory(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the caller named, but for those of a run directory."""
+    return {name: value for name, value in given.items() if name not in OF_A_RUN_DIRECTORY}
+
+
+def chosen_in(config: Config) -> dict[str, Any]:
+    """Return the settings of a whole Config that are not the defaults."""
+    default = Config()
+    return {k: v for k, v in vars(config).items() if v != getattr(default, k) and k != "env_id"}
 
 
 def folder_of(run_dir: Any) -> Path | None:

@@ -63,7 +63,6 @@ class Trainable(ABC):
         policy: Observations to actions.
         execution_reason: Why the learner runs as it does.
         origin: What the caller gave as environment and network, for config.json.
-        unused: Settings without effect, each with the reason.
     """
 
     config: Config
@@ -72,7 +71,6 @@ class Trainable(ABC):
     policy: Policy
     execution_reason: str
     origin: dict[str, str]
-    unused: list[str]
     _given: Mapping[str, Any]
     _world: World
     _fused: FusedRollout | None
@@ -122,8 +120,7 @@ class Trainable(ABC):
         self._run_dir = folder_of(run_dir) or self._run_dir
         if self._run_dir is not None:
             return self._learn_in(self._run_dir, total_timesteps, witness)
-        if witness is None:
-            refuse_unwritten(self._given, self.config)
+        refuse_unwritten(self._given, self.config, witnessed=witness is not None)
         with self.trainer(total_timesteps, witness or NullWitness()) as trainer:
             trainer.run(self.env_seeds())
         return self

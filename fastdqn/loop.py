@@ -111,7 +111,7 @@ class Loop(ABC):
         self._reported = (rollout.env_steps, 0.0)
         self._begun_at = rollout.env_steps
         if self.evaluator is not None:
-            self.evaluator.tell = self.witness.saw_evaluating
+            self.evaluator.on_progress = self.witness.saw_evaluating
             self.evaluator.stopped = lambda: self.status == "stopped"
 
     # The loop

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Metrics",
     "MetricsLog",
-    "NullMetrics",
     "TensorBoardMetrics",
     "read_metrics",
 ]
@@ -47,16 +46,6 @@ class Metrics(Protocol):
 
     def close(self) -> None:
         """Keep what is still under way and let go of the place; a second call does nothing."""
-
-
-class NullMetrics:
-    """Keeps nothing."""
-
-    def write(self, report: Report, extra: Mapping[str, object] | None = None) -> None:
-        """Forget the report."""
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 class MetricsLog:

@@ -8,15 +8,14 @@ from __future__ import annotations
 import copy
 import random
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastdqn.errors import UsageError
+from fastdqn.envs.traces import generators_kept
+from fastdqn.errors import UsageError, first_line
 from fastdqn.networks import FlatNetwork
 
 __all__ = ["tried", "warn_if_random"]
@@ -32,7 +31,7 @@ def tried(network: FlatNetwork, shown: Tensor, where: str) -> int:
         UsageError: It raises, or gives anything but Q-values [B, A] with a gradient, or writes into
             what it is shown.
     """
-    with _generators_kept(network.flat.device):
+    with generators_kept():
         return _asked(_twin(network), shown.clone(), shown, where)
 
 
@@ -44,8 +43,7 @@ def _asked(network: FlatNetwork, shown: Tensor, before: Tensor, where: str) -> i
         with torch.enable_grad():
             q: Any = network(leaves, shown)
     except Exception as error:  # a network of the caller's may raise anything
-        first = (str(error).strip() or "no reason").splitlines()[0].rstrip(".")
-        reason = f"it raises on {fed} ({type(error).__name__}: {first})"
+        reason = f"it raises on {fed} ({type(error).__name__}: {first_line(error)})"
         raise UsageError(name, reason, "Build it for what it will be shown.") from error
     way_out = "Return one tensor of float numbers [B, A], a row per observation."
     if not isinstance(q, Tensor):
@@ -75,7 +73,7 @@ def warn_if_random(network: FlatNetwork, shown: Tensor, stacklevel: int) -> None
         UsageError: It takes several observations, but not one.
     """
     name = type(network.module).__name__
-    with _generators_kept(network.flat.device), torch.no_grad():
+    with generators_kept(), torch.no_grad():
         twin = _twin(network)
         if _is_random(twin, shown):
             twin.module.eval()
@@ -84,15 +82,15 @@ def warn_if_random(network: FlatNetwork, shown: Tensor, stacklevel: int) -> None
                 if _is_random(twin, shown)
                 else "Call .eval() on the network before you pass it"
             )
-            told = f"gives other Q-values for the same observations at each call. {way_out}"
+            message = f"gives other Q-values for the same observations at each call. {way_out}"
         elif _minds_others(twin, shown):
-            told = (
+            message = (
                 "values an observation by the other rows of its batch, so that what it predicts "
                 "depends on what is asked beside it. Use layers that look at one row (LayerNorm)"
             )
         else:
             return
-    warnings.warn(f"network {name} {told}.", UserWarning, stacklevel=stacklevel)
+    warnings.warn(f"network {name} {message}.", UserWarning, stacklevel=stacklevel)
 
 
 def _is_random(network: FlatNetwork, shown: Tensor) -> bool:
@@ -112,10 +110,9 @@ def _minds_others(network: FlatNetwork, shown: Tensor) -> bool:
     try:
         alone = torch.cat([network(views, row) for row in torch.split(shown, 1)])
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UsageError(
             f"network {type(network.module).__name__}",
-            f"it raises on a single observation ({type(error).__name__}: {first})",
+            f"it raises on a single observation ({type(error).__name__}: {first_line(error)})",
             "Let it take batches of any size; predict asks for one row.",
         ) from error
     return not _alike(together, alone)
@@ -133,21 +130,6 @@ def _twin(network: FlatNetwork) -> FlatNetwork:
         return copy.deepcopy(network)
     except Exception:  # a network of the caller's may hold anything
         return network
-
-
-@contextmanager
-def _generators_kept(device: torch.device) -> Iterator[None]:
-    """Let the block draw from the global generators, and bring them back afterwards."""
-    kept, drawn = random.getstate(), np.random.get_state()
-    mps = torch.mps.get_rng_state() if device.type == "mps" else None
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(kept)
-        np.random.set_state(drawn)
-        if mps is not None:
-            torch.mps.set_rng_state(mps)
 
 
 def _states(device: torch.device) -> tuple[Any, ...]:

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from gymnasium.vector import VectorEnv
 from torch import nn
 
 from fastdqn.checkpoint import SavedPolicy, load_policy, save_policy
 from fastdqn.envs.seeding import Stream, seeds_of
+from fastdqn.envs.tensor import TensorEnv
+from fastdqn.given import fitting
 from fastdqn.learning import Trainable
 from fastdqn.loading import restore
 from fastdqn.saved_description import SavedDescription, write_description
@@ -38,7 +41,6 @@ class Persistent(Trainable):
         env: AnyEnv,
         *,
         network: nn.Module | None = None,
-        _given: Any = None,
         **settings: Any,
     ) -> None: ...
 
@@ -77,7 +79,14 @@ class Persistent(Trainable):
         if not isinstance(saved, SavedPolicy):
             saved = load_policy(Path(saved))
         restored = restore(saved, env, settings, own_network=network is not None)
-        agent = cls(restored.env, network=network, _given=settings, **restored.settings)
+        named = fitting(
+            restored.settings,
+            settings,
+            builds=not isinstance(restored.env, VectorEnv | TensorEnv),
+            own_network=network is not None,
+        )
+        agent = cls(restored.env, network=network, **named)
+        agent._given = settings
         restored.refuse_other_spaces(agent.description)
         saved.copy_into(agent.parameters())
         agent._go_on_from(restored.told)

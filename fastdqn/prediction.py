@@ -11,7 +11,7 @@ import torch
 from fastdqn.envs.actions import as_env_counts
 from fastdqn.envs.make import EnvDescription
 from fastdqn.envs.space_check import NUMBERS, SpaceCheck
-from fastdqn.errors import UsageError
+from fastdqn.errors import UsageError, first_line
 from fastdqn.policy import Policy
 
 __all__ = ["predict"]
@@ -63,13 +63,13 @@ def _array_of(values: Any, name: str) -> Array:
     Raises:
         UsageError: They are no numbers, or of several shapes.
     """
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = (values.float() if values.dtype is torch.bfloat16 else values).numpy()
     try:
+        if isinstance(values, torch.Tensor):
+            values = values.detach().cpu()
+            values = (values.float() if values.dtype is torch.bfloat16 else values).numpy()
         array = np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
-        reason = f"it cannot become one array ({str(error).partition('.')[0]})"
+        reason = f"it cannot become one array ({first_line(error)})"
         raise UsageError(name, reason, "Give an array, a list or a tensor of numbers.") from error
     if array.dtype.kind not in NUMBERS:
         raise UsageError(
@@ -95,7 +95,7 @@ def _tensor_of(array: Array, env: EnvDescription, device: torch.device) -> torch
     elif not np.isfinite(kept).all():
         raise UsageError(
             f"observation with {array[~np.isfinite(kept)].flat[0]}",
-            f"no action can be told from it: it is no finite number of {stored}",
+            f"it is no finite number of {stored}",
             "Give finite numbers.",
         )
     return torch.from_numpy(kept).to(device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,6 +10,7 @@ from rich.live import Live
 
 from fastdqn.formatting import format_return
 from fastdqn.panel import build_panel, evaluating_line, evaluation_line, report_line
+from fastdqn.stopwatch import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +93,7 @@ class PlainProgress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._console = console
-        self._lines = _SparseLines(console.say, _Pace(every_s, clock), may_stop_early)
+        self._lines = _SparseLines(console.say, Pace(every_s, clock), may_stop_early)
 
     def start(self) -> None:
         """Do nothing: the first line comes with the first report."""
@@ -137,8 +137,8 @@ class LiveProgress:
         self._console, self._may_stop_early = console, may_stop_early
         self._latest: Report | None = None
         self._footnote = ""
-        self._lines = _SparseLines(console.log, _Pace(LINE_S, clock), may_stop_early)
-        self._pace = _Pace(REFRESH_S, clock)
+        self._lines = _SparseLines(console.log, Pace(LINE_S, clock), may_stop_early)
+        self._pace = Pace(REFRESH_S, clock)
         self._live = Live(console=console.rich, auto_refresh=False, get_renderable=self._renderable)
 
     def start(self) -> None:
@@ -197,27 +197,11 @@ def make_progress(
     return display(console, may_stop_early=may_stop_early)
 
 
-class _Pace:
-    """Says yes at most once per period, and the first time at once."""
-
-    def __init__(self, period_s: float, clock: Callable[[], float]) -> None:
-        self._period_s = period_s
-        self._clock = clock
-        self._next_s = -math.inf
-
-    def due(self) -> bool:
-        now_s = self._clock()
-        if now_s < self._next_s:
-            return False
-        self._next_s = now_s + self._period_s
-        return True
-
-
 class _SparseLines:
     """Writes reports as plain lines at a pace, and never loses the last one."""
 
     def __init__(
-        self, write: Callable[[str], None], pace: _Pace, may_stop_early: bool = False
+        self, write: Callable[[str], None], pace: Pace, may_stop_early: bool = False
     ) -> None:
         self._write = write
         self._pace, self._may_stop_early = pace, may_stop_early

@@ -37,7 +37,6 @@ class Trainee(Protocol):
         learner: Learns.
         execution_reason: Why the learner runs as it does.
         origin: What the caller gave as environment and network, for config.json.
-        unused: Settings without effect, each with the reason.
     """
 
     config: Config
@@ -45,7 +44,6 @@ class Trainee(Protocol):
     learner: Learner
     execution_reason: str
     origin: dict[str, str]
-    unused: list[str]
 
     @property
     def solved_at(self) -> float | None:
@@ -159,8 +157,6 @@ def _introduce(console: Console, agent: Trainee) -> None:
         f"Device {learner.device}, {precision}execution {learner.execution} "
         f"({agent.execution_reason})"
     )
-    if agent.unused:
-        console.say(f"Without effect: {', '.join(agent.unused)}", style="yellow")
 
 
 def _tell_crowded(console: Console, num_workers: int) -> None:
@@ -181,7 +177,6 @@ def _resolved(run_dir: Path, agent: Trainee) -> dict[str, object]:
         "solved_at": agent.solved_at,
         "num_parameters": sum(tensor.numel() for tensor in agent.parameters().values()),
         **agent.origin,
-        "without_effect": agent.unused,
     }
 
 

@@ -1,10 +1,11 @@
-"""Where the wall time of the loop goes."""
+"""Where the wall time of the loop goes, and when enough of it has gone by."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
-__all__ = ["ACTIVITIES", "Stopwatch"]
+__all__ = ["ACTIVITIES", "Pace", "Stopwatch"]
 
 ACTIVITIES = ("act", "env_wait", "write", "learn", "other")
 
@@ -42,3 +43,27 @@ class Stopwatch:
         """Return each activity's fraction of the training time."""
         total = self.train_s or 1.0
         return {activity: self.seconds[activity] / total for activity in ACTIVITIES}
+
+
+class Pace:
+    """Is due at most once per period.
+
+    Args:
+        period_s: Seconds between two times at which it is due.
+        clock: Seconds that only grow; None is `time.monotonic`.
+        at_once: Whether it is due the first time that it is asked, or a period later.
+    """
+
+    def __init__(
+        self, period_s: float, clock: Callable[[], float] | None = None, *, at_once: bool = True
+    ) -> None:
+        self._period_s, self._clock = period_s, clock or time.monotonic
+        self._next_s = self._clock() + (0.0 if at_once else period_s)
+
+    def due(self) -> bool:
+        """Return whether it is due; if so, it is not again for a period."""
+        now_s = self._clock()
+        if now_s < self._next_s:
+            return False
+        self._next_s = now_s + self._period_s
+        return True

@@ -75,6 +75,8 @@ def generators_kept() -> Iterator[None]:
         undo.append(partial(torch.set_rng_state, torch.get_rng_state()))
         if torch.cuda.is_initialized():
             undo.append(partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+        if torch.backends.mps.is_available():
+            undo.append(partial(torch.mps.set_rng_state, torch.mps.get_rng_state()))
     try:
         yield
     finally:

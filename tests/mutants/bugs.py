@@ -476,7 +476,7 @@ def final_frames_overwritten_while_in_use() -> None:
     exchange("give", give, Finals)
 
 
-@turns_red(RING + "a_cut_keeps_the_last_observation_of_rollout_episodes_only")
+@turns_red(RING + "a_cut_keeps_the_last_observation_of_running_episodes_only")
 def episodes_joined_over_a_cut() -> None:
     exchange("cut", lambda _self: None, ReplayBuffer)
 
@@ -1060,7 +1060,7 @@ def actions_sent_as_they_were_chosen() -> None:
 
 @turns_red(
     CHECK + "a_network_that_does_not_fit_is_refused_at_construction[too wide]",
-    BINDING + "a_learner_refuses_a_buffer_of_other_widths_in_every_way_of_rollout",
+    BINDING + "a_learner_refuses_a_buffer_of_other_widths_in_every_way_of_running",
     BINDING + "a_batch_that_is_not_as_documented_is_refused[wide-native]",
 )
 def observations_of_any_width_for_an_mlp() -> None:

@@ -252,11 +252,16 @@ def test_a_long_evaluation_tells_how_far_it_is_now_and_then(
 ) -> None:
     seconds = iter(range(1000))
     monkeypatch.setattr("time.monotonic", lambda: 0.5 * next(seconds))
-    told: list[tuple[int, int, int]] = []
+    seen: list[tuple[int, int, int]] = []
     source = _source(2, episode_length=10)
-    tell = lambda *figures: told.append(figures)  # noqa: E731
-    evaluate(random_policy(source), source, [1, 2], episodes=6, tell=tell)
-    assert told == [(2, 6, 20), (4, 6, 40), (6, 6, 60)]
+    evaluate(
+        random_policy(source),
+        source,
+        [1, 2],
+        episodes=6,
+        on_progress=lambda *figures: seen.append(figures),
+    )
+    assert seen == [(2, 6, 20), (4, 6, 40), (6, 6, 60)]
 
 
 def test_an_evaluation_stops_before_the_next_step_and_the_next_one_is_as_ever() -> None:

@@ -15,7 +15,6 @@ from fastdqn.errors import UsageError
 from fastdqn.metrics import (
     Metrics,
     MetricsLog,
-    NullMetrics,
     TensorBoardMetrics,
     read_metrics,
 )
@@ -128,14 +127,6 @@ def test_a_broken_line_is_named_by_number(tmp_path: Path, line: str) -> None:
     path.write_text('{"a": 1}\n' + line + "\n")
     with pytest.raises(UsageError, match=r"metrics\.jsonl, line 2.*not a JSON object"):
         read_metrics(path)
-
-
-def test_null_metrics_take_the_same_calls() -> None:
-    null: Metrics = NullMetrics()
-    null.write(_report())
-    null.write(_report(), {"eval_mean": 1.0})
-    null.close()
-    null.close()
 
 
 def test_missing_tensorboard_names_the_extra(

@@ -66,6 +66,13 @@ def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array
 
 
+TENSORS = [
+    torch.zeros(4).to_sparse(),
+    torch.zeros(4, device="meta"),
+    torch.zeros(4).to(torch.float8_e4m3fn),
+    torch.zeros(4, dtype=torch.complex64),
+]
+"""Tensors that are no plain arrays of real numbers."""
 LAYOUTS: dict[str, Any] = {
     "a list": lambda obs: obs.tolist(),
     "negative strides": lambda obs: obs[::-1].copy()[::-1],
@@ -156,9 +163,18 @@ def test_spaces_that_count_refuse_what_they_do_not_have(
 
 @pytest.mark.parametrize(
     "obs",
-    [["a"] * 4, np.zeros(4, complex), [[1.0, 2.0], [3.0]], [None] * 4, {}, np.zeros(4, object)],
+    [
+        ["a"] * 4,
+        np.zeros(4, complex),
+        [[1.0, 2.0], [3.0]],
+        [None] * 4,
+        {},
+        np.zeros(4, object),
+        *TENSORS,
+    ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:Sparse")
 def test_what_holds_no_real_numbers_is_refused(obs: Any) -> None:
     with pytest.raises(UsageError, match="observation"):
         agent_for(BOX).predict(obs)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import signal
+import warnings
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+import gymnasium as gym
 import pytest
 import torch
 from gymnasium.vector import SyncVectorEnv
@@ -127,16 +130,25 @@ def test_an_agent_without_a_run_directory_prints_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_settings_without_effect_are_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_settings_without_effect_are_warned_of_where_they_are_written() -> None:
+    with pytest.warns(UserWarning, match=r"hidden_sizes=\(9,\) \(the network was built by") as seen:
+        small(network=own_network(), hidden_sizes=(9,))
+    assert len(seen) == 1
+    envs = SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 2)
+    words = r"num_workers=3 .*worker_deadline_s=5.0 .*num_envs=7 "
+    with closing(envs), pytest.warns(UserWarning, match=words):
+        DQN(envs, num_workers=3, worker_deadline_s=5.0, num_envs=7)
+
+
+def test_what_a_file_says_beside_environments_of_the_caller_is_not_warned_of(
+    tmp_path: Path,
 ) -> None:
-    agent = small(network=own_network(), hidden_sizes=(9,))
-    agent.learn(200, run_dir=tmp_path)
-    told = "hidden_sizes=(9,) (the network is the caller's)"
-    assert f"Without effect: {told}\n" in capsys.readouterr().out
-    assert json.loads((tmp_path / "config.json").read_text())["resolved"]["without_effect"] == [
-        told
-    ]
+    small(num_workers=0).save(tmp_path / "saved")
+    envs = SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 2)
+    with closing(envs), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agent = DQN.load(tmp_path / "saved", envs)
+    assert agent.config.num_envs == 2
 
 
 # Going on
@@ -253,8 +265,11 @@ def test_the_settings_of_evaluations_hold_in_evaluate() -> None:
     found = agent.evaluate()
     assert (found.episodes, found.num_cut, found.lengths.tolist()) == (3, 3, [4, 4, 4])
     assert agent.evaluate(2, max_steps=0).num_cut == 0
-    with pytest.raises(UsageError, match="max_steps -1: it must not be negative"):
+    with pytest.raises(UsageError, match="max_steps -1: it must be at least 0"):
         agent.evaluate(2, max_steps=-1)
+    for strange in ("x", 2.5, True):
+        with pytest.raises(UsageError, match="max_steps"):
+            agent.evaluate(2, max_steps=strange)  # type: ignore[arg-type]
 
 
 def test_an_evaluation_has_the_threads_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:

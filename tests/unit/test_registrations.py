@@ -199,13 +199,16 @@ def test_what_is_registered_travels_once_and_is_then_the_same() -> None:
     gym.registry["Thrice-v0"].additional_wrappers = (wrapper,)
     gym.registry["Thrice-v0"].vector_entry_point = threading.Lock  # type: ignore[assignment]
     packed = packed_registry()
-    gym.registry.clear()
-    register(packed)
-    after = dict(gym.registry)
-    gym.registry.clear()
-    register(packed)
-    again = len(gym.registry)
-    gym.registry.update(before)
+    try:
+        gym.registry.clear()
+        register(packed)
+        after = dict(gym.registry)
+        gym.registry.clear()
+        register(packed)
+        again = len(gym.registry)
+    finally:
+        gym.registry.clear()
+        gym.registry.update(before)
     assert set(after) == {*before, "Twice-v0", "Thrice-v0"}
     assert again == 0
     assert all(
