@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @cache
-def tests_in(file: str) -> frozenset[str]:
+def names_in(file: str) -> frozenset[str]:
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
 
@@ -24,4 +24,4 @@ def test_a_planted_bug_names_tests_that_there_are(mutant: str) -> None:
     assert MUTANTS[mutant].tests
     for test in MUTANTS[mutant].tests:
         file, _, name = test.partition("[")[0].rpartition("::")
-        assert name in tests_in(file), test
+        assert name in names_in(file), test

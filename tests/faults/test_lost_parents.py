@@ -130,7 +130,10 @@ def _trainer(script: str, folder: Path, *words: str) -> Iterator[subprocess.Pope
             start_new_session=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         ) as trainer:
-            yield trainer
+            try:
+                yield trainer
+            finally:
+                trainer.kill()  # or leaving would wait for one that goes on
     finally:
         for pid in _programs_that_run(folder):
             os.kill(pid, signal.SIGKILL)
@@ -161,6 +164,7 @@ from fastdqn.envs.grouped import GroupedVectorEnv
 from tests.frail import FailsOnce, Keeper
 
 context, does = sys.argv[2:]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` leaves it ignored
 if does == "goes on":
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, _: heard.append(number))
