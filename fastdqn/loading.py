@@ -31,7 +31,12 @@ from fastdqn.envs.ids import first_line
 from fastdqn.envs.make import EnvDescription, factory_of, for_workers
 from fastdqn.envs.plain_values import NotPlainError
 from fastdqn.envs.traces import trial_env
-from fastdqn.envs.wrapping import CONFIGURING, read_wrapper, spelled_arguments
+from fastdqn.envs.wrapping import (
+    CONFIGURING,
+    read_wrapper,
+    spelled_arguments,
+    typed_wrapper,
+)
 from fastdqn.errors import CheckpointError, UsageError
 from fastdqn.saved_description import SavedDescription, read_description, refuse_other_shapes
 from fastdqn.worlds import AnyEnv
@@ -195,7 +200,7 @@ def _rebuilding(
         UserWarning,
         stacklevel=4,
     )
-    return named, {"env_kwargs": kwargs, "wrapper": tuple(_typed(w)[0] for w in around)}
+    return named, {"env_kwargs": kwargs, "wrapper": tuple(typed_wrapper(w)[0] for w in around)}
 
 
 def _why_not_built(factory: Callable[[], gym.Env[Any, Any]]) -> str:
@@ -216,7 +221,7 @@ def _configured(
     kwargs, around = _as_named(made)
     if own_wrappers:
         return {"env_kwargs": kwargs}
-    typed = [_typed(wrapper) for wrapper in around]
+    typed = [typed_wrapper(wrapper) for wrapper in around]
     for wrapper, (text, whole) in zip(around, typed, strict=True):
         why_not = wrapper.why_not or ("" if whole else f"the arguments of {text} are no literals")
         if why_not:
@@ -265,7 +270,7 @@ def _bare(env_id: str) -> str:
 def _command(made: Construction, saved_id: str, folder: str) -> str:
     """Return what to type for an environment of a factory, all of its wrappers included."""
     kwargs, around = _as_named(made)
-    typed = [_typed(wrapper) for wrapper in around]
+    typed = [typed_wrapper(wrapper) for wrapper in around]
     lost = [text for text, whole in typed if not whole]
     env_id = made.env_id or (saved_id if saved_id in gym.registry else "")
     command = _name_it(folder, env_id, kwargs, [text for text, _ in typed])
@@ -274,18 +279,6 @@ def _command(made: Construction, saved_id: str, folder: str) -> str:
     if made.why_not and env_id:
         command += " Its arguments and wrappers are not saved: add --env-kwargs and --wrapper."
     return command
-
-
-def _typed(wrapper: UsedWrapper) -> tuple[str, bool]:
-    """Return a wrapper as it is typed, and whether that says all of its arguments."""
-    name = f"{wrapper.module}:{wrapper.name}" if wrapper.module else wrapper.name
-    words = ", ".join(f"{key}={value!r}" for key, value in (wrapper.kwargs or {}).items())
-    text = f"{name}({words})" if words else name
-    try:
-        whole = read_wrapper(text).kwargs == wrapper.kwargs
-    except UsageError:
-        return name, False
-    return text, whole
 
 
 def _name_it(

@@ -18,7 +18,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from fastdqn.envs.construction import own_wrapper
+from fastdqn.envs.construction import UsedWrapper, own_wrapper
 from fastdqn.envs.ids import first_line, import_from_here
 from fastdqn.envs.make import EnvFactory, factory_of
 from fastdqn.envs.plain_values import NotPlainError, from_plain, to_plain
@@ -33,6 +33,7 @@ __all__ = [
     "read_wrapper",
     "refuse_what_is_not_built",
     "spelled_arguments",
+    "typed_wrapper",
     "with_plain_arguments",
 ]
 
@@ -133,6 +134,18 @@ def _arguments(words: str | None) -> tuple[tuple[Any, ...] | None, dict[str, Any
     except (AttributeError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return None, {}
     return (args, kwargs) if isinstance(call.func, ast.Name) else (None, {})
+
+
+def typed_wrapper(wrapper: UsedWrapper) -> tuple[str, bool]:
+    """Return a wrapper as it is typed, and whether that says all of its arguments."""
+    name = f"{wrapper.module}:{wrapper.name}" if wrapper.module else wrapper.name
+    words = ", ".join(f"{key}={value!r}" for key, value in (wrapper.kwargs or {}).items())
+    text = f"{name}({words})" if words else name
+    try:
+        whole = read_wrapper(text).kwargs == wrapper.kwargs
+    except UsageError:
+        return name, False
+    return text, whole
 
 
 def plain_env_kwargs(given: Any) -> dict[str, Any]:
