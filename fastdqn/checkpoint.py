@@ -37,7 +37,7 @@ class SavedPolicy:
 
     Attributes:
         parameters: Parameters of the online network by name.
-        description: What `save_policy` was told about them.
+        description: What `save_policy` was given with them.
         folder: Where they lay.
         skipped: What is wrong with newer ones that could not be read.
     """
@@ -46,18 +46,6 @@ class SavedPolicy:
     description: dict[str, Any]
     folder: Path
     skipped: tuple[str, ...] = ()
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The settings that the policy was trained with.
-
-        Raises:
-            CheckpointError: The description holds none.
-        """
-        config = self.description.get("config")
-        if not isinstance(config, dict) or "env_id" not in config:
-            raise CheckpointError(f"{self.folder / DESCRIPTION} holds no settings")
-        return {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
 
     def copy_into(self, parameters: Mapping[str, Tensor]) -> None:
         """Copy the parameters into those of a network, in place.
@@ -196,7 +184,9 @@ def newest_checkpoint(run_dir: Path) -> SavedPolicy:
 
 def _digest(content: bytes, description: Mapping[str, Any]) -> str:
     """Return the sha256 over the tensors' file and the description."""
-    return hashlib.sha256(content + json.dumps(description, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(content)
+    digest.update(json.dumps(description, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _steps(checkpoints: Path) -> list[Path]:

@@ -6,9 +6,9 @@ the caller names, wrappers from Gymnasium's own.
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,13 +20,23 @@ from fastdqn.checkpoint import SavedPolicy
 from fastdqn.envs.construction import (
     FORWARDING,
     Construction,
+    UsedWrapper,
+    bare_env,
+    chain_of,
     rebuilt,
     why_not_from_a_file,
     why_too_large,
 )
+from fastdqn.envs.ids import first_line
 from fastdqn.envs.make import EnvDescription, factory_of, for_workers
 from fastdqn.envs.plain_values import NotPlainError
-from fastdqn.envs.wrapping import CONFIGURING, read_wrapper
+from fastdqn.envs.traces import trial_env
+from fastdqn.envs.wrapping import (
+    CONFIGURING,
+    read_wrapper,
+    spelled_arguments,
+    typed_wrapper,
+)
 from fastdqn.errors import CheckpointError, UsageError
 from fastdqn.saved_description import SavedDescription, read_description, refuse_other_shapes
 from fastdqn.worlds import AnyEnv
@@ -41,14 +51,14 @@ class Restored:
     Attributes:
         env: Its environment.
         settings: Of Config, those of the caller before those that were saved.
-        told: What the file says, checked.
+        saved: What the file says, checked.
         folder: Of the saved policy, for messages.
         from_file: Whether the environment is what the file says and not what the caller gave.
     """
 
     env: AnyEnv
     settings: dict[str, Any]
-    told: SavedDescription
+    saved: SavedDescription
     folder: str
     from_file: bool
 
@@ -58,8 +68,8 @@ class Restored:
         Raises:
             UsageError: Observations or actions differ.
         """
-        told = self.told
-        was = (told.obs_shape, told.obs_dtype, told.num_actions)
+        saved = self.saved
+        was = (saved.obs_shape, saved.obs_dtype, saved.num_actions)
         now = (env.obs_shape, env.obs_dtype, env.num_actions)
         if self.from_file and was != now:
             raise UsageError(
@@ -75,6 +85,10 @@ def restore(
 ) -> Restored:
     """Check a saved policy and find the environment and the settings of its agent.
 
+    The saved id, named by the caller or not, keeps the arguments and wrappers that were saved. One
+    that cannot be put on again is refused with what to type. Where the file does not know what
+    there was, the id that the caller names is made as it is registered, with a UserWarning.
+
     Args:
         saved: As it was read.
         env: What the caller gave; None is what was saved.
@@ -88,14 +102,14 @@ def restore(
     """
     folder = str(saved.folder)
     try:
-        told = read_description(saved.description)
+        read = read_description(saved.description)
         if not own_network:
-            _refuse_own_network(told)
-            refuse_other_shapes(told, saved.parameters)
+            _refuse_own_network(read)
+            refuse_other_shapes(read, saved.parameters)
     except CheckpointError as error:
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
-    kept = dict(told.settings)
-    saved_id, made = kept.pop("env_id"), told.construction
+    kept = dict(read.settings)
+    saved_id, made = kept.pop("env_id"), read.construction
     configured = any(name in given for name in CONFIGURING)
     named = env if isinstance(env, str) and _bare(env) == _bare(saved_id) else None
     found: AnyEnv
@@ -107,18 +121,17 @@ def restore(
         _refuse_unknown(saved_id, {**kept, **given}, given, folder, named=named is not None)
     elif configured:
         found = named or made.env_id or _bare(saved_id)
-        kept["env_kwargs"] = dict(made.kwargs or {})
+        kept.update(_configured(made, saved_id, folder, own_wrappers="wrapper" in given))
     else:
-        found = _rebuilding(made, saved_id, folder, named)
-        if found is named:
-            kept["env_kwargs"] = dict(made.kwargs or {})
-    return Restored(found, {**kept, **given}, told, folder, env is None and not configured)
+        found, more = _rebuilding(made, saved_id, folder, named)
+        kept.update(more)
+    return Restored(found, {**kept, **given}, read, folder, env is None and not configured)
 
 
-def _refuse_own_network(told: SavedDescription) -> None:
-    if told.network != "MLP":
+def _refuse_own_network(saved: SavedDescription) -> None:
+    if saved.network != "MLP":
         raise CheckpointError(
-            f"it holds the parameters of another network than an MLP, {told.network}: pass it, "
+            f"it holds the parameters of another network than an MLP, {saved.network}: pass it, "
             "DQN.load(folder, network=...)"
         )
 
@@ -137,16 +150,18 @@ def _refuse_unknown(
         raise UsageError(folder, f"{name} imports what its arguments name", command)
     for text in () if "wrapper" in given else wrappers:
         _refuse_from_file(text, folder, command)
-    if used.get("vectorizer") not in {"envpool", "tensor"} and not named:
-        _look_up(env_id, folder, command)
+    unknown = "" if named or used.get("vectorizer") in {"envpool", "tensor"} else _unknown(env_id)
+    if unknown:
+        raise UsageError(folder, unknown, command)
 
 
-def _look_up(env_id: str, folder: str, command: str) -> None:
+def _unknown(env_id: str) -> str:
+    """Return why an id is of no use here; nothing where it is registered."""
     try:
         factory_of(env_id)
     except UsageError as error:
-        reason = f"its environment {env_id} is not found here: {error.reason}"
-        raise UsageError(folder, reason, command) from None
+        return f"its environment {env_id} is not found here: {error.reason}"
+    return ""
 
 
 def _refuse_from_file(text: str, folder: str, command: str) -> None:
@@ -159,36 +174,111 @@ def _refuse_from_file(text: str, folder: str, command: str) -> None:
         raise UsageError(folder, f"its wrapper cannot be put on again: {why_not}", command)
 
 
-def _rebuilding(made: Construction, saved_id: str, folder: str, named: str | None) -> AnyEnv:
-    """Return a factory that makes the environment again as it was, or else the id that is named."""
-    theirs = [f"{w.module}:{w.name}" if w.module else w.name for w in made.wrappers if w.why_not]
-    known_id = saved_id if saved_id in gym.registry else ""
-    command = _name_it(folder, made.env_id or known_id, made.kwargs, theirs)
-    why_not = made.why_not
-    if not why_not:
-        _look_up(named or made.env_id, folder, command)
+def _rebuilding(
+    made: Construction, saved_id: str, folder: str, named: str | None
+) -> tuple[AnyEnv, dict[str, Any]]:
+    """Return a factory that makes the environment again as it was, or else the id that is named.
+
+    The settings that belong to that id come with it.
+    """
+    if not made.why_not:
+        unknown = _unknown(named or made.env_id)
+        if unknown:
+            raise UsageError(folder, unknown, _command(made, saved_id, folder))
         spec = for_workers(gym.registry[made.env_id])
         factory = partial(rebuilt, spec, made.kwargs or {}, made.wrappers)
-        why_not = _tried(factory) if theirs else ""
+        why_not = _why_not_built(factory) if any(w.why_not for w in made.wrappers) else ""
         if not why_not:
-            return factory
-    if named:
-        return named
-    reason = f"its environment {saved_id} cannot be built again: {why_not}"
-    raise UsageError(folder, reason, command)
+            return factory, {}
+    reason = f"its environment {saved_id} cannot be built again: {made.why_not or why_not}"
+    kwargs, around = _as_named(made)
+    if not named or any(wrapper.why_not for wrapper in around):
+        raise UsageError(folder, reason, _command(made, saved_id, folder))
+    warnings.warn(
+        f"{named} is made as it is registered here, and not as it was saved in {folder}: {reason}."
+        " Give env_kwargs and wrapper to say how it is made.",
+        UserWarning,
+        stacklevel=4,
+    )
+    return named, {"env_kwargs": kwargs, "wrapper": tuple(typed_wrapper(w)[0] for w in around)}
 
 
-def _tried(factory: Callable[[], gym.Env[Any, Any]]) -> str:
+def _why_not_built(factory: Callable[[], gym.Env[Any, Any]]) -> str:
     """Build an environment around which wrappers were that its entry point may bring."""
     try:
-        factory().close()
+        with trial_env(factory):
+            return ""
     except NotPlainError as error:
         return str(error)
-    return ""
+    except Exception as error:  # an entry point may raise anything
+        return f"it cannot be built ({type(error).__name__}: {first_line(error)})"
+
+
+def _configured(
+    made: Construction, saved_id: str, folder: str, *, own_wrappers: bool
+) -> dict[str, Any]:
+    """Return the settings for an id whose arguments or wrappers the caller gives anew."""
+    kwargs, around = _as_named(made)
+    if own_wrappers:
+        return {"env_kwargs": kwargs}
+    typed = [typed_wrapper(wrapper) for wrapper in around]
+    for wrapper, (text, whole) in zip(around, typed, strict=True):
+        why_not = wrapper.why_not or ("" if whole else f"the arguments of {text} are no literals")
+        if why_not:
+            reason = f"its wrapper cannot be put on again: {why_not}"
+            raise UsageError(folder, reason, _command(made, saved_id, folder))
+    return {"env_kwargs": kwargs, "wrapper": tuple(text for text, _ in typed)}
+
+
+def _as_named(made: Construction) -> tuple[dict[str, Any], tuple[UsedWrapper, ...]]:
+    """Return arguments of `gymnasium.make`, and the wrappers around what it makes of them.
+
+    What the registration and the entry point bring is not among these wrappers.
+    """
+    kwargs, spec = dict(made.kwargs or {}), gym.registry.get(made.env_id)
+    if spec is None:
+        return kwargs, made.wrappers
+    rest = made.wrappers[_num_inside(partial(bare_env, spec, kwargs), made.wrappers) :]
+    brought = [extra.entry_point.rpartition(":")[2] for extra in spec.additional_wrappers]
+    names = [wrapper.name for wrapper in rest]
+    limit = rest[0].kwargs if names[:1] == ["TimeLimit"] and rest[0].module is None else None
+    extra_limit = bool(brought) and names[1 : 1 + len(brought)] == brought
+    if limit and (spec.max_episode_steps is not None or extra_limit):
+        rest = rest[1:]
+        if limit.get("max_episode_steps") != spec.max_episode_steps:
+            kwargs.update(limit)
+    elif spec.max_episode_steps is not None:
+        kwargs["max_episode_steps"] = -1
+    come_along = [wrapper.name for wrapper in rest[: len(brought)]] == brought
+    return kwargs, rest[len(brought) :] if come_along else rest
+
+
+def _num_inside(factory: Callable[[], gym.Env[Any, Any]], wrappers: tuple[UsedWrapper, ...]) -> int:
+    """Return how many of the wrappers an entry point brings."""
+    try:
+        with trial_env(factory) as env:
+            inside = [type(wrapper).__name__ for wrapper in chain_of(env)]
+    except Exception:  # an entry point may raise anything, and does so again where it counts
+        return 0
+    return len(inside) if inside == [w.name for w in wrappers[: len(inside)]] else 0
 
 
 def _bare(env_id: str) -> str:
     return env_id.rpartition(":")[2]
+
+
+def _command(made: Construction, saved_id: str, folder: str) -> str:
+    """Return what to type for an environment of a factory, all of its wrappers included."""
+    kwargs, around = _as_named(made)
+    typed = [typed_wrapper(wrapper) for wrapper in around]
+    lost = [text for text, whole in typed if not whole]
+    env_id = made.env_id or (saved_id if saved_id in gym.registry else "")
+    command = _name_it(folder, env_id, kwargs, [text for text, _ in typed])
+    if lost:
+        command += f" The arguments of {', '.join(lost)} are not saved: add them, if it took some."
+    if made.why_not and env_id:
+        command += " Its arguments and wrappers are not saved: add --env-kwargs and --wrapper."
+    return command
 
 
 def _name_it(
@@ -205,14 +295,7 @@ def _name_it(
         )
     words = ["fastdqn", "evaluate", folder, "--env-id", env_id]
     if kwargs:
-        words += ["--env-kwargs", *(f"{key}={_spelled(value)}" for key, value in kwargs.items())]
+        words += ["--env-kwargs", *spelled_arguments(kwargs)]
     if wrappers:
         words += ["--wrapper", *wrappers]
     return f"Name it yourself: {shlex.join(words)}, or DQN.load(folder, env=...) from Python."
-
-
-def _spelled(value: Any) -> str:
-    """Return a value as it is typed; text that cannot be taken for another value is not quoted."""
-    other = {"true", "false", "none", "null", "nan", "infinity"}
-    plain = isinstance(value, str) and re.fullmatch(r"\w*[A-Za-z]\w*", value)
-    return value if plain and value.lower() not in other else repr(value)

@@ -67,7 +67,9 @@ class Persistent(Trainable):
             saved: The folder of the policy or of the run, or what `load_policy` made of it.
             env: Where the agent goes on; None is what was saved, as far as a file can say it:
                 an id that is registered, plain arguments, Gymnasium's own wrappers. The saved id
-                keeps the saved arguments and wrappers, unless `env_kwargs` or `wrapper` is given.
+                keeps the saved arguments and wrappers, unless `env_kwargs` or `wrapper` is given:
+                one that cannot be put on again is refused (name it as `wrapper`, or `()` for
+                none); a UserWarning says where the file does not know what there was.
             network: The module whose parameters were saved, if it was the caller's own.
             settings: Override saved settings.
 
@@ -89,7 +91,7 @@ class Persistent(Trainable):
         agent._given = settings
         restored.refuse_other_spaces(agent.description)
         saved.copy_into(agent.parameters())
-        agent._go_on_from(restored.told)
+        agent._go_on_from(restored.saved)
         return agent
 
     def _go_on_from(self, told: SavedDescription) -> None:

@@ -100,7 +100,7 @@ def write_description(
     }
 
 
-def read_description(told: Mapping[str, Any]) -> SavedDescription:
+def read_description(description: Mapping[str, Any]) -> SavedDescription:
     """Check a description as the JSON parser gave it.
 
     Raises:
@@ -108,27 +108,29 @@ def read_description(told: Mapping[str, Any]) -> SavedDescription:
     """
     counts = ("env_steps", "updates", "episodes", "rounds")
     return SavedDescription(
-        settings=_settings(told.get("config")),
-        construction=_construction(told.get("env")),
-        network=_checked("network", told.get("network"), _is_text, "a short text"),
-        obs_shape=tuple(_checked("obs_shape", told.get("obs_shape"), _is_shape, "a shape")),
-        obs_dtype=_checked("obs_dtype", told.get("obs_dtype"), _is_dtype, "a dtype of tensors"),
-        num_actions=_checked("num_actions", told.get("num_actions"), _is_size, "at least 1"),
-        **{name: _checked(name, told.get(name, 0), _is_count, "a count") for name in counts},
+        settings=_settings(description.get("config")),
+        construction=_construction(description.get("env")),
+        network=_checked("network", description.get("network"), _is_text, "a short text"),
+        obs_shape=tuple(_checked("obs_shape", description.get("obs_shape"), _is_shape, "a shape")),
+        obs_dtype=_checked(
+            "obs_dtype", description.get("obs_dtype"), _is_dtype, "a dtype of tensors"
+        ),
+        num_actions=_checked("num_actions", description.get("num_actions"), _is_size, "at least 1"),
+        **{name: _checked(name, description.get(name, 0), _is_count, "a count") for name in counts},
     )
 
 
-def refuse_other_shapes(told: SavedDescription, tensors: Mapping[str, Tensor]) -> None:
+def refuse_other_shapes(saved: SavedDescription, tensors: Mapping[str, Tensor]) -> None:
     """Compare what a description says of an MLP with the tensors that are there.
 
     Raises:
         CheckpointError: They are of another network, or not finite.
     """
-    sizes = (*told.settings.get("hidden_sizes", Config.hidden_sizes), told.num_actions)
+    sizes = (*saved.settings.get("hidden_sizes", Config.hidden_sizes), saved.num_actions)
     names = {f"layers.{i}.{part}" for i in range(len(sizes)) for part in ("weight", "bias")}
     if names != tensors.keys():
         raise CheckpointError(f"it says that it has {len(sizes)} layers, and holds others")
-    inputs = _inputs(told, tensors["layers.0.weight"])
+    inputs = _inputs(saved, tensors["layers.0.weight"])
     for i, size in enumerate(sizes):
         for part, shape in (("weight", (size, inputs)), ("bias", (size,))):
             tensor = tensors[f"layers.{i}.{part}"]
@@ -142,12 +144,12 @@ def refuse_other_shapes(told: SavedDescription, tensors: Mapping[str, Tensor]) -
         inputs = size
 
 
-def _inputs(told: SavedDescription, first: Tensor) -> int:
+def _inputs(saved: SavedDescription, first: Tensor) -> int:
     """Return the inputs of a network; of a single number they may be its values, one by one."""
-    one_hot = not told.obs_shape and not told.obs_dtype.startswith("float")
+    one_hot = not saved.obs_shape and not saved.obs_dtype.startswith("float")
     if one_hot and first.ndim == 2:
         return first.shape[1]
-    return math.prod(told.obs_shape)
+    return math.prod(saved.obs_shape)
 
 
 # Settings

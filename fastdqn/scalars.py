@@ -8,7 +8,9 @@ from typing import Any
 from fastdqn.errors import UsageError
 
 __all__ = [
+    "are_names",
     "as_bool",
+    "as_names",
     "as_whole",
     "is_finite",
     "is_whole",
@@ -35,6 +37,18 @@ def as_bool(value: Any) -> Any:
     """Return True or False for a bool of NumPy, and for 1 and 0; all else as it is."""
     value = python_scalar(value)
     return bool(value) if isinstance(value, int) and value in {0, 1} else value
+
+
+def as_names(value: Any) -> Any:
+    """Return a list of names as a tuple; one name is a tuple of one, None is none."""
+    if value is None or isinstance(value, str):
+        return () if value is None else (str(value),)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def are_names(value: Any) -> bool:
+    """Return whether a value is a tuple of names."""
+    return isinstance(value, tuple) and all(isinstance(name, str) for name in value)
 
 
 def is_whole(value: Any) -> bool:

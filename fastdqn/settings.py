@@ -6,14 +6,22 @@ They know fields by their names and annotations alone; the fields stand in `conf
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import Field, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from fastdqn.errors import UsageError
-from fastdqn.scalars import as_bool, as_whole, is_finite, is_whole, python_scalar
+from fastdqn.scalars import (
+    are_names,
+    as_bool,
+    as_names,
+    as_whole,
+    is_finite,
+    is_whole,
+    python_scalar,
+)
 
 __all__ = ["check", "choices_of", "flag_of", "plain_value", "spelled"]
 
@@ -74,7 +82,9 @@ def check(config: Any) -> None:
 def _demand(config: Any, name: str, fine: Callable[[Any], bool], reason: str) -> None:
     value = getattr(config, name)
     if not fine(value):
-        way_out = f"The default is {spelled(config.__dataclass_fields__[name].default)}."
+        field = config.__dataclass_fields__[name]
+        default = field.default_factory() if field.default is MISSING else field.default
+        way_out = f"The default is {spelled(default) or 'none'}."
         raise UsageError(f"{flag_of(name)} {spelled(value)}", reason, way_out)
 
 
@@ -83,8 +93,6 @@ def plain_value(field: Field[Any], value: Any) -> Any:
     kind = _kind_of(field)
     if kind in _PLAIN:
         return _PLAIN[kind](value)
-    if kind == "tuple[str, ...]" and isinstance(value, str | list):
-        return (value,) if isinstance(value, str) else tuple(value)
     if kind == "Path" and isinstance(value, str | PathLike):
         return Path(value)
     is_word = isinstance(value, str) or field.name == "device"  # which may be a torch.device
@@ -97,11 +105,18 @@ def _plain_sizes(value: Any) -> Any:
     return tuple(map(as_whole, sizes)) if isinstance(sizes, tuple | list) else value
 
 
+def _plain_arguments(value: Any) -> Any:
+    """Return arguments by name as a dict; None is none."""
+    return dict(value or {}) if value is None or isinstance(value, Mapping) else value
+
+
 _PLAIN: dict[str, Callable[[Any], Any]] = {
     "int": as_whole,
     "float": python_scalar,
     "bool": as_bool,
     "tuple[int, ...]": _plain_sizes,
+    "tuple[str, ...]": as_names,
+    "dict[str, Any]": _plain_arguments,
 }
 
 
@@ -119,6 +134,11 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bool": (lambda value: isinstance(value, bool), "it must be True or False"),
     "str": (lambda value: isinstance(value, str), "it must be a word (str)"),
     "Path": (lambda value: isinstance(value, Path), "it must be a path"),
+    "tuple[str, ...]": (are_names, "it must be a name or several (str)"),
+    "dict[str, Any]": (
+        lambda value: isinstance(value, dict) and are_names(tuple(value)),
+        "it must map names to values",
+    ),
 }
 
 
@@ -194,4 +214,6 @@ def flag_of(name: str) -> str:
 
 def spelled(value: Any) -> str:
     """Return a value as it is typed behind its flag: sizes stand apart, without brackets."""
+    if isinstance(value, dict):
+        return " ".join(f"{key}={part}" for key, part in value.items())
     return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

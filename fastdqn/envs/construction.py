@@ -22,6 +22,8 @@ __all__ = [
     "GIVEN",
     "Construction",
     "UsedWrapper",
+    "bare_env",
+    "chain_of",
     "construction_of",
     "own_wrapper",
     "rebuilt",
@@ -114,7 +116,7 @@ def construction_of(env: gym.Env[Any, Any]) -> dict[str, Any]:
     try:
         kwargs = _plain_arguments(spec.kwargs, spec.id)
     except NotPlainError as error:
-        return {WHY_NOT: _told(error)}
+        return {WHY_NOT: _printable(error)}
     wrappers = [_note_wrapper(wrapper) for wrapper in chain_of(env)]
     noted = {"id": spec.id, "kwargs": kwargs, "wrappers": wrappers}
     if _entry(spec) != _entry(gym.registry.get(spec.id, spec)):
@@ -137,8 +139,7 @@ def rebuilt(
     Raises:
         NotPlainError: A wrapper is neither Gymnasium's own nor one of the registered spec.
     """
-    bare = replace(spec, kwargs=dict(kwargs), max_episode_steps=None, additional_wrappers=())
-    env = gym.make(replace(bare, order_enforce=False), disable_env_checker=True)
+    env = bare_env(spec, kwargs)
     inside = [type(wrapper).__name__ for wrapper in chain_of(env)]
     if inside != [wrapper.name for wrapper in wrappers[: len(inside)]]:
         raise NotPlainError(f"{spec.id} now comes with other wrappers, {', '.join(inside)}")
@@ -153,6 +154,12 @@ def rebuilt(
         else:
             env = own_wrapper(wrapper.name)(env, **wrapper.kwargs)
     return env
+
+
+def bare_env(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
+    """Make an environment with no wrappers but those of its entry point."""
+    bare = replace(spec, kwargs=dict(kwargs), max_episode_steps=None, additional_wrappers=())
+    return gym.make(replace(bare, order_enforce=False), disable_env_checker=True)
 
 
 def own_wrapper(name: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
@@ -196,10 +203,10 @@ def _note_wrapper(wrapper: gym.Wrapper[Any, Any, Any, Any]) -> dict[str, Any]:
         named = {name: value for name, value in saved.items() if name != "env"}
         return {**noted, "kwargs": _plain_arguments(named, kind.__name__)}
     except NotPlainError as error:
-        return {**noted, WHY_NOT: _told(error)}
+        return {**noted, WHY_NOT: _printable(error)}
 
 
-def _told(error: Exception) -> str:
+def _printable(error: Exception) -> str:
     return "".join(filter(str.isprintable, str(error)))[:300]
 
 

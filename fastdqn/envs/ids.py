@@ -10,13 +10,14 @@ import importlib
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from fastdqn.errors import UsageError
 
-__all__ = ["first_line", "spec_of"]
+__all__ = ["first_line", "import_from_here", "spec_of"]
 
 FAMILIES = (
     (re.compile(r"ALE/|\w+(NoFrameskip|Deterministic|-ram)", re.I), "ale_py", "fastdqn[atari]"),
@@ -45,15 +46,22 @@ def spec_of(env_id: str) -> EnvSpec:
         raise UsageError(f"--env-id {env_id}", _reason(error), _close_matches(name)) from None
 
 
-def _import(module: str, env_id: str) -> None:
+def import_from_here(module: str) -> ModuleType:
     """Import a module from the current folder or from where Python looks for modules.
 
     Workers look for modules where this process does.
+
+    Args:
+        module: Its name; importing it may raise anything.
     """
     if module not in sys.modules and not sys.flags.safe_path:
         _look_here()
+    return importlib.import_module(module)
+
+
+def _import(module: str, env_id: str) -> None:
     try:
-        importlib.import_module(module)
+        import_from_here(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise _broken(module, env_id, error) from error

@@ -1,4 +1,4 @@
-"""Last observations that were overwritten before anybody saw them: SAME_STEP and reused arrays.
+"""Last observations that were overwritten before they were read: SAME_STEP and reused arrays.
 
 In that mode a vector resets an ended environment within the step. Where environment or vector
 write into one array for ever, the last observation that it then hands over is the first one of the
@@ -18,6 +18,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.masks import MASK
 from fastdqn.envs.task import EnvFactory
+from fastdqn.envs.traces import trial_env
 from fastdqn.errors import UsageError
 
 __all__ = ["ReuseWatch", "refuse_reused_arrays"]
@@ -65,7 +66,7 @@ class ReuseWatch:
         Args:
             env: Whose episode ended.
             acted_on: [*O] what its last action was chosen for.
-            last: [*O] what is told to be its last observation.
+            last: [*O] what was handed over as its last observation.
             start: [*O] the first observation of the next episode.
             one_memory: Whether both came in the same memory, which tells as much as starts that
                 vary.
@@ -101,7 +102,7 @@ def refuse_reused_arrays(envs: VectorEnv[Any, Any, Any], *, masks: bool) -> None
     if not theirs or vector.autoreset_mode is not AutoresetMode.SAME_STEP:
         return
     what = None
-    with contextlib.suppress(Exception):  # it will say so again where somebody listens
+    with contextlib.suppress(Exception):  # the vector's own process will raise it again
         what = _overwritten(vector.env_fns[0], masks=masks)
     if what is not None:
         raise _reuses(0, f"its reset overwrites the {what} of its last step with that of")
@@ -117,7 +118,7 @@ def _reuses(env: int, what: str) -> UsageError:
 
 def _overwritten(factory: EnvFactory, *, masks: bool) -> str | None:
     """Say what a reset overwrites of the step before it, seen in a trial of a few steps."""
-    with contextlib.closing(factory()) as env:
+    with trial_env(factory) as env:
         env.reset(seed=0)
         for steps in range(1, TRIED_STEPS + 1):
             obs, info = _after(env, steps)

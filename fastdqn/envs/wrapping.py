@@ -2,15 +2,15 @@
 
 FlattenObservation            one of Gymnasium's own
 TimeLimit(max_episode_steps=100)
-my_module:MyWrapper(3)        the caller's; the module is imported
+my_module:MyWrapper(3)        the caller's; the module is imported, as those of ids are
 """
 
 from __future__ import annotations
 
 import ast
-import importlib
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +18,12 @@ from typing import Any
 
 import gymnasium as gym
 
-from fastdqn.envs.construction import own_wrapper
-from fastdqn.envs.ids import first_line
+from fastdqn.envs.construction import UsedWrapper, own_wrapper
+from fastdqn.envs.ids import first_line, import_from_here
 from fastdqn.envs.make import EnvFactory, factory_of
 from fastdqn.envs.plain_values import NotPlainError, from_plain, to_plain
 from fastdqn.errors import UsageError
+from fastdqn.scalars import are_names, as_names
 
 __all__ = [
     "CONFIGURING",
@@ -31,6 +32,8 @@ __all__ = [
     "plain_env_kwargs",
     "read_wrapper",
     "refuse_what_is_not_built",
+    "spelled_arguments",
+    "typed_wrapper",
     "with_plain_arguments",
 ]
 
@@ -89,7 +92,7 @@ class NamedWrapper:
             except KeyError:
                 raise self._refused(f"Gymnasium has no wrapper {self.name}") from None
         try:
-            found = getattr(importlib.import_module(self.module), self.name)
+            found = getattr(import_from_here(self.module), self.name)
         except Exception as error:  # importing may run anything
             reason = f"it cannot be imported ({type(error).__name__}: {first_line(error)})"
             raise self._refused(reason) from error
@@ -133,6 +136,18 @@ def _arguments(words: str | None) -> tuple[tuple[Any, ...] | None, dict[str, Any
     return (args, kwargs) if isinstance(call.func, ast.Name) else (None, {})
 
 
+def typed_wrapper(wrapper: UsedWrapper) -> tuple[str, bool]:
+    """Return a wrapper as it is typed, and whether that says all of its arguments."""
+    name = f"{wrapper.module}:{wrapper.name}" if wrapper.module else wrapper.name
+    words = ", ".join(f"{key}={value!r}" for key, value in (wrapper.kwargs or {}).items())
+    text = f"{name}({words})" if words else name
+    try:
+        whole = read_wrapper(text).kwargs == wrapper.kwargs
+    except UsageError:
+        return name, False
+    return text, whole
+
+
 def plain_env_kwargs(given: Any) -> dict[str, Any]:
     """Check arguments of an environment; numbers of numpy become Python's.
 
@@ -161,17 +176,25 @@ def plain_env_kwargs(given: Any) -> dict[str, Any]:
 
 
 def with_plain_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with the arguments of the environment as plain values; None is left out.
+    """Return settings with arguments and wrappers as Config keeps them; None is left out.
 
     Raises:
-        UsageError: One is not.
+        UsageError: One cannot be written down.
     """
     plain = {k: v for k, v in settings.items() if v is not None or k not in CONFIGURING}
     if "env_kwargs" in plain:
         plain["env_kwargs"] = plain_env_kwargs(plain["env_kwargs"])
-    if isinstance(plain.get("wrapper"), list):
-        plain["wrapper"] = tuple(plain["wrapper"])
+    if "wrapper" in plain:
+        plain["wrapper"] = _names(plain["wrapper"])
     return plain
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    """Return the names of wrappers, of which one may stand alone; refuse all else."""
+    names: Any = as_names(given)
+    if not are_names(names):
+        raise UsageError(f"--wrapper {given!r}", "it is no list of names", "Give (name, ...).")
+    return tuple(names)
 
 
 def factory_with(
@@ -188,9 +211,7 @@ def factory_with(
         UsageError: One of them cannot be used.
     """
     kwargs = plain_env_kwargs(env_kwargs or {})
-    if isinstance(wrappers, str) or not isinstance(wrappers, Sequence | None):
-        raise UsageError(f"wrapper {wrappers!r}", "it is no list of names", "Give (name, ...).")
-    named = tuple(read_wrapper(text) for text in wrappers or ())
+    named = tuple(map(read_wrapper, _names(wrappers)))
     for wrapper in named:
         wrapper.found()
     factory = factory_of(env_id, **kwargs)
@@ -207,9 +228,9 @@ def refuse_what_is_not_built(
     """
     for flag, given in (("--env-kwargs", env_kwargs), ("--wrapper", wrappers)):
         if given:
-            told = _spelled(given) if isinstance(given, Mapping) else " ".join(given)
+            typed = _spelled(given) if isinstance(given, Mapping) else shlex.join(_names(given))
             raise UsageError(
-                f"{flag} {told}",
+                f"{flag} {typed}",
                 "it configures what Gymnasium builds from an id, and these environments come from "
                 "elsewhere (the caller, EnvPool, or tensors)",
                 "Configure them where they are built, or pass an id and leave --vectorizer out.",
@@ -236,5 +257,16 @@ def _made(
 
 
 def _spelled(kwargs: Mapping[str, Any]) -> str:
-    """Return arguments as they are typed behind --env-kwargs."""
-    return " ".join(f"{key}={value}" for key, value in kwargs.items())
+    return shlex.join(spelled_arguments(kwargs))
+
+
+def spelled_arguments(kwargs: Mapping[str, Any]) -> list[str]:
+    """Return arguments as --env-kwargs reads them, a word each, not yet quoted for a shell."""
+    return [f"{key}={_spelled_value(value)}" for key, value in kwargs.items()]
+
+
+def _spelled_value(value: Any) -> str:
+    """Return a value as it is typed; text that cannot be taken for another value is not quoted."""
+    other = {"true", "false", "none", "null", "nan", "infinity"}
+    plain = isinstance(value, str) and re.fullmatch(r"\w*[A-Za-z]\w*", value)
+    return value if plain and value.lower() not in other else repr(value)

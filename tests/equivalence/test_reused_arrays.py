@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from fastdqn import UsageError
 from fastdqn.envs.own_arrays import OwnArrays, own_arrays_in
-from fastdqn.envs.reused_arrays import SUSPICIOUS_ENDS, ReuseWatch
+from fastdqn.envs.reused_arrays import SUSPICIOUS_ENDS, ReuseWatch, refuse_reused_arrays
 from fastdqn.envs.source import source_of
 from fastdqn.envs.starting import without_main_module
 from tests.batched import BatchedCounter
@@ -104,6 +105,29 @@ def test_processes_whose_environments_reuse_their_arrays_are_refused_at_once(
 ) -> None:
     with closing(_async([factory])) as envs, pytest.raises(UsageError, match=named):
         small(envs)
+
+
+class Closing(SameArrayCounterEnv):
+    """Counts its instances and cannot be closed here."""
+
+    made = 0
+
+    def __init__(self, *args: Any) -> None:
+        Closing.made += 1
+        random.random()
+        super().__init__(*args)
+
+    def close(self) -> None:
+        raise RuntimeError("it is not closed")
+
+
+def test_a_trial_that_cannot_be_closed_counts_and_leaves_no_trace() -> None:
+    vector = _async([partial(SameArrayCounterEnv, 0, LENGTHS)])
+    vector.env_fns = (partial(Closing, 0, LENGTHS),)
+    before = Closing.made, random.getstate()
+    with closing(vector) as envs, pytest.raises(UsageError, match="observation"):
+        refuse_reused_arrays(envs, masks=False)
+    assert (Closing.made, random.getstate()) == before
 
 
 def test_processes_whose_environments_return_new_arrays_are_learned_from() -> None:

@@ -8,6 +8,7 @@ import math
 from dataclasses import FrozenInstanceError, fields, replace
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,11 @@ def test_whole_numbers_may_be_numpys_or_written_as_1e3(name: str, value: object)
         ("run_dir", "here", Path("here")),
         ("env_id", np.str_("CartPole-v1"), "CartPole-v1"),
         ("device", torch.device("cpu"), "cpu"),
+        ("wrapper", "TimeLimit(5)", ("TimeLimit(5)",)),
+        ("wrapper", ["A", "B"], ("A", "B")),
+        ("wrapper", None, ()),
+        ("env_kwargs", None, {}),
+        ("env_kwargs", MappingProxyType({"a": 1}), {"a": 1}),
     ],
 )
 def test_settings_are_kept_as_plain_values(name: str, value: object, plain_value: object) -> None:
@@ -170,6 +176,10 @@ def test_settings_are_kept_as_plain_values(name: str, value: object, plain_value
         ("env_id", 5, "a word"),
         ("preset", b"cartpole", "a word"),
         ("run_dir", 5, "a path"),
+        ("wrapper", 5, "a name or several"),
+        ("wrapper", (1,), "a name or several"),
+        ("env_kwargs", 5, "map names to values"),
+        ("env_kwargs", {1: 2}, "map names to values"),
     ],
 )
 def test_values_of_another_type_are_refused(name: str, value: object, reason: str) -> None:

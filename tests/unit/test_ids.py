@@ -13,6 +13,7 @@ import pytest
 
 from fastdqn.envs.ids import spec_of
 from fastdqn.envs.make import describe, factory_of
+from fastdqn.envs.wrapping import factory_with
 from fastdqn.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ import gymnasium as gym
 from gymnasium.envs.classic_control import CartPoleEnv
 
 class Grid(CartPoleEnv):
+    pass
+
+class Around(gym.Wrapper):
     pass
 
 gym.register("Grid-v0", "far_away_envs:Grid", max_episode_steps=20)
@@ -122,6 +126,13 @@ def test_a_module_that_cannot_be_imported_is_named_with_what_to_do(
     assert refused.value.got == f"--env-id {env_id}"
     refused.match(reason)
     assert any(part in refused.value.way_out for part in way_out.split("|"))
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_wrapper_of_the_current_folder_is_found_as_an_id_is() -> None:
+    env = factory_with("CartPole-v1", None, ("far_away_envs:Around",))()
+    assert type(env).__name__ == "Around"
+    env.close()
 
 
 # Packages that are known to register ids

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -62,6 +64,10 @@ def abs_of(reward: Any) -> Any:
 
 class Mine(gym.Wrapper[Any, Any, Any, Any]):
     """A wrapper of the caller's own."""
+
+
+class Other(gym.Wrapper[Any, Any, Any, Any]):
+    """Another one, which no registration brings."""
 
 
 def sized(**kwargs: Any) -> Sized:
@@ -268,7 +274,10 @@ NOT_AGAIN: dict[str, tuple[Any, tuple[str, ...]]] = {
     ),
     "a running mean": (
         partial(make, "CartPole-v1", wrappers.NormalizeObservation),
-        ("NormalizeObservation: its running mean is not saved", "--wrapper NormalizeObservation"),
+        (
+            "NormalizeObservation: its running mean is not saved",
+            "--wrapper 'NormalizeObservation(epsilon=1e-08)'",
+        ),
     ),
     "another spec": (_own_spec, ("CartPole-v1 is registered as something else",)),
     "a vector": (
@@ -344,6 +353,113 @@ def test_an_environment_that_the_caller_passes_is_not_looked_for_in_the_file(
     with pytest.raises(UsageError, match="the argument delay of DelayObservation is 5000"):
         DQN.load(odd)
     assert DQN.load(odd, factory).description.num_actions == 2
+
+
+SEVEN = partial(wrappers.TimeLimit, max_episode_steps=7)
+NAMED = {
+    "a limit outside": (
+        partial(make, "CartPole-v1", mine, SEVEN),
+        f"--env-id CartPole-v1 --wrapper {__name__}:Mine 'TimeLimit(max_episode_steps=7)'",
+    ),
+    "another limit": (
+        partial(make, "CartPole-v1", mine, max_episode_steps=7),
+        f"--env-id CartPole-v1 --env-kwargs max_episode_steps=7 --wrapper {__name__}:Mine",
+    ),
+    "no limit": (
+        partial(make, "CartPole-v1", mine, SEVEN, max_episode_steps=-1),
+        "--env-id CartPole-v1 --env-kwargs max_episode_steps=-1 "
+        f"--wrapper {__name__}:Mine 'TimeLimit(max_episode_steps=7)'",
+    ),
+    "brought by the registration": (
+        partial(make, "Sized-v0", wrappers.FlattenObservation, Other),
+        f"--env-id Sized-v0 --wrapper FlattenObservation {__name__}:Other",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_command_that_is_printed_builds_the_environment_that_was_saved(
+    name: str, tmp_path: Path, registered: str
+) -> None:
+    factory, words = NAMED[name]
+    agent = small(factory)
+    agent.save(path := tmp_path / "policy")
+    env_id = words.split()[1]
+    for env in (None, env_id):
+        with pytest.raises(UsageError) as refused:
+            DQN.load(path, env)
+        assert f"{words}, or DQN.load" in str(refused.value)
+    typed = shlex.split(words)
+    around = tuple(typed[typed.index("--wrapper") + 1 :])
+    again = DQN.load(path, env_id, wrapper=around)
+    assert [kind for kind, _ in facts(again)[2]] == [kind for kind, _ in facts(agent)[2]]
+    limits = [[kw for kind, kw in facts(a)[2] if kind == "TimeLimit"] for a in (agent, again)]
+    assert limits[0] == limits[1]
+
+
+def test_wrappers_stay_where_the_saved_id_or_new_arguments_are_named(tmp_path: Path) -> None:
+    agent = small(partial(make, "CartPole-v1", SEVEN))
+    agent.save(path := tmp_path / "policy")
+    assert facts(DQN.load(path, "CartPole-v1")) == facts(agent)
+    given = {"sutton_barto_reward": True}
+    assert facts(DQN.load(path, env_kwargs=given))[2] == facts(agent)[2]
+    own = saved(partial(make, "CartPole-v1", mine), tmp_path / "own")
+    with pytest.raises(UsageError, match=r"its wrapper cannot be put on again: .*Mine"):
+        DQN.load(own, env_kwargs=given)
+    assert len(facts(DQN.load(own, "CartPole-v1", wrapper=()))[2]) == 1
+
+
+def test_an_id_that_is_named_for_what_the_file_does_not_know_is_made_with_a_warning(
+    tmp_path: Path, registered: str
+) -> None:
+    path = saved(partial(make, registered, goal=object()), tmp_path)
+    with pytest.warns(UserWarning, match="as it is registered here.*goal of Sized-v0"):
+        agent = DQN.load(path, registered)
+    assert facts(agent)[1] == {}
+
+
+class Stubborn(Sized):
+    """Counts and draws when it is made, and raises when it is closed or, if so asked, made."""
+
+    made = 0
+    refuses = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        Stubborn.made += 1
+        random.random()
+        super().__init__(**kwargs)
+        if self.refuses:
+            raise RuntimeError("not today")
+
+    def close(self) -> None:
+        raise RuntimeError("not closed")
+
+
+def stubborn(**kwargs: Any) -> Mine:
+    return Mine(Stubborn(**kwargs))
+
+
+def test_a_trial_of_an_entry_point_leaves_no_trace_and_raises_nothing_raw(
+    tmp_path: Path, registered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gym.register("Stubborn-v0", stubborn)
+    monkeypatch.setitem(gym.registry, "Stubborn-v0", gym.registry.pop("Stubborn-v0"))
+    path = saved(partial(make, "Stubborn-v0"), tmp_path)
+    before = Stubborn.made, random.getstate()
+    assert DQN.load(path).description.num_actions == 2
+    assert (Stubborn.made, random.getstate()) == before
+    monkeypatch.setattr(Stubborn, "refuses", True)
+    with pytest.raises(UsageError, match=r"it cannot be built \(RuntimeError: not today"):
+        DQN.load(path)
+
+
+def test_one_wrapper_may_stand_alone_and_what_is_none_is_refused() -> None:
+    assert small("CartPole-v1", wrapper="TimeLimit(5)").config.wrapper == ("TimeLimit(5)",)
+    wrong: Any
+    for wrong in (5, (1,)):
+        for env in ("CartPole-v1", FACTORIES["a length"]):
+            with pytest.raises(UsageError, match="it is no list of names"):
+                small(env, wrapper=wrong)
 
 
 # Evaluated from the command line
