@@ -217,7 +217,7 @@ def _gymnasiums(
         }
         own = [partial(with_own_arrays, factory, index) for index in range(num_envs)]
         envs = kinds[vectorizer](own, autoreset_mode=AutoresetMode.DISABLED)
-        source = VectorSource(envs, description)
+        source = VectorSource(envs, description, compared=True)
     try:
         source.refuse_shared(taken_here())
     except UsageError:
