@@ -39,20 +39,22 @@ class RecordFile:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self.is_new = os.fstat(self._file).st_size == 0
         self._waiting: list[bytes] = []
-        self._waiting_bytes = 0
+        self._waiting_bytes, self._due_bytes = 0, BUFFER_BYTES
 
     def write(self, record: bytes) -> None:
         """Take a record; it is written with the next flush or a few records later.
 
+        Where that failed, it is tried again once as many bytes more have come in.
+
         Raises:
-            OSError: Records cannot be written; they wait.
+            OSError: Records were tried to be written and cannot be; they wait.
             ValueError: The file is closed.
         """
         if self._file < 0:
             raise ValueError("the file is closed")
         self._waiting.append(record)
         self._waiting_bytes += len(record)
-        if self._waiting_bytes > BUFFER_BYTES:
+        if self._waiting_bytes > self._due_bytes:
             self.flush()
 
     def flush(self) -> None:
@@ -70,8 +72,9 @@ class RecordFile:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, before)
             self._give_up_oldest()
+            self._due_bytes = self._waiting_bytes + BUFFER_BYTES
             raise
-        self._waiting, self._waiting_bytes = [], 0
+        self._waiting, self._waiting_bytes, self._due_bytes = [], 0, BUFFER_BYTES
 
     def _give_up_oldest(self) -> None:
         given_up = 0

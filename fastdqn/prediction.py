@@ -10,6 +10,7 @@ import torch
 
 from fastdqn.envs.actions import as_env_counts
 from fastdqn.envs.make import EnvDescription
+from fastdqn.envs.masks import allowed_in
 from fastdqn.envs.space_check import NUMBERS, SpaceCheck
 from fastdqn.errors import UsageError, first_line
 from fastdqn.policy import Policy
@@ -120,10 +121,4 @@ def _allowed(mask: Array, wanted: tuple[int, ...]) -> npt.NDArray[np.bool_]:
             f"{wanted} says what is allowed in these observations",
             "Or leave it out.",
         )
-    allowed = mask.astype(np.bool_)
-    if (allowed != mask).any():
-        bad = mask[allowed != mask].flat[0]
-        raise UsageError(
-            f"action_mask with {bad}", "it holds True and False, or 1 and 0", "Fix it."
-        )
-    return allowed
+    return np.array(allowed_in(mask, "action_mask"))

@@ -16,7 +16,13 @@ from gymnasium.vector import AutoresetMode
 
 from fastdqn.envs.failures import EnvFailures, Failure, StepTold, on_action
 from fastdqn.envs.lines import CheckedLine, SharedLine, TravellingLine, lines_over
-from fastdqn.envs.masks import MASK, refuse_mask_shape, refuse_unexpected_mask
+from fastdqn.envs.masks import (
+    MASK,
+    allowed_in,
+    mask_name,
+    refuse_mask_shape,
+    refuse_unexpected_mask,
+)
 from fastdqn.envs.residents import Residents
 from fastdqn.envs.rows import Rows
 from fastdqn.envs.space_check import SpaceCheck
@@ -64,6 +70,8 @@ class Host(Residents):
         self._real: Any = memoryview(columns.real)
         self._resting: Any = memoryview(columns.resting)
         self._masked, self._infos_travel = task.spec.num_masked > 0, task.send_infos
+        self._mask_shape = (task.spec.num_masked,)
+        self._mask_names = [mask_name(task.first_env + i) for i in range(task.num_envs)]
         self._refuses_masks = task.refuse_masks
         self._resets_same = task.autoreset_mode == AutoresetMode.SAME_STEP.value
         self._resets_next = task.autoreset_mode == AutoresetMode.NEXT_STEP.value
@@ -212,10 +220,14 @@ class Host(Residents):
     def _read_mask(self, i: int, info: dict[str, Any]) -> None:
         """Write the actions that the info allows; all of them where it says nothing."""
         mask = info.get(MASK)
-        if mask is not None:
+        if mask is None:
+            self.rows.action_mask[i] = True
+            return
+        allowed = allowed_in(mask, self._mask_names[i])
+        if allowed.shape != self._mask_shape:
             env = f"environment {self.task.first_env + i}"
-            refuse_mask_shape(env, np.shape(mask), self.task.spec.num_masked)
-        self.rows.action_mask[i] = True if mask is None else mask
+            refuse_mask_shape(env, allowed.shape, self.task.spec.num_masked)
+        self.rows.action_mask[i] = allowed
 
     # Resetting
 

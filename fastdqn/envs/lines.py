@@ -9,11 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector.utils import write_to_shared_memory
 
-from fastdqn.envs.space_check import NUMBERS, SpaceCheck
+from fastdqn.envs.space_check import NUMBERS, Bounds, SpaceCheck
 
 __all__ = ["CheckedLine", "NumberLine", "SharedLine", "TravellingLine", "lines_over"]
-
-TRUE = b"\1"
 
 
 class CheckedLine:
@@ -31,7 +29,7 @@ class CheckedLine:
         self._check, self._env = check, env
         self._dtype, self._shape = check.dtype, check.shape
         self._floats = check.dtype.kind == "f"
-        self._bounds = _Bounds(self._row, check) if check.bounded else None
+        self._bounds = Bounds(self._row, check) if check.bounded else None
 
     def __setitem__(self, _: slice, obs: Any) -> None:
         """Copy `obs` [*O] into the block; nothing is broadcast.
@@ -48,35 +46,6 @@ class CheckedLine:
         self._row[...] = obs
         if self._bounds is not None and self._bounds.are_left():
             self._check.refuse_outside(self._row, self._env)
-
-
-class _Bounds:
-    """Tells within a microsecond whether integers lie between two bounds.
-
-    Both are one comparison where the numbers, counted from the least, are read as unsigned: what
-    lies below it is very large then.
-
-    Args:
-        row: Where the integers lie.
-        check: What the space holds; bounded.
-    """
-
-    def __init__(self, row: npt.NDArray[Any], check: SpaceCheck) -> None:
-        unsigned = np.dtype(f"u{row.itemsize}")
-        low, high = (np.atleast_1d(b).reshape(-1).view(unsigned) for b in (check.low, check.high))
-        self._row = row.reshape(-1).view(unsigned)
-        assert np.shares_memory(self._row, row) or not row.size
-        self._low = low if low.any() else None
-        self._span = high - low
-        self._counted = np.zeros_like(self._row) if low.any() else self._row
-        self._outside = np.zeros(row.size, np.bool_)
-
-    def are_left(self) -> bool:
-        """Return whether one of the integers lies outside; hot path."""
-        if self._low is not None:
-            np.subtract(self._row, self._low, out=self._counted)
-        np.greater(self._counted, self._span, out=self._outside)
-        return TRUE in self._outside.tobytes()
 
 
 class NumberLine:

@@ -116,7 +116,7 @@ class LocalPool:
         """Do what was asked first; nothing interrupts it, so there is no timeout.
 
         Raises:
-            EnvFailures: Environments raised, and nobody supervises or no restart would help.
+            EnvFailures: Environments raised, unsupervised or where no restart would help.
             WorkerError: The budget of restarts is spent.
         """
         name, arguments, asked_group = self._pending.popleft()
@@ -148,7 +148,7 @@ class LocalPool:
         """Build environments that raised anew and reset them with fresh seeds.
 
         Returns:
-            What the others had told, and what the resets tell.
+            What the others had returned, and what the resets return.
 
         Raises:
             WorkerError: The budget of restarts is spent.

@@ -15,12 +15,15 @@ import numpy.typing as npt
 from gymnasium.spaces import Dict, Space
 
 from fastdqn.envs.adopted import as_env
+from fastdqn.envs.space_check import NUMBERS
 from fastdqn.errors import UsageError
 
 __all__ = [
     "MASK",
     "MaskInInfo",
+    "allowed_in",
     "checked_masks",
+    "mask_name",
     "observed_beside_mask",
     "refuse_mask_shape",
     "refuse_unexpected_mask",
@@ -30,6 +33,8 @@ __all__ = [
 ]
 
 MASK = "action_mask"
+NO_AND_YES = b"\0\1"
+NO_MASK = "it holds True and False, or 1 and 0", "Fix it."
 
 
 def observed_beside_mask(space: Space[Any]) -> str | None:
@@ -124,7 +129,7 @@ def refuse_unexpected_masks(infos: Mapping[str, Any]) -> None:
 
 
 def refuse_vain_expectation(expected: bool, *, tells: bool, obeyed: bool) -> None:
-    """Refuse to expect masks that cannot come, or that nobody reads.
+    """Refuse to expect masks that cannot come, or that are not read.
 
     Args:
         expected: Whether masks are expected.
@@ -148,11 +153,55 @@ def refuse_vain_expectation(expected: bool, *, tells: bool, obeyed: bool) -> Non
         )
 
 
+def allowed_in(mask: Any, name: str) -> npt.NDArray[np.bool_]:
+    """Return a mask, or several, as bool; hot path for arrays of bool and of bytes.
+
+    Args:
+        mask: True and False, or 1 and 0, of any shape and any dtype of numbers.
+        name: What it is called in a refusal.
+
+    Returns:
+        [*S] bool, which may be the memory of the mask.
+
+    Raises:
+        UsageError: It is no array of numbers, or another number is in it.
+    """
+    given = mask if type(mask) is np.ndarray else _array_of(mask, name)
+    kind = given.dtype.char
+    if kind == "?":
+        return given
+    if kind in "bB" and not given.tobytes().strip(NO_AND_YES):
+        return given.view(np.bool_)
+    if given.dtype == object:
+        given = _array_of(given.tolist(), name)
+    if given.dtype.kind not in NUMBERS:
+        raise UsageError(f"{name} of dtype {given.dtype}", *NO_MASK)
+    allowed = given.astype(np.bool_)
+    if allowed.astype(given.dtype).tobytes() != given.tobytes():
+        wrong = allowed != given  # -0.0 is 0
+        if wrong.any():
+            raise UsageError(f"{name} with {given[wrong].flat[0]}", *NO_MASK)
+    return allowed
+
+
+def mask_name(env: int) -> str:
+    """Return what the mask of environment `env` is called in a refusal."""
+    return f"the action mask of environment {env}"
+
+
+def _array_of(mask: Any, name: str) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(mask)
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = f"it cannot become one array ({str(error).partition('.')[0]})"
+        raise UsageError(name, reason, NO_MASK[1]) from error
+
+
 def checked_masks(masks: Any, envs: npt.NDArray[np.bool_], num_actions: int) -> Any:
     """Pick the masks of some environments out of those of a vector.
 
     Args:
-        masks: [N, A] of any dtype, or [N] objects of shape [A] or None.
+        masks: [N, A] of any dtype, or [N] objects, each a mask [A] or None, which allows all.
         envs: [N] bool, whose masks are asked for; at least one.
         num_actions: Actions, A.
 
@@ -160,10 +209,17 @@ def checked_masks(masks: Any, envs: npt.NDArray[np.bool_], num_actions: int) -> 
         [M, A] bool, of the M environments asked for, in order.
 
     Raises:
-        UsageError: A mask of another shape; names the environment.
+        UsageError: A mask of another shape, or with another number than 0 and 1; names the
+            environment.
     """
-    picked, indices = np.asarray(masks)[envs], np.flatnonzero(envs)
-    shapes = map(np.shape, picked) if picked.dtype == object else [picked.shape[1:]]
-    for index, shape in zip(indices, shapes, strict=False):
-        refuse_mask_shape(f"environment {index}", shape, num_actions)
-    return np.array(picked.tolist() if picked.dtype == object else picked, np.bool_)
+    given, indices = np.asarray(masks), np.flatnonzero(envs).tolist()
+    if given.ndim == 2 and given.shape[1] == num_actions and given.dtype.kind == "b":
+        picked: npt.NDArray[np.bool_] = given[envs]
+        return picked
+    allowed = np.ones((len(indices), num_actions), np.bool_)
+    for row, index in zip(allowed, indices, strict=True):
+        if given[index] is not None:
+            mask = allowed_in(given[index], mask_name(index))
+            refuse_mask_shape(f"environment {index}", mask.shape, num_actions)
+            row[:] = mask
+    return allowed

@@ -1,4 +1,4 @@
-"""One object in the place of two environments: found whoever steps them, and refused.
+"""One object in the place of two environments: found behind every vectorizer, and refused.
 
 A factory is there to build a new environment at each call. One that returns the same again, or
 wraps the same anew, lets the episodes of several environments run into one another.
@@ -67,12 +67,12 @@ def core_of(env: Any) -> Any:
 
 
 def hold(holder: Holder) -> None:
-    """Note who has environments in this process, for as long as it lives."""
+    """Note a holder of environments in this process, for as long as it lives."""
     _holders.add(holder)
 
 
 def taken_here() -> Taken:
-    """Return the environments that somebody in this process has now."""
+    """Return the environments that live holders in this process have now."""
     return {
         id(core_of(env)): (index, holder.vector)
         for holder in list(_holders)

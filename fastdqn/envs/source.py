@@ -69,7 +69,7 @@ class EnvSource(Protocol):
 
     @property
     def restarts(self) -> Sequence[str]:
-        """What befell the workers that were restarted, the newest last."""
+        """Why workers were restarted, one text each, the newest last."""
 
     def rows_of(self, group: int) -> Rows:
         """Return the rows of a group: columns of `rows`."""
@@ -116,7 +116,7 @@ class GroupedSource:
 
     @property
     def restarts(self) -> Sequence[str]:
-        """What befell the workers that were restarted, the newest last."""
+        """Why workers were restarted, one text each, the newest last."""
         return self.envs.restarts
 
     def reset(self, seeds: Sequence[int]) -> None:
@@ -141,7 +141,7 @@ class GroupedSource:
 
         Raises:
             UsageError: An environment gives a mask where none was expected.
-            TimeoutError: A worker that nobody supervises was silent for two minutes.
+            TimeoutError: An unsupervised worker was silent for two minutes.
             WorkerError: Workers failed more often than their supervision allows.
         """
         patience_s = None if self.envs.supervised else REPLY_DEADLINE_S
@@ -217,7 +217,7 @@ def _gymnasiums(
         }
         own = [partial(with_own_arrays, factory, index) for index in range(num_envs)]
         envs = kinds[vectorizer](own, autoreset_mode=AutoresetMode.DISABLED)
-        source = VectorSource(envs, description)
+        source = VectorSource(envs, description, compared=True)
     try:
         source.refuse_shared(taken_here())
     except UsageError:
@@ -240,7 +240,7 @@ def source_of(
 
     Raises:
         UsageError: Its spaces do not suit DQN, its masks speak of another number of actions or
-            stay where nobody reads them, or it does not say its autoreset mode.
+            stay where they are not read, or it does not say its autoreset mode.
     """
     env_id = envs.spec.id if envs.spec else type(envs).__name__
     threshold = envs.spec.reward_threshold if envs.spec else None

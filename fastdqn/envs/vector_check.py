@@ -1,4 +1,4 @@
-"""What a vector shows, copied into the rows only where the observation space holds it."""
+"""What a vector shows, copied into the rows, and refused where its space does not hold it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from gymnasium.spaces import Space
 from gymnasium.vector import VectorEnv
 
-from fastdqn.envs.space_check import NUMBERS, SpaceCheck
+from fastdqn.envs.space_check import NUMBERS, Bounds, SpaceCheck
 from fastdqn.errors import UsageError
 
 __all__ = ["VectorCheck"]
@@ -23,6 +23,7 @@ class VectorCheck:
         space: Space of one observation.
         key: Of the observation in a Dict, or None.
         into: [N, *O] where observations are kept; written.
+        compared: Whether the environments have compared what they show with this space.
     """
 
     def __init__(
@@ -31,8 +32,10 @@ class VectorCheck:
         space: Space[Any],
         key: str | None,
         into: npt.NDArray[Any],
+        *,
+        compared: bool = False,
     ) -> None:
-        self._into = into
+        self._into, self._shape = into, into.shape
         self._one = SpaceCheck(space, into.shape[1:], into.dtype)
         self._all = self._one
         batched: Any = getattr(envs, "observation_space", None)
@@ -40,38 +43,72 @@ class VectorCheck:
             batched = batched if key is None else batched[key]
             together = SpaceCheck(batched, into.shape, into.dtype)
             self._all = together if together.bounded else self._one
+        self._bounds = Bounds(into, self._all) if self._all.bounded and not compared else None
+        self._dtype, self._holds = (
+            into.dtype,
+            True,
+        )  # the dtype seen last, and whether ours holds it
 
     def take(
         self,
         obs: Any,
-        envs: npt.NDArray[np.bool_],
+        envs: npt.NDArray[np.bool_] | None = None,
         restarted: npt.NDArray[np.bool_] | None = None,
     ) -> None:
-        """Copy the observations of some environments.
+        """Copy the observations of some environments; hot path.
 
         Args:
             obs: [N, *O].
-            envs: [N] bool, whose observations are taken.
-            restarted: [N] bool, who shows nothing yet since a worker was restarted; None is nobody.
+            envs: [N] bool, whose observations are taken; None is all.
+            restarted: [N] bool, which environments show nothing yet, since a worker was
+                restarted; None is none.
 
         Raises:
             UsageError: The shape is another one, or a space does not hold an observation; names
                 the environment.
         """
         obs = np.asarray(obs)
-        if obs.shape != self._into.shape or obs.dtype.kind not in NUMBERS:
+        if obs.shape != self._shape or (obs.dtype != self._dtype and not self._know(obs.dtype)):
             raise UsageError(
                 f"observations of shape {obs.shape} and dtype {obs.dtype}",
-                f"the observation space says {self._into.shape} and {self._into.dtype}",
+                f"the observation space says {self._shape} and {self._into.dtype}",
                 "Fix the vector environment, or its observation_space.",
             )
+        if not self._holds:
+            self._refuse(obs, envs, restarted)
+        if envs is None:
+            np.copyto(self._into, obs, "unsafe")
+        else:
+            self._into[envs] = obs[envs]
+        if self._bounds is not None and self._holds and self._bounds.are_left():
+            self._refuse(obs, envs, restarted)
+
+    def _know(self, dtype: np.dtype[Any]) -> bool:
+        """Note a dtype of observations; return whether it is one of numbers."""
+        if dtype.kind not in NUMBERS:
+            return False
+        kept = self._into.dtype
+        self._dtype, self._holds = dtype, kept.kind == "f" or np.can_cast(dtype, kept)
+        return True
+
+    def _refuse(
+        self,
+        obs: npt.NDArray[Any],
+        envs: npt.NDArray[np.bool_] | None,
+        restarted: npt.NDArray[np.bool_] | None,
+    ) -> None:
+        """Refuse the first observation outside its space, if it is one of those that are taken."""
         wrong = self._all.wrong(obs)
-        if wrong is not None:
-            chosen = envs if restarted is None else envs & ~restarted
-            at = np.flatnonzero(wrong.reshape(len(wrong), -1).any(1) & chosen).tolist()
-            if at:
-                raise self._one.refusal(obs[at[0]], wrong[at[0]], at[0])
-        self._into[envs] = obs[envs]
+        if wrong is None:
+            return
+        outside = wrong.reshape(len(wrong), -1).any(1)
+        if envs is not None:
+            outside &= envs
+        if restarted is not None:
+            outside &= ~restarted
+        if outside.any():
+            env = int(outside.argmax())
+            raise self._one.refusal(obs[env], wrong[env], env)
 
     def array_of(self, obs: Any, env: int) -> npt.NDArray[Any]:
         """Return one observation of environment `env` as an array that can be stored.

@@ -33,6 +33,8 @@ class VectorSource:
     Args:
         envs: The vector; `close` closes it.
         description: Its environments.
+        compared: Whether each environment compares what it shows with its own space, as
+            `OwnArrays` do.
 
     Raises:
         UsageError: The vector does not say its autoreset mode. Later: an observation is none of
@@ -41,7 +43,13 @@ class VectorSource:
 
     num_groups = 1
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any], description: EnvDescription) -> None:
+    def __init__(
+        self,
+        envs: VectorEnv[Any, Any, Any],
+        description: EnvDescription,
+        *,
+        compared: bool = False,
+    ) -> None:
         self.envs = envs
         self.num_envs = envs.num_envs
         self.num_workers = _num_workers(envs)
@@ -51,7 +59,9 @@ class VectorSource:
             self.num_envs, description.obs_space, envs.single_action_space, description.num_masked
         )
         self.rows = Rows.allocate(spec)
-        self._checks = VectorCheck(envs, description.obs_space, self._key, self.rows.obs)
+        space = description.obs_space
+        compared = compared and envs.single_observation_space == space
+        self._checks = VectorCheck(envs, space, self._key, self.rows.obs, compared=compared)
         self._mode = _autoreset_mode(envs)
         same_step = self._mode is AutoresetMode.SAME_STEP
         self._watch = ReuseWatch(self.num_envs) if same_step else None
@@ -71,7 +81,7 @@ class VectorSource:
 
     @property
     def restarts(self) -> Sequence[str]:
-        """What befell the workers that were restarted, the newest last."""
+        """Why workers were restarted, one text each, the newest last."""
         told: Sequence[str] = getattr(self.envs.unwrapped, "restarts", ())
         return told
 
@@ -168,7 +178,7 @@ class VectorSource:
         told = infos
         if self._key is not None:
             told, obs = obs, obs[self._key]
-        self._checks.take(obs, self._everyone if which is None else which, infos.get("restarted"))
+        self._checks.take(obs, which, infos.get("restarted"))
         self._read_masks(self.rows.action_mask, told, self._everyone if which is None else which)
 
     def _place_finals(self, infos: dict[str, Any]) -> None:
@@ -245,6 +255,6 @@ def _autoreset_mode(envs: VectorEnv[Any, Any, Any]) -> AutoresetMode:
     except ValueError:
         raise UsageError(
             f"{type(envs).__name__} with autoreset_mode {mode!r}",
-            "without it nobody can tell reset rows from transitions",
+            "without it reset rows look like transitions",
             'Set envs.metadata["autoreset_mode"] to a gymnasium.vector.AutoresetMode.',
         ) from None

@@ -45,6 +45,10 @@ class _Place(NamedTuple):
     seen: npt.NDArray[np.int64]
 
 
+def _is_mask(mask: Tensor, shape: torch.Size | None) -> bool:
+    return mask.shape == shape and mask.dtype is torch.bool and mask.is_contiguous()
+
+
 class NativeActor(Whole):
     """Chooses epsilon-greedy actions with the latest parameters of an MLP on the CPU.
 
@@ -141,7 +145,7 @@ class NativeActor(Whole):
             or place.shape != obs.shape
             or place.dtype is not obs.dtype
             or not obs.is_contiguous()
-            or (action_mask is not None and place.mask_shape != action_mask.shape)
+            or (action_mask is not None and not _is_mask(action_mask, place.mask_shape))
         ):
             place = self._place(obs, action_mask)
         if uniform is not self._uniform or len(place.seen) != self._rows:

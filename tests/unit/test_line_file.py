@@ -90,3 +90,25 @@ def test_names_that_are_no_unicode_are_written_as_escapes(tmp_path: Path) -> Non
     file.add("läuf \udcff")
     file.close()
     assert (tmp_path / "lines").read_text(encoding="utf-8") == "läuf \\udcff\n"
+
+
+def test_a_full_disk_is_tried_again_only_once_another_buffer_has_come_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, record = RecordFile(tmp_path / "records"), b"r" * (line_file.BUFFER_BYTES // 8)
+    disk, failures = Disk(monkeypatch, 0), 0
+    for _ in range(81):
+        try:
+            file.write(record)
+        except OSError:
+            failures += 1
+    assert failures == 9
+    with pytest.raises(OSError, match="No space"):
+        file.flush()
+    disk.room = 10**6
+    file.flush()
+    assert (tmp_path / "records").read_bytes() == record * 81
+    for _ in range(9):
+        file.write(record)
+    assert (tmp_path / "records").read_bytes() == record * 90
+    file.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,14 @@ from torch import nn
 
 from fastdqn import DQN, UsageError, cli
 from fastdqn.envs.make import describe
-from fastdqn.envs.masks import MaskInInfo, checked_masks, observed_beside_mask, with_mask_in_info
+from fastdqn.envs.masks import (
+    MaskInInfo,
+    allowed_in,
+    checked_masks,
+    observed_beside_mask,
+    with_mask_in_info,
+)
+from fastdqn.envs.source import make_source
 from fastdqn.witness import NullWitness
 from tests.drive import MODES, everything_in
 from tests.masked import (
@@ -267,3 +276,52 @@ def test_a_taxi_is_trained_and_evaluated_from_the_command_line(
     assert cli.main(["evaluate", str(run), "--episodes", "2"]) == 0
     assert f"{TAXI}: mean return" in capsys.readouterr().out
     assert (run / "result.json").exists()
+
+
+# What is neither allowed nor forbidden
+
+
+class OddMaskEnv(MaskedCounterEnv):
+    """Says one thing of every action."""
+
+    said: Any = 2
+
+    def told(self) -> Info:
+        return {"action_mask": np.full(NUM_ACTIONS, self.said)}
+
+
+@pytest.mark.parametrize("said", [2, 0.5, math.nan, -1, np.int8(2), np.uint8(255)], ids=repr)
+@pytest.mark.parametrize("vectorizer", ["grouped", "sync"])
+def test_a_mask_of_other_numbers_ends_a_run_by_environment_and_number(
+    vectorizer: str, said: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OddMaskEnv, "said", said)
+    factory = counter(OddMaskEnv)
+    source = make_source(vectorizer, factory, describe(factory), 2, num_workers=0)
+    with closing(source), pytest.raises(UsageError) as refused:
+        source.reset((0, 1))
+    assert refused.value.got == f"the action mask of environment 0 with {np.asarray(said)}"
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.bool_, np.int8, np.uint8, np.int64, np.float32, object, "list"]
+)
+def test_ones_and_zeros_of_any_dtype_are_a_mask(dtype: Any) -> None:
+    mask: Any = [[1, 0, 1], [0, 0, 1]]
+    given = mask if dtype == "list" else np.array(mask, dtype)
+    read = allowed_in(given, "it")
+    assert (read.dtype, read.tolist()) == (np.bool_, np.array(mask, np.bool_).tolist())
+    if dtype is not bool and dtype != "list":
+        assert allowed_in(given.T, "it").tolist() == read.T.tolist()
+
+
+def test_a_negative_zero_is_zero_and_what_is_no_number_is_no_mask() -> None:
+    assert allowed_in(np.array([-0.0, 1.0]), "it").tolist() == [False, True]
+    for odd in (["a", ""], [[1], [1, 0]], [None, 1], [1j, 0]):
+        with pytest.raises(UsageError, match="^it"):
+            allowed_in(odd, "it")
+
+
+def test_none_is_no_mask() -> None:
+    picked = checked_masks(np.array([None, [1, 0]], object), np.array([True, True]), 2)
+    assert picked.tolist() == [[True, True], [True, False]]

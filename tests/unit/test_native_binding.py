@@ -285,6 +285,17 @@ def test_other_shapes_at_a_known_place_are_looked_at_again() -> None:
             actor.on_host(obs, 0.0, uniform, mask)
 
 
+def test_other_masks_at_a_known_place_are_looked_at_again() -> None:
+    actor, obs = NativeActor(FlatNetwork(MLP((4,), 2))), torch.zeros(8, 4)
+    masks, uniform = flags(8, 2), torch.zeros(8, 2)
+    actor.on_host(obs, 0.0, uniform, masks)
+    narrow, turned = masks[:1].expand(8, 2), masks.view(2, 8).T
+    for mask in (narrow, turned, masks.view(torch.uint8)):
+        assert mask.data_ptr() == masks.data_ptr()
+        with pytest.raises(UsageError, match="mask"):
+            actor.on_host(obs, 0.0, uniform, mask)
+
+
 def test_numbers_drawn_for_fewer_rows_are_not_taken_for_more() -> None:
     actor, uniform = NativeActor(FlatNetwork(MLP((4,), 2))), torch.zeros(3, 2)
     for act in (actor, actor.on_host):

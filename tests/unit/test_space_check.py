@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from fastdqn import DQN, Supervision, UsageError
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.lines import CheckedLine, NumberLine, lines_over
 from fastdqn.envs.make import describe
+from fastdqn.envs.masks import with_mask_in_info
 from fastdqn.envs.source import make_source, source_of
-from fastdqn.envs.space_check import SpaceCheck
+from fastdqn.envs.space_check import MANY, Bounds, SpaceCheck
 from fastdqn.envs.staffing import Staff
 from fastdqn.envs.starting import without_main_module
+from fastdqn.envs.vector_check import VectorCheck
 from tests.drive import MODES
 from tests.unit.test_agent import small
 from tests.unruly import FallingEnv, LeavingEnv
@@ -154,6 +156,34 @@ def test_bounds_of_another_space_than_the_blocks_are_not_compared() -> None:
     assert not SpaceCheck(Box(0, 1, (3,), np.int8), (2,), np.dtype(np.int8)).bounded
     assert not SpaceCheck(Box(0, 1, (2,), np.int8), (2,), np.dtype(np.int16)).bounded
     assert not SpaceCheck(Box(-128, 127, (2,), np.int8), (2,), np.dtype(np.int8)).bounded
+
+
+@pytest.mark.parametrize("size", [1, 7, MANY - 1, MANY, 3 * MANY])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32, np.uint64, np.int64])
+@pytest.mark.parametrize("ends", [(0, 9), (3, 100), (None, 5), (5, None), (0, 0)], ids=str)
+def test_bounds_are_left_exactly_where_one_number_is_outside(
+    size: int, dtype: Any, ends: tuple[Any, Any]
+) -> None:
+    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    low, high = (end if e is None else e for e, end in zip(ends, (least, most), strict=True))
+    row = np.full(size, low, dtype)
+    bounds = Bounds(row, SpaceCheck(Box(low, high, (size,), dtype), (size,), row.dtype))
+    for value in {least, most, low, high, max(low - 1, least), min(high + 1, most)}:
+        row[-1] = value
+        assert bounds.are_left() is not (low <= value <= high), value
+        row[-1] = low
+        assert not bounds.are_left()
+
+
+@pytest.mark.parametrize("size", [4, 2 * MANY])
+def test_bounds_of_each_number_are_its_own_in_rows_of_any_strides(size: int) -> None:
+    low, high = np.arange(size, dtype=np.int32) - 5, np.arange(size, dtype=np.int32) + 5
+    row = np.zeros((size, 2), np.int32)[:, 0]
+    bounds = Bounds(row, SpaceCheck(Box(low, high, dtype=np.int32), (size,), row.dtype))
+    for step, left in ((-6, True), (-5, False), (5, False), (6, True)):
+        row[:] = np.arange(size)
+        row[2] += step
+        assert bounds.are_left() is left
 
 
 # Whoever steps them
@@ -292,6 +322,87 @@ def test_a_vector_of_the_callers_own_is_compared_with_its_space(obs: Any, named:
     source = source_of(OneProgram(obs))
     with pytest.raises(UsageError, match=f"^{named}"):
         source.reset((0, 1))
+
+
+@pytest.mark.parametrize(
+    "space", [BYTES, FLOATS, IMAGE, FEW, Box(0, 9, (4, MANY), np.uint8)], ids=str
+)
+def test_what_a_space_holds_is_taken_without_comparing_value_by_value(
+    space: Space[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    into = np.zeros((2, *(space.shape or ())), space.dtype)
+    check = VectorCheck(OneProgram(None), space, None, into)
+    monkeypatch.setattr(SpaceCheck, "wrong", _never)
+    for number in (1, 2):
+        check.take(np.full_like(into, number))
+        assert (into == number).all()
+    check.take(np.zeros_like(into), np.array([False, True]))
+    assert (into[0] == 2).all()
+    assert not into[1].any()
+
+
+def _never(*_: Any) -> Any:
+    raise AssertionError("values were compared one by one")
+
+
+def test_only_environments_that_are_taken_and_show_something_are_refused() -> None:
+    space, into = Box(1, 9, (2,), np.int32), np.zeros((3, 2), np.int32)
+    check, shown = (
+        VectorCheck(OneProgram(None), space, None, into),
+        np.array([[1, 9], [0, 0], [2, 3]]),
+    )
+    for obs in (shown, shown.astype(np.int32), shown.astype(np.int8), shown * 1.0):
+        check.take(obs, None, np.array([False, True, False]))
+        assert into.tolist() == shown.tolist()
+        check.take(obs, np.array([True, False, True]))
+        for envs in (None, np.array([False, True, True])):
+            with pytest.raises(UsageError, match=r"^environment 1 with 0(\.0)? at \[0\]"):
+                check.take(obs, envs, np.array([False, False, True]))
+
+
+@pytest.mark.parametrize("vectorizer", ["sync", "lent"])
+def test_observations_are_compared_once_by_environments_of_ours_or_else_by_their_vector(
+    vectorizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+    right = Bounds.are_left
+    monkeypatch.setattr(Bounds, "are_left", lambda self: compared.append(1) or right(self))
+    factory = partial(LeavingEnv, FEW, [1, 2], [1, 2])
+    if vectorizer == "lent":
+        source: EnvSource = source_of(SyncVectorEnv([factory] * 3))
+    else:
+        source = make_source(vectorizer, factory, describe(factory), 3)
+    with closing(source):
+        source.reset(range(3))
+        del compared[:]
+        for _ in range(2):
+            source.send(np.zeros(3, np.int64))
+            source.recv()
+    assert len(compared) == (2 if vectorizer == "lent" else 2 * 3)
+
+
+class BesideMask(LeavingEnv):
+    """Shows a Dict of what leaves its space and of a mask."""
+
+    def __init__(self) -> None:
+        super().__init__(FEW, np.array([1, 2], np.int32), np.array([11, 2], np.int32))
+        mask = Box(0, 1, (2,), np.int8)
+        self.observation_space: Any = Dict({"action_mask": mask, "seen": FEW})
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, info = super().reset(**kwargs)
+        return {"action_mask": np.ones(2, np.int8), "seen": obs}, info
+
+    def step(self, action: Any) -> Any:
+        obs, *rest = super().step(action)
+        return ({"action_mask": np.ones(2, np.int8), "seen": obs}, *rest)
+
+
+def test_what_lies_beside_a_mask_is_compared_by_a_made_vector() -> None:
+    described = describe(partial(with_mask_in_info, BesideMask))
+    source = make_source("sync", BesideMask, described, 2)
+    with pytest.raises(UsageError, match=r"^environment [01] with 11 at \[0\]"):
+        _steps(source, 6)
 
 
 def test_whole_floats_of_a_vector_are_taken() -> None:
