@@ -197,7 +197,6 @@ def _rebuilding(
     warnings.warn(
         f"{named} is made as it is registered here, and not as it was saved in {folder}: {reason}."
         " Give env_kwargs and wrapper to say how it is made.",
-        UserWarning,
         stacklevel=4,
     )
     return named, {"env_kwargs": kwargs, "wrapper": tuple(typed_wrapper(w)[0] for w in around)}
