@@ -120,6 +120,8 @@ def _dispatch(argv: list[str], started: float) -> int:
 
 
 def _train(argv: list[str], started: float) -> int:
+    if given(argv, "--run-dir") == [""]:
+        raise UsageError("--run-dir ''", "it is no path", "Name a folder, or leave it out.")
     config = parse(Config, "train", argv, default=_preset_of(argv))
     if config.execution in {"auto", "native"}:
         begin_to_compile(MLP)  # on another core than PyTorch is loaded on

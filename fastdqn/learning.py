@@ -32,6 +32,7 @@ from fastdqn.rollout import Rollout
 from fastdqn.run_directory import make_run_dir
 from fastdqn.scalars import whole
 from fastdqn.schedules import ReplayRatio
+from fastdqn.signals import exit_on_sigterm
 from fastdqn.trial import choose_ways, learning_seconds
 from fastdqn.witness import NullWitness, Witness
 from fastdqn.worlds import World
@@ -104,8 +105,9 @@ class Trainable(ABC):
         """Train for a number of env steps more; a later call goes on where this one ends.
 
         The episodes that are running at the end of a call are cut there. With a run directory the
-        call leaves in it all that `fastdqn train` does, also where an error or a Ctrl-C ends it,
-        and says so on the terminal unless the setting `quiet` is on; a later call goes on there.
+        call leaves in it all that `fastdqn train` does, also where an error or a Ctrl-C ends it, or
+        in the main thread a SIGTERM that nothing else takes. It says so on the terminal unless the
+        setting `quiet` is on; a later call goes on there.
 
         Args:
             total_timesteps: Env steps of this call; None is the setting's.
@@ -138,9 +140,10 @@ class Trainable(ABC):
         goes_on = self._recorded == run_dir.resolve()
         make_run_dir(replace(self.config, run_dir=run_dir), goes_on=goes_on)
         self._recorded = run_dir.resolve()
-        ended = train_recorded(
-            self, run_dir, total_timesteps, started=started, witness=witness, silent=silent
-        )
+        with exit_on_sigterm():
+            ended = train_recorded(
+                self, run_dir, total_timesteps, started=started, witness=witness, silent=silent
+            )
         if ended.error is not None:
             raise ended.error
         return self

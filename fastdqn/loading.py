@@ -63,7 +63,7 @@ class Restored:
     from_file: bool
 
     def refuse_other_spaces(self, env: EnvDescription) -> None:
-        """Refuse an environment that the file describes and that is not what it was.
+        """Refuse an environment in which the policy cannot act as it was trained to.
 
         Raises:
             UsageError: Observations or actions differ.
@@ -71,7 +71,7 @@ class Restored:
         saved = self.saved
         was = (saved.obs_shape, saved.obs_dtype, saved.num_actions)
         now = (env.obs_shape, env.obs_dtype, env.num_actions)
-        if self.from_file and was != now:
+        if (was if self.from_file else was[::2]) != (now if self.from_file else now[::2]):
             raise UsageError(
                 self.folder,
                 f"it was trained with observations {was[0]} {was[1]} and {was[2]} actions, and "

@@ -64,6 +64,9 @@ def _array_of(values: Any, name: str) -> Array:
     Raises:
         UsageError: They are no numbers, or of several shapes.
     """
+    if isinstance(values, tuple) and len(values) == 2 and isinstance(values[1], dict):
+        reason = "it is a pair of an observation and an info, as reset returns"
+        raise UsageError(name, reason, "Take it apart: obs, info = env.reset().")
     try:
         if isinstance(values, torch.Tensor):
             values = values.detach().cpu()

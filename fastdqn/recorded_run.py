@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -16,13 +17,14 @@ from fastdqn.config import Config
 from fastdqn.console import Console
 from fastdqn.device import available_cores
 from fastdqn.envs.make import EnvDescription
+from fastdqn.envs.wrapping import spelled_arguments
 from fastdqn.errors import FastDQNError, UsageError, WorkerError
 from fastdqn.formatting import format_figure
 from fastdqn.learner import Learner
 from fastdqn.loop import Loop
 from fastdqn.panel import cut_words, mean_words
 from fastdqn.record import RunRecord
-from fastdqn.signals import StopRequest
+from fastdqn.signals import EXIT_CODES, StopRequest
 from fastdqn.witness import Witness, WitnessGroup
 
 __all__ = ["Ended", "Trainee", "refuse_missing_tensorboard", "train_recorded"]
@@ -124,8 +126,20 @@ def train_recorded(
         record.tell_what_is_missing()
         _draw(console, run_dir)
         console.say(f"Results  {run_dir / 'result.json'}")
-        console.say(f"Try it   fastdqn evaluate {run_dir}")
+        console.say(f"Try it   {_command(run_dir, config)}")
     return ended
+
+
+def _command(run_dir: Path, config: Config) -> str:
+    """Return what evaluates the run; what only the caller may name is named."""
+    words = ["fastdqn", "evaluate", str(run_dir)]
+    if any(":" in name for name in (config.env_id, *config.wrapper)):
+        words += ["--env-id", config.env_id]
+        if config.env_kwargs:
+            words += ["--env-kwargs", *spelled_arguments(config.env_kwargs)]
+        if config.wrapper:
+            words += ["--wrapper", *config.wrapper]
+    return shlex.join(words)
 
 
 def refuse_missing_tensorboard(config: Config) -> None:
@@ -190,10 +204,11 @@ def _train(seeds: list[int], trainer: Loop, record: RunRecord, request: StopRequ
             trainer.evaluate_fully()
     except KeyboardInterrupt as interrupt:
         status, failure = "stopped", interrupt
-    except Exception as error:  # whatever an environment raises must not cost the policy
+    except (Exception, SystemExit) as error:  # what an environment raises must not cost the policy
         record.end_progress()
         record.console.log("".join(traceback.format_exception(error)))
-        status = "stopped" if request.received else "failed"  # workers may have got it too
+        by_signal = request.received or getattr(error, "code", None) in EXIT_CODES.values()
+        status = "stopped" if by_signal else "failed"  # workers may have got it too
         failure = error
         if status == "failed":
             record.console.say(f"Failed: {_reason(error)}", style="red")
@@ -203,7 +218,7 @@ def _train(seeds: list[int], trainer: Loop, record: RunRecord, request: StopRequ
     return Ended(status, failure)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """Say in one line what went wrong; where an environment raised, which one."""
     if isinstance(error, FastDQNError):
         first, *rest = str(error).splitlines()

@@ -93,7 +93,7 @@ def plain_value(field: Field[Any], value: Any) -> Any:
     kind = _kind_of(field)
     if kind in _PLAIN:
         return _PLAIN[kind](value)
-    if kind == "Path" and isinstance(value, str | PathLike):
+    if kind == "Path" and isinstance(value, str | PathLike) and str(value):
         return Path(value)
     is_word = isinstance(value, str) or field.name == "device"  # which may be a torch.device
     return str(value) if kind == "str" and is_word else value

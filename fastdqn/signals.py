@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["EXIT_CODES", "StopRequest", "stop_on_signals"]
+__all__ = ["EXIT_CODES", "StopRequest", "exit_on_sigterm", "stop_on_signals"]
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -71,3 +71,25 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Let a SIGTERM raise SystemExit(143), so that what is under way is saved as at a Ctrl-C.
+
+    Only where it would end the process at once: a handler of the caller's stays, and outside the
+    main thread Python installs none.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _exit(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(EXIT_CODES[signal.Signals(number)])

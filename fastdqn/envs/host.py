@@ -27,6 +27,7 @@ from fastdqn.envs.residents import Residents
 from fastdqn.envs.rows import Rows
 from fastdqn.envs.space_check import SpaceCheck
 from fastdqn.envs.task import EnvFactory, Task
+from fastdqn.errors import UsageError
 
 __all__ = ["Host"]
 
@@ -261,6 +262,10 @@ class Host(Residents):
 
 
 def _scalar_reward(reward: Any) -> float:
+    if reward is None or isinstance(reward, str | bytes):
+        raise UsageError(
+            f"reward {reward!r}", "it is no number", "Return a float from the environment's step."
+        )
     if np.ndim(reward) != 0:
         raise ValueError(
             f"the reward must be a scalar, got {reward!r} of shape {np.shape(reward)}: "

@@ -164,10 +164,13 @@ def _tried(call: Callable[[], Any], name: str, done: str) -> Any:
     except UsageError:
         raise
     except Exception as error:  # an environment may raise anything
+        old = done == "reset" and isinstance(error, TypeError) and "'seed'" in str(error)
         raise UsageError(
             f"environment {name}",
             f"it cannot be {done} ({type(error).__name__}: {first_line(error)})",
-            "Install what it needs or fix its factory.",
+            "Gymnasium's is def reset(self, *, seed=None, options=None), and returns (obs, info)."
+            if old
+            else "Install what it needs or fix its factory.",
         ) from error
 
 

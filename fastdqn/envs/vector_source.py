@@ -21,6 +21,7 @@ from fastdqn.envs.masks import (
 from fastdqn.envs.reused_arrays import ReuseWatch
 from fastdqn.envs.rows import Rows, RowSpec
 from fastdqn.envs.sharing import Taken, refuse_shared
+from fastdqn.envs.space_check import NUMBERS
 from fastdqn.envs.vector_check import VectorCheck
 from fastdqn.errors import UsageError
 
@@ -239,11 +240,11 @@ def _num_workers(envs: VectorEnv[Any, Any, Any]) -> int:
 
 
 def _refuse_reward_shape(reward: npt.NDArray[Any], num_envs: int) -> None:
-    if reward.shape != (num_envs,):
+    if reward.shape != (num_envs,) or reward.dtype.kind not in NUMBERS:
         raise UsageError(
-            f"rewards of shape {reward.shape} from {num_envs} environments, "
-            f"{reward[0]!r} from environment 0",
-            "each must be a scalar",
+            f"rewards of shape {reward.shape} and dtype {reward.dtype} from {num_envs} "
+            f"environments, {reward[0]!r} from environment 0",
+            "each must be a scalar number",
             "Return float(reward[0]) from the environment's step.",
         )
 

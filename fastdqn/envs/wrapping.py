@@ -8,6 +8,7 @@ my_module:MyWrapper(3)        the caller's; the module is imported, as those of 
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 import shlex
@@ -75,7 +76,8 @@ class NamedWrapper:
             wrapped = wrap(env, *self.args, **self.kwargs)
         except Exception as error:  # a wrapper may raise anything
             reason = f"it cannot be put around {env} ({type(error).__name__}: {first_line(error)})"
-            raise self._refused(reason) from error
+            way_out = f"Give the arguments that it takes: '{self.name}(name=value)'."
+            raise UsageError(f"--wrapper {self.text}", reason, way_out) from error
         if not isinstance(wrapped, gym.Env):
             raise self._refused(f"it returns a {type(wrapped).__name__} and no environment")
         return wrapped
@@ -268,5 +270,9 @@ def spelled_arguments(kwargs: Mapping[str, Any]) -> list[str]:
 def _spelled_value(value: Any) -> str:
     """Return a value as it is typed; text that cannot be taken for another value is not quoted."""
     other = {"true", "false", "none", "null", "nan", "infinity"}
-    plain = isinstance(value, str) and re.fullmatch(r"\w*[A-Za-z]\w*", value)
-    return value if plain and value.lower() not in other else repr(value)
+    if not isinstance(value, str) or value.lower() in other:
+        return repr(value)
+    with contextlib.suppress(ValueError, SyntaxError):
+        ast.literal_eval(value)
+        return repr(value)  # it would be taken for a number
+    return value if re.fullmatch(r"[\w./:-]+", value) else repr(value)

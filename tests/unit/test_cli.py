@@ -75,7 +75,7 @@ REFUSED = {
     "--env-kwargs is_slippery": ("--env-kwargs is_slippery: it takes KEY=VALUE, one or several.",),
     "--env-kwargs 1=2": ("--env-kwargs 1=2: it takes KEY=VALUE, one or several.",),
     "--env-kwargs id=CartPole-v1": ("--env-kwargs id=CartPole-v1: ", "no argument of an env"),
-    "--env-kwargs x={1,2}": ("--env-kwargs x={1, 2}: one is of type set.", "factory"),
+    "--env-kwargs x={1,2}": ("--env-kwargs 'x={1, 2}': one is of type set.", "factory"),
     "--env-kwargs gravitas=1 wind_power=2": (
         *("--env-kwargs gravitas=1 wind_power=2: ", "unexpected keyword argument 'gravitas'"),
         "Give what its constructor takes.",
@@ -132,6 +132,7 @@ REFUSED = {
     "--gamma --seed 1": ("--gamma: it takes a number.",),
     "--clip-norm ten": ("--clip-norm ten: it takes a number or None. The default is 10.0.",),
     "--hidden-sizes a b": ("--hidden-sizes a b: it takes whole numbers. The default is 128 128.",),
+    "--run-dir=": ("--run-dir", "it is no path"),
     "--run-dir": ("--run-dir: it takes a path or None. See fastdqn train --help.",),
     "--preset": ("--preset: it takes a word.",),
     "--preset cartpol": ("--preset cartpol: there is no such preset. Did you mean cartpole?",),

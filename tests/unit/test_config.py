@@ -176,6 +176,7 @@ def test_settings_are_kept_as_plain_values(name: str, value: object, plain_value
         ("env_id", 5, "a word"),
         ("preset", b"cartpole", "a word"),
         ("run_dir", 5, "a path"),
+        ("run_dir", "", "a path"),
         ("wrapper", 5, "a name or several"),
         ("wrapper", (1,), "a name or several"),
         ("env_kwargs", 5, "map names to values"),

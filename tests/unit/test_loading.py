@@ -500,8 +500,8 @@ def test_evaluate_takes_an_environment_arguments_and_wrappers(
     words = ["--env-id", "Sized-v0", "--env-kwargs", "goal=3", "--wrapper", "TimeLimit(1)"]
     assert main(["evaluate", sized, *EVALUATE, *words]) == 0
     assert capsys.readouterr().out.startswith("Sized-v0: mean return 1.0")
-    assert main(["evaluate", sized, *EVALUATE, "--env-kwargs", "size=4"]) == 1
-    assert "parameters of another network" in capsys.readouterr().err
+    assert main(["evaluate", sized, *EVALUATE, "--env-kwargs", "size=4"]) == 2
+    assert "Sized-v0 has (4,) float32 and 2" in capsys.readouterr().err
 
 
 # Modules

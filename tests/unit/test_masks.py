@@ -311,7 +311,8 @@ def test_ones_and_zeros_of_any_dtype_are_a_mask(dtype: Any) -> None:
     mask: Any = [[1, 0, 1], [0, 0, 1]]
     given = mask if dtype == "list" else np.array(mask, dtype)
     read = allowed_in(given, "it")
-    assert (read.dtype, read.tolist()) == (np.bool_, np.array(mask, np.bool_).tolist())
+    assert read.dtype == np.bool_
+    assert read.tolist() == np.array(mask, np.bool_).tolist()
     if dtype is not bool and dtype != "list":
         assert allowed_in(given.T, "it").tolist() == read.T.tolist()
 

@@ -191,3 +191,8 @@ def test_masks_hold_nothing_but_yes_and_no(mask: Any) -> None:
 )
 def test_masks_of_any_make_are_obeyed(mask: Any) -> None:
     assert agent_for(BOX).predict(np.zeros(4), mask) == 6
+
+
+def test_what_reset_returns_is_refused_with_how_to_take_it_apart() -> None:
+    with pytest.raises(UsageError, match=r"obs, info = env\.reset\(\)"):
+        agent_for(BOX).predict(Shows(BOX).reset())  # type: ignore[arg-type]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import closing
@@ -16,9 +19,11 @@ import gymnasium
 import gymnasium as gym
 import pytest
 import torch
+from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.vector import SyncVectorEnv
 
 from fastdqn import DQN, Config, UsageError
+from fastdqn.cli import main
 from fastdqn.plots import plot_run
 from fastdqn.report import Report
 from fastdqn.witness import NullWitness
@@ -149,6 +154,85 @@ def test_what_a_file_says_beside_environments_of_the_caller_is_not_warned_of(
         warnings.simplefilter("error")
         agent = DQN.load(tmp_path / "saved", envs)
     assert agent.config.num_envs == 2
+
+
+TERMINATED = """
+import os, signal, sys, threading, time
+from fastdqn import DQN
+agent = DQN("CartPole-v1", num_envs=2, num_workers=0, learning_starts=64, execution="eager",
+            quiet=True, run_dir=sys.argv[1], log_interval=100)
+
+def terminate():
+    while agent.describe()["env_steps"] < 500:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=terminate, daemon=True).start()
+agent.learn(10**8)
+"""
+
+
+def test_a_script_that_is_terminated_leaves_what_the_command_would(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TERMINATED, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (143, "")
+    result = result_in(tmp_path / "run")
+    assert result["status"] == "stopped"
+    assert result["env_steps"] >= 500
+    assert steps_in(tmp_path / "run") == [f"step-{result['env_steps']:012d}"]
+
+
+def test_a_handler_of_the_callers_own_is_left_where_it_is(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Looks(NullWitness):
+        def saw_report(self, report: Any) -> None:
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        small(quiet=True).learn(200, run_dir=tmp_path, witness=Looks())
+        assert set(seen) == {signal.SIG_IGN} == {signal.getsignal(signal.SIGTERM)}
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Leaving(CartPoleEnv):
+    """Ends the program, as it thinks, in step 50."""
+
+    steps = 0
+
+    def step(self, action: Any) -> Any:
+        type(self).steps += 1
+        if self.steps > 50:
+            raise SystemExit(3)
+        return super().step(action)  # type: ignore[no-untyped-call]
+
+
+def test_an_environment_that_leaves_the_program_does_not_cost_the_policy(tmp_path: Path) -> None:
+    agent = DQN(Leaving, **{**SMALL, "num_envs": 1, "learning_starts": 8, "quiet": True})
+    Leaving.steps = 0
+    with pytest.raises(SystemExit, match="3"):
+        agent.learn(200, run_dir=tmp_path / "run")
+    assert result_in(tmp_path / "run")["status"] == "failed"
+    assert steps_in(tmp_path / "run") == ["step-000000000050"]
+
+
+def test_what_evaluates_a_run_names_what_no_file_may(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = "import gymnasium\nclass Own(gymnasium.Wrapper): pass"
+    (tmp_path / "wrapped_here.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = {
+        "wrapper": ("TimeLimit(9)", "wrapped_here:Own"),
+        "env_kwargs": {"sutton_barto_reward": True},
+    }
+    small(**settings).learn(200, run_dir="run")
+    tried = capsys.readouterr().out.splitlines()[-1].partition("fastdqn ")[2]
+    assert main(shlex.split(tried)) == 0
+    assert "mean length 9" in capsys.readouterr().out
 
 
 # Going on

@@ -366,7 +366,12 @@ def test_observations_are_compared_once_by_environments_of_ours_or_else_by_their
 ) -> None:
     compared: list[int] = []
     right = Bounds.are_left
-    monkeypatch.setattr(Bounds, "are_left", lambda self: compared.append(1) or right(self))
+
+    def are_left(self: Bounds) -> bool:
+        compared.append(1)
+        return right(self)
+
+    monkeypatch.setattr(Bounds, "are_left", are_left)
     factory = partial(LeavingEnv, FEW, [1, 2], [1, 2])
     if vectorizer == "lent":
         source: EnvSource = source_of(SyncVectorEnv([factory] * 3))
