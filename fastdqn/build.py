@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
+from gymnasium.spaces import Discrete
 from torch import nn
 
-from fastdqn.config import Config
+from fastdqn.config import Config, spelled
+from fastdqn.device import available_bytes
 from fastdqn.envs.make import EnvDescription
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.tensor import TensorEnv
@@ -54,6 +58,10 @@ __all__ = [
     "refuse_machine",
     "refuse_unless_evaluable",
 ]
+
+
+COPIES = 5
+"""Of the parameters while it learns: they themselves, the target, two moments, the gradient."""
 
 
 def build_config(env_id: str, settings: Mapping[str, Any]) -> Config:
@@ -101,10 +109,31 @@ def refuse_unless_evaluable(config: Config, *, builds: bool) -> None:
 
 
 def build_network(config: Config, env: EnvDescription) -> nn.Module:
-    """Build the MLP; its initial weights depend on the run's seed alone."""
+    """Build the MLP; its initial weights depend on the run's seed alone.
+
+    Raises:
+        UsageError: It would not fit into memory.
+    """
+    _refuse_wide(config, env)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds_of(config.seed, Stream.NETWORK, 1)[0])
         return mlp_for(env.obs_space, env.num_actions, config.hidden_sizes, kaiming=config.kaiming)
+
+
+def _refuse_wide(config: Config, env: EnvDescription) -> None:
+    """Refuse hidden layers whose parameters, moments and target do not fit beside each other."""
+    space: Any = env.obs_space
+    inputs = int(space.n) if isinstance(space, Discrete) else math.prod(env.obs_shape)
+    sizes = [inputs, *config.hidden_sizes, env.num_actions]
+    needed = COPIES * 4 * sum((a + 1) * b for a, b in pairwise(sizes))
+    free = available_bytes(torch.device("cpu"))
+    if needed > free:
+        raise UsageError(
+            f"--hidden-sizes {spelled(config.hidden_sizes)}",
+            f"learning needs {needed / 2**30:,.1f} GiB for its parameters, and "
+            f"{free / 2**30:,.1f} GiB are left",
+            "Choose smaller layers.",
+        )
 
 
 def build_flat(

@@ -97,8 +97,10 @@ def _run(argv: list[str], started: float) -> int:
         return _complain(error, FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except SystemExit as stop:  # tyro has printed the help
-        return int(stop.code or 0)
+    except SystemExit as stop:
+        if stop.code in {0, None} and {"-h", "--help"} & set(argv):
+            return 0  # tyro has printed the help
+        return _complain(FastDQNError(f"the program was made to exit ({stop.code!r})"), FAILED)
 
 
 def _dispatch(argv: list[str], started: float) -> int:

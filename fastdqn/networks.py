@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Self
@@ -170,6 +171,7 @@ class FlatNetwork(Whole):
 
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
         _refuse_module(module)
+        _refuse_owned(module)
         self.module = module.to(device)
         named = list(module.named_parameters())
         self._names = [name for name, _ in named]
@@ -180,6 +182,7 @@ class FlatNetwork(Whole):
 
     def _tie(self) -> None:
         """Let the module's parameters be views of `flat`."""
+        _OWNERS[self.module] = weakref.ref(self)
         for parameter, view in zip(self.module.parameters(), self.views(self.flat), strict=True):
             parameter.data = view
 
@@ -203,6 +206,23 @@ class FlatNetwork(Whole):
         return q
 
 
+_OWNERS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[FlatNetwork]] = (
+    weakref.WeakKeyDictionary()
+)
+"""Whose vector the parameters of a module are views of."""
+
+
+def _refuse_owned(module: nn.Module) -> None:
+    """Refuse a module that another agent or learner trains: it would show the other's no longer."""
+    owner = _OWNERS.get(module, lambda: None)()
+    if owner is not None:
+        raise UsageError(
+            f"network {type(module).__name__}",
+            "another agent or learner trains its parameters",
+            "Give each its own: copy.deepcopy(network), or del the other one first.",
+        )
+
+
 def _refuse_module(module: nn.Module) -> None:
     name = type(module).__name__
     if not isinstance(module, nn.Module):
@@ -215,6 +235,10 @@ def _refuse_module(module: nn.Module) -> None:
             f"network {name}",
             "it has lazy layers, whose sizes are not known yet",
             "Call it once on a batch of observations, or give the layers their sizes.",
+        )
+    if any(parameter.is_meta for parameter in parameters):
+        raise UsageError(
+            f"network {name}", "its parameters have no memory (device meta)", "Build it on the CPU."
         )
     if not parameters:
         raise UsageError(f"network {name}", "it has no parameters", "Pass a module that learns.")

@@ -10,7 +10,7 @@ from fastdqn.signals import StopRequest, stop_on_signals
 
 __all__ = ["train"]
 
-FAILED = 1
+FAILED, INTERRUPTED = 1, 130
 
 
 def train(config: Config, started: float) -> int:
@@ -30,7 +30,7 @@ def train(config: Config, started: float) -> int:
         try:
             return _run(config, request, started)
         except KeyboardInterrupt:
-            return request.exit_code
+            return request.exit_code or INTERRUPTED
 
 
 def _run(config: Config, request: StopRequest, started: float) -> int:
@@ -38,4 +38,4 @@ def _run(config: Config, request: StopRequest, started: float) -> int:
     agent = DQN.from_config(config)
     run_dir = make_run_dir(config)
     ended = train_recorded(agent, run_dir, None, started=started, request=request)
-    return {"stopped": request.exit_code, "failed": FAILED}.get(ended.status, 0)
+    return {"stopped": request.exit_code or INTERRUPTED, "failed": FAILED}.get(ended.status, 0)

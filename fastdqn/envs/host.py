@@ -31,6 +31,9 @@ from fastdqn.errors import UsageError
 
 __all__ = ["Host"]
 
+FLAGS = (bool, np.bool_, int, np.integer, np.ndarray, type(None))
+"""What may say whether an episode has ended."""
+
 
 class Host(Residents):
     """Some environments and the columns of the block that they own.
@@ -138,6 +141,7 @@ class Host(Residents):
                         elif info and self._refuses_masks:
                             refuse_unexpected_mask(self.task.first_env + i, info)
                         if terminated or truncated:
+                            _refuse_flags(terminated, truncated)
                             ended[i] = True
                             info = self._end(i, obs, info)
                 except Exception as error:  # whatever an environment raises goes to the caller
@@ -259,6 +263,17 @@ class Host(Residents):
         if failures:
             raise EnvFailures(failures, told)
         return told
+
+
+def _refuse_flags(terminated: Any, truncated: Any) -> None:
+    """Refuse what only counts as an end since Python takes it for true, such as "False" or NaN."""
+    for name, flag in (("terminated", terminated), ("truncated", truncated)):
+        if flag is not True and flag is not False and not isinstance(flag, FLAGS):
+            raise UsageError(
+                f"{name} {flag!r}",
+                f"it is a {type(flag).__name__}, and no flag",
+                "Return True or False from the environment's step.",
+            )
 
 
 def _scalar_reward(reward: Any) -> float:

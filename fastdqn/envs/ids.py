@@ -136,7 +136,7 @@ def _namespace(env_id: str) -> str:
     return env_id.rpartition("/")[0].lower()
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the reason alone: Gymnasium's own guess stands in the way of ours."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return first.partition(" Did you mean")[0].rstrip(".")

@@ -152,10 +152,10 @@ def _info_of_a_step(env: gym.Env[Any, Any], name: str) -> Mapping[str, Any]:
     """
     space: Any = env.action_space
     try:
-        told = env.step(space.start)
-    except Exception:
+        result = env.step(space.start)
+    except (Exception, SystemExit):
         return {}
-    return checked_step(told, name)
+    return checked_step(result, name)
 
 
 def _tried(call: Callable[[], Any], name: str, done: str) -> Any:
@@ -163,7 +163,7 @@ def _tried(call: Callable[[], Any], name: str, done: str) -> Any:
         return call()
     except UsageError:
         raise
-    except Exception as error:  # an environment may raise anything
+    except (Exception, SystemExit) as error:  # an environment may raise anything
         old = done == "reset" and isinstance(error, TypeError) and "'seed'" in str(error)
         raise UsageError(
             f"environment {name}",

@@ -12,12 +12,15 @@ import contextlib
 import copy
 import itertools
 import operator
+import os
 import random
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -48,7 +51,7 @@ def trial_env(factory: Callable[[], gym.Env[Any, Any]]) -> Iterator[gym.Env[Any,
     Args:
         factory: Builds it.
     """
-    with generators_kept(), _classes_kept():
+    with generators_kept(), _classes_kept(), _process_kept():
         env = factory()
         try:
             with _spaces_kept(env):
@@ -82,6 +85,20 @@ def generators_kept() -> Iterator[None]:
     finally:
         for put_back in undo:
             put_back()
+
+
+@contextmanager
+def _process_kept() -> Iterator[None]:
+    """Put the current folder and the signals that are blocked back."""
+    blocked, folder = signal.pthread_sigmask(signal.SIG_BLOCK, ()), ""
+    with contextlib.suppress(OSError):  # a folder that is gone
+        folder = str(Path.cwd())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if folder:
+            os.chdir(folder)
 
 
 # Spaces

@@ -37,6 +37,46 @@ class _DictEnv(gym.Env[Any, Any]):
     action_space = Discrete(2)
 
 
+class _Leaving(gym.Env[Any, Any]):
+    """Ends the program in its first step, or as if Ctrl-C were pressed after some."""
+
+    observation_space = Box(0.0, 1.0, (2,), np.float32)
+    action_space = Discrete(2)
+
+    def __init__(self, code: Any = 0, after: int = 0) -> None:
+        self.code, self.left = code, after
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt if self.code == "Ctrl-C" else SystemExit(self.code)
+        return np.zeros(2, np.float32), 0.0, False, self.left % 7 == 0, {}
+
+
+@pytest.mark.parametrize("code", [None, 0, "no licence", 3])
+@pytest.mark.parametrize("after", [0, 150])
+def test_an_environment_that_exits_is_no_success(
+    code: Any, after: int, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gym.register("Leaving-v0", lambda **_: _Leaving(code, after))
+    words = TINY.replace("CartPole-v1", "Leaving-v0").split()
+    assert main(["train", *words, "--run-dir", "run"]) == 1
+    out, err = capsys.readouterr()
+    assert "exit" in err.lower() or "SystemExit" in out
+    gym.registry.pop("Leaving-v0")
+
+
+def test_an_environment_that_interrupts_stops_the_run_as_ctrl_c_does(folder: Path) -> None:
+    gym.register("Leaving-v0", lambda **_: _Leaving("Ctrl-C", 150))
+    words = TINY.replace("CartPole-v1", "Leaving-v0").split()
+    assert main(["train", *words, "--run-dir", "run"]) == 130
+    assert json.loads((folder / "run" / "result.json").read_text())["status"] == "stopped"
+    gym.registry.pop("Leaving-v0")
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working directory, with an environment of Dict observations registered."""
@@ -105,6 +145,10 @@ REFUSED = {
     "--tau nan": ("--tau nan: it must be a finite number.",),
     "--seed -1": ("--seed -1: it must not be negative.",),
     # Values that exclude each other
+    "--env-id CartPole-v1 --hidden-sizes 9999999 9999999": (
+        "--hidden-sizes 9999999 9999999: ",
+        "GiB",
+    ),
     "--batch-size 512 --buffer-size 256": ("--batch-size 512: ", "--buffer-size 256", "larger."),
     "--num-envs 64 --buffer-size 32 --batch-size 8": ("--num-envs 64: ", "--buffer-size 32"),
     "--learning-starts 500 --total-timesteps 500": ("--learning-starts 500: ", "nothing is learn"),

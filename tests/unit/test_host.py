@@ -166,6 +166,42 @@ def test_a_reward_that_is_no_scalar_is_refused_in_a_step() -> None:
     assert "the reward must be a scalar" in str(raised.value.failures[0])
 
 
+class Strange(CounterEnv):
+    """Returns something strange in the place of one of its five values."""
+
+    place, value = 1, None
+
+    def step(self, action: int) -> Any:
+        returned: list[Any] = list(super().step(action))
+        returned[self.place] = self.value
+        return tuple(returned)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (1, None, "reward None: it is no number"),
+        (1, "1.0", "reward '1.0': it is no number"),
+        (2, "False", "terminated 'False': it is a str, and no flag"),
+        (2, float("nan"), "terminated nan: it is a float"),
+        (3, {"TimeLimit.truncated": False}, "truncated {'TimeLimit.truncated': False}"),
+    ],
+)
+def test_rewards_and_flags_that_are_none_are_refused(place: int, value: Any, said: str) -> None:
+    kind = type("Kind", (Strange,), {"place": place, "value": value})
+    with pytest.raises(EnvFailures) as raised:
+        host_of([kind]).step()
+    assert said in str(raised.value.failures[0])
+    assert raised.value.final()
+
+
+@pytest.mark.parametrize("flag", [True, np.True_, 1, np.array([True])])
+def test_flags_of_any_make_end_an_episode(flag: Any) -> None:
+    host = host_of([type("Kind", (Strange,), {"place": 2, "value": flag})])
+    host.step()
+    assert host.rows.terminated.tolist() == [True]
+
+
 def test_gymnasiums_own_environments_are_stepped_as_they_step_themselves() -> None:
     host, env = host_of([lambda: gym.make("CartPole-v1")]), gym.make("CartPole-v1")
     env.reset(seed=0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -213,3 +216,22 @@ def test_modules_that_are_no_pure_function_are_refused(module: nn.Module, reason
 def test_layers_that_only_normalise_a_row_are_welcome() -> None:
     module = nn.Sequential(nn.Linear(4, 2), nn.LayerNorm(2), nn.InstanceNorm1d(2))
     assert FlatNetwork(module).flat.numel() == 10 + 4
+
+
+def test_a_module_belongs_to_one_vector_at_a_time() -> None:
+    module = MLP((4,), 2, (8,))
+    first = FlatNetwork(module)
+    with pytest.raises(UsageError, match=r"another agent or learner.*copy\.deepcopy"):
+        FlatNetwork(module)
+    twin = copy.deepcopy(first)
+    with pytest.raises(UsageError, match="another agent or learner"):
+        FlatNetwork(twin.module)
+    assert FlatNetwork(copy.deepcopy(module)).flat.equal(first.flat)
+    del first
+    gc.collect()
+    FlatNetwork(module)
+
+
+def test_a_module_without_memory_is_refused() -> None:
+    with pytest.raises(UsageError, match="device meta"):
+        FlatNetwork(nn.Linear(4, 2, device="meta"))

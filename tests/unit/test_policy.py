@@ -251,9 +251,10 @@ def test_an_update_changes_the_next_action() -> None:
     assert policy.greedy(obs).tolist() == [2, 1]
 
 
-def _elsewhere(module: nn.Module, num_parameters: int | None = None) -> Policy:
+def _elsewhere(network: nn.Module | FlatNetwork, num_parameters: int | None = None) -> Policy:
     """Return a policy whose network says that it lies on a card."""
-    policy = Policy(FlatNetwork(module))
+    whole = network if isinstance(network, FlatNetwork) else FlatNetwork(network)
+    policy, module = Policy(whole), whole.module
     count = policy.network.flat.numel() if num_parameters is None else num_parameters
     flat = SimpleNamespace(device=torch.device("cuda"), numel=lambda: count)
     policy.network = SimpleNamespace(flat=flat, module=module)  # type: ignore[assignment]
@@ -266,8 +267,8 @@ def test_on_the_cpu_a_policy_plays_itself() -> None:
 
 
 def test_a_small_mlp_of_a_card_is_played_on_the_cpu_as_it_is_at_this_moment() -> None:
-    network, obs = MLP((4,), 3, (8,)), torch.randn(64, 4)
-    truth = Policy(FlatNetwork(network))
+    network, obs = FlatNetwork(MLP((4,), 3, (8,))), torch.randn(64, 4)
+    truth = Policy(network)
     before = truth.greedy(obs)
     played = _elsewhere(network).to_play()
     assert isinstance(played.actor, NativeActor)
