@@ -30,7 +30,7 @@ PROGRESS_EVERY_S = 5.0
 NO_LIMIT = 2**62
 
 OnProgress = Callable[[int, int, int], None]
-"""Is told of an evaluation that takes its time: episodes done, episodes, env steps played."""
+"""Receives how far a long evaluation is: episodes done, all episodes, env steps played."""
 
 
 class EvaluationStopped(Exception):  # noqa: N818 - a wish of the caller, no error

@@ -112,7 +112,7 @@ class Trainable(ABC):
         Args:
             total_timesteps: Env steps of this call; None is the setting's.
             run_dir: The folder; None is that of the last call, or the setting's, or none.
-            witness: Is told how it goes; None is nobody.
+            witness: Receives what happens: reports, episodes, checkpoints; or None.
 
         Raises:
             UsageError: So few env steps that nothing would be learned, a folder that holds

@@ -94,16 +94,16 @@ class Persistent(Trainable):
         agent._go_on_from(restored.saved)
         return agent
 
-    def _go_on_from(self, told: SavedDescription) -> None:
+    def _go_on_from(self, saved: SavedDescription) -> None:
         """Count on from a training that was saved."""
-        self._env_steps, self._episodes = told.env_steps, told.episodes
-        self._rounds = told.rounds
+        self._env_steps, self._episodes = saved.env_steps, saved.episodes
+        self._rounds = saved.rounds
         self.learner.sync_target()
-        self.learner.go_on_from(told.updates)
-        self._ratio.go_on_from(told.env_steps, told.updates)
+        self.learner.go_on_from(saved.updates)
+        self._ratio.go_on_from(saved.env_steps, saved.updates)
         if self._fused is not None:
-            self._fused.earlier_steps, self._fused.episodes = told.env_steps, told.episodes
-        seed = partial(seeds_of, self.config.seed, count=1, round_=told.rounds)
+            self._fused.earlier_steps, self._fused.episodes = saved.env_steps, saved.episodes
+        seed = partial(seeds_of, self.config.seed, count=1, round_=saved.rounds)
         self.policy.reseed(seed(Stream.EXPLORATION)[0])
         if self._sampler is not None:
             self._sampler.reseed(seed(Stream.REPLAY)[0])

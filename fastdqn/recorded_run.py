@@ -96,7 +96,7 @@ def train_recorded(
         total_timesteps: Env steps; None is the setting's.
         started: `time.perf_counter()` at the start of the command.
         request: Takes signals; None leaves them to the caller.
-        witness: Is told how it goes, too.
+        witness: Receives what happens, too.
         silent: Say nothing on the terminal.
 
     Returns:
@@ -248,7 +248,7 @@ def _conclude(console: Console, trainer: Loop, status: str) -> None:
 
 
 def _draw(console: Console, run_dir: Path) -> None:
-    """Draw the plots; a full disk costs them and is told."""
+    """Draw the plots; a full disk costs them, and the console says so."""
     from fastdqn.plots import plot_run  # noqa: PLC0415 - matplotlib must not delay the start
 
     try:

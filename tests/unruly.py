@@ -76,7 +76,7 @@ class LeavingEnv(gym.Env[Any, Any]):
 
 
 class FallingEnv(LeavingEnv):
-    """Ends its process once; whoever comes after shows what its space does not hold.
+    """Ends its process once; its successor shows what its space does not hold.
 
     Args:
         flag: Path of a file that is there from its fall on.

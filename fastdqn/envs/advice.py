@@ -86,13 +86,13 @@ def _is_old(thing: Any) -> bool:
     )
 
 
-def checked_reset(told: Any, name: str) -> tuple[Any, Mapping[str, Any]]:
-    """Return what a reset told, an observation and an info.
+def checked_reset(returned: Any, name: str) -> tuple[Any, Mapping[str, Any]]:
+    """Return what a reset returned, an observation and an info.
 
     Raises:
-        UsageError: It told something else.
+        UsageError: It returned something else.
     """
-    if not (isinstance(told, tuple) and len(told) == 2 and _may_be_info(told[1])):
+    if not (isinstance(returned, tuple) and len(returned) == 2 and _may_be_info(returned[1])):
         raise UsageError(
             f"environment {name}",
             "its reset returned only an observation, as the old gym API has it, where Gymnasium's "
@@ -100,30 +100,30 @@ def checked_reset(told: Any, name: str) -> tuple[Any, Mapping[str, Any]]:
             "End its reset with `return obs, {}`, and let it take seed and options: "
             "def reset(self, *, seed=None, options=None).",
         )
-    return told[0], _checked_info(told[1], name, "reset", "return obs, {}")
+    return returned[0], _checked_info(returned[1], name, "reset", "return obs, {}")
 
 
-def checked_step(told: Any, name: str) -> Mapping[str, Any]:
-    """Return the info that a step told.
+def checked_step(returned: Any, name: str) -> Mapping[str, Any]:
+    """Return the info that a step returned.
 
     Raises:
         UsageError: It did not tell five things, or the last of them is no info.
     """
-    if isinstance(told, tuple) and len(told) == 4:
+    if isinstance(returned, tuple) and len(returned) == 4:
         raise UsageError(
             f"environment {name}",
             "its step returned four values, as the old gym API has it, where Gymnasium's are five",
             "End its step with `return obs, reward, terminated, truncated, info`: terminated says "
             "that the task has ended, truncated that a time limit cut it.",
         )
-    if not (isinstance(told, tuple) and len(told) == 5):
+    if not (isinstance(returned, tuple) and len(returned) == 5):
         raise UsageError(
             f"environment {name}",
             "its step must return five values: obs, reward, terminated, truncated, info",
             "End its step with `return obs, reward, terminated, truncated, {}`.",
         )
     way_out = "return obs, reward, terminated, truncated, {}"
-    return _checked_info(told[4], name, "step", way_out)
+    return _checked_info(returned[4], name, "step", way_out)
 
 
 def _may_be_info(second: Any) -> bool:
@@ -194,5 +194,5 @@ def _flattens(space: Space[Any]) -> bool:
     try:
         flat = flatten_space(space)
         return isinstance(flat, ARRAY_SPACES) and flat.contains(flatten(space, space.sample()))
-    except Exception:  # a space of somebody's own may raise anything
+    except Exception:  # a space of the caller's own may raise anything
         return False

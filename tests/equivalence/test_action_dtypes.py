@@ -1,4 +1,4 @@
-"""Actions reach the environments in the dtype of their space, the same ones whoever brings them."""
+"""Actions reach the environments in the dtype of their space, the same ones under every vectorizer."""
 
 from __future__ import annotations
 

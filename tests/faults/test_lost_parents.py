@@ -243,7 +243,7 @@ def make(kind):
     envs.reset(seed=1)
     envs.step_async([0, 0])
     kept.append(envs)
-    envs.myself = envs  # collected by nobody
+    envs.myself = envs  # never collected
 
 kept, kind = [], sys.argv[2]
 if kind == "thread":

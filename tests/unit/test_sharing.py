@@ -1,4 +1,4 @@
-"""One object in the place of two environments is refused by both indices, whoever steps them."""
+"""One object in the place of two environments is refused by both indices, by every vectorizer."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_objects_that_are_handed_out_in_turn_are_found_when_they_come_again(
     with closing(training), pytest.raises(UsageError, match=r"of two vectors, such as training"):
         make_source(vectorizer, factory, description, 2, 0)
     with closing(make_source(vectorizer, factory, description, 3, 0)) as again:
-        again.reset((1, 2, 3))  # nobody has them now
+        again.reset((1, 2, 3))  # they are free now
 
 
 @pytest.mark.filterwarnings("ignore:.*ERROR")
@@ -149,7 +149,7 @@ def test_an_object_that_raised_and_comes_again_is_refused() -> None:
 
 
 def _step_or_reset(envs: GroupedVectorEnv) -> None:
-    """Take the step that raises; where nobody supervises, the reset after it builds anew."""
+    """Take the step that raises; without supervision, the reset after it builds anew."""
     try:
         envs.step(np.zeros(1, np.int64))
     except CrashError:

@@ -1,4 +1,4 @@
-"""Observations outside their space: refused by name, whoever copies them; all others are taken."""
+"""Observations outside their space: refused by name wherever they are copied; all others are taken."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_bounds_of_each_number_are_its_own_in_rows_of_any_strides(size: int) -> 
         assert bounds.are_left() is left
 
 
-# Whoever steps them
+# Every vectorizer
 
 
 NUMBER = partial(LeavingEnv, Discrete(5), 2, 5)

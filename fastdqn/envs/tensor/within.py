@@ -1,4 +1,4 @@
-"""Which observations of tensor environments their space holds, told on the device."""
+"""Which observations of tensor environments their space holds, decided on the device."""
 
 from __future__ import annotations
 
