@@ -1,4 +1,4 @@
-"""Actions reach the environments in the dtype of their space, the same ones under every vectorizer."""
+"""Actions reach the environments in the dtype of their space, alike under every vectorizer."""
 
 from __future__ import annotations
 

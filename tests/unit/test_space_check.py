@@ -1,4 +1,4 @@
-"""Observations outside their space: refused by name wherever they are copied; all others are taken."""
+"""Observations outside their space are refused by name wherever they are copied."""
 
 from __future__ import annotations
 
