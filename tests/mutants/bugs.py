@@ -23,6 +23,8 @@ from fastdqn import (
     evaluation,
     execution,
     exploration,
+    games,
+    lent,
     loading,
     losses,
     network_check,
@@ -34,7 +36,6 @@ from fastdqn import (
     saved_description,
     schedules,
     update,
-    worlds,
 )
 from fastdqn.agent import DQN
 from fastdqn.captured import Captured
@@ -618,7 +619,7 @@ def few_episodes_side_by_side() -> None:
     def spread(episodes: int, num_envs: int) -> Any:
         return np.minimum(np.arange(num_envs), episodes)
 
-    exchange("_spread", spread, evaluation)
+    exchange("_spread", spread, games)
 
 
 @turns_red(EVALUATION + "a_full_evaluation_ends_early_only_where_the_goal_is_out_of_reach")
@@ -906,10 +907,7 @@ def wrappers_that_come_with_the_environment_put_on_again() -> None:
     exchange("chain_of", chain_of, construction)
 
 
-@turns_red(
-    LOADING + "a_module_is_imported_where_the_caller_names_it_alone",
-    FORGED + "what_only_the_caller_may_name_is_printed_as_a_command",
-)
+@turns_red(LOADING + "a_module_is_imported_where_the_caller_names_it_alone")
 def what_a_file_names_is_imported() -> None:
     exchange("_refuse_unknown", lambda *_, **__: None, loading)
 
@@ -1031,7 +1029,7 @@ def observations_of_vectors_copied_unseen() -> None:
     REUSED + "its_masks_are_copied_too",
 )
 def arrays_of_a_lent_vector_that_stay_the_environments_own() -> None:
-    exchange("own_arrays_in", lambda _: contextlib.nullcontext(), worlds)
+    exchange("own_arrays_in", lambda _: contextlib.nullcontext(), lent)
     exchange("look", lambda *_, **__: None, ReuseWatch)
 
 
