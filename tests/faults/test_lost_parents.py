@@ -164,7 +164,8 @@ from fastdqn.envs.grouped import GroupedVectorEnv
 from tests.frail import FailsOnce, Keeper
 
 context, does = sys.argv[2:]
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` leaves it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores both after `&`
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 if does == "goes on":
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, _: heard.append(number))
