@@ -114,7 +114,7 @@ class Host(Residents):
         failures: list[Failure] = []
         lines, reward_, resting = self._lines, self._reward, self._resting
         terminated_, truncated_ = self._terminated, self._truncated
-        returns, lengths, ended = self.returns, self.lengths, self.ended
+        returns, lengths = self.returns, self.lengths
         given = self._actions() if actions is None else actions
         with self.permit:
             for i, (env, action) in enumerate(zip(self.envs, given, strict=True)):
@@ -142,7 +142,6 @@ class Host(Residents):
                             refuse_unexpected_mask(self.task.first_env + i, info)
                         if terminated or truncated:
                             _refuse_flags(terminated, truncated)
-                            ended[i] = True
                             info = self._end(i, obs, info)
                 except Exception as error:  # whatever an environment raises goes to the caller
                     failures.append(self._shut(i, error, on_action(env, action)))
@@ -185,6 +184,7 @@ class Host(Residents):
 
         All that is told is copied: an environment may overwrite its own arrays in the reset.
         """
+        self.ended[i] = True
         rows = self.rows
         rows.episode_return[i], rows.episode_length[i] = self.returns[i], self.lengths[i]
         if not self._resets_same:

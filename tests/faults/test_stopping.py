@@ -126,11 +126,11 @@ def result_in(run_dir: Path) -> dict[str, object]:
     return result
 
 
-def assert_complete(run_dir: Path, status: str) -> None:
+def assert_complete(run_dir: Path, status: str, env: str | None = None) -> None:
     """Check that the folder holds a policy that acts, and files that agree with each other."""
     result = result_in(run_dir)
     assert result["status"] == status
-    assert DQN.load(run_dir).predict(np.zeros((3, 4))).shape == (3,)
+    assert DQN.load(run_dir, env).predict(np.zeros((3, 4))).shape == (3,)
     with (run_dir / "episodes.csv").open() as stream:
         assert len(list(csv.DictReader(stream))) == result["episodes"]
     last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
