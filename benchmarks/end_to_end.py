@@ -27,9 +27,9 @@ from benchmarks.naive import NaiveDQN
 from benchmarks.update_modes import updates_of
 from fastdqn import DQN
 from fastdqn.device import available_cores, resolve_device, synchronize
-from fastdqn.stopwatch import ACTIVITIES
-from fastdqn.trainer import Trainer
-from fastdqn.witness import NullWitness
+from fastdqn.training.callbacks import NullWitness
+from fastdqn.training.host.trainer import Trainer
+from fastdqn.training.stopwatch import ACTIVITIES
 
 __all__ = ["CPU_RATIOS", "CUDA_RATIOS", "EndToEndGroup", "Limits", "LoopTimer", "Setting"]
 

@@ -13,9 +13,9 @@ from benchmarks.guards import Guard, Measured, Selection, faster
 from benchmarks.measure import Effort, Lap, Timer, interleave, medians
 from benchmarks.steppers import Crowd, open_steppers
 from benchmarks.update_modes import possible_modes
-from fastdqn.blocks import plan
 from fastdqn.device import available_cores, resolve_device
 from fastdqn.errors import UsageError
+from fastdqn.training.tensor.block_plan import plan
 
 __all__ = ["FusedGroup", "SteppingGroup"]
 

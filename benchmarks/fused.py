@@ -24,12 +24,12 @@ import tyro
 from benchmarks.guards import faster
 from benchmarks.measure import Effort, Timer, interleave, medians
 from benchmarks.provenance import as_markdown, keep, provenance
-from fastdqn.blocks import Block, plan
 from fastdqn.device import resolve_device, synchronize
 from fastdqn.envs.tensor import make_tensor_env
-from fastdqn.fused import FusedRollout
-from fastdqn.learner import Learner
-from fastdqn.networks import MLP
+from fastdqn.learner.learner import Learner
+from fastdqn.networks.mlp import MLP
+from fastdqn.training.tensor.block_plan import Block, plan
+from fastdqn.training.tensor.rollout import FusedRollout
 
 HIDDEN, BATCH, CAPACITY = (120, 84), 128, 10_000
 EPSILON = 0.05

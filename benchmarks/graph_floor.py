@@ -17,7 +17,7 @@ from benchmarks.measure import Effort, interleave, medians, rate_of
 from benchmarks.random_replay import random_replay
 from benchmarks.update_modes import learner_of, possible_modes, updates_of
 from fastdqn.device import resolve_device
-from fastdqn.learner import Learner
+from fastdqn.learner.learner import Learner
 from fastdqn.native import CudaUpdate
 from fastdqn.replay import Sampler, gather
 

@@ -25,8 +25,9 @@ from benchmarks.random_replay import (
 )
 from benchmarks.torchrl_replay import has_torchrl, torchrl_sample
 from fastdqn.device import resolve_device
-from fastdqn.networks import MLP, FlatNetwork
-from fastdqn.policy import Policy
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import MLP
+from fastdqn.policies.policy import Policy
 from fastdqn.replay import gather
 
 __all__ = ["PartsGroup"]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastdqn.envs.make import describe, factory_of
+from fastdqn.envs.description import describe, factory_of
 
 Memory = deque[tuple[np.ndarray, int, float, np.ndarray, bool]]
 

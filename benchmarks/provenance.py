@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fastdqn.device import available_cores, resolve_device
-from fastdqn.run_directory import commit, describe_machine, versions
+from fastdqn.reporting.run_directory import commit, describe_machine, versions
 
 __all__ = ["RESULTS", "as_markdown", "keep", "provenance"]
 

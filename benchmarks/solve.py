@@ -25,9 +25,9 @@ import tyro
 
 from benchmarks.provenance import as_markdown, keep, provenance
 from fastdqn import DQN
-from fastdqn.cli import SMALLEST
+from fastdqn.cli.commands import SMALLEST
 from fastdqn.errors import UsageError
-from fastdqn.formatting import format_return
+from fastdqn.foundation.formatting import format_return
 
 __all__ = ["COLUMNS", "first_update_s", "main", "row", "split", "summary", "train"]
 

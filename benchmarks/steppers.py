@@ -19,12 +19,12 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from benchmarks.measure import Timer, bare_timer, repeat
 from fastdqn.device import available_cores
-from fastdqn.envs.envpool import EnvPoolSource
+from fastdqn.envs.description import describe, factory_of
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.make import describe, factory_of
-from fastdqn.envs.source import EnvSource, make_source
-from fastdqn.envs.staffing import Staff
-from fastdqn.envs.starting import without_main_module
+from fastdqn.envs.sources.envpool import EnvPoolSource
+from fastdqn.envs.sources.source import EnvSource, make_source
+from fastdqn.envs.workers.allocation import Staff
+from fastdqn.envs.workers.starting import without_main_module
 from fastdqn.errors import UsageError
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.random_replay import NUM_ENVS, random_replay, random_step
 from benchmarks.update_modes import learner_of, possible_modes, updates_of
-from fastdqn.envs.make import describe, factory_of
-from fastdqn.envs.source import EnvSource, make_source
-from fastdqn.networks import MLP, FlatNetwork
-from fastdqn.policy import Policy
+from fastdqn.envs.description import describe, factory_of
+from fastdqn.envs.sources.source import EnvSource, make_source
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import MLP
+from fastdqn.policies.policy import Policy
 from fastdqn.replay import Sampler
 
 UPDATES_PER_CALL = 4

@@ -13,9 +13,9 @@ from benchmarks.naive import NaiveLearner
 from benchmarks.random_replay import CAPACITY, NUM_ACTIONS, OBS_SIZE, random_replay
 from fastdqn.device import resolve_device
 from fastdqn.errors import UsageError
-from fastdqn.execution import EXECUTIONS, choose_execution
-from fastdqn.learner import Learner
-from fastdqn.networks import MLP
+from fastdqn.execution.modes import EXECUTIONS, choose_execution
+from fastdqn.learner.learner import Learner
+from fastdqn.networks.mlp import MLP
 from fastdqn.replay import Sampler
 
 __all__ = ["UpdateGroup", "learner_of", "possible_modes", "updates_of"]

@@ -10,21 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastdqn.agent import DQN
-    from fastdqn.config import Config
-    from fastdqn.envs.grouped import GroupedVectorEnv
-    from fastdqn.envs.supervision import Supervision
-    from fastdqn.envs.tensor import PureTensorEnv, TensorEnv, TensorStep, make_tensor_env
-    from fastdqn.errors import (
-        CheckpointError,
-        FastDQNError,
-        NonFiniteError,
-        UsageError,
-        WorkerError,
-    )
-    from fastdqn.evaluation import Evaluation
-    from fastdqn.learner import Learner
-    from fastdqn.losses import (
+    from fastdqn.agent.dqn import DQN
+    from fastdqn.algorithms.optimizers import Adam, AdamW, RMSprop
+    from fastdqn.algorithms.td_losses import (
         double_dqn_target,
         dqn_target,
         huber_loss,
@@ -32,21 +20,33 @@ if TYPE_CHECKING:
         soft_update_,
         td_error,
     )
-    from fastdqn.networks import MLP
-    from fastdqn.optimizers import Adam, AdamW, RMSprop
-    from fastdqn.policy import epsilon_greedy
+    from fastdqn.config import Config
+    from fastdqn.envs.grouped import GroupedVectorEnv
+    from fastdqn.envs.tensor import PureTensorEnv, TensorEnv, TensorStep, make_tensor_env
+    from fastdqn.envs.workers.supervision import Supervision
+    from fastdqn.errors import (
+        CheckpointError,
+        FastDQNError,
+        NonFiniteError,
+        UsageError,
+        WorkerError,
+    )
+    from fastdqn.learner.learner import Learner
+    from fastdqn.networks.mlp import MLP
+    from fastdqn.policies.policy import epsilon_greedy
     from fastdqn.presets import PRESETS
     from fastdqn.replay import ReplayBuffer
-    from fastdqn.schedules import Constant, Exponential, Linear, Multiplicative
+    from fastdqn.training.evaluation import Evaluation
+    from fastdqn.training.schedules import Constant, Exponential, Linear, Multiplicative
     from fastdqn.transition import Transitions
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "fastdqn.agent": ("DQN",),
+    "fastdqn.agent.dqn": ("DQN",),
     "fastdqn.config": ("Config",),
     "fastdqn.envs.grouped": ("GroupedVectorEnv",),
-    "fastdqn.envs.supervision": ("Supervision",),
+    "fastdqn.envs.workers.supervision": ("Supervision",),
     "fastdqn.envs.tensor": ("PureTensorEnv", "TensorEnv", "TensorStep", "make_tensor_env"),
     "fastdqn.errors": (
         "CheckpointError",
@@ -55,9 +55,9 @@ _HOMES = {
         "UsageError",
         "WorkerError",
     ),
-    "fastdqn.evaluation": ("Evaluation",),
-    "fastdqn.learner": ("Learner",),
-    "fastdqn.losses": (
+    "fastdqn.training.evaluation": ("Evaluation",),
+    "fastdqn.learner.learner": ("Learner",),
+    "fastdqn.algorithms.td_losses": (
         "double_dqn_target",
         "dqn_target",
         "huber_loss",
@@ -65,12 +65,12 @@ _HOMES = {
         "soft_update_",
         "td_error",
     ),
-    "fastdqn.networks": ("MLP",),
-    "fastdqn.optimizers": ("Adam", "AdamW", "RMSprop"),
-    "fastdqn.policy": ("epsilon_greedy",),
+    "fastdqn.networks.mlp": ("MLP",),
+    "fastdqn.algorithms.optimizers": ("Adam", "AdamW", "RMSprop"),
+    "fastdqn.policies.policy": ("epsilon_greedy",),
     "fastdqn.presets": ("PRESETS",),
     "fastdqn.replay": ("ReplayBuffer",),
-    "fastdqn.schedules": ("Constant", "Exponential", "Linear", "Multiplicative"),
+    "fastdqn.training.schedules": ("Constant", "Exponential", "Linear", "Multiplicative"),
     "fastdqn.transition": ("Transitions",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from fastdqn.streams import hold_streams
+from fastdqn.foundation.streams import hold_streams
 
 __all__ = ["run"]
 
@@ -17,7 +17,7 @@ def run() -> int:
     """Run one command; a Ctrl-C while there is nothing to save ends it at once, silently."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     hold_streams()
-    from fastdqn.cli import main  # noqa: PLC0415 - PyTorch and its friends take seconds to load
+    from fastdqn.cli.commands import main  # noqa: PLC0415 - PyTorch and its friends take seconds to load
 
     return main()
 

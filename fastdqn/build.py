@@ -13,26 +13,27 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import nn
 
+from fastdqn.algorithms.optimizers import OPTIMIZERS, Adam, AdamW, Optimizer
 from fastdqn.config import Config, spelled
 from fastdqn.device import available_bytes
-from fastdqn.envs.make import EnvDescription
+from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.tensor import TensorEnv
 from fastdqn.errors import UsageError
-from fastdqn.evaluation import Evaluator
-from fastdqn.execution import refuse_execution
-from fastdqn.fused import FusedRollout
-from fastdqn.fused_trainer import FusedTrainer
-from fastdqn.learner import Learner
-from fastdqn.loop import Intervals, Loop, LoopSettings
-from fastdqn.network_check import refuse_unfit
-from fastdqn.networks import FlatNetwork, mlp_for
-from fastdqn.optimizers import OPTIMIZERS, Adam, AdamW, Optimizer
-from fastdqn.precision import refuse_precision
+from fastdqn.execution.modes import refuse_execution
+from fastdqn.execution.self_check import check_device
+from fastdqn.learner.learner import Learner
+from fastdqn.learner.precision import refuse_precision
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import mlp_for
+from fastdqn.networks.network_check import refuse_unfit
 from fastdqn.presets import preset_config
 from fastdqn.replay import ReplayBuffer, Sampler
-from fastdqn.rollout import Rollout
-from fastdqn.schedules import (
+from fastdqn.training.callbacks import Witness
+from fastdqn.training.evaluation import Evaluator
+from fastdqn.training.host.rollout import Rollout
+from fastdqn.training.host.trainer import Trainer
+from fastdqn.training.schedules import (
     Constant,
     Exponential,
     Linear,
@@ -40,10 +41,10 @@ from fastdqn.schedules import (
     ReplayRatio,
     Schedule,
 )
-from fastdqn.self_check import check_device
-from fastdqn.trainer import Trainer
+from fastdqn.training.tensor.rollout import FusedRollout
+from fastdqn.training.tensor.trainer import FusedTrainer
+from fastdqn.training.trainer import Intervals, Loop, LoopSettings
 from fastdqn.transition import storage_dtype
-from fastdqn.witness import Witness
 
 __all__ = [
     "build_config",

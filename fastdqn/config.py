@@ -10,7 +10,7 @@ from dataclasses import field as field_of
 from pathlib import Path
 from typing import Any, Literal
 
-from fastdqn.settings import check, choices_of, flag_of, plain_value, spelled
+from fastdqn.foundation.setting_checks import check, choices_of, flag_of, plain_value, spelled
 
 __all__ = ["Config", "check", "choices_of", "flag_of", "plain", "spelled"]
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from fastdqn import compiled, variants
-from fastdqn.compiler import CompileError, Request
-from fastdqn.tracing import COMPILER, Trace
+from fastdqn.execution import compiled, variants
+from fastdqn.execution.compiler import CompileError, Request
+from fastdqn.execution.trace import COMPILER, Trace
 
 __all__ = ["HeldInductor", "Interpreted", "PromptCompiler", "SlowCompiler", "interpreted"]
 
@@ -93,7 +93,7 @@ def interpreted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Interpret
         return loaded[-1]
 
     monkeypatch.setattr(variants, "load_library", load)
-    monkeypatch.setattr("fastdqn.compile_cache.cache_dir", lambda: str(folder))
+    monkeypatch.setattr("fastdqn.execution.compile_cache.cache_dir", lambda: str(folder))
     return loaded
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.starting import without_main_module
-from fastdqn.networks import FlatNetwork, mlp_for
-from fastdqn.policy import Policy
+from fastdqn.envs.workers.starting import without_main_module
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import mlp_for
+from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, gather
-from fastdqn.rollout import Rollout
+from fastdqn.training.host.rollout import Rollout
 from fastdqn.transition import storage_dtype
 from tests.oracles import EnvFactory, Stored
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from fastdqn.envs.source import EnvSource
-    from fastdqn.report import Episode
+    from fastdqn.envs.sources.source import EnvSource
+    from fastdqn.training.events import Episode
 
 KINDS = ("grouped 0", "grouped 1", "grouped 2", "grouped 4", "async", "sync")
 MODES = (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)

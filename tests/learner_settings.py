@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdqn.learner import Learner, LearnerState
-from fastdqn.networks import MLP
-from fastdqn.optimizers import Adam, AdamW, RMSprop
+from fastdqn.algorithms.optimizers import Adam, AdamW, RMSprop
+from fastdqn.learner.learner import Learner, LearnerState
+from fastdqn.networks.mlp import MLP
 from fastdqn.replay import ReplayBuffer, Sampler
 from tests.small_learners import Branches, filled_ring
 

@@ -9,10 +9,10 @@ from typing import Any
 from gymnasium.vector import AutoresetMode
 
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.source import source_of
-from fastdqn.envs.supervision import Supervision
+from fastdqn.envs.sources.source import source_of
+from fastdqn.envs.workers.supervision import Supervision
 from fastdqn.replay import ReplayBuffer
-from fastdqn.rollout import Rollout
+from fastdqn.training.host.rollout import Rollout
 from tests.drive import random_policy
 from tests.oracles import CounterRules, LivingEnv, MortalEnv, counters
 

@@ -12,8 +12,8 @@ from gymnasium.spaces.utils import flatten, flatten_space
 from gymnasium.vector import VectorEnv
 
 from fastdqn.envs.spaces import ARRAY_SPACES
-from fastdqn.envs.traces import with_parts
 from fastdqn.errors import UsageError
+from fastdqn.foundation.traces import with_parts
 
 __all__ = ["checked_reset", "checked_step", "refuse_no_factory", "refuse_unlike_env", "wrapper_for"]
 

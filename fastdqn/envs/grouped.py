@@ -22,9 +22,6 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 
 from fastdqn.envs.actions import as_rows, one_by_one
-from fastdqn.envs.failures import EnvFailures, Failure
-from fastdqn.envs.helped import HelpedPool
-from fastdqn.envs.local import LocalPool
 from fastdqn.envs.observations import (
     BlockObservations,
     Observations,
@@ -32,13 +29,16 @@ from fastdqn.envs.observations import (
     TravellingObservations,
     shared_memory_for,
 )
-from fastdqn.envs.pool import PoolSettings, WorkerPool
-from fastdqn.envs.rows import Rows, RowSpec
 from fastdqn.envs.sharing import refuse_shared_by_processes
 from fastdqn.envs.spaces import ARRAY_SPACES, read_spaces
-from fastdqn.envs.staffing import Staff, choose_staff
-from fastdqn.envs.supervised import SupervisedPool
-from fastdqn.envs.supervision import Supervision
+from fastdqn.envs.workers.allocation import Staff, choose_staff
+from fastdqn.envs.workers.assisted_pool import HelpedPool
+from fastdqn.envs.workers.failures import EnvFailures, Failure
+from fastdqn.envs.workers.local_pool import LocalPool
+from fastdqn.envs.workers.pool import PoolSettings, WorkerPool
+from fastdqn.envs.workers.shared_block import Rows, RowSpec
+from fastdqn.envs.workers.supervised_pool import SupervisedPool
+from fastdqn.envs.workers.supervision import Supervision
 from fastdqn.errors import UsageError, WorkerError
 
 __all__ = ["GroupedVectorEnv"]

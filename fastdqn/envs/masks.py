@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces import Dict, Space
 
-from fastdqn.envs.adopted import as_env
+from fastdqn.envs.sources.adopted import as_env
 from fastdqn.envs.space_check import NUMBERS
 from fastdqn.errors import UsageError
 

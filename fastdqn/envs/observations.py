@@ -15,7 +15,7 @@ from gymnasium.vector.utils import (
     read_from_shared_memory,
 )
 
-from fastdqn.envs.rows import Rows
+from fastdqn.envs.workers.shared_block import Rows
 
 __all__ = [
     "BlockObservations",

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-from fastdqn.envs.task import EnvFactory
-from fastdqn.envs.traces import trial_env
+from fastdqn.envs.workers.task import EnvFactory
 from fastdqn.errors import UsageError
+from fastdqn.foundation.traces import trial_env
 
 __all__ = [
     "Holder",

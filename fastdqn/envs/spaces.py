@@ -11,7 +11,7 @@ import gymnasium as gym
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 from gymnasium.vector.utils import batch_differing_spaces, batch_space
 
-from fastdqn.envs.traces import trial_env
+from fastdqn.foundation.traces import trial_env
 
 __all__ = ["ARRAY_SPACES", "VectorSpaces", "measured_step_s", "read_spaces"]
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fastdqn.errors import UsageError
-from fastdqn.native.plan import DTYPES
-from fastdqn.network_check import num_actions_of, refuse_frames
-from fastdqn.networks import FlatNetwork
+from fastdqn.native.c_structs import DTYPES
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.network_check import num_actions_of, refuse_frames
 from fastdqn.replay import Ring
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdqn.copying import Whole
+from fastdqn.foundation.copying import Whole
 from fastdqn.native.binding import (
     refuse_index,
     refuse_masks,
@@ -18,12 +18,13 @@ from fastdqn.native.binding import (
     refuse_tensor,
     refuse_uniform,
 )
-from fastdqn.native.cuda_plan import GATHERED, Call, CudaPlan, Make, on_the_card
-from fastdqn.native.cuda_shape import Shape, rows_for
-from fastdqn.native.plan import RING_FIELDS
-from fastdqn.native.settings import LOSSES, TARGETS, Learned, batch_as_ring, numbers_of
-from fastdqn.network_check import refuse_batch
-from fastdqn.networks import MLP, FlatNetwork
+from fastdqn.native.c_structs import RING_FIELDS
+from fastdqn.native.cuda_config import Shape, rows_for
+from fastdqn.native.cuda_structs import GATHERED, Call, CudaPlan, Make, on_the_card
+from fastdqn.native.support import LOSSES, TARGETS, Learned, batch_as_ring, numbers_of
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import MLP
+from fastdqn.networks.network_check import refuse_batch
 from fastdqn.replay import Ring, Sampler
 from fastdqn.transition import Transitions
 

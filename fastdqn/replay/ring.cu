@@ -9,7 +9,7 @@ typedef unsigned char uint8;
 
 #define MOST_ENDED 192 /* a launch takes 4 KB of numbers at most */
 
-/* Field by field as in `fastdqn/replay/writer.py`. */
+/* Field by field as in `fastdqn/replay/row_writer.py`. */
 struct Call {
     uint8 *frames;
     int64 *next_index, *action;

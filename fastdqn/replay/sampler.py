@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from fastdqn.copying import Whole
-from fastdqn.replay.ring import MAX_DRAW, ReplayBuffer
+from fastdqn.foundation.copying import Whole
+from fastdqn.replay.buffer import MAX_DRAW, ReplayBuffer
 
 __all__ = ["Sampler"]
 

@@ -61,12 +61,12 @@ def test_the_doors_are_kept() -> None:
     ("module", "known"),
     [
         ("errors", set()),
-        ("scalars", {"fastdqn.errors"}),
-        ("settings", {"fastdqn.errors", "fastdqn.scalars"}),
-        ("config", {"fastdqn.settings"}),
+        ("foundation/scalars", {"fastdqn.errors"}),
+        ("foundation/setting_checks", {"fastdqn.errors", "fastdqn.foundation.scalars"}),
+        ("config", {"fastdqn.foundation.setting_checks"}),
         ("presets", {"fastdqn.config", "fastdqn.errors"}),
-        ("arguments", {"fastdqn.config", "fastdqn.errors", "fastdqn.scalars"}),
-        ("signals", set()),
+        ("cli/arguments", {"fastdqn.config", "fastdqn.errors", "fastdqn.foundation.scalars"}),
+        ("training/signals", set()),
     ],
 )
 def test_who_comes_first_knows_only_what_came_before(module: str, known: set[str]) -> None:
@@ -78,7 +78,9 @@ def test_who_comes_first_knows_only_what_came_before(module: str, known: set[str
     assert imported == known
 
 
-@pytest.mark.parametrize("module", ["fastdqn", "fastdqn.cli", "fastdqn.envs.worker"])
+@pytest.mark.parametrize(
+    "module", ["fastdqn", "fastdqn.cli.commands", "fastdqn.envs.workers.worker"]
+)
 def test_pytorch_is_not_loaded_before_it_is_needed(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
@@ -197,7 +199,7 @@ def test_the_package_is_typed_for_others() -> None:
 def test_a_run_starts_without_what_takes_seconds_to_load() -> None:
     """Compilers, TensorDict and matplotlib are loaded by whoever needs them, at that moment."""
     program = (
-        "import sys, torch; before = set(sys.modules); import fastdqn.run;"
+        "import sys, torch; before = set(sys.modules); import fastdqn.cli.train;"
         "print(*set(sys.modules) - before)"
     )
     told = subprocess.run(

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastdqn.learner import Learner, LearnerState
-from fastdqn.native import CudaUpdate, cuda_plan
-from fastdqn.native.cuda_shape import Shape
-from fastdqn.replay import Ring, Sampler, writer
+from fastdqn.learner.learner import Learner, LearnerState
+from fastdqn.learner.ways import Way
+from fastdqn.native import CudaUpdate, cuda_structs
+from fastdqn.native.cuda_config import Shape
+from fastdqn.replay import Ring, Sampler, row_writer
 from fastdqn.transition import Transitions
-from fastdqn.ways import Way
 
 __all__ = ["EmulatedKernels", "has_compiler", "make", "make_writer", "on_emulated_card"]
 
@@ -98,13 +98,13 @@ def make(shape: Shape, device: torch.device) -> EmulatedKernels:
     """Compile the kernels of a network for one core."""
     assert device.type == "cpu"
     small = replace(shape, threads=THREADS)
-    return EmulatedKernels(cuda_plan.SOURCE, small.macros, cuda_plan.Call, small.shared_bytes)
+    return EmulatedKernels(cuda_structs.SOURCE, small.macros, cuda_structs.Call, small.shared_bytes)
 
 
 def make_writer(macros: dict[str, str], device: torch.device) -> EmulatedKernels:
     """Compile the kernel that writes rows for one core."""
     assert device.type == "cpu"
-    return EmulatedKernels(writer.SOURCE, macros, writer.Call, {})
+    return EmulatedKernels(row_writer.SOURCE, macros, row_writer.Call, {})
 
 
 def on_emulated_card(learner: Learner) -> Learner:

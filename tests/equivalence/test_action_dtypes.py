@@ -12,16 +12,16 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from gymnasium.vector import AutoresetMode
 
 from fastdqn import DQN, UsageError
+from fastdqn.envs.description import describe, describe_spaces
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.make import describe, describe_spaces
-from fastdqn.envs.source import make_source, source_of
-from fastdqn.envs.staffing import Staff
+from fastdqn.envs.sources.source import make_source, source_of
+from fastdqn.envs.workers.allocation import Staff
 from tests.drive import KINDS, MODES, vector_of
 from tests.unit.test_agent import small
 from tests.unruly import ActionEchoEnv
 
 if TYPE_CHECKING:
-    from fastdqn.envs.source import EnvSource
+    from fastdqn.envs.sources.source import EnvSource
 
 NUM_ENVS, STEPS = 2, 12
 SPACES: list[Any] = [

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdqn import learner as learner_file
-from fastdqn.learner import Learner
+from fastdqn.execution.modes import chunks
+from fastdqn.learner import learner as learner_file
+from fastdqn.learner.learner import Learner
 from fastdqn.replay import Sampler
-from fastdqn.schedules import chunks
 from tests.fake_cuda import RecordingCuda
 from tests.learner_settings import BATCH, SETTINGS, Setting, nothing_left_in, written
 from tests.small_learners import filled_ring, random_batch

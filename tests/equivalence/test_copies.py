@@ -17,14 +17,15 @@ from gymnasium.vector import SyncVectorEnv
 from torch import Tensor, nn
 
 from fastdqn import DQN, UsageError
-from fastdqn.acting import CapturedActor, HostActor
 from fastdqn.envs.tensor import make_tensor_env
-from fastdqn.learner import Learner, LearnerState
+from fastdqn.learner.learner import Learner, LearnerState
 from fastdqn.native import CudaUpdate, NativeActor, NativeUpdate
-from fastdqn.networks import MLP, FlatNetwork
-from fastdqn.policy import Policy
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import MLP
+from fastdqn.policies.actors import CapturedActor, HostActor
+from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
-from fastdqn.witness import NullWitness
+from fastdqn.training.callbacks import NullWitness
 from tests.emulated.card import has_compiler, make
 from tests.equivalence.test_native import replay_of
 from tests.fake_cuda import RecordingCuda

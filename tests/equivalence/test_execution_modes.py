@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from fastdqn.compiled import Compiled
 from fastdqn.errors import UsageError
-from fastdqn.learner import Learner, LearnerState
-from fastdqn.networks import MLP
-from fastdqn.policy import Policy
+from fastdqn.execution.compiled import Compiled
+from fastdqn.learner.learner import Learner, LearnerState
+from fastdqn.networks.mlp import MLP
+from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
 from tests.compilers import PromptCompiler
 from tests.learner_settings import NO_TARGET, PLAIN, SmallConv

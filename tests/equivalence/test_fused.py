@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdqn.blocks import Block
 from fastdqn.envs.tensor import CartPole, TensorEnv
-from fastdqn.fused import FusedRollout
-from fastdqn.learner import Learner
-from fastdqn.networks import MLP
-from fastdqn.report import Episode
+from fastdqn.learner.learner import Learner
+from fastdqn.networks.mlp import MLP
+from fastdqn.training.events import Episode
+from fastdqn.training.tensor.block_plan import Block
+from fastdqn.training.tensor.rollout import FusedRollout
 from tests.oracles import CounterRules
 from tests.tensor_oracles import PureCounter, TensorCounter
 

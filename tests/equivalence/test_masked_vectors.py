@@ -12,13 +12,13 @@ import torch
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 
+from fastdqn.envs.description import describe
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.make import describe
 from fastdqn.envs.masks import with_mask_in_info
-from fastdqn.envs.source import GroupedSource, make_source, source_of
-from fastdqn.envs.supervision import Supervision
+from fastdqn.envs.sources.source import GroupedSource, make_source, source_of
+from fastdqn.envs.workers.supervision import Supervision
 from fastdqn.errors import UsageError
-from fastdqn.evaluation import evaluate
+from fastdqn.training.evaluation import evaluate
 from tests.batched import MaskedBatchedCounter
 from tests.drive import MODES, everything_in, random_policy, roll, rollout_of, vector_of
 from tests.masked import (
@@ -36,8 +36,8 @@ from tests.oracles import CounterRules, assert_complete, assert_counted, counter
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastdqn.envs.source import EnvSource
-    from fastdqn.policy import Policy
+    from fastdqn.envs.sources.source import EnvSource
+    from fastdqn.policies.policy import Policy
     from tests.drive import Vector
 
 NUM_ENVS = 3

@@ -13,19 +13,20 @@ from typing import Any
 import pytest
 import torch
 
-from fastdqn import trial, ways
-from fastdqn.blocks import Block
-from fastdqn.captured import Captured
-from fastdqn.compiled import CompiledInside
-from fastdqn.fused import FusedRollout
-from fastdqn.learner import Learner
-from fastdqn.meanwhile import Meanwhile
-from fastdqn.networks import MLP
-from fastdqn.policy import Policy
+from fastdqn.execution.compiled import CompiledInside
+from fastdqn.execution.cuda_graph import Captured
+from fastdqn.execution.meanwhile import Meanwhile
+from fastdqn.learner import ways
+from fastdqn.learner.learner import Learner
+from fastdqn.learner.ways import Way
+from fastdqn.networks.mlp import MLP
+from fastdqn.policies.policy import Policy
 from fastdqn.replay import Sampler
-from fastdqn.torch_blocks import TorchBlocks
-from fastdqn.trial import choose_ways
-from fastdqn.ways import Way
+from fastdqn.training import autotune
+from fastdqn.training.autotune import choose_ways
+from fastdqn.training.tensor.block_plan import Block
+from fastdqn.training.tensor.rollout import FusedRollout
+from fastdqn.training.tensor.torch_blocks import TorchBlocks
 from tests.clock import Clock
 from tests.compilers import HeldInductor
 from tests.fake_cuda import RecordingCuda
@@ -174,8 +175,8 @@ def test_what_was_asked_for_by_name_is_waited_for(inductor: HeldInductor) -> Non
 def test_auto_starts_without_a_compiler_and_records_nothing_twice(
     inductor: HeldInductor, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
-    monkeypatch.setattr(trial, "synchronize", lambda device: None)
-    monkeypatch.setattr(trial, "fastest_actor", lambda *_: ("eager", "acting by eager"))
+    monkeypatch.setattr(autotune, "synchronize", lambda device: None)
+    monkeypatch.setattr(autotune, "fastest_actor", lambda *_: ("eager", "acting by eager"))
     learner, cuda = OWN.build(), RecordingCuda()
     learner.device = torch.device("cuda")  # so it says; its tensors are the CPU's
     monkeypatch.setattr(learner, "_way", partial(learner._way, cuda=cuda))

@@ -14,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastdqn.learner import Learner, LearnerState
-from fastdqn.losses import masked_q
+from fastdqn.algorithms.optimizers import Adam, AdamW, RMSprop
+from fastdqn.algorithms.td_losses import masked_q
+from fastdqn.learner.learner import Learner, LearnerState
 from fastdqn.native import NativeActor, NativeUpdate
-from fastdqn.native.actor import MAX_PLACES
-from fastdqn.native.plan import DTYPES, MAX_LAYERS
-from fastdqn.networks import MLP, FlatNetwork
-from fastdqn.optimizers import Adam, AdamW, RMSprop
-from fastdqn.policy import Policy
+from fastdqn.native.c_actor import MAX_PLACES
+from fastdqn.native.c_structs import DTYPES, MAX_LAYERS
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import MLP
+from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.transition import Transitions
 from tests.small_learners import filled_ring, random_batch

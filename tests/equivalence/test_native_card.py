@@ -11,22 +11,23 @@ from typing import Any
 import pytest
 import torch
 
-from fastdqn.blocks import Block
+from fastdqn.algorithms.optimizers import Adam, AdamW, RMSprop
+from fastdqn.algorithms.td_losses import masked_q
 from fastdqn.envs.tensor import make_tensor_env
-from fastdqn.fused import FusedRollout
-from fastdqn.learner import Learner
-from fastdqn.losses import masked_q
-from fastdqn.meanwhile import Meanwhile
+from fastdqn.execution.meanwhile import Meanwhile
+from fastdqn.learner.learner import Learner
 from fastdqn.native import CudaActor, CudaUpdate
-from fastdqn.native.cuda_plan import SOURCE, Call, on_the_card
-from fastdqn.native.cuda_shape import Shape, fitted
-from fastdqn.native.plan import DTYPES
-from fastdqn.native_graph import NativeGraph
-from fastdqn.networks import MLP, FlatNetwork
-from fastdqn.nvrtc import KernelError
-from fastdqn.optimizers import Adam, AdamW, RMSprop
+from fastdqn.native.c_structs import DTYPES
+from fastdqn.native.cuda_config import Shape, fitted
+from fastdqn.native.cuda_structs import SOURCE, Call, on_the_card
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import MLP
 from fastdqn.replay import ReplayBuffer, Ring, Sampler
-from fastdqn.torch_blocks import TorchBlocks
+from fastdqn.toolchain.nvrtc import KernelError
+from fastdqn.training.tensor.block_plan import Block
+from fastdqn.training.tensor.native_graph import NativeGraph
+from fastdqn.training.tensor.rollout import FusedRollout
+from fastdqn.training.tensor.torch_blocks import TorchBlocks
 from tests.compilers import HeldInductor
 from tests.emulated.card import EmulatedKernels, has_compiler, make, on_emulated_card
 from tests.equivalence.test_native import assert_alike, copy_state, replay_of

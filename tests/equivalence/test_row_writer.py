@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastdqn.errors import UsageError
 from fastdqn.replay import ReplayBuffer, Sampler
-from fastdqn.replay.writer import RowWriter, writer_for
+from fastdqn.replay.row_writer import RowWriter, writer_for
 from tests.emulated.card import has_compiler, make_writer
 
 EMULATED = pytest.mark.skipif(not has_compiler(), reason="no g++ to emulate a card with")

@@ -12,10 +12,10 @@ import pytest
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
+from fastdqn.envs.description import describe, factory_of
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.make import describe, factory_of
-from fastdqn.envs.source import VECTORIZERS, make_source, source_of
-from fastdqn.envs.starting import without_main_module
+from fastdqn.envs.sources.source import VECTORIZERS, make_source, source_of
+from fastdqn.envs.workers.starting import without_main_module
 from fastdqn.errors import NonFiniteError
 from tests.drive import KINDS, MODES, everything_in, roll, rollout_of, stored_at, vector_of
 from tests.oracles import (
@@ -33,8 +33,8 @@ from tests.oracles import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from fastdqn.envs.make import EnvFactory
-    from fastdqn.envs.source import EnvSource
+    from fastdqn.envs.description import EnvFactory
+    from fastdqn.envs.sources.source import EnvSource
     from tests.drive import Vector
 
 NUM_ENVS = 4

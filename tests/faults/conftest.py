@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def quick_starts() -> Iterator[None]:
     """Let `forkserver` start workers in milliseconds: what they import is imported already."""
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
-    modules = ["tests.oracles", "tests.frail", "fastdqn.envs.worker"]
+    modules = ["tests.oracles", "tests.frail", "fastdqn.envs.workers.worker"]
     multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
     yield
     forkserver._forkserver._stop()  # type: ignore[attr-defined]

@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from fastdqn.background import Background
-from fastdqn.compile_cache import Numerics, load_library
-from fastdqn.compiler import CompileError, Compiler, Request
-from fastdqn.learner import Learner
-from fastdqn.tracing import TensorSpec
+from fastdqn.execution.background import Background
+from fastdqn.execution.compile_cache import Numerics, load_library
+from fastdqn.execution.compiler import CompileError, Compiler, Request
+from fastdqn.execution.trace import TensorSpec
+from fastdqn.learner.learner import Learner
 from tests.small_learners import Branches, filled_ring
 
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def learner(*, moving: Compiler | None = None) -> Learner:
 @pytest.fixture
 def libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder for libraries; what PyTorch knows of this machine stays where it is."""
-    monkeypatch.setattr("fastdqn.compile_cache.cache_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("fastdqn.execution.compile_cache.cache_dir", lambda: str(tmp_path))
     return tmp_path
 
 
@@ -145,7 +145,7 @@ def _assert_found_by_another_process(libraries: Path) -> None:
     code = (
         "from tests.faults import test_compiler as t; import torch;"
         f"t.torch.set_num_threads({torch.get_num_threads()});"
-        f"import fastdqn.compile_cache as c; c.cache_dir = lambda: {str(libraries)!r};"
+        f"import fastdqn.execution.compile_cache as c; c.cache_dir = lambda: {str(libraries)!r};"
         "l = t.learner(moving=t.Compiler());"
         "l.learn(t.filled_ring(), torch.zeros(4, 8, dtype=torch.int64));"
         "print(l._replayed_step.loaded, l._replayed_step.state)"

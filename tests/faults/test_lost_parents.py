@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.lifeline import HEARD_BY_PARENT
-from fastdqn.envs.supervision import Supervision
+from fastdqn.envs.workers.lifeline import HEARD_BY_PARENT
+from fastdqn.envs.workers.supervision import Supervision
 from tests.frail import FailsOnce, Keeper
 from tests.oracles import CrashError, CrashingEnv, counters
 
@@ -32,7 +32,7 @@ TRAINER = """
 import os, signal, sys, threading, time
 from functools import partial
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.supervision import Supervision
+from fastdqn.envs.workers.supervision import Supervision
 from tests.frail import FailsOnce, Keeper
 
 HANGING = {"hanging": "sleep", "hanging in C": "lock"}

@@ -15,8 +15,8 @@ import pytest
 from gymnasium.spaces import Box, Dict, Tuple
 from gymnasium.vector import AutoresetMode
 
-from fastdqn.envs.source import source_of
-from fastdqn.envs.supervision import RestartBudget, Supervision
+from fastdqn.envs.sources.source import source_of
+from fastdqn.envs.workers.supervision import RestartBudget, Supervision
 from fastdqn.errors import WorkerError
 from tests.frail import Deadly, FallsInReset, Heavy, SometimesFails
 from tests.oracles import (

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from fastdqn import DQN
-from fastdqn.cli import main
+from fastdqn.cli.commands import main
 
 SOON_S = 30.0
 TINY = (
@@ -166,7 +166,7 @@ def test_a_signal_saves_and_ends_the_run_within_seconds(
     assert_complete(command.run_dir, "stopped")
 
 
-@pytest.mark.parametrize("module", ["tyro", "numpy", "torch.nn", "fastdqn.envs.source"])
+@pytest.mark.parametrize("module", ["tyro", "numpy", "torch.nn", "fastdqn.envs.sources.source"])
 def test_an_interrupt_while_modules_load_ends_it_without_a_word(
     tmp_path: Path, module: str
 ) -> None:
@@ -234,7 +234,7 @@ def test_an_environment_that_fails_is_named_and_the_policy_is_saved(
 def test_a_second_interrupt_aborts_a_step_that_hangs_and_still_saves(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fastdqn.envs.pool.CLOSE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("fastdqn.envs.workers.pool.CLOSE_TIMEOUT_S", 0.2)
     metrics = run_dir / "metrics.jsonl"
 
     def interrupt_twice() -> None:

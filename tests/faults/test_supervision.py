@@ -12,7 +12,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from fastdqn import DQN
-from fastdqn.witness import NullWitness
+from fastdqn.training.callbacks import NullWitness
 from tests.drive import everything_in
 from tests.oracles import (
     CounterRules,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fastdqn.envs.grouped import GroupedVectorEnv
-    from fastdqn.rollout import Rollout
+    from fastdqn.training.host.rollout import Rollout
 
 pytestmark = [pytest.mark.usefixtures("nothing_left", "quick_starts")]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import gymnasium
 import pytest
 
-from fastdqn.cli import main
+from fastdqn.cli.commands import main
 from tests.faults.test_stopping import TINY, assert_complete, result_in, started
 
 DOOMED_ENVS = '''

@@ -18,9 +18,9 @@ import pytest
 from gymnasium.error import ClosedEnvironmentError
 from gymnasium.vector import AutoresetMode
 
-from fastdqn.envs import source
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.source import source_of
+from fastdqn.envs.sources import source
+from fastdqn.envs.sources.source import source_of
 from fastdqn.errors import WorkerError
 from tests.oracles import (
     ChattyEnv,
@@ -36,7 +36,7 @@ from tests.oracles import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastdqn.envs.source import EnvSource
+    from fastdqn.envs.sources.source import EnvSource
 
 pytestmark = [
     pytest.mark.usefixtures("nothing_left"),
@@ -330,7 +330,7 @@ NO_GUARD = """
 import warnings
 import gymnasium as gym
 from fastdqn import GroupedVectorEnv
-from fastdqn.envs.make import factory_of
+from fastdqn.envs.description import factory_of
 from tests.oracles import CounterEnv
 
 print("the script runs", flush=True)

@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from fastdqn.learner import Learner
-from fastdqn.losses import double_dqn_target, dqn_target, huber_loss, mse_loss, td_error
-from fastdqn.networks import MLP
-from fastdqn.optimizers import Adam
+from fastdqn.algorithms.optimizers import Adam
+from fastdqn.algorithms.td_losses import (
+    double_dqn_target,
+    dqn_target,
+    huber_loss,
+    mse_loss,
+    td_error,
+)
+from fastdqn.learner.learner import Learner
+from fastdqn.networks.mlp import MLP
 from fastdqn.replay import ReplayBuffer
-from fastdqn.schedules import Exponential, Linear, Multiplicative
+from fastdqn.training.schedules import Exponential, Linear, Multiplicative
 from tests.oracles import CHAIN_GAMMA, CHAIN_Q
 from tests.small_learners import Descent, Table, one_hot, transitions
 

@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdqn import acting
-from fastdqn.acting import CapturedActor, HostActor
 from fastdqn.device import synchronize
-from fastdqn.learner import Learner
+from fastdqn.learner.learner import Learner
 from fastdqn.native import CudaActor
-from fastdqn.networks import MLP, FlatNetwork
-from fastdqn.policy import Actor, Policy
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import MLP
+from fastdqn.policies import actors
+from fastdqn.policies.actors import CapturedActor, HostActor
+from fastdqn.policies.policy import Actor, Policy
 from fastdqn.replay import Sampler
-from fastdqn.trial import fastest_actor
+from fastdqn.training.autotune import fastest_actor
 from tests.hotpath.test_hotpath import Parts
 from tests.small_learners import random_batch
 
@@ -88,7 +89,7 @@ def test_with_graphs_a_vector_step_waits_for_its_actions_and_nothing_else(
         waits.append(device)
         synchronize(device)
 
-    monkeypatch.setattr(acting, "synchronize", wait)
+    monkeypatch.setattr(actors, "synchronize", wait)
     execution = "native" if native else "cudagraph"
     parts = Parts(device="cuda", num_masked=num_masked, num_groups=num_groups, execution=execution)
     policy, sampler = parts.policy, Sampler(parts.replay, 8)

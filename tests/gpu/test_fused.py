@@ -8,13 +8,13 @@ from functools import partial
 import pytest
 import torch
 
-from fastdqn.blocks import Block
-from fastdqn.captured import Captured
 from fastdqn.envs.tensor import make_tensor_env
-from fastdqn.fused import FusedRollout
-from fastdqn.learner import Learner
-from fastdqn.networks import MLP
-from fastdqn.torch_blocks import TorchBlocks
+from fastdqn.execution.cuda_graph import Captured
+from fastdqn.learner.learner import Learner
+from fastdqn.networks.mlp import MLP
+from fastdqn.training.tensor.block_plan import Block
+from fastdqn.training.tensor.rollout import FusedRollout
+from fastdqn.training.tensor.torch_blocks import TorchBlocks
 
 pytestmark = pytest.mark.cuda
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdqn import DQN, execution
-from fastdqn.captured import Captured
-from fastdqn.loop import Loop
-from fastdqn.meanwhile import Meanwhile
-from fastdqn.torch_blocks import TorchBlocks
-from fastdqn.witness import NullWitness
+from fastdqn import DQN
+from fastdqn.execution import modes
+from fastdqn.execution.cuda_graph import Captured
+from fastdqn.execution.meanwhile import Meanwhile
+from fastdqn.training.callbacks import NullWitness
+from fastdqn.training.tensor.torch_blocks import TorchBlocks
+from fastdqn.training.trainer import Loop
 from tests.gpu.test_fused import BLOCK, build, same_from_the_same_state
 from tests.gpu.test_training import SMALL
 from tests.gpu.test_updates import no_waits
@@ -125,7 +126,7 @@ def moves(trainer: Loop, step: Meanwhile) -> None:
 
 
 def test_auto_trains_a_network_of_ones_own_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "WORTH_COMPILING_UPDATES", 1)
+    monkeypatch.setattr(modes, "WORTH_COMPILING_UPDATES", 1)
     agent = DQN("CartPole-v1", network=Branches(), **SMALL)
     with agent.trainer(10**7, NullWitness()) as trainer:
         assert agent.learner.execution == WAY

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fastdqn import DQN
-from fastdqn.envs.rows import Rows, RowSpec
-from fastdqn.envs.transfer import PackedTransfer
+from fastdqn.envs.workers.shared_block import Rows, RowSpec
+from fastdqn.training.transfer import PackedTransfer
 
 pytestmark = pytest.mark.cuda
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastdqn.captured import Captured
-from fastdqn.learner import Learner
-from fastdqn.networks import MLP
+from fastdqn.execution.cuda_graph import Captured
+from fastdqn.learner.learner import Learner
+from fastdqn.networks.mlp import MLP
 from fastdqn.replay import ReplayBuffer, Sampler
-from fastdqn.trial import fastest_execution
+from fastdqn.training.autotune import fastest_execution
 from tests.learner_settings import BATCH, SETTINGS, nothing_left_in, written
 
 pytestmark = pytest.mark.cuda

@@ -20,14 +20,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastdqn.acting import CapturedActor
-from fastdqn.envs.make import EnvDescription, describe_spaces
-from fastdqn.envs.rows import Rows, RowSpec
-from fastdqn.learner import Learner
-from fastdqn.networks import MLP
-from fastdqn.policy import Policy
+from fastdqn.envs.description import EnvDescription, describe_spaces
+from fastdqn.envs.workers.shared_block import Rows, RowSpec
+from fastdqn.learner.learner import Learner
+from fastdqn.networks.mlp import MLP
+from fastdqn.policies.actors import CapturedActor
+from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
-from fastdqn.rollout import Rollout
+from fastdqn.training.host.rollout import Rollout
 from tests.fake_cuda import RecordingCuda, flat
 
 NUM_ENVS, OBS_SIZE, BATCH = 6, 4, 8

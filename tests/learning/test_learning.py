@@ -8,7 +8,7 @@ import pytest
 
 from fastdqn import DQN, Config
 from fastdqn.presets import preset_config
-from fastdqn.witness import NullWitness
+from fastdqn.training.callbacks import NullWitness
 
 pytestmark = pytest.mark.learning
 

@@ -8,11 +8,11 @@ from contextlib import closing
 import pytest
 
 from fastdqn import DQN
-from fastdqn.envs.make import describe, factory_of
-from fastdqn.envs.source import make_source
-from fastdqn.evaluation import evaluate
+from fastdqn.envs.description import describe, factory_of
+from fastdqn.envs.sources.source import make_source
 from fastdqn.presets import preset_config
-from fastdqn.witness import NullWitness
+from fastdqn.training.callbacks import NullWitness
+from fastdqn.training.evaluation import evaluate
 from tests.frail import frail_cartpole
 
 pytestmark = pytest.mark.learning

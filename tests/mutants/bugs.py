@@ -17,60 +17,42 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastdqn import (
-    build,
-    copying,
-    evaluation,
-    execution,
-    exploration,
-    games,
-    lent,
-    loading,
-    losses,
-    network_check,
-    network_trial,
-    networks,
-    policy,
-    prediction,
-    rollout,
-    saved_description,
-    schedules,
-    update,
-)
-from fastdqn.agent import DQN
-from fastdqn.captured import Captured
-from fastdqn.envs import (
-    construction,
-    host,
-    local,
-    masks,
-    pool,
-    residents,
-    reused_arrays,
-    sharing,
-    source,
-    supervised,
-    traces,
-    vector_source,
-)
-from fastdqn.envs.failures import EnvFailures
-from fastdqn.envs.host import Host
-from fastdqn.envs.lines import CheckedLine, NumberLine
-from fastdqn.envs.reused_arrays import ReuseWatch
-from fastdqn.envs.source import GroupedSource
+from fastdqn import build
+from fastdqn.agent import loading, saved_description
+from fastdqn.agent.dqn import DQN
+from fastdqn.agent.persistence import Persistent
+from fastdqn.agent.saved_description import SavedDescription
+from fastdqn.algorithms import exploration, td_losses
+from fastdqn.algorithms.optimizers import Adam
+from fastdqn.envs import given_envs, masks, sharing
+from fastdqn.envs.sources import reused_arrays, source, vector_source
+from fastdqn.envs.sources.reused_arrays import ReuseWatch
+from fastdqn.envs.sources.source import GroupedSource
+from fastdqn.envs.sources.vector_source import VectorSource
 from fastdqn.envs.space_check import SpaceCheck
-from fastdqn.envs.supervised import SupervisedPool
-from fastdqn.envs.supervision import RestartBudget
-from fastdqn.envs.vector_source import VectorSource
-from fastdqn.learner import Learner, LearnerState
-from fastdqn.meanwhile import Meanwhile
+from fastdqn.envs.specs import construction
+from fastdqn.envs.workers import env_access, hosted_envs, local_pool, pool, supervised_pool
+from fastdqn.envs.workers.failures import EnvFailures
+from fastdqn.envs.workers.hosted_envs import Host
+from fastdqn.envs.workers.observation_writer import CheckedLine, NumberLine
+from fastdqn.envs.workers.supervised_pool import SupervisedPool
+from fastdqn.envs.workers.supervision import RestartBudget
+from fastdqn.execution import modes
+from fastdqn.execution.cuda_graph import Captured
+from fastdqn.execution.meanwhile import Meanwhile
+from fastdqn.foundation import copying, traces
+from fastdqn.learner import update
+from fastdqn.learner.learner import Learner, LearnerState
 from fastdqn.native import NativeActor, binding
-from fastdqn.optimizers import Adam
-from fastdqn.persistence import Persistent
-from fastdqn.replay.finals import Finals
-from fastdqn.replay.ring import ReplayBuffer
-from fastdqn.replay.starts import Starts
-from fastdqn.saved_description import SavedDescription
+from fastdqn.networks import network_check, network_trial
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import MLP
+from fastdqn.policies import policy, predict
+from fastdqn.replay.buffer import ReplayBuffer
+from fastdqn.replay.final_observations import Finals
+from fastdqn.replay.valid_transitions import Starts
+from fastdqn.training import evaluation, games, schedules
+from fastdqn.training.host import rollout
 from tests.mutants.native_bugs import plants
 
 __all__ = ["MUTANTS", "Mutant"]
@@ -155,14 +137,14 @@ def exchange(name: str, new: object, *owners: object) -> None:
     GOLDEN + "the_learner_feeds_the_equations_with_the_right_networks_and_states",
 )
 def double_dqn_with_the_networks_swapped() -> None:
-    right = losses.double_dqn_target
+    right = td_losses.double_dqn_target
 
     def swapped(
         r: Tensor, over: Tensor, online: Tensor, target: Tensor, gamma: float, **mask: Any
     ) -> Tensor:
         return right(r, over, target, online, gamma, **mask)
 
-    exchange("double_dqn_target", swapped, losses, update)
+    exchange("double_dqn_target", swapped, td_losses, update)
 
 
 @turns_red(
@@ -173,7 +155,7 @@ def terminated_ignored() -> None:
     def bootstrap(reward: Tensor, _: Tensor, next_value: Tensor, gamma: float) -> Tensor:
         return reward + gamma * next_value
 
-    exchange("_bootstrap", bootstrap, losses)
+    exchange("_bootstrap", bootstrap, td_losses)
 
 
 @turns_red(
@@ -194,12 +176,12 @@ def truncated_treated_as_an_end() -> None:
     LOSSES + "a_terminated_row_ignores_what_follows_even_if_it_is_not_a_number",
 )
 def gamma_squared() -> None:
-    right = losses._bootstrap
+    right = td_losses._bootstrap
 
     def bootstrap(reward: Tensor, over: Tensor, next_value: Tensor, gamma: float) -> Tensor:
         return right(reward, over, next_value, gamma**2)
 
-    exchange("_bootstrap", bootstrap, losses)
+    exchange("_bootstrap", bootstrap, td_losses)
 
 
 @turns_red(LOSSES + "the_error_is_value_minus_target_and_its_gradient_reaches_taken_actions_only")
@@ -207,7 +189,7 @@ def target_not_detached() -> None:
     def error(q: Tensor, action: Tensor, target: Tensor) -> Tensor:
         return q.gather(1, action.unsqueeze(1)).squeeze(1) - target
 
-    exchange("td_error", error, losses, update)
+    exchange("td_error", error, td_losses, update)
 
 
 @turns_red(
@@ -219,7 +201,7 @@ def errors_broadcast_to_a_square() -> None:
     def error(q: Tensor, action: Tensor, target: Tensor) -> Tensor:
         return (q.gather(1, action.reshape(-1, 1)) - target.reshape(1, -1).detach()).mean(1)
 
-    exchange("td_error", error, losses, update)
+    exchange("td_error", error, td_losses, update)
 
 
 @turns_red(
@@ -227,7 +209,7 @@ def errors_broadcast_to_a_square() -> None:
     LOSSES + "double_dqn_refuses_either_network_with_another_batch",
 )
 def shapes_not_checked() -> None:
-    exchange("_refuse_shapes", lambda *_: None, losses)
+    exchange("_refuse_shapes", lambda *_: None, td_losses)
 
 
 @turns_red(
@@ -236,8 +218,8 @@ def shapes_not_checked() -> None:
     LEARNER + "an_update_equals_one_written_with_torch_alone",
 )
 def huber_replaced_by_mse() -> None:
-    exchange("huber_loss", losses.mse_loss, losses)
-    losses.LOSSES["huber"] = losses.mse_loss
+    exchange("huber_loss", td_losses.mse_loss, td_losses)
+    td_losses.LOSSES["huber"] = td_losses.mse_loss
 
 
 # Updates
@@ -270,7 +252,7 @@ def tau_and_one_minus_tau_exchanged() -> None:
     def move_target(self: Learner, state: LearnerState, fine: Tensor) -> None:
         state.target.lerp_(state.online, fine * (1 - self.tau))
 
-    exchange("soft_update_", soft_update_, losses)
+    exchange("soft_update_", soft_update_, td_losses)
     exchange("_move_target", move_target, Learner)
 
 
@@ -395,7 +377,7 @@ def constant_epsilon() -> None:
 def policy_with_stale_parameters() -> None:
     right = policy.Policy.__init__
 
-    def init(self: policy.Policy, network: networks.FlatNetwork, seed: int = 0) -> None:
+    def init(self: policy.Policy, network: FlatNetwork, seed: int = 0) -> None:
         right(self, network, seed)
         self._parameters = network.views(network.flat.clone())
 
@@ -404,12 +386,12 @@ def policy_with_stale_parameters() -> None:
 
 @turns_red(NETWORKS + "images_are_scaled_by_255_exactly_once")
 def images_scaled_twice() -> None:
-    right = networks.MLP._encode
+    right = MLP._encode
 
-    def encode(self: networks.MLP, obs: Tensor) -> Tensor:
+    def encode(self: MLP, obs: Tensor) -> Tensor:
         return right(self, obs) * self.scale
 
-    exchange("_encode", encode, networks.MLP)
+    exchange("_encode", encode, MLP)
 
 
 # The ring
@@ -727,7 +709,7 @@ def a_look_at_the_loss_in_each_update() -> None:
         float(loss)
         return loss
 
-    losses.LOSSES["huber"] = huber
+    td_losses.LOSSES["huber"] = huber
 
 
 # Workers that die
@@ -739,7 +721,7 @@ def a_look_at_the_loss_in_each_update() -> None:
     LOCAL + "no_transition_joins_two_lives",
 )
 def a_restart_joined_to_the_old_episode() -> None:
-    exchange("silence", lambda *_: None, supervised, local)
+    exchange("silence", lambda *_: None, supervised_pool, local_pool)
 
 
 @turns_red(RESTARTS + "a_worker_that_dies_idle_is_replaced_by_whatever_comes_next")
@@ -758,7 +740,7 @@ def fresh_environments_stepped_before_anybody_saw_them() -> None:
     LOCAL + "only_the_seed_of_the_environment_that_failed_is_fresh",
 )
 def a_restart_with_the_same_seeds() -> None:
-    exchange("branch_of", lambda seeds, _: list(seeds), supervised, local)
+    exchange("branch_of", lambda seeds, _: list(seeds), supervised_pool, local_pool)
 
 
 @turns_red(FIRE + "a_vector_in_another_autoreset_mode_is_as_safe_a_source")
@@ -794,7 +776,7 @@ def a_deadline_for_one_worker_after_the_other() -> None:
     RESTARTS + "attributes_that_were_set_outlive_the_worker",
 )
 def attributes_lost_with_the_worker() -> None:
-    exchange("remember", lambda *_: None, supervised._Ward)
+    exchange("remember", lambda *_: None, supervised_pool._Ward)
 
 
 # Other processes, and trials
@@ -873,7 +855,7 @@ def a_compiler_that_is_tried_before_the_training() -> None:
     def worth_trying(*, native: bool) -> list[str]:
         return ["eager", "cudagraph", "native" if native else "compile+cudagraph"]
 
-    exchange("worth_trying", worth_trying, execution)
+    exchange("worth_trying", worth_trying, modes)
 
 
 # What is saved and loaded
@@ -975,7 +957,7 @@ def the_first_episodes_again_after_loading() -> None:
     SHARING + "objects_that_are_handed_out_in_turn_are_found_when_they_come_again",
 )
 def one_environment_in_several_places_of_a_process() -> None:
-    exchange("refuse_shared", lambda *_: None, residents, vector_source)
+    exchange("refuse_shared", lambda *_: None, env_access, vector_source)
 
 
 @turns_red(
@@ -992,7 +974,7 @@ def a_factory_that_is_believed_to_build_anew() -> None:
     LATE_MASKS + "a_lent_vector_whose_masks_come_late_is_refused[grouped-SAME_STEP]",
 )
 def late_masks_passed_over() -> None:
-    exchange("refuse_unexpected_mask", lambda *_: None, host, source, masks)
+    exchange("refuse_unexpected_mask", lambda *_: None, hosted_envs, source, masks)
 
 
 @turns_red(
@@ -1029,7 +1011,7 @@ def observations_of_vectors_copied_unseen() -> None:
     REUSED + "its_masks_are_copied_too",
 )
 def arrays_of_a_lent_vector_that_stay_the_environments_own() -> None:
-    exchange("own_arrays_in", lambda _: contextlib.nullcontext(), lent)
+    exchange("own_arrays_in", lambda _: contextlib.nullcontext(), given_envs)
     exchange("look", lambda *_, **__: None, ReuseWatch)
 
 
@@ -1050,7 +1032,7 @@ def actions_sent_as_they_were_chosen() -> None:
     def counted(actions: Any, env: Any) -> Any:
         return actions + env.first_action
 
-    exchange("as_env_counts", counted, source, vector_source, prediction)
+    exchange("as_env_counts", counted, source, vector_source, predict)
 
 
 # What fits, and what is copied
@@ -1089,7 +1071,7 @@ def a_ring_whose_columns_may_be_of_any_dtype() -> None:
     COPIES + "the_copy_of_a_flat_network_shows_its_own_vector",
 )
 def a_copy_whose_network_shows_another_vector() -> None:
-    exchange("__deepcopy__", copying.copied, networks.FlatNetwork)
+    exchange("__deepcopy__", copying.copied, FlatNetwork)
 
 
 @turns_red(COPIES + "the_copy_of_a_replay_buffer_goes_on_as_it_would")

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastdqn.native import cuda_plan, library
-from fastdqn.replay import writer
+from fastdqn.native import c_library, cuda_structs
+from fastdqn.replay import row_writer
 
 __all__ = ["plants"]
 
@@ -186,7 +186,7 @@ def plant(module: Any, old: str, new: str) -> None:
 
 def plants() -> dict[str, tuple[partial[None], tuple[str, ...]]]:
     """Return what plants each bug, and the tests that must turn red."""
-    sources = (library, ALTERATIONS), (cuda_plan, KERNELS), (writer, WRITES)
+    sources = (c_library, ALTERATIONS), (cuda_structs, KERNELS), (row_writer, WRITES)
     return {
         name: (partial(plant, module, old, new), red)
         for module, alterations in sources

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdqn.acting import CapturedActor, HostActor, actor_of
-from fastdqn.learner import Learner
-from fastdqn.networks import MLP, FlatNetwork
-from fastdqn.policy import Actor, Policy
+from fastdqn.learner.learner import Learner
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import MLP
+from fastdqn.policies.actors import CapturedActor, HostActor, actor_of
+from fastdqn.policies.policy import Actor, Policy
 from tests.fake_cuda import RecordingCuda
 from tests.small_learners import Branches, random_batch
 

@@ -17,8 +17,8 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Sequence, Space
 from gymnasium.vector import SyncVectorEnv
 
 from fastdqn import DQN
+from fastdqn.envs.description import describe, describe_spaces
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.make import describe, describe_spaces
 from fastdqn.errors import UsageError
 from tests.frail import Bare, Parental, Stuck
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from fastdqn import DQN, CheckpointError, UsageError
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.meanwhile import Meanwhile
-from fastdqn.report import Episode
-from fastdqn.witness import NullWitness
+from fastdqn.execution.meanwhile import Meanwhile
+from fastdqn.training.callbacks import NullWitness
+from fastdqn.training.events import Episode
 from tests.oracles import CounterEnv, CrashError, CrashingEnv, OffsetCounterEnv, OneStateEnv
 
 SMALL: dict[str, Any] = {
@@ -487,7 +487,7 @@ def test_a_device_that_computes_wrongly_is_refused(monkeypatch: pytest.MonkeyPat
         raise UsageError("--device mps", "argmax is wrong", "Use --device cpu.")
 
     monkeypatch.setattr("fastdqn.build.check_device", check)
-    monkeypatch.setattr("fastdqn.agent.resolve_device", torch.device)
+    monkeypatch.setattr("fastdqn.agent.dqn.resolve_device", torch.device)
     with pytest.raises(UsageError, match="argmax is wrong"):
         small(device="mps")
     small(device="cpu")

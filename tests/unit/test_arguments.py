@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from fastdqn.arguments import parse, value_of
-from fastdqn.envs.wrapping import read_wrapper
+from fastdqn.cli.arguments import parse, value_of
+from fastdqn.envs.specs.wrapping import read_wrapper
 from fastdqn.errors import UsageError
 
 AGAIN = ("--wrapper", "B(1)")

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdqn.background import STATES, Background
-from fastdqn.compiled import Compiled
-from fastdqn.learner import Learner
-from fastdqn.networks import MLP
+from fastdqn.execution.background import STATES, Background
+from fastdqn.execution.compiled import Compiled
+from fastdqn.learner.learner import Learner
+from fastdqn.networks.mlp import MLP
 from fastdqn.replay import ReplayBuffer
 from tests.compilers import Interpreted, PromptCompiler, SlowCompiler, interpreted
 from tests.small_learners import Branches, filled_ring

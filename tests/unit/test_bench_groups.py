@@ -20,8 +20,8 @@ from benchmarks.loop_parts import PartsGroup
 from benchmarks.measure import Effort
 from benchmarks.update_modes import possible_modes
 from fastdqn.device import available_cores
-from fastdqn.stopwatch import ACTIVITIES, Stopwatch
-from fastdqn.trainer import Trainer
+from fastdqn.training.host.trainer import Trainer
+from fastdqn.training.stopwatch import ACTIVITIES, Stopwatch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,8 +14,8 @@ from benchmarks.guards import EVERYTHING, Selection
 from benchmarks.measure import Effort
 from benchmarks.update_modes import UpdateGroup, learner_of, possible_modes, reference_updates
 from fastdqn.errors import UsageError
-from fastdqn.execution import EXECUTIONS
-from fastdqn.learner import Learner
+from fastdqn.execution.modes import EXECUTIONS
+from fastdqn.learner.learner import Learner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastdqn.blocks import Block, next_block, plan
-from fastdqn.schedules import ReplayRatio
+from fastdqn.training.schedules import ReplayRatio
+from fastdqn.training.tensor.block_plan import Block, next_block, plan
 
 RATIOS = st.one_of(
     st.builds(lambda p, q: p / q, st.integers(0, 16), st.integers(1, 16)),

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdqn.captured import Captured
-from fastdqn.tracing import COMPILER
+from fastdqn.execution.cuda_graph import Captured
+from fastdqn.execution.trace import COMPILER
 from tests.fake_cuda import FakeStreams
 
 

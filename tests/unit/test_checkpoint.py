@@ -16,8 +16,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from fastdqn import checkpoint
-from fastdqn.checkpoint import (
+from fastdqn.errors import CheckpointError, UsageError
+from fastdqn.training import checkpoint
+from fastdqn.training.checkpoint import (
     KEEP_LAST,
     SavedPolicy,
     _digest,
@@ -26,7 +27,6 @@ from fastdqn.checkpoint import (
     save_checkpoint,
     save_policy,
 )
-from fastdqn.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

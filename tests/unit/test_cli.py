@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
-from fastdqn import __version__, cli, recorded_run, run
-from fastdqn.ccompiler import MLP
-from fastdqn.cli import main
+from fastdqn import __version__
+from fastdqn.cli import commands
+from fastdqn.cli import train as run
+from fastdqn.cli.commands import main
 from fastdqn.config import Config, flag_of
-from fastdqn.console import Console
-from fastdqn.native import library
+from fastdqn.native import c_library
 from fastdqn.presets import PRESETS, preset_config
+from fastdqn.reporting import recorded_run
+from fastdqn.reporting.console import Console
+from fastdqn.toolchain.cc import MLP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,7 +105,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         configs.append(config)
         return 0
 
-    monkeypatch.setattr("fastdqn.run.train", train)
+    monkeypatch.setattr("fastdqn.cli.train.train", train)
     return configs
 
 
@@ -421,9 +424,9 @@ def test_doctor_says_what_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    library.load_library.cache_clear()  # what was loaded before needs no compiler
+    c_library.load_library.cache_clear()  # what was loaded before needs no compiler
     assert main(["doctor"]) == 0
-    library.load_library.cache_clear()
+    c_library.load_library.cache_clear()
     out = " ".join(capsys.readouterr().out.split())
     assert "C library it is compiled by a C compiler, and none is on the PATH" in out
     assert "C++ compiler none: --execution compile cannot run on the CPU" in out
@@ -530,7 +533,7 @@ def test_the_c_is_being_compiled_before_the_training_is_built(
 ) -> None:
     started: list[Path] = []
     seen: list[list[Path]] = []
-    monkeypatch.setattr(cli, "begin_to_compile", started.append)
+    monkeypatch.setattr(commands, "begin_to_compile", started.append)
 
     def train(*_: object) -> int:
         seen.append(list(started))

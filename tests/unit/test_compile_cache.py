@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdqn.compile_cache import Numerics, library_path
-from fastdqn.tracing import trace
+from fastdqn.execution.compile_cache import Numerics, library_path
+from fastdqn.execution.trace import trace
 
 
 def path(

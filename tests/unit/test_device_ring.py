@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastdqn.errors import UsageError
 from fastdqn.replay import gather
-from fastdqn.replay.device_ring import MAX_BITS, DeviceRing
+from fastdqn.replay.functional_ring import MAX_BITS, DeviceRing
 from tests.hotpath.test_hotpath import Calls, Operations
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdqn import direct
-from fastdqn.direct import Direct
+from fastdqn.execution import direct
+from fastdqn.execution.direct import Direct
 
 CPU = torch.device("cpu")
 

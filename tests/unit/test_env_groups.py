@@ -13,14 +13,15 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from fastdqn import DQN, NonFiniteError, cli
+from fastdqn import DQN, NonFiniteError
+from fastdqn.cli import commands
+from fastdqn.envs.description import describe
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.make import describe
-from fastdqn.envs.source import GroupedSource, make_source, source_of
-from fastdqn.policy import Hosted
-from fastdqn.report import Episode
-from fastdqn.rollout import Rollout
-from fastdqn.witness import NullWitness
+from fastdqn.envs.sources.source import GroupedSource, make_source, source_of
+from fastdqn.policies.policy import Hosted
+from fastdqn.training.callbacks import NullWitness
+from fastdqn.training.events import Episode
+from fastdqn.training.host.rollout import Rollout
 from tests.drive import everything_in, roll, rollout_of, vector_of
 from tests.oracles import (
     CounterEnv,
@@ -372,5 +373,5 @@ def test_workers_host_environments_of_every_group() -> None:
 def test_groups_that_cannot_be_are_refused_before_anything_starts(
     flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["train", "--num-envs", "16", *flags]) == 2
+    assert commands.main(["train", "--num-envs", "16", *flags]) == 2
     assert f"--env-groups {flags[1]}" in capsys.readouterr().err

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fastdqn.envs.envpool import EnvPoolSource, describe_envpool, make_envpool_source
 from fastdqn.envs.seeding import Stream, seeds_of
+from fastdqn.envs.sources.envpool import EnvPoolSource, describe_envpool, make_envpool_source
 from fastdqn.errors import UsageError
 from tests.drive import everything_in, roll, rollout_of
 

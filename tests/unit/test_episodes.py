@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from fastdqn.episodes import (
+from fastdqn.errors import UsageError
+from fastdqn.reporting.episode_log import (
     EpisodeLog,
     episode_status,
     read_episodes,
     solved_threshold,
 )
-from fastdqn.errors import UsageError
-from fastdqn.report import Episode
+from fastdqn.training.events import Episode
 
 if TYPE_CHECKING:
     from pathlib import Path

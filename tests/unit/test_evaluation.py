@@ -12,9 +12,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.seeding import Stream, seeds_of
-from fastdqn.envs.source import VectorSource, source_of
+from fastdqn.envs.sources.source import VectorSource, source_of
 from fastdqn.errors import UsageError
-from fastdqn.evaluation import (
+from fastdqn.training.evaluation import (
     Evaluation,
     EvaluationStopped,
     Evaluator,
@@ -25,7 +25,7 @@ from tests.drive import MODES, random_policy, vector_of
 from tests.oracles import ChainEnv, CounterEnv, CounterRules, Float64CounterEnv, counters
 
 if TYPE_CHECKING:
-    from fastdqn.envs.source import EnvSource
+    from fastdqn.envs.sources.source import EnvSource
 
 SAME_STEP = AutoresetMode.SAME_STEP
 

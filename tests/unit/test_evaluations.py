@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fastdqn.errors import UsageError
-from fastdqn.evaluations import EvaluationLog, no_evaluations, read_evaluations
-from fastdqn.report import EvaluationReport
+from fastdqn.reporting.evaluation_log import EvaluationLog, no_evaluations, read_evaluations
+from fastdqn.training.events import EvaluationReport
 
 
 def write(path: Path, *means: float) -> list[bool]:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from fastdqn.captured import Captured
-from fastdqn.compiled import Compiled
 from fastdqn.errors import UsageError
-from fastdqn.execution import (
+from fastdqn.execution.compiled import Compiled
+from fastdqn.execution.cuda_graph import Captured
+from fastdqn.execution.meanwhile import Meanwhile
+from fastdqn.execution.modes import (
     GRAPHS,
     WORTH_COMPILING_UPDATES,
     accelerate,
@@ -22,7 +23,6 @@ from fastdqn.execution import (
     refuse_execution,
     refuse_step_execution,
 )
-from fastdqn.meanwhile import Meanwhile
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 MANY, FEW = WORTH_COMPILING_UPDATES, WORTH_COMPILING_UPDATES - 1

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from fastdqn.formatting import (
+from fastdqn.foundation.formatting import (
     format_duration,
     format_figure,
     format_return,

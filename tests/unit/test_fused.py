@@ -12,17 +12,18 @@ import torch
 from gymnasium.spaces import Box, Dict, MultiDiscrete, Space
 from torch import Tensor
 
-from fastdqn.blocks import Block
-from fastdqn.captured import Captured
+from fastdqn.algorithms.exploration import explore
 from fastdqn.envs.tensor import CartPole, PureTensorEnv, TensorEnv
 from fastdqn.errors import NonFiniteError, UsageError
-from fastdqn.exploration import explore
-from fastdqn.fused import FusedRollout
-from fastdqn.learner import Learner
-from fastdqn.networks import MLP, FlatNetwork
+from fastdqn.execution.cuda_graph import Captured
+from fastdqn.learner.learner import Learner
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import MLP
 from fastdqn.replay import gather
-from fastdqn.report import Episode
-from fastdqn.torch_blocks import TorchBlocks
+from fastdqn.training.events import Episode
+from fastdqn.training.tensor.block_plan import Block
+from fastdqn.training.tensor.rollout import FusedRollout
+from fastdqn.training.tensor.torch_blocks import TorchBlocks
 from fastdqn.transition import STORAGE_DTYPES, Transitions
 from tests.hotpath.test_hotpath import Calls, Operations
 from tests.oracles import CHAIN_GAMMA, CHAIN_Q, CounterRules

@@ -12,9 +12,9 @@ import torch
 
 from fastdqn import DQN
 from fastdqn.build import build_schedule
-from fastdqn.cli import main
-from fastdqn.report import Episode, Report
-from fastdqn.witness import NullWitness
+from fastdqn.cli.commands import main
+from fastdqn.training.callbacks import NullWitness
+from fastdqn.training.events import Episode, Report
 from tests.small_agents import SMALL
 
 COUNTS = ("env_steps", "updates", "episodes", "rounds")

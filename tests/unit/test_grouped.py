@@ -18,8 +18,8 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.pool import WorkerPool
-from fastdqn.envs.supervision import Supervision
+from fastdqn.envs.workers.pool import WorkerPool
+from fastdqn.envs.workers.supervision import Supervision
 from tests.oracles import (
     CounterEnv,
     HangingEnv,
@@ -479,7 +479,7 @@ def test_workers_never_load_pytorch(context: str) -> None:
     vector = GroupedVectorEnv(counters(2), num_workers=2, context=context)
     vector.reset()
     vector.step([0, 0])
-    assert vector.call("has_imported", "fastdqn.envs.worker") == (True, True)
+    assert vector.call("has_imported", "fastdqn.envs.workers.worker") == (True, True)
     assert vector.call("has_imported", "torch") == (False, False)
     vector.close()
 

@@ -10,10 +10,10 @@ import pytest
 from gymnasium.spaces import Box, Discrete, MultiBinary, Space
 from gymnasium.vector import AutoresetMode
 
-from fastdqn.envs.failures import EnvFailures
-from fastdqn.envs.host import Host
-from fastdqn.envs.rows import Rows, RowSpec
-from fastdqn.envs.task import Task
+from fastdqn.envs.workers.failures import EnvFailures
+from fastdqn.envs.workers.hosted_envs import Host
+from fastdqn.envs.workers.shared_block import Rows, RowSpec
+from fastdqn.envs.workers.task import Task
 from tests.oracles import (
     CounterEnv,
     CrashingEnv,

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import gymnasium as gym
 import pytest
 
-from fastdqn.envs.ids import spec_of
-from fastdqn.envs.make import describe, factory_of
-from fastdqn.envs.wrapping import factory_with
+from fastdqn.envs.description import describe, factory_of
+from fastdqn.envs.specs.ids import spec_of
+from fastdqn.envs.specs.wrapping import factory_with
 from fastdqn.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def test_the_current_folder_is_looked_in_for_modules_alone_and_once() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_an_interpreter_that_is_to_be_safe_does_not_look_in_the_current_folder() -> None:
-    run = "from fastdqn.envs.ids import spec_of; spec_of('far_away_envs:Grid-v0')"
+    run = "from fastdqn.envs.specs.ids import spec_of; spec_of('far_away_envs:Grid-v0')"
     done = subprocess.run(
         [sys.executable, "-P", "-c", run],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

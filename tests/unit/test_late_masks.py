@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from fastdqn import DQN, UsageError, cli
+from fastdqn import DQN, UsageError
+from fastdqn.cli import commands
+from fastdqn.envs.description import describe
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.make import describe
-from fastdqn.envs.source import source_of
+from fastdqn.envs.sources.source import source_of
 from fastdqn.envs.tensor import make_tensor_env
-from fastdqn.witness import NullWitness
+from fastdqn.training.callbacks import NullWitness
 from tests.drive import MODES, everything_in
 from tests.masked import NUM_ACTIONS, MuchLaterMaskedCounterEnv, allowed
 from tests.unit.test_agent import small
@@ -165,13 +166,13 @@ def test_the_command_line_says_how_to_go_on_and_saves_the_policy(
             "train --env-id Late-v0 --total-timesteps 300 --learning-starts 100 --num-envs 4 "
             "--num-workers 0 --execution eager --eval-episodes 2 --device cpu --quiet --run-dir"
         )
-        assert cli.main([*flags.split(), str(tmp_path / "refused")]) == 1
+        assert commands.main([*flags.split(), str(tmp_path / "refused")]) == 1
         told = " ".join(capsys.readouterr().out.split())
         assert "with an action mask in its info" in told
         assert "--expect-action-masks" in told
         assert (tmp_path / "refused" / "result.json").exists()
         obeyed = [*flags.split(), str(tmp_path / "obeyed"), "--expect-action-masks"]
-        assert cli.main(obeyed) == 0
-        assert cli.main(["evaluate", str(tmp_path / "obeyed"), "--episodes", "2"]) == 0
+        assert commands.main(obeyed) == 0
+        assert commands.main(["evaluate", str(tmp_path / "obeyed"), "--episodes", "2"]) == 0
     finally:
         del gym.registry["Late-v0"]

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastdqn import execution
-from fastdqn.background import Background
+from fastdqn.algorithms.optimizers import Adam, AdamW, Optimizer, RMSprop
 from fastdqn.errors import UsageError
-from fastdqn.learner import METRICS, UPDATES_PER_CALL, Learner, LearnerState
-from fastdqn.networks import MLP, FlatNetwork
-from fastdqn.optimizers import Adam, AdamW, Optimizer, RMSprop
+from fastdqn.execution import modes
+from fastdqn.execution.background import Background
+from fastdqn.execution.modes import chunks
+from fastdqn.learner.learner import METRICS, UPDATES_PER_CALL, Learner, LearnerState
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import MLP
 from fastdqn.replay import gather
-from fastdqn.schedules import ReplayRatio, chunks
+from fastdqn.training.schedules import ReplayRatio
 from fastdqn.transition import Transitions
 from tests.compilers import SlowCompiler
 from tests.small_learners import (
@@ -523,7 +525,7 @@ def test_a_learner_asked_to_start_at_once_learns_eagerly_until_it_is_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compiler = SlowCompiler()
-    monkeypatch.setattr(execution, "Background", partial(Background, compiler=compiler))
+    monkeypatch.setattr(modes, "Background", partial(Background, compiler=compiler))
     torch.manual_seed(0)
     learner, replay = Learner(Branches()), filled_ring()
     learner.execute_as("compile", behind=True)

@@ -11,16 +11,20 @@ from types import SimpleNamespace
 
 import pytest
 
-from fastdqn.envs import limits
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.limits import FILES_PER_WORKER, refuse_unless_openable, refuse_unless_shareable
-from fastdqn.envs.supervision import Supervision
+from fastdqn.envs.workers import system_limits
+from fastdqn.envs.workers.supervision import Supervision
+from fastdqn.envs.workers.system_limits import (
+    FILES_PER_WORKER,
+    refuse_unless_openable,
+    refuse_unless_shareable,
+)
 from fastdqn.errors import UsageError
 from tests.oracles import counters
 
 LOWERED = """
 import resource, sys
-from fastdqn.envs.limits import refuse_unless_openable
+from fastdqn.envs.workers.system_limits import refuse_unless_openable
 soft, hard, workers = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 try:
@@ -114,7 +118,9 @@ def test_a_block_that_does_not_fit_is_refused_with_both_sizes(
 
 
 def test_a_system_without_such_a_folder_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "SHARED_MEMORY", limits.SHARED_MEMORY / "no" / "such" / "folder")
+    monkeypatch.setattr(
+        system_limits, "SHARED_MEMORY", system_limits.SHARED_MEMORY / "no" / "such" / "folder"
+    )
     refuse_unless_shareable(2**60, 8)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fastdqn import line_file
-from fastdqn.line_file import LineFile, RecordFile
+from fastdqn.foundation import line_file
+from fastdqn.foundation.line_file import LineFile, RecordFile
 
 
 class Disk:

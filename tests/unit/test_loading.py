@@ -19,8 +19,8 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.vector import SyncVectorEnv
 
 from fastdqn import DQN, CheckpointError, UsageError
-from fastdqn.cli import main
-from fastdqn.envs.construction import chain_of
+from fastdqn.cli.commands import main
+from fastdqn.envs.specs.construction import chain_of
 from fastdqn.envs.tensor import make_tensor_env
 from tests.oracles import OneStateEnv
 from tests.small_agents import SMALL

@@ -12,8 +12,8 @@ from gymnasium.error import ClosedEnvironmentError
 from gymnasium.vector import AutoresetMode
 
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.local import LocalPool
-from fastdqn.envs.supervision import Supervision
+from fastdqn.envs.workers.local_pool import LocalPool
+from fastdqn.envs.workers.supervision import Supervision
 from fastdqn.errors import WorkerError
 from tests.drive import everything_in
 from tests.oracles import (

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastdqn.errors import UsageError
-from fastdqn.losses import (
+from fastdqn.algorithms.td_losses import (
     LOSSES,
     double_dqn_target,
     dqn_target,
@@ -18,6 +17,7 @@ from fastdqn.losses import (
     soft_update_,
     td_error,
 )
+from fastdqn.errors import UsageError
 
 B, A = 4, 3
 REWARD = torch.arange(float(B))

@@ -16,8 +16,9 @@ from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
-from fastdqn import DQN, UsageError, cli
-from fastdqn.envs.make import describe
+from fastdqn import DQN, UsageError
+from fastdqn.cli import commands
+from fastdqn.envs.description import describe
 from fastdqn.envs.masks import (
     MaskInInfo,
     allowed_in,
@@ -25,8 +26,8 @@ from fastdqn.envs.masks import (
     observed_beside_mask,
     with_mask_in_info,
 )
-from fastdqn.envs.source import make_source
-from fastdqn.witness import NullWitness
+from fastdqn.envs.sources.source import make_source
+from fastdqn.training.callbacks import NullWitness
 from tests.drive import MODES, everything_in
 from tests.masked import (
     NUM_ACTIONS,
@@ -272,8 +273,8 @@ def test_a_taxi_is_trained_and_evaluated_from_the_command_line(
         f"train --env-id {TAXI} --total-timesteps 400 --learning-starts 100 --num-envs 4 "
         "--env-groups 2 --num-workers 0 --execution eager --eval-episodes 2 --quiet --device cpu"
     )
-    assert cli.main([*flags.split(), "--run-dir", str(run)]) == 0
-    assert cli.main(["evaluate", str(run), "--episodes", "2"]) == 0
+    assert commands.main([*flags.split(), "--run-dir", str(run)]) == 0
+    assert commands.main(["evaluate", str(run), "--episodes", "2"]) == 0
     assert f"{TAXI}: mean return" in capsys.readouterr().out
     assert (run / "result.json").exists()
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdqn.captured import Captured
-from fastdqn.compiled import CompiledInside
-from fastdqn.meanwhile import Meanwhile
-from fastdqn.tracing import COMPILER
+from fastdqn.execution.compiled import CompiledInside
+from fastdqn.execution.cuda_graph import Captured
+from fastdqn.execution.meanwhile import Meanwhile
+from fastdqn.execution.trace import COMPILER
 from tests.compilers import HeldInductor
 from tests.fake_cuda import RecordingCuda
 

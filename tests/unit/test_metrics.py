@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from fastdqn.errors import UsageError
-from fastdqn.metrics import (
+from fastdqn.reporting.metrics import (
     Metrics,
     MetricsLog,
     TensorBoardMetrics,
     read_metrics,
 )
-from fastdqn.report import Report
+from fastdqn.training.events import Report
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastdqn.algorithms.optimizers import Adam
 from fastdqn.errors import UsageError
-from fastdqn.learner import Learner
+from fastdqn.learner.learner import Learner
 from fastdqn.native import CudaActor, CudaUpdate, NativeActor, NativeUpdate
-from fastdqn.networks import MLP, FlatNetwork
-from fastdqn.optimizers import Adam
-from fastdqn.policy import Policy
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import MLP
+from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, Ring, Sampler
 from fastdqn.transition import Transitions
 from tests.emulated.card import has_compiler, make

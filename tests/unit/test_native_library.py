@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import nn
 
-from fastdqn import ccompiler
+from fastdqn.algorithms.optimizers import Adam
 from fastdqn.errors import UsageError
-from fastdqn.native import library, why_no_library, why_not_native
-from fastdqn.networks import MLP, FlatNetwork
-from fastdqn.optimizers import Adam
+from fastdqn.native import c_library, why_no_library, why_not_native
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import MLP
+from fastdqn.toolchain import cc
 from tests.small_learners import Branches, Descent
 
 
@@ -26,9 +27,9 @@ from tests.small_learners import Branches, Descent
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache, and nothing loaded."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    library.load_library.cache_clear()
+    c_library.load_library.cache_clear()
     yield tmp_path
-    library.load_library.cache_clear()
+    c_library.load_library.cache_clear()
 
 
 def compiler(path: Path, script: str) -> str:
@@ -41,16 +42,16 @@ def compiler(path: Path, script: str) -> str:
 def test_it_is_compiled_once_and_found_by_the_next_run(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library.load_library()
+    c_library.load_library()
     (kept,) = (home / "fastdqn").iterdir()
     assert kept.suffix == ".so"
-    library.load_library.cache_clear()
-    monkeypatch.setattr(ccompiler, "compile_c", lambda *_: pytest.fail("compiled again"))
-    assert library.load_library().fastdqn_update
+    c_library.load_library.cache_clear()
+    monkeypatch.setattr(cc, "compile_c", lambda *_: pytest.fail("compiled again"))
+    assert c_library.load_library().fastdqn_update
 
 
 def test_several_runs_that_compile_at_once_leave_one_library(home: Path) -> None:
-    uncached: Any = library.load_library.__wrapped__
+    uncached: Any = c_library.load_library.__wrapped__
     with ThreadPoolExecutor(4) as pool:
         assert all(found.fastdqn_act for found in pool.map(lambda _: uncached(), range(4)))
     assert [path.suffix for path in (home / "fastdqn").iterdir()] == [".so"]
@@ -59,18 +60,18 @@ def test_several_runs_that_compile_at_once_leave_one_library(home: Path) -> None
 def test_who_needs_it_waits_for_the_compile_that_has_begun(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, compiles = ccompiler.compile_c, list[Path]()
+    real, compiles = cc.compile_c, list[Path]()
 
     def compile_c(source: Path, path: Path) -> None:
         compiles.append(path)
         time.sleep(0.3)
         real(source, path)
 
-    monkeypatch.setattr(ccompiler, "compile_c", compile_c)
-    ccompiler.begin_to_compile(ccompiler.MLP)
+    monkeypatch.setattr(cc, "compile_c", compile_c)
+    cc.begin_to_compile(cc.MLP)
     while not compiles:
         time.sleep(0.001)
-    assert library.load_library().fastdqn_open
+    assert c_library.load_library().fastdqn_open
     assert len(compiles) == 1
     assert [path.suffix for path in (home / "fastdqn").iterdir()] == [".so"]
 
@@ -80,7 +81,7 @@ def test_a_compile_that_begins_in_vain_says_nothing(
 ) -> None:
     monkeypatch.setenv("PATH", str(home))
     monkeypatch.delenv("CC", raising=False)
-    ccompiler.begin_to_compile(ccompiler.MLP)
+    cc.begin_to_compile(cc.MLP)
     for thread in threading.enumerate():
         if thread.name == "compile mlp.c":
             thread.join()
@@ -90,16 +91,16 @@ def test_a_compile_that_begins_in_vain_says_nothing(
 
 def test_a_cache_that_cannot_be_written_costs_a_compile_and_nothing_else(home: Path) -> None:
     (home / "fastdqn").write_text("a file where the folder should be")
-    assert library.load_library().fastdqn_open
+    assert c_library.load_library().fastdqn_open
 
 
 def test_a_broken_library_in_the_cache_is_not_the_end(home: Path) -> None:
-    library.load_library()
+    c_library.load_library()
     (kept,) = (home / "fastdqn").iterdir()
     kept.unlink()  # it is mapped in this process
     kept.write_bytes(b"\0" * 10)
-    library.load_library.cache_clear()
-    assert library.load_library().fastdqn_open
+    c_library.load_library.cache_clear()
+    assert c_library.load_library().fastdqn_open
 
 
 def test_without_a_compiler_the_way_out_is_told(
@@ -108,7 +109,7 @@ def test_without_a_compiler_the_way_out_is_told(
     monkeypatch.setenv("PATH", str(home))
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(UsageError, match=r"none is on the PATH\. Install gcc or clang"):
-        library.load_library()
+        c_library.load_library()
     assert why_no_library() == "it is compiled by a C compiler, and none is on the PATH"
 
 
@@ -118,17 +119,17 @@ def test_a_compiler_that_fails_is_named_with_its_first_line(
     path = compiler(home / "odd-cc", 'echo "mlp.c:1: no such thing" >&2; exit 1')
     monkeypatch.setenv("CC", path)
     with pytest.raises(UsageError, match=r"odd-cc cannot compile it: mlp\.c:1: no such thing"):
-        library.load_library()
+        c_library.load_library()
     assert not list((home / "fastdqn").iterdir())
 
 
 def test_a_compiler_that_knows_no_native_tuning_compiles_without(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = ccompiler.find_compiler()
+    real = cc.find_compiler()
     script = f'case "$*" in *=native*) exit 1;; esac\nexec {real} "$@"'
     monkeypatch.setenv("CC", compiler(home / "old-cc", script))
-    assert library.load_library().fastdqn_open
+    assert c_library.load_library().fastdqn_open
 
 
 def test_what_the_c_does_not_know_is_named() -> None:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastdqn import DQN, MLP, UsageError
-from fastdqn.network_check import observations_of, refuse_unfit
-from fastdqn.networks import FlatNetwork, mlp_for
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import mlp_for
+from fastdqn.networks.network_check import observations_of, refuse_unfit
 from tests.small_learners import Branches
 
 CARTPOLE = "CartPole-v1"

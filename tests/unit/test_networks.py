@@ -12,7 +12,8 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 from torch import Tensor, nn
 
 from fastdqn.errors import UsageError
-from fastdqn.networks import MLP, FlatNetwork, mlp_for
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import MLP, mlp_for
 from tests.small_learners import Branches, Table
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastdqn import nvrtc
-from fastdqn.caches import cache_dir, keep, kept
-from fastdqn.nvrtc import KernelError, why_no_nvrtc
+from fastdqn.toolchain import nvrtc
+from fastdqn.toolchain.disk_cache import cache_dir, keep, kept
+from fastdqn.toolchain.nvrtc import KernelError, why_no_nvrtc
 
 
 class FakeNvrtc:

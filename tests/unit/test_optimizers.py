@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdqn.errors import UsageError
-from fastdqn.optimizers import (
+from fastdqn.algorithms.optimizers import (
     OPTIMIZERS,
     Adam,
     AdamW,
@@ -19,6 +18,7 @@ from fastdqn.optimizers import (
     clip_by_norm,
     clip_by_value,
 )
+from fastdqn.errors import UsageError
 
 STEPS = 200
 Theirs = Callable[[list[Tensor]], torch.optim.Optimizer]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastdqn.envs.plain_values import NotPlainError, from_plain, to_plain
+from fastdqn.envs.specs.plain_values import NotPlainError, from_plain, to_plain
 
 NAMES = st.text(max_size=8).filter(lambda text: not text.startswith("$"))
 NUMBERS = st.integers(-(2**64), 2**64) | st.floats(allow_nan=False, allow_infinity=False)

@@ -14,14 +14,14 @@ import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.patches import Rectangle
 
-from fastdqn.episodes import EpisodeLog, EpisodeTable
 from fastdqn.errors import UsageError
-from fastdqn.evaluations import EvaluationLog, EvaluationTable
-from fastdqn.figures import build_returns_figure, build_wall_time_figure, wall_seconds
-from fastdqn.formatting import format_return
-from fastdqn.metrics import MetricsLog
-from fastdqn.plots import plot_returns, plot_run, plot_wall_time
-from fastdqn.report import Episode, EvaluationReport, Report
+from fastdqn.foundation.formatting import format_return
+from fastdqn.reporting.episode_log import EpisodeLog, EpisodeTable
+from fastdqn.reporting.evaluation_log import EvaluationLog, EvaluationTable
+from fastdqn.reporting.figures import build_returns_figure, build_wall_time_figure, wall_seconds
+from fastdqn.reporting.metrics import MetricsLog
+from fastdqn.reporting.plots import plot_returns, plot_run, plot_wall_time
+from fastdqn.training.events import Episode, EvaluationReport, Report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -133,7 +133,7 @@ def test_the_headline_has_the_steps_of_the_run_and_not_of_its_last_episode(tmp_p
     log.close()
     seen: list[Figure] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastdqn.plots._save", lambda figure, _: seen.append(figure))
+        patch.setattr("fastdqn.reporting.plots._save", lambda figure, _: seen.append(figure))
         plot_run(tmp_path)
     assert "110,000 env steps" in seen[0].get_suptitle()
 
@@ -352,7 +352,7 @@ def test_plot_run_takes_title_and_threshold_from_the_config(
     ) -> None:
         drawn.append((title, solved_at, wall_s))
 
-    monkeypatch.setattr("fastdqn.plots.plot_returns", keep)
+    monkeypatch.setattr("fastdqn.reporting.plots.plot_returns", keep)
     run_dir = tmp_path / "my_run"
     _write_run(run_dir)
     _write_metrics(run_dir)
@@ -378,7 +378,7 @@ def test_plotting_leaves_pyplot_and_the_users_settings_alone() -> None:
         "import sys, matplotlib as m\n"
         "settings = lambda: {k: m.rcParams[k] for k in m.rcParams if k != 'backend'}\n"
         "before = settings()\n"
-        "import fastdqn.plots\n"
+        "import fastdqn.reporting.plots\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert settings() == before\n"
     )

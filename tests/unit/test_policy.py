@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastdqn import policy as policy_file
-from fastdqn.learner import Learner
+from fastdqn.learner.learner import Learner
 from fastdqn.native import NativeActor
-from fastdqn.networks import MLP, FlatNetwork
-from fastdqn.policy import Policy, epsilon_greedy
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import MLP
+from fastdqn.policies import policy as policy_file
+from fastdqn.policies.policy import Policy, epsilon_greedy
 from tests.small_learners import Branches, Descent, Table, one_hot, transitions
 
 NUM_ENVS, NUM_ACTIONS, STEPS = 64, 50, 2000

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fastdqn.config import Config
 from fastdqn.errors import UsageError
-from fastdqn.learner import Learner
-from fastdqn.networks import MLP
-from fastdqn.precision import PRECISIONS, float32_products, refuse_precision
+from fastdqn.learner.learner import Learner
+from fastdqn.learner.precision import PRECISIONS, float32_products, refuse_precision
+from fastdqn.networks.mlp import MLP
 from tests.learner_settings import SETTINGS, written
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console as RichConsole
 
-from fastdqn.console import Console
-from fastdqn.panel import build_panel, report_line
-from fastdqn.progress import (
+from fastdqn.reporting.console import Console
+from fastdqn.reporting.panel import build_panel, report_line
+from fastdqn.reporting.progress import (
     LiveProgress,
     NullProgress,
     PlainProgress,
     Progress,
     make_progress,
 )
-from fastdqn.report import EvaluationReport, Report
+from fastdqn.training.events import EvaluationReport, Report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -265,7 +265,7 @@ def test_a_log_on_a_full_disk_is_told_once_and_goes_on_when_there_is_room(
     out = io.StringIO()
     with Console(tmp_path / "log", stream=out) as console:
         with monkeypatch.context() as patch:
-            patch.setattr("fastdqn.line_file.os.write", full)
+            patch.setattr("fastdqn.foundation.line_file.os.write", full)
             console.say("one")
             console.say("two")
         console.say("three")

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from fastdqn.arguments import given, parse
-from fastdqn.cli import (
+from fastdqn.cli.arguments import given, parse
+from fastdqn.cli.commands import (
     COMMANDS,
     DoctorArguments,
     EvaluateArguments,

@@ -23,10 +23,10 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.vector import SyncVectorEnv
 
 from fastdqn import DQN, Config, UsageError
-from fastdqn.cli import main
-from fastdqn.plots import plot_run
-from fastdqn.report import Report
-from fastdqn.witness import NullWitness
+from fastdqn.cli.commands import main
+from fastdqn.reporting.plots import plot_run
+from fastdqn.training.callbacks import NullWitness
+from fastdqn.training.events import Report
 
 SMALL: dict[str, Any] = {
     "num_envs": 2,
@@ -361,7 +361,8 @@ def test_an_evaluation_has_the_threads_of_the_settings(monkeypatch: pytest.Monke
     agent = small(cpu_threads=before + 1)
     agent.evaluate(1, max_steps=3)
     monkeypatch.setattr(
-        "fastdqn.evaluation.evaluate", lambda *_, **__: seen.append(torch.get_num_threads())
+        "fastdqn.training.evaluation.evaluate",
+        lambda *_, **__: seen.append(torch.get_num_threads()),
     )
     agent.evaluate(1)
     assert (seen, torch.get_num_threads()) == ([before + 1], before)

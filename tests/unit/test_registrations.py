@@ -18,10 +18,10 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.envs.registration import WrapperSpec
 
 from fastdqn import DQN
-from fastdqn.envs import registrations
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.registrations import packed_registry, register
-from fastdqn.envs.supervision import Supervision
+from fastdqn.envs.specs import registrations
+from fastdqn.envs.specs.registrations import packed_registry, register
+from fastdqn.envs.workers.supervision import Supervision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,15 +17,15 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from fastdqn.agent import DQN
+from fastdqn.agent.dqn import DQN
 from fastdqn.config import Config
-from fastdqn.console import Console
-from fastdqn.evaluation import Evaluation
-from fastdqn.record import RunRecord
-from fastdqn.result import result_of, write_json_whole
-from fastdqn.schedules import ReplayRatio
-from fastdqn.stopwatch import Stopwatch
-from fastdqn.trainer import Trainer
+from fastdqn.reporting.console import Console
+from fastdqn.reporting.result import result_of, write_json_whole
+from fastdqn.reporting.run_recorder import RunRecord
+from fastdqn.training.evaluation import Evaluation
+from fastdqn.training.host.trainer import Trainer
+from fastdqn.training.schedules import ReplayRatio
+from fastdqn.training.stopwatch import Stopwatch
 
 
 def a_trainer(**changes: Any) -> Trainer:
@@ -220,10 +220,16 @@ def test_what_json_cannot_hold_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 LOSSES = {
-    "fastdqn.record.save_checkpoint": ("checkpoints", "the checkpoint of env step 300"),
-    "fastdqn.record.write_json_whole": ("result.json", "result.json at env step 300"),
-    "fastdqn.episodes.EpisodeLog.write": ("", "episodes.csv"),
-    "fastdqn.metrics.MetricsLog.write": ("", "metrics.jsonl"),
+    "fastdqn.reporting.run_recorder.save_checkpoint": (
+        "checkpoints",
+        "the checkpoint of env step 300",
+    ),
+    "fastdqn.reporting.run_recorder.write_json_whole": (
+        "result.json",
+        "result.json at env step 300",
+    ),
+    "fastdqn.reporting.episode_log.EpisodeLog.write": ("", "episodes.csv"),
+    "fastdqn.reporting.metrics.MetricsLog.write": ("", "metrics.jsonl"),
 }
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from fastdqn.envs.source import source_of
-from fastdqn.envs.transfer import PackedTransfer
+from fastdqn.envs.sources.source import source_of
 from fastdqn.errors import NonFiniteError
 from fastdqn.native import NativeActor
-from fastdqn.rollout import Rollout
+from fastdqn.training.host.rollout import Rollout
+from fastdqn.training.transfer import PackedTransfer
 from tests.drive import MODES, Vector, everything_in, roll, rollout_of, vector_of
 from tests.oracles import (
     CounterEnv,

@@ -20,7 +20,7 @@ from gymnasium.spaces import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastdqn.envs.rows import CACHE_LINE_BYTES, Rows, RowSpec
+from fastdqn.envs.workers.shared_block import CACHE_LINE_BYTES, Rows, RowSpec
 from fastdqn.errors import UsageError
 
 FIELDS = {

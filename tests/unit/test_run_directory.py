@@ -13,7 +13,13 @@ import pytest
 
 from fastdqn.config import Config, plain
 from fastdqn.errors import UsageError
-from fastdqn.run_directory import commit, describe_machine, make_run_dir, versions, write_config
+from fastdqn.reporting.run_directory import (
+    commit,
+    describe_machine,
+    make_run_dir,
+    versions,
+    write_config,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +107,7 @@ def test_the_config_tells_all_that_the_numbers_depend_on(
 def test_versions_are_those_of_the_packages_and_none_for_a_missing_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fastdqn.run_directory.PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setattr("fastdqn.reporting.run_directory.PACKAGES", ("torch", "no-such-package"))
     found = versions()
     assert found["torch"] == version("torch")
     assert found["no-such-package"] is None

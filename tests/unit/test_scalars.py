@@ -11,7 +11,7 @@ import torch
 
 from fastdqn import MLP, Learner, ReplayBuffer
 from fastdqn.errors import UsageError
-from fastdqn.scalars import as_bool, as_whole, python_scalar, whole, whole_numbers
+from fastdqn.foundation.scalars import as_bool, as_whole, python_scalar, whole, whole_numbers
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from fastdqn.errors import UsageError
-from fastdqn.schedules import (
+from fastdqn.training.schedules import (
     Constant,
     Exponential,
     Linear,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fastdqn.errors import UsageError
-from fastdqn.self_check import OPERATIONS, check_device
+from fastdqn.execution.self_check import OPERATIONS, check_device
 
 CPU = torch.device("cpu")
 SPOILED = {

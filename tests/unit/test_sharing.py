@@ -14,11 +14,11 @@ import pytest
 from gymnasium.vector import SyncVectorEnv
 
 from fastdqn import DQN, Supervision, UsageError
+from fastdqn.envs.description import describe, factory_of
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.make import describe, factory_of
 from fastdqn.envs.sharing import refuse_shared_by_processes, refuse_the_same_again
-from fastdqn.envs.source import make_source, source_of
-from fastdqn.envs.staffing import Staff
+from fastdqn.envs.sources.source import make_source, source_of
+from fastdqn.envs.workers.allocation import Staff
 from tests.oracles import CounterEnv, CrashError, CrashingEnv
 from tests.unit.test_agent import small
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from fastdqn.signals import EXIT_CODES, StopRequest, stop_on_signals
+from fastdqn.training.signals import EXIT_CODES, StopRequest, stop_on_signals
 
 SIGNALS = list(EXIT_CODES)
 

@@ -13,21 +13,21 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sp
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from fastdqn import DQN, Supervision, UsageError
+from fastdqn.envs.description import describe
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.lines import CheckedLine, NumberLine, lines_over
-from fastdqn.envs.make import describe
 from fastdqn.envs.masks import with_mask_in_info
-from fastdqn.envs.source import make_source, source_of
+from fastdqn.envs.sources.source import make_source, source_of
+from fastdqn.envs.sources.vector_check import VectorCheck
 from fastdqn.envs.space_check import MANY, Bounds, SpaceCheck
-from fastdqn.envs.staffing import Staff
-from fastdqn.envs.starting import without_main_module
-from fastdqn.envs.vector_check import VectorCheck
+from fastdqn.envs.workers.allocation import Staff
+from fastdqn.envs.workers.observation_writer import CheckedLine, NumberLine, lines_over
+from fastdqn.envs.workers.starting import without_main_module
 from tests.drive import MODES
 from tests.unit.test_agent import small
 from tests.unruly import FallingEnv, LeavingEnv
 
 if TYPE_CHECKING:
-    from fastdqn.envs.source import EnvSource
+    from fastdqn.envs.sources.source import EnvSource
 
 BYTES, IMAGE = Box(0, 255, (2,), np.uint8), Box(0, 255, (2, 3, 1), np.uint8)
 FLOATS, FEW = Box(0, 1, (2,), np.float32), Box(0, 10, (2,), np.int32)

@@ -14,13 +14,19 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from fastdqn.envs import grouped, staffing, worker
+from fastdqn.envs import grouped
+from fastdqn.envs.description import factory_of
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.make import factory_of
-from fastdqn.envs.staffing import Staff, choose_staff, staff_beside_learner, timed_in_turns
-from fastdqn.envs.supervision import Supervision
-from fastdqn.envs.worker import hear
-from fastdqn.worlds import Built
+from fastdqn.envs.provider import Built
+from fastdqn.envs.workers import allocation, worker
+from fastdqn.envs.workers.allocation import (
+    Staff,
+    choose_staff,
+    staff_beside_learner,
+    timed_in_turns,
+)
+from fastdqn.envs.workers.supervision import Supervision
+from fastdqn.envs.workers.worker import hear
 from tests.oracles import (
     CounterEnv,
     CrashError,
@@ -61,7 +67,7 @@ def test_workers_are_woken_only_where_that_pays(
     staff: Staff,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(staffing, "available_cores", lambda: cores)
+    monkeypatch.setattr(allocation, "available_cores", lambda: cores)
     assert choose_staff(*question) == staff
 
 
@@ -96,8 +102,8 @@ def test_the_learners_core_steps_what_learning_leaves_time_for(
     staff: Staff,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(staffing, "available_cores", lambda: cores)
-    monkeypatch.setattr(staffing, "COLD", 1.0)
+    monkeypatch.setattr(allocation, "available_cores", lambda: cores)
+    monkeypatch.setattr(allocation, "COLD", 1.0)
     assert staff_beside_learner(*question) == staff
 
 
@@ -105,10 +111,10 @@ def test_learning_beside_environments_takes_longer_than_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Eight steps of learning by itself are twelve with cold caches: the caller has two fewer."""
-    monkeypatch.setattr(staffing, "available_cores", lambda: 2)
+    monkeypatch.setattr(allocation, "available_cores", lambda: 2)
     shares = []
     for cold in (1.0, 1.5):
-        monkeypatch.setattr(staffing, "COLD", cold)
+        monkeypatch.setattr(allocation, "COLD", cold)
         shares.append(staff_beside_learner(32, STEP_S, 8 * STEP_S).caller_envs)
     assert shares == [13, 11]
 
@@ -117,9 +123,9 @@ def test_while_groups_take_turns_handling_them_is_the_callers_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Five steps of handling: the worker has five environments more, and no wake-up to wait for."""
-    monkeypatch.setattr(staffing, "available_cores", lambda: 2)
-    monkeypatch.setattr(staffing, "HANDLING_S", 5 * STEP_S)
-    monkeypatch.setattr(staffing, "COLD", 1.0)
+    monkeypatch.setattr(allocation, "available_cores", lambda: 2)
+    monkeypatch.setattr(allocation, "HANDLING_S", 5 * STEP_S)
+    monkeypatch.setattr(allocation, "COLD", 1.0)
     staff = partial(staff_beside_learner, 16, STEP_S)
     assert staff(0.0, num_groups=2) == Staff(1, 5)
     assert staff(4 * STEP_S, num_groups=2) == Staff(1, 3)
@@ -152,8 +158,8 @@ def test_timing_ends_soon_where_learning_is_slow() -> None:
 
     def learning() -> float:
         asked.append(1)
-        time.sleep(0.6 * staffing.ENOUGH_S)
-        return 0.6 * staffing.ENOUGH_S
+        time.sleep(0.6 * allocation.ENOUGH_S)
+        return 0.6 * allocation.ENOUGH_S
 
     _, learn_s = Built(factory_of("CartPole-v1"))._seconds(learning)
     assert len(asked) == 3
@@ -320,7 +326,7 @@ def test_a_worker_that_is_killed_costs_the_callers_share_nothing() -> None:
 def test_who_waits_stays_awake_only_while_there_is_a_core_for_every_worker(
     processes: int, awake: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staffing, "available_cores", lambda: 2)
+    monkeypatch.setattr(allocation, "available_cores", lambda: 2)
     assert (Staff(processes).spin_s > 0) == awake
 
 

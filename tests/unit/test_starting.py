@@ -6,8 +6,8 @@ import os
 import signal
 import threading
 
-from fastdqn.envs.lifeline import HEARD_BY_PARENT
-from fastdqn.envs.starting import parent_pid, signals_held
+from fastdqn.envs.workers.lifeline import HEARD_BY_PARENT
+from fastdqn.envs.workers.starting import parent_pid, signals_held
 
 
 def test_signals_that_are_the_parents_business_are_held_back_for_a_moment() -> None:

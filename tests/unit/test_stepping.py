@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.steppers import KINDS, Crowd, open_steppers, step_source, step_vector, timer_of
 from benchmarks.stepping import ratios, spread, summary, tables
-from fastdqn.envs.make import describe
-from fastdqn.envs.source import VectorSource
+from fastdqn.envs.description import describe
+from fastdqn.envs.sources.source import VectorSource
 from tests.drive import MODES, vector_of
 from tests.oracles import CounterEnv, counters
 

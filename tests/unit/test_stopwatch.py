@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastdqn.stopwatch import ACTIVITIES, Stopwatch
+from fastdqn.training.stopwatch import ACTIVITIES, Stopwatch
 
 if TYPE_CHECKING:
     from tests.clock import Clock

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastdqn.streams import forgiving, forgiving_streams
+from fastdqn.foundation.streams import forgiving, forgiving_streams
 
 
 class Broken(io.StringIO):
@@ -80,7 +80,7 @@ def test_the_callers_streams_come_back() -> None:
 
 
 HELD = (
-    "import os, sys; from fastdqn.streams import hold_streams; hold_streams(); "
+    "import os, sys; from fastdqn.foundation.streams import hold_streams; hold_streams(); "
     "print('x' * 100_000); sys.stdout.flush(); print('y'); print('z', file=sys.stderr); "
     "file = open('opened', 'w'); assert file.fileno() > 2; os.write(1, b'of C code')"
 )

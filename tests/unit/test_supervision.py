@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastdqn.envs import supervision
-from fastdqn.envs.failures import Failure
-from fastdqn.envs.rows import Rows, RowSpec
-from fastdqn.envs.supervision import (
+from fastdqn.envs.workers import supervision
+from fastdqn.envs.workers.failures import Failure
+from fastdqn.envs.workers.shared_block import Rows, RowSpec
+from fastdqn.envs.workers.supervision import (
     RestartBudget,
     Supervision,
     branch_of,

@@ -18,11 +18,11 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Tuple
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from fastdqn import DQN
+from fastdqn.envs.description import describe
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.make import describe
+from fastdqn.envs.provider import Built
 from fastdqn.envs.spaces import read_spaces
-from fastdqn.envs.traces import generators_kept, trial_env
-from fastdqn.worlds import Built
+from fastdqn.foundation.traces import generators_kept, trial_env
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -198,7 +198,7 @@ def test_spaces_give_the_samples_that_they_give_with_gymnasiums_vectors(
 def test_the_environments_of_this_process_are_numbered_as_with_gymnasiums_vector(
     num_workers: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastdqn.envs.staffing.available_cores", lambda: 1)
+    monkeypatch.setattr("fastdqn.envs.workers.allocation.available_cores", lambda: 1)
     monkeypatch.setattr(Noisy, "ids", itertools.count())
     envs = GroupedVectorEnv([Noisy] * 3, num_workers=num_workers)
     assert envs.num_workers == 0

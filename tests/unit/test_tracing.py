@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdqn.learner import Learner
-from fastdqn.tracing import Leaves, TensorSpec, UntraceableError, tensors_of, trace
+from fastdqn.execution.trace import Leaves, TensorSpec, UntraceableError, tensors_of, trace
+from fastdqn.learner.learner import Learner
 from tests.small_learners import Branches, filled_ring
 
 

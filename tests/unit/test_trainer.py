@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from fastdqn.errors import NonFiniteError
-from fastdqn.evaluation import Evaluation, EvaluationStopped, Evaluator
-from fastdqn.loop import Intervals, Loop
-from fastdqn.report import Episode, Report
-from fastdqn.rollout import Rollout
-from fastdqn.schedules import Constant, ReplayRatio, Schedule
-from fastdqn.trainer import Trainer
+from fastdqn.training.evaluation import Evaluation, EvaluationStopped, Evaluator
+from fastdqn.training.events import Episode, Report
+from fastdqn.training.host.rollout import Rollout
+from fastdqn.training.host.trainer import Trainer
+from fastdqn.training.schedules import Constant, ReplayRatio, Schedule
+from fastdqn.training.trainer import Intervals, Loop
 
 SEEDS = [7, 8]
 NEVER = 10**9

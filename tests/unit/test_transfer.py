@@ -10,8 +10,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastdqn.envs.rows import Rows, RowSpec
-from fastdqn.envs.transfer import DeviceRows, PackedTransfer, SharedTransfer, Transfer, transfer_to
+from fastdqn.envs.workers.shared_block import Rows, RowSpec
+from fastdqn.training.transfer import (
+    DeviceRows,
+    PackedTransfer,
+    SharedTransfer,
+    Transfer,
+    transfer_to,
+)
 from fastdqn.transition import STORAGE_DTYPES, storage_dtype
 
 if TYPE_CHECKING:

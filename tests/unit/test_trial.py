@@ -10,15 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdqn import trial
 from fastdqn.errors import UsageError
-from fastdqn.learner import Learner
+from fastdqn.learner.learner import Learner
+from fastdqn.learner.ways import Way
 from fastdqn.native import NativeActor
-from fastdqn.networks import MLP
-from fastdqn.policy import Policy
+from fastdqn.networks.mlp import MLP
+from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
-from fastdqn.trial import choose_ways, fastest_actor, fastest_execution, learning_seconds
-from fastdqn.ways import Way
+from fastdqn.training import autotune
+from fastdqn.training.autotune import (
+    choose_ways,
+    fastest_actor,
+    fastest_execution,
+    learning_seconds,
+)
 from tests.clock import Clock
 from tests.fake_cuda import RecordingCuda
 from tests.learner_settings import nothing_left_in, written
@@ -145,7 +150,7 @@ def _actors(monkeypatch: pytest.MonkeyPatch, clock: Clock, **took_s: float) -> l
 
         return act
 
-    monkeypatch.setattr(trial, "actor_of", actor_of)
+    monkeypatch.setattr(autotune, "actor_of", actor_of)
     return asked
 
 
@@ -182,7 +187,7 @@ def test_a_module_with_buffers_has_no_copy_on_the_cpu(
 def _together(
     monkeypatch: pytest.MonkeyPatch, clock: Clock, asked: str
 ) -> tuple[Learner, Policy, str]:
-    monkeypatch.setattr(trial, "synchronize", lambda device: None)
+    monkeypatch.setattr(autotune, "synchronize", lambda device: None)
     _actors(monkeypatch, clock, eager=300e-6, cudagraph=50e-6, cpu_copy=70e-6)
     learner = Learner(MLP((4,), 2, (8,)))
     learner.device = torch.device("cuda")  # so it says; its tensors are the CPU's

@@ -5,9 +5,9 @@ Loads PyTorch, so that nothing a worker process imports may import it.
 
 from fastdqn.envs.tensor.acrobot import Acrobot
 from fastdqn.envs.tensor.cartpole import CartPole
-from fastdqn.envs.tensor.kinds import TENSOR_ENVS, make_tensor_env
 from fastdqn.envs.tensor.mountain_car import MountainCar
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv, TensorStep
+from fastdqn.envs.tensor.registry import TENSOR_ENVS, make_tensor_env
 
 __all__ = [
     "TENSOR_ENVS",

@@ -1,0 +1,300 @@
+"""From a saved policy to the environment and the settings that its agent is built with.
+
+Nothing that a file names is imported: environments come from what is registered already or what
+the caller names, wrappers from Gymnasium's own.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+
+from fastdqn.agent.saved_description import SavedDescription, read_description, refuse_other_shapes
+from fastdqn.envs.description import EnvDescription, factory_of, for_workers
+from fastdqn.envs.provider import AnyEnv
+from fastdqn.envs.specs.construction import (
+    FORWARDING,
+    Construction,
+    UsedWrapper,
+    bare_env,
+    chain_of,
+    rebuilt,
+    why_not_from_a_file,
+    why_too_large,
+)
+from fastdqn.envs.specs.ids import first_line
+from fastdqn.envs.specs.plain_values import NotPlainError
+from fastdqn.envs.specs.wrapping import (
+    CONFIGURING,
+    read_wrapper,
+    spelled_arguments,
+    typed_wrapper,
+)
+from fastdqn.errors import CheckpointError, UsageError
+from fastdqn.foundation.traces import trial_env
+from fastdqn.training.checkpoint import SavedPolicy
+
+__all__ = ["Restored", "restore"]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What an agent is built with, and where its training stood.
+
+    Attributes:
+        env: Its environment.
+        settings: Of Config, those of the caller before those that were saved.
+        saved: What the file says, checked.
+        folder: Of the saved policy, for messages.
+        from_file: Whether the environment is what the file says and not what the caller gave.
+    """
+
+    env: AnyEnv
+    settings: dict[str, Any]
+    saved: SavedDescription
+    folder: str
+    from_file: bool
+
+    def refuse_other_spaces(self, env: EnvDescription) -> None:
+        """Refuse an environment in which the policy cannot act as it was trained to.
+
+        Raises:
+            UsageError: Observations or actions differ.
+        """
+        saved = self.saved
+        was = (saved.obs_shape, saved.obs_dtype, saved.num_actions)
+        now = (env.obs_shape, env.obs_dtype, env.num_actions)
+        if (was if self.from_file else was[::2]) != (now if self.from_file else now[::2]):
+            raise UsageError(
+                self.folder,
+                f"it was trained with observations {was[0]} {was[1]} and {was[2]} actions, and "
+                f"{env.env_id} has {now[0]} {now[1]} and {now[2]}",
+                _name_it(self.folder, env.env_id),
+            )
+
+
+def restore(
+    saved: SavedPolicy, env: AnyEnv | None, given: Mapping[str, Any], *, own_network: bool
+) -> Restored:
+    """Check a saved policy and find the environment and the settings of its agent.
+
+    The saved id, named by the caller or not, keeps the arguments and wrappers that were saved. One
+    that cannot be put on again is refused with what to type. Where the file does not know what
+    there was, the id that the caller names is made as it is registered, with a UserWarning.
+
+    Args:
+        saved: As it was read.
+        env: What the caller gave; None is what was saved.
+        given: Settings of the caller.
+        own_network: Whether the caller brings the network.
+
+    Raises:
+        CheckpointError: A value of the file cannot be.
+        UsageError: The environment cannot be built from what the file says, or the network is
+            missing.
+    """
+    folder = str(saved.folder)
+    try:
+        read = read_description(saved.description)
+        if not own_network:
+            _refuse_own_network(read)
+            refuse_other_shapes(read, saved.parameters)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
+    kept = dict(read.settings)
+    saved_id, made = kept.pop("env_id"), read.construction
+    configured = any(name in given for name in CONFIGURING)
+    named = env if isinstance(env, str) and _bare(env) == _bare(saved_id) else None
+    found: AnyEnv
+    if env is not None and named is None:
+        kept = {name: value for name, value in kept.items() if name not in CONFIGURING}
+        found = env
+    elif made is None:
+        found = named or saved_id
+        _refuse_unknown(saved_id, {**kept, **given}, given, folder, named=named is not None)
+    elif configured:
+        found = named or made.env_id or _bare(saved_id)
+        kept.update(_configured(made, saved_id, folder, own_wrappers="wrapper" in given))
+    else:
+        found, more = _rebuilding(made, saved_id, folder, named)
+        kept.update(more)
+    return Restored(found, {**kept, **given}, read, folder, env is None and not configured)
+
+
+def _refuse_own_network(saved: SavedDescription) -> None:
+    if saved.network != "MLP":
+        raise CheckpointError(
+            f"it holds the parameters of another network than an MLP, {saved.network}: pass it, "
+            "DQN.load(folder, network=...)"
+        )
+
+
+def _refuse_unknown(
+    env_id: str, used: Mapping[str, Any], given: Mapping[str, Any], folder: str, *, named: bool
+) -> None:
+    """Refuse a saved id, arguments and wrappers that the caller has to name."""
+    kwargs, wrappers = used.get("env_kwargs") or {}, used.get("wrapper") or ()
+    command = _name_it(folder, env_id, kwargs, wrappers)
+    module, _, name = env_id.rpartition(":")
+    if module and module not in sys.modules and not named:
+        reason = f"its environment {env_id} is of a module that no file may have imported"
+        raise UsageError(folder, reason, command)
+    if name in FORWARDING and kwargs and "env_kwargs" not in given:
+        raise UsageError(folder, f"{name} imports what its arguments name", command)
+    for text in () if "wrapper" in given else wrappers:
+        _refuse_from_file(text, folder, command)
+    unknown = "" if named or used.get("vectorizer") in {"envpool", "tensor"} else _unknown(env_id)
+    if unknown:
+        raise UsageError(folder, unknown, command)
+
+
+def _unknown(env_id: str) -> str:
+    """Return why an id is of no use here; nothing where it is registered."""
+    try:
+        factory_of(env_id)
+    except UsageError as error:
+        return f"its environment {env_id} is not found here: {error.reason}"
+    return ""
+
+
+def _refuse_from_file(text: str, folder: str, command: str) -> None:
+    wrapper = read_wrapper(text)
+    why_not = f"{text} is of the caller's own" if wrapper.module else ""
+    arguments = {**wrapper.kwargs, "*": list(wrapper.args)}
+    why_not = why_not or why_too_large(arguments, wrapper.name)
+    why_not = why_not or why_not_from_a_file(wrapper.name)
+    if why_not:
+        raise UsageError(folder, f"its wrapper cannot be put on again: {why_not}", command)
+
+
+def _rebuilding(
+    made: Construction, saved_id: str, folder: str, named: str | None
+) -> tuple[AnyEnv, dict[str, Any]]:
+    """Return a factory that makes the environment again as it was, or else the id that is named.
+
+    The settings that belong to that id come with it.
+    """
+    if not made.why_not:
+        unknown = _unknown(named or made.env_id)
+        if unknown:
+            raise UsageError(folder, unknown, _command(made, saved_id, folder))
+        spec = for_workers(gym.registry[made.env_id])
+        factory = partial(rebuilt, spec, made.kwargs or {}, made.wrappers)
+        why_not = _why_not_built(factory) if any(w.why_not for w in made.wrappers) else ""
+        if not why_not:
+            return factory, {}
+    reason = f"its environment {saved_id} cannot be built again: {made.why_not or why_not}"
+    kwargs, around = _as_named(made)
+    if not named or any(wrapper.why_not for wrapper in around):
+        raise UsageError(folder, reason, _command(made, saved_id, folder))
+    warnings.warn(
+        f"{named} is made as it is registered here, and not as it was saved in {folder}: {reason}."
+        " Give env_kwargs and wrapper to say how it is made.",
+        stacklevel=4,
+    )
+    return named, {"env_kwargs": kwargs, "wrapper": tuple(typed_wrapper(w)[0] for w in around)}
+
+
+def _why_not_built(factory: Callable[[], gym.Env[Any, Any]]) -> str:
+    """Build an environment around which wrappers were that its entry point may bring."""
+    try:
+        with trial_env(factory):
+            return ""
+    except NotPlainError as error:
+        return str(error)
+    except Exception as error:  # an entry point may raise anything
+        return f"it cannot be built ({type(error).__name__}: {first_line(error)})"
+
+
+def _configured(
+    made: Construction, saved_id: str, folder: str, *, own_wrappers: bool
+) -> dict[str, Any]:
+    """Return the settings for an id whose arguments or wrappers the caller gives anew."""
+    kwargs, around = _as_named(made)
+    if own_wrappers:
+        return {"env_kwargs": kwargs}
+    typed = [typed_wrapper(wrapper) for wrapper in around]
+    for wrapper, (text, whole) in zip(around, typed, strict=True):
+        why_not = wrapper.why_not or ("" if whole else f"the arguments of {text} are no literals")
+        if why_not:
+            reason = f"its wrapper cannot be put on again: {why_not}"
+            raise UsageError(folder, reason, _command(made, saved_id, folder))
+    return {"env_kwargs": kwargs, "wrapper": tuple(text for text, _ in typed)}
+
+
+def _as_named(made: Construction) -> tuple[dict[str, Any], tuple[UsedWrapper, ...]]:
+    """Return arguments of `gymnasium.make`, and the wrappers around what it makes of them.
+
+    What the registration and the entry point bring is not among these wrappers.
+    """
+    kwargs, spec = dict(made.kwargs or {}), gym.registry.get(made.env_id)
+    if spec is None:
+        return kwargs, made.wrappers
+    rest = made.wrappers[_num_inside(partial(bare_env, spec, kwargs), made.wrappers) :]
+    brought = [extra.entry_point.rpartition(":")[2] for extra in spec.additional_wrappers]
+    names = [wrapper.name for wrapper in rest]
+    limit = rest[0].kwargs if names[:1] == ["TimeLimit"] and rest[0].module is None else None
+    extra_limit = bool(brought) and names[1 : 1 + len(brought)] == brought
+    if limit and (spec.max_episode_steps is not None or extra_limit):
+        rest = rest[1:]
+        if limit.get("max_episode_steps") != spec.max_episode_steps:
+            kwargs.update(limit)
+    elif spec.max_episode_steps is not None:
+        kwargs["max_episode_steps"] = -1
+    come_along = [wrapper.name for wrapper in rest[: len(brought)]] == brought
+    return kwargs, rest[len(brought) :] if come_along else rest
+
+
+def _num_inside(factory: Callable[[], gym.Env[Any, Any]], wrappers: tuple[UsedWrapper, ...]) -> int:
+    """Return how many of the wrappers an entry point brings."""
+    try:
+        with trial_env(factory) as env:
+            inside = [type(wrapper).__name__ for wrapper in chain_of(env)]
+    except Exception:  # an entry point may raise anything, and does so again where it counts
+        return 0
+    return len(inside) if inside == [w.name for w in wrappers[: len(inside)]] else 0
+
+
+def _bare(env_id: str) -> str:
+    return env_id.rpartition(":")[2]
+
+
+def _command(made: Construction, saved_id: str, folder: str) -> str:
+    """Return what to type for an environment of a factory, all of its wrappers included."""
+    kwargs, around = _as_named(made)
+    typed = [typed_wrapper(wrapper) for wrapper in around]
+    lost = [text for text, whole in typed if not whole]
+    env_id = made.env_id or (saved_id if saved_id in gym.registry else "")
+    command = _name_it(folder, env_id, kwargs, [text for text, _ in typed])
+    if lost:
+        command += f" The arguments of {', '.join(lost)} are not saved: add them, if it took some."
+    if made.why_not and env_id:
+        command += " Its arguments and wrappers are not saved: add --env-kwargs and --wrapper."
+    return command
+
+
+def _name_it(
+    folder: str,
+    env_id: str,
+    kwargs: Mapping[str, Any] | None = None,
+    wrappers: Any = (),
+) -> str:
+    """Return what to type, so that the caller names what no file may."""
+    if not env_id:
+        return (
+            "Pass it yourself: DQN.load(folder, env=...) from Python, or fastdqn evaluate with "
+            "--env-id, and --env-kwargs and --wrapper where it has some."
+        )
+    words = ["fastdqn", "evaluate", folder, "--env-id", env_id]
+    if kwargs:
+        words += ["--env-kwargs", *spelled_arguments(kwargs)]
+    if wrappers:
+        words += ["--wrapper", *wrappers]
+    return f"Name it yourself: {shlex.join(words)}, or DQN.load(folder, env=...) from Python."

@@ -1,0 +1,130 @@
+"""Saving an agent's policy, and an agent built from a saved one."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from gymnasium.vector import VectorEnv
+from torch import nn
+
+from fastdqn.agent.arguments import fitting
+from fastdqn.agent.learning import Trainable
+from fastdqn.agent.loading import restore
+from fastdqn.agent.saved_description import SavedDescription, write_description
+from fastdqn.envs.provider import AnyEnv
+from fastdqn.envs.seeding import Stream, seeds_of
+from fastdqn.envs.tensor import TensorEnv
+from fastdqn.training.checkpoint import SavedPolicy, load_policy, save_policy
+
+__all__ = ["Persistent"]
+
+
+class Persistent(Trainable):
+    """The part of an agent that is saved and loaded.
+
+    Attributes:
+        network: The online network.
+    """
+
+    network: nn.Module
+    _by_id: bool
+    """Whether the settings say how the environment is made."""
+
+    @abstractmethod
+    def __init__(
+        self,
+        env: AnyEnv,
+        *,
+        network: nn.Module | None = None,
+        **settings: Any,
+    ) -> None: ...
+
+    def save(self, path: str | Path) -> None:
+        """Save the policy in a folder: safetensors and JSON."""
+        save_policy(Path(path), self.parameters(), self.describe())
+
+    @classmethod
+    def load(
+        cls,
+        saved: str | Path | SavedPolicy,
+        env: AnyEnv | None = None,
+        *,
+        network: nn.Module | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Load a policy that `save` or a run wrote.
+
+        Everything that a schedule or a period counts goes on where it was: env steps, episodes,
+        updates. Learning on starts from an empty replay, with new seeds, an optimizer whose
+        moments are zero and a target that equals the online network.
+
+        Args:
+            saved: The folder of the policy or of the run, or what `load_policy` made of it.
+            env: Where the agent goes on; None is what was saved, as far as a file can say it:
+                an id that is registered, plain arguments, Gymnasium's own wrappers. The saved id
+                keeps the saved arguments and wrappers, unless `env_kwargs` or `wrapper` is given:
+                one that cannot be put on again is refused (name it as `wrapper`, or `()` for
+                none); a UserWarning says where the file does not know what there was.
+            network: The module whose parameters were saved, if it was the caller's own.
+            settings: Override saved settings.
+
+        Raises:
+            CheckpointError: The folder holds no whole policy, a value that cannot be, or one of
+                another network.
+            UsageError: The environment cannot be built from what was saved: pass it as `env`.
+        """
+        if not isinstance(saved, SavedPolicy):
+            saved = load_policy(Path(saved))
+        restored = restore(saved, env, settings, own_network=network is not None)
+        named = fitting(
+            restored.settings,
+            settings,
+            builds=not isinstance(restored.env, VectorEnv | TensorEnv),
+            own_network=network is not None,
+        )
+        agent = cls(restored.env, network=network, **named)
+        agent._given = settings
+        restored.refuse_other_spaces(agent.description)
+        saved.copy_into(agent.parameters())
+        agent._go_on_from(restored.saved)
+        return agent
+
+    def _go_on_from(self, saved: SavedDescription) -> None:
+        """Count on from a training that was saved."""
+        self._env_steps, self._episodes = saved.env_steps, saved.episodes
+        self._rounds = saved.rounds
+        self.learner.sync_target()
+        self.learner.go_on_from(saved.updates)
+        self._ratio.go_on_from(saved.env_steps, saved.updates)
+        if self._fused is not None:
+            self._fused.earlier_steps, self._fused.episodes = saved.env_steps, saved.episodes
+        seed = partial(seeds_of, self.config.seed, count=1, round_=saved.rounds)
+        self.policy.reseed(seed(Stream.EXPLORATION)[0])
+        if self._sampler is not None:
+            self._sampler.reseed(seed(Stream.REPLAY)[0])
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Return the parameters and buffers of the online network by name; views, not copies."""
+        named = chain(self.network.named_parameters(), self.network.named_buffers())
+        return {name: tensor.detach() for name, tensor in named}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what goes with the parameters on disk: plain JSON values."""
+        running = self._rollout
+        done = (self._env_steps, self._episodes)
+        env_steps, episodes = done if running is None else (running.env_steps, running.episodes)
+        return write_description(
+            self.config,
+            self.description,
+            type(self.network).__name__,
+            by_id=self._by_id,
+            env_steps=env_steps,
+            episodes=episodes,
+            updates=self._ratio.updates,
+            rounds=self._rounds,
+        )

@@ -1,0 +1,1 @@
+"""Pure equations that know no network."""

@@ -1,0 +1,41 @@
+"""`fastdqn train`: one run, from settings to a folder of results."""
+
+from __future__ import annotations
+
+from fastdqn.agent.dqn import DQN
+from fastdqn.config import Config
+from fastdqn.reporting.recorded_run import refuse_missing_tensorboard, train_recorded
+from fastdqn.reporting.run_directory import make_run_dir
+from fastdqn.training.signals import StopRequest, stop_on_signals
+
+__all__ = ["train"]
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def train(config: Config, started: float) -> int:
+    """Train as the settings say and leave a complete run directory.
+
+    Args:
+        config: The settings.
+        started: `time.perf_counter()` at the start of the command.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 130 or 143 stopped by a signal after saving.
+
+    Raises:
+        UsageError: A setting cannot be used; nothing has been started.
+    """
+    with stop_on_signals() as request:
+        try:
+            return _run(config, request, started)
+        except KeyboardInterrupt:
+            return request.exit_code or INTERRUPTED
+
+
+def _run(config: Config, request: StopRequest, started: float) -> int:
+    refuse_missing_tensorboard(config)
+    agent = DQN.from_config(config)
+    run_dir = make_run_dir(config)
+    ended = train_recorded(agent, run_dir, None, started=started, request=request)
+    return {"stopped": request.exit_code or INTERRUPTED, "failed": FAILED}.get(ended.status, 0)

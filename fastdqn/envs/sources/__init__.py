@@ -1,0 +1,1 @@
+"""Whatever steps environments, as rows of true transitions."""

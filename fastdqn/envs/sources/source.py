@@ -1,0 +1,281 @@
+"""Sources of experience: whatever steps environments, seen by the rollout as rows.
+
+A source fills `rows` with true transitions. What differs between vector environments and
+between Gymnasium's three autoreset modes ends here.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from fastdqn.envs.actions import as_env_counts
+from fastdqn.envs.description import EnvDescription, EnvFactory, describe_spaces
+from fastdqn.envs.grouped import GroupedVectorEnv
+from fastdqn.envs.masks import (
+    MASK,
+    observed_beside_mask,
+    refuse_mask_shape,
+    refuse_unexpected_mask,
+    refuse_unexpected_masks,
+)
+from fastdqn.envs.sharing import hold, taken_here
+from fastdqn.envs.sources.adopted import closing_quietly
+from fastdqn.envs.sources.own_arrays import with_own_arrays
+from fastdqn.envs.sources.reused_arrays import refuse_reused_arrays
+from fastdqn.envs.sources.vector_source import VectorSource
+from fastdqn.envs.specs.registrations import Registering, packed_registry
+from fastdqn.envs.workers.allocation import Staff
+from fastdqn.envs.workers.shared_block import Rows
+from fastdqn.envs.workers.starting import without_main_module
+from fastdqn.envs.workers.supervision import Supervision
+from fastdqn.envs.workers.system_limits import refuse_unless_parent
+from fastdqn.errors import UsageError
+
+__all__ = ["VECTORIZERS", "EnvSource", "GroupedSource", "VectorSource", "make_source", "source_of"]
+
+VECTORIZERS = ("grouped", "async", "sync")
+REPLY_DEADLINE_S = 120.0
+
+
+class EnvSource(Protocol):
+    """N environments, in one or more groups, that take actions and fill rows.
+
+    `send` starts a step of a group and `recv` ends it; groups are received in the order in which
+    they were sent. Between `recv` and the next `send` a group's rows belong to the caller; in
+    between they belong to the source. Rows that are not `real` are no transitions.
+    """
+
+    rows: Rows
+    num_envs: int
+    num_workers: int
+    num_groups: int
+    description: EnvDescription
+    resets_within_step: bool
+    """Whether an ended episode's last observation lies in `rows.final_obs`, its successor's
+    first one already in `rows.obs`; if not, the last one comes as an ordinary `rows.obs`."""
+
+    @property
+    def num_restarts(self) -> int:
+        """Workers that were restarted so far."""
+
+    @property
+    def restarts(self) -> Sequence[str]:
+        """Why workers were restarted, one text each, the newest last."""
+
+    def rows_of(self, group: int) -> Rows:
+        """Return the rows of a group: columns of `rows`."""
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Start new episodes everywhere; fills `rows.obs`. Steps under way are forgotten."""
+
+    def send(self, actions: npt.NDArray[np.int64], group: int = 0) -> None:
+        """Start a step of a group with its actions [M] int64, counted from 0."""
+
+    def recv(self, group: int = 0) -> None:
+        """Wait for the step of a group and fill its rows."""
+
+    def close(self) -> None:
+        """End processes and free memory."""
+
+
+class GroupedSource:
+    """A GroupedVectorEnv in SAME_STEP mode: its shared block is the rows, nothing is copied.
+
+    Args:
+        envs: The vector; `close` closes it.
+        description: Its environments.
+    """
+
+    resets_within_step = True
+
+    def __init__(self, envs: GroupedVectorEnv, description: EnvDescription) -> None:
+        self.envs = envs
+        self.rows = envs.rows
+        self.num_envs, self.num_groups = envs.num_envs, envs.num_groups
+        self.num_workers = envs.num_workers
+        self.description = description
+        self.rows_of = envs.rows_of
+        unmasked = description.obeys_masks and not description.num_masked
+        self._watches_infos = unmasked and envs.send_infos
+        self._counts_alike = description.first_action == 0 and self.rows.action.dtype == np.int64
+        self._sent: deque[int] = deque()  # groups whose step was not received yet
+
+    @property
+    def num_restarts(self) -> int:
+        """Workers that were restarted so far."""
+        return self.envs.num_restarts
+
+    @property
+    def restarts(self) -> Sequence[str]:
+        """Why workers were restarted, one text each, the newest last."""
+        return self.envs.restarts
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Start new episodes everywhere; fills `rows.obs`."""
+        while self._sent:
+            self.recv(self._sent[0])
+        self.envs.reset_async(seed=list(seeds))
+        _, infos = self.envs.reset_wait()
+        if self._watches_infos:
+            refuse_unexpected_masks(infos)
+        self.rows.clear()
+
+    def send(self, actions: npt.NDArray[np.int64], group: int = 0) -> None:
+        """Wake the workers; returns at once."""
+        if not self._counts_alike:
+            actions = as_env_counts(actions, self.description)
+        self.envs.send(actions, group)
+        self._sent.append(group)
+
+    def recv(self, group: int = 0) -> None:
+        """Wait for all workers.
+
+        Raises:
+            UsageError: An environment gives a mask where none was expected.
+            TimeoutError: An unsupervised worker was silent for two minutes.
+            WorkerError: Workers failed more often than their supervision allows.
+        """
+        patience_s = None if self.envs.supervised else REPLY_DEADLINE_S
+        try:
+            answers = self.envs.recv(patience_s, group)
+        except multiprocessing.TimeoutError:
+            raise  # still under way
+        except Exception:
+            self._sent.popleft()
+            raise
+        self._sent.popleft()
+        if self._watches_infos:
+            for infos, _ in filter(None, answers):
+                for env, info in infos.items():
+                    refuse_unexpected_mask(env, info)
+
+    def close(self) -> None:
+        """End the workers."""
+        self.envs.close(quiet=True)
+
+
+def make_source(
+    vectorizer: str,
+    factory: EnvFactory,
+    description: EnvDescription,
+    num_envs: int,
+    num_workers: int | None = None,
+    *,
+    num_groups: int = 1,
+    supervision: Supervision | None = None,
+    staff: Staff | None = None,
+) -> EnvSource:
+    """Build `num_envs` environments behind the chosen kind of vector.
+
+    Args:
+        vectorizer: `grouped` (ours), `async` or `sync` (Gymnasium's own); same transitions.
+        factory: Builds one environment.
+        description: What `describe(factory)` returned.
+        num_envs: Environments, N.
+        num_workers: Processes of `grouped`; None is a choice by measurement.
+        num_groups: Groups of `grouped` that step by themselves.
+        supervision: Restart workers of `grouped` that fail; None raises.
+        staff: Who steps the environments of `grouped`; None goes by `num_workers`.
+    """
+    if vectorizer == "grouped":
+        grouped = GroupedVectorEnv(
+            [factory] * num_envs,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+            num_workers=num_workers,
+            num_groups=num_groups,
+            send_infos=False,
+            num_masked=description.num_masked,
+            drop_masks=not description.obeys_masks,
+            supervision=supervision,
+            staff=staff,
+        )
+        return GroupedSource(grouped, description)
+    return _gymnasiums(vectorizer, factory, description, num_envs)
+
+
+def _gymnasiums(
+    vectorizer: str, factory: EnvFactory, description: EnvDescription, num_envs: int
+) -> VectorSource:
+    """Build environments behind one of Gymnasium's own vectors."""
+    factory = partial(closing_quietly, factory)
+    if vectorizer == "async":
+        refuse_unless_parent(f"--vectorizer {vectorizer}", "Use --vectorizer sync.")
+        factory = Registering(factory, packed_registry())
+    with without_main_module():
+        kinds: dict[str, Callable[..., VectorEnv[Any, Any, Any]]] = {
+            "async": partial(AsyncVectorEnv, context="spawn"),
+            "sync": SyncVectorEnv,
+        }
+        own = [partial(with_own_arrays, factory, index) for index in range(num_envs)]
+        envs = kinds[vectorizer](own, autoreset_mode=AutoresetMode.DISABLED)
+        source = VectorSource(envs, description, compared=True)
+    try:
+        source.refuse_shared(taken_here())
+    except UsageError:
+        source.close()
+        raise
+    hold(source)
+    return source
+
+
+def source_of(
+    envs: VectorEnv[Any, Any, Any], *, masks_in_infos: bool = False, obey_masks: bool = True
+) -> EnvSource:
+    """Make a source of a vector environment that the caller built and goes on owning.
+
+    Args:
+        envs: The vector.
+        masks_in_infos: Whether its infos hold `action_mask`; one in a Dict observation, or in
+            the block of a GroupedVectorEnv, is seen by itself.
+        obey_masks: Whether masks are read at all; if so, one that is not expected is refused.
+
+    Raises:
+        UsageError: Its spaces do not suit DQN, its masks speak of another number of actions or
+            stay where they are not read, or it does not say its autoreset mode.
+    """
+    env_id = envs.spec.id if envs.spec else type(envs).__name__
+    threshold = envs.spec.reward_threshold if envs.spec else None
+    space: Any = envs.single_observation_space
+    key = observed_beside_mask(space)
+    description = describe_spaces(
+        env_id, space if key is None else space[key], envs.single_action_space, threshold
+    )
+    if obey_masks and key is not None:
+        refuse_mask_shape(f"environment {env_id}", space[MASK].shape, description.num_actions)
+    in_block = isinstance(envs, GroupedVectorEnv) and envs.rows.action_mask.shape[1] > 0
+    if obey_masks and (masks_in_infos or in_block or key is not None):
+        description = replace(description, num_masked=description.num_actions)
+    description = replace(description, obeys_masks=obey_masks)
+    if _shares_its_rows(envs, description):
+        return GroupedSource(envs, description)  # type: ignore[arg-type]
+    if description.num_masked and key is None and not getattr(envs, "send_infos", True):
+        raise UsageError(
+            f"{type(envs).__name__} with send_infos=False",
+            "masks lie in its block, where it was built with num_masked, which is read in mode "
+            "SAME_STEP only, and no infos travel",
+            "Build it with send_infos=True, or with num_masked and "
+            "autoreset_mode=AutoresetMode.SAME_STEP.",
+        )
+    refuse_reused_arrays(envs, masks=description.num_masked > 0)
+    source = VectorSource(envs, description)
+    source.refuse_shared({})
+    return source
+
+
+def _shares_its_rows(envs: VectorEnv[Any, Any, Any], description: EnvDescription) -> bool:
+    """Return whether a vector is one of ours whose block holds all that the rollout reads."""
+    return (
+        isinstance(envs, GroupedVectorEnv)
+        and envs.autoreset_mode is AutoresetMode.SAME_STEP
+        and envs.rows.obs.shape[1:] == description.obs_shape
+        and envs.rows.action_mask.shape[1] == description.num_masked
+    )

@@ -1,0 +1,261 @@
+"""Any Gymnasium VectorEnv, in any autoreset mode, as rows of true transitions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.async_vector_env import AsyncState
+
+from fastdqn.envs.actions import as_env_counts
+from fastdqn.envs.description import EnvDescription
+from fastdqn.envs.masks import (
+    MASK,
+    checked_masks,
+    observed_beside_mask,
+    refuse_unexpected_masks,
+)
+from fastdqn.envs.sharing import Taken, refuse_shared
+from fastdqn.envs.sources.reused_arrays import ReuseWatch
+from fastdqn.envs.sources.vector_check import VectorCheck
+from fastdqn.envs.space_check import NUMBERS
+from fastdqn.envs.workers.shared_block import Rows, RowSpec
+from fastdqn.errors import UsageError
+
+__all__ = ["VectorSource"]
+
+
+class VectorSource:
+    """A vector environment whose results are copied into private rows.
+
+    Args:
+        envs: The vector; `close` closes it.
+        description: Its environments.
+        compared: Whether each environment compares what it shows with its own space, as
+            `OwnArrays` do.
+
+    Raises:
+        UsageError: The vector does not say its autoreset mode. Later: an observation is none of
+            its space.
+    """
+
+    num_groups = 1
+
+    def __init__(
+        self,
+        envs: VectorEnv[Any, Any, Any],
+        description: EnvDescription,
+        *,
+        compared: bool = False,
+    ) -> None:
+        self.envs = envs
+        self.num_envs = envs.num_envs
+        self.num_workers = _num_workers(envs)
+        self.description = description
+        self._key = observed_beside_mask(envs.single_observation_space)
+        spec = RowSpec.of_spaces(
+            self.num_envs, description.obs_space, envs.single_action_space, description.num_masked
+        )
+        self.rows = Rows.allocate(spec)
+        space = description.obs_space
+        compared = compared and envs.single_observation_space == space
+        self._checks = VectorCheck(envs, space, self._key, self.rows.obs, compared=compared)
+        self._mode = _autoreset_mode(envs)
+        same_step = self._mode is AutoresetMode.SAME_STEP
+        self._watch = ReuseWatch(self.num_envs) if same_step else None
+        self.resets_within_step = self._mode is not AutoresetMode.NEXT_STEP
+        self._refuses_masks = description.obeys_masks and self._key is None
+        self._returns = np.zeros(self.num_envs)
+        self._lengths = np.zeros(self.num_envs, np.int64)
+        self._ended = np.zeros(self.num_envs, np.bool_)
+        self._everyone = np.ones(self.num_envs, np.bool_)
+        self._pending: npt.NDArray[Any] | None = None
+        self.vector = self
+
+    @property
+    def num_restarts(self) -> int:
+        """Workers that were restarted so far; 0 for vectors that do not say."""
+        return int(getattr(self.envs.unwrapped, "num_restarts", 0))
+
+    @property
+    def restarts(self) -> Sequence[str]:
+        """Why workers were restarted, one text each, the newest last."""
+        told: Sequence[str] = getattr(self.envs.unwrapped, "restarts", ())
+        return told
+
+    def rows_of(self, group: int) -> Rows:  # noqa: ARG002
+        """Return the rows: there is one group."""
+        return self.rows
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Start new episodes everywhere; fills `rows.obs`."""
+        envs: Any = self.envs  # vectors that are one program take one seed for all
+        if isinstance(envs, AsyncVectorEnv) and envs._state is AsyncState.WAITING_STEP:
+            envs.step_wait()
+        one_by_one = isinstance(envs.unwrapped, AsyncVectorEnv | SyncVectorEnv)
+        obs, infos = envs.reset(seed=list(seeds) if one_by_one else seeds[0])
+        self.rows.clear()
+        self._show(obs, infos)
+        self._ended[:] = False
+        self._returns[:] = 0.0
+        self._lengths[:] = 0
+
+    def send(self, actions: npt.NDArray[np.int64], group: int = 0) -> None:  # noqa: ARG002
+        """Start the step where the vector can (AsyncVectorEnv), or keep it for `recv`."""
+        self._pending = as_env_counts(actions, self.description)
+        if isinstance(self.envs, AsyncVectorEnv):
+            self.envs.step_async(self._pending)
+
+    def recv(self, group: int = 0) -> None:  # noqa: ARG002
+        """Finish the step and copy it into the rows."""
+        if isinstance(self.envs, AsyncVectorEnv):
+            result = self.envs.step_wait()
+        else:
+            result = self.envs.step(self._pending)
+        rows, (obs, reward, terminated, truncated, infos) = self.rows, result
+        _refuse_reward_shape(np.asarray(reward), self.num_envs)
+        if not self.resets_within_step:
+            np.logical_not(self._ended, out=rows.real)
+        if "restarted" in infos:
+            self._cut(infos["restarted"])
+        rows.reward[:], rows.terminated[:], rows.truncated[:] = reward, terminated, truncated
+        np.logical_or(rows.terminated, rows.truncated, out=self._ended)
+        self._count_episodes()
+        self._place_observations(obs, infos)
+
+    def _cut(self, restarted: npt.NDArray[np.bool_]) -> None:
+        """Leave out the rows of environments whose worker was restarted; see GroupedVectorEnv."""
+        if self.resets_within_step:
+            self.rows.real[:] = True
+        self.rows.real[restarted] = False
+        self._returns[restarted] = 0.0
+        self._lengths[restarted] = 0
+
+    def _count_episodes(self) -> None:
+        rows = self.rows
+        self._returns += rows.reward * rows.real
+        self._lengths += rows.real
+        rows.episode_return[self._ended] = self._returns[self._ended]
+        rows.episode_length[self._ended] = self._lengths[self._ended]
+        self._returns[self._ended] = 0.0
+        self._lengths[self._ended] = 0
+
+    def _place_observations(self, obs: Any, infos: dict[str, Any]) -> None:
+        """Fill `obs` and, for episodes that ended within the step, `final_obs`."""
+        rows, ended = self.rows, self._ended
+        watch = self._watch if ended.any() else None
+        acted_on = None if watch is None else rows.obs.copy()
+        self._show(obs, infos)
+        if not (self.resets_within_step and ended.any()):
+            return
+        if self._mode is AutoresetMode.SAME_STEP:
+            self._place_finals(infos)
+            if watch is not None and acted_on is not None:
+                told = infos["final_obs"]
+                one_memory = isinstance(obs, np.ndarray) and np.may_share_memory(told, obs)
+                self._look_for_reuse(watch, acted_on, one_memory=one_memory)
+            return
+        rows.final_obs[ended] = rows.obs[ended]
+        rows.final_action_mask[ended] = rows.action_mask[ended]
+        self._show(*self.envs.reset(options={"reset_mask": ended.copy()}), ended)
+
+    def _look_for_reuse(
+        self, watch: ReuseWatch, acted_on: npt.NDArray[Any], *, one_memory: bool
+    ) -> None:
+        """Compare the ends that were just placed; no longer, once nothing is to be feared."""
+        rows = self.rows
+        for env in np.flatnonzero(self._ended).tolist():
+            shown = acted_on[env], rows.final_obs[env], rows.obs[env]
+            watch.look(env, *shown, one_memory=one_memory)
+        self._watch = None if watch.over else watch
+
+    def _show(
+        self, obs: Any, infos: dict[str, Any], which: npt.NDArray[np.bool_] | None = None
+    ) -> None:
+        """Let the environments in `which` [N], or all, show `obs` and what may be done there."""
+        told = infos
+        if self._key is not None:
+            told, obs = obs, obs[self._key]
+        self._checks.take(obs, which, infos.get("restarted"))
+        self._read_masks(self.rows.action_mask, told, self._everyone if which is None else which)
+
+    def _place_finals(self, infos: dict[str, Any]) -> None:
+        """SAME_STEP: the last observations and what was said of them come in the infos."""
+        ended, finals = self._ended, infos["final_obs"]
+        told = infos.get("final_info", {})
+        if self._key is not None:
+            observed = np.full(self.num_envs, None)
+            told = {MASK: np.full(self.num_envs, None)}
+            for index in np.flatnonzero(ended).tolist():
+                observed[index], told[MASK][index] = finals[index][self._key], finals[index][MASK]
+            finals = observed
+        for index in np.flatnonzero(ended).tolist():
+            self.rows.final_obs[index] = self._checks.array_of(finals[index], index)
+        self._read_masks(self.rows.final_action_mask, told, ended)
+
+    def _read_masks(
+        self, into: npt.NDArray[np.bool_], told: Any, which: npt.NDArray[np.bool_]
+    ) -> None:
+        """Take the masks of the environments in `which` [N]; everything is allowed without one."""
+        num_masked = self.description.num_masked
+        if not num_masked:
+            if self._refuses_masks:
+                refuse_unexpected_masks(told)
+            return
+        said = which & told.get(f"_{MASK}", MASK in told)
+        if MASK in told and told[MASK].dtype == object:
+            said &= [mask is not None for mask in told[MASK]]
+        into[which & ~said] = True
+        if said.any():
+            into[said] = checked_masks(told[MASK], said, num_masked)
+
+    def held(self) -> Iterable[tuple[int, Any]]:
+        """Return (index, environment) of those within reach, until they are closed."""
+        vector: Any = self.envs.unwrapped
+        within = isinstance(vector, SyncVectorEnv) and not vector.closed
+        return enumerate(vector.envs) if within else ()
+
+    def refuse_shared(self, taken: Taken) -> None:
+        """Refuse environments that are one object, or that are taken.
+
+        Raises:
+            UsageError: Names two of them.
+        """
+        for index, env in self.held():
+            refuse_shared(taken, env, index, self)
+
+    def close(self) -> None:
+        """Close the vector environment."""
+        self.envs.close()
+
+
+def _num_workers(envs: VectorEnv[Any, Any, Any]) -> int:
+    unwrapped: Any = envs.unwrapped
+    if not isinstance(unwrapped, AsyncVectorEnv):
+        return 0
+    return int(getattr(unwrapped, "num_workers", unwrapped.num_envs))
+
+
+def _refuse_reward_shape(reward: npt.NDArray[Any], num_envs: int) -> None:
+    if reward.shape != (num_envs,) or reward.dtype.kind not in NUMBERS:
+        raise UsageError(
+            f"rewards of shape {reward.shape} and dtype {reward.dtype} from {num_envs} "
+            f"environments, {reward[0]!r} from environment 0",
+            "each must be a scalar number",
+            "Return float(reward[0]) from the environment's step.",
+        )
+
+
+def _autoreset_mode(envs: VectorEnv[Any, Any, Any]) -> AutoresetMode:
+    mode = envs.metadata.get("autoreset_mode")
+    try:
+        return AutoresetMode(mode)
+    except ValueError:
+        raise UsageError(
+            f"{type(envs).__name__} with autoreset_mode {mode!r}",
+            "without it reset rows look like transitions",
+            'Set envs.metadata["autoreset_mode"] to a gymnasium.vector.AutoresetMode.',
+        ) from None

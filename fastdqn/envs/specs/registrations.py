@@ -1,0 +1,199 @@
+"""What the caller's process has registered with Gymnasium travels to the processes of workers.
+
+An import registers environments in the process that imports alone. A worker that unpickles a
+factory, such as `lambda: gym.make("Bird-v0")`, has not imported what knows the id.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import cloudpickle
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+
+from fastdqn.envs.workers.task import EnvFactory
+
+__all__ = ["Carried", "Registering", "explained", "importable", "packed_registry", "register"]
+
+SIMPLE = (str, int, float, bool, bytes, type(None))
+LARGEST_BYTES = 2**24
+"""A creator that carries more than this is sent with the factories that use it alone."""
+
+
+class Carried:
+    """A creator of environments that is not unpickled before it is called.
+
+    To unpickle it may import a module that most workers have no use for.
+
+    Args:
+        creator: A class or a function.
+
+    Raises:
+        ValueError: It carries too much to be sent to every worker.
+    """
+
+    def __init__(self, creator: Callable[..., Any]) -> None:
+        self._packed: bytes = cloudpickle.dumps(creator)
+        if len(self._packed) > LARGEST_BYTES:
+            raise ValueError(f"it takes {len(self._packed) / 2**20:,.0f} MiB")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Build an environment."""
+        return self._creator(*args, **kwargs)
+
+    @property
+    def _creator(self) -> Any:
+        return pickle.loads(self._packed)  # noqa: S301 - packed by the parent process
+
+    @property
+    def metadata(self) -> Any:
+        """The creator's own, which Gymnasium reads; an AttributeError where there is none."""
+        return self._creator.metadata
+
+
+class Registering:
+    """A factory for Gymnasium's own workers: it registers what its caller has, then builds.
+
+    Args:
+        factory: Builds an environment.
+        packed: What `packed_registry` returned.
+    """
+
+    def __init__(self, factory: EnvFactory, packed: bytes) -> None:
+        self._factory, self._packed, self._home = factory, packed, os.getpid()
+
+    def __call__(self) -> gym.Env[Any, Any]:
+        """Build an environment; in a worker, see to it that a signal to all lets it be closed."""
+        if os.getpid() == self._home:
+            return self._factory()
+        signal.signal(signal.SIGTERM, _leave)  # by default nothing would be closed
+        register(self._packed)
+        try:
+            return self._factory()
+        except gym.error.UnregisteredEnv as error:
+            raise explained(error) from None
+
+
+def _leave(number: int, _frame: Any) -> None:
+    sys.exit(128 + number)
+
+
+def importable(spec: EnvSpec) -> EnvSpec:
+    """Replace an entry point in the caller's script, which workers do not run, by the object."""
+    if isinstance(spec.entry_point, str) and spec.entry_point.startswith("__main__:"):
+        creator: Any = load_env_creator(spec.entry_point)
+        return replace(spec, entry_point=creator)
+    return spec
+
+
+# Sending
+
+
+def packed_registry() -> bytes:
+    """Return all ids that are registered here, to be registered elsewhere.
+
+    A few hundred of them take a millisecond or two. What cannot be pickled is left out.
+    """
+    specs: dict[str, dict[str, Any] | bytes] = {}
+    left_out: dict[str, str] = {}
+    for env_id, spec in list(gym.registry.items()):
+        try:
+            specs[env_id] = _packed(spec)
+        except Exception as error:  # pickling may run anything
+            left_out[env_id] = f"{type(error).__name__}: {error}"
+    return pickle.dumps((specs, left_out))
+
+
+def _packed(spec: EnvSpec) -> dict[str, Any] | bytes:
+    """Return the fields of a spec where they are plain data, or else the pickled spec."""
+    spec = importable(spec)
+    if not isinstance(spec.vector_entry_point, str | None):
+        spec = replace(spec, vector_entry_point=None)  # workers build single environments
+    if callable(spec.entry_point):
+        spec = replace(spec, entry_point=Carried(spec.entry_point))
+    elif not spec.additional_wrappers and _is_simple(spec.kwargs):
+        return vars(spec)
+    packed: bytes = cloudpickle.dumps(spec)
+    return packed
+
+
+def _is_simple(value: Any) -> bool:
+    if type(value) is dict:
+        return all(map(_is_simple, value)) and all(map(_is_simple, value.values()))
+    if type(value) in {list, tuple}:
+        return all(map(_is_simple, value))
+    return type(value) in SIMPLE
+
+
+# Receiving
+
+
+_ARRIVED: dict[int, dict[str, str]] = {}
+"""What was left out, by what has been registered here already."""
+
+
+def register(packed: bytes) -> None:
+    """Register in this process what `packed_registry` found in another, once.
+
+    What is known here by another description is registered as it was there. Modules that register
+    the same ids once more, when a factory imports them, are not warned of that.
+
+    Args:
+        packed: Nothing is an empty registry.
+    """
+    if not packed or hash(packed) in _ARRIVED:
+        return
+    again = r".*Overriding environment \S+ already in registry"
+    warnings.filterwarnings("ignore", message=again)
+    specs, left_out = pickle.loads(packed)  # noqa: S301 - packed by the parent process
+    _ARRIVED[hash(packed)] = left_out
+    for env_id, fields in specs.items():
+        try:
+            spec = _unpacked(fields)
+        except Exception as error:  # e.g. an argument of a class that is not found here
+            left_out[env_id] = f"{type(error).__name__}: {error}"
+            continue
+        if gym.registry.get(env_id) != spec:
+            gym.registry[env_id] = spec
+
+
+def _unpacked(fields: dict[str, Any] | bytes) -> EnvSpec:
+    if isinstance(fields, bytes):
+        spec: EnvSpec = pickle.loads(fields)  # noqa: S301 - packed by the parent process
+        return spec
+    spec = EnvSpec.__new__(EnvSpec)
+    vars(spec).update(fields)
+    return spec
+
+
+def explained(error: Exception) -> Exception:
+    """Return an error of the same kind that says what to write, where a worker cannot build.
+
+    Args:
+        error: What a factory raised.
+    """
+    if multiprocessing.parent_process() is None:
+        return error
+    if isinstance(error, AssertionError) and "daemonic processes are not allowed" in str(error):
+        return type(error)(
+            f"{error}: the environment starts processes. Let it do so in the process that trains, "
+            "with num_workers=0 (--num-workers 0), or use GroupedVectorEnv(..., daemon=False)."
+        )
+    if not isinstance(error, gym.error.UnregisteredEnv):
+        return error
+    reasons = [f"{i} ({why})" for arrived in _ARRIVED.values() for i, why in arrived.items()]
+    unsent = f" Some ids could not be sent to it: {'; '.join(reasons)}." if reasons else ""
+    return type(error)(
+        f"{str(error).rstrip('.')}. A worker process knows what its parent had registered when it "
+        f"was started.{unsent} Let the factory register it in the process that builds: "
+        "def make():\n    import module_that_registers_it\n    return gymnasium.make(...)"
+    )

@@ -1,0 +1,1 @@
+"""Worker processes that host environments over one shared block."""

@@ -1,0 +1,294 @@
+"""The environments of one host, stepped one after the other; results go into the shared block.
+
+A worker process has one host for each group of environments; without workers the caller's own
+process has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from fastdqn.envs.masks import (
+    MASK,
+    allowed_in,
+    mask_name,
+    refuse_mask_shape,
+    refuse_unexpected_mask,
+)
+from fastdqn.envs.space_check import SpaceCheck
+from fastdqn.envs.workers.env_access import Residents
+from fastdqn.envs.workers.failures import EnvFailures, Failure, StepTold, on_action
+from fastdqn.envs.workers.observation_writer import (
+    CheckedLine,
+    SharedLine,
+    TravellingLine,
+    lines_over,
+)
+from fastdqn.envs.workers.shared_block import Rows
+from fastdqn.envs.workers.task import EnvFactory, Task
+from fastdqn.errors import UsageError
+
+__all__ = ["Host"]
+
+FLAGS = (bool, np.bool_, int, np.integer, np.ndarray, type(None))
+"""What may say whether an episode has ended."""
+
+
+class Host(Residents):
+    """Some environments and the columns of the block that they own.
+
+    Args:
+        task: What to do.
+        env_fns: Factories of its environments.
+        rows: The whole block.
+        shared_obs: Gymnasium's shared memory for observations that do not lie in the block; None
+            where they do, or where they travel with the answers.
+        permit: Held while an environment runs.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        env_fns: Sequence[EnvFactory],
+        rows: Rows,
+        shared_obs: Any = None,
+        permit: Any = None,
+    ) -> None:
+        super().__init__(task, env_fns)
+        self.shared_obs = shared_obs
+        self.rows = rows.columns(task.first_env, task.first_env + task.num_envs)
+        self.travelling: list[Any] = [None] * task.num_envs
+        self.returns, self.lengths = [0.0] * task.num_envs, [0] * task.num_envs
+        self.ended = [False] * task.num_envs
+        self.permit = permit or contextlib.nullcontext()
+        self.in_block = task.obs_space is None
+        self.travels = not self.in_block and shared_obs is None
+        self._lines: list[Any] = []
+        self._checks: list[SpaceCheck] = []
+        # Items of a memoryview are written in half the time of those of an array.
+        columns: Any = self.rows
+        self._reward: Any = memoryview(columns.reward)
+        self._terminated: Any = memoryview(columns.terminated)
+        self._truncated: Any = memoryview(columns.truncated)
+        self._real: Any = memoryview(columns.real)
+        self._resting: Any = memoryview(columns.resting)
+        self._masked, self._infos_travel = task.spec.num_masked > 0, task.send_infos
+        self._mask_shape = (task.spec.num_masked,)
+        self._mask_names = [mask_name(task.first_env + i) for i in range(task.num_envs)]
+        self._refuses_masks = task.refuse_masks
+        self._resets_same = task.autoreset_mode == AutoresetMode.SAME_STEP.value
+        self._resets_next = task.autoreset_mode == AutoresetMode.NEXT_STEP.value
+
+    def make(self) -> None:
+        """Build the environments, and what takes their observations."""
+        super().make()
+        self._lines = self._new_lines()
+
+    def _new_lines(self) -> list[Any]:
+        """Return what takes each environment's observation: in the block or elsewhere."""
+        if self.in_block:
+            obs = self.rows.obs
+            self._checks = [
+                SpaceCheck(env.observation_space, obs.shape[1:], obs.dtype) for env in self.envs
+            ]
+            return lines_over(obs, self._checks, self.task.first_env)
+        if self.travels:
+            return [TravellingLine(self.travelling, i) for i in range(self.task.num_envs)]
+        first, space = self.task.first_env, self.task.obs_space
+        envs = range(first, first + self.task.num_envs)
+        return [SharedLine(space, self.shared_obs, env) for env in envs]
+
+    # Stepping
+
+    def step(self, actions: Sequence[Any] | None = None) -> StepTold:
+        """Step every environment that is not at rest, in one loop with few calls; hot path.
+
+        Args:
+            actions: One per environment; None takes them from the block.
+
+        Raises:
+            EnvFailures: Some environments raised; the others were stepped.
+        """
+        infos: dict[int, dict[str, Any]] = {}
+        failures: list[Failure] = []
+        lines, reward_, resting = self._lines, self._reward, self._resting
+        terminated_, truncated_ = self._terminated, self._truncated
+        returns, lengths = self.returns, self.lengths
+        given = self._actions() if actions is None else actions
+        with self.permit:
+            for i, (env, action) in enumerate(zip(self.envs, given, strict=True)):
+                if resting[i]:
+                    continue
+                try:
+                    if self._resets_next and self._is_over(i):
+                        info = self._reset_instead(i)
+                    else:
+                        obs, reward, terminated, truncated, info = env.step(action)
+                        if not isinstance(reward, float):
+                            reward = _scalar_reward(reward)
+                        try:
+                            lines[i][:] = obs
+                        except (TypeError, ValueError):
+                            self._put_otherwise(i, obs)
+                        reward_[i] = reward
+                        terminated_[i] = terminated
+                        truncated_[i] = truncated
+                        returns[i] += reward
+                        lengths[i] += 1
+                        if self._masked:
+                            self._read_mask(i, info)
+                        elif info and self._refuses_masks:
+                            refuse_unexpected_mask(self.task.first_env + i, info)
+                        if terminated or truncated:
+                            _refuse_flags(terminated, truncated)
+                            info = self._end(i, obs, info)
+                except Exception as error:  # whatever an environment raises goes to the caller
+                    failures.append(self._shut(i, error, on_action(env, action)))
+                    continue
+                if info and self._infos_travel:
+                    infos[self.task.first_env + i] = info
+        if failures:
+            raise EnvFailures(failures, self._told(infos))
+        return self._told(infos)
+
+    def _put(self, i: int, obs: Any) -> None:
+        """Write an observation into its line."""
+        try:
+            self._lines[i][:] = obs
+        except (TypeError, ValueError):
+            self._put_otherwise(i, obs)
+
+    def _put_otherwise(self, i: int, obs: Any) -> None:
+        """Write an observation that its line has refused, from now on always so, if that can be.
+
+        Raises:
+            TypeError, ValueError: As the line has said.
+        """
+        if not isinstance(self._lines[i], memoryview):
+            raise  # noqa: PLE0704 - called while that is handled
+        self._lines[i] = CheckedLine(self.rows.obs, i, self._checks[i], self.task.first_env + i)
+        self._lines[i][:] = obs
+
+    def _actions(self) -> Any:
+        """Return copies, since an environment may keep its action."""
+        return self.rows.action.tolist() if self.task.plain_actions else self.rows.action.copy()
+
+    def _told(self, infos: dict[int, dict[str, Any]]) -> StepTold:
+        if self.travels:
+            return infos, self.travelling
+        return (infos, None) if infos else None
+
+    def _end(self, i: int, obs: Any, info: dict[str, Any]) -> dict[str, Any]:
+        """Write what is told of an episode at its end; in SAME_STEP mode, begin the next one.
+
+        All that is told is copied: an environment may overwrite its own arrays in the reset.
+        """
+        self.ended[i] = True
+        rows = self.rows
+        rows.episode_return[i], rows.episode_length[i] = self.returns[i], self.lengths[i]
+        if not self._resets_same:
+            return info
+        rows.final_action_mask[i] = rows.action_mask[i]
+        if self.in_block:
+            rows.final_obs[i] = rows.obs[i]
+        if not self._infos_travel:
+            return self._reset_one(i, None, None)
+        copied = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in info.items()}
+        final = {"final_info": copied, "final_obs": deepcopy(obs)}
+        return {**final, **self._reset_one(i, None, None)}
+
+    def _is_over(self, i: int) -> bool:
+        """NEXT_STEP: return whether the step is a reset, and no transition, and write which."""
+        over = self.ended[i]
+        self._real[i] = not over
+        return over
+
+    def _reset_instead(self, i: int) -> dict[str, Any]:
+        """NEXT_STEP: reset an ended environment; nothing is paid and nothing ends."""
+        self.rows.reward[i] = 0.0
+        self.rows.terminated[i] = self.rows.truncated[i] = False
+        return self._reset_one(i, None, None)
+
+    def _reset_one(
+        self, i: int, seed: int | None, options: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        obs, info = self.envs[i].reset(seed=seed, options=options)
+        self._put(i, obs)
+        if self._masked:
+            self._read_mask(i, info)
+        elif info and self._refuses_masks:
+            refuse_unexpected_mask(self.task.first_env + i, info)
+        self.returns[i], self.lengths[i], self.ended[i] = 0.0, 0, False
+        return info
+
+    def _read_mask(self, i: int, info: dict[str, Any]) -> None:
+        """Write the actions that the info allows; all of them where it says nothing."""
+        mask = info.get(MASK)
+        if mask is None:
+            self.rows.action_mask[i] = True
+            return
+        allowed = allowed_in(mask, self._mask_names[i])
+        if allowed.shape != self._mask_shape:
+            env = f"environment {self.task.first_env + i}"
+            refuse_mask_shape(env, allowed.shape, self.task.spec.num_masked)
+        self.rows.action_mask[i] = allowed
+
+    # Resetting
+
+    def reset(
+        self, seeds: list[int | None], options: dict[str, Any] | None, mask: list[bool]
+    ) -> tuple[dict[int, dict[str, Any]], list[Any] | None]:
+        """Reset the environments that the mask names, rebuilding those that were shut down.
+
+        Returns:
+            Their infos by index, and observations that travel.
+
+        Raises:
+            EnvFailures: Some environments raised.
+        """
+        infos: dict[int, dict[str, Any]] = {}
+        failures: list[Failure] = []
+        for i in np.flatnonzero(mask).tolist():
+            try:
+                self._rebuild_if_shut(i)
+                with self.permit:
+                    info = self._reset_one(i, seeds[i], options)
+            except Exception as error:
+                failures.append(self._shut(i, error))
+                continue
+            if self.task.send_infos:
+                infos[self.task.first_env + i] = info
+        told = infos, self.travelling if self.travels else None
+        if failures:
+            raise EnvFailures(failures, told)
+        return told
+
+
+def _refuse_flags(terminated: Any, truncated: Any) -> None:
+    """Refuse what only counts as an end since Python takes it for true, such as "False" or NaN."""
+    for name, flag in (("terminated", terminated), ("truncated", truncated)):
+        if flag is not True and flag is not False and not isinstance(flag, FLAGS):
+            raise UsageError(
+                f"{name} {flag!r}",
+                f"it is a {type(flag).__name__}, and no flag",
+                "Return True or False from the environment's step.",
+            )
+
+
+def _scalar_reward(reward: Any) -> float:
+    if reward is None or isinstance(reward, str | bytes):
+        raise UsageError(
+            f"reward {reward!r}", "it is no number", "Return a float from the environment's step."
+        )
+    if np.ndim(reward) != 0:
+        raise ValueError(
+            f"the reward must be a scalar, got {reward!r} of shape {np.shape(reward)}: "
+            "return float(reward[0]) from the environment's step"
+        )
+    return float(reward)

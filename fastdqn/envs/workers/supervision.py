@@ -1,0 +1,138 @@
+"""Supervision: how much patience failing workers deserve, and what is left of their rows."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastdqn.envs.workers.failures import Failure
+from fastdqn.envs.workers.shared_block import Rows
+from fastdqn.errors import UsageError, WorkerError
+
+__all__ = ["RestartBudget", "Supervision", "branch_of", "raised", "seeds_told", "silence"]
+
+LONGEST_DELAY_S = 30.0
+SEEDS_TOLD = 4
+RESTARTS_TOLD = 1000
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """How much patience workers deserve.
+
+    Attributes:
+        deadline_s: Seconds for a step, a reset or a start; longer is a hang.
+        max_restarts: Restarts of all workers within `window_s`; one more is an error.
+        window_s: Length of that window, seconds.
+        max_in_a_row: Restarts of one worker without a step between them; one more is an error.
+        delay_s: Delay before the second restart in a row; it doubles from there.
+
+    Raises:
+        UsageError: A value below its least.
+    """
+
+    deadline_s: float = 120.0
+    max_restarts: int = 100
+    window_s: float = 600.0
+    max_in_a_row: int = 5
+    delay_s: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 < self.deadline_s < math.inf:
+            raise UsageError(
+                f"--worker-deadline-s {self.deadline_s}", "it must be positive", "Try 120."
+            )
+        if self.max_restarts < 0:
+            raise UsageError(
+                f"--max-worker-restarts {self.max_restarts}", "it is negative", "0 allows none."
+            )
+
+
+class RestartBudget:
+    """Counts restarts and says when there were too many.
+
+    Args:
+        supervision: The limits.
+
+    Attributes:
+        restarts: What befell each worker, the newest thousand; all in the first line, then, where
+            an environment raised, the traceback.
+        count: Restarts so far.
+    """
+
+    def __init__(self, supervision: Supervision) -> None:
+        self.supervision = supervision
+        self.restarts: deque[str] = deque(maxlen=RESTARTS_TOLD)
+        self.count = 0
+        self._times: deque[float] = deque()
+
+    def spend(self, trouble: str, in_a_row: int) -> float:
+        """Count one restart and return the seconds to wait before it.
+
+        Args:
+            trouble: What befell the worker.
+            in_a_row: Restarts of this worker since its last step, this one included.
+
+        Raises:
+            WorkerError: There were too many; tells the trouble, and in its last line the limit.
+        """
+        now, limits = time.monotonic(), self.supervision
+        first, newline, rest = trouble.partition("\n")
+        told = f"{first}.{newline}{rest}"
+        self._times.append(now)
+        while self._times[0] < now - limits.window_s:
+            self._times.popleft()
+        if in_a_row > limits.max_in_a_row:
+            raise WorkerError(f"{told}\nIt failed {in_a_row} times without a single step.")
+        if len(self._times) > limits.max_restarts:
+            raise WorkerError(f"{told}\n{self._exceeded()}")
+        self.count += 1
+        self.restarts.append(trouble)
+        if in_a_row == 1:
+            return 0.0
+        return float(min(limits.delay_s * 2.0 ** (in_a_row - 2), LONGEST_DELAY_S))
+
+    def _exceeded(self) -> str:
+        limits = self.supervision
+        if limits.max_restarts == 0:
+            return "No worker may be restarted (--max-worker-restarts 0)."
+        times = "once" if limits.max_restarts == 1 else f"{limits.max_restarts} times"
+        return (
+            f"Workers were restarted {times} within {limits.window_s:g} s already "
+            f"(--max-worker-restarts {limits.max_restarts})."
+        )
+
+
+def silence(rows: Rows, start: int, stop: int) -> None:
+    """Mark the rows of some environments as no transitions: nothing happened there."""
+    rows.real[start:stop] = False
+    rows.reward[start:stop] = 0.0
+    rows.terminated[start:stop] = rows.truncated[start:stop] = False
+
+
+def branch_of(seeds: Sequence[int | None], branch: int) -> list[int | None]:
+    """Return fresh seeds for restarted environments; None stays None."""
+    return [
+        None
+        if seed is None
+        else int(np.random.SeedSequence([seed, branch]).generate_state(1)[0] >> np.uint32(1))
+        for seed in seeds
+    ]
+
+
+def raised(failures: Sequence[Failure]) -> str:
+    """Say in one line which environments raised, and what the last of them raised."""
+    envs = ", ".join(str(failure.env) for failure in failures)
+    last, many = failures[-1], "s" * (len(failures) > 1)
+    return f"environment{many} {envs} raised{last.doing}: {last.reason}"
+
+
+def seeds_told(seeds: Sequence[int | None]) -> str:
+    """Return the first of the seeds, to be told."""
+    more = ", ..." if len(seeds) > SEEDS_TOLD else ""
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds[:SEEDS_TOLD]))}{more}"

@@ -1,0 +1,208 @@
+"""The worker process: it serves its hosts, one signal in, one signal out.
+
+A signal is one byte over a socket; everything else of a step lies in the shared block. Whatever
+does not fit into a byte follows over the connection beside the socket. When the parent dies, its
+ends close, and the worker closes its environments and leaves; see `lifeline` for the bound.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+
+from fastdqn.envs.specs.registrations import register
+from fastdqn.envs.workers.failures import EnvFailures, Failure
+from fastdqn.envs.workers.hosted_envs import Host
+from fastdqn.envs.workers.lifeline import Parent, leave_signals_to_parent
+from fastdqn.envs.workers.shared_block import Rows
+from fastdqn.envs.workers.task import Task
+from fastdqn.foundation.streams import hold_streams
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+__all__ = [
+    "CALL",
+    "CLOSE",
+    "DONE",
+    "FAILED",
+    "PAYLOAD",
+    "Wire",
+    "Work",
+    "hear",
+    "new_wire",
+    "run_worker",
+]
+
+CALL, CLOSE = b"c", b"q"
+"""Signals to a worker: a pickled call follows; leave. A byte below 32 steps that group's host."""
+DONE, PAYLOAD, FAILED = b"d", b"p", b"f"
+"""Signals from a worker: nothing more; a pickled result follows; pickled Failures follow."""
+let_others_run: Callable[[], None] = getattr(os, "sched_yield", partial(time.sleep, 0))
+
+
+def hear(signals: socket.socket, spin_s: float) -> bytes:
+    """Return the next signal; look for it again and again before going to sleep. Hot path.
+
+    Waking a process takes tens of microseconds, and on virtual machines far more. Between two
+    looks the core is offered to whoever else waits for it: where other programs run, too, that is
+    often the very process whose signal is looked for.
+
+    Args:
+        signals: Where it comes from.
+        spin_s: Seconds to stay awake.
+    """
+    if spin_s:
+        until = time.perf_counter() + spin_s
+        while time.perf_counter() < until:
+            try:
+                return signals.recv(1, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                let_others_run()
+    return signals.recv(1)
+
+
+@dataclass(frozen=True)
+class Wire:
+    """One end of the line between parent and worker.
+
+    Attributes:
+        signals: A stream socket for single bytes.
+        messages: What does not fit into a byte, announced by one.
+    """
+
+    signals: socket.socket
+    messages: Connection
+
+    def send(self, signal_: bytes, message: bytes | None = None) -> None:
+        """Send a signal and what it announces."""
+        self.signals.send(signal_)
+        if message is not None:
+            self.messages.send_bytes(message)
+
+    def receive(self, spin_s: float = 0.0) -> bytes:
+        """Wait for a signal, awake for so many seconds.
+
+        Raises:
+            EOFError: The other end is closed.
+        """
+        signal_ = hear(self.signals, spin_s)
+        if not signal_:
+            raise EOFError
+        return signal_
+
+    def limit(self, seconds: float) -> None:
+        """Let a message that gets stuck half-way for so long be an OSError."""
+        patience = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+        with socket.socket(fileno=os.dup(self.messages.fileno())) as end:
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                end.setsockopt(socket.SOL_SOCKET, option, patience)
+
+    def close(self) -> None:
+        """Close this end."""
+        self.signals.close()
+        self.messages.close()
+
+
+def new_wire(context: Any) -> tuple[Wire, Wire]:
+    """Return the two ends of a new line, of a context of multiprocessing."""
+    signals, messages = socket.socketpair(), context.Pipe()
+    return Wire(signals[0], messages[0]), Wire(signals[1], messages[1])
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker process is born with.
+
+    Attributes:
+        tasks: One per group of environments.
+        env_fns: Cloudpickled lists of factories, one per task.
+        block: Shared memory (a RawArray) for the rows.
+        shared_obs: See `Host`.
+        semaphore: Limits how many workers run an environment at a time, or None.
+        parent_pid: The process that this one must not survive; 0 where a thread of it starts
+            this one and may end before; -1 where a fork server starts it, which ends with it.
+        spin_s: Seconds to stay awake for the next signal.
+        registry: What the parent has registered with Gymnasium; see `registrations`.
+    """
+
+    tasks: Sequence[Task]
+    env_fns: bytes
+    block: Any
+    shared_obs: Any
+    semaphore: Any
+    parent_pid: int
+    spin_s: float = 0.0
+    registry: bytes = b""
+
+
+def run_worker(wire: Wire, work: Work, inherited: Sequence[Wire]) -> None:
+    """Serve until the parent says close or its ends close.
+
+    Args:
+        wire: This worker's end.
+        work: What to do.
+        inherited: Ends that a forked child holds by accident; closed first, since an end that
+            stays open here would hide the parent's death from other workers.
+    """
+    leave_signals_to_parent()
+    hold_streams()  # what an environment prints must not cost its worker
+    for end in inherited:
+        end.close()
+    parent = Parent(work.parent_pid)
+    rows = Rows.over(memoryview(work.block), work.tasks[0].spec)
+    env_fns = pickle.loads(work.env_fns)  # noqa: S301 - written by the parent process
+    register(work.registry)
+    hosts = [
+        Host(task, fns, rows, work.shared_obs, work.semaphore)
+        for task, fns in zip(work.tasks, env_fns, strict=True)
+    ]
+    gc.freeze()  # what was imported stays; no collection needs to look at it
+    parent.serve(partial(_serve, wire, hosts, work.spin_s))
+    for host in hosts:
+        host.close()
+
+
+def _serve(wire: Wire, hosts: Sequence[Host], spin_s: float) -> bool:
+    """Answer one signal; return False when it was the last."""
+    asked = wire.receive(spin_s)
+    if asked == CLOSE:
+        return False
+    try:
+        if asked == CALL:
+            name, group, arguments = pickle.loads(wire.messages.recv_bytes())  # noqa: S301
+            answer = cloudpickle.dumps(getattr(hosts[group], name)(*arguments))
+        else:
+            told = hosts[asked[0]].step()
+            answer = None if told is None else cloudpickle.dumps(told)
+    except EnvFailures as error:
+        wire.send(FAILED, _pack(error.failures))
+    except Exception as error:  # e.g. what cannot be pickled
+        wire.send(FAILED, _pack([hosts[0].failure(0, error)]))
+    else:
+        wire.send(DONE if answer is None else PAYLOAD, answer)
+    return True
+
+
+def _pack(failures: Sequence[Failure]) -> bytes:
+    packed: bytes = cloudpickle.dumps([_fit_to_travel(failure) for failure in failures])
+    return packed
+
+
+def _fit_to_travel(failure: Failure) -> Failure:
+    """Leave the exception out if the parent could not read it."""
+    try:
+        pickle.loads(cloudpickle.dumps(failure))  # noqa: S301 - what was just written
+    except Exception:
+        return replace(failure, error=None)
+    return failure

@@ -1,0 +1,1 @@
+"""How a pure step is run: as it is, compiled, or as a CUDA graph."""

@@ -1,0 +1,130 @@
+"""The process in which steps are compiled; see `fastdqn.execution.compiler`.
+
+Requests come in on what was standard input, and answers go out on what was standard output;
+neither the compiler nor what it starts can write there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import queue
+import signal
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor, nn
+from torch._inductor import aoti_compile_and_package
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fastdqn.execution.compiler import Request
+
+__all__ = ["build", "main"]
+
+LOOK_INTERVAL_S = 1.0
+"""How often to look whether the parent is still the same."""
+GPU_SHARE = 0.05
+"""Part of a GPU's memory that compiling may take from the trainer."""
+LONGEST_REASON = 500
+
+Requests = queue.SimpleQueue[tuple[int, Request]]
+
+
+class _Step(nn.Module):
+    """A trace, repeated over rows of one of its inputs if asked."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__()
+        self.graph = pickle.loads(request.graph)  # noqa: S301 - our own parent's
+        self.num_rows, self.last = request.num_rows, request.last
+
+    def forward(self, *tensors: Tensor) -> tuple[()]:
+        if not self.num_rows:
+            self.graph(*tensors)
+            return ()
+        before, after = tensors[: self.last], tensors[self.last + 1 :]
+        for row in torch.split(tensors[self.last], 1):
+            self.graph(*before, row, *after)
+        return ()
+
+
+def build(request: Request) -> None:
+    """Compile what is asked for and put the library in its place, whole."""
+    request.numerics.apply()
+    device = torch.device(request.specs[0].device)
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(GPU_SHARE, device)
+    with FakeTensorMode():
+        inputs = tuple(spec.empty() for spec in request.specs)
+    program = torch.export.export(_Step(request), inputs)
+    request.path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=request.path.parent) as folder:
+        package = Path(folder) / request.path.name
+        aoti_compile_and_package(program, package_path=str(package))
+        package.replace(request.path)
+
+
+def main() -> int:
+    """Build what is asked for until the parent has gone."""
+    source, answers = _private_pipes()
+    parent, requests = os.getppid(), Requests()
+    threading.Thread(target=_receive, args=(source, requests), daemon=True).start()
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    os.nice(int(sys.argv[1]))
+    warnings.simplefilter("ignore")
+    while True:
+        number, request = requests.get()
+        os.write(answers, json.dumps([number, _attempt(request)]).encode() + b"\n")
+
+
+def _private_pipes() -> tuple[BinaryIO, int]:
+    """Return the pipes from and to the parent, and let nobody else have them."""
+    source, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
+    silence = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1):
+        os.dup2(silence, standard)
+    return source, answers
+
+
+def _attempt(request: Request) -> str:
+    """Build; return what went wrong in one line, or nothing."""
+    try:
+        build(request)
+    except Exception as error:  # whatever it is, the parent goes on without
+        reason = str(error).strip().partition("\n")[0]
+        return f"{type(error).__name__}: {reason}"[:LONGEST_REASON]
+    return ""
+
+
+def _receive(source: BinaryIO, requests: Requests) -> None:
+    """Take requests until the parent closes the pipe, or ends."""
+    while True:
+        try:
+            requests.put(pickle.load(source))  # noqa: S301 - our own parent's
+        except EOFError:
+            _end()
+
+
+def _watch(parent: int) -> None:
+    """Notice that the parent has gone, even where its children hold the pipe open."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_INTERVAL_S)
+    _end()
+
+
+def _end() -> None:
+    """End this process and all that it has started, at once."""
+    if os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

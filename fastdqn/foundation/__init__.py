@@ -1,0 +1,1 @@
+"""Values, files, streams and copies: what every room stands on."""

@@ -1,0 +1,219 @@
+"""The checks of settings: each value of its type, in its range, and none against another.
+
+They know fields by their names and annotations alone; the fields stand in `config`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from fastdqn.errors import UsageError
+from fastdqn.foundation.scalars import (
+    are_names,
+    as_bool,
+    as_names,
+    as_whole,
+    is_finite,
+    is_whole,
+    python_scalar,
+)
+
+__all__ = ["check", "choices_of", "flag_of", "plain_value", "spelled"]
+
+_AT_LEAST_ONE = (
+    "total_timesteps",
+    "num_envs",
+    "env_groups",
+    "buffer_size",
+    "batch_size",
+    "epsilon_decay_steps",
+    "eval_episodes",
+    "eval_interval",
+    "cpu_threads",
+    "log_interval",
+    "checkpoint_interval",
+)
+_NOT_NEGATIVE = (
+    "seed",
+    "target_period",
+    "target_period_episodes",
+    "weight_decay",
+    "learning_starts",
+    "learning_rate",
+    "max_worker_restarts",
+)
+_NOT_NEGATIVE_OR_NONE = ("num_workers", "eval_max_steps")
+_FRACTIONS = ("gamma", "epsilon_start", "epsilon_end")
+_POSITIVE_FRACTIONS = ("tau", "epsilon_decay_factor")
+_POSITIVE = ("replay_ratio", "clip_norm", "clip_value", "worker_deadline_s")
+
+
+def check(config: Any) -> None:
+    """Refuse what cannot be used, naming the flag, the value and the way out.
+
+    Raises:
+        UsageError: A value is of a wrong type or out of its range, or two exclude each other.
+    """
+    _check_types(config)
+    for name in _AT_LEAST_ONE:
+        _demand(config, name, lambda v: v >= 1, "it must be at least 1")
+    for name in _NOT_NEGATIVE:
+        _demand(config, name, lambda v: v >= 0, "it must not be negative")
+    for name in _NOT_NEGATIVE_OR_NONE:
+        _demand(config, name, lambda v: v is None or v >= 0, "it must not be negative")
+    for name in _FRACTIONS:
+        _demand(config, name, lambda v: 0 <= v <= 1, "it must lie in [0, 1]")
+    for name in _POSITIVE:
+        _demand(config, name, lambda v: v is None or v > 0, "it must be positive")
+    for name in _POSITIVE_FRACTIONS:
+        _demand(config, name, lambda v: 0 < v <= 1, "it must lie in (0, 1]")
+    _demand(config, "replay_ratio", lambda v: v <= 10_000, "no machine keeps up with it")
+    _demand(config, "hidden_sizes", _are_sizes, "a layer has a whole number of units, 1 or more")
+    _check_choices(config)
+    for got, reason, way_out in _conflicts(config):
+        raise UsageError(got, reason, way_out)
+
+
+def _demand(config: Any, name: str, fine: Callable[[Any], bool], reason: str) -> None:
+    value = getattr(config, name)
+    if not fine(value):
+        field = config.__dataclass_fields__[name]
+        default = field.default_factory() if field.default is MISSING else field.default
+        way_out = f"The default is {spelled(default) or 'none'}."
+        raise UsageError(f"{flag_of(name)} {spelled(value)}", reason, way_out)
+
+
+def plain_value(field: Field[Any], value: Any) -> Any:
+    """Return a setting as the plain value that it stands for; what stands for none as it is."""
+    kind = _kind_of(field)
+    if kind in _PLAIN:
+        return _PLAIN[kind](value)
+    if kind == "Path" and isinstance(value, str | PathLike) and str(value):
+        return Path(value)
+    is_word = isinstance(value, str) or field.name == "device"  # which may be a torch.device
+    return str(value) if kind == "str" and is_word else value
+
+
+def _plain_sizes(value: Any) -> Any:
+    """Return sizes that came as a list or an array as a tuple."""
+    sizes = value.tolist() if getattr(value, "ndim", None) == 1 else value
+    return tuple(map(as_whole, sizes)) if isinstance(sizes, tuple | list) else value
+
+
+def _plain_arguments(value: Any) -> Any:
+    """Return arguments by name as a dict; None is none."""
+    return dict(value or {}) if value is None or isinstance(value, Mapping) else value
+
+
+_PLAIN: dict[str, Callable[[Any], Any]] = {
+    "int": as_whole,
+    "float": python_scalar,
+    "bool": as_bool,
+    "tuple[int, ...]": _plain_sizes,
+    "tuple[str, ...]": as_names,
+    "dict[str, Any]": _plain_arguments,
+}
+
+
+def _check_types(config: Any) -> None:
+    """Hold each value to its type, for those who build a Config in Python."""
+    for field in fields(config):
+        kind, value = _kind_of(field), getattr(config, field.name)
+        if kind in _TYPES and not (value is None and "None" in str(field.type)):
+            _demand(config, field.name, *_TYPES[kind])
+
+
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "int": (is_whole, "it must be a whole number (int)"),
+    "float": (is_finite, "it must be a finite number"),
+    "bool": (lambda value: isinstance(value, bool), "it must be True or False"),
+    "str": (lambda value: isinstance(value, str), "it must be a word (str)"),
+    "Path": (lambda value: isinstance(value, Path), "it must be a path"),
+    "tuple[str, ...]": (are_names, "it must be a name or several (str)"),
+    "dict[str, Any]": (
+        lambda value: isinstance(value, dict) and are_names(tuple(value)),
+        "it must map names to values",
+    ),
+}
+
+
+def _kind_of(field: Field[Any]) -> str:
+    return str(field.type).partition(" | ")[0]
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(is_whole(size) and size > 0 for size in value)
+
+
+def _check_choices(config: Any) -> None:
+    """Hold the Literal fields to their choices, for those who build a Config in Python."""
+    for field in fields(config):
+        choices, value = choices_of(field), getattr(config, field.name)
+        if choices and value not in choices:
+            raise UsageError(
+                f"{flag_of(field.name)} {value}",
+                "there is no such choice",
+                f"Choose {', '.join(choices)}.",
+            )
+
+
+def _conflicts(config: Any) -> Iterator[tuple[str, str, str]]:
+    """Name the pairs of values that exclude each other."""
+    if config.batch_size > config.buffer_size:
+        yield (
+            f"--batch-size {config.batch_size}",
+            f"it is larger than --buffer-size {config.buffer_size}",
+            "Make the batch smaller or the buffer larger.",
+        )
+    if config.learning_starts >= config.total_timesteps:
+        yield (
+            f"--learning-starts {config.learning_starts}",
+            f"the run ends at --total-timesteps {config.total_timesteps}, so nothing is learned",
+            "Start earlier or run longer.",
+        )
+    if config.num_envs > config.buffer_size:
+        yield (
+            f"--num-envs {config.num_envs}",
+            f"one vector step does not fit into --buffer-size {config.buffer_size}",
+            "Use fewer environments or a larger buffer.",
+        )
+    if config.num_envs % config.env_groups:
+        yield (
+            f"--env-groups {config.env_groups}",
+            f"--num-envs {config.num_envs} do not fall into that many equal groups",
+            "Choose --num-envs as a multiple of it.",
+        )
+    if config.env_groups > 1 and config.vectorizer != "grouped":
+        yield (
+            f"--env-groups {config.env_groups} with --vectorizer {config.vectorizer}",
+            "only our own workers step in groups",
+            "Leave one of the two out.",
+        )
+    if config.target == "hard" and not (config.target_period or config.target_period_episodes):
+        yield (
+            "--target hard",
+            "the target would never be copied",
+            "Give --target-period (updates) or --target-period-episodes.",
+        )
+
+
+def choices_of(field: Field[Any]) -> tuple[str, ...]:
+    """Return what a Literal field may be, nothing for a field of another type."""
+    return tuple(re.findall(r"'([^']+)'", str(field.type)))
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a field: `num_envs` is `--num-envs`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def spelled(value: Any) -> str:
+    """Return a value as it is typed behind its flag: sizes stand apart, without brackets."""
+    if isinstance(value, dict):
+        return " ".join(f"{key}={part}" for key, part in value.items())
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

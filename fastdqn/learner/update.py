@@ -1,0 +1,266 @@
+"""One DQN update as a pure step: a state and a batch in, the same state written in place.
+
+It knows its settings and the network, holds no tensor of its own and never looks at a value, so
+that it can be run as it is, compiled, or captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastdqn.algorithms.optimizers import Adam, Optimizer, clip_by_norm, clip_by_value
+from fastdqn.algorithms.td_losses import LOSSES, double_dqn_target, dqn_target, td_error
+from fastdqn.errors import UsageError
+from fastdqn.foundation.copying import Whole
+from fastdqn.foundation.scalars import as_bool, refuse_unless_finite, whole
+from fastdqn.learner.precision import refuse_precision
+from fastdqn.learner.state import METRICS, LearnerState
+from fastdqn.native import CudaUpdate, Learned, NativeUpdate, why_not_native
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.transition import Transitions
+
+__all__ = ["METRICS", "TARGETS", "LearnerState", "Update"]
+
+TARGETS = ("soft", "hard", "none")
+
+
+class Update(Whole):
+    """What one update does; see `fastdqn.learner.learner.Learner` for the settings.
+
+    Attributes:
+        earlier_updates: Those of a training that this one goes on from. The period of the hard
+            target counts on from them; the optimizer does not: its moments start at zero, and so
+            does the count that corrects their bias, `state.updates`.
+    """
+
+    earlier_updates = 0
+    kept_by = "Save the tensors of `learner.state`, or the network's state_dict()."
+
+    def __init__(
+        self,
+        network: nn.Module | FlatNetwork,
+        *,
+        gamma: float,
+        double: bool,
+        loss: str,
+        optimizer: Optimizer | None,
+        learning_rate: float,
+        clip_norm: float | None,
+        clip_value: float | None,
+        target: str,
+        tau: float,
+        target_period: int,
+        precision: str,
+        device: torch.device | str,
+    ) -> None:
+        _refuse_unless_numbers(gamma, learning_rate, tau, clip_norm, clip_value)
+        _refuse(gamma, learning_rate, loss, target, tau, clip_norm, clip_value)
+        self.network = network if isinstance(network, FlatNetwork) else FlatNetwork(network, device)
+        self.device = self.network.flat.device
+        refuse_precision(precision, self.device)
+        self.precision = precision
+        self.gamma, self.double = float(gamma), _refuse_unless_flag(double)
+        self.target_kind, self.tau = target, float(tau)
+        self.target_period = whole("--target-period", target_period, way_out="0 is never.")
+        self.clip_norm, self.clip_value = clip_norm, clip_value
+        self.loss_kind, self._loss = loss, LOSSES[loss]
+        self._optimizer = optimizer or Adam()
+
+    def _born(self, learning_rate: float) -> LearnerState:
+        """Allocate the state before the first update; the network's own vector is `online`."""
+        flat, device = self.network.flat, self.device
+        return LearnerState(
+            online=flat,
+            target=flat.clone(),
+            slots=[torch.zeros_like(flat) for _ in range(self._optimizer.num_slots)],
+            updates=torch.zeros((), dtype=torch.int64, device=device),
+            skipped=torch.zeros((), dtype=torch.int64, device=device),
+            learning_rate=torch.tensor(learning_rate, dtype=torch.float32, device=device),
+            metrics=torch.full((len(METRICS),), torch.nan, device=device),
+        )
+
+    @property
+    def _target_phase(self) -> int:
+        """Updates of the period of the hard target that were made before."""
+        return self.earlier_updates % self.target_period if self.target_period else 0
+
+    def why_not_native(self) -> str | None:
+        """Return why these settings cannot run natively, or None where they can."""
+        return why_not_native(self.network, self._optimizer, self.precision)
+
+    def natively(
+        self,
+        state: LearnerState,
+        kind: Callable[[Learned], NativeUpdate | CudaUpdate] | None = None,
+    ) -> NativeUpdate | CudaUpdate:
+        """Return what updates a state in C, or on a card in CUDA C.
+
+        Args:
+            state: Is written.
+            kind: Makes it; None is what suits the device.
+
+        Raises:
+            UsageError: These settings, or this machine, do not allow it.
+        """
+        why_not = self.why_not_native()
+        if why_not:
+            raise UsageError("--execution native", why_not, "Use --execution eager or compile.")
+        tensors = {
+            "bootstrap": state.online if self.target_kind == "none" else state.target,
+            "updates": state.updates,
+            "skipped": state.skipped,
+            "learning_rate": state.learning_rate,
+            "metrics": state.metrics,
+        }
+        plain = {
+            "gamma": self.gamma,
+            "tau": self.tau,
+            "double_dqn": self.double,
+            "target_period": self.target_period,
+            "target_phase": self._target_phase,
+        }
+        learned = Learned(
+            self.network,
+            tensors,
+            state.slots,
+            self._optimizer,
+            self.loss_kind,
+            self.target_kind,
+            self.clip_norm,
+            self.clip_value,
+            plain,
+        )
+        if kind is None:
+            kind = NativeUpdate if self.device.type == "cpu" else CudaUpdate
+        return kind(learned)
+
+    def _step(self, state: LearnerState, batch: Transitions) -> None:
+        with torch.no_grad():
+            goal = self._goal(state, batch)
+        grad, norm, metrics = self._gradient(state, batch, goal)
+        with torch.no_grad():
+            self._commit(state, grad, norm, metrics)
+
+    def _values(self, parameters: Sequence[Tensor], obs: Tensor) -> Tensor:
+        """Return Q-values [B, A] float32; the forward pass alone may be of lower precision."""
+        if self.precision != "bf16":
+            return self.network(parameters, obs)
+        # No cache of casts: a captured graph would read those of its warm-up.
+        with torch.autocast(obs.device.type, torch.bfloat16, cache_enabled=False):
+            return self.network(parameters, obs).float()
+
+    def _goal(self, state: LearnerState, batch: Transitions) -> Tensor:
+        """Return the bootstrapped target values [B]."""
+        net, views = self._values, self.network.views
+        given, mask = (batch.reward, batch.terminated), batch.next_action_mask
+        bootstrap = state.online if self.target_kind == "none" else state.target
+        next_q = net(views(bootstrap), batch.next_obs)
+        if not self.double:
+            return dqn_target(*given, next_q, self.gamma, next_action_mask=mask)
+        online_q = net(views(state.online), batch.next_obs)
+        return double_dqn_target(*given, online_q, next_q, self.gamma, next_action_mask=mask)
+
+    def _gradient(
+        self, state: LearnerState, batch: Transitions, goal: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradient [P], its norm and the metrics [4]."""
+        with torch.enable_grad():
+            leaves = [view.detach().requires_grad_() for view in self.network.views(state.online)]
+            q = self._values(leaves, batch.obs)
+            error = td_error(q, batch.action, goal)
+            loss = self._loss(error)
+            parts = torch.autograd.grad(loss, leaves, materialize_grads=True)
+        grad = torch.cat([part.reshape(-1) for part in parts])
+        norm = torch.linalg.vector_norm(grad)
+        error = error.detach()
+        q_mean = (error + goal).mean()
+        return grad, norm, torch.stack((loss.detach(), error.abs().mean(), q_mean, norm))
+
+    def _commit(self, state: LearnerState, grad: Tensor, norm: Tensor, metrics: Tensor) -> None:
+        """Write the new parameters, moments and target, or nothing where a number is not finite."""
+        fine = torch.isfinite(metrics).all()
+        state.updates.add_(1)
+        state.skipped.add_(~fine)
+        step = (state.updates - state.skipped).clamp(min=1).float()
+        clipped = self._clip(grad, norm)
+        flat, slots = self._optimizer(state.online, clipped, state.slots, step, state.learning_rate)
+        state.online.copy_(torch.where(fine, flat, state.online))
+        for old, new in zip(state.slots, slots, strict=True):
+            old.copy_(torch.where(fine, new, old))
+        self._move_target(state, fine)
+        state.metrics.copy_(metrics)
+
+    def _clip(self, grad: Tensor, norm: Tensor) -> Tensor:
+        if self.clip_norm is not None:
+            grad = clip_by_norm(grad, norm, self.clip_norm)
+        if self.clip_value is not None:
+            grad = clip_by_value(grad, self.clip_value)
+        return grad
+
+    def _move_target(self, state: LearnerState, fine: Tensor) -> None:
+        """Move the target towards the online parameters by a weight that lives on the device."""
+        if self.target_kind == "soft":
+            state.target.lerp_(state.online, fine * self.tau)
+        elif self.target_kind == "hard" and self.target_period:
+            made = state.updates - state.skipped
+            if self._target_phase:
+                made = made + self._target_phase
+            due = made % self.target_period == 0
+            state.target.lerp_(state.online, (due & fine).float())
+
+
+def _refuse_unless_numbers(
+    gamma: float,
+    learning_rate: float,
+    tau: float,
+    clip_norm: float | None,
+    clip_value: float | None,
+) -> None:
+    refuse_unless_finite("--gamma", gamma, "Try 0.99.")
+    refuse_unless_finite("--learning-rate", learning_rate, "Try 5e-4.")
+    refuse_unless_finite("--tau", tau, "Try 0.005.")
+    for flag, bound in (("--clip-norm", clip_norm), ("--clip-value", clip_value)):
+        if bound is not None:
+            refuse_unless_finite(flag, bound, "None leaves the gradient as it is.")
+
+
+def _refuse_unless_flag(double: bool) -> bool:
+    if not isinstance(as_bool(double), bool):
+        raise UsageError(f"double={double!r}", "it must be True or False", "Try True.")
+    return bool(double)
+
+
+def _refuse(  # noqa: PLR0917 - called once, with names that are its own
+    gamma: float,
+    learning_rate: float,
+    loss: str,
+    target: str,
+    tau: float,
+    clip_norm: float | None,
+    clip_value: float | None,
+) -> None:
+    checks = [
+        (0.0 <= gamma <= 1.0, f"--gamma {gamma}", "it is a discount in [0, 1]", "Try 0.99."),
+        (learning_rate >= 0, f"--learning-rate {learning_rate}", "it is negative", "Try 5e-4."),
+        (loss in LOSSES, f"--loss {loss}", "there is no such loss", f"Choose {', '.join(LOSSES)}."),
+        (
+            target in TARGETS,
+            f"--target {target}",
+            "there is no such target",
+            f"Choose {', '.join(TARGETS)}.",
+        ),
+        (0.0 < tau <= 1.0, f"--tau {tau}", "it is a fraction in (0, 1]", "Try 0.005."),
+        (clip_norm is None or clip_norm > 0, f"--clip-norm {clip_norm}", "not positive", "Try 10."),
+        (
+            clip_value is None or clip_value > 0,
+            f"--clip-value {clip_value}",
+            "not positive",
+            "Try 1.",
+        ),
+    ]
+    for fine, got, reason, way_out in checks:
+        if not fine:
+            raise UsageError(got, reason, way_out)

@@ -1,0 +1,161 @@
+"""What the C and the CUDA C have in common: which parts they know, and by which numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdqn.algorithms.optimizers import Adam, AdamW, Optimizer, RMSprop
+from fastdqn.errors import UsageError
+from fastdqn.native.binding import refuse_tensor
+from fastdqn.native.c_library import why_no_library
+from fastdqn.native.c_structs import DTYPES, MAX_LAYERS
+from fastdqn.native.cuda_config import why_not_on
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import MLP
+from fastdqn.networks.network_check import why_not_sizes
+from fastdqn.replay import Ring
+from fastdqn.toolchain.nvrtc import why_no_nvrtc
+from fastdqn.transition import Transitions
+
+__all__ = [
+    "LOSSES",
+    "TARGETS",
+    "Learned",
+    "batch_as_ring",
+    "numbers_of",
+    "why_not_act",
+    "why_not_native",
+]
+
+LOSSES = {"huber": 0, "mse": 1}
+OPTIMIZERS: Mapping[type, int] = MappingProxyType({Adam: 0, AdamW: 1, RMSprop: 2})
+TARGETS = {"soft": 0, "hard": 1, "none": 2}
+SLOTS = ("first slot", "second slot", "third slot")
+SCALARS = {"updates": torch.int64, "skipped": torch.int64, "learning_rate": torch.float32}
+NUM_METRICS = 4
+"""As in mlp.c and mlp.cu."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What an update reads and writes, and how.
+
+    Attributes:
+        network: Of an MLP.
+        tensors: The learner's own, by the names of `Settings` and `Call`: `bootstrap` (what next
+            values come from: the target or, without one, the online parameters), `updates`,
+            `skipped`, `learning_rate`, `metrics`.
+        slots: The optimizer's tensors.
+        optimizer: Adam, AdamW or RMSprop.
+        loss: `huber` or `mse`.
+        target: `soft`, `hard` or `none`.
+        clip_norm: Bound on the gradient's norm, or None.
+        clip_value: Bound on its elements, or None.
+        plain: Numbers by those names: `gamma`, `tau`, `double_dqn`, `target_period`,
+            `target_phase`.
+
+    Raises:
+        UsageError: A tensor is not of the sizes that go with the network.
+    """
+
+    network: FlatNetwork
+    tensors: Mapping[str, Tensor]
+    slots: list[Tensor]
+    optimizer: Optimizer
+    loss: str
+    target: str
+    clip_norm: float | None
+    clip_value: float | None
+    plain: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        flat, slots = self.network.flat, self.optimizer.num_slots
+        device, given = flat.device, self.tensors
+        if len(self.slots) != slots:
+            got = f"{len(self.slots)} slots for {type(self.optimizer).__name__}"
+            raise UsageError(got, f"it keeps {slots}", "Build the state for this optimizer.")
+        vectors = {"bootstrap": given["bootstrap"], **dict(zip(SLOTS, self.slots, strict=False))}
+        for name, vector in vectors.items():
+            refuse_tensor(name, vector, flat.shape, torch.float32, device)
+        for name, dtype in SCALARS.items():
+            refuse_tensor(name, given[name], (), dtype, device)
+        refuse_tensor("metrics", given["metrics"], (NUM_METRICS,), torch.float32, device)
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Bounds on the gradient by the names of the C; infinity is none."""
+        given = {"clip_norm": self.clip_norm, "clip_value": self.clip_value}
+        return {name: math.inf if bound is None else bound for name, bound in given.items()}
+
+
+def why_not_native(
+    network: FlatNetwork, optimizer: Optimizer, precision: str = "float32"
+) -> str | None:
+    """Return why these parts cannot be updated in C or in CUDA C, or None where they can.
+
+    On the CPU it compiles the library if nobody has yet.
+    """
+    if precision != "float32":
+        return f"it computes in float32, and --precision is {precision}"
+    if type(optimizer) not in OPTIMIZERS:
+        return f"it does not know the optimizer {type(optimizer).__name__}"
+    return why_not_act(network)
+
+
+def why_not_act(network: FlatNetwork) -> str | None:
+    """Return why this network cannot act in C or in CUDA C, or None where it can; see above."""
+    module, device = network.module, network.flat.device
+    if device.type not in {"cpu", "cuda"}:
+        return f"it runs on the CPU and on CUDA, and the network is on {device}"
+    if type(module) is not MLP:
+        return f"it knows multilayer perceptrons only, and the network is {type(module).__name__}"
+    if len(module.layers) > MAX_LAYERS:
+        return f"it knows {MAX_LAYERS} layers, and the network has {len(module.layers)}"
+    irregular = why_not_sizes(module)
+    if irregular or network.flat.shape != (sum((k + 1) * n for k, n in module.steps),):
+        return irregular or "the network's vector holds other parameters than its layers"
+    if device.type == "cpu":
+        return why_no_library()
+    return why_no_nvrtc() or why_not_on(module, device)
+
+
+def numbers_of(optimizer: Optimizer) -> dict[str, Any]:
+    """Return the fields of an optimizer, by the names of `Settings` and `Call`."""
+    numbers = {"optimizer": OPTIMIZERS[type(optimizer)]}
+    if isinstance(optimizer, RMSprop):
+        return {
+            **numbers,
+            "beta2": optimizer.alpha,
+            "eps": optimizer.eps,
+            "weight_decay": optimizer.weight_decay,
+        }
+    assert isinstance(optimizer, Adam)
+    names = ("beta1", "beta2", "eps", "weight_decay", "amsgrad")
+    return {**numbers, **{name: getattr(optimizer, name) for name in names}}
+
+
+def batch_as_ring(batch: Transitions) -> Ring:
+    """Return a batch as a ring of its own: observations first, then the next ones."""
+    size = len(batch.action)
+    mask = batch.next_action_mask
+    return Ring(
+        _stored(torch.cat([batch.obs, batch.next_obs])),
+        torch.arange(size, 2 * size, device=batch.action.device),
+        batch.action.long().contiguous(),
+        batch.reward.float().contiguous(),
+        batch.terminated.bool().contiguous(),
+        batch.truncated,
+        None if mask is None else torch.cat([mask, mask]),
+    )
+
+
+def _stored(frames: Tensor) -> Tensor:
+    """Return frames in a dtype that the C knows."""
+    return frames if frames.dtype in DTYPES else frames.float()

@@ -1,0 +1,1 @@
+"""Q-networks, and any module as a pure function of one flat vector."""

@@ -1,0 +1,134 @@
+"""Any module as a pure function of one flat parameter vector."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import UninitializedParameter
+
+from fastdqn.errors import UsageError
+from fastdqn.foundation.copying import Whole, copied
+from fastdqn.networks.mlp import MLP
+
+__all__ = ["FlatNetwork"]
+
+IMPURE_LAYERS = (_BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
+"""Layers that mix the batch's rows or draw random numbers."""
+
+
+class FlatNetwork(Whole):
+    """A module as a pure function of one flat float32 vector of its parameters.
+
+    One vector makes the optimizer, the clipping and the soft target one operation each. The
+    module's own parameters become views of `flat`, so that it always shows what was learned.
+
+    Args:
+        module: Maps observations [B, *O] to Q-values [B, A]; moved to the device.
+        device: Where the vector lives.
+
+    Attributes:
+        flat: [P] float32; written in place by the learner, never replaced.
+
+    Raises:
+        UsageError: The module has no parameters, parameters that are frozen or not float32, or
+            layers whose forward pass changes or randomises them (batch norm, dropout).
+    """
+
+    kept_by = "Save module.state_dict() of its module."
+
+    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+        _refuse_module(module)
+        _refuse_owned(module)
+        self.module = module.to(device)
+        named = list(module.named_parameters())
+        self._names = [name for name, _ in named]
+        self._shapes = [parameter.shape for _, parameter in named]
+        self._sizes = [parameter.numel() for _, parameter in named]
+        self.flat = torch.cat([parameter.detach().reshape(-1) for _, parameter in named])
+        self._tie()
+
+    def _tie(self) -> None:
+        """Let the module's parameters be views of `flat`."""
+        _OWNERS[self.module] = weakref.ref(self)
+        for parameter, view in zip(self.module.parameters(), self.views(self.flat), strict=True):
+            parameter.data = view
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy module and vector; the copy's parameters are views of the copy's vector."""
+        twin = copied(self, memo)
+        twin._tie()
+        return twin
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Return views of `flat` [P] in the shapes of the parameters."""
+        parts = torch.split(flat, self._sizes)
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+    def __call__(self, parameters: Sequence[Tensor], obs: Tensor) -> Tensor:
+        """Return Q-values [B, A] of `obs` [B, *O] under the given parameters."""
+        if type(self.module) is MLP:  # a subclass may have a forward pass of its own
+            return self.module.apply_to(parameters, obs)
+        by_name = dict(zip(self._names, parameters, strict=True))
+        q: Tensor = functional_call(self.module, by_name, (obs,))
+        return q
+
+
+_OWNERS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[FlatNetwork]] = (
+    weakref.WeakKeyDictionary()
+)
+"""Whose vector the parameters of a module are views of."""
+
+
+def _refuse_owned(module: nn.Module) -> None:
+    """Refuse a module that another agent or learner trains: it would show the other's no longer."""
+    owner = _OWNERS.get(module, lambda: None)()
+    if owner is not None:
+        raise UsageError(
+            f"network {type(module).__name__}",
+            "another agent or learner trains its parameters",
+            "Give each its own: copy.deepcopy(network), or del the other one first.",
+        )
+
+
+def _refuse_module(module: nn.Module) -> None:
+    name = type(module).__name__
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            f"network {module}", "it is no torch.nn.Module", "Pass an instance of one."
+        )
+    parameters = list(module.parameters())
+    if any(isinstance(parameter, UninitializedParameter) for parameter in parameters):
+        raise UsageError(
+            f"network {name}",
+            "it has lazy layers, whose sizes are not known yet",
+            "Call it once on a batch of observations, or give the layers their sizes.",
+        )
+    if any(parameter.is_meta for parameter in parameters):
+        raise UsageError(
+            f"network {name}", "its parameters have no memory (device meta)", "Build it on the CPU."
+        )
+    if not parameters:
+        raise UsageError(f"network {name}", "it has no parameters", "Pass a module that learns.")
+    if any(parameter.dtype != torch.float32 for parameter in parameters):
+        raise UsageError(
+            f"network {name}", "its parameters are not float32", "Call .float() on it."
+        )
+    if not all(parameter.requires_grad for parameter in parameters):
+        raise UsageError(
+            f"network {name}",
+            "some of its parameters do not require a gradient, and every parameter is learned",
+            "Register what shall stay fixed as buffers.",
+        )
+    for layer in module.modules():
+        if isinstance(layer, IMPURE_LAYERS) or getattr(layer, "track_running_stats", False):
+            raise UsageError(
+                f"network {name} with {type(layer).__name__}",
+                "its forward pass is not a pure function of parameters and observations",
+                "Use LayerNorm, or leave the layer out.",
+            )

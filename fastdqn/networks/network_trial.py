@@ -1,0 +1,142 @@
+"""Trying a network on a few observations; it leaves no trace.
+
+It is made with a copy of the network, and the global generators are as before.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdqn.errors import UsageError, first_line
+from fastdqn.foundation.traces import generators_kept
+from fastdqn.networks.flat_network import FlatNetwork
+
+__all__ = ["tried", "warn_if_random"]
+
+TOLERANCE = 1e-2
+"""Part of the largest Q-value by which rounding may move one that is computed in another batch."""
+
+
+def tried(network: FlatNetwork, shown: Tensor, where: str) -> int:
+    """Return A of what a network gives for `shown` [B, *O], asked as a learner asks it.
+
+    Raises:
+        UsageError: It raises, or gives anything but Q-values [B, A] with a gradient, or writes into
+            what it is shown.
+    """
+    with generators_kept():
+        return _asked(_twin(network), shown.clone(), shown, where)
+
+
+def _asked(network: FlatNetwork, shown: Tensor, before: Tensor, where: str) -> int:
+    name = f"network {type(network.module).__name__}"
+    fed = f"observations {list(shown.shape)} {shown.dtype} of {where}"
+    leaves = [view.detach().requires_grad_() for view in network.views(network.flat)]
+    try:
+        with torch.enable_grad():
+            q: Any = network(leaves, shown)
+    except Exception as error:  # a network of the caller's may raise anything
+        reason = f"it raises on {fed} ({type(error).__name__}: {first_line(error)})"
+        raise UsageError(name, reason, "Build it for what it will be shown.") from error
+    way_out = "Return one tensor of float numbers [B, A], a row per observation."
+    if not isinstance(q, Tensor):
+        raise UsageError(name, f"it gives a {type(q).__name__} for {fed}", way_out)
+    if q.ndim != 2 or len(q) != len(shown) or not q.is_floating_point():
+        raise UsageError(name, f"it gives {list(q.shape)} {q.dtype} for {fed}", way_out)
+    if not q.requires_grad:
+        reason = "its Q-values have no gradient by its parameters"
+        raise UsageError(name, reason, "Leave out no_grad and detach.")
+    if not torch.equal(shown.nan_to_num(), before.nan_to_num()):
+        reason = "it writes into the observations that it is given"
+        raise UsageError(name, reason, "Compute a new tensor: x = x / 255, not x /= 255.")
+    return int(q.shape[1])
+
+
+def warn_if_random(network: FlatNetwork, shown: Tensor, stacklevel: int) -> None:
+    """Warn of Q-values that change from call to call, or with the other rows of a batch.
+
+    The network is asked in the mode that it is in, since nothing changes that later.
+
+    Args:
+        network: One that `tried` has passed.
+        shown: [B, *O], several rows.
+        stacklevel: Of the warning, as `warnings.warn` takes it.
+
+    Raises:
+        UsageError: It takes several observations, but not one.
+    """
+    name = type(network.module).__name__
+    with generators_kept(), torch.no_grad():
+        twin = _twin(network)
+        if _is_random(twin, shown):
+            twin.module.eval()
+            way_out = (
+                "Take it out (functional.dropout draws unless training=False)"
+                if _is_random(twin, shown)
+                else "Call .eval() on the network before you pass it"
+            )
+            message = f"gives other Q-values for the same observations at each call. {way_out}"
+        elif _minds_others(twin, shown):
+            message = (
+                "values an observation by the other rows of its batch, so that what it predicts "
+                "depends on what is asked beside it. Use layers that look at one row (LayerNorm)"
+            )
+        else:
+            return
+    warnings.warn(f"network {name} {message}.", UserWarning, stacklevel=stacklevel)
+
+
+def _is_random(network: FlatNetwork, shown: Tensor) -> bool:
+    """Return whether a network draws random numbers, or answers the same question differently."""
+    views = network.views(network.flat)
+    network(views, shown)  # what is drawn once, and kept, is drawn here
+    first = network(views, shown)
+    before = _states(network.flat.device)
+    second = network(views, shown)
+    return _states(network.flat.device) != before or not _alike(first, second)
+
+
+def _minds_others(network: FlatNetwork, shown: Tensor) -> bool:
+    """Return whether a row's Q-values depend on the rows beside it."""
+    views = network.views(network.flat)
+    together = network(views, shown)
+    try:
+        alone = torch.cat([network(views, row) for row in torch.split(shown, 1)])
+    except Exception as error:
+        raise UsageError(
+            f"network {type(network.module).__name__}",
+            f"it raises on a single observation ({type(error).__name__}: {first_line(error)})",
+            "Let it take batches of any size; predict asks for one row.",
+        ) from error
+    return not _alike(together, alone)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    finite = one.abs().nan_to_num(0.0, 0.0, 0.0)
+    atol = TOLERANCE * float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(one, other, rtol=0.0, atol=atol, equal_nan=True)
+
+
+def _twin(network: FlatNetwork) -> FlatNetwork:
+    """Return a copy to try, or the network itself where it cannot be copied."""
+    try:
+        return copy.deepcopy(network)
+    except Exception:  # a network of the caller's may hold anything
+        return network
+
+
+def _states(device: torch.device) -> tuple[Any, ...]:
+    """Return the states of the global generators, to be compared."""
+    drawn: Any = np.random.get_state()
+    states = [torch.get_rng_state()]
+    if device.type in {"cuda", "mps"}:
+        states.append(getattr(torch, device.type).get_rng_state())
+    plain = tuple(state.cpu().numpy().tobytes() for state in states)
+    return *plain, random.getstate(), drawn[1].tobytes(), drawn[2:]

@@ -1,0 +1,218 @@
+"""Acting: epsilon-greedy while training, greedy and frozen afterwards."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fastdqn.algorithms.exploration import NUM_ACTING, explore
+from fastdqn.algorithms.td_losses import masked_q
+from fastdqn.foundation.copying import Whole, copied
+from fastdqn.native import NativeActor, why_not_act
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import MLP
+
+__all__ = ["Actor", "Hosted", "HostedActor", "Policy", "epsilon_greedy"]
+
+SMALL_PARAMETERS = 1_000_000
+"""Of a network that one core runs for a few observations sooner than a card is asked."""
+
+Hosted = tuple[Tensor, npt.NDArray[np.int64]]
+Actor = Callable[[Tensor, float, Tensor, Tensor | None], Tensor]
+"""From observations [N, *O], epsilon, uniform numbers [N, 2] and masks [N, A] to actions [N]."""
+
+
+@runtime_checkable
+class HostedActor(Protocol):
+    """An actor that brings its actions to the host by itself."""
+
+    def on_host(
+        self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None
+    ) -> Hosted:
+        """Do what the actor does for observations and masks that lie at one place at every call.
+
+        Returns:
+            [N] int64 on the device and on the host; both are overwritten by the next call with
+            observations at this place.
+        """
+
+
+def epsilon_greedy(
+    q: Tensor,
+    epsilon: float,
+    generator: torch.Generator,
+    action_mask: Tensor | None = None,
+) -> Tensor:
+    """Choose an action for every environment, each with an exploration draw of its own.
+
+        a = argmax_a Q(s, a)    with probability 1 - epsilon
+        a ~ uniform             with probability epsilon
+
+    Both are over the allowed actions; an environment that allows none is free to do anything.
+
+    Args:
+        q: [N, A] float32.
+        epsilon: Probability of exploring, in [0, 1].
+        generator: On the device of `q`; advanced by the same amount whatever epsilon is.
+        action_mask: [N, A] bool, True where the action may be done; None allows everything.
+
+    Returns:
+        [N] int64 on the device of `q`.
+
+    Raises:
+        ValueError: The mask is not bool, or its shape is not that of `q`.
+
+    Source:
+        Sutton, Barto (2018), Reinforcement learning, second edition, section 2.2.
+    """
+    uniform = torch.rand(len(q), NUM_ACTING, generator=generator, device=q.device)
+    return explore(q, epsilon, uniform, action_mask)
+
+
+class Policy(Whole):
+    """Turns observations into actions with the parameters that the learner is writing.
+
+    Args:
+        network: Shared with the learner; its latest parameters act.
+        seed: Seed of the exploration.
+    """
+
+    kept_by = "Save the network's state_dict(), or agent.save(path)."
+
+    def __init__(self, network: FlatNetwork, seed: int = 0) -> None:
+        self.network = network
+        self.actor = self.choose
+        self._parameters = network.views(network.flat)
+        self._generator = torch.Generator(network.flat.device).manual_seed(seed)
+        self._uniform = torch.empty(0, NUM_ACTING, device=network.flat.device)
+        self._never = torch.ones(0, NUM_ACTING)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy network, actor and generator; the copy explores as this one would."""
+        twin = copied(self, memo, anew=("_parameters", "_actor", "_on_host"))
+        twin._parameters = twin.network.views(twin.network.flat)
+        twin.actor = copy.deepcopy(self._actor, memo)
+        return twin
+
+    @property
+    def actor(self) -> Actor:
+        """How `act` is run; `choose`, unless somebody put a faster equal in its place."""
+        return self._actor
+
+    @actor.setter
+    def actor(self, actor: Actor) -> None:
+        """Let another one act; where it brings its actions to the host by itself, it does."""
+        self._actor = actor
+        self._on_host = actor.on_host if isinstance(actor, HostedActor) else None
+
+    def act(self, obs: Tensor, epsilon: float, action_mask: Tensor | None = None) -> Tensor:
+        """Explore with probability `epsilon`. Hot path; never waits for the device.
+
+        Args:
+            obs: [N, *O] on the device of the network.
+            epsilon: In [0, 1].
+            action_mask: [N, A] bool beside `obs`, or None; see `epsilon_greedy`.
+
+        Returns:
+            [N] int64 on the device, counted from 0; the caller's own.
+        """
+        return self.actor(obs, epsilon, self._drawn(len(obs)), action_mask)
+
+    def act_on_host(self, obs: Tensor, epsilon: float, action_mask: Tensor | None = None) -> Hosted:
+        """Do what `act` does and bring the actions to the host. Waits for the device once.
+
+        Args:
+            obs: [N, *O] on the device, at one place at every call.
+            epsilon: In [0, 1].
+            action_mask: [N, A] bool beside `obs`, likewise, or None.
+
+        Returns:
+            [N] int64 on the device and on the host; both may be overwritten by the next call.
+        """
+        uniform = self._drawn(len(obs))
+        if self._on_host is not None:
+            return self._on_host(obs, epsilon, uniform, action_mask)
+        action = self.actor(obs, epsilon, uniform, action_mask)
+        return action, action.cpu().numpy()
+
+    def reseed(self, seed: int) -> None:
+        """Let exploration go on with other random numbers."""
+        self._generator.manual_seed(seed)
+
+    def _drawn(self, num_envs: int) -> Tensor:
+        """Return new uniform numbers [N, 2], in memory that is kept."""
+        if len(self._uniform) != num_envs:
+            self._uniform = self._uniform.new_empty(num_envs, NUM_ACTING)
+        return self._uniform.uniform_(generator=self._generator)
+
+    def choose(
+        self,
+        obs: Tensor,
+        epsilon: Tensor | float,
+        uniform: Tensor,
+        action_mask: Tensor | None = None,
+        *,
+        parameters: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Do what `act` does as a pure function of numbers that were drawn before.
+
+        Args:
+            obs: [N, *O] on the device of the network.
+            epsilon: In [0, 1]; a number, or a scalar on the device.
+            uniform: [N, 2] float32 in [0, 1) on the device.
+            action_mask: [N, A] bool on the device, or None.
+            parameters: In the shapes of the network; None is the learner's own.
+
+        Returns:
+            [N] int64 on the device of `obs`.
+        """
+        with torch.no_grad():
+            q = self.network(self._parameters if parameters is None else parameters, obs)
+            return explore(q, epsilon, uniform, action_mask)
+
+    def to_play(self) -> Policy:
+        """Return a policy that is greedy as this one is now, where a small step is quickest.
+
+        A card takes longer to be asked than the CPU takes for a small MLP, which is copied there.
+        """
+        network = self.network
+        small = network.flat.numel() <= SMALL_PARAMETERS and type(network.module) is MLP
+        if network.flat.device.type == "cpu" or not small:
+            return self
+        host = FlatNetwork(copy.deepcopy(network.module).cpu())
+        if why_not_act(host) is not None:
+            return self
+        played = Policy(host)
+        played.actor = NativeActor(host)
+        return played
+
+    def greedy(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        """Return the best allowed actions [N] int64 of observations [N, *O]; draws nothing."""
+        if isinstance(self.actor, NativeActor):
+            return self.actor(obs, 0.0, self._never_for(obs), action_mask)
+        with torch.no_grad():
+            return masked_q(self.network(self._parameters, obs), action_mask).argmax(1)
+
+    def greedy_on_host(
+        self, obs: Tensor, action_mask: Tensor | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Do what `greedy` does, where observations and masks lie at one place at every call.
+
+        Returns:
+            [N] int64; may be overwritten by the next call.
+        """
+        if not isinstance(self.actor, NativeActor):
+            return self.greedy(obs, action_mask).cpu().numpy()
+        return self.actor.on_host(obs, 0.0, self._never_for(obs), action_mask)[1]
+
+    def _never_for(self, obs: Tensor) -> Tensor:
+        """Return numbers [N, 2] that explore nowhere, in memory that is kept."""
+        if len(self._never) != len(obs):
+            self._never = torch.ones(len(obs), NUM_ACTING)
+        return self._never

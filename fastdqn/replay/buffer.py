@@ -1,0 +1,360 @@
+"""The replay ring: circular tensors on the device, written by whole vector steps.
+
+Memory is time-major. A row of the ring holds one vector step of one group of environments, [M]
+transitions; with one group, as usual, M is N. G groups take turns: row r is of group r % G, and
+the same environments come again in row r + G. The observations of row r are its frames, and its
+next observations are the frames of row r + G, so that each observation is stored once. Where an
+episode ends within a step, row r + G already shows the next episode: the true last observation
+then lies in a second, smaller ring of frames behind the first, and `next_index` points there.
+
+    frames      [ row 0 | row 1 | ... | row T-1 || final observations ]      (T * M + F) x O
+    next_index  flat transition -> the frame of its next observation         T * M
+
+`Starts` lists the flat transitions that may be drawn, oldest first; rows that are no transitions
+are not in it, nor are the G rows at the write head, which have no successor yet.
+
+This file is longer than others: half of it are contracts, and the layout is known here alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fastdqn.errors import UsageError
+from fastdqn.foundation.copying import Whole, copied
+from fastdqn.foundation.scalars import whole, whole_numbers
+from fastdqn.replay.final_observations import Finals
+from fastdqn.replay.row_writer import RowWriter, writer_for
+from fastdqn.replay.sizes import RingSizes
+from fastdqn.replay.storage import Values, allocate, as_index, gather, writable
+from fastdqn.replay.valid_transitions import Starts
+from fastdqn.transition import Transitions
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
+
+__all__ = ["MAX_DRAW", "ReplayBuffer"]
+
+MAX_DRAW = 2**62
+NOBODY = np.zeros(0, np.int64)
+NO_MASKS = ("an action mask", "this ring has none", "Build it with num_masked.")
+
+
+class ReplayBuffer(Whole):
+    """The last `capacity` transitions of N environments, drawn uniformly.
+
+    Everything is allocated at birth. Writing copies into the ring; sampling copies out of it.
+
+    Args:
+        capacity: Transitions to hold; rounded up to whole vector steps of a group.
+        num_envs: Environments, N.
+        obs_shape: Shape of one observation.
+        obs_dtype: Dtype in which observations are stored.
+        device: Where the tensors live.
+        seed: Seed of the draws.
+        final_capacity: Final observations to hold, F; None is one per transition for small
+            observations and one per eight for images. If episodes end more often than that, the
+            ring holds fewer transitions, never wrong ones.
+        num_masked: Actions that a mask speaks of, A; 0 stores no masks.
+        num_groups: Groups of M = N / G neighbouring environments that are stepped in turn, G.
+
+    Attributes:
+        ring: The tensors.
+        window: [2] int64 on the device: the number of the oldest transition that may be drawn, and
+            how many there are, as `tell` or the last row left it; for graphs.
+
+    Raises:
+        UsageError: A size below 1, environments that do not split into equal groups, or more
+            bytes than the device has left.
+    """
+
+    kept_by = "Save the tensors of `replay.ring`."
+
+    def __init__(
+        self,
+        capacity: int,
+        num_envs: int,
+        obs_shape: tuple[int, ...],
+        obs_dtype: torch.dtype = torch.float32,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        final_capacity: int | None = None,
+        num_masked: int = 0,
+        num_groups: int = 1,
+    ) -> None:
+        self.device = torch.device(device)
+        capacity = whole("--buffer-size", capacity, least=1, way_out="Give more.")
+        num_envs = whole("--num-envs", num_envs, least=1, way_out="Give more.")
+        num_groups = whole("--env-groups", num_groups, least=1, way_out="Give more.")
+        obs_shape = whole_numbers("obs_shape", obs_shape, way_out="Try (4,).")
+        given = (capacity, num_envs, obs_shape, obs_dtype, final_capacity)
+        sizes = RingSizes(*given, num_masked, num_groups)
+        sizes.refuse_unless_fits(self.device)
+        self.num_envs, self.num_groups = num_envs, num_groups
+        self.num_rows, self.row_size = sizes.rows, sizes.row_size
+        self.capacity = sizes.slots - num_envs
+        self.ring = allocate(sizes, self.device)
+        self._cells = writable(self.ring)
+        self._slots, self._finals = sizes.slots, Finals(sizes.finals, sizes.rows)
+        self._starts = Starts(self.num_rows, self.row_size, self.device)
+        self.window = torch.tensor([0, 1], device=self.device)
+        self._told = (0, 1)  # what `window` holds, or soon will
+        self._writer = writer_for(self.ring, self.window)
+        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._row = 0  # rows so far; row r lies at r % num_rows
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy what is stored, what may be drawn, and the generator; both go on alike."""
+        twin = copied(self, memo, anew=("_cells", "_writer"))
+        twin._cells = writable(twin.ring)
+        twin._writer = writer_for(twin.ring, twin.window)
+        return twin
+
+    def __len__(self) -> int:
+        """Return the transitions that can be drawn now."""
+        return len(self._starts)
+
+    # Writing
+
+    def begin(self, obs: Values, action_mask: Values | None = None, group: int = 0) -> None:
+        """Set what a group shows before its next `write`, e.g. after a reset.
+
+        Args:
+            obs: [M, *O] copied.
+            action_mask: [M, A] bool, what may be done in `obs`; None allows everything.
+            group: Which environments, counted from 0.
+
+        Raises:
+            UsageError: There is no such group, or a mask for a ring without masks.
+        """
+        self._show(self._next_row(group), obs, action_mask)
+
+    def write(
+        self,
+        action: Values,
+        reward: Values,
+        terminated: Values,
+        truncated: Values,
+        obs: Values,
+        *,
+        final_obs: Values | None = None,
+        ended: npt.NDArray[np.int64] | None = None,
+        real: npt.NDArray[np.bool_] | None = None,
+        action_mask: Values | None = None,
+        final_action_mask: Values | None = None,
+    ) -> None:
+        """Append one vector step of the group whose turn it is.
+
+        Hot path: copies in place, waits for nothing. Values are tensors on the device; on the
+        CPU arrays do as well, and are copied in a third of the time.
+
+        Args:
+            action: [M] int64, what was done in the frames that the group showed last.
+            reward: [M] any float dtype.
+            terminated: [M] bool.
+            truncated: [M] bool.
+            obs: [M, *O] what the environments show now.
+            final_obs: [M, *O] true last observations; read at `ended` only.
+            ended: Environments that ended and were reset within this step, on the host; counted
+                from 0 within the group, and real.
+            real: [M] False where the step was no transition, e.g. only a reset; None is True
+                everywhere. Of such environments nothing but `obs` and its mask is ever read.
+            action_mask: [M, A] bool, what may be done in `obs`; None allows everything.
+            final_action_mask: [M, A] bool, of `final_obs`; read at `ended` only.
+
+        Raises:
+            UsageError: A mask for a ring without masks.
+        """
+        row = self._row
+        self._starts.forget(row + self.num_groups - self.num_rows)
+        step = (action, reward, terminated, truncated, obs)
+        finals = (final_obs, action_mask, final_action_mask)
+        kept = NOBODY if final_obs is None or ended is None else ended
+        given, writer = (*step, *finals), self._writer
+        if writer is not None and writer.takes(given, len(kept), self.row_size):
+            self._write_at_once(writer, given, kept, real)
+            return
+        self._show(row + self.num_groups, obs, action_mask)
+        here, cells = self._places(row), self._cells
+        cells.action[here] = action
+        cells.reward[here] = reward
+        cells.terminated[here] = terminated
+        cells.truncated[here] = truncated
+        self._point_to_successor(row)
+        if final_obs is not None and kept.size:
+            self._keep_final(row, kept, final_obs, final_action_mask)
+        self._starts.append(row, real)
+        self._row += 1
+
+    def _write_at_once(
+        self,
+        writer: RowWriter,
+        step: tuple[Any, ...],
+        ended: npt.NDArray[np.int64],
+        real: npt.NDArray[np.bool_] | None,
+    ) -> None:
+        """Append a vector step by one kernel; see `write`."""
+        if step[6] is not None and self.ring.masks is None:
+            raise UsageError(*NO_MASKS)
+        row = self._row
+        places = self._final_places(row, len(ended))
+        self._starts.append(row, real)
+        self._told = self._starts.first, len(self._starts)
+        here, after = self._places(row).start, self._places(row + self.num_groups).start
+        writer(step, (here, after), self._told, ended, places)
+        self._row += 1
+
+    def tell(self, first: int, count: int) -> None:
+        """Write what changed into `window`; queued, not waited for."""
+        for place, (old, new) in enumerate(zip(self._told, (first, count), strict=True)):
+            if old != new:
+                self.window[place].fill_(new)
+        self._told = (first, count)
+
+    def extend(self, data: TensorDict) -> None:
+        """Append one vector step given as complete transitions, batch size [N].
+
+        For loops that are not fastdqn's. If `obs` is not what the previous call named as
+        `next_obs` (an episode ended, or the caller jumped), both are kept. Waits for the device.
+
+        Args:
+            data: Keys obs, action, reward, next_obs, terminated, truncated; copied. A ring with
+                masks also takes next_action_mask [N, A] bool; without it everything is allowed.
+
+        Raises:
+            UsageError: The batch size is not [N], the environments are in groups, or a mask for
+                a ring without masks.
+        """
+        new, shown = Transitions.from_tensordict(data), self.shown()
+        if self.num_groups > 1:
+            got, reason = f"extend with {self.num_groups} groups", "its rows are those of one group"
+            raise UsageError(got, reason, "Build the ring with num_groups=1.")
+        if new.action.shape != (self.num_envs,) or new.obs.shape != shown.shape:
+            raise UsageError(
+                f"batch size {list(data.batch_size)} with obs {list(new.obs.shape)}",
+                f"this ring takes one transition per environment, obs {list(shown.shape)}",
+                "Extend it by one vector step at a time.",
+            )
+        self._keep_shown(self._row - 1, (shown != new.obs).reshape(self.num_envs, -1).any(1))
+        shown.copy_(new.obs)  # the mask stays: it is that of the last step's next observation
+        step = (new.action, new.reward, new.terminated, new.truncated, new.next_obs)
+        self.write(*step, action_mask=new.next_action_mask)
+
+    def cut(self) -> None:
+        """Tell that the next `begin` of each group does not continue its last `write`.
+
+        Keeps what the environments show now as final observations. Waits for the device.
+        """
+        everyone = torch.ones(self.row_size, dtype=torch.bool, device=self.device)
+        for row in range(self._row - self.num_groups, self._row):
+            self._keep_shown(row, everyone)
+
+    def _keep_shown(self, row: int, left: Tensor) -> None:
+        """Keep what the environments in `left` [M] bool show since `row`, if it points there."""
+        if row < 0:
+            return
+        left = left & (self.ring.next_index[self._places(row)] < self._slots)
+        envs = np.flatnonzero(left.cpu().numpy())
+        if envs.size:
+            group = row % self.num_groups
+            self._keep_final(row, envs, self.shown(group), self.shown_mask(group))
+
+    def _places(self, row: int) -> slice:
+        """Return where the transitions of a row lie, and its frames."""
+        start = row % self.num_rows * self.row_size
+        return slice(start, start + self.row_size)
+
+    @property
+    def next_group(self) -> int:
+        """The group whose vector step `write` appends next."""
+        return self._row % self.num_groups
+
+    def _next_row(self, group: int) -> int:
+        """Return the row that will be written for a group next."""
+        if not 0 <= group < self.num_groups:
+            raise UsageError(f"group {group}", f"there are {self.num_groups}", "Count from 0.")
+        return self._row + (group - self._row) % self.num_groups
+
+    def _show(self, row: int, obs: Values, action_mask: Values | None) -> None:
+        """Write the frames of a row, and what may be done in them."""
+        here, masks = self._places(row), self._cells.masks
+        if masks is not None:
+            masks[here] = True if action_mask is None else action_mask
+        elif action_mask is not None:
+            raise UsageError(*NO_MASKS)
+        self._cells.frames[here] = obs
+
+    def _point_to_successor(self, row: int) -> None:
+        """Let a row point to the frames of its successor, if an older use of it did not."""
+        if self._finals.take_back(row):
+            here, after = self._places(row), self._places(row + self.num_groups)
+            torch.arange(after.start, after.stop, out=self.ring.next_index[here])
+
+    def _keep_final(
+        self, row: int, envs: npt.NDArray[np.int64], frames: Values, masks: Values | None
+    ) -> None:
+        """Copy the frames of `envs` behind the ring and let the transitions of `row` point there.
+
+        The copies take the places of the oldest ones; rows that still needed those are forgotten.
+        """
+        places = self._final_places(row, len(envs))
+        index, target = as_index(envs, self.device), as_index(places, self.device)
+        cells = self._cells
+        cells.frames[target] = frames[index]
+        cells.next_index[index + self._places(row).start] = target
+        if cells.masks is not None:
+            cells.masks[target] = True if masks is None else masks[index]
+
+    def _final_places(self, row: int, count: int) -> npt.NDArray[np.int64]:
+        """Return places for last observations of `row`; rows that need them are forgotten."""
+        places, lost = self._finals.give(row, count)
+        self._starts.forget(lost)
+        return places + self._slots
+
+    def shown(self, group: int = 0) -> Tensor:
+        """Return what a group shows now, [M, *O] on the device; a view that `write` moves on."""
+        return self.ring.frames[self._places(self._next_row(group))]
+
+    def shown_mask(self, group: int = 0) -> Tensor | None:
+        """Return what may be done in `shown`, [M, A] bool, a view; None without masks."""
+        masks = self.ring.masks
+        return None if masks is None else masks[self._places(self._next_row(group))]
+
+    # Reading
+
+    def draw(self, num_batches: int, batch_size: int) -> Tensor:
+        """Draw flat indices uniformly over the stored transitions, with replacement.
+
+        Returns:
+            [num_batches, batch_size] int64 on the device, for `gather(replay.ring, index)`.
+
+        Raises:
+            UsageError: The buffer is empty.
+        """
+        self._refuse_empty()
+        shape = (num_batches, batch_size)
+        draws = torch.randint(MAX_DRAW, shape, generator=self._generator, device=self.device)
+        return self._starts.nth(draws.remainder_(len(self)))
+
+    def newest(self, num_batches: int, batch_size: int) -> Tensor:
+        """Return the newest `batch_size` transitions, the same ones in every batch.
+
+        Learning without replay; see `draw`. While fewer are stored, the newest ones repeat.
+        """
+        self._refuse_empty()
+        back = torch.arange(batch_size, device=self.device) % len(self)
+        return self._starts.nth(len(self) - 1 - back).repeat(num_batches, 1)
+
+    def sample(self, batch_size: int) -> TensorDict:
+        """Draw a batch uniformly as a TensorDict of batch size [B]; see `draw`."""
+        return gather(self.ring, self.draw(1, batch_size)[0]).to_tensordict()
+
+    def _refuse_empty(self) -> None:
+        if len(self) == 0:
+            raise UsageError("replay buffer", "it is empty", "Write a vector step first.")

@@ -1,0 +1,207 @@
+"""Where reports go to be kept: JSON lines, TensorBoard, or nowhere."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from fastdqn.errors import UsageError
+from fastdqn.foundation.line_file import LineFile, RecordFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fastdqn.training.events import Report
+
+__all__ = [
+    "Metrics",
+    "MetricsLog",
+    "TensorBoardMetrics",
+    "read_metrics",
+]
+
+
+class Metrics(Protocol):
+    """A place that keeps reports."""
+
+    def write(self, report: Report, extra: Mapping[str, object] | None = None) -> None:
+        """Keep one report.
+
+        Args:
+            report: The figures, already off the device.
+            extra: More figures by name, such as those of an evaluation.
+
+        Raises:
+            ValueError: A name in extra is one of the report's own.
+        """
+
+    def close(self) -> None:
+        """Keep what is still under way and let go of the place; a second call does nothing."""
+
+
+class MetricsLog:
+    """Appends every report to a file as one JSON object per line.
+
+    A line reaches the operating system at once. Figures that JSON lacks, NaN and the
+    infinities, become null. An existing log is continued, less a torn last line.
+
+    Args:
+        path: The file, ``metrics.jsonl`` of a run folder.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = LineFile(path)
+
+    def write(self, report: Report, extra: Mapping[str, object] | None = None) -> None:
+        """Append one line; see Metrics.write.
+
+        Raises:
+            ValueError: A name in extra is one of the report's own.
+            TypeError: A value in extra has no form in JSON.
+            OSError: The line cannot be written, the disk may be full; it waits for the next one.
+        """
+        record = _plain(_record(report, extra))
+        self._file.add(json.dumps(record, allow_nan=False))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        self._file.close()
+
+
+class TensorBoardMetrics:
+    """Writes every finite figure of a report as a TensorBoard scalar over env steps.
+
+    Figures come under ``train/``, nested ones such as the time shares under their own name.
+    TensorBoard is imported here and not before. Its own writer has a thread, which dies with a
+    traceback on a full disk; here events wait for room.
+
+    Args:
+        folder: Folder for the event files; made when missing.
+
+    Raises:
+        UsageError: TensorBoard is not installed.
+        OSError: The file cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self._proto: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")
+            records: Any = importlib.import_module("tensorboard.summary.writer.record_writer")
+        except ImportError as error:
+            raise UsageError(
+                "TensorBoard metrics",
+                "the package tensorboard cannot be imported",
+                'Install it with: pip install "fastdqn[tensorboard]"',
+            ) from error
+        self._file = RecordFile(folder / _event_file_name())
+        self._records: Any = records.RecordWriter(self._file)
+        self._append(file_version="brain.Event:2")
+
+    def write(self, report: Report, extra: Mapping[str, object] | None = None) -> None:
+        """Add one point to each scalar; see Metrics.write.
+
+        Raises:
+            ValueError: A name in extra is one of the report's own.
+            OSError: The points cannot be written, the disk may be full; they wait.
+        """
+        scalars = _scalars(_record(report, extra))
+        values = [{"tag": tag, "simple_value": value} for tag, value in scalars]
+        self._append(step=report.env_steps, summary={"value": values})
+        self._file.flush()
+
+    def _append(self, **fields: Any) -> None:
+        event = self._proto.Event(wall_time=time.time(), **fields)
+        self._records.write(event.SerializeToString())
+
+    def close(self) -> None:
+        """Write the events out and close their file; a second call does nothing."""
+        self._file.close()
+
+
+def _event_file_name() -> str:
+    """Return a name as TensorBoard looks for it, one that no other process and moment has."""
+    moment = time.time_ns()
+    stamp = f"{moment // 10**9:010d}.{socket.gethostname()}.{os.getpid()}.{moment % 10**9}"
+    return f"events.out.tfevents.{stamp}"
+
+
+def read_metrics(path: Path) -> list[dict[str, object]]:
+    """Read the records that a MetricsLog wrote.
+
+    A last line without its end, left by a crash while writing, is ignored.
+
+    Args:
+        path: The file.
+
+    Returns:
+        One mapping per line, in the order of the file; unknown figures are None.
+
+    Raises:
+        UsageError: A line is not a JSON object.
+        OSError: The file is missing or cannot be read.
+    """
+    *whole, _torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [_parse(path, number, line) for number, line in enumerate(whole, start=1)]
+
+
+def _parse(path: Path, number: int, line: str) -> dict[str, object]:
+    try:
+        record: object = json.loads(line)
+    except (ValueError, RecursionError):  # also a number of thousands of digits
+        record = None
+    if not isinstance(record, dict):
+        raise UsageError(
+            f"{path}, line {number}",
+            f"{line[:60]!r} is not a JSON object",
+            "Give the metrics.jsonl of a run, or repair or delete that line.",
+        )
+    return record
+
+
+def _record(report: Report, extra: Mapping[str, object] | None) -> dict[str, object]:
+    """Join a report and the extra figures under one set of names."""
+    record: dict[str, object] = asdict(report)
+    taken = sorted(record.keys() & (extra or {}).keys())
+    if taken:
+        raise ValueError(f"extra metrics {taken}: names of the report itself; choose others")
+    return record | dict(extra or {})
+
+
+def _plain(value: object) -> object:
+    """Turn a value into what JSON can hold; NaN and the infinities become None."""
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value
+
+
+_X_AXIS = frozenset({"env_steps", "total_env_steps"})
+
+
+def _scalars(figures: Mapping[str, object], group: str = "train") -> Iterator[tuple[str, float]]:
+    """Yield the tag and value of every finite number, nested mappings under their own name."""
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, group=name)
+        elif isinstance(value, int | float | np.number) and name not in _X_AXIS:
+            number = float(value)
+            if math.isfinite(number):
+                yield f"{group}/{name}", number

@@ -1,0 +1,205 @@
+"""Pictures of a run as PNG files, drawn from what its folder holds."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastdqn.errors import UsageError
+from fastdqn.reporting.episode_log import read_episodes, solved_threshold
+from fastdqn.reporting.evaluation_log import no_evaluations, read_evaluations
+from fastdqn.reporting.figures import (
+    build_returns_figure,
+    build_wall_time_figure,
+    drawable,
+    wall_seconds,
+)
+from fastdqn.reporting.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+
+    from fastdqn.reporting.episode_log import EpisodeTable
+    from fastdqn.reporting.evaluation_log import EvaluationTable
+
+__all__ = ["plot_returns", "plot_run", "plot_wall_time"]
+
+DPI = 150
+LONGEST_TITLE = 100
+
+
+def plot_returns(
+    table: EpisodeTable,
+    path: Path,
+    *,
+    title: str,
+    solved_at: float | None,
+    wall_s: float | None = None,
+    env_steps: int | None = None,
+    evaluations: EvaluationTable | None = None,
+) -> None:
+    """Write the returns over env steps and their histogram as a PNG of 1500 by 750 pixels.
+
+    Args:
+        table: The episodes, any number of them; the picture says when there is none.
+        path: The file; its folder is made when missing, an older picture is replaced.
+        title: First part of the headline, usually the env id.
+        solved_at: Return that counts as solved; None draws no line.
+        wall_s: Seconds that the training took, for the headline; None leaves them out.
+        env_steps: Env steps of the run, for the headline; None is the last episode's end.
+        evaluations: Greedy evaluations; None is none.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    figure = build_returns_figure(
+        table,
+        title=title,
+        solved_at=solved_at,
+        wall_s=wall_s,
+        env_steps=env_steps,
+        evaluations=evaluations,
+    )
+    _save(figure, path)
+
+
+def plot_wall_time(
+    metrics: Sequence[dict[str, object]],
+    path: Path,
+    *,
+    title: str,
+    solved_at: float | None,
+    evaluations: EvaluationTable | None = None,
+) -> None:
+    """Write the mean return of the last 100 episodes over wall time as a PNG, 1500 by 750 pixels.
+
+    Args:
+        metrics: Records as read_metrics gives them.
+        path: The file; its folder is made when missing, an older picture is replaced.
+        title: The headline, usually the env id.
+        solved_at: Return that counts as solved; None draws no line.
+        evaluations: Greedy evaluations; None is none.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    figure = build_wall_time_figure(
+        metrics, title=title, solved_at=solved_at, evaluations=evaluations
+    )
+    _save(figure, path)
+
+
+def plot_run(run_dir: Path) -> list[Path]:
+    """Draw the pictures of a run into its folder ``plots``.
+
+    ``returns.png`` comes from episodes.csv; ``wall_time.png`` from metrics.jsonl, where there is
+    one; both show what evaluations.csv holds, where there is one. The headline and the threshold
+    come from config.json's ``env_id`` and ``solved_at``, or else ``stop_at_return``; without them
+    the folder's name stands in, and the environment's own threshold, if known.
+
+    Args:
+        run_dir: The folder of a run, finished or still running.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UsageError: The folder or its episodes.csv is missing, or a file in it is not what its
+            name says.
+        OSError: A file cannot be read or written.
+    """
+    table = read_episodes(_episodes_path(run_dir))
+    metrics_path = run_dir / "metrics.jsonl"
+    metrics = read_metrics(metrics_path) if metrics_path.is_file() else None
+    title, solved_at = _named(run_dir)
+    returns, wall_time = run_dir / "plots" / "returns.png", run_dir / "plots" / "wall_time.png"
+    evaluated = run_dir / "evaluations.csv"
+    evaluations = read_evaluations(evaluated) if evaluated.exists() else no_evaluations()
+    plot_returns(
+        table,
+        returns,
+        title=title,
+        solved_at=solved_at,
+        wall_s=_last_wall_s(metrics or ()),
+        env_steps=_env_steps(metrics or (), table, evaluations),
+        evaluations=evaluations,
+    )
+    if metrics is None:
+        return [returns]
+    plot_wall_time(metrics, wall_time, title=title, solved_at=solved_at, evaluations=evaluations)
+    return [returns, wall_time]
+
+
+def _episodes_path(run_dir: Path) -> Path:
+    if not run_dir.is_dir():
+        raise UsageError(
+            str(run_dir), "no such folder", "Give the folder of a run, as `fastdqn train` names it."
+        )
+    path = run_dir / "episodes.csv"
+    if not path.is_file():
+        raise UsageError(
+            str(path),
+            "missing, so there is nothing to plot",
+            "Give the folder of a run in which `fastdqn train` has started to train.",
+        )
+    return path
+
+
+def _named(run_dir: Path) -> tuple[str, float | None]:
+    """Return the title and the solved threshold of a run, as far as its config tells them."""
+    config = _read_config(run_dir / "config.json")
+    env_id = config.get("env_id")
+    solved_at = config.get("solved_at", config.get("stop_at_return"))
+    title = env_id if isinstance(env_id, str) else run_dir.name
+    title = "".join(filter(str.isprintable, title.encode(errors="replace").decode()))
+    title = title[:LONGEST_TITLE]
+    return title, solved_threshold(title, drawable(solved_at))
+
+
+def _read_config(path: Path) -> dict[str, object]:
+    """Return all that config.json says, what the program resolved last; empty if missing."""
+    if not path.is_file():
+        return {}
+    try:
+        content: object = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            str(path), f"not JSON ({error})", "Repair it, or move it away to plot without it."
+        ) from error
+    if not isinstance(content, dict):
+        return {}
+    parts = [content.get(name) for name in ("config", "resolved")]
+    return content | {k: v for part in parts if isinstance(part, dict) for k, v in part.items()}
+
+
+def _env_steps(
+    metrics: Sequence[dict[str, object]], table: EpisodeTable, evaluations: EvaluationTable
+) -> int:
+    """Return how far the run has come: the last report is made at its end, episodes end before."""
+    told = (record.get("env_steps") for record in metrics)
+    reported = [steps for steps in told if isinstance(steps, int)]
+    latest: int = max([0, *reported, *table.env_step.tolist(), *evaluations.env_step.tolist()])
+    return latest
+
+
+def _last_wall_s(metrics: Sequence[dict[str, object]]) -> float | None:
+    known = wall_seconds(metrics)
+    known = known[np.isfinite(known)]
+    return float(known[-1]) if known.size else None
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a picture so that a full disk leaves the old one or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        figure.savefig(draft, dpi=DPI, format="png")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,218 @@
+"""The progress displays of a run: a panel on a terminal, lines elsewhere, or none."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from rich.console import RenderableType
+from rich.live import Live
+
+from fastdqn.foundation.formatting import format_return
+from fastdqn.reporting.panel import build_panel, evaluating_line, evaluation_line, report_line
+from fastdqn.training.stopwatch import Pace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastdqn.reporting.console import Console
+    from fastdqn.training.events import EvaluationReport, Report
+
+__all__ = [
+    "LiveProgress",
+    "NullProgress",
+    "PlainProgress",
+    "Progress",
+    "make_progress",
+]
+
+REFRESH_S = 0.25
+LINE_S = 5.0
+
+
+class Progress(Protocol):
+    """A display of the running training."""
+
+    def start(self) -> None:
+        """Begin to show."""
+
+    def report(self, report: Report) -> None:
+        """Take the newest figures; whether they show at once is the display's choice."""
+
+    def evaluated(self, found: EvaluationReport) -> None:
+        """Show the outcome of an evaluation."""
+
+    def evaluating(self, done: int, episodes: int, steps: int) -> None:
+        """Show how far an evaluation has come that takes its time.
+
+        Args:
+            done: Episodes that are over.
+            episodes: Episodes that it will have.
+            steps: Env steps that were played.
+        """
+
+    def stop(self) -> None:
+        """Show the newest figures, if they have not been, and end; twice is harmless."""
+
+
+class NullProgress:
+    """Shows nothing."""
+
+    def start(self) -> None:
+        """Do nothing."""
+
+    def report(self, report: Report) -> None:
+        """Forget the report."""
+
+    def evaluated(self, found: EvaluationReport) -> None:
+        """Forget the evaluation."""
+
+    def evaluating(self, done: int, episodes: int, steps: int) -> None:
+        """Forget it."""
+
+    def stop(self) -> None:
+        """Do nothing."""
+
+
+class PlainProgress:
+    """One line per report, but no more than one every few seconds, and one at the end.
+
+    Args:
+        console: Where the lines go.
+        every_s: Least wall seconds between two lines.
+        may_stop_early: Whether the run may end before its last env step.
+        clock: Seconds that only grow; tests bring their own.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        every_s: float = LINE_S,
+        *,
+        may_stop_early: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console
+        self._lines = _SparseLines(console.say, Pace(every_s, clock), may_stop_early)
+
+    def start(self) -> None:
+        """Do nothing: the first line comes with the first report."""
+
+    def report(self, report: Report) -> None:
+        """Say a line, if the last one is old enough."""
+        self._lines.report(report)
+
+    def evaluated(self, found: EvaluationReport) -> None:
+        """Say a line at once."""
+        self._console.say(evaluation_line(found))
+
+    def evaluating(self, done: int, episodes: int, steps: int) -> None:
+        """Say a line at once; see Progress.evaluating."""
+        self._console.say(evaluating_line(done, episodes, steps))
+
+    def stop(self) -> None:
+        """Say the newest report, if it has not been said."""
+        self._lines.finish()
+
+
+class LiveProgress:
+    """A panel that is drawn anew in place, at most four times a second.
+
+    It draws only inside report() and has no thread, so training pays for nothing between
+    reports. The log file gets a plain line at most every five seconds.
+
+    Args:
+        console: A terminal; on anything else only the last panel would show.
+        may_stop_early: Whether the run may end before its last env step.
+        clock: Seconds that only grow; tests bring their own.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        may_stop_early: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console, self._may_stop_early = console, may_stop_early
+        self._latest: Report | None = None
+        self._footnote = ""
+        self._lines = _SparseLines(console.log, Pace(LINE_S, clock), may_stop_early)
+        self._pace = Pace(REFRESH_S, clock)
+        self._live = Live(console=console.rich, auto_refresh=False, get_renderable=self._renderable)
+
+    def start(self) -> None:
+        """Take over the lower end of the terminal; nothing shows before the first report."""
+        self._live.start()
+
+    def report(self, report: Report) -> None:
+        """Draw the panel, if the last drawing is old enough."""
+        self._latest = report
+        self._lines.report(report)
+        if self._pace.due():
+            self._live.refresh()
+
+    def evaluated(self, found: EvaluationReport) -> None:
+        """Say a line above the panel at once, and keep the mean in the panel's frame."""
+        mean = format_return(found.mean, beside=found.std)
+        self._footnote = f"evaluation {mean} at {found.env_steps:,} steps"
+        self._console.say(evaluation_line(found))
+
+    def evaluating(self, done: int, episodes: int, steps: int) -> None:
+        """Show it in the panel's frame, and log a line."""
+        line = evaluating_line(done, episodes, steps)
+        self._footnote = line.removesuffix(" played")
+        self._live.refresh()
+        self._console.log(line)
+
+    def stop(self) -> None:
+        """Draw the newest figures, leave the panel standing and give the terminal back."""
+        self._live.stop()
+        self._lines.finish()
+
+    def _renderable(self) -> RenderableType:
+        if self._latest is None:
+            return ""
+        return build_panel(
+            self._latest,
+            self._footnote,
+            width=self._console.rich.width,
+            may_stop_early=self._may_stop_early,
+        )
+
+
+def make_progress(
+    console: Console, *, quiet: bool = False, may_stop_early: bool = False
+) -> Progress:
+    """Choose the display that fits: a panel on a terminal, lines elsewhere, or none.
+
+    Args:
+        console: Where to show; it outlives the display.
+        quiet: Show nothing and log nothing.
+        may_stop_early: Whether the run may end before its last env step.
+    """
+    if quiet:
+        return NullProgress()
+    display = LiveProgress if console.is_terminal else PlainProgress
+    return display(console, may_stop_early=may_stop_early)
+
+
+class _SparseLines:
+    """Writes reports as plain lines at a pace, and never loses the last one."""
+
+    def __init__(
+        self, write: Callable[[str], None], pace: Pace, may_stop_early: bool = False
+    ) -> None:
+        self._write = write
+        self._pace, self._may_stop_early = pace, may_stop_early
+        self._unsaid: Report | None = None
+
+    def report(self, report: Report) -> None:
+        self._unsaid = report
+        if self._pace.due():
+            self.finish()
+
+    def finish(self) -> None:
+        if self._unsaid is not None:
+            self._write(report_line(self._unsaid, may_stop_early=self._may_stop_early))
+            self._unsaid = None

@@ -1,0 +1,258 @@
+"""A training with a run directory: the same from the command line and from Python."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from fastdqn.config import Config
+from fastdqn.device import available_cores
+from fastdqn.envs.description import EnvDescription
+from fastdqn.envs.specs.wrapping import spelled_arguments
+from fastdqn.errors import FastDQNError, UsageError, WorkerError
+from fastdqn.foundation.formatting import format_figure
+from fastdqn.learner.learner import Learner
+from fastdqn.reporting.console import Console
+from fastdqn.reporting.panel import cut_words, mean_words
+from fastdqn.reporting.run_recorder import RunRecord
+from fastdqn.training.callbacks import Witness, WitnessGroup
+from fastdqn.training.signals import EXIT_CODES, StopRequest
+from fastdqn.training.trainer import Loop
+
+__all__ = ["Ended", "Trainee", "refuse_missing_tensorboard", "train_recorded"]
+
+
+class Trainee(Protocol):
+    """What a run needs of an agent.
+
+    Attributes:
+        config: Its settings.
+        description: One of its environments.
+        learner: Learns.
+        execution_reason: Why the learner runs as it does.
+        origin: What the caller gave as environment and network, for config.json.
+    """
+
+    config: Config
+    description: EnvDescription
+    learner: Learner
+    execution_reason: str
+    origin: dict[str, str]
+
+    @property
+    def solved_at(self) -> float | None:
+        """Mean return that counts as solved, or None."""
+
+    @property
+    def trainer(self) -> Callable[..., AbstractContextManager[Loop]]:
+        """Build the loop: (env steps or None, witness, started=seconds)."""
+
+    def env_seeds(self) -> list[int]:
+        """Return seeds for the training environments."""
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """Return what is saved, by name."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what goes with the parameters on disk."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        status: `completed`, `solved`, `stopped` or `failed`.
+        error: What ended it: an error, a KeyboardInterrupt, or None.
+    """
+
+    status: str
+    error: BaseException | None
+
+
+def train_recorded(
+    agent: Trainee,
+    run_dir: Path,
+    total_timesteps: int | None,
+    *,
+    started: float,
+    request: StopRequest | None = None,
+    witness: Witness | None = None,
+    silent: bool = False,
+) -> Ended:
+    """Train, and leave a complete run directory however it ends; a second call goes on there.
+
+    Args:
+        agent: Learns.
+        run_dir: The run's folder; exists.
+        total_timesteps: Env steps; None is the setting's.
+        started: `time.perf_counter()` at the start of the command.
+        request: Takes signals; None leaves them to the caller.
+        witness: Receives what happens, too.
+        silent: Say nothing on the terminal.
+
+    Returns:
+        How it ended. Errors of the training are returned, not raised: the policy is saved.
+
+    Raises:
+        UsageError: A setting cannot be used.
+    """
+    config = agent.config
+    with Console(run_dir / "log.txt", silent=silent) as console:
+        record = RunRecord(
+            run_dir,
+            console,
+            config=config,
+            env_id=agent.description.env_id,
+            solved_at=agent.solved_at,
+            parameters=agent.parameters,
+            describe=agent.describe,
+            started=started,
+        )
+        witnesses = record if witness is None else WitnessGroup(record, witness)
+        with record, agent.trainer(total_timesteps, witnesses, started=started) as trainer:
+            _introduce(console, agent)
+            _tell_crowded(console, trainer.rollout.num_workers)
+            record.write_config(_resolved(run_dir, agent))
+            ended = _train(agent.env_seeds(), trainer, record, request or StopRequest())
+        record.tell_what_is_missing()
+        _draw(console, run_dir)
+        console.say(f"Results  {run_dir / 'result.json'}")
+        console.say(f"Try it   {_command(run_dir, config)}")
+    return ended
+
+
+def _command(run_dir: Path, config: Config) -> str:
+    """Return what evaluates the run; what only the caller may name is named."""
+    words = ["fastdqn", "evaluate", str(run_dir)]
+    if any(":" in name for name in (config.env_id, *config.wrapper)):
+        words += ["--env-id", config.env_id]
+        if config.env_kwargs:
+            words += ["--env-kwargs", *spelled_arguments(config.env_kwargs)]
+        if config.wrapper:
+            words += ["--wrapper", *config.wrapper]
+    return shlex.join(words)
+
+
+def refuse_missing_tensorboard(config: Config) -> None:
+    """Refuse TensorBoard events where there is no TensorBoard.
+
+    Raises:
+        UsageError: Names the package.
+    """
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UsageError(
+            "--tensorboard",
+            "the package tensorboard is not installed",
+            'Install it with: pip install "fastdqn[tensorboard]"',
+        )
+
+
+def _introduce(console: Console, agent: Trainee) -> None:
+    config = agent.config
+    algorithm = "Double DQN" if config.double else "DQN"
+    hidden = f"hidden {' '.join(map(str, config.hidden_sizes)) or 'none'}"
+    console.say(
+        f"{algorithm} on {agent.description.env_id}, seed {config.seed}: {config.num_envs} "
+        f"environments, replay ratio {config.replay_ratio:g}, batch {config.batch_size}, "
+        f"{agent.origin.get('network', hidden)}"
+    )
+    learner = agent.learner
+    precision = "" if learner.precision == "float32" else f"precision {learner.precision}, "
+    console.say(
+        f"Device {learner.device}, {precision}execution {learner.execution} "
+        f"({agent.execution_reason})"
+    )
+
+
+def _tell_crowded(console: Console, num_workers: int) -> None:
+    cores = available_cores()
+    if num_workers > cores:
+        console.say(
+            f"{num_workers} workers share {cores} cores and take turns; "
+            f"--num-workers {max(cores - 1, 0)} leaves one core to the learner",
+            style="yellow",
+        )
+
+
+def _resolved(run_dir: Path, agent: Trainee) -> dict[str, object]:
+    return {
+        "run_dir": str(run_dir),
+        "device": str(agent.learner.device),
+        "execution": agent.learner.execution,
+        "solved_at": agent.solved_at,
+        "num_parameters": sum(tensor.numel() for tensor in agent.parameters().values()),
+        **agent.origin,
+    }
+
+
+def _train(seeds: list[int], trainer: Loop, record: RunRecord, request: StopRequest) -> Ended:
+    failure: BaseException | None = None
+    try:
+        with request.leads_to(trainer.stop):
+            status = trainer.run(seeds)
+        record.save(trainer, status)
+        if status == "completed":
+            trainer.evaluate_fully()
+    except KeyboardInterrupt as interrupt:
+        status, failure = "stopped", interrupt
+    except (Exception, SystemExit) as error:  # what an environment raises must not cost the policy
+        record.end_progress()
+        record.console.log("".join(traceback.format_exception(error)))
+        by_signal = request.received or getattr(error, "code", None) in EXIT_CODES.values()
+        status = "stopped" if by_signal else "failed"  # workers may have got it too
+        failure = error
+        if status == "failed":
+            record.console.say(f"Failed: {_reason(error)}", style="red")
+    record.save(trainer, status)
+    record.end_progress()
+    _conclude(record.console, trainer, status)
+    return Ended(status, failure)
+
+
+def _reason(error: BaseException) -> str:
+    """Say in one line what went wrong; where an environment raised, which one."""
+    if isinstance(error, FastDQNError):
+        first, *rest = str(error).splitlines()
+        return f"{first} {rest[-1]}" if rest else first
+    report = error.__cause__ if isinstance(error.__cause__, WorkerError) else ""
+    return " ".join([*str(report).splitlines()[:1], f"{type(error).__name__}: {error}"])
+
+
+def _conclude(console: Console, trainer: Loop, status: str) -> None:
+    rollout, evaluation = trainer.rollout, trainer.evaluation
+    console.say(
+        f"{status.capitalize()} after {rollout.env_steps:,} env steps, "
+        f"{trainer.ratio.updates:,} updates, {rollout.episodes:,} episodes"
+    )
+    sps = format_figure(trainer.overall_sps, 0)
+    console.say(
+        f"Time     {trainer.watch.train_s:.1f} s training at {sps} env steps/s, "
+        f"{trainer.startup_s:.1f} s start, {trainer.watch.seconds['compile']:.1f} s compiling, "
+        f"{trainer.watch.seconds['evaluate']:.1f} s evaluating"
+    )
+    if evaluation is not None:
+        mean, std = mean_words(evaluation.mean, evaluation.std)
+        cut = cut_words(evaluation.num_cut, evaluation.episodes, evaluation.max_steps)
+        console.say(
+            f"Greedy   mean return {mean} +- {std} over {evaluation.episodes} fresh episodes{cut}"
+        )
+
+
+def _draw(console: Console, run_dir: Path) -> None:
+    """Draw the plots; a full disk costs them, and the console says so."""
+    from fastdqn.reporting.plots import plot_run  # noqa: PLC0415 - matplotlib must not delay the start
+
+    try:
+        for path in plot_run(run_dir):
+            console.say(f"Plot     {path}")
+    except (OSError, UsageError) as error:  # a log that a full disk has kept from beginning
+        console.say(f"Could not draw the plots: {error}", style="red")

@@ -1,0 +1,120 @@
+"""The folder of a run: made before anything starts, described by config.json."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fastdqn.config import Config, plain
+from fastdqn.errors import UsageError
+from fastdqn.reporting.result import write_json_whole
+
+__all__ = ["commit", "describe_machine", "make_run_dir", "versions", "write_config"]
+
+PROBE_BYTES = 4096
+PACKAGES = ("fastdqn", "torch", "gymnasium", "numpy", "tensordict", "safetensors")
+
+
+def make_run_dir(config: Config, *, goes_on: bool = False) -> Path:
+    """Make the run's folder and prove that files can be written there.
+
+    Args:
+        config: Names the folder, or all that its name is made of.
+        goes_on: Whether the run that it may hold already is the one that goes on there.
+
+    Raises:
+        UsageError: It cannot be made or written, or it already holds a run.
+    """
+    path = Path("runs") / _name(config) if config.run_dir is None else Path(config.run_dir)
+    if (path / "config.json").exists() and not goes_on:
+        raise UsageError(
+            f"--run-dir {path}", "it already holds a run", "Choose another folder or delete it."
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _try_to_write(path / ".writable")
+    except OSError as error:
+        raise UsageError(
+            f"--run-dir {path}",
+            f"it cannot be written ({error.strerror or error})",
+            "Choose a folder of yours with --run-dir.",
+        ) from error
+    return path
+
+
+def _try_to_write(probe: Path) -> None:
+    """Write something, since an empty file has room on a full disk, too."""
+    try:
+        probe.write_text(" " * PROBE_BYTES)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _name(config: Config) -> str:
+    algorithm = config.preset or ("double-dqn" if config.double else "dqn")
+    env = re.sub(r"[^\w.-]+", "-", config.env_id)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{env}__{algorithm}__{config.seed}__{stamp}"
+    taken = sum(1 for _ in Path("runs").glob(f"{name}*"))
+    return f"{name}-{taken}" if taken else name
+
+
+def write_config(run_dir: Path, config: Config, resolved: dict[str, Any]) -> None:
+    """Write config.json: settings, what `auto` became, versions, machine, commit, command.
+
+    Args:
+        run_dir: The run's folder.
+        config: The settings.
+        resolved: What the choices of the program came to, e.g. the device.
+    """
+    content = {
+        "schema": 1,
+        "command": shlex.join(["fastdqn", *sys.argv[1:]]),
+        "config": plain(config),
+        "resolved": resolved,
+        "versions": versions(),
+        "machine": describe_machine(),
+        "commit": commit(),
+    }
+    write_json_whole(run_dir / "config.json", content)
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python and of the packages that numbers depend on."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def describe_machine() -> str:
+    """Return processor and system in one line."""
+    cpuinfo = Path("/proc/cpuinfo")
+    model = platform.processor() or platform.machine()
+    if cpuinfo.exists():
+        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text(errors="replace"))
+        model = found.group(1) if found else model
+    return f"{model}, {platform.system()} {platform.release()}"
+
+
+def commit() -> str | None:
+    """Return the commit of a source checkout, or None for an installed package."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,204 @@
+"""The witness that writes the run directory and shows the progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch import Tensor
+
+from fastdqn.config import Config
+from fastdqn.reporting.console import Console
+from fastdqn.reporting.episode_log import EpisodeLog
+from fastdqn.reporting.evaluation_log import EvaluationLog
+from fastdqn.reporting.metrics import Metrics, MetricsLog, TensorBoardMetrics
+from fastdqn.reporting.panel import evaluating_line, evaluation_line, report_line
+from fastdqn.reporting.progress import Progress, make_progress
+from fastdqn.reporting.result import result_of, write_json_whole
+from fastdqn.reporting.run_directory import write_config
+from fastdqn.training.checkpoint import save_checkpoint
+from fastdqn.training.evaluation import Evaluation
+from fastdqn.training.events import Episode, EvaluationReport, Report
+from fastdqn.training.trainer import Loop
+
+__all__ = ["RunRecord"]
+
+POLICY = "the policy"
+
+
+class RunRecord:
+    """Writes all files of a run but the plots: logs, checkpoints, config.json, result.json.
+
+    A full disk costs the file that was being written, until there is room again. It is told
+    once, and it does not end the run.
+
+    Args:
+        run_dir: The run's folder; exists.
+        console: Terminal and log.txt.
+        config: The settings.
+        env_id: Id of the environment.
+        solved_at: Mean return that counts as solved, or None.
+        parameters: Returns the tensors of a policy, by name.
+        describe: Returns what goes with them, plain JSON values.
+        started: `time.perf_counter()` at the start of the command.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        console: Console,
+        *,
+        config: Config,
+        env_id: str,
+        solved_at: float | None,
+        parameters: Callable[[], Mapping[str, Tensor]],
+        describe: Callable[[], dict[str, Any]],
+        started: float,
+    ) -> None:
+        self.run_dir, self.console = run_dir, console
+        self._config, self._env_id, self._started = config, env_id, started
+        self._parameters, self._describe = parameters, describe
+        self._resolved: dict[str, object] = {}
+        self._lost: set[str] = set()
+        self._episodes = EpisodeLog(run_dir / "episodes.csv", env_id=env_id, solved_at=solved_at)
+        self._evaluations = EvaluationLog(run_dir / "evaluations.csv")
+        self._metrics: dict[str, Metrics] = {"metrics.jsonl": MetricsLog(run_dir / "metrics.jsonl")}
+        if config.tensorboard:
+            self._metrics["TensorBoard events"] = TensorBoardMetrics(run_dir / "tensorboard")
+        self._may_stop_early = config.stop_at_return is not None
+        self._progress: Progress = make_progress(
+            console, quiet=config.quiet, may_stop_early=self._may_stop_early
+        )
+        self._progress.start()
+
+    def saw_episodes(self, episodes: Sequence[Episode]) -> None:
+        """Add them to episodes.csv."""
+        with self._telling("episodes.csv", settles=False):
+            self._episodes.write(episodes)
+
+    def saw_report(self, report: Report) -> None:
+        """Add a line to metrics.jsonl and move the progress on."""
+        for name, metrics in self._metrics.items():
+            with self._telling(name):
+                metrics.write(report)
+        self._progress.report(report)
+        if self._config.quiet:
+            self.console.log(report_line(report, may_stop_early=self._may_stop_early))
+
+    def saw_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
+        """Say what the greedy policy reached, and add it to evaluations.csv."""
+        found = EvaluationReport(
+            env_steps=env_steps,
+            wall_s=time.perf_counter() - self._started,
+            mean=evaluation.mean,
+            std=evaluation.std,
+            episodes=evaluation.episodes,
+            num_cut=evaluation.num_cut,
+            max_steps=evaluation.max_steps,
+            reached=reached,
+            best=self._evaluations.is_best(evaluation.mean),
+        )
+        with self._telling("evaluations.csv"):
+            self._evaluations.write(found)
+        self._progress.evaluated(found)
+        if self._config.quiet:
+            self.console.log(evaluation_line(found))
+
+    def saw_evaluating(self, done: int, episodes: int, steps: int) -> None:
+        """Say how far an evaluation has come."""
+        self._progress.evaluating(done, episodes, steps)
+        if self._config.quiet:
+            self.console.log(evaluating_line(done, episodes, steps))
+
+    def saw_checkpoint(self, trainer: Loop) -> None:
+        """Save the policy and result.json; a failure is told and leaves the older ones."""
+        with self._telling("episodes.csv"):
+            self._episodes.flush()
+        self.save(trainer, trainer.status)
+
+    def saw_restart(self, env_steps: int, told: str) -> None:
+        """Say in a line that a worker was restarted, and in log.txt all that is known."""
+        first, *rest = told.splitlines()
+        self.console.say(f"Restarted at env step {env_steps:,}: {first}", style="yellow")
+        if rest:
+            self.console.log("\n".join(rest))
+
+    def saw_compiled(self, env_steps: int, told: str) -> None:
+        """Say in a line what became of a compile beside the training."""
+        self.console.say(f"At env step {env_steps:,}: {told}")
+
+    def write_config(self, resolved: dict[str, object]) -> None:
+        """Write config.json; where that fails, every `save` tries again.
+
+        Args:
+            resolved: What the choices of the program came to.
+        """
+        self._resolved = resolved
+        with self._telling("config.json"):
+            write_config(self.run_dir, self._config, resolved)
+
+    def save(self, trainer: Loop, status: str) -> None:
+        """Write a checkpoint and result.json."""
+        if "config.json" in self._lost:
+            self.write_config(self._resolved)
+        env_steps, folder = trainer.rollout.env_steps, self.run_dir / "checkpoints"
+        counts = {"env_steps": env_steps, "episodes": trainer.rollout.episodes}
+        with self._telling(POLICY, f"the checkpoint of env step {env_steps}"):
+            save_checkpoint(folder, env_steps, self._parameters(), {**self._describe(), **counts})
+        with self._telling("result.json", f"result.json at env step {env_steps}"):
+            result = result_of(trainer, self._config, self._env_id, status)
+            write_json_whole(self.run_dir / "result.json", result)
+
+    def tell_what_is_missing(self) -> None:
+        """Say at the end of a run what could not be written to the last."""
+        if self._lost:
+            missing = ", ".join(sorted(self._lost))
+            self.console.say(f"Not written in {self.run_dir}: {missing}", style="bold red")
+
+    @contextmanager
+    def _telling(self, what: str, words: str = "", *, settles: bool = True) -> Iterator[None]:
+        """Tell, the first time, what a full disk costs; the run goes on.
+
+        Args:
+            what: What is written.
+            words: How it is called; empty is the same.
+            settles: Whether it is on the disk where no error comes.
+        """
+        try:
+            yield
+        except OSError as error:
+            if what not in self._lost:
+                self._lost.add(what)
+                self.console.say(f"Could not write {words or what}: {error}", style="red")
+        else:
+            if settles and what in self._lost:
+                self._lost.discard(what)
+                self.console.say(f"Could write {words or what} again")
+
+    def end_progress(self) -> None:
+        """Leave the terminal to ordinary lines; calling it twice does no harm."""
+        self._progress.stop()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the files."""
+        self.end_progress()
+        with self._telling("episodes.csv"):
+            self._episodes.close()
+        with self._telling("evaluations.csv"):
+            self._evaluations.close()
+        for name, metrics in self._metrics.items():
+            with self._telling(name):
+                metrics.close()

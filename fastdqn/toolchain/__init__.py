@@ -1,0 +1,1 @@
+"""Compilers of C and CUDA C, and where their output is kept."""

@@ -1,0 +1,118 @@
+"""C compiled for this machine by its own compiler, and kept for the next run.
+
+PyTorch is not needed here: a command has the compiler work while PyTorch is being loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+
+from fastdqn.errors import UsageError
+from fastdqn.toolchain.disk_cache import cache_dir
+
+__all__ = ["MLP", "begin_to_compile", "compile_c", "compiled", "find_compiler"]
+
+MLP = Path(__file__).parents[1] / "native" / "mlp.c"
+"""What the room `native` calls."""
+COMPILERS = ("cc", "gcc", "clang")
+FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared")
+TUNINGS = (("-march=native",), ("-mcpu=native",), ())
+"""What makes a compiler use all of this processor; the first that it accepts is taken."""
+COMPILE_TIMEOUT_S = 120
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def find_compiler() -> str | None:
+    """Return the path of the C compiler: that of the environment variable CC, or a usual name."""
+    asked = os.environ.get("CC", "").split()
+    found = (shutil.which(name) for name in (*asked[:1], *COMPILERS))
+    return next((path for path in found if path), None)
+
+
+def begin_to_compile(source: Path) -> None:
+    """Let `compiled` find its library sooner; whoever calls that hears of failures, nobody here."""
+
+    def work() -> None:
+        with contextlib.suppress(UsageError, OSError, subprocess.SubprocessError):
+            compiled(source)
+
+    threading.Thread(target=work, name=f"compile {source.name}").start()
+
+
+def compiled(source: Path) -> Path:
+    """Return the library of a source, compiling it first where this machine has not got it.
+
+    That takes about two seconds, once for each version of fastdqn, compiler and processor.
+
+    Raises:
+        UsageError: There is no C compiler, or it fails.
+        OSError: The cache cannot be written.
+    """
+    with _ONE_AT_A_TIME:
+        path = cache_dir() / f"{source.stem}-{_fingerprint(source, _compiler())}.so"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            compile_c(source, path)
+    return path
+
+
+def _compiler() -> str:
+    compiler = find_compiler()
+    if compiler is None:
+        raise UsageError(
+            "--execution native",
+            "it is compiled by a C compiler, and none is on the PATH",
+            "Install gcc or clang, or use --execution eager.",
+        )
+    return compiler
+
+
+def _fingerprint(source: Path, compiler: str) -> str:
+    """Return what tells apart libraries that must not be exchanged."""
+    told = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    parts = (source.read_bytes(), repr((FLAGS, TUNINGS)).encode(), told, _processor().encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """Return the processor's kind and abilities, so that no library meets one that lacks some."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    told = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+    return " ".join([platform.machine(), platform.processor(), *sorted(set(told))])
+
+
+def compile_c(source: Path, path: Path) -> None:
+    """Compile a source into `path`, whole or not at all, also where others do the same.
+
+    Raises:
+        UsageError: There is no C compiler, or it fails.
+        OSError: The folder of `path` cannot be written.
+    """
+    compiler, errors = _compiler(), ""
+    handle, draft = tempfile.mkstemp(dir=path.parent, suffix=".so.draft")
+    os.close(handle)
+    try:
+        for tuning in TUNINGS:
+            command = [compiler, *FLAGS, *tuning, str(source), "-o", draft, "-lm"]
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=COMPILE_TIMEOUT_S
+            )
+            if done.returncode == 0:
+                Path(draft).replace(path)
+                return
+            errors = errors or done.stderr
+    finally:
+        Path(draft).unlink(missing_ok=True)
+    first = next(iter(errors.strip().splitlines()), "it gives no reason")
+    raise UsageError(
+        "--execution native", f"{compiler} cannot compile it: {first}", "Use --execution eager."
+    )

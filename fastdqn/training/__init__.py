@@ -1,0 +1,1 @@
+"""The loop: act, step, write, learn, look."""

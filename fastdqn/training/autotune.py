@@ -1,0 +1,212 @@
+"""Short measurements between ways to run, before a training, that leave no trace in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from fastdqn.device import synchronize
+from fastdqn.errors import UsageError
+from fastdqn.execution.modes import choose_execution
+from fastdqn.foundation.traces import generators_kept
+from fastdqn.learner.learner import Learner
+from fastdqn.native import NativeActor, why_not_act
+from fastdqn.policies.actors import ACTORS, actor_of
+from fastdqn.policies.policy import HostedActor, Policy
+from fastdqn.replay import Sampler
+
+__all__ = ["choose_ways", "fastest_actor", "fastest_execution", "learning_seconds"]
+
+CALLS, ROUNDS, ENOUGH_S = 10, 20, 0.2
+"""Calls of a round, rounds at most, and seconds after which three rounds are enough."""
+ROUND_S = 0.05
+"""What a round may take: the plainest way is slow, and a run waits for the end of its trial."""
+MAX_UPDATES = 16
+LEARNING_CALLS = 3
+"""About as long as the few env steps that learning is compared with."""
+
+Ways = tuple[str, str]
+
+
+def choose_ways(
+    asked: str, learner: Learner, policy: Policy, sampler: Sampler, *, expected_updates: int
+) -> str:
+    """Decide how the learner and the policy are run, by measurement where that may tell.
+
+    Args:
+        asked: What the user wants of the updates, one of EXECUTIONS. Asked for `eager`, the
+            policy stays plain too.
+        learner: Is told how to run.
+        policy: Is given the actor that was found fastest on CUDA, or that of the native way.
+        sampler: Its ring may be empty still.
+        expected_updates: Of the whole run.
+
+    Returns:
+        One clause that says why, with what was measured.
+
+    Raises:
+        UsageError: What was asked cannot run on this device.
+    """
+    mode, reason = choose_execution(
+        asked,
+        learner.device,
+        expected_updates,
+        parameters=learner.state.online.numel(),
+        measure=partial(fastest_execution, learner, sampler, _due(sampler)),
+        why_not_native=learner.why_not_native,
+    )
+    learner.execute_as(mode, behind=asked == "auto")
+    learner.prepare(sampler.ring, sampler.batch_size, _due(sampler))
+    if mode == "native" and learner.device.type == "cpu":
+        policy.actor = NativeActor(policy.network)
+    if learner.device.type != "cuda" or asked == "eager":
+        return reason
+    _, told = fastest_actor(policy, sampler.replay.shown(), sampler.replay.shown_mask())
+    return f"{reason}; {told}"
+
+
+def fastest_execution(
+    learner: Learner, sampler: Sampler, updates: int, candidates: Sequence[str]
+) -> Ways:
+    """Run updates in each way and take the fastest; the learner runs so afterwards.
+
+    State and generators are brought back to the bit; graphs that were recorded stay valid, since
+    they were recorded over the very tensors.
+
+    Args:
+        learner: Is tried.
+        sampler: Chooses batches as if its ring were full.
+        updates: In one call.
+        candidates: Modes, the first of which always runs; one that does not is told.
+
+    Returns:
+        The mode, and one clause that tells what was measured.
+    """
+    restore = learner.state.keep()
+
+    def run(way: str) -> Callable[[], object]:
+        learner.execute_as(way)
+        return lambda: learner.learn_sampled(sampler, updates)
+
+    with sampler.rehearsal(), generators_kept():
+        best, told = _compare(candidates, run, learner.device, updates, restore)
+    learner.keep_to(best)
+    return best, f"measured per update: {told}"
+
+
+def learning_seconds(learner: Learner, sampler: Sampler | None) -> float:
+    """Time the updates of a vector step in the way that the learner runs now.
+
+    They take nothing of the CPU that environments could use where the learner is elsewhere, and
+    cannot be told apart from the environments where there is no sampler. Leaves no trace.
+
+    Args:
+        learner: Is tried.
+        sampler: Chooses batches as if its ring were full; None is 0 seconds.
+    """
+    if sampler is None or learner.device.type != "cpu":
+        return 0.0
+    restore, updates = learner.state.keep(), _due(sampler)
+    try:
+        with sampler.rehearsal(), generators_kept():
+            run = partial(learner.learn_sampled, sampler, updates)
+            run()
+            elapsed_s = _timed(run, learner.device, LEARNING_CALLS)
+            return elapsed_s / LEARNING_CALLS * sampler.due / updates
+    finally:
+        restore()
+
+
+def _due(sampler: Sampler) -> int:
+    """Return how many updates a call usually has."""
+    return min(max(sampler.due, 1), MAX_UPDATES)
+
+
+def fastest_actor(
+    policy: Policy,
+    obs: torch.Tensor,
+    action_mask: torch.Tensor | None = None,
+    kinds: Sequence[str] = ACTORS,
+) -> Ways:
+    """Choose actions in each way, bring them to the host, and let the fastest way act.
+
+    Draws nothing from the policy's generator, nor from PyTorch's own.
+
+    Args:
+        policy: Is given the actor.
+        obs: [N, *O] on the device; read.
+        action_mask: [N, A] bool beside it, or None.
+        kinds: Some of ACTORS, the first of which always runs.
+
+    Returns:
+        The kind, and one clause that tells what was measured.
+    """
+    if any(True for _ in policy.network.module.buffers()):
+        kinds = [kind for kind in kinds if kind != "cpu copy"]
+    if policy.network.flat.device.type != "cuda" or why_not_act(policy.network) is not None:
+        kinds = [kind for kind in kinds if kind != "native"]
+    # Kept as the policy keeps its own, so that a captured actor finds one address.
+    uniform = torch.full((len(obs), 2), 0.5, device=obs.device)
+    actors = {kind: actor_of(kind, policy) or policy.choose for kind in kinds}
+
+    def run(kind: str) -> Callable[[], object]:
+        actor = actors[kind]
+        if isinstance(actor, HostedActor):
+            return lambda: actor.on_host(obs, 0.5, uniform, action_mask)
+        return lambda: actor(obs, 0.5, uniform, action_mask).cpu()
+
+    with generators_kept():
+        best, told = _compare(kinds, run, policy.network.flat.device, 1, lambda: None)
+    policy.actor = actors[best]
+    return best, f"acting by {best}, measured per vector step: {told}"
+
+
+def _compare(
+    candidates: Sequence[str],
+    prepare: Callable[[str], Callable[[], object]],
+    device: torch.device,
+    units: int,
+    restore: Callable[[], None],
+) -> Ways:
+    """Return the candidate of the fewest seconds, and all of their times, the fastest first."""
+    seconds: dict[str, float] = {}
+    failed: list[str] = []
+    for name in candidates:
+        try:
+            seconds[name] = _seconds(prepare(name), device) / units
+        except (RuntimeError, UsageError) as error:  # e.g. a module that waits within a graph
+            if name == candidates[0]:
+                raise
+            failed.append(f"{name} cannot run ({str(error).splitlines()[0]})")
+        finally:
+            restore()
+    ranked = sorted(seconds, key=seconds.__getitem__)
+    return ranked[0], ", ".join(
+        [*(f"{name} {seconds[name] * 1e6:.0f} us" for name in ranked), *failed]
+    )
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of one call once everything is warm: the best of a few rounds.
+
+    A round has CALLS calls, or as many as take ROUND_S.
+    """
+    run()
+    one_s = _timed(run, device, 1)
+    calls = max(1, min(CALLS, int(ROUND_S / one_s) if one_s else CALLS))
+    rounds: list[float] = []
+    while len(rounds) < 3 or (len(rounds) < ROUNDS and sum(rounds) < ENOUGH_S):
+        rounds.append(_timed(run, device, calls))
+    return min(rounds) / calls
+
+
+def _timed(run: Callable[[], object], device: torch.device, calls: int) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    synchronize(device)
+    return time.perf_counter() - start

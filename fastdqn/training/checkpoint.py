@@ -1,0 +1,246 @@
+"""A saved policy: tensors in safetensors, the rest in JSON; whole or absent, never unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fastdqn.device import available_bytes
+from fastdqn.errors import CheckpointError, UsageError
+from fastdqn.foundation.saved_files import parse_json, read_regular
+
+__all__ = ["SavedPolicy", "load_policy", "newest_checkpoint", "save_checkpoint", "save_policy"]
+
+SCHEMA = 1
+TENSORS, DESCRIPTION = "model.safetensors", "policy.json"
+CHECKPOINTS = "checkpoints"
+KEEP_LAST = 3
+MAX_DESCRIPTION_BYTES = 1_000_000
+COPIES = 3
+"""Of the tensors, at once in memory while they are loaded: the file, its tensors, the network's."""
+
+
+@dataclass(frozen=True)
+class SavedPolicy:
+    """What `load_policy` returns.
+
+    Attributes:
+        parameters: Parameters of the online network by name.
+        description: What `save_policy` was given with them.
+        folder: Where they lay.
+        skipped: What is wrong with newer ones that could not be read.
+    """
+
+    parameters: dict[str, Tensor]
+    description: dict[str, Any]
+    folder: Path
+    skipped: tuple[str, ...] = ()
+
+    def copy_into(self, parameters: Mapping[str, Tensor]) -> None:
+        """Copy the parameters into those of a network, in place.
+
+        Raises:
+            CheckpointError: Names, shapes or dtypes differ, or a number is not finite where the
+                network's own one is; nothing is written.
+        """
+        for name in sorted(parameters.keys() | self.parameters.keys()):
+            here, there = (_shape(name, named) for named in (parameters, self.parameters))
+            if here != there:
+                raise CheckpointError(
+                    f"{self.folder} holds the parameters of another network: its {name} is "
+                    f"{there}, this network's is {here}. "
+                    "Load with the network that was saved: DQN.load(path, network=...)."
+                )
+            if not _as_finite(self.parameters[name], parameters[name]):
+                raise CheckpointError(
+                    f"{self.folder}: its {name} holds a number that is not finite"
+                )
+        for name, tensor in self.parameters.items():
+            parameters[name].copy_(tensor)
+
+
+def save_policy(
+    folder: Path, parameters: Mapping[str, Tensor], description: Mapping[str, Any]
+) -> None:
+    """Write a policy so that a crash at any moment leaves the old folder or the new one.
+
+    Args:
+        folder: Its place; a policy that lies there is replaced.
+        parameters: By name; copied to the host.
+        description: Plain JSON values.
+
+    Raises:
+        OSError: The disk is full or the place cannot be written.
+        UsageError: The place holds something else than a saved policy.
+    """
+    folder = folder.absolute()
+    _refuse_foreign(folder)
+    try:
+        _save_whole(folder, parameters, description)
+    except OSError as error:
+        reason = f"the policy was not saved: {error.strerror or error}"
+        raise OSError(error.errno, reason, str(folder)) from error
+
+
+def _save_whole(
+    folder: Path, parameters: Mapping[str, Tensor], description: Mapping[str, Any]
+) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        host = {name: tensor.detach().cpu().contiguous() for name, tensor in parameters.items()}
+        content = save(host)  # `save_file` hides the reason of an OSError
+        (draft / TENSORS).write_bytes(content)
+        digest = _digest(content, description)
+        text = json.dumps({**description, "schema": SCHEMA, "sha256": digest}, indent=2)
+        (draft / DESCRIPTION).write_text(text + "\n")
+        for path in (draft / TENSORS, draft / DESCRIPTION, draft):
+            _sync(path)
+        _replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def save_checkpoint(
+    checkpoints: Path,
+    env_steps: int,
+    parameters: Mapping[str, Tensor],
+    description: Mapping[str, Any],
+) -> Path:
+    """Save a policy as `step-<12 digits>`, if that is not there, and keep only the newest few.
+
+    Returns:
+        The folder of the saved policy.
+    """
+    folder = checkpoints / f"step-{env_steps:012d}"
+    if not folder.exists():
+        save_policy(folder, parameters, description)
+    for old in _steps(checkpoints)[:-KEEP_LAST]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def load_policy(folder: Path) -> SavedPolicy:
+    """Read a saved policy and check it against its description; of a run, read the newest one.
+
+    Raises:
+        CheckpointError: A file is missing, damaged or of another schema.
+    """
+    folder = folder.absolute()
+    if (folder / CHECKPOINTS).is_dir():
+        return newest_checkpoint(folder)
+    if not folder.exists() and _aside(folder).exists():
+        folder = _aside(folder)
+    return _read(folder)
+
+
+def _read(folder: Path) -> SavedPolicy:
+    """Read the two files of a policy; see `load_policy`."""
+    try:
+        description = parse_json(read_regular(folder / DESCRIPTION, MAX_DESCRIPTION_BYTES))
+        most = available_bytes(torch.device("cpu")) // COPIES
+        content = read_regular(folder / TENSORS, most)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} holds no readable policy: {error}") from error
+    schema = description.pop("schema", None) if isinstance(description, dict) else None
+    if schema != SCHEMA or isinstance(schema, bool):
+        raise CheckpointError(f"{folder / DESCRIPTION} is not of schema {SCHEMA}")
+    if description.pop("sha256", None) != _digest(content, description):
+        raise CheckpointError(f"{folder} is damaged: its sha256 is not the saved one")
+    try:
+        return SavedPolicy(load(content), description, folder)
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder / TENSORS} cannot be read: {error}") from error
+
+
+def newest_checkpoint(run_dir: Path) -> SavedPolicy:
+    """Load the newest policy of a run that can be read; it says which newer ones cannot.
+
+    Raises:
+        CheckpointError: There is none; says what is wrong with each.
+    """
+    reasons: list[str] = []
+    for folder in reversed(_steps(run_dir / CHECKPOINTS)):
+        try:
+            return replace(_read(folder), skipped=tuple(reasons))
+        except CheckpointError as error:
+            reasons.append(str(error))
+    detail = "; ".join(reasons) or "there is no checkpoints/step-*"
+    raise CheckpointError(f"{run_dir} holds no saved policy: {detail}")
+
+
+def _digest(content: bytes, description: Mapping[str, Any]) -> str:
+    """Return the sha256 over the tensors' file and the description."""
+    digest = hashlib.sha256(content)
+    digest.update(json.dumps(description, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _steps(checkpoints: Path) -> list[Path]:
+    """Return the folders of the policies; links, which may lead anywhere, are none."""
+    found = checkpoints.glob("step-" + "[0-9]" * 12)
+    return sorted(path for path in found if path.is_dir() and not path.is_symlink())
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Protect what is no saved policy from being replaced by one."""
+    ours = {TENSORS, DESCRIPTION}
+    if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= ours):
+        raise UsageError(
+            f"save to {folder}", "something else than a saved policy lies there", "Choose another."
+        )
+
+
+def _replace(draft: Path, folder: Path) -> None:
+    """Put the draft in the folder's place; the old folder steps aside until that is done."""
+    aside = _aside(folder)
+    if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    try:
+        draft.rename(folder)
+    except BaseException:
+        if aside.exists():
+            aside.rename(folder)
+        raise
+    _sync(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    """Return where a policy lies if a crash interrupted its replacement."""
+    return folder.with_name(f".replaced-{folder.name}")
+
+
+def _shape(name: str, named: Mapping[str, Tensor]) -> str:
+    if name not in named:
+        return "missing"
+    tensor = named[name]
+    dtype = "" if tensor.dtype == torch.float32 else f" and {tensor.dtype}".replace("torch.", "")
+    return f"of shape {tuple(tensor.shape)}{dtype}"
+
+
+def _as_finite(there: Tensor, here: Tensor) -> bool:
+    """Return whether all numbers are finite, but for those that the network itself holds so."""
+    return bool((torch.isfinite(there) | (there == here.to(there.device))).all())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Training on environments that speak NumPy: workers, and any VectorEnv."""

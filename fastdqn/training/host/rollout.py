@@ -1,0 +1,254 @@
+"""The rollout: environments become rows of the replay ring."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fastdqn.envs.sources.source import EnvSource
+from fastdqn.envs.workers.shared_block import Rows
+from fastdqn.errors import NonFiniteError
+from fastdqn.policies.policy import Policy
+from fastdqn.replay import ReplayBuffer
+from fastdqn.training.events import Episode
+from fastdqn.training.transfer import (
+    DeviceRows,
+    HostRows,
+    PackedTransfer,
+    SharedTransfer,
+    host_rows,
+)
+from fastdqn.transition import storage_dtype
+
+__all__ = ["Rollout"]
+
+_LARGEST = {
+    name: np.dtype(name).type(min(np.finfo(name).max, np.finfo(np.float32).max))
+    for name in ("float16", "float32", "float64")
+}
+"""Largest magnitude by dtype that is finite and stays so in float32."""
+NOBODY = np.zeros(0, np.int64)
+FALSE, TRUE = b"\0", b"\1"
+
+Shown = tuple[Tensor, Tensor | None]
+"""Observations [M, *O] and masks [M, A] of a group; None where there are no masks."""
+
+
+class Rollout:
+    """Acts in N environments and writes what happens into the replay ring.
+
+    `send` and `collect` are the two halves of a vector step; between them the workers step and
+    the caller may learn. With two groups of environments (double buffering) a vector step is one
+    of a single group: while the caller acts for one group and learns, the other one steps.
+
+    Args:
+        source: The environments; between `collect` and `send` a group's rows are ours.
+        policy: Chooses the actions.
+        replay: Takes the transitions; also holds what the environments show now.
+
+    Attributes:
+        env_steps: Real transitions so far.
+        episodes: Finished episodes so far.
+    """
+
+    def __init__(self, source: EnvSource, policy: Policy, replay: ReplayBuffer) -> None:
+        self.source, self.policy, self.replay = source, policy, replay
+        self.env_steps = 0
+        self.episodes = 0
+        self._groups = [_Group(source, i, replay.device) for i in range(source.num_groups)]
+        self._waiting: deque[_Group] = deque()  # whose rows are ours: they act next
+        self._stepping: deque[_Group] = deque()  # whose rows are the workers', the oldest first
+
+    @property
+    def num_envs(self) -> int:
+        """Environments, N."""
+        return self.source.num_envs
+
+    @property
+    def num_workers(self) -> int:
+        """Processes or threads that step them; 0 is none beside this one."""
+        return self.source.num_workers
+
+    @property
+    def num_restarts(self) -> int:
+        """Workers that were restarted so far."""
+        return self.source.num_restarts
+
+    @property
+    def restarts(self) -> Sequence[str]:
+        """What befell them, the newest last."""
+        return self.source.restarts
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Start new episodes everywhere; the running ones are cut, not joined."""
+        self._stepping.clear()
+        self.source.reset(seeds)
+        self.replay.cut()
+        self._refuse_if_bad("observation", self.source.rows.obs)
+        for group in self._groups:
+            shown = group.arrived()
+            self.replay.begin(shown.obs, shown.action_mask, group=group.index)
+        first = self.replay.next_group
+        self._waiting = deque(self._groups[first:] + self._groups[:first])
+
+    def send(self, epsilon: float) -> None:
+        """Choose actions for the group that waits and start its step.
+
+        The copy of the actions to the host is the one wait of a vector step.
+        """
+        while self._waiting:
+            group = self._waiting.popleft()
+            self.source.send(self._choose_for(group, epsilon), group.index)
+            self._stepping.append(group)
+
+    def _choose_for(self, group: _Group, epsilon: float) -> npt.NDArray[np.int64]:
+        """Choose a group's actions and return them on the host."""
+        if group.shown is None:
+            shown, mask = self.replay.shown(group.index), self.replay.shown_mask(group.index)
+            chosen = group.action = self.policy.act(shown, epsilon, mask).numpy()
+            return chosen
+        shown, mask = group.shown
+        action, chosen = self.policy.act_on_host(shown, epsilon, mask)
+        group.action = chosen if group.on_host else action
+        return chosen
+
+    def collect(self) -> None:
+        """Wait for the step that was started first; its rows are valid afterwards."""
+        self.source.recv(self._stepping[0].index)
+
+    def write(self) -> list[Episode]:
+        """Write the rows into the ring and return the episodes that ended.
+
+        Raises:
+            NonFiniteError: An environment returned a NaN or an infinity; nothing is written.
+        """
+        group = self._stepping.popleft()
+        rows, within_step = group.rows, self.source.resets_within_step
+        ended = group.ended()
+        self._refuse_non_finite(group, ended if within_step else NOBODY)
+        real = rows.real if _holds(group.real, FALSE) else None
+        step = group.arrived()
+        self.replay.write(
+            group.action,
+            step.reward,
+            step.terminated,
+            step.truncated,
+            step.obs,
+            final_obs=step.final_obs if within_step else None,
+            ended=ended,
+            real=real,
+            action_mask=step.action_mask,
+            final_action_mask=step.final_action_mask,
+        )
+        self._waiting.append(group)
+        self.env_steps += len(rows.real) if real is None else int(np.count_nonzero(real))
+        return [self._episode(rows, index) for index in ended.tolist()]
+
+    def _episode(self, rows: Rows, index: int) -> Episode:
+        self.episodes += 1
+        return Episode(
+            self.episodes,
+            self.env_steps,
+            float(rows.episode_return[index]),
+            int(rows.episode_length[index]),
+            bool(rows.truncated[index] and not rows.terminated[index]),
+        )
+
+    def _refuse_non_finite(self, group: _Group, ended: npt.NDArray[np.int64]) -> None:
+        for what, values, flat, limit in group.watched:
+            if not flat.dot(flat) <= limit:
+                self._refuse_if_bad(what, values, group.first_env)
+        if ended.size:
+            final_obs = group.rows.final_obs[ended]
+            self._refuse_if_bad("observation", final_obs, group.first_env, ended)
+
+    def _refuse_if_bad(
+        self,
+        what: str,
+        values: npt.NDArray[Any],
+        first_env: int = 0,
+        envs: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        """Refuse a NaN, an infinity, or a number that float32 cannot hold; integers are fine.
+
+        The sum of squares tells in one pass that all is well, which it nearly always is.
+        """
+        flat = values.reshape(-1)
+        if values.dtype.kind != "f" or np.dot(flat, flat) <= _LARGEST[values.dtype.name]:
+            return
+        bad = ~(np.abs(values).reshape(len(values), -1) <= _LARGEST[values.dtype.name]).all(1)
+        if not bad.any():
+            return  # large, but no larger than float32 holds
+        first = int(np.flatnonzero(bad)[0])
+        env = first_env + (first if envs is None else int(envs[first]))
+        raise NonFiniteError(
+            f"environment {env} returned the {what} {values[first]} after env step "
+            f"{self.env_steps}: DQN cannot learn from it. Fix the environment, or wrap it "
+            "so that it returns finite numbers."
+        )
+
+
+class _Group:
+    """A group of environments and what belongs to it.
+
+    Attributes:
+        index: Which group.
+        first_env: Its first environment.
+        rows: Its rows.
+        on_host: Whether the replay reads the host's memory.
+        watched: What to look at after a step: name, values, the same flat, and the largest sum of
+            squares that tells that all is well.
+        real: Its flags of that name.
+        arrived: Returns what came with its last step, where the replay takes it from.
+        shown: Where what it shows lies on the device of the network, at every step; None on the
+            host where the replay alone has it in the dtype that the network takes.
+        action: [M] int64, its last actions, where the replay takes them from.
+    """
+
+    def __init__(self, source: EnvSource, index: int, device: torch.device) -> None:
+        self.index = index
+        self.rows = source.rows_of(index)
+        size = len(self.rows.real)
+        self.first_env = index * size
+        floats = (("reward", self.rows.reward), ("observation", self.rows.obs))
+        self.watched = [
+            (what, values, values.reshape(-1), float(_LARGEST[values.dtype.name]))
+            for what, values in floats
+            if values.dtype.kind == "f"
+        ]
+        assert all(np.shares_memory(flat, values) for _, values, flat, _ in self.watched)
+        self._terminated = _flags(self.rows.terminated)
+        self._truncated = _flags(self.rows.truncated)
+        self.real = _flags(self.rows.real)
+        self.on_host = device.type == "cpu"
+        self.action: Any = np.zeros(size, np.int64)
+        arrays = host_rows(self.rows)
+        self.arrived: Callable[[], HostRows | DeviceRows] = lambda: arrays
+        self.shown: Shown | None = None
+        if not self.on_host:
+            transfer = PackedTransfer(self.rows, device)
+            self.shown, self.arrived = transfer.rows.shown, transfer.load
+        elif storage_dtype(self.rows.obs.dtype) is torch.from_numpy(self.rows.obs).dtype:
+            self.shown = SharedTransfer(self.rows).load().shown
+
+    def ended(self) -> npt.NDArray[np.int64]:
+        """Return the environments whose episode has ended in this step, from 0; mostly nobody."""
+        if _holds(self._terminated, TRUE) or _holds(self._truncated, TRUE):
+            return np.flatnonzero(self.rows.terminated | self.rows.truncated)
+        return NOBODY
+
+
+def _flags(column: Any) -> memoryview:
+    """Return bools as the bytes that `_holds` looks through."""
+    return memoryview(column)
+
+
+def _holds(flags: memoryview, flag: bytes) -> bool:
+    """Return whether a flag is among bools, as `any` does, but sooner where they are few."""
+    return flag in flags.tobytes()

@@ -1,0 +1,73 @@
+"""The loop: act, learn while the workers step, collect, write, look."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+from fastdqn.learner.learner import Learner
+from fastdqn.replay import Sampler
+from fastdqn.training.host.rollout import Rollout
+from fastdqn.training.trainer import Loop, LoopSettings
+
+__all__ = ["Trainer"]
+
+
+class Trainer(Loop):
+    """Trains on what workers, or whoever else steps environments, bring through the host.
+
+    Args:
+        rollout: Environments to rows.
+        learner: Rows to weights.
+        sampler: Chooses the batches.
+        settings: Of every loop; see `LoopSettings`.
+    """
+
+    rollout: Rollout
+
+    def __init__(
+        self,
+        rollout: Rollout,
+        learner: Learner,
+        *,
+        sampler: Sampler,
+        **settings: Unpack[LoopSettings],
+    ) -> None:
+        super().__init__(rollout, learner, **settings)
+        self.sampler = sampler
+
+    def vector_step(self) -> None:
+        """Act, learn while the workers step, collect, write, look."""
+        rollout, lap = self.rollout, self.watch.lap
+        before = rollout.env_steps
+        lap("other")
+        rollout.send(self.epsilon(before, rollout.episodes))
+        lap("act")
+        self._learn()
+        lap("learn")
+        rollout.collect()
+        lap("env_wait")
+        episodes = rollout.write()
+        lap("write")
+        if episodes:
+            self._count(episodes)
+        if rollout.num_restarts > self.worker_restarts:
+            self._tell_restarts()
+        self._look(before, rollout.env_steps)
+
+    def _learn(self) -> None:
+        """Do the updates that are owed for the env steps written so far."""
+        due = self.ratio.due(self.rollout.env_steps)
+        if not due:
+            return
+        if self._first_update is None:
+            self._first_update = (self.rollout.env_steps, self.watch.train_s)
+        compiled = self.learner.compile_s
+        self.learner.learn_sampled(self.sampler, due)
+        self.ratio.pay(due)
+        if self.learner.compile_s > compiled:
+            self.watch.lap("learn")
+            self.watch.move(self.learner.compile_s - compiled, "learn", "compile")
+
+    def _finish(self) -> None:
+        self._learn()
+        self.watch.lap("learn")

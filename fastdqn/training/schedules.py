@@ -1,0 +1,168 @@
+"""Exploration schedules and the account that keeps the replay ratio exact.
+
+A schedule is a function of honest counts (env steps, finished episodes), never of loop
+iterations, so that one environment and a thousand decay alike.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from fastdqn.errors import UsageError
+
+__all__ = [
+    "Constant",
+    "Exponential",
+    "Linear",
+    "Multiplicative",
+    "ReplayRatio",
+    "Schedule",
+]
+
+
+class Schedule(Protocol):
+    """A value that depends on how far the run is."""
+
+    def __call__(self, env_steps: int, episodes: int) -> float:
+        """Return the value in force after `env_steps` transitions and `episodes` episodes."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same value for ever; 0 is greedy from the start.
+
+    Args:
+        value: The value.
+    """
+
+    value: float
+
+    def __call__(self, env_steps: int, episodes: int) -> float:  # noqa: ARG002
+        """Return the value; both counts are ignored."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A straight line from `start` to `end`, then `end`.
+
+    Args:
+        start: Value at step 0.
+        end: Value from `duration` on.
+        duration: Length of the slope, env steps, > 0.
+
+    Source:
+        Mnih et al. (2015), Human-level control through deep reinforcement learning,
+        Nature 518, extended data table 1.
+    """
+
+    start: float
+    end: float
+    duration: int
+
+    def __post_init__(self) -> None:
+        _refuse_unless_positive("duration", self.duration)
+
+    def __call__(self, env_steps: int, episodes: int) -> float:  # noqa: ARG002
+        """Return the value at `env_steps`; `episodes` is ignored."""
+        fraction = min(max(env_steps / self.duration, 0.0), 1.0)
+        return self.start + (self.end - self.start) * fraction
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """An exponential decay towards `end`.
+
+        value = end + (start - end) exp(-env_steps / decay)
+
+    Args:
+        start: Value at step 0.
+        end: Value approached, never crossed.
+        decay: Env steps after which 63 % of the way is gone, > 0.
+    """
+
+    start: float
+    end: float
+    decay: float
+
+    def __post_init__(self) -> None:
+        _refuse_unless_positive("decay", self.decay)
+
+    def __call__(self, env_steps: int, episodes: int) -> float:  # noqa: ARG002
+        """Return the value at `env_steps`; `episodes` is ignored."""
+        return self.end + (self.start - self.end) * math.exp(-max(env_steps, 0) / self.decay)
+
+
+@dataclass(frozen=True)
+class Multiplicative:
+    """A factor per finished episode, down to `end`.
+
+        value = max(end, start * factor ** episodes)
+
+    Args:
+        start: Value before the first episode ends.
+        end: Floor.
+        factor: Multiplier per episode, in (0, 1].
+    """
+
+    start: float
+    end: float
+    factor: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.factor <= 1.0:
+            raise UsageError(f"factor {self.factor}", "it must lie in (0, 1]", "Try 0.995.")
+
+    def __call__(self, env_steps: int, episodes: int) -> float:  # noqa: ARG002
+        """Return the value after `episodes`; `env_steps` is ignored."""
+        return max(self.end, self.start * self.factor**episodes)
+
+
+class ReplayRatio:
+    """Counts how many updates are due, so that updates per env step stay exact.
+
+        due = floor(ratio * (env_steps - start)) - (updates - earlier)
+
+    The account depends on counts alone: not on the number of environments, the batch size or
+    how often it is asked. Env steps before `start` owe nothing, so nothing bursts there.
+
+    Args:
+        ratio: Updates per env step, >= 0.
+        start: Env steps before the first update is owed.
+
+    Attributes:
+        updates: Optimizer steps so far, of an earlier training that this one goes on from too.
+        earlier: Those of the earlier training; neither they nor its env steps count here.
+
+    Raises:
+        UsageError: The ratio is negative or not finite.
+    """
+
+    def __init__(self, ratio: float, start: int = 0) -> None:
+        if not (math.isfinite(ratio) and ratio >= 0):
+            raise UsageError(f"replay ratio {ratio}", "it must be finite and >= 0", "Try 0.25.")
+        self.ratio = ratio
+        self.start = start
+        self.updates = self.earlier = 0
+
+    def go_on_from(self, env_steps: int, updates: int) -> None:
+        """Open the account after a training of so many env steps and updates, owing nothing."""
+        self.start += env_steps
+        self.updates = self.earlier = updates
+
+    def due(self, env_steps: int) -> int:
+        """Return the updates owed after `env_steps`; never negative."""
+        return max(
+            0, math.floor(self.ratio * (env_steps - self.start)) - (self.updates - self.earlier)
+        )
+
+    def pay(self, updates: int) -> None:
+        """Record `updates` optimizer steps as done."""
+        self.updates += updates
+
+
+def _refuse_unless_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise UsageError(f"{name} {value}", "it must be positive", "Give a number of env steps.")

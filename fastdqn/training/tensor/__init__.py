@@ -1,0 +1,1 @@
+"""Training in environments that live on the device."""

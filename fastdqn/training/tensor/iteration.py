@@ -1,0 +1,212 @@
+"""One training iteration on the device: act, step, write and learn as pure steps of tensors.
+
+Each part reads and writes tensors that were born with the iteration and stay where they are. It
+draws no random number, takes no count from the host and never looks at a value: what it needs of
+these comes in as tensors. Each therefore runs as it is, compiled, or captured, and so does a
+block of them, environments included, where the environments are pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fastdqn.algorithms.exploration import NUM_ACTING, explore
+from fastdqn.envs.tensor.membership import membership_of
+from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv, TensorStep
+from fastdqn.errors import UsageError
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.replay import gather
+from fastdqn.replay.functional_ring import DeviceRing
+from fastdqn.transition import Transitions
+
+__all__ = ["FAULT", "BlockTensors", "Iteration"]
+
+FAULT = -(2**31)
+"""In the log of ends: a number of this step was not finite, or not one of its space."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTensors:
+    """What the host hands to a block and reads from it: born once, filled in place.
+
+    Attributes:
+        ends: [S, N] int32 of S vector steps, see `Iteration.record`.
+        returns: [S, N] float32, see there.
+        uniform: [S, N, 2 + R] float32 in [0, 1): two for acting, then the environments' own.
+        bits: [U, B] int64 of U updates, see `DeviceRing.draw`.
+    """
+
+    ends: Tensor
+    returns: Tensor
+    uniform: Tensor
+    bits: Tensor
+
+    @classmethod
+    def allocate(
+        cls, steps: tuple[int, int], num_random: int, draws: tuple[int, int], device: torch.device
+    ) -> BlockTensors:
+        """Allocate them for `steps` (S, N), R numbers of the environments, and `draws` (U, B)."""
+        new = partial(torch.zeros, device=device)
+        return cls(
+            new(steps, dtype=torch.int32),
+            new(steps, dtype=torch.float32),
+            new((*steps, NUM_ACTING + num_random), dtype=torch.float32),
+            new(draws, dtype=torch.int64),
+        )
+
+
+class Iteration:
+    """The parts of a training iteration over N environments, and the block that joins them.
+
+    Args:
+        env: The environments; `block` needs pure ones.
+        network: Its latest parameters act.
+        learn: One update, in place, on a batch.
+        ring: Where transitions are kept.
+
+    Attributes:
+        epsilon: Scalar float32, probability of exploring; write into it to change it.
+        shown: [N, *O] what the environments show now.
+        action: [N] int64, the last actions.
+        holds: Tells of observations [N, *O] which ones the space holds, [N] bool.
+        returns: [N] float32, return of each running episode.
+        lengths: [N] int32, env steps of each running episode.
+    """
+
+    def __init__(
+        self,
+        env: TensorEnv,
+        network: FlatNetwork,
+        learn: Callable[[Transitions], None],
+        ring: DeviceRing,
+    ) -> None:
+        self.network, self.ring, self._learn = network, ring, learn
+        if isinstance(env, PureTensorEnv):
+            self._pure = env
+        new = partial(torch.zeros, device=network.flat.device)
+        frames = ring.ring.frames
+        self.holds = membership_of(env.single_observation_space, network.flat.device)
+        self.epsilon = new((), dtype=torch.float32)
+        self.shown = new((env.num_envs, *frames.shape[1:]), dtype=frames.dtype)
+        self.action = new(env.num_envs, dtype=torch.int64)
+        self.returns = new(env.num_envs, dtype=torch.float32)
+        self.lengths = new(env.num_envs, dtype=torch.int32)
+
+    @property
+    def state(self) -> tuple[Tensor, ...]:
+        """What the parts write, but for the ring, the environments and what `learn` writes."""
+        return self.shown, self.action, self.returns, self.lengths
+
+    def begin(self, obs: Tensor) -> None:
+        """Start episodes everywhere that show `obs` [N, *O]; the running ones are cut."""
+        self._refuse_dtype(obs)
+        self.ring.cut()
+        self.ring.begin(obs)
+        self.shown.copy_(obs)
+        self.returns.zero_()
+        self.lengths.zero_()
+
+    def block(  # noqa: PLR0917 - called in one place, with names that are its own
+        self,
+        num_steps: int,
+        num_updates: int,
+        ends: Tensor,
+        returns: Tensor,
+        uniform: Tensor,
+        bits: Tensor,
+    ) -> None:
+        """Do vector steps and then updates, as often as the tensors are long for.
+
+        Args:
+            num_steps: Vector steps before each run of updates; 0 only learns.
+            num_updates: Updates after them.
+            ends: [S, N] int32, S vector steps in all; written, see `record`.
+            returns: [S, N] float32; written, see `record`.
+            uniform: [S, N, 2 + R] float32 in [0, 1); read.
+            bits: [U, B] int64 in [0, 2^62), U updates in all; read.
+        """
+        repeats = len(ends) // num_steps if num_steps else len(bits) // num_updates
+        for repeat in range(repeats):
+            for row in range(repeat * num_steps, (repeat + 1) * num_steps):
+                self.act(uniform[row])
+                self.advance(uniform[row, :, NUM_ACTING:], ends[row], returns[row])
+            self.learn(bits[repeat * num_updates : (repeat + 1) * num_updates])
+
+    def advance(self, uniform: Tensor, ends: Tensor, returns: Tensor) -> None:
+        """Let pure environments step with the last actions, and record it.
+
+        Args:
+            uniform: [N, R] float32 in [0, 1), the environments' own.
+            ends: [N] int32; written, see `record`.
+            returns: [N] float32; written, see `record`.
+        """
+        with torch.no_grad():
+            step = self._pure.advance(self.action, uniform)
+        self.record(step, ends, returns)
+
+    def act(self, uniform: Tensor) -> None:
+        """Choose an action for what every environment shows, into `action`.
+
+        Args:
+            uniform: [N, 2 or more] float32 in [0, 1); the first two are read.
+        """
+        with torch.no_grad():
+            q = self.network(self.network.views(self.network.flat), self.shown)
+            self.action.copy_(explore(q, self.epsilon, uniform))
+
+    def record(self, step: TensorStep, ends: Tensor, returns: Tensor) -> None:
+        """Write what followed the actions into the ring, and what ended into the log.
+
+        Args:
+            step: What the environments returned; copied.
+            ends: [N] int32; written: the length of an episode that terminated here, minus the
+                length of one that was truncated, FAULT where a number cannot be used, else 0.
+            returns: [N] float32; written: return of the episode up to here.
+        """
+        self._refuse_dtype(step.obs)
+        self._refuse_dtype(step.final_obs)
+        with torch.no_grad():
+            reward = step.reward.float()
+            terminated, truncated = step.terminated, step.truncated
+            self.ring.write(self.action, reward, terminated, truncated, step.obs, step.final_obs)
+            self.shown.copy_(step.obs)
+            total, length = self.returns + reward, self.lengths + 1
+            ended = terminated | truncated
+            end = torch.where(terminated, length, torch.where(truncated, -length, 0))
+            fine = torch.isfinite(reward) & self.holds(step.obs) & self.holds(step.final_obs)
+            ends.copy_(torch.where(fine, end, FAULT))
+            returns.copy_(total)
+            self.returns.copy_(total.masked_fill(ended, 0.0))
+            self.lengths.copy_(length.masked_fill(ended, 0))
+
+    def _refuse_dtype(self, obs: Tensor) -> None:
+        """Refuse observations that the ring would have to convert; looks at no value."""
+        if obs.dtype != self.shown.dtype:
+            raise UsageError(
+                f"observations of {obs.dtype} from tensor environments",
+                f"their single_observation_space is stored in {self.shown.dtype}",
+                f"Return obs.to({self.shown.dtype}), or change the space.",
+            )
+
+    def learn(self, bits: Tensor) -> None:
+        """Make one update for each row of `bits` [U, B] int64, which choose its batch."""
+        for row in bits.unbind(0):
+            self._learn(gather(self.ring.ring, self.ring.draw(row)))
+
+    def keep(self, num_rows: int, others: Sequence[Tensor]) -> Callable[[], None]:
+        """Copy what `num_rows` vector steps would change, and `others`; return what undoes it."""
+        tensors = (*self.state, *others)
+        kept = [tensor.clone() for tensor in tensors]
+        restore_ring = self.ring.keep(num_rows)
+
+        def restore() -> None:
+            restore_ring()
+            for tensor, value in zip(tensors, kept, strict=True):
+                tensor.copy_(value)
+
+        return restore

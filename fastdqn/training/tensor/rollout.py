@@ -1,0 +1,286 @@
+"""The fused rollout: environments that speak tensors, fed and learned from without the host.
+
+A block of vector steps and updates is one function of tensors, run as it is, compiled, or as one
+CUDA graph. Random numbers are drawn before it and handed in; afterwards the host looks once, at
+the log of the episodes that ended.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdqn.envs.tensor.membership import holds_integers
+from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
+from fastdqn.errors import NonFiniteError, UsageError
+from fastdqn.execution.modes import refuse_step_execution
+from fastdqn.foundation.copying import Whole, copied
+from fastdqn.native import CudaUpdate, NativeUpdate
+from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.network_check import refuse_frames
+from fastdqn.replay.functional_ring import MAX_BITS, DeviceRing
+from fastdqn.training.events import Episode
+from fastdqn.training.tensor.block_plan import Block
+from fastdqn.training.tensor.iteration import FAULT, BlockTensors, Iteration
+from fastdqn.training.tensor.native_blocks import NativeBlocks
+from fastdqn.training.tensor.torch_blocks import TorchBlocks
+from fastdqn.transition import STORAGE_DTYPES, Transitions
+
+__all__ = ["FusedRollout"]
+
+
+class FusedRollout(Whole):
+    """Acts in N tensor environments, keeps what happens and learns from it, all on one device.
+
+    Where the environments are pure, a whole block is one function. Where they only speak
+    tensors, they step eagerly between the parts of it; observations stay on the device too.
+
+    Args:
+        env: The environments.
+        network: Shared with the learner; its latest parameters act.
+        learn: One update, in place, a pure step on a batch, such as `partial(learner.step,
+            learner.state)`; None for no updates.
+        capacity: Transitions to hold.
+        batch_size: Transitions per update, B.
+        seed: Seed of the environments and of everything that is drawn here.
+        execution: `eager`, `native`, `compile`, `cudagraph` or `compile+cudagraph`.
+        learned: Every tensor that `learn` writes; graphs need it, to leave no trace of warm-ups.
+        learn_natively: Makes what updates from a ring and an index in C, or on a card in CUDA C;
+            `native` needs it.
+
+    Attributes:
+        ring: What was seen.
+        generator: The one source of random numbers.
+        num_envs: Environments, N.
+        earlier_steps: Env steps of a training that this one goes on from.
+        rows: Vector steps so far.
+        updates: Updates so far.
+        episodes: Finished episodes so far.
+
+    Raises:
+        UsageError: A value that cannot be used, named with its flag.
+    """
+
+    num_workers = num_restarts = 0
+    restarts: Sequence[str] = ()
+
+    def __init__(
+        self,
+        env: TensorEnv,
+        network: FlatNetwork,
+        learn: Callable[[Transitions], None] | None,
+        *,
+        capacity: int,
+        batch_size: int,
+        seed: int,
+        execution: str = "eager",
+        learned: Sequence[Tensor] = (),
+        learn_natively: Callable[[], NativeUpdate | CudaUpdate] | None = None,
+    ) -> None:
+        self.device = network.flat.device
+        _refuse(env, self.device, batch_size)
+        self.env, self.batch_size = env, batch_size
+        self._learns, self._learned = learn is not None, tuple(learned)
+        self._learn_natively = learn_natively
+        space = env.single_observation_space
+        frame = space.shape or (), STORAGE_DTYPES[str(space.dtype)]
+        self.ring = DeviceRing(capacity, env.num_envs, *frame, device=self.device)
+        self.generator = torch.Generator(self.device)
+        self.num_envs = env.num_envs
+        self.earlier_steps = self.rows = self.updates = self.episodes = 0
+        refuse_frames(network, self.ring.ring.frames, None, env.env_id)
+        self._iteration = Iteration(env, network, learn or (lambda _: None), self.ring)
+        self._calls: dict[Block, BlockTensors] = {}
+        self._ways: dict[str, TorchBlocks | NativeBlocks] = {}
+        self._behind: set[str] = set()
+        self.execute_as(execution)
+        self.reset([seed])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy environments, ring, generator and counts; how blocks are run is built anew."""
+        twin = copied(self, memo, anew=("_ways", "_blocks", "_calls"))
+        twin._ways, twin._calls = {}, {}
+        twin.execute_as(self.execution, behind=self.execution in self._behind)
+        return twin
+
+    # The calls
+
+    @property
+    def env_steps(self) -> int:
+        """Real transitions so far."""
+        return self.earlier_steps + self.rows * self.num_envs
+
+    @property
+    def compile_s(self) -> float:
+        """Seconds spent compiling so far."""
+        return sum(way.compile_s for way in self._ways.values())
+
+    @property
+    def compiling(self) -> list[Any]:
+        """The steps that are compiled now, for those who tell when they are ready."""
+        return self._blocks.compiling
+
+    def execute_as(self, execution: str, *, behind: bool = False) -> None:
+        """Run blocks in this way from now on; everything else stays.
+
+        Args:
+            execution: One of EXECUTIONS, but not `auto`.
+            behind: Start at once, and compile meanwhile, where that can be done.
+
+        Raises:
+            UsageError: There is no such way, or not on this device.
+        """
+        refuse_step_execution(execution, self.device)
+        if execution not in self._ways:
+            self._ways[execution] = self._way(execution, behind=behind)
+            self._behind = self._behind | {execution} if behind else self._behind - {execution}
+        self.execution, self._blocks = execution, self._ways[execution]
+
+    def _way(self, execution: str, *, behind: bool) -> TorchBlocks | NativeBlocks:
+        iteration, env = self._iteration, self.env
+        if execution != "native":
+            given = iteration, env, execution, self._learned, self.device
+            return TorchBlocks(*given, behind=behind)
+        if self._learn_natively is None:
+            raise UsageError(
+                "--execution native", "nothing here learns in C", "Give `learn_natively`."
+            )
+        learn = self._learn_natively()
+        if isinstance(learn, NativeUpdate):
+            return NativeBlocks(iteration, env, learn, self.batch_size, behind=behind)
+        given = iteration, env, execution, self._learned, self.device
+        return TorchBlocks(*given, behind=behind, native=learn)
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Begin new episodes everywhere, and all random numbers anew; running episodes are cut.
+
+        Args:
+            seeds: The first one is that of all environments and draws.
+
+        Raises:
+            NonFiniteError: An environment shows a number that is not finite.
+            UsageError: One shows integers that its space does not hold.
+        """
+        obs = self.env.reset(seeds[0])
+        self.generator.manual_seed(seeds[0])
+        fine = self._iteration.holds(obs).cpu().numpy()
+        if not fine.all():
+            env = int(fine.argmin())
+            raise self._refusal(env, f"observation {obs[env].tolist()}", self.env_steps)
+        self._iteration.begin(obs)
+
+    def advance(self, block: Block, epsilon: float) -> list[Episode]:
+        """Do a block, then look at the device once. Hot path.
+
+        Args:
+            block: What to do; one marked as rare runs eagerly.
+            epsilon: Probability of exploring throughout the block.
+
+        Returns:
+            The episodes that ended, in order.
+
+        Raises:
+            NonFiniteError: An environment returned a NaN or an infinity.
+            UsageError: One returned integers that its space does not hold; or there is nothing to
+                learn with, or nothing yet to learn from.
+        """
+        if block.num_updates and not self._learns:
+            raise UsageError(f"{block}", "there is nothing to learn with", "Give `learn`.")
+        if block.num_updates and not (self.rows or block.num_steps):
+            raise UsageError(f"{block}", "the ring is empty", "Begin with a vector step.")
+        episodes: list[Episode] = []
+        for piece in block.pieces():
+            call = self._filled(piece)
+            self._blocks(piece, call, epsilon)
+            self.rows += piece.total_steps
+            self.updates += piece.total_updates
+            episodes += self._read(call) if piece.num_steps else []
+        return episodes
+
+    def _filled(self, block: Block) -> BlockTensors:
+        """Return the tensors of a call with new random numbers in them."""
+        call = self._calls.get(block)
+        if call is None:
+            own = self.env.num_random if isinstance(self.env, PureTensorEnv) else 0
+            steps, draws = block.total_steps, block.total_updates
+            sizes = (steps, self.num_envs), own, (draws, self.batch_size)
+            call = self._calls[block] = BlockTensors.allocate(*sizes, self.device)
+        call.uniform.uniform_(generator=self.generator)
+        call.bits.random_(0, MAX_BITS, generator=self.generator)
+        return call
+
+    # What the host reads
+
+    def _read(self, call: BlockTensors) -> list[Episode]:
+        """Read the log of the call that was just made; the one wait for the device."""
+        ends = call.ends.cpu().numpy()
+        found = np.argwhere(ends).tolist()
+        if not found:
+            return []
+        before = self.rows - len(ends)
+        for row, env in found:
+            if ends[row, env] == FAULT:
+                raise self._fault(before + row, env)
+        returns = call.returns.cpu().numpy()
+        return [
+            self._episode(before + row + 1, int(ends[row, env]), float(returns[row, env]))
+            for row, env in found
+        ]
+
+    def _episode(self, rows: int, end: int, return_: float) -> Episode:
+        self.episodes += 1
+        env_steps = self.earlier_steps + rows * self.num_envs
+        return Episode(self.episodes, env_steps, return_, abs(end), end < 0)
+
+    def _fault(self, row: int, env: int) -> NonFiniteError | UsageError:
+        """Name what vector step `row` brought, as far as the ring still holds it."""
+        rows, width = self.ring.num_rows, self.env.num_envs
+        if self.rows - row >= rows:
+            return self._refusal(env, "number", (row + 1) * width)
+        ring, slot = self.ring.ring, row % rows * width + env
+        last, first = ring.frames[rows * width + slot], ring.frames[(slot + width) % (rows * width)]
+        shown = first if bool(self._iteration.holds(last[None])) else last
+        reward = float(ring.reward[slot])
+        what = f"observation {shown.tolist()}" if math.isfinite(reward) else f"reward {reward}"
+        return self._refusal(env, what, (row + 1) * width)
+
+    def _refusal(self, env: int, what: str, env_steps: int) -> NonFiniteError | UsageError:
+        """Return the refusal of what an environment returned."""
+        space = self.env.single_observation_space
+        if not what.startswith("reward") and holds_integers(space):
+            return UsageError(
+                f"environment {env} with the {what} by env step {env_steps}",
+                f"its observation space {' '.join(str(space).split())} holds no such value",
+                "Fix the environment, or let its single_observation_space say what it shows.",
+            )
+        return _non_finite(env, what, env_steps)
+
+
+def _non_finite(env: int, what: str, env_steps: int) -> NonFiniteError:
+    return NonFiniteError(
+        f"environment {env} returned the {what} by env step {env_steps}: DQN cannot learn from "
+        "it. Fix the environment, or let it return finite numbers."
+    )
+
+
+def _refuse(env: TensorEnv, device: torch.device, batch_size: int) -> None:
+    space = env.single_observation_space
+    if space.shape is None or str(space.dtype) not in STORAGE_DTYPES:
+        raise UsageError(
+            f"observation space {space} of {env.env_id}",
+            "tensor environments show one tensor of numbers",
+            "Flatten it on the device first.",
+        )
+    if env.device != device:
+        raise UsageError(
+            f"{env.env_id} on {env.device} and a network on {device}",
+            "a fused iteration has one device",
+            f"Build the environments with device={str(device)!r}.",
+        )
+    if batch_size < 1:
+        raise UsageError(f"--batch-size {batch_size}", "a batch has a row", "Try 64.")

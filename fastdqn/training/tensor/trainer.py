@@ -1,0 +1,54 @@
+"""The loop over tensor environments: whole blocks of vector steps and updates on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+from fastdqn.learner.learner import Learner
+from fastdqn.training.tensor.block_plan import UNROLLED, UNROLLED_IN_A_GRAPH, next_block, plan
+from fastdqn.training.tensor.rollout import FusedRollout
+from fastdqn.training.trainer import Loop, LoopSettings
+
+__all__ = ["FusedTrainer"]
+
+
+class FusedTrainer(Loop):
+    """Trains in tensor environments; all time but looking on counts as `learn`.
+
+    Args:
+        rollout: Environments, ring and updates, as one function.
+        learner: Its pure step is a part of that function.
+        settings: Of every loop; see `LoopSettings`.
+    """
+
+    rollout: FusedRollout
+
+    def __init__(
+        self, rollout: FusedRollout, learner: Learner, **settings: Unpack[LoopSettings]
+    ) -> None:
+        super().__init__(rollout, learner, **settings)
+        unrolled = UNROLLED_IN_A_GRAPH if rollout.device.type == "cuda" else UNROLLED
+        self._planned = plan(self.ratio.ratio, rollout.num_envs, unrolled)
+
+    def vector_step(self) -> None:
+        """Do the next block, then look."""
+        rollout, before = self.rollout, self.rollout.env_steps
+        block = next_block(self.ratio, before, rollout.num_envs, self._planned, until=self.until)
+        self.watch.lap("other")
+        if block.total_updates and self._first_update is None:
+            self._first_update = (before, self.watch.train_s)
+        compiled = rollout.compile_s
+        episodes = rollout.advance(block, self.epsilon(before, rollout.episodes))
+        self.ratio.pay(block.total_updates)
+        self.watch.lap("learn")
+        self.watch.move(rollout.compile_s - compiled, "learn", "compile")
+        if episodes:
+            self._count(episodes)
+        self._look(before, rollout.env_steps)
+
+    def _steps(self) -> Sequence[Any]:
+        return self.rollout.compiling
+
+    def _finish(self) -> None:
+        """Owe nothing: a block ends with its updates."""

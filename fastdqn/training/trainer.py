@@ -1,0 +1,296 @@
+"""What every training loop has: when it ends, and what it does by interval.
+
+How a vector step is made is the business of `trainer` (workers) and `fused_trainer` (tensor
+environments).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NotRequired, TypedDict, Unpack
+
+from fastdqn.errors import NonFiniteError
+from fastdqn.learner.learner import Learner
+from fastdqn.training.callbacks import Witness
+from fastdqn.training.evaluation import Evaluation, EvaluationStopped, Evaluator
+from fastdqn.training.events import Episode, Report
+from fastdqn.training.rollout import Mover
+from fastdqn.training.schedules import ReplayRatio, Schedule
+from fastdqn.training.stopwatch import Stopwatch
+
+__all__ = ["Intervals", "Loop", "LoopSettings"]
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """How often the loop does what is not training; env steps.
+
+    Attributes:
+        report: Between reports.
+        checkpoint: Between saved policies.
+        evaluate: Between evaluations; 0 is never.
+        target_episodes: Finished episodes between hard copies of the target; 0 is never.
+    """
+
+    report: int
+    checkpoint: int
+    evaluate: int = 0
+    target_episodes: int = 0
+
+
+class LoopSettings(TypedDict):
+    """What every loop is told.
+
+    Attributes:
+        ratio: The account of updates per env step.
+        epsilon: Exploration over env steps and episodes.
+        until: Env steps at which the run ends by itself.
+        intervals: When to report, save and evaluate.
+        witness: Is told everything.
+        evaluator: Plays greedy episodes; needed with `stop_at_return`.
+        stop_at_return: Mean return of a full evaluation that ends the run.
+        started: `time.perf_counter()` at the start of the command.
+    """
+
+    ratio: ReplayRatio
+    epsilon: Schedule
+    until: int
+    intervals: Intervals
+    witness: Witness
+    evaluator: NotRequired[Evaluator | None]
+    stop_at_return: NotRequired[float | None]
+    started: NotRequired[float | None]
+
+
+class Loop(ABC):
+    """Trains until `until` env steps, a reached return, or `stop`.
+
+    Args:
+        rollout: Environments to rows.
+        learner: Rows to weights.
+        settings: See `LoopSettings`.
+
+    Attributes:
+        status: `running`, then `completed`, `solved` or `stopped`.
+        solved_train_s: Training seconds until `stop_at_return` was reached, or None.
+        solved_total_s: Seconds since `started` until then, or None.
+        worker_restarts: Workers of this run that were restarted.
+        evaluation: The last full evaluation, or None.
+    """
+
+    def __init__(
+        self,
+        rollout: Mover,
+        learner: Learner,
+        **settings: Unpack[LoopSettings],
+    ) -> None:
+        self.rollout, self.learner = rollout, learner
+        self.ratio, self.epsilon = settings["ratio"], settings["epsilon"]
+        self.until, self.intervals = settings["until"], settings["intervals"]
+        self.witness, self.evaluator = settings["witness"], settings.get("evaluator")
+        self.stop_at_return = settings.get("stop_at_return")
+        started = settings.get("started")
+        self.started = time.perf_counter() if started is None else started
+        self.startup_s = 0.0
+        self.status = "running"
+        self.returns: deque[float] = deque(maxlen=100)
+        self.evaluation: Evaluation | None = None
+        self.solved_train_s: float | None = None
+        self.solved_total_s: float | None = None
+        self.peak_sps = 0.0
+        self.worker_restarts = 0
+        self.watch = Stopwatch()
+        self._compiling: list[Any] = []  # who has not told yet that it is ready
+        self._first_update: tuple[int, float] | None = None
+        self._reported = (rollout.env_steps, 0.0)
+        self._begun_at = rollout.env_steps
+        if self.evaluator is not None:
+            self.evaluator.on_progress = self.witness.saw_evaluating
+            self.evaluator.stopped = lambda: self.status == "stopped"
+
+    # The loop
+
+    def run(self, seeds: Sequence[int]) -> str:
+        """Reset the environments with these seeds and train; return the status."""
+        self.begin(seeds)
+        while self.status == "running":
+            self.vector_step()
+        self._end()
+        return self.status
+
+    def begin(self, seeds: Sequence[int]) -> None:
+        """Reset the environments and start the stopwatch."""
+        self.rollout.reset(seeds)
+        self.startup_s = time.perf_counter() - self.started
+        self.watch = Stopwatch()
+        told = [step for step in self._steps() if hasattr(step, "ready_after_s")]
+        self._compiling = [step for step in told if step.ready_after_s is None]
+
+    def _steps(self) -> Sequence[Any]:
+        """Return the steps that may be compiled while the training runs."""
+        return self.learner.compiling
+
+    def stop(self) -> None:
+        """Let the loop end after the vector step in progress; may be called from a signal."""
+        self.status = "stopped"
+
+    @abstractmethod
+    def vector_step(self) -> None:
+        """Take the loop one step further: act, step, write, learn, look."""
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Do what the last vector step still owes."""
+
+    def _end(self) -> None:
+        """Do the updates that the last vector step owes, and report what no interval did."""
+        if self.status == "completed":
+            self._finish()
+        if self.rollout.env_steps > self._reported[0]:
+            report = self.report()
+            self.peak_sps = self.peak_sps or report.sps
+            self.witness.saw_report(report)
+
+    # By interval
+
+    def _look(self, before: int, now: int) -> None:
+        if _crossed(self.intervals.report, before, now):
+            report = self.report()
+            self.peak_sps = max(self.peak_sps, report.sps)
+            self.witness.saw_report(report)
+            self._tell_compiled()
+        if _crossed(self.intervals.checkpoint, before, now):
+            self.witness.saw_checkpoint(self)
+        goal, running = self.stop_at_return, self.status == "running"
+        if goal is not None and running and _crossed(self.intervals.evaluate, before, now):
+            self._try_to_finish(goal)
+        if now >= self.until and self.status == "running":
+            self.status = "completed"
+
+    def _tell_restarts(self) -> None:
+        rollout = self.rollout
+        new = rollout.num_restarts - self.worker_restarts
+        self.worker_restarts = rollout.num_restarts
+        if self.status == "stopped":
+            return  # a signal to all may have reached the workers first
+        for told in rollout.restarts[-new:]:
+            self.witness.saw_restart(self.rollout.env_steps, told)
+
+    def _tell_compiled(self) -> None:
+        """Tell once what became of each step that a compiler works on."""
+        for step in list(self._compiling):
+            told = step.failure and f"not compiled: {step.failure}"
+            if step.ready_after_s is not None and not told:
+                told = f"compiled after {step.ready_after_s:.0f} s"
+            if told:
+                self._compiling.remove(step)
+                self.witness.saw_compiled(self.rollout.env_steps, told)
+
+    def _count(self, episodes: list[Episode]) -> None:
+        last = self.rollout.episodes
+        if _crossed(self.intervals.target_episodes, last - len(episodes), last):
+            self.learner.sync_target()
+        self.returns.extend(episode.return_ for episode in episodes)
+        self.witness.saw_episodes(episodes)
+
+    def _try_to_finish(self, goal: float) -> None:
+        """Evaluate; a quick look first, and all episodes only where that look reaches the goal.
+
+        A stop in the midst of it ends it; what was played until then is forgotten.
+        """
+        if self.evaluator is None or self._first_update is None:
+            return
+        self.watch.lap("other")
+        with suppress(EvaluationStopped):
+            self._evaluate_for(goal, self.evaluator)
+        self.watch.lap("evaluate")
+
+    def _evaluate_for(self, goal: float, evaluator: Evaluator) -> None:
+        evaluation = evaluator.screen(goal)
+        reached = False
+        if evaluation.mean >= goal:
+            evaluation = evaluator.full(goal)
+            reached = evaluation.mean >= goal
+            if evaluation.episodes == evaluator.episodes:
+                self.evaluation = evaluation
+        if reached and self.status == "running":
+            self.status = "solved"
+            self.solved_train_s = self.watch.train_s
+            self.solved_total_s = time.perf_counter() - self.started
+        self.witness.saw_evaluation(self.rollout.env_steps, evaluation, reached)
+
+    def evaluate_fully(self) -> None:
+        """Play the full evaluation outside the loop, e.g. at its end."""
+        if self.evaluator is not None:
+            self.watch.lap("other")
+            self.evaluation = self.evaluator.full()
+            self.watch.lap("evaluate")
+            self.witness.saw_evaluation(self.rollout.env_steps, self.evaluation, False)
+
+    def report(self) -> Report:
+        """Look at the device and say how the training stands.
+
+        Raises:
+            NonFiniteError: An update since the last report was skipped as not finite.
+        """
+        self.watch.lap("other")
+        env_steps, train_s = self.rollout.env_steps, self.watch.train_s
+        sps = (env_steps - self._reported[0]) / max(train_s - self._reported[1], 1e-9)
+        self._reported = (env_steps, train_s)
+        loss, _, q_mean, grad_norm = self.learner.state.metrics.tolist()
+        self._refuse_skipped()
+        return Report(
+            env_steps=env_steps,
+            total_env_steps=self.until,
+            updates=self.ratio.updates,
+            episodes=self.rollout.episodes,
+            sps=sps,
+            return_mean_100=self.return_mean_100,
+            epsilon=self.epsilon(env_steps, self.rollout.episodes),
+            loss=loss,
+            q_mean=q_mean,
+            grad_norm=grad_norm,
+            wall_s=time.perf_counter() - self.started,
+            time_left_s=max(self.until - env_steps, 0) / sps if sps else math.nan,
+            time_share=self.watch.shares(),
+        )
+
+    def _refuse_skipped(self) -> None:
+        skipped = int(self.learner.state.skipped)
+        if skipped:
+            raise NonFiniteError(
+                f"{skipped} updates before env step {self.rollout.env_steps} had a loss or a "
+                "gradient that is not finite; they changed nothing. Lower --learning-rate, "
+                "bound the gradient with --clip-norm, or scale the rewards down."
+            )
+
+    @property
+    def return_mean_100(self) -> float:
+        """Mean return of the last 100 finished episodes; NaN before the first."""
+        return sum(self.returns) / len(self.returns) if self.returns else math.nan
+
+    @property
+    def overall_sps(self) -> float:
+        """Env steps per training second of the whole call, before the first update, too."""
+        train_s = self.watch.train_s
+        return (self.rollout.env_steps - self._begun_at) / train_s if train_s > 0 else math.nan
+
+    @property
+    def train_sps(self) -> float:
+        """Env steps per training second, from the first update on; NaN before it."""
+        if self._first_update is None:
+            return math.nan
+        env_steps, train_s = self._first_update
+        elapsed = self.watch.train_s - train_s
+        return (self.rollout.env_steps - env_steps) / elapsed if elapsed > 0 else math.nan
+
+
+def _crossed(interval: int, before: int, now: int) -> bool:
+    """Return whether a multiple of `interval` lies in (before, now]; never for interval 0."""
+    return interval > 0 and now // interval > before // interval
