@@ -169,8 +169,8 @@ def _conclude(
     """Print the comparison and return the exit status."""
     not_run = {what: why for found in measured for what, why in found.not_run.items()}
     verdicts = compare(saved, [guard for found in measured for guard in found.guards], not_run)
-    told = differences(base, header)
-    _say("\n".join(["", title, "", *told, *([""] if told else []), table(verdicts), ""]))
+    message = differences(base, header)
+    _say("\n".join(["", title, "", *message, *([""] if message else []), table(verdicts), ""]))
     _say(conclusion(verdicts))
     return int(any(verdict.fails for verdict in verdicts))
 

@@ -85,8 +85,8 @@ def conclusion(verdicts: Sequence[Verdict]) -> str:
     failed = [verdict for verdict in verdicts if verdict.fails]
     if not failed:
         return f"No guarded ratio of {len(verdicts)} is more than {ALLOWED:.0%} worse."
-    told = "; ".join(f"{verdict.name} {_told(verdict)}" for verdict in failed)
-    return f"{len(failed)} of {len(verdicts)} guarded ratios failed: {told}"
+    message = "; ".join(f"{verdict.name} {_told(verdict)}" for verdict in failed)
+    return f"{len(failed)} of {len(verdicts)} guarded ratios failed: {message}"
 
 
 def _told(verdict: Verdict) -> str:
@@ -120,11 +120,11 @@ def table(verdicts: Sequence[Verdict]) -> str:
 
 def differences(base: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return what differs between two provenances and may move ratios that hold workers."""
-    told = []
+    message = []
     for key in ("machine", "cores", "gpu"):
         if base.get(key) != now.get(key):
-            told.append(f"{key}: {base.get(key)} when saved, {now.get(key)} now")
-    return told
+            message.append(f"{key}: {base.get(key)} when saved, {now.get(key)} now")
+    return message
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     saved, measured = (selection.among(guards_of(side)) for side in (base, now))
     verdicts = compare(saved, measured, now["not_run"])
-    told = differences(base["provenance"], now["provenance"])
-    sys.stdout.write("\n".join([*told, "", table(verdicts), "", conclusion(verdicts), ""]))
+    message = differences(base["provenance"], now["provenance"])
+    sys.stdout.write("\n".join([*message, "", table(verdicts), "", conclusion(verdicts), ""]))
     return int(any(verdict.fails for verdict in verdicts))
 
 

@@ -27,8 +27,8 @@ from benchmarks.naive import NaiveDQN
 from benchmarks.update_modes import updates_of
 from fastdqn import DQN
 from fastdqn.device import available_cores, resolve_device, synchronize
-from fastdqn.training.callbacks import NullWitness
-from fastdqn.training.host.trainer import Trainer
+from fastdqn.training.callbacks import NullCallback
+from fastdqn.training.host.trainer import HostTrainer
 from fastdqn.training.stopwatch import ACTIVITIES
 
 __all__ = ["CPU_RATIOS", "CUDA_RATIOS", "EndToEndGroup", "Limits", "LoopTimer", "Setting"]
@@ -103,7 +103,7 @@ class LoopTimer:
         seconds: By activity, of all timings together.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: HostTrainer) -> None:
         self.trainer = trainer
         self.seconds = dict.fromkeys(ACTIVITIES, 0.0)
 
@@ -220,9 +220,9 @@ def _agent(setting: Setting, ratio: float) -> DQN:
 
 
 @contextmanager
-def _warm(agent: DQN) -> Iterator[Trainer]:
-    with agent.trainer(None, NullWitness()) as trainer:
-        assert isinstance(trainer, Trainer)
+def _warm(agent: DQN) -> Iterator[HostTrainer]:
+    with agent.trainer(None, NullCallback()) as trainer:
+        assert isinstance(trainer, HostTrainer)
         trainer.begin(agent.env_seeds())
         while trainer.rollout.env_steps < WARM_UP_STEPS or not trainer.ratio.updates:
             trainer.vector_step()
@@ -276,5 +276,5 @@ def _ways(runs: list[dict[str, Any]]) -> str:
         for run in runs
     ]
     compile_s = statistics.median(run["compile_s"] for run in runs)
-    told = "; ".join(dict.fromkeys(ways))
-    return f"{told[0].upper()}{told[1:]}; {compile_s:.1f} s of compiling not counted."
+    message = "; ".join(dict.fromkeys(ways))
+    return f"{message[0].upper()}{message[1:]}; {compile_s:.1f} s of compiling not counted."

@@ -23,13 +23,13 @@ import tyro
 
 from benchmarks.guards import faster
 from benchmarks.measure import Effort, Timer, interleave, medians
-from benchmarks.provenance import as_markdown, keep, provenance
+from benchmarks.provenance import as_markdown, provenance, save_result
 from fastdqn.device import resolve_device, synchronize
 from fastdqn.envs.tensor import make_tensor_env
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
 from fastdqn.training.tensor.block_plan import Block, plan
-from fastdqn.training.tensor.rollout import FusedRollout
+from fastdqn.training.tensor.rollout import TensorRollout
 
 HIDDEN, BATCH, CAPACITY = (120, 84), 128, 10_000
 EPSILON = 0.05
@@ -60,7 +60,7 @@ class Arguments:
     """Write benchmarks/results/NAME.md and NAME.json."""
 
 
-def build(num_envs: int, execution: str, device: torch.device) -> FusedRollout:
+def build(num_envs: int, execution: str, device: torch.device) -> TensorRollout:
     """Return a rollout that has filled a part of its ring and made its first updates."""
     torch.manual_seed(0)
     env = make_tensor_env("CartPole-v1", num_envs, device)
@@ -76,7 +76,7 @@ def build(num_envs: int, execution: str, device: torch.device) -> FusedRollout:
     )
     state = learner.state
     learned = (state.online, state.target, *state.slots, state.updates, state.skipped)
-    rollout = FusedRollout(
+    rollout = TensorRollout(
         env,
         learner.network,
         partial(learner.step, state),
@@ -88,11 +88,11 @@ def build(num_envs: int, execution: str, device: torch.device) -> FusedRollout:
         learn_natively=partial(learner.natively, state),
     )
     while rollout.env_steps < FILL_STEPS:
-        rollout.advance(Block(1, 0, 16, rare=True), 1.0)
+        rollout.advance(Block(1, 0, 16, uncompiled=True), 1.0)
     return rollout
 
 
-def rate(rollout: FusedRollout, block: Block, seconds: float) -> float:
+def rate(rollout: TensorRollout, block: Block, seconds: float) -> float:
     """Return env steps per second over at least so many seconds."""
     synchronize(rollout.device)
     before, start = rollout.env_steps, time.perf_counter()
@@ -184,7 +184,7 @@ def main() -> None:
     legend = "Medians over all turns; a ratio is the median of the rounds' (lowest to highest)."
     text = "\n\n".join([as_markdown(header), legend, table(measured)])
     sys.stdout.write(text + "\n")
-    keep(arguments.save, {"provenance": header, "settings": measured}, text)
+    save_result(arguments.save, {"provenance": header, "settings": measured}, text)
 
 
 if __name__ == "__main__":

@@ -111,13 +111,13 @@ def sampling_graph(learner: Learner, sampler: Sampler) -> torch.cuda.CUDAGraph:
     """Record a graph that draws and gathers what UPDATES updates learn from, as a mode does."""
     replay, batch_size = sampler.replay, sampler.batch_size
     if learner.execution == "native":
-        native, bits = learner.natively(learner.state), sampler.fill(UPDATES)
+        native, random_bits = learner.natively(learner.state), sampler.fill(UPDATES)
         assert isinstance(native, CudaUpdate)
-        return _recorded(lambda: native.gather(sampler, bits))
+        return _recorded(lambda: native.gather(sampler, random_bits))
 
     def sample() -> None:
-        bits = torch.randint(MAX_BITS, (UPDATES, batch_size), device=replay.device)
-        for index in bits.remainder_(len(replay)).unbind(0):
+        random_bits = torch.randint(MAX_BITS, (UPDATES, batch_size), device=replay.device)
+        for index in random_bits.remainder_(len(replay)).unbind(0):
             gather(replay.ring, index)
 
     return _recorded(sample)

@@ -74,7 +74,7 @@ class Effort:
         return Effort(2 * self.rounds, self.seconds, self.turns)
 
 
-def interleave(timers: Mapping[str, Timer], effort: Effort, told: str) -> list[Round]:
+def interleave(timers: Mapping[str, Timer], effort: Effort, message: str) -> list[Round]:
     """Time everything once per lap, every other lap backwards.
 
     All get laps of the same length, long enough for one call of the slowest: on a crowded machine
@@ -83,7 +83,7 @@ def interleave(timers: Mapping[str, Timer], effort: Effort, told: str) -> list[R
     Args:
         timers: By name, built and warmed up.
         effort: Rounds, laps and seconds.
-        told: What is timed, for the line of progress on stderr.
+        message: What is timed, for the line of progress on stderr.
     """
     seconds = max(effort.seconds / effort.turns, *map(_one_call_s, timers.values()))
     rounds = [
@@ -91,7 +91,7 @@ def interleave(timers: Mapping[str, Timer], effort: Effort, told: str) -> list[R
         for number in range(effort.rounds)
     ]
     laps = f"{effort.turns} x " if effort.turns > 1 else ""
-    sys.stderr.write(f"{told}: {effort.rounds} rounds of {laps}{seconds:.3g} s\n")
+    sys.stderr.write(f"{message}: {effort.rounds} rounds of {laps}{seconds:.3g} s\n")
     return rounds
 
 

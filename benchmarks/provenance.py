@@ -15,7 +15,7 @@ import torch
 from fastdqn.device import available_cores, resolve_device
 from fastdqn.reporting.run_directory import commit, describe_machine, versions
 
-__all__ = ["RESULTS", "as_markdown", "keep", "provenance"]
+__all__ = ["RESULTS", "as_markdown", "provenance", "save_result"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -52,7 +52,7 @@ def as_markdown(header: dict[str, Any]) -> str:
     )
 
 
-def keep(name: str, content: dict[str, Any], text: str) -> None:
+def save_result(name: str, content: dict[str, Any], text: str) -> None:
     """Write benchmarks/results/NAME.json and NAME.md; an empty name is nothing to keep."""
     if not name:
         return

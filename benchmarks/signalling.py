@@ -30,7 +30,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from benchmarks.provenance import as_markdown, keep, provenance
+from benchmarks.provenance import as_markdown, provenance, save_result
 from benchmarks.signal_lines import (
     Cells,
     EventfdLine,
@@ -221,7 +221,7 @@ def main() -> None:
     header = provenance("python -m benchmarks.signalling")
     text = "\n\n".join([as_markdown(header), _told(arguments), table(entries)])
     sys.stdout.write(text + "\n")
-    keep(arguments.save, {"provenance": header, "cases": entries}, text)
+    save_result(arguments.save, {"provenance": header, "cases": entries}, text)
 
 
 def measure(crews: Sequence[Crew], arguments: Arguments) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from benchmarks.provenance import as_markdown, keep, provenance
+from benchmarks.provenance import as_markdown, provenance, save_result
 from fastdqn import DQN
 from fastdqn.cli.commands import SMALLEST
 from fastdqn.errors import UsageError
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = [as_markdown(header), "", caches, LEGEND, "", head, *map(row, runs), "", summary(runs)]
     text = "\n".join(lines)
     sys.stdout.write(text + "\n")
-    keep(arguments.save, {"provenance": header, "warm": arguments.warm, "runs": runs}, text)
+    save_result(arguments.save, {"provenance": header, "warm": arguments.warm, "runs": runs}, text)
     return int(any(run["status"] != "solved" for run in runs))
 
 

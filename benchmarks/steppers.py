@@ -23,7 +23,7 @@ from fastdqn.envs.description import describe, factory_of
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.sources.envpool import EnvPoolSource
 from fastdqn.envs.sources.source import EnvSource, make_source
-from fastdqn.envs.workers.allocation import Staff
+from fastdqn.envs.workers.allocation import Allocation
 from fastdqn.envs.workers.starting import without_main_module
 from fastdqn.errors import UsageError
 
@@ -213,9 +213,14 @@ def _two_groups(crowd: Crowd, stack: ExitStack) -> Timer | None:
     share = size // crowd.cores - 1
     if crowd.cores == 1 or crowd.num_envs % GROUPS or share < 1:
         return None
-    factory, staff = factory_of(crowd.env_id), Staff(crowd.cores - 1, share)
+    factory, allocation = factory_of(crowd.env_id), Allocation(crowd.cores - 1, share)
     source = make_source(
-        "grouped", factory, describe(factory), crowd.num_envs, num_groups=GROUPS, staff=staff
+        "grouped",
+        factory,
+        describe(factory),
+        crowd.num_envs,
+        num_groups=GROUPS,
+        allocation=allocation,
     )
     stack.callback(source.close)
     source.reset(range(crowd.num_envs))

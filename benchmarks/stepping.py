@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from benchmarks.provenance import as_markdown, keep, provenance
+from benchmarks.provenance import as_markdown, provenance, save_result
 from benchmarks.steppers import KINDS, Crowd, open_steppers
 from fastdqn.device import available_cores
 
@@ -75,7 +75,7 @@ def main() -> None:
     header["versions"]["envpool"] = _version("envpool")
     text = "\n\n".join([as_markdown(header), LEGEND, *tables(measured)])
     sys.stdout.write(text + "\n")
-    keep(arguments.save, {"provenance": header, "comparisons": measured}, text)
+    save_result(arguments.save, {"provenance": header, "comparisons": measured}, text)
 
 
 def compare(crowd: Crowd, arguments: Arguments) -> dict[str, Any]:
@@ -89,8 +89,8 @@ def compare(crowd: Crowd, arguments: Arguments) -> dict[str, Any]:
         laps = []
         for number in range(arguments.rounds):
             laps.append({kind: timer(arguments.seconds) for kind, timer in timers.items()})
-            told = f"{crowd.env_id}, {crowd.num_envs} envs: round {number + 1}\n"
-            sys.stderr.write(told)
+            message = f"{crowd.env_id}, {crowd.num_envs} envs: round {number + 1}\n"
+            sys.stderr.write(message)
     return summary(crowd, laps)
 
 

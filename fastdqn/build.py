@@ -29,10 +29,10 @@ from fastdqn.networks.mlp import mlp_for
 from fastdqn.networks.network_check import refuse_unfit
 from fastdqn.presets import preset_config
 from fastdqn.replay import ReplayBuffer, Sampler
-from fastdqn.training.callbacks import Witness
+from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import Evaluator
-from fastdqn.training.host.rollout import Rollout
-from fastdqn.training.host.trainer import Trainer
+from fastdqn.training.host.rollout import HostRollout
+from fastdqn.training.host.trainer import HostTrainer
 from fastdqn.training.schedules import (
     Constant,
     Exponential,
@@ -41,9 +41,9 @@ from fastdqn.training.schedules import (
     ReplayRatio,
     Schedule,
 )
-from fastdqn.training.tensor.rollout import FusedRollout
-from fastdqn.training.tensor.trainer import FusedTrainer
-from fastdqn.training.trainer import Intervals, Loop, LoopSettings
+from fastdqn.training.tensor.rollout import TensorRollout
+from fastdqn.training.tensor.trainer import TensorTrainer
+from fastdqn.training.trainer import Intervals, Trainer, TrainerSettings
 from fastdqn.transition import storage_dtype
 
 __all__ = [
@@ -222,7 +222,7 @@ def build_schedule(config: Config) -> Schedule:
 
 def build_fused(
     config: Config, env: TensorEnv, network: FlatNetwork, learner: Learner
-) -> FusedRollout:
+) -> TensorRollout:
     """Build the rollout of tensor environments, updates included.
 
     Raises:
@@ -235,7 +235,7 @@ def build_fused(
             "Use --replay uniform.",
         )
     state = learner.state
-    return FusedRollout(
+    return TensorRollout(
         env,
         network,
         partial(learner.step, state),
@@ -252,34 +252,34 @@ def build_fused(
 
 def build_loop(
     config: Config,
-    rollout: Rollout | FusedRollout,
+    rollout: HostRollout | TensorRollout,
     learner: Learner,
     sampler: Sampler | None,
     *,
     ratio: ReplayRatio,
     until: int,
-    witness: Witness,
+    callback: Callback,
     evaluator: Evaluator | None,
     started: float,
-) -> Loop:
-    """Build the loop around parts that are built already; see `LoopSettings`.
+) -> Trainer:
+    """Build the loop around parts that are built already; see `TrainerSettings`.
 
     Only the loop over tensor environments needs no sampler.
     """
-    settings = LoopSettings(
+    settings = TrainerSettings(
         ratio=ratio,
         epsilon=build_schedule(config),
         until=until,
         intervals=_intervals(config),
-        witness=witness,
+        callback=callback,
         evaluator=evaluator,
         stop_at_return=config.stop_at_return,
         started=started,
     )
-    if isinstance(rollout, FusedRollout):
-        return FusedTrainer(rollout, learner, **settings)
+    if isinstance(rollout, TensorRollout):
+        return TensorTrainer(rollout, learner, **settings)
     assert sampler is not None
-    return Trainer(rollout, learner, sampler=sampler, **settings)
+    return HostTrainer(rollout, learner, sampler=sampler, **settings)
 
 
 def _intervals(config: Config) -> Intervals:

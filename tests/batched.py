@@ -64,10 +64,10 @@ class MaskedBatchedCounter(BatchedCounter):
     def __init__(self, num_envs: int, mode: AutoresetMode, num_actions: int = NUM_ACTIONS) -> None:
         super().__init__(num_envs, mode)
         self.single_action_space = Discrete(NUM_ACTIONS)
-        self.told = num_actions
+        self.message = num_actions
 
     def masks(self, state: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
-        return np.array([allowed(*row) for row in state.tolist()], np.int8)[:, : self.told]
+        return np.array([allowed(*row) for row in state.tolist()], np.int8)[:, : self.message]
 
     def reset(self, *, seed: Any = None, options: Any = None) -> Any:
         obs, _ = super().reset(seed=seed, options=options)

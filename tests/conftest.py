@@ -26,10 +26,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     import torch  # noqa: PLC0415 - most tests that come here have loaded it, and some must not
 
     if not torch.cuda.is_available():
-        told = f"PyTorch {torch.__version__} shows no CUDA device"
+        message = f"PyTorch {torch.__version__} shows no CUDA device"
         if os.environ.get(REQUIRE_CUDA):
-            pytest.fail(f"{told}, and {REQUIRE_CUDA} is set", pytrace=False)
-        pytest.skip(told)
+            pytest.fail(f"{message}, and {REQUIRE_CUDA} is set", pytrace=False)
+        pytest.skip(message)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import mlp_for
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, gather
-from fastdqn.training.host.rollout import Rollout
+from fastdqn.training.host.rollout import HostRollout
 from fastdqn.transition import storage_dtype
 from tests.oracles import EnvFactory, Stored
 
@@ -47,7 +47,7 @@ def random_policy(source: EnvSource, seed: int = 0) -> Policy:
     return Policy(FlatNetwork(mlp_for(env.obs_space, env.num_actions, (4,))), seed)
 
 
-def rollout_of(source: EnvSource, capacity: int = 8000, seed: int = 0) -> Rollout:
+def rollout_of(source: EnvSource, capacity: int = 8000, seed: int = 0) -> HostRollout:
     """Return a rollout that acts at random and writes into a ring of its own."""
     env = source.description
     dtype = storage_dtype(env.obs_dtype)
@@ -59,10 +59,10 @@ def rollout_of(source: EnvSource, capacity: int = 8000, seed: int = 0) -> Rollou
         num_masked=env.num_masked,
         num_groups=source.num_groups,
     )
-    return Rollout(source, random_policy(source, seed), replay)
+    return HostRollout(source, random_policy(source, seed), replay)
 
 
-def roll(rollout: Rollout, vector_steps: int, epsilon: float = 1.0) -> list[Episode]:
+def roll(rollout: HostRollout, vector_steps: int, epsilon: float = 1.0) -> list[Episode]:
     """Take vector steps, with random actions if nothing else is said; return what ended."""
     episodes: list[Episode] = []
     for _ in range(vector_steps):

@@ -57,7 +57,10 @@ HOSTILE: list[Any] = [
 
 
 def forge(
-    source: Path, target: Path, told: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
+    source: Path,
+    target: Path,
+    message: Mapping[str, Any],
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Copy a policy with another description and maybe other tensors, and the right hash."""
     shutil.rmtree(target, ignore_errors=True)
@@ -65,25 +68,25 @@ def forge(
     if tensors is not None:
         (target / "model.safetensors").write_bytes(save(dict(tensors)))
     content = (target / "model.safetensors").read_bytes()
-    digest = hashlib.sha256(content + json.dumps(told, sort_keys=True).encode()).hexdigest()
-    text = json.dumps({**told, "schema": 1, "sha256": digest})
+    digest = hashlib.sha256(content + json.dumps(message, sort_keys=True).encode()).hexdigest()
+    text = json.dumps({**message, "schema": 1, "sha256": digest})
     (target / "policy.json").write_text(text)
     return target
 
 
 def told_by(policy: Path) -> dict[str, Any]:
     """Return the description of a policy without schema and hash."""
-    told = json.loads((policy / "policy.json").read_text())
-    return {name: value for name, value in told.items() if name not in {"schema", "sha256"}}
+    message = json.loads((policy / "policy.json").read_text())
+    return {name: value for name, value in message.items() if name not in {"schema", "sha256"}}
 
 
-def fields_of(told: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def fields_of(message: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the places of a description: its names, and those of its settings."""
-    return [(name,) for name in told] + [("config", name) for name in told["config"]]
+    return [(name,) for name in message] + [("config", name) for name in message["config"]]
 
 
-def replaced(told: Mapping[str, Any], place: tuple[str, ...], value: Any) -> dict[str, Any]:
+def replaced(message: Mapping[str, Any], place: tuple[str, ...], value: Any) -> dict[str, Any]:
     """Return a description with another value in a place."""
     if len(place) == 1:
-        return {**told, place[0]: value}
-    return {**told, "config": {**told["config"], place[1]: value}}
+        return {**message, place[0]: value}
+    return {**message, "config": {**message["config"], place[1]: value}}

@@ -61,7 +61,7 @@ class MaskedCounterEnv(CounterEnv):
     def allowed(self) -> list[bool]:
         return allowed(self.env_id, self.episode, self.t, seldom=self.seldom)
 
-    def told(self) -> Info:
+    def message(self) -> Info:
         self.mask = self.mask if self.reuses else self.mask.copy()
         self.mask[:] = self.allowed()
         return {} if self.mask.all() else {"action_mask": self.mask}
@@ -70,12 +70,12 @@ class MaskedCounterEnv(CounterEnv):
         if self.by_seed and seed is not None:
             self.env_id = seed % SEEDS_TOLD_APART
         obs, _ = super().reset(seed=seed, options=options)
-        return obs, self.told()
+        return obs, self.message()
 
     def step(self, action: int) -> Step:
         if self.strict and not self.allowed()[int(action) - self.first_action]:
             raise ForbiddenError(f"{action} at {self._obs()}")
-        return *super().step(action)[:4], self.told()
+        return *super().step(action)[:4], self.message()
 
 
 class OffsetMaskedCounterEnv(MaskedCounterEnv):
@@ -87,8 +87,8 @@ class OffsetMaskedCounterEnv(MaskedCounterEnv):
 class ListMaskedCounterEnv(MaskedCounterEnv):
     """Gives its mask as a list of Python numbers."""
 
-    def told(self) -> Info:
-        return {key: mask.tolist() for key, mask in super().told().items()}
+    def message(self) -> Info:
+        return {key: mask.tolist() for key, mask in super().message().items()}
 
 
 class LateMaskedCounterEnv(MaskedCounterEnv):
@@ -145,9 +145,9 @@ class WrongMaskEnv(MaskedCounterEnv):
         super().__init__(*args, **kwargs)
         self.at = at
 
-    def told(self) -> Info:
+    def message(self) -> Info:
         wrong = self.wakes == self.at
-        return {"action_mask": np.ones(3, np.int8)} if wrong else super().told()
+        return {"action_mask": np.ones(3, np.int8)} if wrong else super().message()
 
 
 class CrashingMaskedEnv(MaskedCounterEnv):

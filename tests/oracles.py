@@ -471,10 +471,10 @@ def assert_counted(stored: Stored, rules: CounterRules) -> None:
         strict=True,
     )
     for (env_id, episode, t), action, reward, next_obs, terminated, truncated in rows:
-        told = f"environment {env_id}, episode {episode}, t {t}"
-        assert next_obs == [env_id, episode, t + 1], told
-        assert reward == rules.reward(env_id, episode, t, action), told
-        assert (terminated, truncated) == rules.flags(env_id, episode, t), told
+        message = f"environment {env_id}, episode {episode}, t {t}"
+        assert next_obs == [env_id, episode, t + 1], message
+        assert reward == rules.reward(env_id, episode, t, action), message
+        assert (terminated, truncated) == rules.flags(env_id, episode, t), message
 
 
 def assert_complete(stored: Stored, rules: CounterRules, num_envs: int) -> None:

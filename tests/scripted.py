@@ -87,9 +87,9 @@ class ScriptedEnv(gym.Env[Any, Any]):
         self._nap_or_fail("render")
         return self.render_mode and np.full((2, 2, 3), self.env_id, np.uint8)
 
-    def told(self, offset: int = 0, *, scale: int = 1) -> int:
+    def message(self, offset: int = 0, *, scale: int = 1) -> int:
         """Return a number: a method to `call` with arguments."""
-        self._nap_or_fail("told")
+        self._nap_or_fail("message")
         return (self.env_id + offset) * scale
 
     @property

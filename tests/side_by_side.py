@@ -122,16 +122,16 @@ def both_refuse(pair: Pair, question: Question) -> None:
 
 def assert_same_answer(ours: Answer, theirs: Answer) -> None:
     """Demand the same value, warnings and error; our error may be a subclass and may say more."""
-    told = f"ours: {ours.error}, {ours.warned}; theirs: {theirs.error}, {theirs.warned}"
+    message = f"ours: {ours.error}, {ours.warned}; theirs: {theirs.error}, {theirs.warned}"
     if theirs.error is None or ours.error is None:
-        assert ours.error == theirs.error, told
+        assert ours.error == theirs.error, message
     else:
-        assert issubclass(ours.error[0], theirs.error[0]), told
+        assert issubclass(ours.error[0], theirs.error[0]), message
         text = theirs.error[1].replace("AsyncVectorEnv", type_name(ours.error[1]))
-        assert text in ours.error[1], told
+        assert text in ours.error[1], message
     # Environments fail at the same time in any order; the end of all errors comes last.
-    assert sorted(ours.warned, key=str) == sorted(theirs.warned, key=str), told
-    assert ours.warned[-1:] == theirs.warned[-1:], told
+    assert sorted(ours.warned, key=str) == sorted(theirs.warned, key=str), message
+    assert ours.warned[-1:] == theirs.warned[-1:], message
     assert_same(ours.value, theirs.value)
 
 

@@ -12,7 +12,7 @@ from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.sources.source import source_of
 from fastdqn.envs.workers.supervision import Supervision
 from fastdqn.replay import ReplayBuffer
-from fastdqn.training.host.rollout import Rollout
+from fastdqn.training.host.rollout import HostRollout
 from tests.drive import random_policy
 from tests.oracles import CounterRules, LivingEnv, MortalEnv, counters
 
@@ -34,16 +34,16 @@ def supervised(
     return GroupedVectorEnv(factories, num_workers=num_workers, supervision=supervision, **kwargs)
 
 
-def rollout_over(envs: GroupedVectorEnv, capacity: int = 400_000) -> Rollout:
+def rollout_over(envs: GroupedVectorEnv, capacity: int = 400_000) -> HostRollout:
     source = source_of(envs)
     shape, groups = source.description.obs_shape, source.num_groups
     replay = ReplayBuffer(capacity, envs.num_envs, shape, num_groups=groups)
-    rollout = Rollout(source, random_policy(source), replay)
+    rollout = HostRollout(source, random_policy(source), replay)
     rollout.reset(range(1, envs.num_envs + 1))
     return rollout
 
 
-def roll_until(rollout: Rollout, done: Callable[[], bool], pause_s: float = 0.0005) -> None:
+def roll_until(rollout: HostRollout, done: Callable[[], bool], pause_s: float = 0.0005) -> None:
     deadline = time.monotonic() + LONG_S
     while not done():
         assert time.monotonic() < deadline, "it did not come so far"

@@ -37,7 +37,7 @@ from fastdqn.build import (
 from fastdqn.config import Config
 from fastdqn.device import resolve_device
 from fastdqn.envs.description import EnvDescription
-from fastdqn.envs.provider import AnyEnv, world_of
+from fastdqn.envs.provider import AnyEnv, env_provider_of
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.specs.wrapping import CONFIGURING, with_plain_arguments
 from fastdqn.foundation.copying import Whole, copied
@@ -45,9 +45,9 @@ from fastdqn.foundation.scalars import whole
 from fastdqn.policies.policy import Policy
 from fastdqn.policies.predict import predict
 from fastdqn.training.evaluation import Evaluation, OnProgress
-from fastdqn.training.host.rollout import Rollout
+from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.schedules import ReplayRatio
-from fastdqn.training.tensor.rollout import FusedRollout
+from fastdqn.training.tensor.rollout import TensorRollout
 
 __all__ = ["DQN"]
 
@@ -83,16 +83,16 @@ class DQN(Persistent, Whole):
         refuse_second_id(settings)
         settings = with_plain_arguments(settings)
         named = {name: settings.get(name) for name in CONFIGURING}
-        self._world = world_of(
+        self._provider = env_provider_of(
             env,
             settings.get("vectorizer", "grouped"),
             masks=settings.get("action_masks", True),
             expect_masks=settings.get("expect_action_masks", False),
             **named,
         )
-        self.description: EnvDescription = self._world.description
+        self.description: EnvDescription = self._provider.description
         self._by_id = isinstance(env, str)
-        settings = {**settings, **self._world.fixed}
+        settings = {**settings, **self._provider.fixed}
         name = env if isinstance(env, str) else self.description.env_id
         self.config = build_config(name, settings)
         self.origin = {"environment": origin_of(env, self.description.env_id)}
@@ -100,8 +100,8 @@ class DQN(Persistent, Whole):
             self.origin["network"] = name_of(network)
         warn_without_effect(
             self._given,
-            self._world.fixed,
-            builds=self._world.builds,
+            self._provider.fixed,
+            builds=self._provider.builds,
             own_network=network is not None,
         )
         self._run_dir = folder_of(self.config.run_dir)
@@ -114,9 +114,9 @@ class DQN(Persistent, Whole):
         Environments that the caller built are shared: let one agent learn in them at a time. A run
         directory stays the original's.
         """
-        if self._fused is not None and not self._world.builds:
+        if self._fused is not None and not self._provider.builds:
             memo[id(self._fused.env)] = self._fused.env
-        twin = copied(self, memo, shared=("_world", "description"), anew=("_rollout",))
+        twin = copied(self, memo, shared=("_provider", "description"), anew=("_rollout",))
         twin._rollout, running = None, self._rollout
         twin._run_dir = twin._recorded = None
         twin.config = replace(self.config, run_dir=None)
@@ -135,9 +135,9 @@ class DQN(Persistent, Whole):
     def _build(self, network: nn.Module | None) -> None:
         config = self.config
         device = resolve_device(config.device)
-        tensors = self._world.tensors(config.num_envs, device)
+        tensors = self._provider.tensors(config.num_envs, device)
         refuse_machine(config, device)  # before anything is allocated
-        refuse_unless_evaluable(config, builds=self._world.builds)
+        refuse_unless_evaluable(config, builds=self._provider.builds)
         flat = build_flat(config, self.description, network, device, stacklevel=4)
         self.network = flat.module
         self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
@@ -147,7 +147,7 @@ class DQN(Persistent, Whole):
         self._ratio = ReplayRatio(config.replay_ratio, config.learning_starts)
         self.execution_reason, self._chosen = NOT_TRAINED, self.learner.execution
         self._rounds = self._env_steps = self._episodes = 0
-        self._rollout: Rollout | FusedRollout | None = None  # of the training that runs now
+        self._rollout: HostRollout | TensorRollout | None = None  # of the training that runs now
 
     # The calls
 

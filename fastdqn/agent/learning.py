@@ -18,7 +18,7 @@ from fastdqn.agent.arguments import folder_of, refuse_unwritten
 from fastdqn.build import build_loop
 from fastdqn.config import Config
 from fastdqn.envs.description import EnvDescription
-from fastdqn.envs.provider import World
+from fastdqn.envs.provider import EnvProvider
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.errors import UsageError
 from fastdqn.execution.modes import choose_execution
@@ -29,13 +29,13 @@ from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.reporting.run_directory import make_run_dir
 from fastdqn.training.autotune import choose_ways, learning_seconds
-from fastdqn.training.callbacks import NullWitness, Witness
+from fastdqn.training.callbacks import Callback, NullCallback
 from fastdqn.training.evaluation import Evaluator, step_limit
-from fastdqn.training.host.rollout import Rollout
+from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.schedules import ReplayRatio
 from fastdqn.training.signals import exit_on_sigterm
-from fastdqn.training.tensor.rollout import FusedRollout
-from fastdqn.training.trainer import Loop
+from fastdqn.training.tensor.rollout import TensorRollout
+from fastdqn.training.trainer import Trainer
 
 __all__ = ["NOT_TRAINED", "Trainable", "threads"]
 
@@ -73,15 +73,15 @@ class Trainable(ABC):
     execution_reason: str
     origin: dict[str, str]
     _given: Mapping[str, Any]
-    _world: World
-    _fused: FusedRollout | None
+    _provider: EnvProvider
+    _fused: TensorRollout | None
     _sampler: Sampler | None
     _ratio: ReplayRatio
     _chosen: str
     _rounds: int
     _env_steps: int
     _episodes: int
-    _rollout: Rollout | FusedRollout | None
+    _rollout: HostRollout | TensorRollout | None
     """Of the training that runs now."""
     _run_dir: Path | None
     _recorded: Path | None
@@ -100,7 +100,7 @@ class Trainable(ABC):
         total_timesteps: int | None = None,
         *,
         run_dir: str | Path | None = None,
-        witness: Witness | None = None,
+        callback: Callback | None = None,
     ) -> Self:
         """Train for a number of env steps more; a later call goes on where this one ends.
 
@@ -112,7 +112,7 @@ class Trainable(ABC):
         Args:
             total_timesteps: Env steps of this call; None is the setting's.
             run_dir: The folder; None is that of the last call, or the setting's, or none.
-            witness: Receives what happens: reports, episodes, checkpoints; or None.
+            callback: Receives what happens: reports, episodes, checkpoints; or None.
 
         Raises:
             UsageError: So few env steps that nothing would be learned, a folder that holds
@@ -121,14 +121,14 @@ class Trainable(ABC):
         self._refuse_idle(self._timesteps(total_timesteps))
         self._run_dir = folder_of(run_dir) or self._run_dir
         if self._run_dir is not None:
-            return self._learn_in(self._run_dir, total_timesteps, witness)
-        refuse_unwritten(self._given, self.config, witnessed=witness is not None)
-        with self.trainer(total_timesteps, witness or NullWitness()) as trainer:
+            return self._learn_in(self._run_dir, total_timesteps, callback)
+        refuse_unwritten(self._given, self.config, witnessed=callback is not None)
+        with self.trainer(total_timesteps, callback or NullCallback()) as trainer:
             trainer.run(self.env_seeds())
         return self
 
     def _learn_in(
-        self, run_dir: Path, total_timesteps: int | None, witness: Witness | None
+        self, run_dir: Path, total_timesteps: int | None, callback: Callback | None
     ) -> Self:
         from fastdqn.reporting.recorded_run import (  # noqa: PLC0415 - only those who write pay for it
             refuse_missing_tensorboard,
@@ -142,7 +142,7 @@ class Trainable(ABC):
         self._recorded = run_dir.resolve()
         with exit_on_sigterm():
             ended = train_recorded(
-                self, run_dir, total_timesteps, started=started, witness=witness, silent=silent
+                self, run_dir, total_timesteps, started=started, callback=callback, silent=silent
             )
         if ended.error is not None:
             raise ended.error
@@ -150,8 +150,8 @@ class Trainable(ABC):
 
     @contextmanager
     def trainer(
-        self, total_timesteps: int | None, witness: Witness, *, started: float | None = None
-    ) -> Iterator[Loop]:
+        self, total_timesteps: int | None, callback: Callback, *, started: float | None = None
+    ) -> Iterator[Trainer]:
         """Build the environments and the loop; close the environments afterwards."""
         config = self.config
         started = time.perf_counter() if started is None else started
@@ -162,7 +162,7 @@ class Trainable(ABC):
             stack.enter_context(threads(config.cpu_threads))
             stack.enter_context(float32_products(config.precision, self.learner.device))
             evaluator = None
-            if self._world.builds:
+            if self._provider.builds:
                 evaluator = self._new_evaluator(config.seed, config.eval_episodes)
                 stack.callback(evaluator.close)
             self._rollout = rollout = self._fused or self._new_rollout(stack)
@@ -174,7 +174,7 @@ class Trainable(ABC):
                     self._sampler,
                     ratio=self._ratio,
                     until=self._env_steps + timesteps,
-                    witness=witness,
+                    callback=callback,
                     evaluator=evaluator,
                     started=started,
                 )
@@ -183,11 +183,11 @@ class Trainable(ABC):
                 self._rollout = None
                 self.learner.close()
 
-    def _new_rollout(self, stack: ExitStack) -> Rollout:
+    def _new_rollout(self, stack: ExitStack) -> HostRollout:
         """Build the environments of a training; the stack closes them."""
         learning = partial(learning_seconds, self.learner, self._sampler)
-        source = stack.enter_context(self._world.training(self.config, learning))
-        rollout = Rollout(source, self.policy, self.replay)
+        source = stack.enter_context(self._provider.training(self.config, learning))
+        rollout = HostRollout(source, self.policy, self.replay)
         rollout.env_steps, rollout.episodes = self._env_steps, self._episodes
         return rollout
 
@@ -213,14 +213,14 @@ class Trainable(ABC):
             mode, self.execution_reason = choose_execution(
                 asked, learner.device, expected, fused=True, why_not_native=learner.why_not_native
             )
-            self._fused.execute_as(mode, behind=asked == "auto")
+            self._fused.execute_as(mode, background=asked == "auto")
             learner.execution = mode
         elif self._sampler is not None and (first or learner.device.type != "cuda"):
             parts = asked, learner, self.policy, self._sampler
             self.execution_reason = choose_ways(*parts, expected_updates=expected)
             self._chosen = learner.execution
         else:  # what was not compiled by the end of the last call is compiled now
-            learner.execute_as(self._chosen, behind=asked == "auto")
+            learner.execute_as(self._chosen, background=asked == "auto")
 
     def env_seeds(self) -> list[int]:
         """Return seeds for the training environments, new ones at each call."""
@@ -242,7 +242,7 @@ class Trainable(ABC):
         raise UsageError("agent.replay", "tensor environments have none", "Do without it.")
 
     def _new_evaluator(self, seed: int, episodes: int, max_steps: int | None = None) -> Evaluator:
-        make = partial(self._world.evaluation, self.config, min(EVALUATION_ENVS, episodes))
+        make = partial(self._provider.evaluation, self.config, min(EVALUATION_ENVS, episodes))
         asked = self.config.eval_max_steps if max_steps is None else max_steps
         limit = step_limit(asked, self.description.max_episode_steps)
         return Evaluator(self.policy, make, seed, episodes, max_steps=limit)

@@ -118,8 +118,8 @@ def _usage_error(kind: type[Any], command: str, argv: list[str], box: str) -> Us
     for field in fields(kind):
         if re.search(rf"{flag_of(field.name)}(?![\w-])", text):
             got = " ".join([flag_of(field.name), *given(argv, flag_of(field.name))])
-            told = field.default and field.default is not MISSING
-            way_out = f"The default is {spelled(field.default)}." if told else see
+            message = field.default and field.default is not MISSING
+            way_out = f"The default is {spelled(field.default)}." if message else see
             return UsageError(got, f"it takes {_taken_by(field)}", way_out)
     reason = re.sub(r".*Missing from [\w ]+: (\S+) .*", r"\1 is missing", text)
     reason = re.sub(r".*Unrecognized options: ", "no flag takes the word ", reason)

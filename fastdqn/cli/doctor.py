@@ -62,8 +62,8 @@ def _devices() -> Iterator[tuple[str, str, bool]]:
     yield "CUDA", names or "no device", True
     why_no_kernels = why_no_nvrtc()
     if count:
-        told = why_no_kernels or f"compiled when needed, kept in {cache_dir()}"
-        yield "CUDA kernels", told, why_no_kernels is None
+        message = why_no_kernels or f"compiled when needed, kept in {cache_dir()}"
+        yield "CUDA kernels", message, why_no_kernels is None
     mps = torch.backends.mps.is_available()
     yield "MPS", "available; small networks are faster on the CPU" if mps else "no device", True
     device = torch.device("cuda" if count else "cpu")

@@ -17,13 +17,13 @@ from fastdqn.envs.sources.source import EnvSource, source_of
 from fastdqn.envs.tensor import TensorEnv
 from fastdqn.errors import UsageError
 
-__all__ = ["Learning", "Lent", "LentTensors"]
+__all__ = ["GivenTensorEnv", "GivenVectorEnv", "Learning"]
 
 Learning = Callable[[], float]
 """Times the learning of a vector step; seconds."""
 
 
-class Lent:
+class GivenVectorEnv:
     """A VectorEnv of the caller, trained in as it is and left for the caller to close.
 
     It is reset once, to see whether its infos hold action masks.
@@ -66,7 +66,7 @@ class Lent:
         return None
 
 
-class LentTensors:
+class GivenTensorEnv:
     """Tensor environments of the caller, trained in as they are.
 
     Args:

@@ -31,12 +31,12 @@ from fastdqn.envs.observations import (
 )
 from fastdqn.envs.sharing import refuse_shared_by_processes
 from fastdqn.envs.spaces import ARRAY_SPACES, read_spaces
-from fastdqn.envs.workers.allocation import Staff, choose_staff
-from fastdqn.envs.workers.assisted_pool import HelpedPool
+from fastdqn.envs.workers.allocation import Allocation, choose_allocation
+from fastdqn.envs.workers.assisted_pool import AssistedPool
 from fastdqn.envs.workers.failures import EnvFailures, Failure
 from fastdqn.envs.workers.local_pool import LocalPool
 from fastdqn.envs.workers.pool import PoolSettings, WorkerPool
-from fastdqn.envs.workers.shared_block import Rows, RowSpec
+from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.envs.workers.supervised_pool import SupervisedPool
 from fastdqn.envs.workers.supervision import Supervision
 from fastdqn.errors import UsageError, WorkerError
@@ -81,8 +81,8 @@ class GroupedVectorEnv(AsyncVectorEnv):
             none; if not, the first one is refused.
         supervision: Restart workers that raise, die or hang; the rows of their environments are
             then not `real` for a while, and `step` says so in `infos["restarted"]`. None raises.
-        staff: How many processes, and how many environments for this one; None is `num_workers`
-            or the choice.
+        allocation: How many processes, and how many environments for this one; None is
+            `num_workers` or the choice.
 
     Attributes:
         rows: The shared block as numpy views; valid between `recv` and the next `send`.
@@ -111,7 +111,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
         num_masked: int = 0,
         drop_masks: bool = False,
         supervision: Supervision | None = None,
-        staff: Staff | None = None,
+        allocation: Allocation | None = None,
     ) -> None:
         _refuse(env_fns, worker, num_workers, num_groups, max_concurrency, supervision)
         self.env_fns = env_fns
@@ -123,11 +123,11 @@ class GroupedVectorEnv(AsyncVectorEnv):
         self.num_envs, self.num_groups = len(env_fns), num_groups
         self.send_infos = send_infos
         self._refuse_masks = not (send_infos or num_masked or drop_masks)
-        free = num_workers is None and supervision is None and staff is None
+        free = num_workers is None and supervision is None and allocation is None
         step_s = self._read_spaces(measure=free)
         per_group = self.num_envs // num_groups
-        self._staff = staff or choose_staff(num_workers, per_group, step_s)
-        self.num_workers = self._staff.processes
+        self._allocation = allocation or choose_allocation(num_workers, per_group, step_s)
+        self.num_workers = self._allocation.processes
         self._start(num_masked, supervision)
 
     def _read_spaces(self, *, measure: bool) -> float | None:
@@ -157,8 +157,8 @@ class GroupedVectorEnv(AsyncVectorEnv):
             context = multiprocessing.get_context(self.context or "spawn")
             shared = shared_memory_for(space, self.num_envs, context)
         settings = PoolSettings(
-            num_workers=self._staff.processes,
-            caller_envs=self._staff.caller_envs,
+            num_workers=self._allocation.processes,
+            caller_envs=self._allocation.caller_envs,
             num_groups=self.num_groups,
             autoreset_mode=self.autoreset_mode.value,
             send_infos=self.send_infos,
@@ -169,13 +169,13 @@ class GroupedVectorEnv(AsyncVectorEnv):
             shared_obs=shared,
             plain_actions=_are_int64(actions) and not self.send_infos,
             refuse_masks=self._refuse_masks,
-            spin_s=self._staff.spin_s,
+            spin_s=self._allocation.spin_s,
             name=type(self).__name__,
         )
-        if self._staff.processes:
+        if self._allocation.processes:
             refuse_shared_by_processes(self.env_fns, settings.spans(self.num_envs))
         self._pool = self._new_pool(spec, settings, supervision)
-        self.rows: Rows = self._pool.rows
+        self.rows: SharedBlock = self._pool.rows
         self._groups = [
             self.rows.columns(group[0][0], group[-1][1])
             for group in zip(*self._pool.spans, strict=True)
@@ -197,12 +197,12 @@ class GroupedVectorEnv(AsyncVectorEnv):
 
     def _new_pool(
         self, spec: RowSpec, settings: PoolSettings, supervision: Supervision | None
-    ) -> WorkerPool | HelpedPool | LocalPool:
+    ) -> WorkerPool | AssistedPool | LocalPool:
         try:
             if self.num_workers == 0:
                 return LocalPool(self.env_fns, spec, settings, supervision)
-            if self._staff.caller_envs:
-                return HelpedPool(self.env_fns, spec, settings, supervision)
+            if self._allocation.caller_envs:
+                return AssistedPool(self.env_fns, spec, settings, supervision)
             if supervision is not None:
                 return SupervisedPool(self.env_fns, spec, settings, supervision)
             return WorkerPool(self.env_fns, spec, settings)
@@ -300,7 +300,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
         self._state = AsyncState.DEFAULT
         return answers
 
-    def rows_of(self, group: int) -> Rows:
+    def rows_of(self, group: int) -> SharedBlock:
         """Return the columns of the block that belong to a group."""
         return self._groups[group]
 
@@ -444,8 +444,8 @@ class GroupedVectorEnv(AsyncVectorEnv):
         """Batch the infos; keep observations that travelled."""
         infos: dict[str, Any] = {}
         self._travelled = []
-        for told, observations in filter(None, answers):
-            for index, info in told.items():
+        for message, observations in filter(None, answers):
+            for index, info in message.items():
                 infos = self._add_info(infos, info, index)
             self._travelled += observations or []
         return infos

@@ -15,7 +15,7 @@ from gymnasium.vector.utils import (
     read_from_shared_memory,
 )
 
-from fastdqn.envs.workers.shared_block import Rows
+from fastdqn.envs.workers.shared_block import SharedBlock
 
 __all__ = [
     "BlockObservations",
@@ -40,7 +40,7 @@ class Observations(Protocol):
 class BlockObservations:
     """They lie in the rows' own block: arrays of one shape and dtype."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: SharedBlock) -> None:
         self.rows = rows
 
     def read(self, travelled: Sequence[Any] | None = None) -> Any:  # noqa: ARG002

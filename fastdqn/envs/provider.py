@@ -20,24 +20,33 @@ from fastdqn.config import Config
 from fastdqn.device import available_cores
 from fastdqn.envs.advice import refuse_no_factory
 from fastdqn.envs.description import EnvDescription, EnvFactory, describe, factory_of
-from fastdqn.envs.given_envs import Learning, Lent, LentTensors
+from fastdqn.envs.given_envs import GivenTensorEnv, GivenVectorEnv, Learning
 from fastdqn.envs.masks import refuse_vain_expectation, with_mask_in_info
 from fastdqn.envs.sources.envpool import describe_envpool, make_envpool_source
 from fastdqn.envs.sources.source import VECTORIZERS, EnvSource, make_source
 from fastdqn.envs.spaces import measured_step_s
 from fastdqn.envs.specs.wrapping import factory_with, refuse_what_is_not_built
 from fastdqn.envs.tensor import TensorEnv, make_tensor_env
-from fastdqn.envs.workers.allocation import Staff, staff_beside_learner, timed_in_turns
+from fastdqn.envs.workers.allocation import Allocation, allocation_beside_learner, timed_in_turns
 from fastdqn.envs.workers.supervision import Supervision
 from fastdqn.errors import UsageError
 from fastdqn.foundation.traces import trial_env
 
-__all__ = ["AnyEnv", "Built", "EnvPoolBuilt", "Lent", "LentTensors", "Tensors", "World", "world_of"]
+__all__ = [
+    "AnyEnv",
+    "EnvPoolEnvs",
+    "EnvProvider",
+    "GivenTensorEnv",
+    "GivenVectorEnv",
+    "GymnasiumEnvs",
+    "TensorEnvs",
+    "env_provider_of",
+]
 
 AnyEnv = str | EnvFactory | VectorEnv[Any, Any, Any] | TensorEnv
 
 
-class World(Protocol):
+class EnvProvider(Protocol):
     """Where an agent learns.
 
     Attributes:
@@ -69,7 +78,7 @@ class World(Protocol):
         """Return the tensor environments of a training; None where there are none."""
 
 
-class Built:
+class GymnasiumEnvs:
     """Environments of Gymnasium, built from a factory.
 
     Args:
@@ -90,20 +99,20 @@ class Built:
     @contextmanager
     def training(self, config: Config, learning: Learning) -> Iterator[EnvSource]:
         """Build the environments of a training, and close them afterwards."""
-        staff, groups = None, config.env_groups
+        allocation, groups = None, config.env_groups
         if config.num_workers is None:
             step_s, learn_s = self._seconds(learning)
             each = config.num_envs // groups
-            staff = staff_beside_learner(each, step_s, learn_s, num_groups=groups)
-        with closing(self._source(config, config.num_envs, groups, staff)) as source:
+            allocation = allocation_beside_learner(each, step_s, learn_s, num_groups=groups)
+        with closing(self._source(config, config.num_envs, groups, allocation)) as source:
             yield source
 
     def evaluation(self, config: Config, num_envs: int) -> EnvSource:
         """Build environments apart from those of the training."""
-        staff = None
+        allocation = None
         if config.num_workers is None:
-            staff = staff_beside_learner(num_envs, self.description.step_s, 0.0)
-        return self._source(config, num_envs, staff=staff)
+            allocation = allocation_beside_learner(num_envs, self.description.step_s, 0.0)
+        return self._source(config, num_envs, allocation=allocation)
 
     def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:  # noqa: ARG002
         """Return None: these speak numpy."""
@@ -117,7 +126,11 @@ class Built:
             return timed_in_turns(partial(measured_step_s, env), learning)
 
     def _source(
-        self, config: Config, num_envs: int, num_groups: int = 1, staff: Staff | None = None
+        self,
+        config: Config,
+        num_envs: int,
+        num_groups: int = 1,
+        allocation: Allocation | None = None,
     ) -> EnvSource:
         vectorizer = config.vectorizer if config.vectorizer in VECTORIZERS else "grouped"
         return make_source(
@@ -128,11 +141,11 @@ class Built:
             config.num_workers,
             num_groups=num_groups,
             supervision=Supervision(config.worker_deadline_s, config.max_worker_restarts),
-            staff=staff,
+            allocation=allocation,
         )
 
 
-class EnvPoolBuilt:
+class EnvPoolEnvs:
     """Environments of EnvPool, also for the evaluation.
 
     Args:
@@ -165,7 +178,7 @@ class EnvPoolBuilt:
         return None
 
 
-class Tensors(Built):
+class TensorEnvs(GymnasiumEnvs):
     """Tensor environments for training, Gymnasium's own of the same id for the evaluation.
 
     Args:
@@ -185,7 +198,7 @@ class Tensors(Built):
         return make_tensor_env(self.env_id, num_envs, device)
 
 
-def world_of(
+def env_provider_of(
     env: AnyEnv,
     vectorizer: str = "grouped",
     *,
@@ -193,7 +206,7 @@ def world_of(
     expect_masks: bool = False,
     env_kwargs: Mapping[str, Any] | None = None,
     wrapper: Sequence[str] | None = None,
-) -> World:
+) -> EnvProvider:
     """Return the world of whatever the caller gave.
 
     Args:
@@ -207,15 +220,15 @@ def world_of(
     Raises:
         UsageError: DQN cannot train on it, or the vectorizer cannot step it.
     """
-    by_id: dict[str, Callable[[str], World]] = {"envpool": EnvPoolBuilt, "tensor": Tensors}
+    by_id: dict[str, Callable[[str], EnvProvider]] = {"envpool": EnvPoolEnvs, "tensor": TensorEnvs}
     if not isinstance(env, str) or vectorizer in by_id:
         refuse_what_is_not_built(env_kwargs, wrapper)
     silent = vectorizer in by_id or isinstance(env, TensorEnv)
     refuse_vain_expectation(expect_masks, tells=not silent, obeyed=masks)
     if isinstance(env, VectorEnv):
-        return Lent(env, masks=masks, expect_masks=expect_masks)
+        return GivenVectorEnv(env, masks=masks, expect_masks=expect_masks)
     if isinstance(env, TensorEnv):
-        return LentTensors(env)
+        return GivenTensorEnv(env)
     if not isinstance(env, str) and (isinstance(env, gym.Env) or not callable(env)):
         refuse_no_factory(env)
     if vectorizer in by_id:
@@ -227,4 +240,4 @@ def world_of(
             )
         return by_id[vectorizer](env)
     made = factory_with(env, env_kwargs, wrapper) if isinstance(env, str) else env
-    return Built(made, masks=masks, expect_masks=expect_masks)
+    return GymnasiumEnvs(made, masks=masks, expect_masks=expect_masks)

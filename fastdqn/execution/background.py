@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastdqn.execution.compiler import BEHIND, CompileError, Compiles
+from fastdqn.execution.compiler import BACKGROUND, CompileError, Compiles
 from fastdqn.execution.trace import UntraceableError
 from fastdqn.execution.variants import AheadOfTime, Run
 
@@ -51,7 +51,7 @@ class Background(AheadOfTime):
         device: torch.device,
         *,
         by_row: bool = False,
-        compiler: Compiles = BEHIND,
+        compiler: Compiles = BACKGROUND,
     ) -> None:
         super().__init__(step, device, by_row=by_row, compiler=compiler)
         self._step = step

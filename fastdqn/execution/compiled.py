@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastdqn.errors import UsageError
 from fastdqn.execution.compiler import AHEAD, CompileError, Compiles
-from fastdqn.execution.trace import Leaves, Trace, UntraceableError, tensors_of, trace
+from fastdqn.execution.trace import FlatArguments, Trace, UntraceableError, tensors_of, trace
 from fastdqn.execution.variants import AheadOfTime, Run
 
 __all__ = ["Compiled", "CompiledInside"]
@@ -112,7 +112,7 @@ class CompiledInside:
     ) -> None:
         self._step, self._cpu = step, device.type == "cpu"
         self._by_row = by_row and not self._cpu
-        self._leaves = Leaves()
+        self._leaves = FlatArguments()
         self._runs: dict[Hashable, Run] = {}
         self.compile_s = 0.0
 

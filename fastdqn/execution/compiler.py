@@ -26,7 +26,7 @@ from typing import Protocol
 from fastdqn.execution.compile_cache import Numerics
 from fastdqn.execution.trace import TensorSpec
 
-__all__ = ["AHEAD", "BEHIND", "CompileError", "Compiler", "Compiles", "Request"]
+__all__ = ["AHEAD", "BACKGROUND", "CompileError", "Compiler", "Compiles", "Request"]
 
 LINGER_S = 2.0
 """How long the process waits for more work; starting another one takes it three seconds."""
@@ -252,6 +252,6 @@ def _describe(code: int) -> str:
 
 AHEAD = Compiler()
 """Compiles for callers who wait."""
-BEHIND = Compiler(niceness=5)
+BACKGROUND = Compiler(niceness=5)
 """Compiles for callers who go on. Nicer still, it would never end beside a trainer and workers
 that keep all cores busy."""

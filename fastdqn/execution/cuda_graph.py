@@ -2,7 +2,7 @@
 
 A graph holds addresses, not values. The arguments of a captured step are therefore tensors that
 the caller keeps and fills in place, and everything else that the step reads or writes must stay
-where it is. `Fed` is for callers whose tensors lie elsewhere each time.
+where it is. `StaticInputs` is for callers whose tensors lie elsewhere each time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastdqn.execution.trace import COMPILER
 
-__all__ = ["Captured", "Fed"]
+__all__ = ["CudaGraphStep", "StaticInputs"]
 
 Restore = Callable[[], None]
 
@@ -26,7 +26,7 @@ CAPTURE_ERRORS = "thread_local"
 load what it compiled."""
 
 
-class Captured:
+class CudaGraphStep:
     """A step as CUDA graphs, one for each variant, all in one memory pool.
 
     A variant is a set of arguments: its plain values, and the addresses and shapes of its
@@ -40,7 +40,7 @@ class Captured:
 
     Args:
         step: Writes its results in place; never waits for the device.
-        keep: Copies what `step` changes, given the arguments, and returns what brings it back.
+        snapshot: Copies what `step` changes, given the arguments, and returns what brings it back.
         generators: Those that `step` draws from; each replay goes on where the last one stopped.
         warmups: Runs before a capture.
         device: Where the tensors live; None is the current CUDA device.
@@ -54,14 +54,14 @@ class Captured:
     def __init__(
         self,
         step: Callable[..., None],
-        keep: Callable[..., Restore],
+        snapshot: Callable[..., Restore],
         *,
         generators: Sequence[torch.Generator] = (),
         warmups: int = 3,
         device: torch.device | None = None,
         cuda: Any = torch.cuda,
     ) -> None:
-        self._step, self._keep = step, keep
+        self._step, self._keep = step, snapshot
         self._generators, self._warmups, self._cuda = tuple(generators), warmups, cuda
         self._device = device
         self._graphs: dict[Hashable, Any] = {}
@@ -143,7 +143,7 @@ class Captured:
         return graph
 
 
-class Fed:
+class StaticInputs:
     """A captured step for tensors that lie elsewhere at each call.
 
     They are copied, queued and not waited for, into memory of its own, which the graphs read.
@@ -153,7 +153,7 @@ class Fed:
         step: What is fed; writes nothing into the tensors that it is given by themselves.
     """
 
-    def __init__(self, step: Captured) -> None:
+    def __init__(self, step: CudaGraphStep) -> None:
         self.step = step
         self._places: dict[Hashable, Tensor] = {}
 

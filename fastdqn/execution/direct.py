@@ -30,7 +30,7 @@ class Direct:
     Args:
         step: Writes its results in place and returns nothing.
         device: Where its tensors live; on the CPU the C++ wrapper is used.
-        behind: Compile in a thread, and run the step as it is meanwhile; if False, calls wait.
+        background: Compile in a thread, and run the step as it is meanwhile; if False, calls wait.
 
     Attributes:
         compile_s: Seconds for which calls had to wait.
@@ -39,9 +39,9 @@ class Direct:
     """
 
     def __init__(
-        self, step: Callable[..., None], device: torch.device, *, behind: bool = False
+        self, step: Callable[..., None], device: torch.device, *, background: bool = False
     ) -> None:
-        self._step, self._behind = step, behind
+        self._step, self._background = step, background
         self._options = {"cpp_wrapper": device.type == "cpu"}
         self._calls: dict[torch.Size, Callable[..., None]] = {}
         self._asked: set[torch.Size] = set()
@@ -61,7 +61,7 @@ class Direct:
         start = time.perf_counter()
         self._since = self._since or start
         self._asked.add(shape)
-        if self._behind:
+        if self._background:
             given = (shape, args, torch.get_num_threads())
             threading.Thread(target=self._compile, args=given, daemon=True).start()
             return

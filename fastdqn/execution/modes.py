@@ -14,7 +14,7 @@ import torch
 from fastdqn.errors import UsageError
 from fastdqn.execution.background import Background
 from fastdqn.execution.compiled import Compiled, CompiledInside
-from fastdqn.execution.cuda_graph import Captured
+from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.execution.meanwhile import Meanwhile
 
 __all__ = [
@@ -83,8 +83,8 @@ def choose_execution(
     if fused:
         why_not = why_not_native()
         mode = "native" if why_not is None else "compile+cudagraph"
-        told = "" if why_not is None else f"; not native: {why_not}"
-        return mode, f"tensor environments and updates are one graph{told}"
+        message = "" if why_not is None else f"; not native: {why_not}"
+        return mode, f"tensor environments and updates are one graph{message}"
     return _on_cuda(expected_updates, measure, native=why_not_native() is None)
 
 
@@ -132,10 +132,10 @@ def worth_trying(*, native: bool) -> list[str]:
 def _on_cuda(expected_updates: int, measure: Measure | None, *, native: bool) -> tuple[str, str]:
     if measure is None:
         return "native" if native else "cudagraph", "a run measures before it starts"
-    mode, told = measure(worth_trying(native=native))
+    mode, message = measure(worth_trying(native=native))
     if mode == "cudagraph" and not native and expected_updates >= WORTH_COMPILING_UPDATES:
-        return "compile+cudagraph", f"{told}; {expected_updates:,} updates repay a compile"
-    return mode, told
+        return "compile+cudagraph", f"{message}; {expected_updates:,} updates repay a compile"
+    return mode, message
 
 
 def _on_the_cpu(
@@ -191,11 +191,11 @@ def accelerate(
     step: Callable[..., None],
     execution: str,
     device: torch.device,
-    keep: Callable[..., Callable[[], None]] | None = None,
+    snapshot: Callable[..., Callable[[], None]] | None = None,
     cuda: Any = torch.cuda,
     *,
     by_row: bool = False,
-    behind: bool = False,
+    background: bool = False,
 ) -> Callable[..., None]:
     """Return `step` itself, or a stand-in that does the same to its arguments, but faster.
 
@@ -203,31 +203,31 @@ def accelerate(
         step: A function of tensors of fixed shapes that writes its results in place.
         execution: One of EXECUTIONS, but not `auto`.
         device: Where the tensors live.
-        keep: Copies what `step` changes; see `Captured`. Graphs need it.
+        snapshot: Copies what `step` changes; see `CudaGraphStep`. Graphs need it.
         cuda: `torch.cuda`, or what stands in for it.
         by_row: The step does the same for each row of its last argument, one after another.
-        behind: Start with what needs no compiler, and move when the rest is ready; see
+        background: Start with what needs no compiler, and move when the rest is ready; see
             `Background` for the CPU and `Meanwhile` for CUDA.
 
     Raises:
         UsageError: There is no such way.
     """
-    if execution in GRAPHS and keep is not None:
-        plain = Captured(step, keep, device=device, cuda=cuda)
+    if execution in GRAPHS and snapshot is not None:
+        plain = CudaGraphStep(step, snapshot, device=device, cuda=cuda)
         if execution not in COMPILING:
             return plain
         inside = CompiledInside(step, device, by_row=by_row)
-        fast = Captured(inside, keep, device=device, cuda=cuda)
-        return Meanwhile(plain, fast, inside.needs) if behind else fast
+        fast = CudaGraphStep(inside, snapshot, device=device, cuda=cuda)
+        return Meanwhile(plain, fast, inside.needs) if background else fast
     if execution not in {"eager", "compile"}:
         raise UsageError(
             f"--execution {execution}", "a step runs in no such way", "Choose eager or compile."
         )
     if execution == "eager":
         return step
-    if behind and device.type == "cpu":
+    if background and device.type == "cpu":
         return Background(step, device, by_row=by_row)
-    if behind and device.type == "cuda":
+    if background and device.type == "cuda":
         inside = CompiledInside(step, device, by_row=by_row)
         return Meanwhile(step, inside, inside.needs, undone=False)
     return Compiled(step, device, by_row=by_row)

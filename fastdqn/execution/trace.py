@@ -20,7 +20,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-__all__ = ["COMPILER", "Leaves", "TensorSpec", "Trace", "UntraceableError", "tensors_of", "trace"]
+__all__ = [
+    "COMPILER",
+    "FlatArguments",
+    "TensorSpec",
+    "Trace",
+    "UntraceableError",
+    "tensors_of",
+    "trace",
+]
 
 COMPILER = threading.Lock()
 """Held by whoever writes a step down or compiles it in this process, beside the loop: both exchange
@@ -93,7 +101,7 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
         raise UntraceableError(f"an argument of the step holds a {type(value).__name__}")
 
 
-class Leaves:
+class FlatArguments:
     """The tensors of a step's arguments, call by call, and what tells two calls apart.
 
     A dataclass, tuple or list is looked into once, for as long as it comes again at its place:

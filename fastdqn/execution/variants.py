@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdqn.execution.compile_cache import Library, Numerics, library_path, load_library
 from fastdqn.execution.compiler import CompileError, Compiles, Request
-from fastdqn.execution.trace import Leaves, TensorSpec, Trace, trace
+from fastdqn.execution.trace import FlatArguments, TensorSpec, Trace, trace
 
 __all__ = ["AheadOfTime", "Run", "Variants"]
 
@@ -47,7 +47,7 @@ class Variants:
         self._compiler = compiler
         self._traces: dict[Hashable, Trace] = {}
         self._waiting: list[Future[None]] = []
-        self._leaves = Leaves()
+        self._leaves = FlatArguments()
         self.loaded = self.made = 0
 
     def find(self, args: tuple[Any, ...]) -> Future[Run]:
@@ -132,7 +132,7 @@ class AheadOfTime:
         self, step: Callable[..., None], device: torch.device, *, by_row: bool, compiler: Compiles
     ) -> None:
         self._variants = Variants(step, device, by_row=by_row, compiler=compiler)
-        self._leaves = Leaves()
+        self._leaves = FlatArguments()
         self._runs: dict[Hashable, Run] = {}
 
     @property

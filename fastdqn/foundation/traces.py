@@ -236,8 +236,8 @@ def _undo(value: Any, depth: int = 4) -> Iterator[Undo]:
     elif isinstance(value, np.random.RandomState):
         yield partial(value.set_state, value.get_state(legacy=False))
     elif isinstance(value, np.random.Generator):
-        bits = value.bit_generator
-        yield partial(setattr, bits, "state", bits.state)
+        random_bits = value.bit_generator
+        yield partial(setattr, random_bits, "state", random_bits.state)
     elif isinstance(value, np.ndarray) and value.nbytes < LARGE_BYTES and value.flags.writeable:
         yield partial(np.copyto, value, value.copy())
     elif isinstance(value, Space):

@@ -99,16 +99,16 @@ class Learner(Update):
             precision=precision,
             device=device,
         )
-        self.state = self._born(learning_rate)
+        self.state = self._initial_state(learning_rate)
         self._ways: dict[str, Way] = {}
-        self._behind: set[str] = set()
+        self._background: set[str] = set()
         self._fitting: Callable[[], Ring | None] = lambda: None  # the ring that was looked at
         self._batch: tuple[Any, ...] = ()  # of the last batch, what was looked at
         self.execute_as(execution)
 
     # The calls
 
-    def execute_as(self, execution: str, *, behind: bool = False) -> None:
+    def execute_as(self, execution: str, *, background: bool = False) -> None:
         """Run the pure step in this way from now on; the state stays as it is.
 
         A way that was taken before is taken again as it was left: nothing is compiled or
@@ -116,15 +116,17 @@ class Learner(Update):
 
         Args:
             execution: One of EXECUTIONS, but not `auto`.
-            behind: Start at once, and compile beside the trainer, where that can be done.
+            background: Start at once, and compile beside the trainer, where that can be done.
 
         Raises:
             UsageError: There is no such way, or not on this device.
         """
         if execution not in self._ways:
             refuse_step_execution(execution, self.device)
-            self._ways[execution] = self._way(execution, behind=behind)
-            self._behind = self._behind | {execution} if behind else self._behind - {execution}
+            self._ways[execution] = self._way(execution, background=background)
+            self._background = (
+                self._background | {execution} if background else self._background - {execution}
+            )
         self.execution = execution
         way = self._ways[execution]
         self._replayed_step, self._given_step = way.replayed, way.given
@@ -196,12 +198,12 @@ class Learner(Update):
         if self._sampled_step is None:
             self._learn(sampler.ring, sampler.draw(updates))
             return
-        bits, done = sampler.fill(updates), 0
+        random_bits, done = sampler.fill(updates), 0
         with float32_products(self.precision, self.device):
             for count in chunks(updates, UPDATES_PER_GRAPH):
-                part = bits
+                part = random_bits
                 if count != updates:
-                    part = sampler.place(count).copy_(bits[done : done + count])
+                    part = sampler.place(count).copy_(random_bits[done : done + count])
                 self._sampled_step(sampler, part)
                 done += count
 
@@ -242,7 +244,7 @@ class Learner(Update):
 
     # How the pure step is run
 
-    def _way(self, execution: str, cuda: Any = torch.cuda, *, behind: bool = False) -> Way:
+    def _way(self, execution: str, cuda: Any = torch.cuda, *, background: bool = False) -> Way:
         """Build the ways into the step; `cuda` is `torch.cuda`, or what stands in for it."""
         if execution == "native":
             return native_way(self.natively(self.state), self.state, cuda)
@@ -250,8 +252,8 @@ class Learner(Update):
         if execution in GRAPHS:
             plain = recorded(self.state, *steps, cuda=cuda)
             plain = self._ways.setdefault("cudagraph", plain)
-            return graphs_of(execution, self.state, *steps, plain, behind=behind, cuda=cuda)
-        how: Any = {"device": self.device, "behind": behind}
+            return graphs_of(execution, self.state, *steps, plain, background=background, cuda=cuda)
+        how: Any = {"device": self.device, "background": background}
         replayed = accelerate(self._replayed, execution, by_row=True, **how)
         return Way(replayed, accelerate(self._given, execution, **how))
 
@@ -274,7 +276,7 @@ class Learner(Update):
         ways = ("_ways", "_replayed_step", "_given_step", "_sampled_step", "_chosen_step")
         twin = copied(self, memo, anew=(*ways, "_fitting"))
         twin._ways, twin._fitting = {}, lambda: None
-        twin.execute_as(self.execution, behind=self.execution in self._behind)
+        twin.execute_as(self.execution, background=self.execution in self._background)
         return twin
 
     def step(self, state: LearnerState, batch: Transitions) -> None:

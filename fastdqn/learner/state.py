@@ -42,7 +42,7 @@ class LearnerState:
             *(self.updates, self.skipped, self.metrics),
         )
 
-    def keep(self) -> Callable[[], None]:
+    def snapshot(self) -> Callable[[], None]:
         """Copy what an update writes; return what brings it back, in place."""
         kept = [tensor.clone() for tensor in self.written()]
 

@@ -69,7 +69,7 @@ class Update(Whole):
         self.loss_kind, self._loss = loss, LOSSES[loss]
         self._optimizer = optimizer or Adam()
 
-    def _born(self, learning_rate: float) -> LearnerState:
+    def _initial_state(self, learning_rate: float) -> LearnerState:
         """Allocate the state before the first update; the network's own vector is `online`."""
         flat, device = self.network.flat, self.device
         return LearnerState(

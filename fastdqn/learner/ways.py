@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.execution.compiled import CompiledInside
-from fastdqn.execution.cuda_graph import Captured, Fed
+from fastdqn.execution.cuda_graph import CudaGraphStep, StaticInputs
 from fastdqn.execution.meanwhile import Meanwhile, Need
 from fastdqn.execution.modes import COMPILING
 from fastdqn.learner.update import LearnerState
@@ -53,13 +53,19 @@ def recorded(
         cuda: `torch.cuda`, or what stands in for it.
     """
 
-    def captured(step: Callable[..., None]) -> Captured:
-        return Captured(step, lambda *_: state.keep(), device=state.online.device, cuda=cuda)
+    def captured(step: Callable[..., None]) -> CudaGraphStep:
+        return CudaGraphStep(
+            step, lambda *_: state.snapshot(), device=state.online.device, cuda=cuda
+        )
 
-    def choosing(sampler: Sampler, bits: Tensor) -> None:
-        replayed(state, sampler.ring, sampler.index(bits))
+    def choosing(sampler: Sampler, random_bits: Tensor) -> None:
+        replayed(state, sampler.ring, sampler.index(random_bits))
 
-    return Way(Fed(captured(replayed)), Fed(captured(given)), captured(sampled or choosing))
+    return Way(
+        StaticInputs(captured(replayed)),
+        StaticInputs(captured(given)),
+        captured(sampled or choosing),
+    )
 
 
 def native_way(
@@ -91,7 +97,7 @@ def graphs_of(
     given: Callable[..., None],
     plain: Way,
     *,
-    behind: bool,
+    background: bool,
     cuda: Any = torch.cuda,
 ) -> Way:
     """Return graphs of a step: of the step as it is, compiled, or the one until the other is there.
@@ -102,7 +108,7 @@ def graphs_of(
         replayed: See `Way`; does the same for each row of the index, one after another.
         given: See `Way`.
         plain: Graphs of the step as it is.
-        behind: Start with these, and move when the step has been compiled.
+        background: Start with these, and move when the step has been compiled.
         cuda: `torch.cuda`, or what stands in for it.
     """
     if execution not in COMPILING:
@@ -111,13 +117,13 @@ def graphs_of(
     by_row = CompiledInside(replayed, device, by_row=True)
     whole = CompiledInside(given, device)
     fast = recorded(state, by_row, whole, cuda=cuda)
-    if not behind:
+    if not background:
         return fast
     assert plain.sampled
     assert fast.sampled
 
-    def choosing(sampler: Sampler, bits: Tensor) -> list[Need]:
-        return [(by_row, (state, sampler.ring, bits))]
+    def choosing(sampler: Sampler, random_bits: Tensor) -> list[Need]:
+        return [(by_row, (state, sampler.ring, random_bits))]
 
     return Way(
         Meanwhile(plain.replayed, fast.replayed, lambda *args: by_row.needs(*_fed(args))),
@@ -127,5 +133,5 @@ def graphs_of(
 
 
 def _fed(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return arguments as they lie where `Fed` puts them."""
+    """Return arguments as they lie where `StaticInputs` puts them."""
     return tuple(arg.contiguous() if isinstance(arg, Tensor) else arg for arg in args)

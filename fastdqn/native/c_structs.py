@@ -80,7 +80,7 @@ class RingAddresses(ctypes.Structure):
 
 
 class StartsAddresses(ctypes.Structure):
-    """`Starts` of mlp.c, field by field."""
+    """`ValidTransitions` of mlp.c, field by field."""
 
     _fields_ = (
         ("order", ctypes.c_void_p),

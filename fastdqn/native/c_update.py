@@ -104,16 +104,16 @@ class NativeUpdate(Whole):
         Raises:
             UsageError: Its ring is empty.
         """
-        bits = sampler.bits(updates)
+        random_bits = sampler.random_bits(updates)
         order, first, count = sampler.window
         if sampler is not self._sampler:
-            refuse_index(bits, self._network.flat.device)
+            refuse_index(random_bits, self._network.flat.device)
             refuse_tensor("order", order, order.shape, torch.int64, self._network.flat.device)
             self._sampler = sampler
         self._starts.order, self._starts.size = order.data_ptr(), len(order)
         self._starts.first, self._starts.count = first, count
         self._starts.newest = sampler.newest
-        self._run(sampler.ring, bits, ctypes.byref(self._starts))
+        self._run(sampler.ring, random_bits, ctypes.byref(self._starts))
 
     def _run(self, ring: Ring, numbers: Tensor, starts: Any) -> None:
         if ring is not self._ring:

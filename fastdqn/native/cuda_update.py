@@ -87,20 +87,20 @@ class CudaUpdate(Whole):
         self._call.order = None
         self._run(ring, index.contiguous())
 
-    def sampled(self, sampler: Sampler, bits: Tensor) -> None:
+    def sampled(self, sampler: Sampler, random_bits: Tensor) -> None:
         """Make updates on batches that a sampler chooses; the choice is a part of the call.
 
         Args:
             sampler: Of a ring on the card.
-            bits: [K, B] int64 from `sampler.fill`; read on the card.
+            random_bits: [K, B] int64 from `sampler.fill`; read on the card.
         """
         self._choose_by(sampler)
-        self._run(sampler.ring, bits)
+        self._run(sampler.ring, random_bits)
 
-    def gather(self, sampler: Sampler, bits: Tensor) -> None:
+    def gather(self, sampler: Sampler, random_bits: Tensor) -> None:
         """Gather the batches and learn nothing: for those who time it alone; see `sampled`."""
         self._choose_by(sampler)
-        self._gather(self._ready(sampler.ring, bits), bits)
+        self._gather(self._ready(sampler.ring, random_bits), random_bits)
 
     def _choose_by(self, sampler: Sampler) -> None:
         call, (order, first, count) = self._call, sampler.chosen_from

@@ -114,11 +114,11 @@ def refuse_batch(network: FlatNetwork, batch: Transitions) -> None:
         "terminated": (batch.terminated, one, flag, "[B] bool"),
         "truncated": (batch.truncated, one, flag, "[B] bool"),
     }
-    for name, (tensor, sizes, dtypes, told) in wanted.items():
+    for name, (tensor, sizes, dtypes, message) in wanted.items():
         if tensor.shape != sizes or tensor.dtype not in dtypes or tensor.device != device:
             raise UsageError(
                 f"a batch with {name} {list(tensor.shape)} {tensor.dtype} on {tensor.device}",
-                f"want {told} on {device}, B being {len(batch.obs)} by its observations",
+                f"want {message} on {device}, B being {len(batch.obs)} by its observations",
                 "Give transitions as `Transitions` has them.",
             )
     if not batch.action.numel():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.device import synchronize
-from fastdqn.execution.cuda_graph import Captured
+from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.foundation.copying import Whole
 from fastdqn.native import CudaActor
 from fastdqn.policies.policy import Hosted, Policy
@@ -44,7 +44,7 @@ class CapturedActor(Whole):
         self._device = device = policy.network.flat.device
         self._epsilon = torch.zeros((), device=device)
         self._given = _on_host(torch.zeros(()), device)  # epsilon, which the graph takes over
-        self.step = Captured(self._choose, lambda *_: lambda: None, device=device, cuda=cuda)
+        self.step = CudaGraphStep(self._choose, lambda *_: lambda: None, device=device, cuda=cuda)
         self._places: dict[Hashable, _Place] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedActor:

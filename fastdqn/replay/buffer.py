@@ -10,8 +10,8 @@ then lies in a second, smaller ring of frames behind the first, and `next_index`
     frames      [ row 0 | row 1 | ... | row T-1 || final observations ]      (T * M + F) x O
     next_index  flat transition -> the frame of its next observation         T * M
 
-`Starts` lists the flat transitions that may be drawn, oldest first; rows that are no transitions
-are not in it, nor are the G rows at the write head, which have no successor yet.
+`ValidTransitions` lists the flat transitions that may be drawn, oldest first; rows that are no
+transitions are not in it, nor are the G rows at the write head, which have no successor yet.
 
 This file is longer than others: half of it are contracts, and the layout is known here alone.
 """
@@ -28,11 +28,11 @@ from torch import Tensor
 from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import Whole, copied
 from fastdqn.foundation.scalars import whole, whole_numbers
-from fastdqn.replay.final_observations import Finals
+from fastdqn.replay.final_observations import FinalObservations
 from fastdqn.replay.row_writer import RowWriter, writer_for
 from fastdqn.replay.sizes import RingSizes
 from fastdqn.replay.storage import Values, allocate, as_index, gather, writable
-from fastdqn.replay.valid_transitions import Starts
+from fastdqn.replay.valid_transitions import ValidTransitions
 from fastdqn.transition import Transitions
 
 if TYPE_CHECKING:
@@ -101,8 +101,8 @@ class ReplayBuffer(Whole):
         self.capacity = sizes.slots - num_envs
         self.ring = allocate(sizes, self.device)
         self._cells = writable(self.ring)
-        self._slots, self._finals = sizes.slots, Finals(sizes.finals, sizes.rows)
-        self._starts = Starts(self.num_rows, self.row_size, self.device)
+        self._slots, self._finals = sizes.slots, FinalObservations(sizes.finals, sizes.rows)
+        self._starts = ValidTransitions(self.num_rows, self.row_size, self.device)
         self.window = torch.tensor([0, 1], device=self.device)
         self._told = (0, 1)  # what `window` holds, or soon will
         self._writer = writer_for(self.ring, self.window)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Finals"]
+__all__ = ["FinalObservations"]
 
 
-class Finals:
+class FinalObservations:
     """Which row each of F places serves, and which rows point there.
 
     Args:

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastdqn.replay.sizes import RingSizes
 from fastdqn.replay.storage import allocate
 
-__all__ = ["MAX_BITS", "DeviceRing"]
+__all__ = ["MAX_BITS", "FunctionalRing"]
 
 MAX_BITS = 2**62
 """Bound of the random numbers that `draw` takes; a remainder of so many is uniform within 2^-30."""
@@ -35,7 +35,7 @@ class _FullSizes(RingSizes):
         return self.slots
 
 
-class DeviceRing:
+class FunctionalRing:
     """The last `capacity` transitions of N environments, for one compiled or captured function.
 
     Nothing here waits for the device or branches on a value; every method can be traced whole.
@@ -124,7 +124,7 @@ class DeviceRing:
         )
         self.ring.next_index[last] = pointed
 
-    def draw(self, bits: Tensor) -> Tensor:
+    def draw(self, random_bits: Tensor) -> Tensor:
         """Turn random bits into flat indices, uniform over the transitions that can be drawn.
 
             first + bits mod count,    count = min(row, T - 1) N
@@ -132,7 +132,7 @@ class DeviceRing:
         The row at the write head is never among them: its frames already show what comes next.
 
         Args:
-            bits: [B] int64 in [0, 2^62), drawn by the caller. Before the first `write` the
+            random_bits: [B] int64 in [0, 2^62), drawn by the caller. Before the first `write` the
                 result means nothing; the caller, who counts rows, must not ask for it.
 
         Returns:
@@ -140,9 +140,9 @@ class DeviceRing:
         """
         rows = self.row.clamp(max=self.num_rows - 1)
         first = (self.row - rows) * self.num_envs
-        return (first + bits % (rows * self.num_envs)) % len(self.ring.action)
+        return (first + random_bits % (rows * self.num_envs)) % len(self.ring.action)
 
-    def keep(self, num_rows: int) -> Callable[[], None]:
+    def snapshot(self, num_rows: int) -> Callable[[], None]:
         """Copy the rows that the next `num_rows` calls of `write` change; return what undoes them.
 
         Other rows may not be written in between by anything else.

@@ -72,9 +72,9 @@ class Sampler(Whole):
             UsageError: The buffer is empty.
         """
         self.replay.tell(*self._span())
-        return self.bits(num_batches)
+        return self.random_bits(num_batches)
 
-    def bits(self, num_batches: int) -> Tensor:
+    def random_bits(self, num_batches: int) -> Tensor:
         """Draw what `fill` draws, and tell no device: for those who read `window`.
 
         Raises:
@@ -82,10 +82,10 @@ class Sampler(Whole):
         """
         if not self._rehearsing:
             self.replay._refuse_empty()
-        bits = self.place(num_batches)
+        random_bits = self.place(num_batches)
         if not self.newest:
-            bits.random_(0, MAX_DRAW, generator=self._generator)
-        return bits
+            random_bits.random_(0, MAX_DRAW, generator=self._generator)
+        return random_bits
 
     def _span(self) -> tuple[int, int]:
         """Return the number of the oldest transition that may be drawn, and how many there are."""
@@ -102,17 +102,17 @@ class Sampler(Whole):
             place = self._places[num_batches] = back.repeat(num_batches, 1)
         return place
 
-    def index(self, bits: Tensor) -> Tensor:
+    def index(self, random_bits: Tensor) -> Tensor:
         """Do the pure half.
 
         Args:
-            bits: [K, B] int64 from `fill`: random numbers, or how far back from the newest.
+            random_bits: [K, B] int64 from `fill`: random numbers, or how far back from the newest.
 
         Returns:
             [K, B] int64 for `gather`.
         """
         first, count = self._window.unbind(0)
-        n = bits.remainder(count)
+        n = random_bits.remainder(count)
         return self._starts.nth(count - 1 - n if self.newest else n, first)
 
     @property

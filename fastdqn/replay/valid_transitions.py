@@ -9,10 +9,10 @@ from torch import Tensor
 
 from fastdqn.replay.storage import queued
 
-__all__ = ["Starts"]
+__all__ = ["ValidTransitions"]
 
 
-class Starts:
+class ValidTransitions:
     """The flat transitions that may be drawn, oldest first.
 
     While every row is whole the list is what it was born as, 0, 1, 2, ..., and nothing is

@@ -121,11 +121,11 @@ def dress(axes: Axes, *, x: str, y: str) -> None:
     axes.spines[["left", "bottom"]].set_color(GRID)
 
 
-def add_legend(axes: Axes, *, columns: int, behind: Axes | None = None) -> None:
+def add_legend(axes: Axes, *, columns: int, background: Axes | None = None) -> None:
     """Put the legend under the axes, where it covers nothing, with its colours at full strength."""
     handles, labels = axes.get_legend_handles_labels()
-    if behind is not None:
-        more_handles, more_labels = behind.get_legend_handles_labels()
+    if background is not None:
+        more_handles, more_labels = background.get_legend_handles_labels()
         handles, labels = [*handles, *more_handles], [*labels, *more_labels]
     legend = axes.legend(
         handles,

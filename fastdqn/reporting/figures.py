@@ -127,7 +127,7 @@ def build_wall_time_figure(
     axes.set_xlim(0.0, 1.03 * latest_s or 1.0)
     axes.set_zorder(speed.get_zorder() + 1)
     axes.patch.set_visible(False)
-    add_legend(axes, columns=3, behind=speed)
+    add_legend(axes, columns=3, background=speed)
     return figure
 
 

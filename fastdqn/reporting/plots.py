@@ -182,8 +182,8 @@ def _env_steps(
     metrics: Sequence[dict[str, object]], table: EpisodeTable, evaluations: EvaluationTable
 ) -> int:
     """Return how far the run has come: the last report is made at its end, episodes end before."""
-    told = (record.get("env_steps") for record in metrics)
-    reported = [steps for steps in told if isinstance(steps, int)]
+    message = (record.get("env_steps") for record in metrics)
+    reported = [steps for steps in message if isinstance(steps, int)]
     latest: int = max([0, *reported, *table.env_step.tolist(), *evaluations.env_step.tolist()])
     return latest
 

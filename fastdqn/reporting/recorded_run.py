@@ -22,10 +22,10 @@ from fastdqn.foundation.formatting import format_figure
 from fastdqn.learner.learner import Learner
 from fastdqn.reporting.console import Console
 from fastdqn.reporting.panel import cut_words, mean_words
-from fastdqn.reporting.run_recorder import RunRecord
-from fastdqn.training.callbacks import Witness, WitnessGroup
+from fastdqn.reporting.run_recorder import RunRecorder
+from fastdqn.training.callbacks import Callback, CallbackList
 from fastdqn.training.signals import EXIT_CODES, StopRequest
-from fastdqn.training.trainer import Loop
+from fastdqn.training.trainer import Trainer
 
 __all__ = ["Ended", "Trainee", "refuse_missing_tensorboard", "train_recorded"]
 
@@ -52,7 +52,7 @@ class Trainee(Protocol):
         """Mean return that counts as solved, or None."""
 
     @property
-    def trainer(self) -> Callable[..., AbstractContextManager[Loop]]:
+    def trainer(self) -> Callable[..., AbstractContextManager[Trainer]]:
         """Build the loop: (env steps or None, witness, started=seconds)."""
 
     def env_seeds(self) -> list[int]:
@@ -85,7 +85,7 @@ def train_recorded(
     *,
     started: float,
     request: StopRequest | None = None,
-    witness: Witness | None = None,
+    callback: Callback | None = None,
     silent: bool = False,
 ) -> Ended:
     """Train, and leave a complete run directory however it ends; a second call goes on there.
@@ -96,7 +96,7 @@ def train_recorded(
         total_timesteps: Env steps; None is the setting's.
         started: `time.perf_counter()` at the start of the command.
         request: Takes signals; None leaves them to the caller.
-        witness: Receives what happens, too.
+        callback: Receives what happens, too.
         silent: Say nothing on the terminal.
 
     Returns:
@@ -107,7 +107,7 @@ def train_recorded(
     """
     config = agent.config
     with Console(run_dir / "log.txt", silent=silent) as console:
-        record = RunRecord(
+        record = RunRecorder(
             run_dir,
             console,
             config=config,
@@ -117,8 +117,8 @@ def train_recorded(
             describe=agent.describe,
             started=started,
         )
-        witnesses = record if witness is None else WitnessGroup(record, witness)
-        with record, agent.trainer(total_timesteps, witnesses, started=started) as trainer:
+        callbacks = record if callback is None else CallbackList(record, callback)
+        with record, agent.trainer(total_timesteps, callbacks, started=started) as trainer:
             _introduce(console, agent)
             _tell_crowded(console, trainer.rollout.num_workers)
             record.write_config(_resolved(run_dir, agent))
@@ -194,7 +194,7 @@ def _resolved(run_dir: Path, agent: Trainee) -> dict[str, object]:
     }
 
 
-def _train(seeds: list[int], trainer: Loop, record: RunRecord, request: StopRequest) -> Ended:
+def _train(seeds: list[int], trainer: Trainer, record: RunRecorder, request: StopRequest) -> Ended:
     failure: BaseException | None = None
     try:
         with request.leads_to(trainer.stop):
@@ -227,7 +227,7 @@ def _reason(error: BaseException) -> str:
     return " ".join([*str(report).splitlines()[:1], f"{type(error).__name__}: {error}"])
 
 
-def _conclude(console: Console, trainer: Loop, status: str) -> None:
+def _conclude(console: Console, trainer: Trainer, status: str) -> None:
     rollout, evaluation = trainer.rollout, trainer.evaluation
     console.say(
         f"{status.capitalize()} after {rollout.env_steps:,} env steps, "

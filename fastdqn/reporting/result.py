@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fastdqn.config import Config
-from fastdqn.training.trainer import Loop
+from fastdqn.training.trainer import Trainer
 
 __all__ = ["result_of", "write_json_whole"]
 
 SCHEMA = 1
 
 
-def result_of(trainer: Loop, config: Config, env_id: str, status: str) -> dict[str, Any]:
+def result_of(trainer: Trainer, config: Config, env_id: str, status: str) -> dict[str, Any]:
     """Return the contents of result.json; numbers that do not exist yet are None.
 
     Args:
@@ -63,7 +63,7 @@ def result_of(trainer: Loop, config: Config, env_id: str, status: str) -> dict[s
     }
 
 
-def _returns(trainer: Loop) -> dict[str, Any]:
+def _returns(trainer: Trainer) -> dict[str, Any]:
     evaluation = trainer.evaluation
     return {
         "train_mean_100": _number(trainer.return_mean_100),

@@ -23,14 +23,14 @@ from fastdqn.reporting.run_directory import write_config
 from fastdqn.training.checkpoint import save_checkpoint
 from fastdqn.training.evaluation import Evaluation
 from fastdqn.training.events import Episode, EvaluationReport, Report
-from fastdqn.training.trainer import Loop
+from fastdqn.training.trainer import Trainer
 
-__all__ = ["RunRecord"]
+__all__ = ["RunRecorder"]
 
 POLICY = "the policy"
 
 
-class RunRecord:
+class RunRecorder:
     """Writes all files of a run but the plots: logs, checkpoints, config.json, result.json.
 
     A full disk costs the file that was being written, until there is room again. It is told
@@ -75,12 +75,12 @@ class RunRecord:
         )
         self._progress.start()
 
-    def saw_episodes(self, episodes: Sequence[Episode]) -> None:
+    def on_episodes(self, episodes: Sequence[Episode]) -> None:
         """Add them to episodes.csv."""
         with self._telling("episodes.csv", settles=False):
             self._episodes.write(episodes)
 
-    def saw_report(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         """Add a line to metrics.jsonl and move the progress on."""
         for name, metrics in self._metrics.items():
             with self._telling(name):
@@ -89,7 +89,7 @@ class RunRecord:
         if self._config.quiet:
             self.console.log(report_line(report, may_stop_early=self._may_stop_early))
 
-    def saw_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
+    def on_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
         """Say what the greedy policy reached, and add it to evaluations.csv."""
         found = EvaluationReport(
             env_steps=env_steps,
@@ -108,28 +108,28 @@ class RunRecord:
         if self._config.quiet:
             self.console.log(evaluation_line(found))
 
-    def saw_evaluating(self, done: int, episodes: int, steps: int) -> None:
+    def on_evaluation_progress(self, done: int, episodes: int, steps: int) -> None:
         """Say how far an evaluation has come."""
         self._progress.evaluating(done, episodes, steps)
         if self._config.quiet:
             self.console.log(evaluating_line(done, episodes, steps))
 
-    def saw_checkpoint(self, trainer: Loop) -> None:
+    def on_checkpoint(self, trainer: Trainer) -> None:
         """Save the policy and result.json; a failure is told and leaves the older ones."""
         with self._telling("episodes.csv"):
             self._episodes.flush()
         self.save(trainer, trainer.status)
 
-    def saw_restart(self, env_steps: int, told: str) -> None:
+    def on_restart(self, env_steps: int, message: str) -> None:
         """Say in a line that a worker was restarted, and in log.txt all that is known."""
-        first, *rest = told.splitlines()
+        first, *rest = message.splitlines()
         self.console.say(f"Restarted at env step {env_steps:,}: {first}", style="yellow")
         if rest:
             self.console.log("\n".join(rest))
 
-    def saw_compiled(self, env_steps: int, told: str) -> None:
+    def on_compiled(self, env_steps: int, message: str) -> None:
         """Say in a line what became of a compile beside the training."""
-        self.console.say(f"At env step {env_steps:,}: {told}")
+        self.console.say(f"At env step {env_steps:,}: {message}")
 
     def write_config(self, resolved: dict[str, object]) -> None:
         """Write config.json; where that fails, every `save` tries again.
@@ -141,7 +141,7 @@ class RunRecord:
         with self._telling("config.json"):
             write_config(self.run_dir, self._config, resolved)
 
-    def save(self, trainer: Loop, status: str) -> None:
+    def save(self, trainer: Trainer, status: str) -> None:
         """Write a checkpoint and result.json."""
         if "config.json" in self._lost:
             self.write_config(self._resolved)

@@ -77,8 +77,8 @@ def _compiler() -> str:
 
 def _fingerprint(source: Path, compiler: str) -> str:
     """Return what tells apart libraries that must not be exchanged."""
-    told = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    parts = (source.read_bytes(), repr((FLAGS, TUNINGS)).encode(), told, _processor().encode())
+    message = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    parts = (source.read_bytes(), repr((FLAGS, TUNINGS)).encode(), message, _processor().encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -86,8 +86,8 @@ def _processor() -> str:
     """Return the processor's kind and abilities, so that no library meets one that lacks some."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(errors="replace").splitlines() if info.exists() else []
-    told = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
-    return " ".join([platform.machine(), platform.processor(), *sorted(set(told))])
+    message = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+    return " ".join([platform.machine(), platform.processor(), *sorted(set(message))])
 
 
 def compile_c(source: Path, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where what was compiled for this machine is kept for the next run."""
+"""Where what was compiled for this machine is stored for the next run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["cache_dir", "keep", "kept"]
+__all__ = ["cache_dir", "store", "stored"]
 
 
 def cache_dir() -> Path:
@@ -16,15 +16,15 @@ def cache_dir() -> Path:
     return Path(home) / "fastdqn"
 
 
-def kept(name: str) -> bytes | None:
-    """Return what was kept under a name, or None."""
+def stored(name: str) -> bytes | None:
+    """Return what was stored under a name, or None."""
     try:
         return (cache_dir() / name).read_bytes()
     except OSError:
         return None
 
 
-def keep(name: str, content: bytes) -> None:
+def store(name: str, content: bytes) -> None:
     """Keep something under a name, whole or not at all; a folder that cannot be written is fine."""
     folder = cache_dir()
     with contextlib.suppress(OSError):

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from fastdqn.toolchain.disk_cache import keep, kept
+from fastdqn.toolchain.disk_cache import store, stored
 
 __all__ = ["FREE_SHARED", "KernelError", "Kernels", "Nvrtc", "why_no_nvrtc"]
 
@@ -140,10 +140,10 @@ def _found(source: Path, options: Sequence[str]) -> bytes:
     _nvrtc().nvrtcVersion(*map(ctypes.byref, numbers))
     parts = source.read_bytes(), repr(options).encode(), repr([n.value for n in numbers]).encode()
     name = f"{source.stem}-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:32]}.cubin"
-    code = kept(name)
+    code = stored(name)
     if code is None:
         code = _compiled(source, options)
-        keep(name, code)
+        store(name, code)
     return code
 
 
@@ -175,7 +175,7 @@ def _read(ask_size: Any, ask: Any, program: ctypes.c_void_p) -> bytes:
 def _check(answer: int, what: str) -> None:
     if not answer:
         return
-    told = ctypes.c_char_p()
-    _cuda().cuGetErrorString(answer, ctypes.byref(told))
-    reason = told.value.decode() if told.value else f"error {answer}"
+    message = ctypes.c_char_p()
+    _cuda().cuGetErrorString(answer, ctypes.byref(message))
+    reason = message.value.decode() if message.value else f"error {answer}"
     raise KernelError(f"the driver cannot {what}: {reason}")

@@ -58,14 +58,14 @@ def choose_ways(
         measure=partial(fastest_execution, learner, sampler, _due(sampler)),
         why_not_native=learner.why_not_native,
     )
-    learner.execute_as(mode, behind=asked == "auto")
+    learner.execute_as(mode, background=asked == "auto")
     learner.prepare(sampler.ring, sampler.batch_size, _due(sampler))
     if mode == "native" and learner.device.type == "cpu":
         policy.actor = NativeActor(policy.network)
     if learner.device.type != "cuda" or asked == "eager":
         return reason
-    _, told = fastest_actor(policy, sampler.replay.shown(), sampler.replay.shown_mask())
-    return f"{reason}; {told}"
+    _, message = fastest_actor(policy, sampler.replay.shown(), sampler.replay.shown_mask())
+    return f"{reason}; {message}"
 
 
 def fastest_execution(
@@ -85,16 +85,16 @@ def fastest_execution(
     Returns:
         The mode, and one clause that tells what was measured.
     """
-    restore = learner.state.keep()
+    restore = learner.state.snapshot()
 
     def run(way: str) -> Callable[[], object]:
         learner.execute_as(way)
         return lambda: learner.learn_sampled(sampler, updates)
 
     with sampler.rehearsal(), generators_kept():
-        best, told = _compare(candidates, run, learner.device, updates, restore)
+        best, message = _compare(candidates, run, learner.device, updates, restore)
     learner.keep_to(best)
-    return best, f"measured per update: {told}"
+    return best, f"measured per update: {message}"
 
 
 def learning_seconds(learner: Learner, sampler: Sampler | None) -> float:
@@ -109,7 +109,7 @@ def learning_seconds(learner: Learner, sampler: Sampler | None) -> float:
     """
     if sampler is None or learner.device.type != "cpu":
         return 0.0
-    restore, updates = learner.state.keep(), _due(sampler)
+    restore, updates = learner.state.snapshot(), _due(sampler)
     try:
         with sampler.rehearsal(), generators_kept():
             run = partial(learner.learn_sampled, sampler, updates)
@@ -159,9 +159,9 @@ def fastest_actor(
         return lambda: actor(obs, 0.5, uniform, action_mask).cpu()
 
     with generators_kept():
-        best, told = _compare(kinds, run, policy.network.flat.device, 1, lambda: None)
+        best, message = _compare(kinds, run, policy.network.flat.device, 1, lambda: None)
     policy.actor = actors[best]
-    return best, f"acting by {best}, measured per vector step: {told}"
+    return best, f"acting by {best}, measured per vector step: {message}"
 
 
 def _compare(

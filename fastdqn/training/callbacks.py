@@ -8,96 +8,96 @@ from typing import Any, Protocol
 from fastdqn.training.evaluation import Evaluation
 from fastdqn.training.events import Episode, Report
 
-__all__ = ["NullWitness", "Witness", "WitnessGroup"]
+__all__ = ["Callback", "CallbackList", "NullCallback"]
 
 
-class Witness(Protocol):
+class Callback(Protocol):
     """Whoever wants to know how the training goes."""
 
-    def saw_episodes(self, episodes: Sequence[Episode]) -> None:
+    def on_episodes(self, episodes: Sequence[Episode]) -> None:
         """Take the episodes that ended in the last vector step."""
 
-    def saw_report(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         """Take a periodic report."""
 
-    def saw_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
+    def on_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
         """Take the result of a greedy evaluation."""
 
-    def saw_evaluating(self, done: int, episodes: int, steps: int) -> None:
+    def on_evaluation_progress(self, done: int, episodes: int, steps: int) -> None:
         """Hear, every few seconds, how far an evaluation has come: episodes, env steps played."""
 
-    def saw_checkpoint(self, trainer: Any) -> None:
+    def on_checkpoint(self, trainer: Any) -> None:
         """Save the policy, at a checkpoint interval."""
 
-    def saw_restart(self, env_steps: int, told: str) -> None:
+    def on_restart(self, env_steps: int, message: str) -> None:
         """Hear that a worker was restarted, and why."""
 
-    def saw_compiled(self, env_steps: int, told: str) -> None:
+    def on_compiled(self, env_steps: int, message: str) -> None:
         """Hear that the updates run compiled from now on, or that they will not."""
 
 
-class NullWitness:
+class NullCallback:
     """Sees everything and tells nobody."""
 
-    def saw_episodes(self, episodes: Sequence[Episode]) -> None:
+    def on_episodes(self, episodes: Sequence[Episode]) -> None:
         """Ignore them."""
 
-    def saw_report(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         """Ignore it."""
 
-    def saw_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
+    def on_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
         """Ignore it."""
 
-    def saw_evaluating(self, done: int, episodes: int, steps: int) -> None:
+    def on_evaluation_progress(self, done: int, episodes: int, steps: int) -> None:
         """Ignore it."""
 
-    def saw_checkpoint(self, trainer: Any) -> None:
+    def on_checkpoint(self, trainer: Any) -> None:
         """Ignore it."""
 
-    def saw_restart(self, env_steps: int, told: str) -> None:
+    def on_restart(self, env_steps: int, message: str) -> None:
         """Ignore it."""
 
-    def saw_compiled(self, env_steps: int, told: str) -> None:
+    def on_compiled(self, env_steps: int, message: str) -> None:
         """Ignore it."""
 
 
-class WitnessGroup:
+class CallbackList:
     """Tells everything to several witnesses, in the order given."""
 
-    def __init__(self, *members: Witness) -> None:
+    def __init__(self, *members: Callback) -> None:
         self.members = members
 
-    def saw_episodes(self, episodes: Sequence[Episode]) -> None:
+    def on_episodes(self, episodes: Sequence[Episode]) -> None:
         """Pass them on."""
         for member in self.members:
-            member.saw_episodes(episodes)
+            member.on_episodes(episodes)
 
-    def saw_report(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         """Pass it on."""
         for member in self.members:
-            member.saw_report(report)
+            member.on_report(report)
 
-    def saw_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
+    def on_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
         """Pass it on."""
         for member in self.members:
-            member.saw_evaluation(env_steps, evaluation, reached)
+            member.on_evaluation(env_steps, evaluation, reached)
 
-    def saw_evaluating(self, done: int, episodes: int, steps: int) -> None:
+    def on_evaluation_progress(self, done: int, episodes: int, steps: int) -> None:
         """Pass it on."""
         for member in self.members:
-            member.saw_evaluating(done, episodes, steps)
+            member.on_evaluation_progress(done, episodes, steps)
 
-    def saw_checkpoint(self, trainer: Any) -> None:
+    def on_checkpoint(self, trainer: Any) -> None:
         """Pass it on."""
         for member in self.members:
-            member.saw_checkpoint(trainer)
+            member.on_checkpoint(trainer)
 
-    def saw_restart(self, env_steps: int, told: str) -> None:
+    def on_restart(self, env_steps: int, message: str) -> None:
         """Pass it on."""
         for member in self.members:
-            member.saw_restart(env_steps, told)
+            member.on_restart(env_steps, message)
 
-    def saw_compiled(self, env_steps: int, told: str) -> None:
+    def on_compiled(self, env_steps: int, message: str) -> None:
         """Pass it on."""
         for member in self.members:
-            member.saw_compiled(env_steps, told)
+            member.on_compiled(env_steps, message)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-__all__ = ["Mover"]
+__all__ = ["Rollout"]
 
 
-class Mover(Protocol):
+class Rollout(Protocol):
     """Whatever moves environments on and counts what they do: a rollout."""
 
     @property

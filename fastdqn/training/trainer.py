@@ -17,14 +17,14 @@ from typing import Any, NotRequired, TypedDict, Unpack
 
 from fastdqn.errors import NonFiniteError
 from fastdqn.learner.learner import Learner
-from fastdqn.training.callbacks import Witness
+from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import Evaluation, EvaluationStopped, Evaluator
 from fastdqn.training.events import Episode, Report
-from fastdqn.training.rollout import Mover
+from fastdqn.training.rollout import Rollout
 from fastdqn.training.schedules import ReplayRatio, Schedule
 from fastdqn.training.stopwatch import Stopwatch
 
-__all__ = ["Intervals", "Loop", "LoopSettings"]
+__all__ = ["Intervals", "Trainer", "TrainerSettings"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Intervals:
     target_episodes: int = 0
 
 
-class LoopSettings(TypedDict):
+class TrainerSettings(TypedDict):
     """What every loop is told.
 
     Attributes:
@@ -52,7 +52,7 @@ class LoopSettings(TypedDict):
         epsilon: Exploration over env steps and episodes.
         until: Env steps at which the run ends by itself.
         intervals: When to report, save and evaluate.
-        witness: Is told everything.
+        callback: Is told everything.
         evaluator: Plays greedy episodes; needed with `stop_at_return`.
         stop_at_return: Mean return of a full evaluation that ends the run.
         started: `time.perf_counter()` at the start of the command.
@@ -62,19 +62,19 @@ class LoopSettings(TypedDict):
     epsilon: Schedule
     until: int
     intervals: Intervals
-    witness: Witness
+    callback: Callback
     evaluator: NotRequired[Evaluator | None]
     stop_at_return: NotRequired[float | None]
     started: NotRequired[float | None]
 
 
-class Loop(ABC):
+class Trainer(ABC):
     """Trains until `until` env steps, a reached return, or `stop`.
 
     Args:
         rollout: Environments to rows.
         learner: Rows to weights.
-        settings: See `LoopSettings`.
+        settings: See `TrainerSettings`.
 
     Attributes:
         status: `running`, then `completed`, `solved` or `stopped`.
@@ -86,14 +86,14 @@ class Loop(ABC):
 
     def __init__(
         self,
-        rollout: Mover,
+        rollout: Rollout,
         learner: Learner,
-        **settings: Unpack[LoopSettings],
+        **settings: Unpack[TrainerSettings],
     ) -> None:
         self.rollout, self.learner = rollout, learner
         self.ratio, self.epsilon = settings["ratio"], settings["epsilon"]
         self.until, self.intervals = settings["until"], settings["intervals"]
-        self.witness, self.evaluator = settings["witness"], settings.get("evaluator")
+        self.callback, self.evaluator = settings["callback"], settings.get("evaluator")
         self.stop_at_return = settings.get("stop_at_return")
         started = settings.get("started")
         self.started = time.perf_counter() if started is None else started
@@ -111,7 +111,7 @@ class Loop(ABC):
         self._reported = (rollout.env_steps, 0.0)
         self._begun_at = rollout.env_steps
         if self.evaluator is not None:
-            self.evaluator.on_progress = self.witness.saw_evaluating
+            self.evaluator.on_progress = self.callback.on_evaluation_progress
             self.evaluator.stopped = lambda: self.status == "stopped"
 
     # The loop
@@ -129,8 +129,8 @@ class Loop(ABC):
         self.rollout.reset(seeds)
         self.startup_s = time.perf_counter() - self.started
         self.watch = Stopwatch()
-        told = [step for step in self._steps() if hasattr(step, "ready_after_s")]
-        self._compiling = [step for step in told if step.ready_after_s is None]
+        message = [step for step in self._steps() if hasattr(step, "ready_after_s")]
+        self._compiling = [step for step in message if step.ready_after_s is None]
 
     def _steps(self) -> Sequence[Any]:
         """Return the steps that may be compiled while the training runs."""
@@ -155,7 +155,7 @@ class Loop(ABC):
         if self.rollout.env_steps > self._reported[0]:
             report = self.report()
             self.peak_sps = self.peak_sps or report.sps
-            self.witness.saw_report(report)
+            self.callback.on_report(report)
 
     # By interval
 
@@ -163,10 +163,10 @@ class Loop(ABC):
         if _crossed(self.intervals.report, before, now):
             report = self.report()
             self.peak_sps = max(self.peak_sps, report.sps)
-            self.witness.saw_report(report)
+            self.callback.on_report(report)
             self._tell_compiled()
         if _crossed(self.intervals.checkpoint, before, now):
-            self.witness.saw_checkpoint(self)
+            self.callback.on_checkpoint(self)
         goal, running = self.stop_at_return, self.status == "running"
         if goal is not None and running and _crossed(self.intervals.evaluate, before, now):
             self._try_to_finish(goal)
@@ -179,25 +179,25 @@ class Loop(ABC):
         self.worker_restarts = rollout.num_restarts
         if self.status == "stopped":
             return  # a signal to all may have reached the workers first
-        for told in rollout.restarts[-new:]:
-            self.witness.saw_restart(self.rollout.env_steps, told)
+        for message in rollout.restarts[-new:]:
+            self.callback.on_restart(self.rollout.env_steps, message)
 
     def _tell_compiled(self) -> None:
         """Tell once what became of each step that a compiler works on."""
         for step in list(self._compiling):
-            told = step.failure and f"not compiled: {step.failure}"
-            if step.ready_after_s is not None and not told:
-                told = f"compiled after {step.ready_after_s:.0f} s"
-            if told:
+            message = step.failure and f"not compiled: {step.failure}"
+            if step.ready_after_s is not None and not message:
+                message = f"compiled after {step.ready_after_s:.0f} s"
+            if message:
                 self._compiling.remove(step)
-                self.witness.saw_compiled(self.rollout.env_steps, told)
+                self.callback.on_compiled(self.rollout.env_steps, message)
 
     def _count(self, episodes: list[Episode]) -> None:
         last = self.rollout.episodes
         if _crossed(self.intervals.target_episodes, last - len(episodes), last):
             self.learner.sync_target()
         self.returns.extend(episode.return_ for episode in episodes)
-        self.witness.saw_episodes(episodes)
+        self.callback.on_episodes(episodes)
 
     def _try_to_finish(self, goal: float) -> None:
         """Evaluate; a quick look first, and all episodes only where that look reaches the goal.
@@ -223,7 +223,7 @@ class Loop(ABC):
             self.status = "solved"
             self.solved_train_s = self.watch.train_s
             self.solved_total_s = time.perf_counter() - self.started
-        self.witness.saw_evaluation(self.rollout.env_steps, evaluation, reached)
+        self.callback.on_evaluation(self.rollout.env_steps, evaluation, reached)
 
     def evaluate_fully(self) -> None:
         """Play the full evaluation outside the loop, e.g. at its end."""
@@ -231,7 +231,7 @@ class Loop(ABC):
             self.watch.lap("other")
             self.evaluation = self.evaluator.full()
             self.watch.lap("evaluate")
-            self.witness.saw_evaluation(self.rollout.env_steps, self.evaluation, False)
+            self.callback.on_evaluation(self.rollout.env_steps, self.evaluation, False)
 
     def report(self) -> Report:
         """Look at the device and say how the training stands.

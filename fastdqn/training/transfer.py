@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastdqn.envs.workers.shared_block import Rows
+from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.transition import storage_dtype
 
 __all__ = [
@@ -68,7 +68,7 @@ class HostRows:
     final_action_mask: Array | None = None
 
 
-def host_rows(rows: Rows) -> HostRows:
+def host_rows(rows: SharedBlock) -> HostRows:
     """Return the arrays of `rows` that a replay stores; they alias it."""
     arrays = [rows.obs, rows.final_obs, rows.reward, rows.terminated, rows.truncated]
     if rows.action_mask.shape[1]:
@@ -79,7 +79,7 @@ def host_rows(rows: Rows) -> HostRows:
 class SharedTransfer:
     """The CPU's way: tensors over the rows' own memory, made once."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: SharedBlock) -> None:
         self._tensors = _tensors_over(rows)
 
     def load(self) -> DeviceRows:
@@ -98,7 +98,7 @@ class PackedTransfer:
         rows: Views of the device's memory, which `load` overwrites; they stay where they are.
     """
 
-    def __init__(self, rows: Rows, device: torch.device) -> None:
+    def __init__(self, rows: SharedBlock, device: torch.device) -> None:
         sources = _tensors_over(rows)
         kept = storage_dtype(rows.obs.dtype)
         parts = [sources.obs, sources.final_obs, sources.reward]
@@ -129,12 +129,12 @@ class PackedTransfer:
 Transfer = SharedTransfer | PackedTransfer
 
 
-def transfer_to(rows: Rows, device: torch.device) -> Transfer:
+def transfer_to(rows: SharedBlock, device: torch.device) -> Transfer:
     """Return the way from `rows` to `device`."""
     return SharedTransfer(rows) if device.type == "cpu" else PackedTransfer(rows, device)
 
 
-def _tensors_over(rows: Rows) -> DeviceRows:
+def _tensors_over(rows: SharedBlock) -> DeviceRows:
     arrays = [getattr(host_rows(rows), field.name) for field in fields(HostRows)]
     return DeviceRows(*(torch.from_numpy(np.asarray(a)) for a in arrays if a is not None))
 

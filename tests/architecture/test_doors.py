@@ -98,17 +98,17 @@ def test_a_file_is_named_after_what_is_in_it(path: Path) -> None:
 @each_file
 def test_a_file_is_short_or_says_at_its_top_why_it_is_not(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").count("\n")
-    told = " ".join((ast.get_docstring(tree_of(path)) or "").split())
-    assert lines <= MAX_FILE_LINES or "longer than" in told, f"{lines} lines"
+    message = " ".join((ast.get_docstring(tree_of(path)) or "").split())
+    assert lines <= MAX_FILE_LINES or "longer than" in message, f"{lines} lines"
 
 
 @each_file
 def test_functions_are_short(path: Path) -> None:
-    told = " ".join((ast.get_docstring(tree_of(path)) or "").split())
+    message = " ".join((ast.get_docstring(tree_of(path)) or "").split())
     for node in ast.walk(tree_of(path)):
         if isinstance(node, Function):
             lines = (node.end_lineno or 0) - node.lineno + 1
-            assert lines <= MAX_FUNCTION_LINES or "longer than" in told, f"{node.name}: {lines}"
+            assert lines <= MAX_FUNCTION_LINES or "longer than" in message, f"{node.name}: {lines}"
 
 
 @each_file
@@ -189,7 +189,7 @@ def test_a_public_name_can_be_imported_is_offered_at_home_and_documented(name: s
 
 def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'Trainer'"):
-        _ = fastdqn.Trainer
+        _ = fastdqn.HostTrainer
 
 
 def test_the_package_is_typed_for_others() -> None:
@@ -202,11 +202,11 @@ def test_a_run_starts_without_what_takes_seconds_to_load() -> None:
         "import sys, torch; before = set(sys.modules); import fastdqn.cli.train;"
         "print(*set(sys.modules) - before)"
     )
-    told = subprocess.run(
+    message = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    loaded = {name.partition(".")[0] for name in told.stdout.split()}
+    loaded = {name.partition(".")[0] for name in message.stdout.split()}
     assert "fastdqn" in loaded
     assert not loaded & {"tensordict", "matplotlib", "sympy", "pygame", "Box2D"}
     slow = ("torch._dynamo", "torch._inductor", "torch.distributed.fsdp")
-    assert not [name for name in told.stdout.split() if name.startswith(slow)]
+    assert not [name for name in message.stdout.split() if name.startswith(slow)]

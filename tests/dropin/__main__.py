@@ -76,11 +76,11 @@ def run(folder: Path, tests: tuple[str, ...], num_workers: int, arguments: list[
 
 def outcomes_of(lines: str) -> list[Outcome]:
     """Read what the plugin wrote; the last word on a test holds."""
-    told = {}
+    message = {}
     for line in lines.splitlines():
         outcome = Outcome(*line.split("\t"))
-        told[outcome.test] = outcome
-    return list(told.values())
+        message[outcome.test] = outcome
+    return list(message.values())
 
 
 def failures_of_ours(

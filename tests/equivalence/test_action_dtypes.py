@@ -15,7 +15,7 @@ from fastdqn import DQN, UsageError
 from fastdqn.envs.description import describe, describe_spaces
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.sources.source import make_source, source_of
-from fastdqn.envs.workers.allocation import Staff
+from fastdqn.envs.workers.allocation import Allocation
 from tests.drive import KINDS, MODES, vector_of
 from tests.unit.test_agent import small
 from tests.unruly import ActionEchoEnv
@@ -84,15 +84,20 @@ def test_every_dtype_and_start_gives_the_transitions_of_a_plain_loop(
 
 @pytest.mark.parametrize("space", FEW, ids=_name)
 @pytest.mark.parametrize(
-    ("vectorizer", "staff"),
-    [("grouped", Staff(1, 0)), ("grouped", Staff(2, 0)), ("grouped", Staff(1, 1)), ("async", None)],
+    ("vectorizer", "allocation"),
+    [
+        ("grouped", Allocation(1, 0)),
+        ("grouped", Allocation(2, 0)),
+        ("grouped", Allocation(1, 1)),
+        ("async", None),
+    ],
     ids=["1 worker", "2 workers", "a worker and the caller", "async"],
 )
 def test_processes_are_handed_the_same_actions(
-    vectorizer: str, staff: Staff | None, space: Any
+    vectorizer: str, allocation: Allocation | None, space: Any
 ) -> None:
     factory = partial(ActionEchoEnv, space)
-    source = make_source(vectorizer, factory, describe(factory), NUM_ENVS, staff=staff)
+    source = make_source(vectorizer, factory, describe(factory), NUM_ENVS, allocation=allocation)
     assert _by_source(source) == _plain_loop(space)
 
 

@@ -25,7 +25,7 @@ from fastdqn.networks.mlp import MLP
 from fastdqn.policies.actors import CapturedActor, HostActor
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
-from fastdqn.training.callbacks import NullWitness
+from fastdqn.training.callbacks import NullCallback
 from tests.emulated.card import has_compiler, make
 from tests.equivalence.test_native import replay_of
 from tests.fake_cuda import RecordingCuda
@@ -154,14 +154,14 @@ def test_a_copy_of_a_copy_and_of_several_agents_at_once_are_wholes() -> None:
         assert_same(all_of(each), all_of(agent))
 
 
-class CopiesAt(NullWitness):
+class CopiesAt(NullCallback):
     """Copies an agent in the middle of a training."""
 
     def __init__(self, agent: DQN, episode: int) -> None:
         self.agent, self.episode = agent, episode
         self.twin: DQN | None = None
 
-    def saw_episodes(self, episodes: Any) -> None:
+    def on_episodes(self, episodes: Any) -> None:
         if self.twin is None and any(episode.episode >= self.episode for episode in episodes):
             self.twin = copy.deepcopy(self.agent)
             self.shown = all_of(self.agent)
@@ -173,16 +173,16 @@ def test_a_copy_that_was_taken_in_the_middle_of_a_training_is_whole_and_goes_on(
 ) -> None:
     agent = DQN(CARTPOLE, execution="native", vectorizer=vectorizer, **SMALL)
     taken = CopiesAt(agent, 5)
-    agent.learn(600, witness=taken)
+    agent.learn(600, callback=taken)
     twin = taken.twin
     assert twin is not None
     assert_same(all_of(twin), taken.shown)
     assert_whole(twin)
-    told = twin.describe()
-    assert 0 < told["env_steps"] < agent.describe()["env_steps"]
-    assert told["updates"] == int(twin.learner.state.updates) > 0
+    message = twin.describe()
+    assert 0 < message["env_steps"] < agent.describe()["env_steps"]
+    assert message["updates"] == int(twin.learner.state.updates) > 0
     twin.learn(400)
-    assert twin.describe()["env_steps"] == told["env_steps"] + 400
+    assert twin.describe()["env_steps"] == message["env_steps"] + 400
     ratio = twin.config.replay_ratio
     assert twin.describe()["updates"] == int((twin.describe()["env_steps"] - 40) * ratio)
 
@@ -313,9 +313,9 @@ def test_pickling_and_shallow_copies_are_refused_with_the_way_out(name: str) -> 
         lambda: pickle.dumps({"among": [whole]}),
         lambda: torch.save(whole, io.BytesIO()),
     ):
-        with pytest.raises(UsageError, match=f"pickling {type(whole).__name__}") as told:
+        with pytest.raises(UsageError, match=f"pickling {type(whole).__name__}") as message:
             pickled()
-        assert told.value.way_out
+        assert message.value.way_out
     with pytest.raises(UsageError, match=r"copy\.deepcopy"):
         copy.copy(whole)
 

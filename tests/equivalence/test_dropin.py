@@ -184,7 +184,7 @@ def test_what_a_caller_holds_is_a_copy_or_the_vectors_own(
         first, _ = envs.reset(seed=1)
         kept = [leaf.copy() for leaf in leaves(first)]
         second = envs.step([0, 1, 2])[0]
-        told = {
+        message = {
             "same object": first is second,
             "the vector's": second is envs.observations,
             "same memory": [*map(np.shares_memory, leaves(first), leaves(second))],
@@ -192,12 +192,12 @@ def test_what_a_caller_holds_is_a_copy_or_the_vectors_own(
             "writable": [leaf.flags.writeable for leaf in leaves(second)],
         }
         envs.close()
-        return {**told, "after close": second}
+        return {**message, "after close": second}
 
     factories = scripted(NUM_ENVS, obs_space=FIXED[space])
     with side_by_side(factories, shared_memory=shared_memory, copy=copy) as pair:
-        told = both(pair, facts)
-    assert all(told["same memory"]) is not copy
+        message = both(pair, facts)
+    assert all(message["same memory"]) is not copy
 
 
 # Infos
@@ -258,7 +258,7 @@ STEP = methodcaller("step_async", [0, 1, 2])
 MEANWHILE: list[Question] = [
     STEP,
     methodcaller("reset_async"),
-    methodcaller("call_async", "told"),
+    methodcaller("call_async", "message"),
     methodcaller("set_attr", "colour", "red"),
     methodcaller("get_attr", "env_id"),
     methodcaller("render"),
@@ -270,17 +270,17 @@ CONVERSATIONS: dict[str, list[Question]] = {
     "waiting for nothing": WAITS,
     "a step is pending": [methodcaller("reset"), STEP, *MEANWHILE, *WAITS[1:], WAITS[0]],
     "a reset is pending": [methodcaller("reset_async", seed=3), *MEANWHILE, WAITS[0], WAITS[1]],
-    "a call is pending": [methodcaller("call_async", "told", 2, scale=3), *MEANWHILE, WAITS[2]],
+    "a call is pending": [methodcaller("call_async", "message", 2, scale=3), *MEANWHILE, WAITS[2]],
     "closed twice": [methodcaller("close"), methodcaller("close"), attrgetter("closed")],
     "closed": [methodcaller("close"), *MEANWHILE, *WAITS, methodcaller("reset"),
                methodcaller("step", [0, 1, 2]), attrgetter("np_random")],
     "closed while a step is pending": _close_with(STEP),
     "closed while a reset is pending": _close_with(methodcaller("reset_async")),
-    "closed while a call is pending": _close_with(methodcaller("call_async", "told")),
+    "closed while a call is pending": _close_with(methodcaller("call_async", "message")),
     "closed by force": [methodcaller("reset"), methodcaller("close", terminate=True)],
     "closed by force while a step is pending": _close_with(STEP, terminate=True),
     "closed within a time": _close_with(STEP, timeout=5),
-    "calls": [methodcaller("call", "told"), methodcaller("call", "told", 4, scale=2),
+    "calls": [methodcaller("call", "message"), methodcaller("call", "message", 4, scale=2),
               methodcaller("call", "env_id"), methodcaller("get_attr", "length")],
     "attributes": [methodcaller("set_attr", "colour", "red"), methodcaller("get_attr", "colour"),
                    methodcaller("set_attr", "colour", ["a", "b", "c"]),
@@ -357,8 +357,8 @@ def test_a_reset_mask_is_taken_or_refused_as_in_gymnasium(mask: Any) -> None:
 
 @pytest.mark.parametrize("call", ["step", "reset", "call"])
 def test_a_timeout_says_what_gymnasium_says(call: str) -> None:
-    starts = {"step": [0, 1, 2], "reset": None, "call": "told"}
-    naps = {"told" if call == "call" else call: 0.4}
+    starts = {"step": [0, 1, 2], "reset": None, "call": "message"}
+    naps = {"message" if call == "call" else call: 0.4}
     with side_by_side(scripted(NUM_ENVS, naps_s={} if call == "step" else naps)) as pair:
         if call == "step":
             both(pair, methodcaller("reset"))
@@ -397,7 +397,7 @@ def test_what_environments_raise_is_told_and_raised_as_in_gymnasium(
         both(pair, methodcaller("close"))
 
 
-@pytest.mark.parametrize("method", ["told", "render"])
+@pytest.mark.parametrize("method", ["message", "render"])
 def test_what_a_method_raises_is_raised_and_costs_no_environment(method: str) -> None:
     """Gymnasium's class shuts workers down."""
     factories = [partial(ScriptedEnv, i, fails=[method]) for i in range(NUM_ENVS)]
@@ -529,4 +529,4 @@ def test_environments_made_by_functions_of_the_caller_cross_to_the_workers() -> 
     factories = [lambda i=i: gym.wrappers.TimeLimit(Local(i), 2) for i in range(NUM_ENVS)]
     with side_by_side(factories) as pair:
         rolled(pair)
-        both(pair, methodcaller("call", "told", 1))
+        both(pair, methodcaller("call", "message", 1))

@@ -215,8 +215,8 @@ def test_choosing_batches_compiles_with_the_update_and_reads_the_ring_anew() -> 
     learner, eager = setting.build("eager"), setting.build("eager")
     samplers = [Sampler(ReplayBuffer(40, 2, (4,)), BATCH) for _ in range(2)]
 
-    def chosen(bits: Tensor) -> None:
-        learner._replayed(learner.state, samplers[1].ring, samplers[1].index(bits))
+    def chosen(random_bits: Tensor) -> None:
+        learner._replayed(learner.state, samplers[1].ring, samplers[1].index(random_bits))
 
     step = Compiled(chosen, learner.device)
     for number in range(60):

@@ -16,7 +16,7 @@ from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
 from fastdqn.training.events import Episode
 from fastdqn.training.tensor.block_plan import Block
-from fastdqn.training.tensor.rollout import FusedRollout
+from fastdqn.training.tensor.rollout import TensorRollout
 from tests.oracles import CounterRules
 from tests.tensor_oracles import PureCounter, TensorCounter
 
@@ -28,28 +28,28 @@ TRIED = (("whole", "compile"), ("whole", "native"), ("around", "native"))
 KINDS: dict[str, Any] = {"whole": PureCounter, "around": TensorCounter}
 
 
-def build(env: TensorEnv, execution: str) -> tuple[FusedRollout, Learner]:
+def build(env: TensorEnv, execution: str) -> tuple[TensorRollout, Learner]:
     torch.manual_seed(0)
     size = (env.single_observation_space.shape or ())[0]
     learner = Learner(MLP((size,), int(env.single_action_space.n), (8,), scale=0.1))
     learn = partial(learner.step, learner.state)
     given: dict[str, Any] = {"capacity": 40, "batch_size": 8, "seed": 3, "execution": execution}
     natively = partial(learner.natively, learner.state)
-    return FusedRollout(env, learner.network, learn, learn_natively=natively, **given), learner
+    return TensorRollout(env, learner.network, learn, learn_natively=natively, **given), learner
 
 
-def run(rollout: FusedRollout) -> tuple[list[Episode], list[Tensor]]:
+def run(rollout: TensorRollout) -> tuple[list[Episode], list[Tensor]]:
     """Do the iterations; return the episodes and the numbers that were drawn."""
     episodes, drawn = [], []
     for _ in range(ITERATIONS // BLOCK.repeats):
         episodes += rollout.advance(BLOCK, 0.6)
         call = rollout._calls[BLOCK]
-        drawn += [call.uniform.clone(), call.bits.clone()]
+        drawn += [call.uniform.clone(), call.random_bits.clone()]
     return episodes, drawn
 
 
 @pytest.fixture(scope="module")
-def twins() -> Iterator[dict[str, list[tuple[FusedRollout, Learner]]]]:
+def twins() -> Iterator[dict[str, list[tuple[TensorRollout, Learner]]]]:
     """By kind and way: an eager rollout and a fast one, which have done nothing yet."""
     yield {
         f"{name}, {way}": [build(KINDS[name](3, RULES), execution) for execution in ("eager", way)]
@@ -60,15 +60,15 @@ def twins() -> Iterator[dict[str, list[tuple[FusedRollout, Learner]]]]:
 
 @pytest.mark.parametrize(("name", "way"), TRIED)
 def test_fast_iterations_equal_eager_ones(
-    name: str, way: str, twins: dict[str, list[tuple[FusedRollout, Learner]]]
+    name: str, way: str, twins: dict[str, list[tuple[TensorRollout, Learner]]]
 ) -> None:
     (eager, eager_learner), (compiled, learner) = twins[f"{name}, {way}"]
     born = learner.state.online.clone()
-    told, drawn = run(eager)
+    message, drawn = run(eager)
     compiled_told, compiled_drawn = run(compiled)
     assert all(torch.equal(a, b) for a, b in zip(drawn, compiled_drawn, strict=True))
-    assert compiled_told == told
-    assert len(told) > 100
+    assert compiled_told == message
+    assert len(message) > 100
     for field in fields(eager.ring.ring):
         mine, theirs = getattr(compiled.ring.ring, field.name), getattr(eager.ring.ring, field.name)
         assert theirs is mine is None or torch.equal(mine, theirs), field.name
@@ -85,7 +85,7 @@ def test_fast_iterations_equal_eager_ones(
 
 @pytest.mark.parametrize(("name", "way"), TRIED)
 def test_nothing_compiles_again(
-    name: str, way: str, twins: dict[str, list[tuple[FusedRollout, Learner]]]
+    name: str, way: str, twins: dict[str, list[tuple[TensorRollout, Learner]]]
 ) -> None:
     rollout, learner = twins[f"{name}, {way}"][1]
     if not rollout.rows:
@@ -97,7 +97,7 @@ def test_nothing_compiles_again(
         rollout.reset([8])
         for epsilon in (0.0, 1.0, 0.3):
             rollout.advance(BLOCK, epsilon)
-            rollout.advance(Block(2, 1, rare=True), epsilon)
+            rollout.advance(Block(2, 1, uncompiled=True), epsilon)
     assert rollout.compile_s == seconds
 
 
@@ -116,7 +116,7 @@ def test_cartpole_compiles_whole_and_stores_what_it_steps() -> None:
     torch._dynamo.reset()
 
 
-def _state(rollout: FusedRollout) -> tuple[Tensor, ...]:
+def _state(rollout: TensorRollout) -> tuple[Tensor, ...]:
     assert isinstance(rollout.env, CartPole)
     state: tuple[Tensor, ...] = (*rollout.env.state, rollout._iteration.shown)
     return state

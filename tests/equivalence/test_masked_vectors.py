@@ -309,5 +309,5 @@ def test_a_restarted_environment_shows_its_own_mask_again(
     source.close()
     assert rollout.env_steps >= 12 * NUM_ENVS
     assert source.num_restarts >= 1
-    assert not any("Forbidden" in told for told in source.restarts)
+    assert not any("Forbidden" in message for message in source.restarts)
     assert_masked(everything_in(rollout.replay), RULES)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fastdqn.execution.compiled import CompiledInside
-from fastdqn.execution.cuda_graph import Captured
+from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.execution.meanwhile import Meanwhile
 from fastdqn.learner import ways
 from fastdqn.learner.learner import Learner
@@ -25,7 +25,7 @@ from fastdqn.replay import Sampler
 from fastdqn.training import autotune
 from fastdqn.training.autotune import choose_ways
 from fastdqn.training.tensor.block_plan import Block
-from fastdqn.training.tensor.rollout import FusedRollout
+from fastdqn.training.tensor.rollout import TensorRollout
 from fastdqn.training.tensor.torch_blocks import TorchBlocks
 from tests.clock import Clock
 from tests.compilers import HeldInductor
@@ -52,10 +52,10 @@ def inductor(monkeypatch: pytest.MonkeyPatch) -> HeldInductor:
     return HeldInductor(monkeypatch)
 
 
-def moving(learner: Learner, *, behind: bool = True) -> RecordingCuda:
+def moving(learner: Learner, *, background: bool = True) -> RecordingCuda:
     """Let a learner run by graphs of the stand-in, compiled when that is done."""
     cuda = RecordingCuda()
-    learner._ways[WAY] = learner._way(WAY, cuda, behind=behind)
+    learner._ways[WAY] = learner._way(WAY, cuda, background=background)
     learner.execute_as(WAY)
     return cuda
 
@@ -68,8 +68,8 @@ def assert_alike(learner: Learner, other: Learner) -> None:
 def captures(step: Any) -> tuple[int, int]:
     """Return how many graphs were recorded of the step as it is, and of the compiled one."""
     assert isinstance(step, Meanwhile)
-    assert isinstance(step._plain, Captured)
-    assert isinstance(step._fast, Captured)
+    assert isinstance(step._plain, CudaGraphStep)
+    assert isinstance(step._fast, CudaGraphStep)
     return step._plain.captures, step._fast.captures
 
 
@@ -164,10 +164,10 @@ def test_closed_a_learner_forgets_the_compile_and_goes_on_by_the_same_graphs(
 
 def test_what_was_asked_for_by_name_is_waited_for(inductor: HeldInductor) -> None:
     learner, sampler = OWN.build(), OWN.sampler()
-    moving(learner, behind=False)
+    moving(learner, background=False)
     inductor.go.set()
     learner.learn_sampled(sampler, 4)
-    assert isinstance(learner._sampled_step, Captured)
+    assert isinstance(learner._sampled_step, CudaGraphStep)
     assert inductor.calls == 4 * 4  # four updates, in three warm-ups and a recording
     assert (len(inductor.traces), learner._sampled_step.captures) == (1, 1)
 
@@ -187,9 +187,11 @@ def test_auto_starts_without_a_compiler_and_records_nothing_twice(
 
     learner._ways["eager"] = Way(slowly, learner._given)
     sampler = Sampler(OWN.replay(), BATCH, due=2)
-    told = choose_ways("auto", learner, Policy(learner.network), sampler, expected_updates=10**6)
+    message = choose_ways("auto", learner, Policy(learner.network), sampler, expected_updates=10**6)
     assert learner.execution == WAY
-    assert told.startswith("measured per update: cudagraph 0 us, eager 500 us; 1,000,000 updates")
+    assert message.startswith(
+        "measured per update: cudagraph 0 us, eager 500 us; 1,000,000 updates"
+    )
     learner.learn_sampled(sampler, 2)
     assert (cuda.captures(), inductor.calls) == (1, 0)
     inductor.finish()
@@ -205,20 +207,20 @@ RULES = CounterRules((2, 5, 1, 3), "alternating")
 BLOCKS = (Block(1, 1, 2), Block(1, 2), Block(1, 1, 2), Block(1, 2), Block(3, 0))
 
 
-def rollout_of(kind: str, way: str = "eager", **given: Any) -> tuple[FusedRollout, Learner]:
+def rollout_of(kind: str, way: str = "eager", **given: Any) -> tuple[TensorRollout, Learner]:
     """Build a rollout on the CPU that runs its blocks as it would on a card."""
     torch.manual_seed(0)
     env = KINDS[kind](3, RULES)
     learner = Learner(MLP((3,), int(env.single_action_space.n), (8,), scale=0.1))
     learn = partial(learner.step, learner.state)
-    rollout = FusedRollout(env, learner.network, learn, capacity=40, batch_size=8, seed=3)
+    rollout = TensorRollout(env, learner.network, learn, capacity=40, batch_size=8, seed=3)
     if way != "eager":
         parts = rollout._iteration, env, way, learner.state.written(), torch.device("cuda")
         rollout._blocks = TorchBlocks(*parts, **given)
     return rollout, learner
 
 
-def assert_same_rollouts(mine: FusedRollout, theirs: FusedRollout) -> None:
+def assert_same_rollouts(mine: TensorRollout, theirs: TensorRollout) -> None:
     for field in fields(theirs.ring.ring):
         one, other = getattr(mine.ring.ring, field.name), getattr(theirs.ring.ring, field.name)
         assert one is other is None or torch.equal(one, other), field.name
@@ -232,7 +234,7 @@ def test_blocks_do_what_eager_blocks_do_whenever_they_move(
     kind: str, moves_at: int, inductor: HeldInductor
 ) -> None:
     cuda = RecordingCuda()
-    rollout, learner = rollout_of(kind, WAY, behind=True, cuda=cuda)
+    rollout, learner = rollout_of(kind, WAY, background=True, cuda=cuda)
     plain, eager = rollout_of(kind)
     for number in range(15):
         block = BLOCKS[number % len(BLOCKS)]
@@ -244,8 +246,8 @@ def test_blocks_do_what_eager_blocks_do_whenever_they_move(
         else:
             inductor.finish()
         blocks = rollout._blocks
-    told = [step for step in blocks.compiling if step.ready_after_s]
-    assert len(told) == (1 if kind == "whole" else 3)
+    message = [step for step in blocks.compiling if step.ready_after_s]
+    assert len(message) == (1 if kind == "whole" else 3)
     assert all(step.failure is None for step in blocks.compiling)
     recorded, traced = cuda.captures(), len(inductor.traces)
     for block in BLOCKS:
@@ -260,13 +262,13 @@ def test_blocks_that_were_asked_for_by_name_wait(inductor: HeldInductor) -> None
     inductor.go.set()
     rollout.advance(BLOCKS[0], 0.5)
     assert isinstance(rollout._blocks, TorchBlocks)
-    assert isinstance(rollout._blocks._fast, Captured)
+    assert isinstance(rollout._blocks._fast, CudaGraphStep)
     assert inductor.calls == 2 * 4
 
 
 def test_blocks_whose_compile_fails_stay_captured_and_say_so(inductor: HeldInductor) -> None:
     cuda = RecordingCuda()
-    rollout, learner = rollout_of("whole", WAY, behind=True, cuda=cuda)
+    rollout, learner = rollout_of("whole", WAY, background=True, cuda=cuda)
     plain, eager = rollout_of("whole")
     for _ in range(4):
         assert rollout.advance(BLOCKS[0], 0.5) == plain.advance(BLOCKS[0], 0.5)

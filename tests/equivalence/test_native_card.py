@@ -26,7 +26,7 @@ from fastdqn.replay import ReplayBuffer, Ring, Sampler
 from fastdqn.toolchain.nvrtc import KernelError
 from fastdqn.training.tensor.block_plan import Block
 from fastdqn.training.tensor.native_graph import NativeGraph
-from fastdqn.training.tensor.rollout import FusedRollout
+from fastdqn.training.tensor.rollout import TensorRollout
 from fastdqn.training.tensor.torch_blocks import TorchBlocks
 from tests.compilers import HeldInductor
 from tests.emulated.card import EmulatedKernels, has_compiler, make, on_emulated_card
@@ -297,7 +297,7 @@ def test_a_block_by_the_cards_kernels_is_the_eager_block(
         size, actions = env.single_observation_space.shape or (), int(env.single_action_space.n)
         learner = Learner(MLP(size, actions, (16,)), learning_rate=1e-3)
         given: dict[str, Any] = {"capacity": 200, "batch_size": 12, "seed": 3}
-        rollout = FusedRollout(env, learner.network, partial(learner.step, learner.state), **given)
+        rollout = TensorRollout(env, learner.network, partial(learner.step, learner.state), **given)
         if way == "native":
             parts = rollout._iteration, env, way, learner.state.written(), rollout.device
             blocks = TorchBlocks(*parts, native=native_of(learner, "cpu"))

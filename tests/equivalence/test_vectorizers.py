@@ -107,11 +107,11 @@ def test_episodes_are_told_with_their_true_return_length_and_end(vector: Vector)
     rules = CounterRules(LENGTHS, "alternating")
     rollout = rollout_of(_source(vector, rules))
     rollout.reset(SEEDS)
-    told = roll(rollout, 100)
-    assert [episode.episode for episode in told] == list(range(1, len(told) + 1))
+    message = roll(rollout, 100)
+    assert [episode.episode for episode in message] == list(range(1, len(message) + 1))
     expected = _episodes_in(everything_in(rollout.replay))
-    assert sorted((e.return_, e.length, e.truncated) for e in told) == sorted(expected)
-    assert {e.truncated for e in told} == {True, False}
+    assert sorted((e.return_, e.length, e.truncated) for e in message) == sorted(expected)
+    assert {e.truncated for e in message} == {True, False}
 
 
 def _episodes_in(stored: Any) -> list[tuple[float, int, bool]]:
@@ -131,9 +131,9 @@ def test_a_reset_cuts_the_running_episodes_and_their_statistics(vector: Vector) 
     rollout.reset(SEEDS)
     assert roll(rollout, 3) == []
     rollout.reset(SEEDS)
-    told = roll(rollout, 5)
-    assert [episode.length for episode in told] == [5] * NUM_ENVS
-    assert [e.return_ for e in told] == [
+    message = roll(rollout, 5)
+    assert [episode.length for episode in message] == [5] * NUM_ENVS
+    assert [e.return_ for e in message] == [
         pytest.approx(sum(_rewards_of(rollout, env_id, episode=1))) for env_id in range(NUM_ENVS)
     ]
     assert len(rollout.replay) == rollout.env_steps == 8 * NUM_ENVS
@@ -285,8 +285,8 @@ def _rows_as_python(source: EnvSource, group: int) -> Iterator[_Row]:
         terminated, truncated = bool(rows.terminated[i]), bool(rows.truncated[i])
         within = source.resets_within_step and (terminated or truncated)
         last = rows.final_obs[i].tolist() if within else shown
-        told = (float(rows.reward[i]), last, terminated, truncated)
-        yield _Row(bool(rows.real[i]), told, shown)
+        message = (float(rows.reward[i]), last, terminated, truncated)
+        yield _Row(bool(rows.real[i]), message, shown)
 
 
 def _assert_same_as_plain_loop(source: EnvSource, factory: EnvFactory, steps: int) -> None:

@@ -92,8 +92,8 @@ def test_nothing_is_left_five_seconds_after_the_trainer_was_killed(tmp_path: Pat
     """
     with _trainer(TRAINER, tmp_path) as trainer:
         assert trainer.stdout is not None
-        told = [line.split(",") for line in trainer.stdout.readline().split(";")[:-1]]
-        workers = {int(pid): f"{context} {state}" for pid, context, state in told}
+        message = [line.split(",") for line in trainer.stdout.readline().split(";")[:-1]]
+        workers = {int(pid): f"{context} {state}" for pid, context, state in message}
         assert len(workers) == 19
         assert all(map(is_running, workers))
         trainer.kill()
@@ -222,10 +222,10 @@ def test_programs_of_environments_inherit_no_signal_that_is_blocked_or_ignored(
 ) -> None:
     with _trainer(GROUP, tmp_path, "spawn", "dies") as trainer:
         assert trainer.stdout is not None
-        told = ast.literal_eval("[" + trainer.stdout.readline().replace(") (", "), (") + "]")
+        message = ast.literal_eval("[" + trainer.stdout.readline().replace(") (", "), (") + "]")
         trainer.kill()
     heard = sum(1 << (number - 1) for number in HEARD_BY_PARENT)
-    assert [(blocked & heard, ignored & heard) for blocked, ignored in told] == [(0, 0)] * 2
+    assert [(blocked & heard, ignored & heard) for blocked, ignored in message] == [(0, 0)] * 2
 
 
 # Callers that forget to close

@@ -138,11 +138,11 @@ def test_files_that_cannot_grow_are_told_once_each_and_hold_whole_lines(
         timeout=60,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    told = [line for line in done.stdout.splitlines() if line.startswith("Could not write")]
-    assert [line for line in told if "File too large" not in line] == []
+    message = [line for line in done.stdout.splitlines() if line.startswith("Could not write")]
+    assert [line for line in message if "File too large" not in line] == []
     for what in ("the checkpoint of env step 200", "metrics.jsonl"):
-        assert len([line for line in told if what in line]) == 1
-    assert len([line for line in told if "checkpoint" in line]) == 1
+        assert len([line for line in message if what in line]) == 1
+    assert len([line for line in message if "checkpoint" in line]) == 1
     assert "Not written in run: " in done.stdout
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
     assert list((tmp_path / "run").rglob(".*")) == []

@@ -64,7 +64,7 @@ def step_until(envs: GroupedVectorEnv, restarted: bool) -> Any:
 # Gymnasium's methods
 
 
-class Loop:
+class Trainer:
     """Somebody's own loop over `step`: it leaves out what `infos["restarted"]` names."""
 
     def __init__(self, envs: GroupedVectorEnv) -> None:
@@ -103,7 +103,7 @@ def test_a_loop_over_step_can_leave_out_what_is_no_transition(
     envs = supervised(
         mortals(4, kills=0.01, raises=0.01), 2, autoreset_mode=mode, send_infos=send_infos
     )
-    loop = Loop(envs)
+    loop = Trainer(envs)
     while envs.num_restarts < 25:
         loop.step()
         time.sleep(0.0005)
@@ -241,7 +241,7 @@ def test_two_workers_that_hang_cost_one_deadline() -> None:
     assert 1.4 < time.monotonic() - start < 2.5
     assert infos["restarted"].all()
     assert envs.num_restarts == 3
-    assert all("has not answered within 1.5 s" in told for told in envs.restarts)
+    assert all("has not answered within 1.5 s" in message for message in envs.restarts)
     envs.close()
 
 
@@ -305,9 +305,9 @@ def test_what_an_environment_raised_is_told_in_one_line_and_in_full(error: Any) 
     envs = supervised(factories, 2, Supervision(max_restarts=0))
     envs.reset(seed=5)
     envs.step([0] * 4)
-    with pytest.raises(WorkerError) as told:
+    with pytest.raises(WorkerError) as message:
         envs.step([0, 0, 1, 0])
-    first, *rest, last = str(told.value).splitlines()
+    first, *rest, last = str(message.value).splitlines()
     name = error.func.__name__ if isinstance(error, partial) else error.__name__
     assert first.startswith("worker 1 (pid ")
     assert "environment 2 raised on action 1: " in first
@@ -329,7 +329,7 @@ def test_a_constructor_that_fails_later_is_given_up_after_growing_delays(
     flaw.touch()
     kill(envs, 0)
     start, steps = time.monotonic(), 0
-    with pytest.raises(WorkerError, match="It failed 4 times without a single step") as told:  # noqa: PT012 - nobody knows which step
+    with pytest.raises(WorkerError, match="It failed 4 times without a single step") as message:  # noqa: PT012 - nobody knows which step
         while True:
             envs.step([0, 0])
             steps += 1
@@ -341,7 +341,7 @@ def test_a_constructor_that_fails_later_is_given_up_after_growing_delays(
         "dies": "ended with SIGKILL",
         "hangs": "has not started within 0.5 s",
     }
-    assert reasons[how] in str(told.value).splitlines()[0]
+    assert reasons[how] in str(message.value).splitlines()[0]
     envs.close()
 
 

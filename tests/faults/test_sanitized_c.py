@@ -114,16 +114,16 @@ def test_the_kernels_of_the_card_stay_within_their_memory(tmp_path: Path) -> Non
 @needs_sanitizers
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("mutant", "told"),
+    ("mutant", "message"),
     [
         ("native: an observation read beyond its end", "AddressSanitizer: heap-buffer-overflow"),
         ("native: a part of the memory too small", "AddressSanitizer: use-after-poison"),
         ("native: a draw that no number bounds", "runtime error|AddressSanitizer"),
     ],
 )
-def test_the_sanitizers_see_what_goes_beyond_it(mutant: str, told: str, tmp_path: Path) -> None:
+def test_the_sanitizers_see_what_goes_beyond_it(mutant: str, message: str, tmp_path: Path) -> None:
     some = "outside_its_range" if "draw" in mutant else "schedule_of_the_learning_rate"
     files = (BINDING,) if "draw" in mutant else (NATIVE,)
     done = sanitized(tmp_path, *files, "-k", f"({some}) and not cuda", mutant=mutant)
     assert done.returncode != 0, report(done)
-    assert re.search(told, done.stdout + done.stderr), report(done)
+    assert re.search(message, done.stdout + done.stderr), report(done)

@@ -222,8 +222,8 @@ def test_an_environment_that_fails_is_named_and_the_policy_is_saved(
     assert train_faulty(env_id, run_dir) == 1
     out, err = capsys.readouterr()
     assert err == ""
-    (told,) = (line for line in out.splitlines() if "Failed: " in line)
-    assert FAILURES[env_id] in told
+    (message,) = (line for line in out.splitlines() if "Failed: " in line)
+    assert FAILURES[env_id] in message
     assert "Traceback" not in out
     assert "Traceback" in (run_dir / "log.txt").read_text()
     assert "Failed after 236 env steps" in out

@@ -115,9 +115,9 @@ def test_a_run_goes_on_after_a_crash_and_says_so_in_one_line(
     assert train(folder, env_id) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    (told,) = (line for line in out.splitlines() if "estart" in line)
+    (message,) = (line for line in out.splitlines() if "estart" in line)
     line = rf"Restarted at env step [\d,]+: {WORKER} {what}; in vector step 80, seeds? [\d, ]+"
-    assert re.search(line, told)
+    assert re.search(line, message)
     assert "Traceback" not in out
     assert ("Traceback" in (folder / "run" / "log.txt").read_text()) == ("Raises" in env_id)
     result = result_in(folder / "run")
@@ -144,8 +144,8 @@ def test_a_run_with_too_many_crashes_fails_in_one_line_and_saves(
     assert train(folder, env_id, f"--max-worker-restarts {allowed}", 100_000) == 1
     out, err = capsys.readouterr()
     assert err == ""
-    (told,) = (line for line in out.splitlines() if "Failed: " in line)
-    assert re.search(rf"Failed: {WORKER} {what}\. .*\(--max-worker-restarts {allowed}\)\.", told)
+    (message,) = (line for line in out.splitlines() if "Failed: " in line)
+    assert re.search(rf"Failed: {WORKER} {what}\. .*\(--max-worker-restarts {allowed}\)\.", message)
     assert "Traceback" not in out
     log = (folder / "run" / "log.txt").read_text()
     assert "Traceback" in log

@@ -160,10 +160,10 @@ def _crashing(**kwargs: Any) -> list[Callable[[], Any]]:
 
 
 def _assert_told(error: BaseException) -> None:
-    told = str(error)
-    assert re.match(r"environment 2 raised( on action \d)?:\nTraceback", told)
-    assert "oracles.py" in told
-    assert "out of luck" in told
+    message = str(error)
+    assert re.match(r"environment 2 raised( on action \d)?:\nTraceback", message)
+    assert "oracles.py" in message
+    assert "out of luck" in message
 
 
 @pytest.mark.parametrize("where", ["step", "reset"])

@@ -129,9 +129,9 @@ def test_on_the_host_are_the_actions_of_the_device(
 def test_the_fastest_actor_is_found_and_draws_nothing() -> None:
     policy = policy_of()
     before = policy._generator.get_state()
-    best, told = fastest_actor(policy, torch.zeros(6, 4, device="cuda"))
-    assert best in told
-    assert all(kind in told for kind in ("eager", "cudagraph", "native", "cpu copy"))
+    best, message = fastest_actor(policy, torch.zeros(6, 4, device="cuda"))
+    assert best in message
+    assert all(kind in message for kind in ("eager", "cudagraph", "native", "cpu copy"))
     assert torch.equal(policy._generator.get_state(), before)
     action: Tensor = policy.act(torch.zeros(6, 4, device="cuda"), 0.5)
     assert action.shape == (6,)

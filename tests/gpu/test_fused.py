@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from fastdqn.envs.tensor import make_tensor_env
-from fastdqn.execution.cuda_graph import Captured
+from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
 from fastdqn.training.tensor.block_plan import Block
-from fastdqn.training.tensor.rollout import FusedRollout
+from fastdqn.training.tensor.rollout import TensorRollout
 from fastdqn.training.tensor.torch_blocks import TorchBlocks
 
 pytestmark = pytest.mark.cuda
@@ -21,12 +21,12 @@ pytestmark = pytest.mark.cuda
 BLOCK = Block(1, 1, 4)
 
 
-def build(env_id: str, execution: str) -> tuple[FusedRollout, Learner]:
+def build(env_id: str, execution: str) -> tuple[TensorRollout, Learner]:
     torch.manual_seed(0)
     env = make_tensor_env(env_id, 8, torch.device("cuda"))
     size, actions = env.single_observation_space.shape or (), int(env.single_action_space.n)
     learner = Learner(MLP(size, actions, (16,)), device="cuda")
-    rollout = FusedRollout(
+    rollout = TensorRollout(
         env,
         learner.network,
         partial(learner.step, learner.state),
@@ -40,7 +40,7 @@ def build(env_id: str, execution: str) -> tuple[FusedRollout, Learner]:
     return rollout, learner
 
 
-def same_from_the_same_state(fast: FusedRollout, plain: FusedRollout) -> None:
+def same_from_the_same_state(fast: TensorRollout, plain: TensorRollout) -> None:
     """Rounding grows in such environments, so that blocks are compared one by one."""
     for field in fields(plain.ring.ring):
         mine, theirs = getattr(fast.ring.ring, field.name), getattr(plain.ring.ring, field.name)
@@ -57,7 +57,7 @@ def test_a_captured_block_is_the_eager_block(env_id: str) -> None:
     assert int(learner.state.updates) == int(eager.state.updates) == 200
     torch.testing.assert_close(learner.state.online, eager.state.online, rtol=1e-3, atol=1e-5)
     assert isinstance(fast._blocks, TorchBlocks)
-    assert isinstance(fast._blocks._fast, Captured)
+    assert isinstance(fast._blocks._fast, CudaGraphStep)
     assert fast._blocks._fast.captures == 1
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from fastdqn import DQN
 from fastdqn.execution import modes
-from fastdqn.execution.cuda_graph import Captured
+from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.execution.meanwhile import Meanwhile
-from fastdqn.training.callbacks import NullWitness
+from fastdqn.training.callbacks import NullCallback
 from fastdqn.training.tensor.torch_blocks import TorchBlocks
-from fastdqn.training.trainer import Loop
+from fastdqn.training.trainer import Trainer
 from tests.gpu.test_fused import BLOCK, build, same_from_the_same_state
 from tests.gpu.test_training import SMALL
 from tests.gpu.test_updates import no_waits
@@ -47,7 +47,7 @@ def rest() -> None:
 def test_updates_start_captured_and_move_with_the_same_numbers(name: str) -> None:
     setting = SETTINGS[name]
     learner, eager = (setting.build("eager", "cuda") for _ in range(2))
-    learner.execute_as(WAY, behind=True)
+    learner.execute_as(WAY, background=True)
     mine, theirs = (setting.sampler("cuda") for _ in range(2))
     (step,) = learner.compiling
     assert isinstance(step, Meanwhile)
@@ -72,7 +72,7 @@ def test_other_recordings_succeed_while_something_compiles() -> None:
     """As when an evaluation acts by a graph of its own."""
     setting = SETTINGS["convolutions, hard"]
     learner, sampler = setting.build("eager", "cuda"), setting.sampler("cuda")
-    learner.execute_as(WAY, behind=True)
+    learner.execute_as(WAY, background=True)
     learner.learn_sampled(sampler, 4)
     (step,) = learner.compiling
     recorded: list[float] = []
@@ -83,7 +83,7 @@ def test_other_recordings_succeed_while_something_compiles() -> None:
         def add(total: Tensor) -> None:
             total.add_(torch.ones_like(total))
 
-        Captured(add, lambda total: total.zero_)(total)
+        CudaGraphStep(add, lambda total: total.zero_)(total)
         recorded.append(float(total[0]))
 
     until(lambda: step.ready, record)
@@ -97,7 +97,7 @@ def test_other_recordings_succeed_while_something_compiles() -> None:
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1"])
 def test_blocks_start_captured_and_move_with_the_same_numbers(env_id: str, way: str) -> None:
     (fast, learner), (plain, eager) = build(env_id, "eager"), build(env_id, "eager")
-    fast.execute_as(way, behind=True)
+    fast.execute_as(way, background=True)
     assert isinstance(fast._blocks, TorchBlocks)
     step = fast._blocks.compiling[0]
     assert isinstance(step, Meanwhile)
@@ -113,7 +113,7 @@ def test_blocks_start_captured_and_move_with_the_same_numbers(env_id: str, way: 
     torch.testing.assert_close(learner.state.online, eager.state.online, rtol=1e-3, atol=1e-5)
 
 
-def moves(trainer: Loop, step: Meanwhile) -> None:
+def moves(trainer: Trainer, step: Meanwhile) -> None:
     """Train until the first update, which waits for nobody, and until the step has moved."""
     updates = trainer.learner.state.updates
     until(lambda: int(updates), trainer.vector_step)
@@ -128,7 +128,7 @@ def moves(trainer: Loop, step: Meanwhile) -> None:
 def test_auto_trains_a_network_of_ones_own_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modes, "WORTH_COMPILING_UPDATES", 1)
     agent = DQN("CartPole-v1", network=Branches(), **SMALL)
-    with agent.trainer(10**7, NullWitness()) as trainer:
+    with agent.trainer(10**7, NullCallback()) as trainer:
         assert agent.learner.execution == WAY
         assert "cudagraph" in agent.execution_reason
         (step,) = agent.learner.compiling
@@ -141,7 +141,7 @@ def test_auto_trains_a_network_of_ones_own_at_once(monkeypatch: pytest.MonkeyPat
 def test_auto_trains_in_tensor_environments_at_once(native: bool) -> None:
     given: dict[str, Any] = {**SMALL, "vectorizer": "tensor"}
     agent = DQN("CartPole-v1", network=None if native else Branches(), **given)
-    with agent.trainer(10**8, NullWitness()) as trainer:
+    with agent.trainer(10**8, NullCallback()) as trainer:
         assert agent.learner.execution == ("native" if native else WAY)
         rollout: Any = trainer.rollout
         trainer.begin(agent.env_seeds())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastdqn import DQN
-from fastdqn.envs.workers.shared_block import Rows, RowSpec
+from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.training.transfer import PackedTransfer
 
 pytestmark = pytest.mark.cuda
@@ -53,8 +53,8 @@ def test_auto_measures_and_tells() -> None:
     assert agent.learner.execution in {"eager", "cudagraph", "native"}
     assert "measured per update: " in agent.execution_reason
     assert "acting by " in agent.execution_reason
-    told = agent.execution_reason
-    assert agent.learn(400).execution_reason == told  # measured once
+    message = agent.execution_reason
+    assert agent.learn(400).execution_reason == message  # measured once
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
@@ -72,7 +72,7 @@ def test_tensor_environments_train_as_one_graph() -> None:
 
 
 def test_rows_arrive_whole_in_one_copy() -> None:
-    rows = Rows.allocate(RowSpec(6, (4,), "float32", num_masked=3))
+    rows = SharedBlock.allocate(RowSpec(6, (4,), "float32", num_masked=3))
     transfer = PackedTransfer(rows, torch.device("cuda"))
     rng = np.random.default_rng(0)
     for _ in range(5):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastdqn.execution.cuda_graph import Captured
+from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
 from fastdqn.replay import ReplayBuffer, Sampler
@@ -48,7 +48,7 @@ def no_waits() -> Iterator[None]:
 
 def captures(learner: Learner) -> int:
     step = learner._sampled_step
-    return step.captures if isinstance(step, Captured) else 0
+    return step.captures if isinstance(step, CudaGraphStep) else 0
 
 
 @pytest.mark.parametrize(("name", "way"), PAIRS)
@@ -187,10 +187,10 @@ def test_a_measurement_on_the_card_leaves_no_trace() -> None:
     before = written(learner.state)
     default = torch.cuda.get_rng_state()
     with nothing_left_in(sampler):
-        best, told = fastest_execution(learner, sampler, 4, ["eager", "cudagraph"])
+        best, message = fastest_execution(learner, sampler, 4, ["eager", "cudagraph"])
     assert best == learner.execution
-    assert "eager" in told
-    assert "cudagraph" in told
+    assert "eager" in message
+    assert "cudagraph" in message
     assert torch.equal(torch.cuda.get_rng_state(), default)
     for kept, now in zip(before, written(learner.state), strict=True):
         assert torch.equal(kept.nan_to_num(), now.nan_to_num())
@@ -206,9 +206,9 @@ def test_a_module_that_waits_is_told_and_left_out_and_the_learner_still_learns()
     torch.manual_seed(0)
     learner = Learner(Waiting((4,), 2, (8,)), device="cuda")
     sampler = Sampler(SETTINGS[MANY_SHAPES].replay("cuda"), BATCH)
-    best, told = fastest_execution(learner, sampler, 2, ["eager", "cudagraph"])
+    best, message = fastest_execution(learner, sampler, 2, ["eager", "cudagraph"])
     assert best == "eager"
-    assert "cudagraph cannot run" in told
+    assert "cudagraph cannot run" in message
     before = learner.state.online.clone()
     learner.learn_sampled(sampler, 4)
     assert int(learner.state.updates) == 4

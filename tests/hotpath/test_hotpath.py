@@ -21,13 +21,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdqn.envs.description import EnvDescription, describe_spaces
-from fastdqn.envs.workers.shared_block import Rows, RowSpec
+from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.actors import CapturedActor
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
-from fastdqn.training.host.rollout import Rollout
+from fastdqn.training.host.rollout import HostRollout
 from tests.fake_cuda import RecordingCuda, flat
 
 NUM_ENVS, OBS_SIZE, BATCH = 6, 4, 8
@@ -107,11 +107,11 @@ class RandomSource:
     def __init__(self, resets_within_step: bool, num_groups: int, num_masked: int) -> None:
         self.resets_within_step, self.num_groups = resets_within_step, num_groups
         spec = RowSpec(NUM_ENVS, (OBS_SIZE,), "float32", num_masked=num_masked)
-        self.rows = Rows.allocate(spec)
+        self.rows = SharedBlock.allocate(spec)
         self._rng = np.random.default_rng(0)
         self.actions: list[npt.NDArray[np.int64]] = []
 
-    def rows_of(self, group: int) -> Rows:
+    def rows_of(self, group: int) -> SharedBlock:
         size = NUM_ENVS // self.num_groups
         return self.rows.columns(group * size, (group + 1) * size)
 
@@ -158,7 +158,7 @@ class Parts:
         self.sampler = Sampler(self.replay, BATCH)
         self.policy = Policy(self.learner.network)
         self.source = RandomSource(resets_within_step, num_groups, num_masked)
-        self.rollout = Rollout(self.source, self.policy, self.replay)
+        self.rollout = HostRollout(self.source, self.policy, self.replay)
         self.rollout.reset(range(NUM_ENVS))
         for _ in range(12):
             self.vector_step()

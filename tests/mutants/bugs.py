@@ -33,12 +33,12 @@ from fastdqn.envs.space_check import SpaceCheck
 from fastdqn.envs.specs import construction
 from fastdqn.envs.workers import env_access, hosted_envs, local_pool, pool, supervised_pool
 from fastdqn.envs.workers.failures import EnvFailures
-from fastdqn.envs.workers.hosted_envs import Host
-from fastdqn.envs.workers.observation_writer import CheckedLine, NumberLine
+from fastdqn.envs.workers.hosted_envs import HostedEnvs
+from fastdqn.envs.workers.observation_writer import CheckedWriter, NumberWriter
 from fastdqn.envs.workers.supervised_pool import SupervisedPool
 from fastdqn.envs.workers.supervision import RestartBudget
 from fastdqn.execution import modes
-from fastdqn.execution.cuda_graph import Captured
+from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.execution.meanwhile import Meanwhile
 from fastdqn.foundation import copying, traces
 from fastdqn.learner import update
@@ -49,8 +49,8 @@ from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies import policy, predict
 from fastdqn.replay.buffer import ReplayBuffer
-from fastdqn.replay.final_observations import Finals
-from fastdqn.replay.valid_transitions import Starts
+from fastdqn.replay.final_observations import FinalObservations
+from fastdqn.replay.valid_transitions import ValidTransitions
 from fastdqn.training import evaluation, games, schedules
 from fastdqn.training.host import rollout
 from tests.mutants.native_bugs import plants
@@ -416,14 +416,14 @@ def cursor_off_by_one_at_the_wrap() -> None:
     LAWS + "resetting_within_the_step_or_in_the_next_one_stores_the_same_transitions",
 )
 def dead_rows_drawn() -> None:
-    right = Starts.append
-    exchange("append", lambda self, row, _real: right(self, row, None), Starts)
+    right = ValidTransitions.append
+    exchange("append", lambda self, row, _real: right(self, row, None), ValidTransitions)
 
 
 @turns_red(RING + "no_draw_starts_where_the_successor_is_not_written_yet")
 def newest_row_drawn_before_its_successor_is_written() -> None:
-    right = Starts.nth
-    exchange("nth", lambda self, n: right(self, n + self.row_size), Starts)
+    right = ValidTransitions.nth
+    exchange("nth", lambda self, n: right(self, n + self.row_size), ValidTransitions)
 
 
 @turns_red(
@@ -431,8 +431,8 @@ def newest_row_drawn_before_its_successor_is_written() -> None:
     RING + "capacity_is_reached_rounded_up_to_whole_vector_steps",
 )
 def oldest_row_drawn_after_it_was_overwritten() -> None:
-    right = Starts.forget
-    exchange("forget", lambda self, row: right(self, row - 1), Starts)
+    right = ValidTransitions.forget
+    exchange("forget", lambda self, row: right(self, row - 1), ValidTransitions)
 
 
 @turns_red(
@@ -451,12 +451,12 @@ def next_observation_taken_after_the_reset() -> None:
 
 @turns_red(RING + "when_final_frames_run_out_the_ring_holds_fewer_but_never_wrong_ones")
 def final_frames_overwritten_while_in_use() -> None:
-    right = Finals.give
+    right = FinalObservations.give
 
-    def give(self: Finals, row: int, count: int) -> Any:
+    def give(self: FinalObservations, row: int, count: int) -> Any:
         return right(self, row, count)[0], -1
 
-    exchange("give", give, Finals)
+    exchange("give", give, FinalObservations)
 
 
 @turns_red(RING + "a_cut_keeps_the_last_observation_of_running_episodes_only")
@@ -487,12 +487,12 @@ def final_observations_aliased() -> None:
 
 @turns_red(RING + "draws_are_uniform_although_episodes_are_of_very_different_lengths")
 def draws_that_prefer_old_transitions() -> None:
-    right = Starts.nth
+    right = ValidTransitions.nth
 
-    def nth(self: Starts, n: Tensor) -> Tensor:
+    def nth(self: ValidTransitions, n: Tensor) -> Tensor:
         return right(self, torch.minimum(n, n.flip(-1)))
 
-    exchange("nth", nth, Starts)
+    exchange("nth", nth, ValidTransitions)
 
 
 @turns_red(
@@ -545,34 +545,34 @@ def _anything(action_mask: Tensor, uniform: Tensor) -> Tensor:
     MASKED_VECTORS + "masks_in_the_block_of_our_own_vector_are_read_there_without_infos",
 )
 def last_mask_taken_after_the_reset() -> None:
-    right = Host._reset_one
+    right = HostedEnvs._reset_one
 
-    def reset_one(self: Host, i: int, *given: Any) -> Any:
+    def reset_one(self: HostedEnvs, i: int, *given: Any) -> Any:
         info = right(self, i, *given)
         self.rows.final_action_mask[i] = self.rows.action_mask[i]
         return info
 
-    exchange("_reset_one", reset_one, Host)
+    exchange("_reset_one", reset_one, HostedEnvs)
 
 
 @turns_red(HOST + "an_observation_of_another_shape_is_never_broadcast")
 def an_observation_broadcast_over_its_row() -> None:
-    def set_item(self: CheckedLine, _: slice, obs: Any) -> None:
+    def set_item(self: CheckedWriter, _: slice, obs: Any) -> None:
         self._row[...] = obs
 
-    exchange("__setitem__", set_item, CheckedLine)
+    exchange("__setitem__", set_item, CheckedWriter)
 
 
 @turns_red(HOST + "a_step_leaves_in_the_block_what_the_environments_tell[float32-SAME_STEP]")
 def a_last_observation_taken_after_the_reset() -> None:
-    right = Host._reset_one
+    right = HostedEnvs._reset_one
 
-    def reset_one(self: Host, i: int, *given: Any) -> Any:
+    def reset_one(self: HostedEnvs, i: int, *given: Any) -> Any:
         info = right(self, i, *given)
         self.rows.final_obs[i] = self.rows.obs[i]
         return info
 
-    exchange("_reset_one", reset_one, Host)
+    exchange("_reset_one", reset_one, HostedEnvs)
 
 
 @turns_red(NATIVE + "at_the_place_of_each_group_it_acts_as_anywhere")
@@ -611,13 +611,13 @@ def an_evaluation_that_ends_early_whatever_it_brought() -> None:
 
 @turns_red(MASKED_VECTORS + "made_sources_read_masks[grouped-0-1-MaskedCounterEnv]")
 def an_older_mask_kept_where_nothing_is_said() -> None:
-    right = Host._read_mask
+    right = HostedEnvs._read_mask
 
-    def read_mask(self: Host, i: int, info: dict[str, Any]) -> None:
+    def read_mask(self: HostedEnvs, i: int, info: dict[str, Any]) -> None:
         if "action_mask" in info:
             right(self, i, info)
 
-    exchange("_read_mask", read_mask, Host)
+    exchange("_read_mask", read_mask, HostedEnvs)
 
 
 @turns_red(MASKED_VECTORS + "masks_are_those_of_the_next_observation_and_no_action_is_forbidden")
@@ -625,8 +625,8 @@ def nothing_said_taken_for_nothing_allowed() -> None:
     """Gymnasium's infos hold zeros for environments that say nothing while others do."""
     right = VectorSource._read_masks
 
-    def read_masks(self: VectorSource, into: Any, told: Any, which: Any) -> None:
-        right(self, into, {key: told[key] for key in told if key != "_action_mask"}, which)
+    def read_masks(self: VectorSource, into: Any, message: Any, which: Any) -> None:
+        right(self, into, {key: message[key] for key in message if key != "_action_mask"}, which)
 
     exchange("_read_masks", read_masks, VectorSource)
 
@@ -636,25 +636,25 @@ def nothing_said_taken_for_nothing_allowed() -> None:
 
 @turns_red(GROUPS + "while_one_group_is_waited_for_the_others_step")
 def one_group_waited_for_before_the_next_is_sent() -> None:
-    def send(self: rollout.Rollout, epsilon: float) -> None:
+    def send(self: rollout.HostRollout, epsilon: float) -> None:
         group = self._waiting.popleft()
         shown, mask = self.replay.shown(group.index), self.replay.shown_mask(group.index)
         group.action = self.policy.act(shown, epsilon, mask)
         self.source.send(group.action.numpy(), group.index)
         self._stepping.append(group)
 
-    exchange("send", send, rollout.Rollout)
+    exchange("send", send, rollout.HostRollout)
 
 
 @turns_red(GROUPS + "every_environment_goes_through_what_it_does_in_a_single_group")
 def every_group_acts_for_the_first() -> None:
-    right = rollout.Rollout._choose_for
+    right = rollout.HostRollout._choose_for
 
-    def choose_for(self: rollout.Rollout, group: Any, epsilon: float) -> Any:
+    def choose_for(self: rollout.HostRollout, group: Any, epsilon: float) -> Any:
         group.shown = self._groups[0].shown
         return right(self, group, epsilon)
 
-    exchange("_choose_for", choose_for, rollout.Rollout)
+    exchange("_choose_for", choose_for, rollout.HostRollout)
 
 
 @turns_red(
@@ -662,14 +662,14 @@ def every_group_acts_for_the_first() -> None:
     GROUPS + "updates_per_env_step_are_exact_at_every_moment",
 )
 def a_step_of_one_group_counted_for_all() -> None:
-    right = rollout.Rollout.write
+    right = rollout.HostRollout.write
 
-    def write(self: rollout.Rollout) -> Any:
+    def write(self: rollout.HostRollout) -> Any:
         episodes = right(self)
         self.env_steps += self.source.num_envs - self.source.num_envs // self.source.num_groups
         return episodes
 
-    exchange("write", write, rollout.Rollout)
+    exchange("write", write, rollout.HostRollout)
 
 
 @turns_red(
@@ -688,12 +688,14 @@ def a_step_under_way_answers_the_next_reset() -> None:
 
 @turns_red(GROUPS + "a_nan_is_told_by_the_environments_own_number")
 def environments_numbered_within_their_group() -> None:
-    right = rollout.Rollout._refuse_if_bad
+    right = rollout.HostRollout._refuse_if_bad
 
-    def refuse(self: rollout.Rollout, what: str, values: Any, _: int = 0, envs: Any = None) -> None:
+    def refuse(
+        self: rollout.HostRollout, what: str, values: Any, _: int = 0, envs: Any = None
+    ) -> None:
         right(self, what, values, 0, envs)
 
-    exchange("_refuse_if_bad", refuse, rollout.Rollout)
+    exchange("_refuse_if_bad", refuse, rollout.HostRollout)
 
 
 # The hot path
@@ -835,11 +837,11 @@ def a_step_that_is_done_in_both_forms_where_it_moves() -> None:
 
 @turns_red(MEANWHILE + "a_move_that_fails_leaves_no_trace")
 def a_warm_up_that_fails_and_stays() -> None:
-    def rehearse(self: Captured, args: tuple[Any, ...], restore: Callable[[], None]) -> None:
+    def rehearse(self: CudaGraphStep, args: tuple[Any, ...], restore: Callable[[], None]) -> None:
         self._step(*args)
         restore()
 
-    exchange("_rehearse", rehearse, Captured)
+    exchange("_rehearse", rehearse, CudaGraphStep)
 
 
 @turns_red(MEANWHILE + "closed_it_forgets_what_is_not_ready_and_asks_for_nothing")
@@ -906,8 +908,8 @@ def the_sizes_that_a_file_claims_are_believed() -> None:
 def episodes_that_begin_again_after_loading() -> None:
     right = Persistent._go_on_from
 
-    def go_on_from(self: Persistent, told: SavedDescription) -> None:
-        right(self, replace(told, episodes=0))
+    def go_on_from(self: Persistent, message: SavedDescription) -> None:
+        right(self, replace(message, episodes=0))
 
     exchange("_go_on_from", go_on_from, Persistent)
 
@@ -941,8 +943,8 @@ def a_hard_target_whose_period_begins_again_after_loading() -> None:
 def the_first_episodes_again_after_loading() -> None:
     right = Persistent._go_on_from
 
-    def go_on_from(self: Persistent, told: SavedDescription) -> None:
-        right(self, replace(told, rounds=0))
+    def go_on_from(self: Persistent, message: SavedDescription) -> None:
+        right(self, replace(message, rounds=0))
 
     exchange("_go_on_from", go_on_from, Persistent)
 
@@ -990,12 +992,12 @@ def workers_restarted_for_what_no_restart_mends() -> None:
     SPACES + "an_observation_outside_its_space_ends_a_run_at_once",
 )
 def observations_copied_unseen() -> None:
-    def copied(self: CheckedLine | NumberLine, obs: Any) -> None:
+    def copied(self: CheckedWriter | NumberWriter, obs: Any) -> None:
         with np.errstate(all="ignore"):
-            row = self._row if isinstance(self, CheckedLine) else np.asarray(self._column)
-            row[... if isinstance(self, CheckedLine) else self._index] = np.asarray(obs)
+            row = self._row if isinstance(self, CheckedWriter) else np.asarray(self._column)
+            row[... if isinstance(self, CheckedWriter) else self._index] = np.asarray(obs)
 
-    exchange("__setitem__", lambda self, _, obs: copied(self, obs), CheckedLine, NumberLine)
+    exchange("__setitem__", lambda self, _, obs: copied(self, obs), CheckedWriter, NumberWriter)
 
 
 @turns_red(
@@ -1087,7 +1089,7 @@ def a_copy_that_writes_beside_its_ring() -> None:
 )
 def a_copy_that_forgets_how_far_it_was() -> None:
     def deepcopy(self: DQN, memo: dict[int, Any]) -> DQN:
-        twin = copying.copied(self, memo, shared=("_world", "description"), anew=("_rollout",))
+        twin = copying.copied(self, memo, shared=("_provider", "description"), anew=("_rollout",))
         twin._rollout = None
         return twin
 

@@ -96,13 +96,13 @@ EVERY = 8
 def test_every_place_is_loaded_or_refused_whatever_is_in_it(
     which: int, policies: list[Path], nowhere: Path
 ) -> None:
-    told = told_by(policies[which])
-    places = [*fields_of(told), ("env",), ("unheard_of",), ("config", "unheard_of")]
+    message = told_by(policies[which])
+    places = [*fields_of(message), ("env",), ("unheard_of",), ("config", "unheard_of")]
     refused = tried = 0
     for number, place in enumerate(places):
         alone = place[-1] in ENV if which == 0 else place == ("env",)
         for value in HOSTILE if alone else HOSTILE[number % EVERY :: EVERY]:
-            path = forge(policies[which], nowhere / "forged", replaced(told, place, value))
+            path = forge(policies[which], nowhere / "forged", replaced(message, place, value))
             refused += bool(load_or_refuse(path))
             tried += 1
     assert tried / 2 < refused < tried
@@ -114,8 +114,8 @@ def test_several_values_at_once_are_loaded_or_refused(
     data: st.DataObject, policies: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     source = data.draw(st.sampled_from(policies))
-    told = told_by(source)
-    places = fields_of(told)
+    message = told_by(source)
+    places = fields_of(message)
     junk = st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
         lambda inner: (
@@ -125,18 +125,18 @@ def test_several_values_at_once_are_loaded_or_refused(
     )
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.sampled_from(places))
-        if len(place) == 1 or isinstance(told["config"], dict):
-            told = replaced(told, place, data.draw(st.sampled_from(HOSTILE) | junk))
-    load_or_refuse(forge(source, tmp_path_factory.getbasetemp() / "several", told))
+        if len(place) == 1 or isinstance(message["config"], dict):
+            message = replaced(message, place, data.draw(st.sampled_from(HOSTILE) | junk))
+    load_or_refuse(forge(source, tmp_path_factory.getbasetemp() / "several", message))
 
 
 @pytest.mark.parametrize("place", [("env_id",), ("obs_shape",), ("num_actions",), ("network",)])
 def test_a_value_that_is_missing_is_refused_or_not_needed(
     place: tuple[str], policies: list[Path], nowhere: Path
 ) -> None:
-    told = told_by(policies[0])
-    del told[place[0]]
-    said = load_or_refuse(forge(policies[0], nowhere / "forged", told))
+    message = told_by(policies[0])
+    del message[place[0]]
+    said = load_or_refuse(forge(policies[0], nowhere / "forged", message))
     assert (place[0] == "env_id") == (not said)
 
 
@@ -187,9 +187,9 @@ def test_what_a_file_claims_is_compared_before_anything_is_built(
     monkeypatch.setattr(gym, "make", build)
     monkeypatch.setattr(torch.nn, "Linear", build)
     place, value, words = CLAIMS[name]
-    told = replaced(told_by(policies[0]), place, value)
+    message = replaced(told_by(policies[0]), place, value)
     with pytest.raises(FastDQNError) as refused:
-        DQN.load(forge(policies[0], nowhere / "forged", told))
+        DQN.load(forge(policies[0], nowhere / "forged", message))
     assert isinstance(refused.value, CheckpointError)
     assert re.search(words, str(refused.value))
 
@@ -247,8 +247,8 @@ def test_what_only_the_caller_may_name_is_printed_as_a_command(
 def test_a_ring_that_does_not_fit_is_refused_and_a_smaller_one_can_be_asked_for(
     policies: list[Path], nowhere: Path
 ) -> None:
-    told = replaced(told_by(policies[0]), ("config", "buffer_size"), 10**12)
-    path = forge(policies[0], nowhere / "forged", told)
+    message = replaced(told_by(policies[0]), ("config", "buffer_size"), 10**12)
+    path = forge(policies[0], nowhere / "forged", message)
     with pytest.raises(UsageError, match="buffer-size"):
         DQN.load(path)
     assert DQN.load(path, buffer_size=100).config.buffer_size == 100
@@ -349,8 +349,8 @@ def test_a_checkpoint_that_is_a_link_is_left_alone(policies: list[Path], nowhere
 def test_a_forged_run_is_refused_by_the_command_in_a_line(
     policies: list[Path], nowhere: Path
 ) -> None:
-    told = replaced(told_by(policies[0]), ("config", "env_id"), "forged_module:X-v0")
-    path = forge(policies[0], nowhere / "forged", told)
+    message = replaced(told_by(policies[0]), ("config", "env_id"), "forged_module:X-v0")
+    path = forge(policies[0], nowhere / "forged", message)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path])}
     command = [sys.executable, "-m", "fastdqn", "evaluate", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)

@@ -266,16 +266,16 @@ def test_an_environment_without_a_close_that_works_ends_no_run(
 def _in_daemon(connection: Any, num_workers: int | None, vectorizer: str) -> None:
     try:
         envs = GroupedVectorEnv([CartPoleEnv] * 2, num_workers=num_workers)
-        told: list[Any] = [envs.num_workers]
+        message: list[Any] = [envs.num_workers]
         envs.close()
-        told.append(DQN(CartPoleEnv, vectorizer=vectorizer, **TINY).learn(70)._env_steps)
-        connection.send(told)
+        message.append(DQN(CartPoleEnv, vectorizer=vectorizer, **TINY).learn(70)._env_steps)
+        connection.send(message)
     except Exception as error:
         connection.send(error)
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "vectorizer", "told"),
+    ("num_workers", "vectorizer", "message"),
     [
         (None, "grouped", [0, 70]),
         (0, "sync", [0, 70]),
@@ -284,7 +284,7 @@ def _in_daemon(connection: Any, num_workers: int | None, vectorizer: str) -> Non
     ],
 )
 def test_a_daemonic_process_steps_its_environments_by_itself(
-    num_workers: int | None, vectorizer: str, told: Any
+    num_workers: int | None, vectorizer: str, message: Any
 ) -> None:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -294,11 +294,11 @@ def test_a_daemonic_process_steps_its_environments_by_itself(
     process.start()
     answer = ours.recv()
     process.join()
-    if isinstance(told, str):
+    if isinstance(message, str):
         assert isinstance(answer, UsageError)
-        assert re.match(told, str(answer))
+        assert re.match(message, str(answer))
     else:
-        assert answer == told
+        assert answer == message
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fastdqn import DQN, CheckpointError, UsageError
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.execution.meanwhile import Meanwhile
-from fastdqn.training.callbacks import NullWitness
+from fastdqn.training.callbacks import NullCallback
 from fastdqn.training.events import Episode
 from tests.oracles import CounterEnv, CrashError, CrashingEnv, OffsetCounterEnv, OneStateEnv
 
@@ -50,13 +50,13 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-class Returns(NullWitness):
+class Returns(NullCallback):
     """Keeps the episodes that it sees."""
 
     def __init__(self) -> None:
         self.episodes: list[Episode] = []
 
-    def saw_episodes(self, episodes: Sequence[Episode]) -> None:
+    def on_episodes(self, episodes: Sequence[Episode]) -> None:
         self.episodes += episodes
 
 
@@ -85,9 +85,9 @@ def test_it_learns_in_whatever_makes_environments(make: Callable[[], Any]) -> No
     before = copies(agent)
     assert agent.learn(200) is agent
     assert not same(copies(agent), before)
-    told = agent.describe()
-    assert told["env_steps"] >= 200
-    assert told["updates"] == int((told["env_steps"] - 40) * 0.25)
+    message = agent.describe()
+    assert message["env_steps"] >= 200
+    assert message["updates"] == int((message["env_steps"] - 40) * 0.25)
 
 
 def test_it_learns_in_a_grouped_vector_of_the_callers_own(nothing_left: None) -> None:
@@ -159,16 +159,16 @@ def test_a_return_to_stop_at_needs_environments_to_evaluate_in() -> None:
 
 
 def test_a_later_call_goes_on_where_the_last_one_ended() -> None:
-    agent, witness = small(), Returns()
-    agent.learn(200, witness=witness)
-    first = len(witness.episodes)
-    agent.learn(300, witness=witness)
+    agent, callback = small(), Returns()
+    agent.learn(200, callback=callback)
+    first = len(callback.episodes)
+    agent.learn(300, callback=callback)
     assert agent.describe()["env_steps"] == 500
     assert agent.describe()["updates"] == (500 - 40) // 4
-    assert [episode.episode for episode in witness.episodes] == list(
-        range(1, len(witness.episodes) + 1)
+    assert [episode.episode for episode in callback.episodes] == list(
+        range(1, len(callback.episodes) + 1)
     )
-    assert witness.episodes[first].env_step > 200 >= witness.episodes[first - 1].env_step
+    assert callback.episodes[first].env_step > 200 >= callback.episodes[first - 1].env_step
 
 
 def test_a_later_call_starts_in_other_episodes() -> None:
@@ -391,9 +391,9 @@ def test_a_folder_without_a_policy_is_refused(tmp_path: Path) -> None:
 
 
 def trained(**settings: Any) -> tuple[dict[str, Tensor], list[Episode]]:
-    agent, witness = small(**settings), Returns()
-    agent.learn(600, witness=witness)
-    return copies(agent), witness.episodes
+    agent, callback = small(**settings), Returns()
+    agent.learn(600, callback=callback)
+    return copies(agent), callback.episodes
 
 
 def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_one_does_not() -> None:
@@ -447,7 +447,7 @@ def test_the_callers_generators_and_threads_are_left_alone(tmp_path: Path) -> No
 
 def test_the_loop_computes_with_the_threads_of_the_setting() -> None:
     threads = torch.get_num_threads()
-    with small(cpu_threads=threads + 1).trainer(100, NullWitness()):
+    with small(cpu_threads=threads + 1).trainer(100, NullCallback()):
         assert torch.get_num_threads() == threads + 1
     assert torch.get_num_threads() == threads
 
@@ -499,7 +499,7 @@ def test_a_later_call_on_a_card_takes_the_way_of_the_first_one_again() -> None:
     agent = small(execution="auto").learn(200)
     agent.learner.device = torch.device("cuda")  # so it says
     for chosen in ("compile", "eager"):
-        agent._chosen, told = chosen, agent.execution_reason
+        agent._chosen, message = chosen, agent.execution_reason
         agent._choose_execution(10**6)
-        assert (agent.learner.execution, agent.execution_reason) == (chosen, told)
+        assert (agent.learner.execution, agent.execution_reason) == (chosen, message)
     assert isinstance(agent.learner._ways["compile"].replayed, Meanwhile)

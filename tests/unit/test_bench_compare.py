@@ -81,8 +81,8 @@ def test_a_new_ratio_is_told_and_a_vanished_one_fails() -> None:
 
 def test_the_conclusion_names_each_failure() -> None:
     verdicts = compare([higher("a", 2.0), lower("b", 1.0)], [higher("a", 1.0), lower("b", 1.5)])
-    told = conclusion(verdicts)
-    assert told == "2 of 2 guarded ratios failed: a is 50% worse; b is 50% worse"
+    message = conclusion(verdicts)
+    assert message == "2 of 2 guarded ratios failed: a is 50% worse; b is 50% worse"
     assert conclusion(compare([higher("a", 1.0)], [higher("a", 1.0)])).startswith("No guarded")
 
 
@@ -112,10 +112,10 @@ def test_saved_ratios_are_read_again_and_can_be_read_by_people(tmp_path: Path) -
     assert content["not_run"] == {"torchrl": "missing"}
     assert content["provenance"] == HEADER
     assert content["groups"] == [{"title": "t", "rates": {"a": 1.0}}]
-    told = readable.read_text()
+    message = readable.read_text()
     for part in ("a machine", "commit abc", text, "| a x b | higher | 2.00 (1.00 to 3.00) | - |"):
-        assert part in told
-    assert "- torchrl: missing" in told
+        assert part in message
+    assert "- torchrl: missing" in message
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from benchmarks.loop_parts import PartsGroup
 from benchmarks.measure import Effort
 from benchmarks.update_modes import possible_modes
 from fastdqn.device import available_cores
-from fastdqn.training.host.trainer import Trainer
+from fastdqn.training.host.trainer import HostTrainer
 from fastdqn.training.stopwatch import ACTIVITIES, Stopwatch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -58,7 +58,7 @@ class _SleepyTrainer:
 
 def test_a_loop_timer_counts_env_steps_and_leaves_out_what_lies_between_timings() -> None:
     trainer = _SleepyTrainer()
-    timer = LoopTimer(cast(Trainer, trainer))
+    timer = LoopTimer(cast(HostTrainer, trainer))
     for _ in range(2):
         time.sleep(0.2)  # another thing is timed
         before, start = trainer.rollout.env_steps, time.perf_counter()

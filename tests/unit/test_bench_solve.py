@@ -59,10 +59,10 @@ def test_cold_runs_have_empty_caches_of_their_own(
         assert len({env[name] for name in CACHES}) == len(CACHES)
     first, second = (env[CACHES[0]] for _, env in command.calls)
     assert first != second
-    told = capsys.readouterr().out
-    assert "Caches cold" in told
-    assert "2 of 2 solved" in told
-    assert "fresh greedy mean 200.5" in told
+    message = capsys.readouterr().out
+    assert "Caches cold" in message
+    assert "2 of 2 solved" in message
+    assert "fresh greedy mean 200.5" in message
 
 
 def test_warm_runs_share_caches_that_a_run_not_counted_fills(
@@ -116,9 +116,9 @@ def test_the_first_update_is_before_the_first_report_that_knows_a_loss() -> None
 def test_a_row_has_a_cell_for_every_column() -> None:
     run = {"seed": 3, **RESULT, "seconds": split(RESULT["wall_s"], 24.0, None), "fresh_mean": 210}
     cells = row(run).strip("| ").split(" | ")
-    told = dict(zip(COLUMNS, cells, strict=True))
-    assert told["seed"] == "3"
-    assert told["command s"] == "24.0"
-    assert told["first update within s"] == "-"
-    assert told["fresh greedy mean"] == "210.0"
+    message = dict(zip(COLUMNS, cells, strict=True))
+    assert message["seed"] == "3"
+    assert message["command s"] == "24.0"
+    assert message["first update within s"] == "-"
+    assert message["fresh greedy mean"] == "210.0"
     assert summary([run]).startswith("1 of 1 solved; medians: 24.0 s from the command")

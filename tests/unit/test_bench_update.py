@@ -55,9 +55,9 @@ def test_a_wait_of_a_fifth_in_the_update_fails_the_comparison(
 ) -> None:
     slow_down(monkeypatch, "eager", 0.2)
     assert bench.main([*SHORT, "--base", str(base)]) == 1
-    told = capsys.readouterr().out
-    assert f"1 of 1 guarded ratios failed: {RATIO} is" in told
-    assert "WORSE, measured again" in told
+    message = capsys.readouterr().out
+    assert f"1 of 1 guarded ratios failed: {RATIO} is" in message
+    assert "WORSE, measured again" in message
 
 
 def test_a_wait_in_another_mode_is_none_of_this_ratios_business(
@@ -73,8 +73,8 @@ def test_a_wait_in_another_mode_is_none_of_this_ratios_business(
 def test_every_mode_is_possible_or_refused_with_its_reason() -> None:
     possible, refused = possible_modes(CPU)
     assert "eager" in possible
-    told = [name.removeprefix("update ") for name in refused]
-    assert sorted([*possible, *told, "auto"]) == sorted(EXECUTIONS)
+    message = [name.removeprefix("update ") for name in refused]
+    assert sorted([*possible, *message, "auto"]) == sorted(EXECUTIONS)
     assert refused["update cudagraph"].startswith("--execution cudagraph")
 
 

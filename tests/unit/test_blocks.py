@@ -71,24 +71,24 @@ def test_nearly_all_the_work_comes_in_blocks_that_are_worth_compiling(
     ratio: float, num_envs: int
 ) -> None:
     kinds = run(ratio, num_envs, 1_000, 100_000)
-    often = sum(kind.total_updates * count for kind, count in kinds.items() if not kind.rare)
-    assert len([kind for kind in kinds if not kind.rare]) <= 2
+    often = sum(kind.total_updates * count for kind, count in kinds.items() if not kind.uncompiled)
+    assert len([kind for kind in kinds if not kind.uncompiled]) <= 2
     assert often > 0.99 * ratio * 99_000 - 10
 
 
 def test_a_ratio_with_no_small_fraction_needs_two_kinds() -> None:
     kinds = run(0.123, 10, 0, 10_000)
-    assert {kind for kind in kinds if not kind.rare} == {Block(1, 1), Block(1, 2)}
+    assert {kind for kind in kinds if not kind.uncompiled} == {Block(1, 1), Block(1, 2)}
 
 
 def test_a_block_of_many_updates_comes_in_pieces_that_do_the_same() -> None:
-    block = Block(2, 37, 3, rare=True)
+    block = Block(2, 37, 3, uncompiled=True)
     pieces = block.pieces()
     assert pieces[:4] == [
-        Block(2, 5, rare=True),
-        Block(0, 16, rare=True),
-        Block(0, 16, rare=True),
-        Block(2, 5, rare=True),
+        Block(2, 5, uncompiled=True),
+        Block(0, 16, uncompiled=True),
+        Block(0, 16, uncompiled=True),
+        Block(2, 5, uncompiled=True),
     ]
     assert sum(piece.total_steps for piece in pieces) == block.total_steps
     assert sum(piece.total_updates for piece in pieces) == block.total_updates

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdqn.execution.cuda_graph import Captured
+from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.execution.trace import COMPILER
 from tests.fake_cuda import FakeStreams
 
@@ -72,7 +72,7 @@ class Counting:
         self._cuda.tape.append("step")
         self._cuda.launch(lambda: self.total.add_(amount * times))
 
-    def keep(self, times: int, amount: Tensor) -> Callable[[], None]:
+    def snapshot(self, times: int, amount: Tensor) -> Callable[[], None]:
         kept = self.total.clone()
         self._cuda.tape.append("keep")
 
@@ -83,10 +83,10 @@ class Counting:
         return restore
 
 
-def captured(**settings: Any) -> tuple[FakeCuda, Counting, Captured]:
+def captured(**settings: Any) -> tuple[FakeCuda, Counting, CudaGraphStep]:
     cuda = FakeCuda()
     counting = Counting(cuda)
-    return cuda, counting, Captured(counting.step, counting.keep, cuda=cuda, **settings)
+    return cuda, counting, CudaGraphStep(counting.step, counting.snapshot, cuda=cuda, **settings)
 
 
 def test_the_first_call_warms_up_aside_takes_it_back_records_and_replays() -> None:
@@ -138,7 +138,7 @@ class DisturbedCuda(FakeCuda):
 def test_a_recording_that_a_compiler_disturbs_is_made_another_time() -> None:
     cuda = DisturbedCuda()
     counting, amount = Counting(cuda), torch.ones(2)
-    step = Captured(counting.step, counting.keep, cuda=cuda, warmups=1)
+    step = CudaGraphStep(counting.step, counting.snapshot, cuda=cuda, warmups=1)
     with COMPILER:
         step(1, amount)
     assert counting.total.tolist() == [1.0, 1.0]
@@ -155,7 +155,7 @@ def test_a_recording_that_fails_by_itself_is_an_error() -> None:
     cuda = DisturbedCuda()
     counting = Counting(cuda)
     with pytest.raises(RuntimeError, match="during capture"):
-        Captured(counting.step, counting.keep, cuda=cuda)(1, torch.ones(2))
+        CudaGraphStep(counting.step, counting.snapshot, cuda=cuda)(1, torch.ones(2))
     assert counting.total.tolist() == [0.0, 0.0]
 
 
@@ -187,7 +187,7 @@ def test_generators_are_registered_before_the_capture_and_warming_up_draws_nothi
         cuda.tape.append("step")
         cuda.launch(lambda: place.uniform_(generator=generator))
 
-    captured_step = Captured(
+    captured_step = CudaGraphStep(
         step, lambda place: lambda: None, generators=[generator], warmups=1, cuda=cuda
     )
     captured_step(drawn)
@@ -204,7 +204,7 @@ def test_a_capture_that_fails_leaves_the_stream_as_it_was_and_can_be_tried_again
         cuda.launch(lambda: place.add_(1.0))
 
     total = torch.zeros(1)
-    captured_step = Captured(step, lambda place: place.zero_, cuda=cuda)
+    captured_step = CudaGraphStep(step, lambda place: place.zero_, cuda=cuda)
     with pytest.raises(RuntimeError, match="capturing"):
         captured_step(total)
     assert cuda.tape[-1] == "main is current again"
@@ -218,7 +218,7 @@ def test_a_capture_that_fails_leaves_the_stream_as_it_was_and_can_be_tried_again
 def test_a_captured_step_equals_a_plain_one_on_the_gpu() -> None:
     total, amount = torch.zeros(4, device="cuda"), torch.ones(4, device="cuda")
 
-    def keep(amount: Tensor) -> Callable[[], None]:
+    def snapshot(amount: Tensor) -> Callable[[], None]:
         kept = total.clone()
 
         def restore() -> None:
@@ -229,7 +229,7 @@ def test_a_captured_step_equals_a_plain_one_on_the_gpu() -> None:
     def add(amount: Tensor) -> None:
         total.add_(amount)
 
-    step = Captured(add, keep)
+    step = CudaGraphStep(add, snapshot)
     for number in range(5):
         amount.fill_(float(number))
         step(amount)

@@ -319,8 +319,8 @@ def test_all_that_cannot_be_read_is_named_newest_first(tmp_path: Path) -> None:
         (step(tmp_path, env_steps, NEW) / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(CheckpointError) as refused:
         newest_checkpoint(tmp_path)
-    told = str(refused.value)
-    assert 0 < told.index("step-000000000200") < told.index("step-000000000100")
+    message = str(refused.value)
+    assert 0 < message.index("step-000000000200") < message.index("step-000000000100")
 
 
 @pytest.mark.parametrize("made", [False, True])
@@ -357,8 +357,8 @@ def test_a_pickle_in_the_tensors_place_is_refused_and_not_run(
     bomb = pickle.dumps(_Bomb())
     digest = checkpoint._digest(bomb, description(OLD))
     (tmp_path / "policy" / "model.safetensors").write_bytes(bomb)
-    told = {**description(OLD), "schema": 1, "sha256": digest}
-    (tmp_path / "policy" / "policy.json").write_text(json.dumps(told))
+    message = {**description(OLD), "schema": 1, "sha256": digest}
+    (tmp_path / "policy" / "policy.json").write_text(json.dumps(message))
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_policy(tmp_path / "policy")
     assert entries(tmp_path) == {"policy"}
@@ -385,13 +385,13 @@ def test_shapes_that_do_not_fit_the_file_are_refused(tmp_path: Path, shape: str)
     write(tmp_path / "policy", OLD)
     content = save(parameters(OLD)).replace(b'"shape":[2]', f'"shape":{shape}'.encode())
     content = (len(content) - 8 - 24).to_bytes(8, "little") + content[8:]
-    told = {
+    message = {
         **description(OLD),
         "schema": 1,
         "sha256": checkpoint._digest(content, description(OLD)),
     }
     (tmp_path / "policy" / "model.safetensors").write_bytes(content)
-    (tmp_path / "policy" / "policy.json").write_text(json.dumps(told))
+    (tmp_path / "policy" / "policy.json").write_text(json.dumps(message))
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_policy(tmp_path / "policy")
 

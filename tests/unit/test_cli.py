@@ -414,10 +414,10 @@ def test_doctor_tells_versions_devices_and_limits(
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    told = {line[:14].strip(): line[14:].strip() for line in lines}
-    assert told["fastdqn"] == __version__
+    message = {line[:14].strip(): line[14:].strip() for line in lines}
+    assert message["fastdqn"] == __version__
     for what in ("python", "torch", "machine", "cores", "memory", "CUDA", "MPS", "open files"):
-        assert told[what]
+        assert message[what]
 
 
 def test_doctor_says_what_is_missing(
@@ -513,16 +513,16 @@ def test_plot_draws_the_pictures_again(
     assert sorted(map(str, (run / "plots").iterdir())) == drawn
 
 
-@pytest.mark.parametrize(("workers", "told"), [(2, False), (3, True)])
+@pytest.mark.parametrize(("workers", "message"), [(2, False), (3, True)])
 def test_more_workers_than_cores_are_told(
-    workers: int, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workers: int, message: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorded_run, "available_cores", lambda: 2)
     console = Console(tmp_path / "log.txt")
     recorded_run._tell_crowded(console, workers)
     console.close()
     said = (tmp_path / "log.txt").read_text()
-    assert ("3 workers share 2 cores and take turns; --num-workers 1 leaves" in said) is told
+    assert ("3 workers share 2 cores and take turns; --num-workers 1 leaves" in said) is message
 
 
 @pytest.mark.parametrize(

@@ -205,8 +205,8 @@ def test_choices_are_held_in_python_too(field: Any) -> None:
     for choice in choices_of(field):
         changes: dict[str, Any] = {field.name: choice}
         replace(ample, **changes)
-    told = refusal(field.name, "nonsense")
-    assert told.way_out == f"Choose {', '.join(choices_of(field))}."
+    message = refusal(field.name, "nonsense")
+    assert message.way_out == f"Choose {', '.join(choices_of(field))}."
 
 
 def test_optional_settings_may_be_none_and_others_may_not() -> None:

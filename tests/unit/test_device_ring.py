@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastdqn.errors import UsageError
 from fastdqn.replay import gather
-from fastdqn.replay.functional_ring import MAX_BITS, DeviceRing
+from fastdqn.replay.functional_ring import MAX_BITS, FunctionalRing
 from tests.hotpath.test_hotpath import Calls, Operations
 
 
@@ -22,7 +22,7 @@ from tests.hotpath.test_hotpath import Calls, Operations
 class Reference:
     """A ring of plain tuples, fed alike. Observations are serial numbers, never used twice."""
 
-    ring: DeviceRing
+    ring: FunctionalRing
     kept: list[list[tuple[Any, ...]]] = field(default_factory=list)
     serial: int = 0
     shown: list[int] = field(default_factory=list)
@@ -63,7 +63,7 @@ def column(numbers: list[int]) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float32).unsqueeze(1)
 
 
-def drawable(ring: DeviceRing, count: int) -> list[tuple[Any, ...]]:
+def drawable(ring: FunctionalRing, count: int) -> list[tuple[Any, ...]]:
     """Return what the draw yields for the bits 0 ... count - 1."""
     batch = gather(ring.ring, ring.draw(torch.arange(count)))
     columns = [column.reshape(count).tolist() for column in batch.tensors()]
@@ -71,19 +71,19 @@ def drawable(ring: DeviceRing, count: int) -> list[tuple[Any, ...]]:
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> tuple[DeviceRing, list[list[int] | None]]:
+def histories(draw: st.DrawFn) -> tuple[FunctionalRing, list[list[int] | None]]:
     """Draw a ring, and what happens to it: rows of ends, or None for a reset of all."""
     num_envs = draw(st.integers(1, 4))
     capacity = draw(st.integers(1, 6 * num_envs))
     row = st.lists(st.integers(0, 2), min_size=num_envs, max_size=num_envs)
     events = draw(st.lists(st.one_of(row, row, row, st.none()), max_size=20))
-    return DeviceRing(capacity, num_envs, (1,)), events
+    return FunctionalRing(capacity, num_envs, (1,)), events
 
 
 @given(histories())
 @settings(max_examples=200, deadline=None)
 def test_what_can_be_drawn_is_what_a_plain_list_would_hold_in_order(
-    history: tuple[DeviceRing, list[list[int] | None]],
+    history: tuple[FunctionalRing, list[list[int] | None]],
 ) -> None:
     ring, events = history
     reference = Reference(ring)
@@ -103,7 +103,7 @@ def test_what_can_be_drawn_is_what_a_plain_list_would_hold_in_order(
 @given(histories(), st.integers(1, 5))
 @settings(max_examples=50, deadline=None)
 def test_what_was_written_on_trial_can_be_undone(
-    history: tuple[DeviceRing, list[list[int] | None]], trial: int
+    history: tuple[FunctionalRing, list[list[int] | None]], trial: int
 ) -> None:
     ring, events = history
     reference = Reference(ring)
@@ -113,7 +113,7 @@ def test_what_was_written_on_trial_can_be_undone(
             reference.write(event)
     want, shown = reference.all(), reference.shown
     before = [tensor.clone() for tensor in tensors(ring)]
-    restore = ring.keep(trial)
+    restore = ring.snapshot(trial)
     for turn in range(trial):
         reference.write([turn % 3] * ring.num_envs)
     restore()
@@ -125,29 +125,29 @@ def test_what_was_written_on_trial_can_be_undone(
     assert drawable(ring, len(held) + ring.num_envs) == [*held, *reference.all()]
 
 
-def tensors(ring: DeviceRing) -> list[Tensor]:
+def tensors(ring: FunctionalRing) -> list[Tensor]:
     held = (getattr(ring.ring, item.name) for item in fields(ring.ring))
     return [ring.row, *(tensor for tensor in held if tensor is not None)]
 
 
 @pytest.mark.parametrize("rows", [3, 10])
 def test_draws_are_uniform(rows: int) -> None:
-    ring = DeviceRing(12, 2, (1,))
+    ring = FunctionalRing(12, 2, (1,))
     reference = Reference(ring)
     reference.begin()
     for _ in range(rows):
         reference.write([1, 0])
     places = min(2 * rows, 12)
-    bits = torch.randint(MAX_BITS, (20_000,), generator=torch.Generator().manual_seed(0))
-    counts = Counter(ring.draw(bits).tolist())
-    expected = len(bits) / places
+    random_bits = torch.randint(MAX_BITS, (20_000,), generator=torch.Generator().manual_seed(0))
+    counts = Counter(ring.draw(random_bits).tolist())
+    expected = len(random_bits) / places
     chi_square = sum((count - expected) ** 2 / expected for count in counts.values())
     assert len(counts) == places
     assert chi_square < 35  # 0.999 quantile for 11 degrees of freedom: 31
 
 
 def test_the_largest_bits_and_the_longest_runs_stay_in_range() -> None:
-    ring = DeviceRing(12, 2, (1,))
+    ring = FunctionalRing(12, 2, (1,))
     ring.row.fill_(2**40)
     index = ring.draw(torch.tensor([0, MAX_BITS - 1, 2**53 + 1]))
     head = 2**40 % 7 * 2
@@ -157,18 +157,18 @@ def test_the_largest_bits_and_the_longest_runs_stay_in_range() -> None:
 
 def test_a_ring_that_does_not_fit_is_refused() -> None:
     with pytest.raises(UsageError, match=r"--buffer-size.* fits"):
-        DeviceRing(10**12, 4, (84, 84), torch.uint8)
+        FunctionalRing(10**12, 4, (84, 84), torch.uint8)
     with pytest.raises(UsageError, match="--num-envs 0"):
-        DeviceRing(8, 0, (1,))
+        FunctionalRing(8, 0, (1,))
 
 
 def test_capacity_is_rounded_up_to_whole_rows() -> None:
-    ring = DeviceRing(9, 4, (1,))
+    ring = FunctionalRing(9, 4, (1,))
     assert (ring.capacity, ring.num_rows, len(ring.ring.frames)) == (12, 4, 32)
 
 
 def test_nothing_looks_at_the_device_or_makes_float64() -> None:
-    ring = DeviceRing(8, 2, (1,))
+    ring = FunctionalRing(8, 2, (1,))
     flags = torch.zeros(2, dtype=torch.bool)
     step = (torch.zeros(2, dtype=torch.int64), torch.zeros(2), flags, flags)
     with Operations() as operations, Calls() as calls:
@@ -182,20 +182,23 @@ def test_nothing_looks_at_the_device_or_makes_float64() -> None:
 
 
 def test_writing_and_drawing_compile_whole_and_change_nothing_else() -> None:
-    ring, twin = DeviceRing(6, 2, (1,)), DeviceRing(6, 2, (1,))
+    ring, twin = FunctionalRing(6, 2, (1,)), FunctionalRing(6, 2, (1,))
     drawn = torch.zeros(4, dtype=torch.int64)
 
-    def turn(obs: Tensor, flags: Tensor, bits: Tensor) -> None:
-        ring.write(bits[:2], obs[:, 0], flags, flags, obs, obs + 0.5)
-        drawn.copy_(ring.draw(bits))
+    def turn(obs: Tensor, flags: Tensor, random_bits: Tensor) -> None:
+        ring.write(random_bits[:2], obs[:, 0], flags, flags, obs, obs + 0.5)
+        drawn.copy_(ring.draw(random_bits))
 
     compiled = torch.compile(turn, fullgraph=True, dynamic=False, backend="aot_eager")
     for number in range(9):
         obs = column([4 * number, 4 * number + 2])
-        flags, bits = torch.tensor([number % 2 == 0, number % 3 == 0]), torch.arange(4) + number
-        compiled(obs, flags, bits)
-        twin.write(bits[:2], obs[:, 0], flags, flags, obs, obs + 0.5)
-        assert torch.equal(drawn, twin.draw(bits))
+        flags, random_bits = (
+            torch.tensor([number % 2 == 0, number % 3 == 0]),
+            torch.arange(4) + number,
+        )
+        compiled(obs, flags, random_bits)
+        twin.write(random_bits[:2], obs[:, 0], flags, flags, obs, obs + 0.5)
+        assert torch.equal(drawn, twin.draw(random_bits))
     for mine, theirs in zip(tensors(ring), tensors(twin), strict=True):
         assert torch.equal(mine, theirs)
     torch._dynamo.reset()

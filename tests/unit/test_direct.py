@@ -76,7 +76,7 @@ def test_meanwhile_the_step_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> No
         return run
 
     monkeypatch.setattr(direct, "_compiled", compiled)
-    fast = Direct(step, CPU, behind=True)
+    fast = Direct(step, CPU, background=True)
     start = time.perf_counter()
     for _ in range(3):
         fast(torch.ones(3), torch.ones(1))
@@ -90,9 +90,9 @@ def test_meanwhile_the_step_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> No
     assert fast.compile_s == 0.0
 
 
-@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("background", [False, True])
 def test_a_compiler_that_fails_costs_the_speed_alone(
-    monkeypatch: pytest.MonkeyPatch, behind: bool
+    monkeypatch: pytest.MonkeyPatch, background: bool
 ) -> None:
     step, held = counting()
 
@@ -100,7 +100,7 @@ def test_a_compiler_that_fails_costs_the_speed_alone(
         raise RuntimeError("no such luck\nand more")
 
     monkeypatch.setattr(direct, "_compiled", compiled)
-    fast = Direct(step, CPU, behind=behind)
+    fast = Direct(step, CPU, background=background)
     fast(torch.ones(3), torch.ones(1))
     while fast.ready_after_s is None:
         time.sleep(0.001)

@@ -19,9 +19,9 @@ from fastdqn.envs.description import describe
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.sources.source import GroupedSource, make_source, source_of
 from fastdqn.policies.policy import Hosted
-from fastdqn.training.callbacks import NullWitness
+from fastdqn.training.callbacks import NullCallback
 from fastdqn.training.events import Episode
-from fastdqn.training.host.rollout import Rollout
+from fastdqn.training.host.rollout import HostRollout
 from tests.drive import everything_in, roll, rollout_of, vector_of
 from tests.oracles import (
     CounterEnv,
@@ -137,8 +137,8 @@ def test_after_a_reset_in_the_middle_the_group_whose_turn_it_is_begins() -> None
 def _sequences(stored: Stored) -> dict[tuple[int, ...], tuple[Any, ...]]:
     """Return what followed each observation; counters show each one once."""
     parts = (stored.action, stored.reward, stored.next_obs, stored.terminated, stored.truncated)
-    told = zip(*(part.tolist() for part in parts), strict=True)
-    return dict(zip(map(tuple, stored.obs.astype(int).tolist()), told, strict=True))
+    message = zip(*(part.tolist() for part in parts), strict=True)
+    return dict(zip(map(tuple, stored.obs.astype(int).tolist()), message, strict=True))
 
 
 class ByObservation:
@@ -149,7 +149,7 @@ class ByObservation:
         return action, action.numpy()
 
 
-def _rolled(num_groups: int, num_workers: int, vector_steps: int) -> Rollout:
+def _rolled(num_groups: int, num_workers: int, vector_steps: int) -> HostRollout:
     rollout = rollout_of(source_of(_grouped(num_groups, num_workers)))
     rollout.policy = ByObservation()  # type: ignore[assignment]
     rollout.reset(range(6))
@@ -177,20 +177,20 @@ def test_every_environment_goes_through_what_it_does_in_a_single_group(
 def test_env_steps_and_episodes_are_counted_as_they_are_written(num_groups: int) -> None:
     rollout = rollout_of(source_of(_grouped(num_groups)))
     rollout.reset(range(6))
-    told: list[Episode] = []
+    message: list[Episode] = []
     for step in range(1, 100):
         episodes = roll(rollout, 1)
         assert rollout.env_steps == step * 6 // num_groups
         assert {episode.env_step for episode in episodes} <= {rollout.env_steps}
-        told += episodes
+        message += episodes
     stored = everything_in(rollout.replay)
     ended = stored.terminated | stored.truncated
-    assert [episode.episode for episode in told] == list(range(1, int(ended.sum()) + 1))
-    assert rollout.episodes == len(told)
+    assert [episode.episode for episode in message] == list(range(1, int(ended.sum()) + 1))
+    assert rollout.episodes == len(message)
     expected = [RULES.length(*obs[:2]) for obs in stored.obs[ended].astype(int).tolist()]
-    assert sorted(episode.length for episode in told) == sorted(expected)
+    assert sorted(episode.length for episode in message) == sorted(expected)
     returns = [_return_of(stored, *obs[:2]) for obs in stored.obs[ended].tolist()]
-    assert sorted(episode.return_ for episode in told) == sorted(returns)
+    assert sorted(episode.return_ for episode in message) == sorted(returns)
 
 
 def _return_of(stored: Stored, env_id: float, episode: float) -> float:
@@ -201,11 +201,11 @@ def _return_of(stored: Stored, env_id: float, episode: float) -> float:
 # Resets at any moment
 
 
-def _sent(rollout: Rollout) -> None:
+def _sent(rollout: HostRollout) -> None:
     rollout.send(1.0)
 
 
-def _collected(rollout: Rollout) -> None:
+def _collected(rollout: HostRollout) -> None:
     rollout.send(1.0)
     rollout.collect()
 
@@ -223,7 +223,7 @@ def _collected(rollout: Rollout) -> None:
     ],
 )
 def test_a_reset_at_any_moment_joins_nothing_and_loses_nothing_that_was_written(
-    kind: str, num_groups: int, moment: Callable[[Rollout], None]
+    kind: str, num_groups: int, moment: Callable[[HostRollout], None]
 ) -> None:
     if kind.startswith("grouped"):
         envs: Any = _grouped(num_groups, int(kind.split()[1]))
@@ -293,7 +293,7 @@ def test_a_nan_is_told_by_the_environments_own_number(what: str, at: int) -> Non
         assert_counted(everything_in(rollout.replay), CounterRules())
 
 
-def _reset_and_roll(rollout: Rollout, vector_steps: int) -> None:
+def _reset_and_roll(rollout: HostRollout, vector_steps: int) -> None:
     rollout.reset(range(6))
     roll(rollout, vector_steps)
 
@@ -301,23 +301,23 @@ def _reset_and_roll(rollout: Rollout, vector_steps: int) -> None:
 # Agents
 
 
-class Returns(NullWitness):
+class Returns(NullCallback):
     """Keeps the episodes that it sees."""
 
     def __init__(self) -> None:
         self.episodes: list[Episode] = []
 
-    def saw_episodes(self, episodes: Sequence[Episode]) -> None:
+    def on_episodes(self, episodes: Sequence[Episode]) -> None:
         self.episodes += episodes
 
 
 def _trained(**settings: Any) -> tuple[list[float], list[Episode]]:
-    witness = Returns()
+    callback = Returns()
     agent = DQN("CartPole-v1", num_envs=4, **{**SMALL, **settings})
-    agent.learn(400, witness=witness)
-    agent.learn(200, witness=witness)
+    agent.learn(400, callback=callback)
+    agent.learn(200, callback=callback)
     assert agent.describe()["env_steps"] == 600
-    return torch.cat([p.flatten() for p in agent.parameters().values()]).tolist(), witness.episodes
+    return torch.cat([p.flatten() for p in agent.parameters().values()]).tolist(), callback.episodes
 
 
 def test_training_in_groups_repeats_with_any_number_of_workers(nothing_left: None) -> None:
@@ -334,7 +334,7 @@ def test_updates_per_env_step_are_exact_at_every_moment(
 ) -> None:
     settings = {"num_envs": num_envs, "env_groups": num_groups, "replay_ratio": ratio}
     agent = DQN(CounterEnv, num_workers=0, **{**SMALL, **settings})
-    with agent.trainer(200, NullWitness()) as trainer:
+    with agent.trainer(200, NullCallback()) as trainer:
         trainer.begin(agent.env_seeds())
         steps = 0
         while trainer.status == "running":

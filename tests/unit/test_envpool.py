@@ -63,14 +63,14 @@ def by_hand(env_id: str, seeds: Sequence[int], steps: int, **kwargs: Any) -> lis
     pool: Any = envpool.make_gymnasium(env_id, num_envs=len(seeds), seed=list(seeds), **kwargs)
     num_actions = int(pool.action_space.n)
     shown, info = pool.reset()
-    told: list[list[Step]] = [[] for _ in seeds]
+    message: list[list[Step]] = [[] for _ in seeds]
     for _ in range(steps):
         times = info["elapsed_step"].tolist()
         actions = [_action(env, t, num_actions) for env, t in enumerate(times)]
         before = shown
         shown, reward, terminated, truncated, info = pool.step(np.array(actions))
         for env in np.flatnonzero(info["elapsed_step"] > 0).tolist():
-            told[env].append(
+            message[env].append(
                 (
                     before[env].tolist(),
                     actions[env],
@@ -81,14 +81,14 @@ def by_hand(env_id: str, seeds: Sequence[int], steps: int, **kwargs: Any) -> lis
                 )
             )
     pool.close()
-    return told
+    return message
 
 
 def by_source(source: EnvPoolSource, seeds: Sequence[int], steps: int) -> list[list[Step]]:
     """Step a source with the same actions and return its real transitions."""
     rows, num_actions = source.rows, source.description.num_actions
     source.reset(seeds)
-    told: list[list[Step]] = [[] for _ in seeds]
+    message: list[list[Step]] = [[] for _ in seeds]
     times = [0] * len(seeds)
     for _ in range(steps):
         actions = [_action(env, t, num_actions) for env, t in enumerate(times)]
@@ -101,10 +101,10 @@ def by_source(source: EnvPoolSource, seeds: Sequence[int], steps: int) -> list[l
             if rows.real[env]:
                 reward = float(rows.reward[env])
                 now = rows.obs[env].tolist()
-                told[env].append((before[env].tolist(), actions[env], reward, now, *ended))
+                message[env].append((before[env].tolist(), actions[env], reward, now, *ended))
             else:
                 assert (rows.reward[env], *ended) == (0.0, False, False)
-    return told
+    return message
 
 
 def assert_same(ours: list[list[Step]], theirs: list[list[Step]], least: int) -> None:
@@ -125,9 +125,9 @@ def test_transitions_are_those_of_envpool_stepped_by_hand(source: Source, env_id
     seeds = [11, 5, 2**31 - 1]
     ours = by_source(source(env_id, 3), seeds, 900)
     assert_same(ours, by_hand(env_id, seeds, 900), least=700)
-    for told in ours:
-        assert sum(step[4] or step[5] for step in told) >= 4
-        for (*_, next_obs, terminated, truncated), after in pairwise(told):
+    for message in ours:
+        assert sum(step[4] or step[5] for step in message) >= 4
+        for (*_, next_obs, terminated, truncated), after in pairwise(message):
             assert (next_obs == after[0]) != (terminated or truncated)
 
 
@@ -247,7 +247,7 @@ def test_after_a_reset_every_row_is_real_even_where_an_episode_had_just_ended(
 @pytest.mark.filterwarnings("ignore:.*precision lowered:UserWarning")
 def test_sums_of_an_episode_are_those_of_its_real_rows(source: Source) -> None:
     seeds = [3, 4]
-    told = by_hand("LunarLander-v3", seeds, 600)
+    message = by_hand("LunarLander-v3", seeds, 600)
     lander = source("LunarLander-v3", 2)
     lander.reset(seeds)
     sums: list[list[tuple[int, float]]] = [[], []]
@@ -261,7 +261,7 @@ def test_sums_of_an_episode_are_those_of_its_real_rows(source: Source) -> None:
             times[env] = 0 if ended[env] or not rows.real[env] else times[env] + 1
             if ended[env]:
                 sums[env].append((int(rows.episode_length[env]), float(rows.episode_return[env])))
-    for mine, steps in zip(sums, told, strict=True):
+    for mine, steps in zip(sums, message, strict=True):
         ends = [0, *(i + 1 for i, step in enumerate(steps) if step[4] or step[5])]
         reference = [(b - a, sum(s[2] for s in steps[a:b])) for a, b in pairwise(ends)]
         assert len(mine) == len(reference) > 3
@@ -275,12 +275,12 @@ def test_sums_of_an_episode_are_those_of_its_real_rows(source: Source) -> None:
 def test_a_seed_gives_the_same_transitions_whatever_place_threads_and_time(source: Source) -> None:
     one, two = source("CartPole-v1", 3, 1), source("CartPole-v1", 3, 2)
     assert (one.num_workers, two.num_workers) == (1, 2)
-    told = by_source(one, [5, 6, 7], 200)
-    assert by_source(two, [5, 6, 7], 200) == told
-    assert by_source(one, [5, 6, 7], 200) == told
-    assert by_source(one, [8, 6, 9], 200)[1] == told[1]
+    message = by_source(one, [5, 6, 7], 200)
+    assert by_source(two, [5, 6, 7], 200) == message
+    assert by_source(one, [5, 6, 7], 200) == message
+    assert by_source(one, [8, 6, 9], 200)[1] == message[1]
     starts = [steps[0][0] for steps in by_source(one, [7, 5, 6], 5)]
-    assert starts == [told[env][0][0] for env in (2, 0, 1)]
+    assert starts == [message[env][0][0] for env in (2, 0, 1)]
 
 
 @needs_envpool
@@ -316,7 +316,7 @@ class ShuffledPool:
 def test_rows_are_placed_by_the_id_that_each_answer_carries(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = by_source(source("CartPole-v1", 3), [5, 6, 7], 300)
+    message = by_source(source("CartPole-v1", 3), [5, 6, 7], 300)
     mixed = source("CartPole-v1", 3)
     reset = mixed.reset
 
@@ -325,7 +325,7 @@ def test_rows_are_placed_by_the_id_that_each_answer_carries(
         monkeypatch.setattr(mixed, "_pool", ShuffledPool(mixed._pool))
 
     monkeypatch.setattr(mixed, "reset", reset_and_shuffle)
-    assert by_source(mixed, [5, 6, 7], 300) == told
+    assert by_source(mixed, [5, 6, 7], 300) == message
 
 
 @needs_envpool
@@ -337,9 +337,9 @@ def test_other_observations_keep_shape_and_dtype_of_their_space(
     source: Source, env_id: str, shape: tuple[int, ...], dtype: str
 ) -> None:
     pool = source(env_id, 2)
-    told = by_source(pool, [1, 2], 60)
+    message = by_source(pool, [1, 2], 60)
     assert (pool.rows.obs.shape, pool.rows.obs.dtype.name) == ((2, *shape), dtype)
-    assert told[0] != told[1]
+    assert message[0] != message[1]
 
 
 @needs_envpool
@@ -374,7 +374,7 @@ def test_a_description_tells_what_envpool_says() -> None:
 
 @needs_envpool
 @pytest.mark.parametrize(
-    ("env_id", "told"),
+    ("env_id", "message"),
     [
         ("LunarLander-v9", r"Did you mean .*LunarLander-v3.*--vectorizer grouped"),
         ("cartpole-v1", r"Did you mean CartPole-v1"),
@@ -383,8 +383,8 @@ def test_a_description_tells_what_envpool_says() -> None:
         ("Backgammon-v1", r"2 players"),
     ],
 )
-def test_ids_that_cannot_be_trained_on_are_refused(env_id: str, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_ids_that_cannot_be_trained_on_are_refused(env_id: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         make_envpool_source(env_id, 4, None)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from fastdqn.errors import UsageError
 from fastdqn.execution.compiled import Compiled
-from fastdqn.execution.cuda_graph import Captured
+from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.execution.meanwhile import Meanwhile
 from fastdqn.execution.modes import (
     GRAPHS,
@@ -107,13 +107,13 @@ def test_on_cuda_auto_measures_what_needs_no_compiler_and_compiles_what_repays_i
         return ways[fastest], "measured: so much"
 
     given: Any = {"measure": measure, "why_not_native": lambda: reason}
-    mode, told = choose_execution("auto", CUDA, updates, **given)
+    mode, message = choose_execution("auto", CUDA, updates, **given)
     assert tried == ["eager", "cudagraph", *([] if reason else ["native"])]
     if reason and updates == MANY and fastest:
         assert mode == "compile+cudagraph"
-        assert told == "measured: so much; 20,000 updates repay a compile"
+        assert message == "measured: so much; 20,000 updates repay a compile"
     else:
-        assert (mode, told) == (tried[fastest], "measured: so much")
+        assert (mode, message) == (tried[fastest], "measured: so much")
 
 
 def test_what_was_asked_for_is_not_measured() -> None:
@@ -126,9 +126,9 @@ def test_what_was_asked_for_is_not_measured() -> None:
         assert choose_execution(way, CUDA, MANY, measure=measure) == (way, "as asked")
     for reason, mode in ((None, "native"), ("a reason", "compile+cudagraph")):
         why_not: Callable[[], str | None] = partial(str, reason) if reason else lambda: None
-        chosen, told = choose_execution("auto", CUDA, MANY, fused=True, why_not_native=why_not)
+        chosen, message = choose_execution("auto", CUDA, MANY, fused=True, why_not_native=why_not)
         assert chosen == mode
-        assert (reason or "one graph") in told
+        assert (reason or "one graph") in message
 
 
 def test_mps_tells_that_the_cpu_is_likely_faster_for_a_small_network() -> None:
@@ -184,13 +184,13 @@ def test_eager_runs_the_very_function() -> None:
 
     assert accelerate(step, "eager", CPU) is step
     assert accelerate(step, "compile", CPU) is not step
-    keep: Any = lambda: lambda: None  # noqa: E731
-    assert isinstance(accelerate(step, "cudagraph", CUDA, keep), Captured)
-    for behind, kind in ((False, Captured), (True, Meanwhile)):
-        fast = accelerate(step, "compile+cudagraph", CUDA, keep, behind=behind)
+    snapshot: Any = lambda: lambda: None  # noqa: E731
+    assert isinstance(accelerate(step, "cudagraph", CUDA, snapshot), CudaGraphStep)
+    for background, kind in ((False, CudaGraphStep), (True, Meanwhile)):
+        fast = accelerate(step, "compile+cudagraph", CUDA, snapshot, background=background)
         assert isinstance(fast, kind)
-    for behind, inside in ((False, Compiled), (True, Meanwhile)):
-        assert isinstance(accelerate(step, "compile", CUDA, behind=behind), inside)
+    for background, inside in ((False, Compiled), (True, Meanwhile)):
+        assert isinstance(accelerate(step, "compile", CUDA, background=background), inside)
     for way in ("auto", "", "cudagraph"):  # a graph without what takes its warm-up back
         with pytest.raises(UsageError, match="Choose eager or compile"):
             accelerate(step, way, CUDA)

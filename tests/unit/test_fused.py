@@ -15,14 +15,14 @@ from torch import Tensor
 from fastdqn.algorithms.exploration import explore
 from fastdqn.envs.tensor import CartPole, PureTensorEnv, TensorEnv
 from fastdqn.errors import NonFiniteError, UsageError
-from fastdqn.execution.cuda_graph import Captured
+from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.replay import gather
 from fastdqn.training.events import Episode
 from fastdqn.training.tensor.block_plan import Block
-from fastdqn.training.tensor.rollout import FusedRollout
+from fastdqn.training.tensor.rollout import TensorRollout
 from fastdqn.training.tensor.torch_blocks import TorchBlocks
 from fastdqn.transition import STORAGE_DTYPES, Transitions
 from tests.hotpath.test_hotpath import Calls, Operations
@@ -45,16 +45,16 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def rollout_of(env: TensorEnv, learner: Learner | None = None, **settings: Any) -> FusedRollout:
+def rollout_of(env: TensorEnv, learner: Learner | None = None, **settings: Any) -> TensorRollout:
     """Return a rollout over `env`, with a small learner of its own if none is given."""
     size = int(np.prod(env.single_observation_space.shape or ()))
     learner = learner or Learner(MLP((size,), int(env.single_action_space.n), (8,)))
     learn = partial(learner.step, learner.state)
     given = {"capacity": 60, "batch_size": 8, "seed": 0, **settings}
-    return FusedRollout(env, learner.network, given.pop("learn", learn), **given)
+    return TensorRollout(env, learner.network, given.pop("learn", learn), **given)
 
 
-def stored(rollout: FusedRollout) -> Transitions:
+def stored(rollout: TensorRollout) -> Transitions:
     """Return all that can be drawn, oldest first."""
     rows = min(rollout.rows, rollout.ring.num_rows - 1)
     index = rollout.ring.draw(torch.arange(rows * rollout.env.num_envs))
@@ -94,7 +94,7 @@ def test_updates_come_after_the_steps_of_their_block_and_see_only_what_is_right(
     kind: type[TensorCounter],
 ) -> None:
     rules, tape = RULES["both"], list[tuple[int, int]]()
-    rollout: FusedRollout
+    rollout: TensorRollout
 
     def learn(batch: Transitions) -> None:
         assert_counts(batch, rules)
@@ -131,9 +131,9 @@ def test_episodes_are_those_that_the_stored_rows_add_up_to(
     rollout = rollout_of(kind(3, rules), capacity=30)
     returns, lengths = [0.0] * 3, [0] * 3
     want: list[Episode] = []
-    told: list[Episode] = []
+    message: list[Episode] = []
     for _ in range(20):
-        told += rollout.advance(Block(2, 1, 3), 0.5)
+        message += rollout.advance(Block(2, 1, 3), 0.5)
         batch = stored(rollout)
         columns = (batch.reward, batch.terminated, batch.truncated)
         rows = list(zip(*(column[-18:].tolist() for column in columns), strict=True))
@@ -146,7 +146,7 @@ def test_episodes_are_those_that_the_stored_rows_add_up_to(
                 want.append(Episode(len(want) + 1, env_step, *end))
                 returns[env], lengths[env] = 0.0, 0
     assert len(want) > 20
-    assert told == want
+    assert message == want
     assert rollout.episodes == len(want)
 
 
@@ -393,19 +393,19 @@ def test_what_cannot_be_is_refused() -> None:
     network = FlatNetwork(MLP((3,), NUM_ACTIONS, ()))
     good: dict[str, Any] = {"capacity": 8, "batch_size": 2, "seed": 0}
     with pytest.raises(UsageError, match="--batch-size 0"):
-        FusedRollout(PureCounter(2), network, None, **{**good, "batch_size": 0})
+        TensorRollout(PureCounter(2), network, None, **{**good, "batch_size": 0})
     with pytest.raises(UsageError, match="--execution fast"):
-        FusedRollout(PureCounter(2), network, None, **good, execution="fast")
+        TensorRollout(PureCounter(2), network, None, **good, execution="fast")
     with pytest.raises(UsageError, match="cudagraph on cpu"):
-        FusedRollout(PureCounter(2), network, None, **good, execution="cudagraph")
+        TensorRollout(PureCounter(2), network, None, **good, execution="cudagraph")
     elsewhere = PureCounter(2)
     elsewhere.device = torch.device("meta")
     with pytest.raises(UsageError, match="one device"):
-        FusedRollout(elsewhere, network, None, **good)
+        TensorRollout(elsewhere, network, None, **good)
     nested = PureCounter(2)
     nested.single_observation_space = Dict({"x": Box(0, 1)})
     with pytest.raises(UsageError, match="one tensor"):
-        FusedRollout(nested, network, None, **good)
+        TensorRollout(nested, network, None, **good)
 
 
 def test_updates_need_something_to_learn_with_and_from() -> None:
@@ -425,7 +425,7 @@ def test_updates_need_something_to_learn_with_and_from() -> None:
 def test_a_warm_up_before_a_capture_leaves_no_trace() -> None:
     """The stand-in graph repeats the block, so that a captured run must equal a plain one."""
 
-    def built() -> tuple[FusedRollout, Learner]:
+    def built() -> tuple[TensorRollout, Learner]:
         torch.manual_seed(0)
         learner = Learner(MLP((3,), NUM_ACTIONS, (8,)))
         state = learner.state
@@ -443,7 +443,7 @@ def test_a_warm_up_before_a_capture_leaves_no_trace() -> None:
     def step(*args: Any) -> None:
         cuda.launch(partial(run_whole, *args))
 
-    blocks.execution, blocks._fast = "cudagraph", Captured(step, blocks._keep, cuda=cuda)
+    blocks.execution, blocks._fast = "cudagraph", CudaGraphStep(step, blocks._keep, cuda=cuda)
     for block in [Block(2, 2, 2)] * 3 + [Block(3, 1)] + [Block(2, 2, 2)] * 3:
         assert rollout.advance(block, 0.3) == plain.advance(block, 0.3)
     assert cuda.tape.count("replay") == 7

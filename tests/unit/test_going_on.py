@@ -13,7 +13,7 @@ import torch
 from fastdqn import DQN
 from fastdqn.build import build_schedule
 from fastdqn.cli.commands import main
-from fastdqn.training.callbacks import NullWitness
+from fastdqn.training.callbacks import NullCallback
 from fastdqn.training.events import Episode, Report
 from tests.small_agents import SMALL
 
@@ -30,21 +30,21 @@ def small(env: Any = "CartPole-v1", **settings: Any) -> DQN:
 
 
 def counts(agent: DQN) -> dict[str, int]:
-    told = agent.describe()
-    return {name: told[name] for name in COUNTS}
+    message = agent.describe()
+    return {name: message[name] for name in COUNTS}
 
 
 def counts_in(folder: Path) -> dict[str, int]:
-    told = json.loads((folder / "policy.json").read_text())
-    return {name: told[name] for name in COUNTS}
+    message = json.loads((folder / "policy.json").read_text())
+    return {name: message[name] for name in COUNTS}
 
 
 def epsilon(agent: DQN) -> float:
-    told = counts(agent)
-    return build_schedule(agent.config)(told["env_steps"], told["episodes"])
+    message = counts(agent)
+    return build_schedule(agent.config)(message["env_steps"], message["episodes"])
 
 
-class Seen(NullWitness):
+class Seen(NullCallback):
     """Keeps the reports and the episodes, and saves the agent at the first report."""
 
     def __init__(self, agent: DQN | None = None, folder: Path | None = None) -> None:
@@ -52,12 +52,12 @@ class Seen(NullWitness):
         self.reports: list[Report] = []
         self.episodes: list[Episode] = []
 
-    def saw_report(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         self.reports.append(report)
         if self.agent is not None and self.folder is not None and len(self.reports) == 1:
             self.agent.save(self.folder)
 
-    def saw_episodes(self, episodes: Sequence[Episode]) -> None:
+    def on_episodes(self, episodes: Sequence[Episode]) -> None:
         self.episodes += episodes
 
 
@@ -74,7 +74,7 @@ def test_what_is_counted_goes_on_after_loading(vectorizer: str, tmp_path: Path) 
     assert counts(loaded) == counts(agent) == counts_in(tmp_path / "first")
     assert epsilon(loaded) == epsilon(agent)
     before, seen = counts(loaded), Seen()
-    loaded.learn(200, witness=seen)
+    loaded.learn(200, callback=seen)
     loaded.save(tmp_path / "second")
     after = counts_in(tmp_path / "second")
     assert after["env_steps"] == 600
@@ -123,7 +123,7 @@ def test_copies_by_episodes_go_on_from_the_episodes(
         "sync_target",
         lambda: synced.append(loaded._rollout.episodes),  # type: ignore[union-attr]
     )
-    loaded.learn(300, witness=seen)
+    loaded.learn(300, callback=seen)
     after = before + len(seen.episodes)
     assert len(synced) == after // 5 - before // 5 > 1
     assert synced[0] > before
@@ -155,9 +155,9 @@ def test_an_agent_that_never_learned_is_after_loading_as_it_was(tmp_path: Path) 
 def test_a_policy_saved_while_it_learns_knows_the_counts_of_that_moment(tmp_path: Path) -> None:
     agent = small(log_interval=200)
     seen = Seen(agent, tmp_path / "policy")
-    agent.learn(400, witness=seen)
-    report, told = seen.reports[0], counts_in(tmp_path / "policy")
-    assert (told["env_steps"], told["updates"], told["episodes"]) == (
+    agent.learn(400, callback=seen)
+    report, message = seen.reports[0], counts_in(tmp_path / "policy")
+    assert (message["env_steps"], message["updates"], message["episodes"]) == (
         *(200, report.updates, report.episodes),
     )
     assert counts(agent)["env_steps"] == 400

@@ -71,9 +71,9 @@ def test_a_second_call_while_one_is_pending_is_refused_and_changes_nothing(
     starts[f"{pending}_async"]()
     with pytest.raises(
         AlreadyPendingCallError, match=f"{then}` while .* pending call to `{pending}"
-    ) as told:
+    ) as message:
         starts[then]()
-    assert told.value.name == pending
+    assert message.value.name == pending
     result = getattr(envs, f"{pending}_wait")()
     if pending == "step":
         assert result[0][:, 1:].tolist() == [[0, 1]] * 3
@@ -151,9 +151,9 @@ def test_a_late_answer_is_taken_for_its_own_step_and_for_no_later_one(
     slow.set_attr("wakes", 0)
     slow.reset()
     slow.step_async([1, 2])
-    told = r"worker 1 \(pid \d+, environments 1 to 1\) has not answered within 0.05 s"
+    message = r"worker 1 \(pid \d+, environments 1 to 1\) has not answered within 0.05 s"
     for _ in range(2):
-        with pytest.raises(multiprocessing.TimeoutError, match=told):
+        with pytest.raises(multiprocessing.TimeoutError, match=message):
             slow.step_wait(timeout=0.05)
     with pytest.raises(AlreadyPendingCallError):
         slow.step_async([0, 0])
@@ -233,7 +233,7 @@ def test_an_environment_may_keep_the_action_it_was_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("actions", "told"),
+    ("actions", "message"),
     [
         ([0, 0], "2 actions for 3 environments: environment 2 has none"),
         (np.zeros(4, np.int64), "4 actions for 3 environments: there is no 3"),
@@ -242,9 +242,9 @@ def test_an_environment_may_keep_the_action_it_was_given() -> None:
     ids=str,
 )
 def test_too_few_or_too_many_actions_are_refused_by_environment(
-    envs: GroupedVectorEnv, actions: Any, told: str
+    envs: GroupedVectorEnv, actions: Any, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         envs.step(actions)
     assert envs.step((0, 1, 2))[0][:, 2].tolist() == [1, 1, 1]
 
@@ -259,9 +259,9 @@ def test_an_action_that_an_environment_does_not_take_is_named_with_its_environme
     vector.reset()
     with pytest.raises(AssertionError) as raised:
         vector.step(kind([0, 7, 1]))
-    told = str(raised.value.__cause__)
+    message = str(raised.value.__cause__)
     vector.close()
-    assert re.match(r"environment 1 raised on action .*7.*, not in Discrete\(2\):", told)
+    assert re.match(r"environment 1 raised on action .*7.*, not in Discrete\(2\):", message)
 
 
 def test_a_single_number_is_no_list_of_actions(envs: GroupedVectorEnv) -> None:

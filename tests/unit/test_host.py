@@ -11,8 +11,8 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, Space
 from gymnasium.vector import AutoresetMode
 
 from fastdqn.envs.workers.failures import EnvFailures
-from fastdqn.envs.workers.hosted_envs import Host
-from fastdqn.envs.workers.shared_block import Rows, RowSpec
+from fastdqn.envs.workers.hosted_envs import HostedEnvs
+from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.envs.workers.task import Task
 from tests.oracles import (
     CounterEnv,
@@ -36,11 +36,13 @@ class ShowsEnv(CounterEnv):
         return self.shown(super()._obs())
 
 
-def host_of(factories: list[EnvFactory], mode: AutoresetMode = AutoresetMode.SAME_STEP) -> Host:
+def host_of(
+    factories: list[EnvFactory], mode: AutoresetMode = AutoresetMode.SAME_STEP
+) -> HostedEnvs:
     space = factories[0]().observation_space
     spec = RowSpec.of_spaces(len(factories), space, Discrete(3))
     task = Task(0, len(factories), spec, mode.value, send_infos=False, plain_actions=True)
-    host = Host(task, factories, Rows.allocate(spec))
+    host = HostedEnvs(task, factories, SharedBlock.allocate(spec))
     host.make()
     host.reset(list(range(len(factories))), None, [True] * len(factories))
     return host

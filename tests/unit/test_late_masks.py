@@ -18,7 +18,7 @@ from fastdqn.envs.description import describe
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.sources.source import source_of
 from fastdqn.envs.tensor import make_tensor_env
-from fastdqn.training.callbacks import NullWitness
+from fastdqn.training.callbacks import NullCallback
 from tests.drive import MODES, everything_in
 from tests.masked import NUM_ACTIONS, MuchLaterMaskedCounterEnv, allowed
 from tests.unit.test_agent import small
@@ -41,16 +41,16 @@ def late(**kwargs: Any) -> Any:
     return partial(MuchLaterMaskedCounterEnv, -1, 5, "alternating", **kwargs)
 
 
-class NoRestart(NullWitness):
-    def saw_restart(self, env_steps: int, told: str) -> None:
-        raise AssertionError(told)
+class NoRestart(NullCallback):
+    def on_restart(self, env_steps: int, message: str) -> None:
+        raise AssertionError(message)
 
 
 def assert_obeyed(agent: DQN, from_t: int) -> None:
     """Check every stored action and next mask by the counters that the observations show."""
     stored = everything_in(agent.replay)
     assert stored.next_action_mask is not None
-    told = 0
+    message = 0
     for obs, action, after, mask in zip(
         stored.obs.astype(int).tolist(),
         stored.action.tolist(),
@@ -61,8 +61,8 @@ def assert_obeyed(agent: DQN, from_t: int) -> None:
         assert obs[2] < from_t or allowed(*obs)[action]
         expected = allowed(*after) if after[2] >= from_t else [True] * NUM_ACTIONS
         assert mask == expected
-        told += after[2] >= from_t
-    assert told > 50
+        message += after[2] >= from_t
+    assert message > 50
 
 
 @pytest.mark.parametrize("when", [{"from_t": 2}, {"from_t": 5}, {"from_t": 0, "from_episode": 3}])
@@ -72,13 +72,13 @@ def test_a_mask_that_comes_late_ends_the_run_at_once_and_says_how_to_obey_it(
 ) -> None:
     agent = small(late(**when, strict=False), **settings)
     with pytest.raises(UsageError, match=MESSAGE):
-        agent.learn(400, witness=NoRestart())
+        agent.learn(400, callback=NoRestart())
 
 
 @pytest.mark.parametrize("settings", WAYS, ids=str)
 def test_masks_that_are_expected_are_obeyed_from_the_first_on(settings: dict[str, Any]) -> None:
     agent = small(late(), expect_action_masks=True, **settings)
-    agent.learn(300, witness=NoRestart())
+    agent.learn(300, callback=NoRestart())
     assert_obeyed(agent, 2)
 
 
@@ -127,7 +127,7 @@ def test_masks_that_are_ignored_or_sent_along_are_never_refused() -> None:
 
 def test_a_mask_of_none_is_no_mask() -> None:
     class SaysNone(MuchLaterMaskedCounterEnv):
-        def told(self) -> Any:
+        def message(self) -> Any:
             return {"action_mask": None}
 
     for settings in (WAYS[0], WAYS[-1]):
@@ -167,9 +167,9 @@ def test_the_command_line_says_how_to_go_on_and_saves_the_policy(
             "--num-workers 0 --execution eager --eval-episodes 2 --device cpu --quiet --run-dir"
         )
         assert commands.main([*flags.split(), str(tmp_path / "refused")]) == 1
-        told = " ".join(capsys.readouterr().out.split())
-        assert "with an action mask in its info" in told
-        assert "--expect-action-masks" in told
+        message = " ".join(capsys.readouterr().out.split())
+        assert "with an action mask in its info" in message
+        assert "--expect-action-masks" in message
         assert (tmp_path / "refused" / "result.json").exists()
         obeyed = [*flags.split(), str(tmp_path / "obeyed"), "--expect-action-masks"]
         assert commands.main(obeyed) == 0

@@ -528,7 +528,7 @@ def test_a_learner_asked_to_start_at_once_learns_eagerly_until_it_is_compiled(
     monkeypatch.setattr(modes, "Background", partial(Background, compiler=compiler))
     torch.manual_seed(0)
     learner, replay = Learner(Branches()), filled_ring()
-    learner.execute_as("compile", behind=True)
+    learner.execute_as("compile", background=True)
     learner.prepare(replay.ring, 8, 3)  # calls of two and of one
     (step,) = learner.compiling
     assert len(compiler.requests) == 2

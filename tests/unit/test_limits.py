@@ -60,14 +60,14 @@ def test_the_limit_of_open_files_is_raised_as_far_as_needed() -> None:
 def test_more_workers_than_files_are_refused_with_numbers_that_are_true() -> None:
     said, limits_after = lowered(64, 200, 50)
     assert limits_after == "64 200"
-    told = re.match(
+    message = re.match(
         r"--num-workers 50: they need (\d+) open files and this process may have 200\. "
         r"At most (\d+) workers fit; let each host more environments, "
         r"or ask the administrator for more \(ulimit -Hn\)\.$",
         said,
     )
-    assert told is not None
-    needed, fits = map(int, told.groups())
+    assert message is not None
+    needed, fits = map(int, message.groups())
     assert needed > 400
     assert lowered(64, 200, fits)[0].endswith(" 200")
     assert lowered(64, 200, fits + 1)[0].startswith(f"--num-workers {fits + 1}")

@@ -51,11 +51,11 @@ def make(env_id: str, *around: Callable[[Any], Any], **kwargs: Any) -> gym.Env[A
 
 def facts(agent: DQN) -> list[Any]:
     """Return what decides about the environments of an agent's evaluation."""
-    env = agent._world.factory()  # type: ignore[attr-defined]
+    env = agent._provider.factory()  # type: ignore[attr-defined]
     around = [(type(w).__name__, getattr(w, "_saved_kwargs", None)) for w in chain_of(env)]
-    told = [type(env.unwrapped), env.unwrapped.spec.kwargs, around]
+    message = [type(env.unwrapped), env.unwrapped.spec.kwargs, around]
     env.close()
-    return told
+    return message
 
 
 def abs_of(reward: Any) -> Any:
@@ -478,9 +478,9 @@ def test_evaluate_plays_what_was_trained_in(
     assert config["wrapper"] == ["TimeLimit(7)", f"{__name__}:mine"]
     capsys.readouterr()
     assert main(["evaluate", str(run), *EVALUATE]) == 2
-    told = capsys.readouterr().err
-    assert f"{__name__}:mine is of the caller's own" in told
-    command = told.partition("fastdqn evaluate ")[2].partition(", or DQN.load")[0]
+    message = capsys.readouterr().err
+    assert f"{__name__}:mine is of the caller's own" in message
+    command = message.partition("fastdqn evaluate ")[2].partition(", or DQN.load")[0]
     typed = command.replace("'", "").split()
     assert typed[1:] == [
         *("--env-id", "CartPole-v1", "--env-kwargs", "sutton_barto_reward=True"),

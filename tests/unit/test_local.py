@@ -72,11 +72,11 @@ def test_a_supervised_environment_is_built_anew_and_the_others_lose_nothing() ->
     obs, _, _, _, infos = envs.step([0] * 3)
     assert not infos["restarted"].any()
     assert obs[:, 2].tolist() == [3, 1, 3]
-    (told,) = envs.restarts
-    first = told.splitlines()[0]
+    (message,) = envs.restarts
+    first = message.splitlines()[0]
     assert "environment 1 raised on action" in first
     assert first.endswith(": CrashError: out of luck; in vector step 2, seed 8")
-    assert "Traceback" in told
+    assert "Traceback" in message
     envs.close()
 
 
@@ -128,7 +128,7 @@ def test_only_the_seed_of_the_environment_that_failed_is_fresh() -> None:
     with pytest.raises(WorkerError, match="It failed 4 times without a single step") as raised:
         envs.reset(seed=7)
     assert "seed 8" in envs.restarts[0]
-    seeds = {told.splitlines()[0].rpartition(" ")[2] for told in envs.restarts}
+    seeds = {message.splitlines()[0].rpartition(" ")[2] for message in envs.restarts}
     assert len(seeds) == 3
     assert str(raised.value).startswith("environment 1 raised: ")
     assert isinstance(envs._pool, LocalPool)
@@ -156,9 +156,9 @@ def test_the_budget_ends_with_what_the_environment_raised(error: Any) -> None:
     envs = local(falling(2, error=error), Supervision(max_restarts=0))
     envs.reset(seed=1)
     envs.step([0] * 3)
-    with pytest.raises(WorkerError, match=r"environment 2 raised .*Error: out of luck") as told:
+    with pytest.raises(WorkerError, match=r"environment 2 raised .*Error: out of luck") as message:
         envs.step([0] * 3)
-    assert str(told.value).endswith("No worker may be restarted (--max-worker-restarts 0).")
+    assert str(message.value).endswith("No worker may be restarted (--max-worker-restarts 0).")
     envs.close()
 
 

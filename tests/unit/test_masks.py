@@ -27,7 +27,7 @@ from fastdqn.envs.masks import (
     with_mask_in_info,
 )
 from fastdqn.envs.sources.source import make_source
-from fastdqn.training.callbacks import NullWitness
+from fastdqn.training.callbacks import NullCallback
 from tests.drive import MODES, everything_in
 from tests.masked import (
     NUM_ACTIONS,
@@ -125,11 +125,11 @@ def test_a_mask_of_another_shape_names_its_environment(masks: Any, shape: str) -
 # Agents
 
 
-class Undisturbed(NullWitness):
+class Undisturbed(NullCallback):
     """Fails where a worker is restarted, as it is where a counter raises."""
 
-    def saw_restart(self, env_steps: int, told: str) -> None:
-        raise AssertionError(told)
+    def on_restart(self, env_steps: int, message: str) -> None:
+        raise AssertionError(message)
 
 
 @pytest.mark.parametrize("kind", [MaskedCounterEnv, DictMaskedCounterEnv, OffsetMaskedCounterEnv])
@@ -146,7 +146,7 @@ def test_an_agent_learns_and_is_evaluated_within_its_masks(
     kind: type[MaskedCounterEnv], settings: dict[str, Any], nothing_left: None
 ) -> None:
     agent = small(counter(kind), **settings)
-    agent.learn(300, witness=Undisturbed())
+    agent.learn(300, callback=Undisturbed())
     stored = everything_in(agent.replay)
     assert len(stored.action) >= 300
     assert stored.next_action_mask is not None
@@ -287,7 +287,7 @@ class OddMaskEnv(MaskedCounterEnv):
 
     said: Any = 2
 
-    def told(self) -> Info:
+    def message(self) -> Info:
         return {"action_mask": np.full(NUM_ACTIONS, self.said)}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.execution.compiled import CompiledInside
-from fastdqn.execution.cuda_graph import Captured
+from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.execution.meanwhile import Meanwhile
 from fastdqn.execution.trace import COMPILER
 from tests.compilers import HeldInductor
@@ -93,9 +93,9 @@ def test_it_runs_plain_until_it_is_compiled_and_moves_between_two_calls() -> Non
     assert rows.tolist() == [7.0, 7.0]
     assert step.ready_after_s
     assert inside.asked_in is not threading.main_thread()
-    told = step.ready_after_s
+    message = step.ready_after_s
     step(rows)
-    assert step.ready_after_s == told
+    assert step.ready_after_s == message
 
 
 def test_each_shape_moves_by_itself_and_one_is_compiled_at_a_time() -> None:
@@ -241,7 +241,7 @@ class Total:
         for row in rows.unbind(0):
             self.total.add_(row).mul_(self.factor)
 
-    def keep(self, rows: Tensor) -> Callable[[], None]:
+    def snapshot(self, rows: Tensor) -> Callable[[], None]:
         kept = self.total.clone()
 
         def restore() -> None:
@@ -250,10 +250,10 @@ class Total:
         return restore
 
 
-def graphs(total: Total, cuda: RecordingCuda) -> tuple[Captured, Captured, Meanwhile]:
+def graphs(total: Total, cuda: RecordingCuda) -> tuple[CudaGraphStep, CudaGraphStep, Meanwhile]:
     inside = CompiledInside(total.step, torch.device("cuda"), by_row=True)
-    plain = Captured(total.step, total.keep, cuda=cuda)
-    fast = Captured(inside, total.keep, cuda=cuda)
+    plain = CudaGraphStep(total.step, total.snapshot, cuda=cuda)
+    fast = CudaGraphStep(inside, total.snapshot, cuda=cuda)
     return plain, fast, Meanwhile(plain, fast, inside.needs)
 
 

@@ -82,9 +82,9 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_network_that_does_not_fit_is_refused_at_construction(name: str) -> None:
     make, reason = WRONG[name]
-    with pytest.raises(UsageError, match=reason) as told:
+    with pytest.raises(UsageError, match=reason) as message:
         DQN(CARTPOLE, network=make(), vectorizer="sync", execution="native")
-    assert told.value.way_out
+    assert message.value.way_out
 
 
 @pytest.mark.parametrize("make", [WRONG["too wide"][0], WRONG["a tuple"][0]])
@@ -275,9 +275,9 @@ def test_a_network_that_acts_at_random_is_warned_of(name: str, kept: None) -> No
     module = make()
     torch.set_rng_state(state)  # building it draws, too
     mode, before = module.training, {k: v.clone() for k, v in module.state_dict().items()}
-    with pytest.warns(UserWarning, match=f"network {type(module).__name__} .*{way_out}") as told:
+    with pytest.warns(UserWarning, match=f"network {type(module).__name__} .*{way_out}") as message:
         DQN(CARTPOLE, network=module, vectorizer="sync", num_workers=0)
-    assert [warning.filename for warning in told] == [__file__]
+    assert [warning.filename for warning in message] == [__file__]
     assert module.training is mode
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 

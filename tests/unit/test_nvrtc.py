@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastdqn.toolchain import nvrtc
-from fastdqn.toolchain.disk_cache import cache_dir, keep, kept
+from fastdqn.toolchain.disk_cache import cache_dir, store, stored
 from fastdqn.toolchain.nvrtc import KernelError, why_no_nvrtc
 
 
@@ -100,9 +100,9 @@ def test_a_cache_that_cannot_be_written_costs_a_compile_and_nothing_else(
 
 
 def test_what_is_kept_is_whole_and_found_by_its_name(compiler: FakeNvrtc) -> None:
-    assert kept("one") is None
-    keep("one", b"content")
-    assert kept("one") == b"content"
+    assert stored("one") is None
+    store("one", b"content")
+    assert stored("one") == b"content"
     assert [path.name for path in cache_dir().iterdir()] == ["one"]
 
 

@@ -341,7 +341,7 @@ def test_plot_run_takes_title_and_threshold_from_the_config(
 ) -> None:
     drawn: list[tuple[str, float | None, float | None]] = []
 
-    def keep(
+    def snapshot(
         table: EpisodeTable,
         path: Path,
         *,
@@ -352,7 +352,7 @@ def test_plot_run_takes_title_and_threshold_from_the_config(
     ) -> None:
         drawn.append((title, solved_at, wall_s))
 
-    monkeypatch.setattr("fastdqn.reporting.plots.plot_returns", keep)
+    monkeypatch.setattr("fastdqn.reporting.plots.plot_returns", snapshot)
     run_dir = tmp_path / "my_run"
     _write_run(run_dir)
     _write_metrics(run_dir)

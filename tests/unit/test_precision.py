@@ -59,13 +59,13 @@ def _told() -> tuple[str, bool]:
 def test_cuda_is_told_and_what_was_told_before_comes_back(was: tuple[str, bool]) -> None:
     torch.set_float32_matmul_precision(was[0])
     torch.backends.cudnn.allow_tf32 = was[1]
-    for precision, told in {
+    for precision, message in {
         "float32": ("highest", False),
         "bf16": ("highest", False),
         "tf32": ("high", True),
     }.items():
         with float32_products(precision, CUDA):
-            assert _told() == told
+            assert _told() == message
         assert _told() == was
         with float32_products(precision, CPU):
             assert _told() == was

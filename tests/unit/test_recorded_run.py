@@ -25,7 +25,7 @@ from gymnasium.vector import SyncVectorEnv
 from fastdqn import DQN, Config, UsageError
 from fastdqn.cli.commands import main
 from fastdqn.reporting.plots import plot_run
-from fastdqn.training.callbacks import NullWitness
+from fastdqn.training.callbacks import NullCallback
 from fastdqn.training.events import Report
 
 SMALL: dict[str, Any] = {
@@ -185,13 +185,13 @@ def test_a_script_that_is_terminated_leaves_what_the_command_would(tmp_path: Pat
 def test_a_handler_of_the_callers_own_is_left_where_it_is(tmp_path: Path) -> None:
     seen: list[Any] = []
 
-    class Looks(NullWitness):
-        def saw_report(self, report: Any) -> None:
+    class Looks(NullCallback):
+        def on_report(self, report: Any) -> None:
             seen.append(signal.getsignal(signal.SIGTERM))
 
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        small(quiet=True).learn(200, run_dir=tmp_path, witness=Looks())
+        small(quiet=True).learn(200, run_dir=tmp_path, callback=Looks())
         assert set(seen) == {signal.SIG_IGN} == {signal.getsignal(signal.SIGTERM)}
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -268,11 +268,11 @@ def test_another_agent_does_not_go_on_in_a_folder(tmp_path: Path) -> None:
 # Ends before its time
 
 
-class Raises(NullWitness):
+class Raises(NullCallback):
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
-    def saw_report(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         if report.env_steps >= 200:
             raise self.error
 
@@ -285,7 +285,7 @@ def test_what_ends_a_run_leaves_a_policy_and_goes_to_the_caller(
 ) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(type(error)) as caught:
-        small(quiet=True).learn(900, run_dir=tmp_path, witness=Raises(error))
+        small(quiet=True).learn(900, run_dir=tmp_path, callback=Raises(error))
     assert caught.value is error
     assert (result_in(tmp_path)["status"], steps_in(tmp_path)) == (status, ["step-000000000200"])
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

@@ -21,14 +21,14 @@ from fastdqn.agent.dqn import DQN
 from fastdqn.config import Config
 from fastdqn.reporting.console import Console
 from fastdqn.reporting.result import result_of, write_json_whole
-from fastdqn.reporting.run_recorder import RunRecord
+from fastdqn.reporting.run_recorder import RunRecorder
 from fastdqn.training.evaluation import Evaluation
-from fastdqn.training.host.trainer import Trainer
+from fastdqn.training.host.trainer import HostTrainer
 from fastdqn.training.schedules import ReplayRatio
 from fastdqn.training.stopwatch import Stopwatch
 
 
-def a_trainer(**changes: Any) -> Trainer:
+def a_trainer(**changes: Any) -> HostTrainer:
     """Return a finished loop as far as result_of looks at it."""
     ratio = ReplayRatio(0.5, start=100)
     ratio.pay(449)
@@ -58,7 +58,7 @@ def a_trainer(**changes: Any) -> Trainer:
         "solved_train_s": 6.0,
         "solved_total_s": 9.0,
     }
-    return cast("Trainer", SimpleNamespace(**{**parts, **changes}))
+    return cast("HostTrainer", SimpleNamespace(**{**parts, **changes}))
 
 
 def test_a_solved_run_is_told_in_full() -> None:
@@ -252,8 +252,8 @@ def test_a_full_disk_costs_what_was_being_written_and_is_told_once(
         "log.txt",
     }
     assert left == expected - {lost}
-    told = [line for line in capsys.readouterr().out.splitlines() if "Could not" in line]
-    assert told == [f"Could not write {words}: [Errno 28] No space left on device"]
+    message = [line for line in capsys.readouterr().out.splitlines() if "Could not" in line]
+    assert message == [f"Could not write {words}: [Errno 28] No space left on device"]
 
 
 def test_a_run_tells_the_same_everywhere(tmp_path: Path) -> None:
@@ -291,8 +291,8 @@ def _run(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def recording(agent: DQN, folder: Path, console: Console) -> RunRecord:
-    return RunRecord(
+def recording(agent: DQN, folder: Path, console: Console) -> RunRecorder:
+    return RunRecorder(
         folder,
         console,
         config=agent.config,

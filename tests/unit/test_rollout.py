@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from fastdqn.envs.sources.source import source_of
 from fastdqn.errors import NonFiniteError
 from fastdqn.native import NativeActor
-from fastdqn.training.host.rollout import Rollout
+from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.transfer import PackedTransfer
 from tests.drive import MODES, Vector, everything_in, roll, rollout_of, vector_of
 from tests.oracles import (
@@ -192,8 +192,8 @@ def test_a_thousand_vector_steps_of_length_3_are_counted_without_the_resets(
 def test_an_episode_is_told_at_the_env_step_at_which_it_ended(mode: AutoresetMode) -> None:
     rollout = rollout_of(source_of(_sync(mode, 2, episode_length=3)))
     rollout.reset([0, 1])
-    told = roll(rollout, 7)
-    told_as = [(e.episode, e.env_step, e.length) for e in told]
+    message = roll(rollout, 7)
+    told_as = [(e.episode, e.env_step, e.length) for e in message]
     assert told_as == [(1, 6, 3), (2, 6, 3), (3, 12, 3), (4, 12, 3)]
 
 
@@ -213,7 +213,7 @@ def test_between_send_and_collect_the_ring_is_unchanged() -> None:
 # Trap 19: nothing that is not finite reaches the ring
 
 
-def _spoilt(kind: str, what: str, value: float, at: int, mode: AutoresetMode) -> Rollout:
+def _spoilt(kind: str, what: str, value: float, at: int, mode: AutoresetMode) -> HostRollout:
     """Three counters of length 3; the second one returns `value` at its step `at`."""
     odd = partial(NonFiniteEnv, 1, what=what, at=at, value=value)
     return rollout_of(source_of(vector_of(kind, one_of(odd, 1, 3), mode)))
@@ -284,7 +284,7 @@ def test_a_nan_in_a_step_is_refused_and_nothing_is_written(what: str, named: str
     _assert_refused(_spoilt("sync", what, math.nan, at=2, mode=SAME_STEP), 1, named)
 
 
-def _assert_refused(rollout: Rollout, written_steps: int, named: str) -> None:
+def _assert_refused(rollout: HostRollout, written_steps: int, named: str) -> None:
     rollout.reset(range(3))
     roll(rollout, written_steps)
     replay, done = rollout.replay, 3 * written_steps

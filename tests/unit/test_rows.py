@@ -20,7 +20,7 @@ from gymnasium.spaces import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastdqn.envs.workers.shared_block import CACHE_LINE_BYTES, Rows, RowSpec
+from fastdqn.envs.workers.shared_block import CACHE_LINE_BYTES, RowSpec, SharedBlock
 from fastdqn.errors import UsageError
 
 FIELDS = {
@@ -40,7 +40,7 @@ FIELDS = {
 
 
 def test_every_array_has_the_shape_and_dtype_that_the_table_says() -> None:
-    rows = Rows.allocate(RowSpec(4, (3,), "uint8", num_masked=2))
+    rows = SharedBlock.allocate(RowSpec(4, (3,), "uint8", num_masked=2))
     got = {f.name: getattr(rows, f.name) for f in fields(rows)}
     assert {name: (array.shape, array.dtype.name) for name, array in got.items()} == FIELDS
 
@@ -63,7 +63,7 @@ def test_observations_and_actions_keep_the_shape_and_dtype_of_their_space(
     spec = RowSpec.of_spaces(2, space, space)
     assert (spec.obs_shape, spec.obs_dtype) == (shape, dtype)
     assert (spec.action_shape, spec.action_dtype) == (shape, dtype)
-    rows = Rows.allocate(spec)
+    rows = SharedBlock.allocate(spec)
     assert rows.obs.shape == rows.final_obs.shape == rows.action.shape == (2, *shape)
     assert rows.obs.dtype == rows.final_obs.dtype == rows.action.dtype == np.dtype(dtype)
 
@@ -97,7 +97,7 @@ def test_no_two_arrays_share_a_byte_or_a_cache_line(
 ) -> None:
     spec = RowSpec(num_envs, tuple(shape), dtype)
     block = bytearray(spec.nbytes)
-    rows = Rows.over(block, spec)
+    rows = SharedBlock.over(block, spec)
     base = np.frombuffer(block, np.uint8).ctypes.data
     end = 0
     for field in fields(rows):
@@ -112,7 +112,7 @@ def test_no_two_arrays_share_a_byte_or_a_cache_line(
 def test_views_over_one_buffer_see_each_others_writes() -> None:
     spec = RowSpec(3, (2,), "float32")
     block = bytearray(spec.nbytes)
-    ours, theirs = Rows.over(block, spec), Rows.over(block, spec)
+    ours, theirs = SharedBlock.over(block, spec), SharedBlock.over(block, spec)
     theirs.obs[1] = [7, 8]
     theirs.truncated[2] = True
     assert ours.obs.tolist() == [[0, 0], [7, 8], [0, 0]]
@@ -121,7 +121,7 @@ def test_views_over_one_buffer_see_each_others_writes() -> None:
 
 
 def test_columns_are_views_of_these_environments_only() -> None:
-    rows = Rows.allocate(RowSpec(5, (2,), "float32"))
+    rows = SharedBlock.allocate(RowSpec(5, (2,), "float32"))
     part = rows.columns(1, 3)
     part.obs[:] = 9
     part.episode_length[:] = 4
@@ -132,7 +132,7 @@ def test_columns_are_views_of_these_environments_only() -> None:
 
 
 def test_allocated_rows_are_zero_and_real() -> None:
-    rows = Rows.allocate(RowSpec(3, (2,), "float32"))
+    rows = SharedBlock.allocate(RowSpec(3, (2,), "float32"))
     assert rows.real.all()
     others = [getattr(rows, f.name) for f in fields(rows) if f.name != "real"]
     assert not any(array.any() for array in others)
@@ -141,4 +141,4 @@ def test_allocated_rows_are_zero_and_real() -> None:
 def test_a_buffer_that_is_too_small_is_refused() -> None:
     spec = RowSpec(3, (2,), "float32")
     with pytest.raises(ValueError, match="buffer"):
-        Rows.over(bytearray(spec.nbytes - CACHE_LINE_BYTES), spec)
+        SharedBlock.over(bytearray(spec.nbytes - CACHE_LINE_BYTES), spec)

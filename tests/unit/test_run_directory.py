@@ -91,11 +91,11 @@ def test_the_config_tells_all_that_the_numbers_depend_on(
     monkeypatch.setattr(sys, "argv", ["/usr/bin/fastdqn", "train", "--run-dir", "my run"])
     config = Config(run_dir=Path("my run"), hidden_sizes=(7, 9), clip_norm=None)
     write_config(here, config, {"device": "cpu"})
-    told = json.loads((here / "config.json").read_text())
-    settings = told.pop("config")
+    message = json.loads((here / "config.json").read_text())
+    settings = message.pop("config")
     assert settings == json.loads(json.dumps(plain(config)))
-    assert shlex.split(told.pop("command")) == ["fastdqn", "train", "--run-dir", "my run"]
-    assert told == {
+    assert shlex.split(message.pop("command")) == ["fastdqn", "train", "--run-dir", "my run"]
+    assert message == {
         "schema": 1,
         "resolved": {"device": "cpu"},
         "versions": versions(),

@@ -18,7 +18,7 @@ from fastdqn.envs.description import describe, factory_of
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.sharing import refuse_shared_by_processes, refuse_the_same_again
 from fastdqn.envs.sources.source import make_source, source_of
-from fastdqn.envs.workers.allocation import Staff
+from fastdqn.envs.workers.allocation import Allocation
 from tests.oracles import CounterEnv, CrashError, CrashingEnv
 from tests.unit.test_agent import small
 
@@ -68,7 +68,7 @@ WAYS: dict[str, tuple[dict[str, Any], str]] = {
     "one of each group": ({"num_workers": 2, "num_groups": 2}, one("[01]", "[23]")),
     "two in a worker": ({"num_workers": 2}, one("[02]", "[13]")),
     "one in a worker": ({"num_workers": 4}, one(0, 1)),
-    "workers and the caller": ({"staff": Staff(1, 2)}, one("[02]", "[13]")),
+    "workers and the caller": ({"allocation": Allocation(1, 2)}, one("[02]", "[13]")),
     "supervised": ({"num_workers": 2, "supervision": Supervision()}, one("[02]", "[13]")),
 }
 

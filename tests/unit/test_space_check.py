@@ -19,8 +19,8 @@ from fastdqn.envs.masks import with_mask_in_info
 from fastdqn.envs.sources.source import make_source, source_of
 from fastdqn.envs.sources.vector_check import VectorCheck
 from fastdqn.envs.space_check import MANY, Bounds, SpaceCheck
-from fastdqn.envs.workers.allocation import Staff
-from fastdqn.envs.workers.observation_writer import CheckedLine, NumberLine, lines_over
+from fastdqn.envs.workers.allocation import Allocation
+from fastdqn.envs.workers.observation_writer import CheckedWriter, NumberWriter, writers_over
 from fastdqn.envs.workers.starting import without_main_module
 from tests.drive import MODES
 from tests.unit.test_agent import small
@@ -105,7 +105,7 @@ def _block(space: Space[Any]) -> Any:
 
 def _line(space: Space[Any], block: Any) -> Any:
     check = SpaceCheck(space, block.shape[1:], block.dtype)
-    return lines_over(block, [check, check], 6)[1]
+    return writers_over(block, [check, check], 6)[1]
 
 
 @pytest.mark.parametrize(("space", "obs", "named"), OUTSIDE, ids=str)
@@ -117,7 +117,7 @@ def test_a_line_refuses_what_its_space_does_not_hold_by_environment_value_and_sp
     if isinstance(line, memoryview):  # it refuses what is not of its dtype and shape
         with pytest.raises((TypeError, ValueError)):
             line[:] = obs
-        line = CheckedLine(block, 1, check, 7)
+        line = CheckedWriter(block, 1, check, 7)
     with pytest.raises(UsageError) as refused:
         line[:] = obs
     assert refused.value.got.startswith("environment 7 with ")
@@ -129,7 +129,7 @@ def test_a_line_refuses_what_its_space_does_not_hold_by_environment_value_and_sp
 @pytest.mark.parametrize(("space", "obs"), INSIDE, ids=str)
 def test_a_line_takes_what_its_space_holds_in_whatever_form(space: Space[Any], obs: Any) -> None:
     block = _block(space)
-    line = CheckedLine(block, 1, SpaceCheck(space, block.shape[1:], block.dtype), 7)
+    line = CheckedWriter(block, 1, SpaceCheck(space, block.shape[1:], block.dtype), 7)
     line[:] = obs
     assert block[1].tolist() == np.asarray(obs).tolist()
     quick = _line(space, block := _block(space))
@@ -141,12 +141,12 @@ def test_a_line_takes_what_its_space_holds_in_whatever_form(space: Space[Any], o
 
 def test_what_is_quickest_takes_the_observations_of_each_space() -> None:
     kinds = [
-        (Discrete(5), NumberLine),
-        (MultiDiscrete([3, 4]), CheckedLine),
-        (FEW, CheckedLine),
+        (Discrete(5), NumberWriter),
+        (MultiDiscrete([3, 4]), CheckedWriter),
+        (FEW, CheckedWriter),
         (BYTES, memoryview),
         (FLOATS, memoryview),
-        (IMAGE, CheckedLine),
+        (IMAGE, CheckedWriter),
     ]
     for space, kind in kinds:
         assert type(_line(space, _block(space))) is kind, space
@@ -194,7 +194,7 @@ WAYS: dict[str, Any] = {
     "no workers": {"num_workers": 0},
     "two groups": {"num_workers": 0, "num_groups": 2},
     "a worker": {"num_workers": 1},
-    "a worker and the caller": {"staff": Staff(1, 1)},
+    "a worker and the caller": {"allocation": Allocation(1, 1)},
 }
 
 

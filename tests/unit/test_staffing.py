@@ -17,12 +17,12 @@ from gymnasium.vector import AutoresetMode
 from fastdqn.envs import grouped
 from fastdqn.envs.description import factory_of
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.provider import Built
+from fastdqn.envs.provider import GymnasiumEnvs
 from fastdqn.envs.workers import allocation, worker
 from fastdqn.envs.workers.allocation import (
-    Staff,
-    choose_staff,
-    staff_beside_learner,
+    Allocation,
+    allocation_beside_learner,
+    choose_allocation,
     timed_in_turns,
 )
 from fastdqn.envs.workers.supervision import Supervision
@@ -48,27 +48,27 @@ FAST_S, SLOW_S = 1e-6, 1e-3
 @pytest.mark.parametrize(
     ("cores", "question", "staff"),
     [
-        (4, (3, 8, FAST_S), Staff(3)),
-        (4, (9, 8, None), Staff(8)),
-        (4, (0, 8, SLOW_S), Staff(0, 8)),
-        (4, (None, 8, None), Staff(4)),
-        (4, (None, 8, SLOW_S), Staff(3, 2)),
-        (4, (None, 8, FAST_S), Staff(0, 8)),
-        (4, (None, 2, SLOW_S), Staff(1, 1)),
-        (4, (None, 1, SLOW_S), Staff(0, 1)),
-        (4, (None, 1, None), Staff(1)),
-        (1, (None, 8, SLOW_S), Staff(0, 8)),
-        (1, (None, 8, None), Staff(1)),
+        (4, (3, 8, FAST_S), Allocation(3)),
+        (4, (9, 8, None), Allocation(8)),
+        (4, (0, 8, SLOW_S), Allocation(0, 8)),
+        (4, (None, 8, None), Allocation(4)),
+        (4, (None, 8, SLOW_S), Allocation(3, 2)),
+        (4, (None, 8, FAST_S), Allocation(0, 8)),
+        (4, (None, 2, SLOW_S), Allocation(1, 1)),
+        (4, (None, 1, SLOW_S), Allocation(0, 1)),
+        (4, (None, 1, None), Allocation(1)),
+        (1, (None, 8, SLOW_S), Allocation(0, 8)),
+        (1, (None, 8, None), Allocation(1)),
     ],
 )
 def test_workers_are_woken_only_where_that_pays(
     cores: int,
     question: tuple[int | None, int, float | None],
-    staff: Staff,
+    staff: Allocation,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(allocation, "available_cores", lambda: cores)
-    assert choose_staff(*question) == staff
+    assert choose_allocation(*question) == staff
 
 
 STEP_S = 30e-6
@@ -78,33 +78,33 @@ STEP_S = 30e-6
     ("cores", "question", "staff"),
     [
         # learning takes longer than everything else together: the worker has all environments
-        (2, (16, STEP_S, 20 * STEP_S), Staff(1)),
-        (2, (16, STEP_S, 1.0), Staff(1)),
+        (2, (16, STEP_S, 20 * STEP_S), Allocation(1)),
+        (2, (16, STEP_S, 1.0), Allocation(1)),
         # no learning: halves, the caller's a little larger since it wakes nobody
-        (2, (16, STEP_S, 0.0), Staff(1, 9)),
-        (2, (16, STEP_S, 4 * STEP_S), Staff(1, 7)),
+        (2, (16, STEP_S, 0.0), Allocation(1, 9)),
+        (2, (16, STEP_S, 4 * STEP_S), Allocation(1, 7)),
         # waking a worker would take longer than doing it oneself
-        (2, (16, 1e-6, 0.0), Staff(0, 16)),
-        (2, (1, STEP_S, 0.0), Staff(0, 1)),
+        (2, (16, 1e-6, 0.0), Allocation(0, 16)),
+        (2, (1, STEP_S, 0.0), Allocation(0, 1)),
         # a single core does everything; slow or strange environments go to workers alone
-        (1, (16, STEP_S, 1.0), Staff(0, 16)),
-        (1, (16, None, 1.0), Staff(0, 16)),
-        (2, (16, None, 0.0), Staff(1)),
-        (8, (4, None, 0.0), Staff(4)),
+        (1, (16, STEP_S, 1.0), Allocation(0, 16)),
+        (1, (16, None, 1.0), Allocation(0, 16)),
+        (2, (16, None, 0.0), Allocation(1)),
+        (8, (4, None, 0.0), Allocation(4)),
         # many cores
-        (8, (64, STEP_S, 64 * STEP_S), Staff(7)),
-        (8, (64, STEP_S, 0.0), Staff(7, 8)),
+        (8, (64, STEP_S, 64 * STEP_S), Allocation(7)),
+        (8, (64, STEP_S, 0.0), Allocation(7, 8)),
     ],
 )
 def test_the_learners_core_steps_what_learning_leaves_time_for(
     cores: int,
     question: tuple[int, float | None, float],
-    staff: Staff,
+    staff: Allocation,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(allocation, "available_cores", lambda: cores)
     monkeypatch.setattr(allocation, "COLD", 1.0)
-    assert staff_beside_learner(*question) == staff
+    assert allocation_beside_learner(*question) == staff
 
 
 def test_learning_beside_environments_takes_longer_than_by_itself(
@@ -115,7 +115,7 @@ def test_learning_beside_environments_takes_longer_than_by_itself(
     shares = []
     for cold in (1.0, 1.5):
         monkeypatch.setattr(allocation, "COLD", cold)
-        shares.append(staff_beside_learner(32, STEP_S, 8 * STEP_S).caller_envs)
+        shares.append(allocation_beside_learner(32, STEP_S, 8 * STEP_S).caller_envs)
     assert shares == [13, 11]
 
 
@@ -126,11 +126,11 @@ def test_while_groups_take_turns_handling_them_is_the_callers_work(
     monkeypatch.setattr(allocation, "available_cores", lambda: 2)
     monkeypatch.setattr(allocation, "HANDLING_S", 5 * STEP_S)
     monkeypatch.setattr(allocation, "COLD", 1.0)
-    staff = partial(staff_beside_learner, 16, STEP_S)
-    assert staff(0.0, num_groups=2) == Staff(1, 5)
-    assert staff(4 * STEP_S, num_groups=2) == Staff(1, 3)
-    assert staff(11 * STEP_S, num_groups=2) == Staff(1)
-    assert staff(0.0, num_groups=1) == Staff(1, 9)
+    staff = partial(allocation_beside_learner, 16, STEP_S)
+    assert staff(0.0, num_groups=2) == Allocation(1, 5)
+    assert staff(4 * STEP_S, num_groups=2) == Allocation(1, 3)
+    assert staff(11 * STEP_S, num_groups=2) == Allocation(1)
+    assert staff(0.0, num_groups=1) == Allocation(1, 9)
 
 
 def test_a_machine_that_slows_down_now_and_then_changes_no_share() -> None:
@@ -150,7 +150,7 @@ def test_where_only_workers_step_nothing_is_timed() -> None:
     def learning() -> float:
         raise AssertionError
 
-    assert Built(CounterEnv)._seconds(learning) == (None, 0.0)
+    assert GymnasiumEnvs(CounterEnv)._seconds(learning) == (None, 0.0)
 
 
 def test_timing_ends_soon_where_learning_is_slow() -> None:
@@ -161,7 +161,7 @@ def test_timing_ends_soon_where_learning_is_slow() -> None:
         time.sleep(0.6 * allocation.ENOUGH_S)
         return 0.6 * allocation.ENOUGH_S
 
-    _, learn_s = Built(factory_of("CartPole-v1"))._seconds(learning)
+    _, learn_s = GymnasiumEnvs(factory_of("CartPole-v1"))._seconds(learning)
     assert len(asked) == 3
     assert learn_s > 0
 
@@ -187,7 +187,9 @@ def test_under_supervision_nothing_runs_in_the_callers_process() -> None:
 @pytest.fixture
 def helped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Build vectors of one worker and a caller that helps; close them afterwards."""
-    monkeypatch.setattr(grouped, "choose_staff", lambda _, size, __: Staff(1, size - size // 2))
+    monkeypatch.setattr(
+        grouped, "choose_allocation", lambda _, size, __: Allocation(1, size - size // 2)
+    )
     built: list[GroupedVectorEnv] = []
 
     def build(factories: list[Any], **settings: Any) -> GroupedVectorEnv:
@@ -215,12 +217,12 @@ def test_a_helped_vector_gives_what_workers_give(helped: Any, mode: AutoresetMod
     results: list[list[Any]] = [[envs.reset(seed=3)] for envs in (ours, theirs)]
     for step in range(8):
         actions = np.arange(5) % 3
-        for envs, told in zip((ours, theirs), results, strict=True):
-            told.append(envs.step(actions))
+        for envs, message in zip((ours, theirs), results, strict=True):
+            message.append(envs.step(actions))
             if mode is AutoresetMode.DISABLED:
-                mask = told[-1][2] | told[-1][3]
+                mask = message[-1][2] | message[-1][3]
                 if mask.any():
-                    told.append(envs.reset(options={"reset_mask": mask}))
+                    message.append(envs.reset(options={"reset_mask": mask}))
         assert repr(results[0]) == repr(results[1]), step
     assert ours.get_attr("t") == theirs.get_attr("t")
     theirs.close()
@@ -278,7 +280,7 @@ def test_under_supervision_both_shares_are_restarted_and_counted_together() -> N
         factories,
         autoreset_mode=AutoresetMode.SAME_STEP,
         supervision=Supervision(),
-        staff=Staff(2, 2),
+        staff=Allocation(2, 2),
     )
     own = multiprocessing.current_process().pid
     assert [pid == own for pid in envs.call("pid")] == [False] * 4 + [True] * 2
@@ -291,9 +293,9 @@ def test_under_supervision_both_shares_are_restarted_and_counted_together() -> N
     assert cut[5] > 0
     assert cut[[2, 3, 4]].tolist() == [0, 0, 0]
     assert envs.num_restarts == len(envs.restarts) >= 2
-    told = " ".join(envs.restarts)
-    assert "environment 1 raised" in told
-    assert "environment 5 raised" in told
+    message = " ".join(envs.restarts)
+    assert "environment 1 raised" in message
+    assert "environment 5 raised" in message
     envs.close()
 
 
@@ -302,7 +304,7 @@ def test_a_worker_that_is_killed_costs_the_callers_share_nothing() -> None:
         counters(4),
         autoreset_mode=AutoresetMode.SAME_STEP,
         supervision=Supervision(),
-        staff=Staff(1, 2),
+        staff=Allocation(1, 2),
     )
     envs.reset(seed=[0, 1, 2, 3])
     for step in range(200):
@@ -327,7 +329,7 @@ def test_who_waits_stays_awake_only_while_there_is_a_core_for_every_worker(
     processes: int, awake: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(allocation, "available_cores", lambda: 2)
-    assert (Staff(processes).spin_s > 0) == awake
+    assert (Allocation(processes).spin_s > 0) == awake
 
 
 @pytest.mark.parametrize("spin_s", [0.0, 0.02, 5.0])

@@ -19,8 +19,8 @@ def test_signals_that_are_the_parents_business_are_held_back_for_a_moment() -> N
 
 
 def test_the_kernel_is_asked_for_the_end_of_a_parent_that_is_no_thread() -> None:
-    told: list[int] = [parent_pid("spawn"), parent_pid("forkserver")]
-    thread = threading.Thread(target=lambda: told.append(parent_pid("spawn")))
+    message: list[int] = [parent_pid("spawn"), parent_pid("forkserver")]
+    thread = threading.Thread(target=lambda: message.append(parent_pid("spawn")))
     thread.start()
     thread.join()
-    assert told == [os.getpid(), -1, 0]
+    assert message == [os.getpid(), -1, 0]

@@ -7,7 +7,7 @@ import pytest
 
 from fastdqn.envs.workers import supervision
 from fastdqn.envs.workers.failures import Failure
-from fastdqn.envs.workers.shared_block import Rows, RowSpec
+from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.envs.workers.supervision import (
     RestartBudget,
     Supervision,
@@ -110,7 +110,7 @@ def test_branches_of_seeds_differ_from_each_other_and_repeat() -> None:
 
 
 def test_silence_covers_some_environments_alone() -> None:
-    rows = Rows.allocate(RowSpec(4, (2,), "float32"))
+    rows = SharedBlock.allocate(RowSpec(4, (2,), "float32"))
     for array in (rows.reward, rows.terminated, rows.truncated, rows.obs):
         array[:] = 1
     silence(rows, 1, 3)
@@ -128,8 +128,8 @@ def test_what_was_raised_is_told_in_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seeds", "told"),
+    ("seeds", "message"),
     [([7], "seed 7"), ([1, None], "seeds 1, None"), (list(range(9)), "seeds 0, 1, 2, 3, ...")],
 )
-def test_some_seeds_are_told(seeds: list[int | None], told: str) -> None:
-    assert seeds_told(seeds) == told
+def test_some_seeds_are_told(seeds: list[int | None], message: str) -> None:
+    assert seeds_told(seeds) == message

@@ -20,7 +20,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from fastdqn import DQN
 from fastdqn.envs.description import describe
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.provider import Built
+from fastdqn.envs.provider import GymnasiumEnvs
 from fastdqn.envs.spaces import read_spaces
 from fastdqn.foundation.traces import generators_kept, trial_env
 
@@ -106,7 +106,7 @@ def read() -> None:
 
 def seconds() -> None:
     """Time an env step as the trainer does before it chooses its workers."""
-    built = Built(lambda: (Noisy(), CartPoleEnv())[1])
+    built = GymnasiumEnvs(lambda: (Noisy(), CartPoleEnv())[1])
     assert built._seconds(lambda: 1e-4)[0] is not None
 
 
@@ -184,14 +184,14 @@ def test_spaces_give_the_samples_that_they_give_with_gymnasiums_vectors(
         partial(AsyncVectorEnv, factories),
         *(partial(GroupedVectorEnv, factories, num_workers=n) for n in (None, 0, 2)),
     ]
-    told = []
+    message = []
     for make in vectors:
         with generators_kept():
             envs = make()
             spaces = envs.single_action_space, envs.single_observation_space, envs.action_space
-            told.append(repr([space.sample() for space in spaces for _ in range(3)]))
+            message.append(repr([space.sample() for space in spaces for _ in range(3)]))
             envs.close()
-    assert told == told[:1] * len(vectors)
+    assert message == message[:1] * len(vectors)
 
 
 @pytest.mark.parametrize("num_workers", [0, None])

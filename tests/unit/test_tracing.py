@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdqn.execution.trace import Leaves, TensorSpec, UntraceableError, tensors_of, trace
+from fastdqn.execution.trace import FlatArguments, TensorSpec, UntraceableError, tensors_of, trace
 from fastdqn.learner.learner import Learner
 from tests.small_learners import Branches, filled_ring
 
@@ -40,7 +40,7 @@ def test_arguments_that_could_change_unseen_are_refused(other: Any) -> None:
 
 
 def test_leaves_tell_shapes_strides_and_dtypes_apart() -> None:
-    pair, leaves = Pair(torch.ones(1), [torch.ones(2)]), Leaves()
+    pair, leaves = Pair(torch.ones(1), [torch.ones(2)]), FlatArguments()
     kinds = [
         torch.zeros(2, 3),
         torch.zeros(3, 2),

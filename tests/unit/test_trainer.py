@@ -16,10 +16,10 @@ import torch
 from fastdqn.errors import NonFiniteError
 from fastdqn.training.evaluation import Evaluation, EvaluationStopped, Evaluator
 from fastdqn.training.events import Episode, Report
-from fastdqn.training.host.rollout import Rollout
-from fastdqn.training.host.trainer import Trainer
+from fastdqn.training.host.rollout import HostRollout
+from fastdqn.training.host.trainer import HostTrainer
 from fastdqn.training.schedules import Constant, ReplayRatio, Schedule
-from fastdqn.training.trainer import Intervals, Loop
+from fastdqn.training.trainer import Intervals, Trainer
 
 SEEDS = [7, 8]
 NEVER = 10**9
@@ -119,27 +119,27 @@ class Stage:
         self.tape.append(event)
         self.then.get(event, lambda: None)()
 
-    def saw_episodes(self, episodes: Sequence[Episode]) -> None:
+    def on_episodes(self, episodes: Sequence[Episode]) -> None:
         self.say(f"saw episodes {[episode.episode for episode in episodes]}")
 
-    def saw_report(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         self.reports.append(report)
         self.say(f"saw report at {report.env_steps}")
 
-    def saw_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
+    def on_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
         self.say(f"saw evaluation at {env_steps}: {evaluation.mean:g} {reached}")
 
-    def saw_evaluating(self, done: int, episodes: int, steps: int) -> None:
+    def on_evaluation_progress(self, done: int, episodes: int, steps: int) -> None:
         self.say(f"saw evaluating {done} of {episodes}: {steps}")
 
-    def saw_checkpoint(self, trainer: Loop) -> None:
+    def on_checkpoint(self, trainer: Trainer) -> None:
         self.say(f"saw checkpoint at {trainer.rollout.env_steps} {trainer.status}")
 
-    def saw_restart(self, env_steps: int, told: str) -> None:
-        self.say(f"saw restart at {env_steps}: {told}")
+    def on_restart(self, env_steps: int, message: str) -> None:
+        self.say(f"saw restart at {env_steps}: {message}")
 
-    def saw_compiled(self, env_steps: int, told: str) -> None:
-        self.say(f"saw compiled at {env_steps}: {told}")
+    def on_compiled(self, env_steps: int, message: str) -> None:
+        self.say(f"saw compiled at {env_steps}: {message}")
 
 
 @pytest.fixture
@@ -161,17 +161,17 @@ def staged(
     goal: float | None = None,
     epsilon: Schedule | None = None,
     **intervals: int,
-) -> tuple[Trainer, Stage]:
+) -> tuple[HostTrainer, Stage]:
     stage = Stage(clock, num_envs, ends or {})
-    trainer = Trainer(
-        cast("Rollout", stage.rollout),
+    trainer = HostTrainer(
+        cast("HostRollout", stage.rollout),
         cast("Any", stage.learner),
         sampler=cast("Any", "samples"),
         ratio=ReplayRatio(ratio, starts),
         epsilon=epsilon or Constant(0.5),
         until=until,
         intervals=Intervals(**{"report": NEVER, "checkpoint": NEVER, **intervals}),
-        witness=stage,
+        callback=stage,
         evaluator=cast("Evaluator", FakeEvaluator(stage, means)),
         stop_at_return=goal,
         started=90.0,

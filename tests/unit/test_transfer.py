@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastdqn.envs.workers.shared_block import Rows, RowSpec
+from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.training.transfer import (
     DeviceRows,
     PackedTransfer,
@@ -29,8 +29,8 @@ CPU = torch.device("cpu")
 
 def _rows(
     num_envs: int = 3, shape: tuple[int, ...] = (2,), dtype: str = "float32", num_masked: int = 0
-) -> Rows:
-    rows = Rows.allocate(RowSpec(num_envs, shape, dtype, num_masked=num_masked))
+) -> SharedBlock:
+    rows = SharedBlock.allocate(RowSpec(num_envs, shape, dtype, num_masked=num_masked))
     count = rows.action_mask.size
     rows.action_mask[:] = (np.arange(count) % 3 == 0).reshape(num_envs, num_masked)
     rows.final_action_mask[:] = (np.arange(count) % 5 == 0).reshape(num_envs, num_masked)
@@ -48,7 +48,7 @@ def _present(got: DeviceRows) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
-def _assert_shows(got: DeviceRows, rows: Rows) -> None:
+def _assert_shows(got: DeviceRows, rows: SharedBlock) -> None:
     for name, tensor in _present(got).items():
         assert np.array_equal(tensor.numpy(), getattr(rows, name)), name
 

@@ -52,9 +52,11 @@ def slow(learner: Learner, clock: Clock, seconds: float) -> Way:
 def test_the_fastest_way_wins_and_all_are_told(clock: Clock) -> None:
     learner, sampler = learner_of(clock, eager=600e-6, cudagraph=80e-6, compile_cudagraph=30e-6)
     ways = ["eager", "cudagraph", "compile+cudagraph"]
-    best, told = fastest_execution(learner, sampler, 2, ways)
+    best, message = fastest_execution(learner, sampler, 2, ways)
     assert best == learner.execution == "compile+cudagraph"
-    assert told == ("measured per update: compile+cudagraph 15 us, cudagraph 40 us, eager 300 us")
+    assert message == (
+        "measured per update: compile+cudagraph 15 us, cudagraph 40 us, eager 300 us"
+    )
     assert list(learner._ways) == [best]  # what the others held is free again
     learner, sampler = learner_of(clock, eager=20e-6, cudagraph=80e-6)
     assert fastest_execution(learner, sampler, 2, ways[:2])[0] == learner.execution == "eager"
@@ -67,9 +69,9 @@ def test_a_way_that_cannot_be_compiled_is_told_and_left_out(clock: Clock) -> Non
         raise UsageError("--execution compile", "it looks at a value", "Use eager.")
 
     learner._ways["compile+cudagraph"] = Way(refused, refused)
-    best, told = fastest_execution(learner, sampler, 2, ["eager", "compile+cudagraph"])
+    best, message = fastest_execution(learner, sampler, 2, ["eager", "compile+cudagraph"])
     assert best == learner.execution == "eager"
-    assert "compile+cudagraph cannot run (--execution compile: it looks at a value" in told
+    assert "compile+cudagraph cannot run (--execution compile: it looks at a value" in message
 
 
 def test_a_measurement_leaves_no_trace_in_weights_moments_counts_and_draws() -> None:
@@ -114,9 +116,9 @@ def test_a_way_that_cannot_run_is_told_and_left_out() -> None:
 
     learner._ways["cudagraph"] = Way(broken, broken)
     before = learner.state.online.clone()
-    best, told = fastest_execution(learner, sampler, 1, ["eager", "cudagraph"])
+    best, message = fastest_execution(learner, sampler, 1, ["eager", "cudagraph"])
     assert best == learner.execution == "eager"
-    assert told.endswith("cudagraph cannot run (a wait within a graph)")
+    assert message.endswith("cudagraph cannot run (a wait within a graph)")
     assert torch.equal(learner.state.online, before)
 
 
@@ -160,9 +162,9 @@ def test_the_fastest_actor_acts_and_nothing_is_drawn(
     policy = Policy(learner_of()[0].network)
     before = policy._generator.get_state()
     asked = _actors(monkeypatch, clock, eager=300e-6, cudagraph=50e-6, cpu_copy=70e-6)
-    best, told = fastest_actor(policy, OBS)
+    best, message = fastest_actor(policy, OBS)
     assert best == "cudagraph"
-    assert told == (
+    assert message == (
         "acting by cudagraph, measured per vector step: "
         "cudagraph 50 us, cpu copy 70 us, eager 300 us"
     )
@@ -202,35 +204,35 @@ def _together(
 def test_auto_on_cuda_measures_updates_and_acting(
     monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
-    learner, policy, told = _together(monkeypatch, clock, "auto")
+    learner, policy, message = _together(monkeypatch, clock, "auto")
     assert learner.execution == "native"
     measured = "measured per update: native 15 us, cudagraph 40 us, eager 300 us"
-    assert told.startswith(f"{measured}; acting by cudagraph")
+    assert message.startswith(f"{measured}; acting by cudagraph")
     assert policy.actor != policy.choose
 
 
 def test_asked_for_eager_everything_stays_plain_on_cuda(
     monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
-    learner, policy, told = _together(monkeypatch, clock, "eager")
-    assert (learner.execution, told) == ("eager", "as asked")
+    learner, policy, message = _together(monkeypatch, clock, "eager")
+    assert (learner.execution, message) == ("eager", "as asked")
     assert policy.actor == policy.choose
 
 
 def test_asked_for_another_way_the_updates_are_not_measured_and_acting_is(
     monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
-    learner, policy, told = _together(monkeypatch, clock, "compile")
+    learner, policy, message = _together(monkeypatch, clock, "compile")
     assert learner.execution == "compile"
-    assert told.startswith("as asked; acting by cudagraph, measured")
+    assert message.startswith("as asked; acting by cudagraph, measured")
     assert policy.actor != policy.choose
 
 
 def test_for_a_few_updates_nothing_is_measured_on_the_cpu() -> None:
     learner, sampler = learner_of()
     policy = Policy(learner.network)
-    told = choose_ways("auto", learner, policy, sampler, expected_updates=10)
-    assert told == "10 updates are done sooner than a trial"
+    message = choose_ways("auto", learner, policy, sampler, expected_updates=10)
+    assert message == "10 updates are done sooner than a trial"
     assert policy.actor == policy.choose
 
 
@@ -239,9 +241,9 @@ def test_on_the_cpu_the_c_is_measured_and_leaves_no_trace() -> None:
     policy = Policy(learner.network)
     before = [tensor.clone() for tensor in learner.state.written()]
     generator = sampler.replay._generator.get_state()
-    told = choose_ways("auto", learner, policy, sampler, expected_updates=10**6)
+    message = choose_ways("auto", learner, policy, sampler, expected_updates=10**6)
     assert learner.execution == "native"
-    assert re.match(r"measured per update: native \d+ us, eager \d+ us", told)
+    assert re.match(r"measured per update: native \d+ us, eager \d+ us", message)
     assert isinstance(policy.actor, NativeActor)
     assert all(
         torch.equal(mine, then) or (mine.isnan() & then.isnan()).all()

@@ -21,7 +21,7 @@ from gymnasium.spaces import Box
 
 from fastdqn.device import available_cores
 from fastdqn.envs.description import EnvDescription, describe_spaces
-from fastdqn.envs.workers.shared_block import Rows, RowSpec
+from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.errors import UsageError
 
 __all__ = ["EnvPoolSource", "describe_envpool", "make_envpool_source"]
@@ -79,7 +79,7 @@ class EnvPoolSource:
         limit = time_limit or int(_spec_of(env_id).config.max_episode_steps)
         self.time_limit = min(limit, NO_LIMIT)
         space = self.description
-        self.rows = Rows.allocate(RowSpec(num_envs, space.obs_shape, space.obs_dtype))
+        self.rows = SharedBlock.allocate(RowSpec(num_envs, space.obs_shape, space.obs_dtype))
         self._pool: Any = None
         self._returns = np.zeros(num_envs)
         self._lengths = np.zeros(num_envs, np.int64)
@@ -114,7 +114,7 @@ class EnvPoolSource:
         self._lengths[:] = 0
         self._alive[:] = True
 
-    def rows_of(self, group: int) -> Rows:  # noqa: ARG002
+    def rows_of(self, group: int) -> SharedBlock:  # noqa: ARG002
         """Return the rows: there is one group."""
         return self.rows
 

@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from fastdqn.envs.space_check import ARRAYS, SpaceCheck
-from fastdqn.envs.workers.observation_writer import CheckedLine
+from fastdqn.envs.workers.observation_writer import CheckedWriter
 from fastdqn.envs.workers.task import EnvFactory
 
 __all__ = ["OwnArrays", "own_arrays_in", "with_own_arrays"]
@@ -76,9 +76,9 @@ def _copier_of(space: gym.Space[Any], index: int) -> Callable[[Any], Any]:
         return deepcopy
     block: Any = np.zeros((1, *(space.shape or ())), space.dtype)
     check = SpaceCheck(space, block.shape[1:], block.dtype)
-    return partial(_copy_through, block, CheckedLine(block, 0, check, index))
+    return partial(_copy_through, block, CheckedWriter(block, 0, check, index))
 
 
-def _copy_through(block: Any, line: CheckedLine, obs: Any) -> Any:
+def _copy_through(block: Any, line: CheckedWriter, obs: Any) -> Any:
     line[:] = obs
     return block[0].copy()

@@ -33,8 +33,8 @@ from fastdqn.envs.sources.own_arrays import with_own_arrays
 from fastdqn.envs.sources.reused_arrays import refuse_reused_arrays
 from fastdqn.envs.sources.vector_source import VectorSource
 from fastdqn.envs.specs.registrations import Registering, packed_registry
-from fastdqn.envs.workers.allocation import Staff
-from fastdqn.envs.workers.shared_block import Rows
+from fastdqn.envs.workers.allocation import Allocation
+from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.envs.workers.starting import without_main_module
 from fastdqn.envs.workers.supervision import Supervision
 from fastdqn.envs.workers.system_limits import refuse_unless_parent
@@ -54,7 +54,7 @@ class EnvSource(Protocol):
     between they belong to the source. Rows that are not `real` are no transitions.
     """
 
-    rows: Rows
+    rows: SharedBlock
     num_envs: int
     num_workers: int
     num_groups: int
@@ -71,7 +71,7 @@ class EnvSource(Protocol):
     def restarts(self) -> Sequence[str]:
         """Why workers were restarted, one text each, the newest last."""
 
-    def rows_of(self, group: int) -> Rows:
+    def rows_of(self, group: int) -> SharedBlock:
         """Return the rows of a group: columns of `rows`."""
 
     def reset(self, seeds: Sequence[int]) -> None:
@@ -172,7 +172,7 @@ def make_source(
     *,
     num_groups: int = 1,
     supervision: Supervision | None = None,
-    staff: Staff | None = None,
+    allocation: Allocation | None = None,
 ) -> EnvSource:
     """Build `num_envs` environments behind the chosen kind of vector.
 
@@ -184,7 +184,7 @@ def make_source(
         num_workers: Processes of `grouped`; None is a choice by measurement.
         num_groups: Groups of `grouped` that step by themselves.
         supervision: Restart workers of `grouped` that fail; None raises.
-        staff: Who steps the environments of `grouped`; None goes by `num_workers`.
+        allocation: Who steps the environments of `grouped`; None goes by `num_workers`.
     """
     if vectorizer == "grouped":
         grouped = GroupedVectorEnv(
@@ -196,7 +196,7 @@ def make_source(
             num_masked=description.num_masked,
             drop_masks=not description.obeys_masks,
             supervision=supervision,
-            staff=staff,
+            allocation=allocation,
         )
         return GroupedSource(grouped, description)
     return _gymnasiums(vectorizer, factory, description, num_envs)

@@ -22,7 +22,7 @@ from fastdqn.envs.sharing import Taken, refuse_shared
 from fastdqn.envs.sources.reused_arrays import ReuseWatch
 from fastdqn.envs.sources.vector_check import VectorCheck
 from fastdqn.envs.space_check import NUMBERS
-from fastdqn.envs.workers.shared_block import Rows, RowSpec
+from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.errors import UsageError
 
 __all__ = ["VectorSource"]
@@ -59,7 +59,7 @@ class VectorSource:
         spec = RowSpec.of_spaces(
             self.num_envs, description.obs_space, envs.single_action_space, description.num_masked
         )
-        self.rows = Rows.allocate(spec)
+        self.rows = SharedBlock.allocate(spec)
         space = description.obs_space
         compared = compared and envs.single_observation_space == space
         self._checks = VectorCheck(envs, space, self._key, self.rows.obs, compared=compared)
@@ -83,10 +83,10 @@ class VectorSource:
     @property
     def restarts(self) -> Sequence[str]:
         """Why workers were restarted, one text each, the newest last."""
-        told: Sequence[str] = getattr(self.envs.unwrapped, "restarts", ())
-        return told
+        message: Sequence[str] = getattr(self.envs.unwrapped, "restarts", ())
+        return message
 
-    def rows_of(self, group: int) -> Rows:  # noqa: ARG002
+    def rows_of(self, group: int) -> SharedBlock:  # noqa: ARG002
         """Return the rows: there is one group."""
         return self.rows
 
@@ -154,8 +154,8 @@ class VectorSource:
         if self._mode is AutoresetMode.SAME_STEP:
             self._place_finals(infos)
             if watch is not None and acted_on is not None:
-                told = infos["final_obs"]
-                one_memory = isinstance(obs, np.ndarray) and np.may_share_memory(told, obs)
+                message = infos["final_obs"]
+                one_memory = isinstance(obs, np.ndarray) and np.may_share_memory(message, obs)
                 self._look_for_reuse(watch, acted_on, one_memory=one_memory)
             return
         rows.final_obs[ended] = rows.obs[ended]
@@ -176,41 +176,44 @@ class VectorSource:
         self, obs: Any, infos: dict[str, Any], which: npt.NDArray[np.bool_] | None = None
     ) -> None:
         """Let the environments in `which` [N], or all, show `obs` and what may be done there."""
-        told = infos
+        message = infos
         if self._key is not None:
-            told, obs = obs, obs[self._key]
+            message, obs = obs, obs[self._key]
         self._checks.take(obs, which, infos.get("restarted"))
-        self._read_masks(self.rows.action_mask, told, self._everyone if which is None else which)
+        self._read_masks(self.rows.action_mask, message, self._everyone if which is None else which)
 
     def _place_finals(self, infos: dict[str, Any]) -> None:
         """SAME_STEP: the last observations and what was said of them come in the infos."""
         ended, finals = self._ended, infos["final_obs"]
-        told = infos.get("final_info", {})
+        message = infos.get("final_info", {})
         if self._key is not None:
             observed = np.full(self.num_envs, None)
-            told = {MASK: np.full(self.num_envs, None)}
+            message = {MASK: np.full(self.num_envs, None)}
             for index in np.flatnonzero(ended).tolist():
-                observed[index], told[MASK][index] = finals[index][self._key], finals[index][MASK]
+                observed[index], message[MASK][index] = (
+                    finals[index][self._key],
+                    finals[index][MASK],
+                )
             finals = observed
         for index in np.flatnonzero(ended).tolist():
             self.rows.final_obs[index] = self._checks.array_of(finals[index], index)
-        self._read_masks(self.rows.final_action_mask, told, ended)
+        self._read_masks(self.rows.final_action_mask, message, ended)
 
     def _read_masks(
-        self, into: npt.NDArray[np.bool_], told: Any, which: npt.NDArray[np.bool_]
+        self, into: npt.NDArray[np.bool_], message: Any, which: npt.NDArray[np.bool_]
     ) -> None:
         """Take the masks of the environments in `which` [N]; everything is allowed without one."""
         num_masked = self.description.num_masked
         if not num_masked:
             if self._refuses_masks:
-                refuse_unexpected_masks(told)
+                refuse_unexpected_masks(message)
             return
-        said = which & told.get(f"_{MASK}", MASK in told)
-        if MASK in told and told[MASK].dtype == object:
-            said &= [mask is not None for mask in told[MASK]]
+        said = which & message.get(f"_{MASK}", MASK in message)
+        if MASK in message and message[MASK].dtype == object:
+            said &= [mask is not None for mask in message[MASK]]
         into[which & ~said] = True
         if said.any():
-            into[said] = checked_masks(told[MASK], said, num_masked)
+            into[said] = checked_masks(message[MASK], said, num_masked)
 
     def held(self) -> Iterable[tuple[int, Any]]:
         """Return (index, environment) of those within reach, until they are closed."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fastdqn.device import available_cores
 from fastdqn.envs.workers.system_limits import may_be_parent
 
-__all__ = ["Staff", "choose_staff", "staff_beside_learner", "timed_in_turns"]
+__all__ = ["Allocation", "allocation_beside_learner", "choose_allocation", "timed_in_turns"]
 
 WAKE_UP_S = 60e-6
 """What waking the workers and being woken costs per vector step, in a quiet moment."""
@@ -30,7 +30,7 @@ CLEARLY = 0.9
 
 
 @dataclass(frozen=True)
-class Staff:
+class Allocation:
     """How the environments are dealt out.
 
     Attributes:
@@ -50,7 +50,7 @@ class Staff:
         return SPIN_S if self.processes <= available_cores() else 0.0
 
 
-def choose_staff(asked: int | None, num_envs: int, step_s: float | None) -> Staff:
+def choose_allocation(asked: int | None, num_envs: int, step_s: float | None) -> Allocation:
     """Choose who steps the environments of a caller who has nothing else to do meanwhile.
 
     Where nobody asks for a number of workers, the caller takes a share, which spares a process
@@ -63,22 +63,22 @@ def choose_staff(asked: int | None, num_envs: int, step_s: float | None) -> Staf
         step_s: Measured seconds of one step; None where environments are slow or unknown.
     """
     if asked is not None:
-        return Staff(min(asked, num_envs), 0 if asked else num_envs)
+        return Allocation(min(asked, num_envs), 0 if asked else num_envs)
     if not may_be_parent():
-        return Staff(0, num_envs)
+        return Allocation(0, num_envs)
     shares = min(available_cores(), num_envs)
     if step_s is None:
-        return Staff(shares)
+        return Allocation(shares)
     alone_s = num_envs * step_s
     together_s = -(-num_envs // shares) * step_s + SIGNALS_S
     if shares == 1 or together_s >= CLEARLY * alone_s:
-        return Staff(0, num_envs)
-    return Staff(shares - 1, num_envs // shares)
+        return Allocation(0, num_envs)
+    return Allocation(shares - 1, num_envs // shares)
 
 
-def staff_beside_learner(
+def allocation_beside_learner(
     num_envs: int, step_s: float | None, learn_s: float, *, num_groups: int = 1
-) -> Staff:
+) -> Allocation:
     """Choose who steps the environments of a caller who learns while the workers step.
 
     One core is the caller's. Whatever learning leaves of it goes to environments: as many as
@@ -100,9 +100,9 @@ def staff_beside_learner(
     wake_up_s, busy_s = (0.0, COLD * learn_s + HANDLING_S) if ahead else (WAKE_UP_S, COLD * learn_s)
     workers = available_cores() - 1
     if not workers or not may_be_parent():
-        return Staff(0, num_envs)
+        return Allocation(0, num_envs)
     if step_s is None:
-        return Staff(min(workers, num_envs))
+        return Allocation(min(workers, num_envs))
 
     def vector_step_s(caller_envs: int) -> float:
         own_s = busy_s + caller_envs * step_s
@@ -111,7 +111,7 @@ def staff_beside_learner(
         return max(own_s, wake_up_s + -(-(num_envs - caller_envs) // workers) * step_s)
 
     caller_envs = min(range(num_envs + 1), key=vector_step_s)
-    return Staff(min(workers, num_envs - caller_envs), caller_envs)
+    return Allocation(min(workers, num_envs - caller_envs), caller_envs)
 
 
 def timed_in_turns(

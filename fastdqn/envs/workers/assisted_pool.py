@@ -13,10 +13,10 @@ from fastdqn.envs.workers.supervised_pool import SupervisedPool
 from fastdqn.envs.workers.supervision import Supervision
 from fastdqn.envs.workers.task import EnvFactory
 
-__all__ = ["HelpedPool"]
+__all__ = ["AssistedPool"]
 
 
-class HelpedPool:
+class AssistedPool:
     """A pool of workers and the caller's own environments, behind one face.
 
     The caller's part of a message is done when it is collected, after the workers were woken;

@@ -16,10 +16,10 @@ from fastdqn.envs.workers.failures import EnvFailures, Failure, Shut
 from fastdqn.envs.workers.task import EnvFactory, Task
 from fastdqn.errors import UsageError
 
-__all__ = ["Residents"]
+__all__ = ["EnvAccess"]
 
 
-class Residents:
+class EnvAccess:
     """Some environments of one process.
 
     Args:

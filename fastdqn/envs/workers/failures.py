@@ -61,12 +61,12 @@ class EnvFailures(Exception):  # noqa: N818 - several errors, one for each envir
 
     Attributes:
         failures: One per environment that raised.
-        told: What the call would have returned for the others, where it went on with them.
+        message: What the call would have returned for the others, where it went on with them.
     """
 
-    def __init__(self, failures: list[Failure], told: StepTold = None) -> None:
+    def __init__(self, failures: list[Failure], message: StepTold = None) -> None:
         super().__init__(f"{len(failures)} environments raised")
-        self.failures, self.told = failures, told
+        self.failures, self.message = failures, message
 
     def final(self) -> EnvFailures | None:
         """Return those of the failures that no restart mends; None where there are none."""

@@ -22,25 +22,25 @@ from fastdqn.envs.masks import (
     refuse_unexpected_mask,
 )
 from fastdqn.envs.space_check import SpaceCheck
-from fastdqn.envs.workers.env_access import Residents
+from fastdqn.envs.workers.env_access import EnvAccess
 from fastdqn.envs.workers.failures import EnvFailures, Failure, StepTold, on_action
 from fastdqn.envs.workers.observation_writer import (
-    CheckedLine,
-    SharedLine,
-    TravellingLine,
-    lines_over,
+    CheckedWriter,
+    SharedWriter,
+    TravellingWriter,
+    writers_over,
 )
-from fastdqn.envs.workers.shared_block import Rows
+from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.envs.workers.task import EnvFactory, Task
 from fastdqn.errors import UsageError
 
-__all__ = ["Host"]
+__all__ = ["HostedEnvs"]
 
 FLAGS = (bool, np.bool_, int, np.integer, np.ndarray, type(None))
 """What may say whether an episode has ended."""
 
 
-class Host(Residents):
+class HostedEnvs(EnvAccess):
     """Some environments and the columns of the block that they own.
 
     Args:
@@ -56,7 +56,7 @@ class Host(Residents):
         self,
         task: Task,
         env_fns: Sequence[EnvFactory],
-        rows: Rows,
+        rows: SharedBlock,
         shared_obs: Any = None,
         permit: Any = None,
     ) -> None:
@@ -97,12 +97,12 @@ class Host(Residents):
             self._checks = [
                 SpaceCheck(env.observation_space, obs.shape[1:], obs.dtype) for env in self.envs
             ]
-            return lines_over(obs, self._checks, self.task.first_env)
+            return writers_over(obs, self._checks, self.task.first_env)
         if self.travels:
-            return [TravellingLine(self.travelling, i) for i in range(self.task.num_envs)]
+            return [TravellingWriter(self.travelling, i) for i in range(self.task.num_envs)]
         first, space = self.task.first_env, self.task.obs_space
         envs = range(first, first + self.task.num_envs)
-        return [SharedLine(space, self.shared_obs, env) for env in envs]
+        return [SharedWriter(space, self.shared_obs, env) for env in envs]
 
     # Stepping
 
@@ -172,7 +172,7 @@ class Host(Residents):
         """
         if not isinstance(self._lines[i], memoryview):
             raise  # noqa: PLE0704 - called while that is handled
-        self._lines[i] = CheckedLine(self.rows.obs, i, self._checks[i], self.task.first_env + i)
+        self._lines[i] = CheckedWriter(self.rows.obs, i, self._checks[i], self.task.first_env + i)
         self._lines[i][:] = obs
 
     def _actions(self) -> Any:
@@ -264,10 +264,10 @@ class Host(Residents):
                 continue
             if self.task.send_infos:
                 infos[self.task.first_env + i] = info
-        told = infos, self.travelling if self.travels else None
+        message = infos, self.travelling if self.travels else None
         if failures:
-            raise EnvFailures(failures, told)
-        return told
+            raise EnvFailures(failures, message)
+        return message
 
 
 def _refuse_flags(terminated: Any, truncated: Any) -> None:

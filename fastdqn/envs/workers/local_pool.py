@@ -14,9 +14,9 @@ import numpy as np
 
 from fastdqn.envs.workers.exits import closed_at_exit
 from fastdqn.envs.workers.failures import EnvFailures, Failure
-from fastdqn.envs.workers.hosted_envs import Host
+from fastdqn.envs.workers.hosted_envs import HostedEnvs
 from fastdqn.envs.workers.pool import PoolSettings
-from fastdqn.envs.workers.shared_block import Rows, RowSpec
+from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.envs.workers.supervision import (
     RestartBudget,
     Supervision,
@@ -66,7 +66,7 @@ class LocalPool:
         self.budget = RestartBudget(supervision) if supervision else None
         self.restarted = np.zeros(len(env_fns), np.bool_)
         if beside is None:
-            self.rows, semaphore = Rows.allocate(spec), None
+            self.rows, semaphore = SharedBlock.allocate(spec), None
         else:
             self.rows, semaphore = beside.rows, beside.semaphore
         if beside is not None and supervision:
@@ -78,7 +78,7 @@ class LocalPool:
         self._steps = [0] * settings.num_groups
         self._seeds: list[int | None] = [None] * len(env_fns)
         self.hosts = [
-            Host(
+            HostedEnvs(
                 settings.task(span, spec),
                 env_fns[slice(*span)],
                 self.rows,
@@ -154,7 +154,7 @@ class LocalPool:
             WorkerError: The budget of restarts is spent.
             EnvFailures: What environments returned cannot be used, however often they restart.
         """
-        infos = error.told[0] if error.told else {}
+        infos = error.message[0] if error.message else {}
         first, stop = self.spans[0][group]
         while True:
             if final := error.final():
@@ -166,7 +166,7 @@ class LocalPool:
             try:
                 fresh, travelled = self.hosts[group].reset(self._seeds[first:stop], options, chosen)
             except EnvFailures as again:
-                infos, error = {**infos, **(again.told[0] if again.told else {})}, again
+                infos, error = {**infos, **(again.message[0] if again.message else {})}, again
             else:
                 return {**infos, **fresh}, travelled
 
@@ -177,8 +177,8 @@ class LocalPool:
         in_a_row = in_a_row + 1 if step - last <= 1 else 1
         self._in_a_row[env] = in_a_row, step
         seed = self._seeds[env]
-        told = f"{raised([failure])}; in vector step {step}, {seeds_told([seed])}\n{failure}"
-        time.sleep(budget.spend(told, in_a_row))
+        message = f"{raised([failure])}; in vector step {step}, {seeds_told([seed])}\n{failure}"
+        time.sleep(budget.spend(message, in_a_row))
         self._seeds[env] = branch_of([seed], budget.count)[0]
         silence(self.rows, env, env + 1)
         self.restarted[env] = True

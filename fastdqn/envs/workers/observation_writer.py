@@ -11,10 +11,10 @@ from gymnasium.vector.utils import write_to_shared_memory
 
 from fastdqn.envs.space_check import NUMBERS, Bounds, SpaceCheck
 
-__all__ = ["CheckedLine", "NumberLine", "SharedLine", "TravellingLine", "lines_over"]
+__all__ = ["CheckedWriter", "NumberWriter", "SharedWriter", "TravellingWriter", "writers_over"]
 
 
-class CheckedLine:
+class CheckedWriter:
     """Takes observations of any dtype and of several dimensions, and compares them with the space.
 
     Args:
@@ -48,7 +48,7 @@ class CheckedLine:
             self._check.refuse_outside(self._row, self._env)
 
 
-class NumberLine:
+class NumberWriter:
     """Takes observations that are one whole number, within bounds.
 
     Args:
@@ -77,7 +77,7 @@ class NumberLine:
         self._column[self._index] = obs
 
 
-class TravellingLine:
+class TravellingWriter:
     """Keeps an observation that travels with the answer.
 
     Args:
@@ -93,7 +93,7 @@ class TravellingLine:
         self._places[self._index] = obs
 
 
-class SharedLine:
+class SharedWriter:
     """Takes an observation into Gymnasium's own shared memory.
 
     Args:
@@ -110,11 +110,13 @@ class SharedLine:
         write_to_shared_memory(self._space, self._env, obs, self._memory)
 
 
-def lines_over(block: npt.NDArray[Any], checks: Sequence[SpaceCheck], first_env: int) -> list[Any]:
+def writers_over(
+    block: npt.NDArray[Any], checks: Sequence[SpaceCheck], first_env: int
+) -> list[Any]:
     """Return what takes the observation of each environment by `line[:] = obs`.
 
     A memoryview takes half of the time of an array and refuses, with a TypeError or a
-    ValueError, what is not of its very dtype and shape; then a `CheckedLine` is to have it.
+    ValueError, what is not of its very dtype and shape; then a `CheckedWriter` is to have it.
 
     Args:
         block: [N, *O] of the environments of a host; written through the lines.
@@ -127,6 +129,6 @@ def lines_over(block: npt.NDArray[Any], checks: Sequence[SpaceCheck], first_env:
             lines.append(memoryview(block[index]))
             continue
         one_number = block.ndim == 1 and check.bounded and block.dtype.kind in "iu"
-        kind = NumberLine if one_number else CheckedLine
+        kind = NumberWriter if one_number else CheckedWriter
         lines.append(kind(block, index, check, first_env + index))
     return lines

@@ -22,7 +22,7 @@ from fastdqn.envs.specs.registrations import packed_registry
 from fastdqn.envs.workers.exits import closed_at_exit
 from fastdqn.envs.workers.failures import EnvFailures
 from fastdqn.envs.workers.process import LOOK_INTERVAL_S, WorkerProcess
-from fastdqn.envs.workers.shared_block import Rows, RowSpec
+from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.envs.workers.starting import parent_pid, signals_held, without_main_module
 from fastdqn.envs.workers.system_limits import (
     refuse_unless_openable,
@@ -126,7 +126,7 @@ class WorkerPool:
         self._context: Any = multiprocessing.get_context(settings.start_method)
         self.env_fns, self.spec, self.settings = env_fns, spec, settings
         self._block = self._context.RawArray("B", spec.nbytes)
-        self.rows = Rows.over(memoryview(self._block), spec)
+        self.rows = SharedBlock.over(memoryview(self._block), spec)
         self.rows.real[:] = True
         self.spans = settings.spans(len(env_fns))[: settings.num_workers]
         permits = settings.max_concurrency

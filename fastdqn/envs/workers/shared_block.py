@@ -12,7 +12,7 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 
 from fastdqn.errors import UsageError
 
-__all__ = ["RowSpec", "Rows"]
+__all__ = ["RowSpec", "SharedBlock"]
 
 CACHE_LINE_BYTES = 64
 
@@ -69,7 +69,7 @@ class RowSpec:
         return cls(num_envs, *_shape_and_dtype(obs), *_shape_and_dtype(action), num_masked)
 
     def fields(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-        """Return shape and dtype of every array of `Rows`, in the order of the block."""
+        """Return shape and dtype of every array of `SharedBlock`, in the order of the block."""
         n = self.num_envs
         obs, obs_dtype = (n, *self.obs_shape), np.dtype(self.obs_dtype)
         return {
@@ -94,7 +94,7 @@ class RowSpec:
 
 
 @dataclass(frozen=True)
-class Rows:
+class SharedBlock:
     """Numpy views of one block of memory; N environments.
 
     Attributes:
@@ -127,7 +127,7 @@ class Rows:
     final_action_mask: npt.NDArray[np.bool_]
 
     @classmethod
-    def over(cls, buffer: memoryview | bytearray, spec: RowSpec) -> Rows:
+    def over(cls, buffer: memoryview | bytearray, spec: RowSpec) -> SharedBlock:
         """Lay the arrays over a writable buffer of at least `spec.nbytes`; copies nothing."""
         arrays, offset = {}, 0
         for name, (shape, dtype) in spec.fields().items():
@@ -137,7 +137,7 @@ class Rows:
         return cls(**arrays)
 
     @classmethod
-    def allocate(cls, spec: RowSpec) -> Rows:
+    def allocate(cls, spec: RowSpec) -> SharedBlock:
         """Allocate private memory for the rows, all zero; `real` is True."""
         rows = cls.over(bytearray(spec.nbytes), spec)
         rows.real[:] = True
@@ -149,9 +149,9 @@ class Rows:
         self.terminated[:] = self.truncated[:] = self.resting[:] = False
         self.real[:] = True
 
-    def columns(self, start: int, stop: int) -> Rows:
+    def columns(self, start: int, stop: int) -> SharedBlock:
         """Return views of the environments `start` to `stop` (excluded)."""
-        return Rows(**{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})
+        return SharedBlock(**{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})
 
 
 def _shape_and_dtype(space: Space[Any] | None) -> tuple[tuple[int, ...], str]:

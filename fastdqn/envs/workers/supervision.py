@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastdqn.envs.workers.failures import Failure
-from fastdqn.envs.workers.shared_block import Rows
+from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.errors import UsageError, WorkerError
 
 __all__ = ["RestartBudget", "Supervision", "branch_of", "raised", "seeds_told", "silence"]
@@ -83,14 +83,14 @@ class RestartBudget:
         """
         now, limits = time.monotonic(), self.supervision
         first, newline, rest = trouble.partition("\n")
-        told = f"{first}.{newline}{rest}"
+        message = f"{first}.{newline}{rest}"
         self._times.append(now)
         while self._times[0] < now - limits.window_s:
             self._times.popleft()
         if in_a_row > limits.max_in_a_row:
-            raise WorkerError(f"{told}\nIt failed {in_a_row} times without a single step.")
+            raise WorkerError(f"{message}\nIt failed {in_a_row} times without a single step.")
         if len(self._times) > limits.max_restarts:
-            raise WorkerError(f"{told}\n{self._exceeded()}")
+            raise WorkerError(f"{message}\n{self._exceeded()}")
         self.count += 1
         self.restarts.append(trouble)
         if in_a_row == 1:
@@ -108,7 +108,7 @@ class RestartBudget:
         )
 
 
-def silence(rows: Rows, start: int, stop: int) -> None:
+def silence(rows: SharedBlock, start: int, stop: int) -> None:
     """Mark the rows of some environments as no transitions: nothing happened there."""
     rows.real[start:stop] = False
     rows.reward[start:stop] = 0.0

@@ -22,9 +22,9 @@ import cloudpickle
 
 from fastdqn.envs.specs.registrations import register
 from fastdqn.envs.workers.failures import EnvFailures, Failure
-from fastdqn.envs.workers.hosted_envs import Host
+from fastdqn.envs.workers.hosted_envs import HostedEnvs
 from fastdqn.envs.workers.lifeline import Parent, leave_signals_to_parent
-from fastdqn.envs.workers.shared_block import Rows
+from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.envs.workers.task import Task
 from fastdqn.foundation.streams import hold_streams
 
@@ -128,7 +128,7 @@ class Work:
         tasks: One per group of environments.
         env_fns: Cloudpickled lists of factories, one per task.
         block: Shared memory (a RawArray) for the rows.
-        shared_obs: See `Host`.
+        shared_obs: See `HostedEnvs`.
         semaphore: Limits how many workers run an environment at a time, or None.
         parent_pid: The process that this one must not survive; 0 where a thread of it starts
             this one and may end before; -1 where a fork server starts it, which ends with it.
@@ -160,11 +160,11 @@ def run_worker(wire: Wire, work: Work, inherited: Sequence[Wire]) -> None:
     for end in inherited:
         end.close()
     parent = Parent(work.parent_pid)
-    rows = Rows.over(memoryview(work.block), work.tasks[0].spec)
+    rows = SharedBlock.over(memoryview(work.block), work.tasks[0].spec)
     env_fns = pickle.loads(work.env_fns)  # noqa: S301 - written by the parent process
     register(work.registry)
     hosts = [
-        Host(task, fns, rows, work.shared_obs, work.semaphore)
+        HostedEnvs(task, fns, rows, work.shared_obs, work.semaphore)
         for task, fns in zip(work.tasks, env_fns, strict=True)
     ]
     gc.freeze()  # what was imported stays; no collection needs to look at it
@@ -173,7 +173,7 @@ def run_worker(wire: Wire, work: Work, inherited: Sequence[Wire]) -> None:
         host.close()
 
 
-def _serve(wire: Wire, hosts: Sequence[Host], spin_s: float) -> bool:
+def _serve(wire: Wire, hosts: Sequence[HostedEnvs], spin_s: float) -> bool:
     """Answer one signal; return False when it was the last."""
     asked = wire.receive(spin_s)
     if asked == CLOSE:
@@ -183,8 +183,8 @@ def _serve(wire: Wire, hosts: Sequence[Host], spin_s: float) -> bool:
             name, group, arguments = pickle.loads(wire.messages.recv_bytes())  # noqa: S301
             answer = cloudpickle.dumps(getattr(hosts[group], name)(*arguments))
         else:
-            told = hosts[asked[0]].step()
-            answer = None if told is None else cloudpickle.dumps(told)
+            message = hosts[asked[0]].step()
+            answer = None if message is None else cloudpickle.dumps(message)
     except EnvFailures as error:
         wire.send(FAILED, _pack(error.failures))
     except Exception as error:  # e.g. what cannot be pickled

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.envs.sources.source import EnvSource
-from fastdqn.envs.workers.shared_block import Rows
+from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.errors import NonFiniteError
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer
@@ -26,7 +26,7 @@ from fastdqn.training.transfer import (
 )
 from fastdqn.transition import storage_dtype
 
-__all__ = ["Rollout"]
+__all__ = ["HostRollout"]
 
 _LARGEST = {
     name: np.dtype(name).type(min(np.finfo(name).max, np.finfo(np.float32).max))
@@ -40,7 +40,7 @@ Shown = tuple[Tensor, Tensor | None]
 """Observations [M, *O] and masks [M, A] of a group; None where there are no masks."""
 
 
-class Rollout:
+class HostRollout:
     """Acts in N environments and writes what happens into the replay ring.
 
     `send` and `collect` are the two halves of a vector step; between them the workers step and
@@ -150,7 +150,7 @@ class Rollout:
         self.env_steps += len(rows.real) if real is None else int(np.count_nonzero(real))
         return [self._episode(rows, index) for index in ended.tolist()]
 
-    def _episode(self, rows: Rows, index: int) -> Episode:
+    def _episode(self, rows: SharedBlock, index: int) -> Episode:
         self.episodes += 1
         return Episode(
             self.episodes,

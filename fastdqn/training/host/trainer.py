@@ -6,31 +6,31 @@ from typing import Unpack
 
 from fastdqn.learner.learner import Learner
 from fastdqn.replay import Sampler
-from fastdqn.training.host.rollout import Rollout
-from fastdqn.training.trainer import Loop, LoopSettings
+from fastdqn.training.host.rollout import HostRollout
+from fastdqn.training.trainer import Trainer, TrainerSettings
 
-__all__ = ["Trainer"]
+__all__ = ["HostTrainer"]
 
 
-class Trainer(Loop):
+class HostTrainer(Trainer):
     """Trains on what workers, or whoever else steps environments, bring through the host.
 
     Args:
         rollout: Environments to rows.
         learner: Rows to weights.
         sampler: Chooses the batches.
-        settings: Of every loop; see `LoopSettings`.
+        settings: Of every loop; see `TrainerSettings`.
     """
 
-    rollout: Rollout
+    rollout: HostRollout
 
     def __init__(
         self,
-        rollout: Rollout,
+        rollout: HostRollout,
         learner: Learner,
         *,
         sampler: Sampler,
-        **settings: Unpack[LoopSettings],
+        **settings: Unpack[TrainerSettings],
     ) -> None:
         super().__init__(rollout, learner, **settings)
         self.sampler = sampler

@@ -31,13 +31,13 @@ class Block:
         num_steps: Vector steps, N env steps each.
         num_updates: Updates that follow them.
         repeats: How often.
-        rare: It will not come often enough to be worth compiling.
+        uncompiled: It will not come often enough to be worth compiling.
     """
 
     num_steps: int
     num_updates: int
     repeats: int = 1
-    rare: bool = False
+    uncompiled: bool = False
 
     @property
     def total_steps(self) -> int:
@@ -55,7 +55,7 @@ class Block:
             return [self]
         more, first = divmod(self.num_updates, MAX_UPDATES)
         steps = replace(self, num_updates=first, repeats=1)
-        return [steps, *[Block(0, MAX_UPDATES, rare=self.rare)] * more] * self.repeats
+        return [steps, *[Block(0, MAX_UPDATES, uncompiled=self.uncompiled)] * more] * self.repeats
 
 
 def plan(replay_ratio: float, num_envs: int, unrolled: int = UNROLLED) -> Block:
@@ -96,11 +96,11 @@ def next_block(
         planned: From `plan`.
         until: Env steps at which the run ends; passed by less than one vector step.
     """
-    waiting = Block(1, 0, RARE_STEPS, rare=True)
-    for block in (planned, replace(planned, repeats=1, rare=planned.repeats > 1), waiting):
+    waiting = Block(1, 0, RARE_STEPS, uncompiled=True)
+    for block in (planned, replace(planned, repeats=1, uncompiled=planned.repeats > 1), waiting):
         after = env_steps + block.total_steps * num_envs
         if after <= until and account.due(after) == block.total_updates:
             return block
     due = account.due(env_steps + num_envs)
     often = planned.num_steps == 1 and planned.num_updates + 1 == due and planned.repeats == 1
-    return Block(1, due, rare=not often)
+    return Block(1, due, uncompiled=not often)

@@ -21,7 +21,7 @@ from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv, TensorStep
 from fastdqn.errors import UsageError
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.replay import gather
-from fastdqn.replay.functional_ring import DeviceRing
+from fastdqn.replay.functional_ring import FunctionalRing
 from fastdqn.transition import Transitions
 
 __all__ = ["FAULT", "BlockTensors", "Iteration"]
@@ -38,13 +38,13 @@ class BlockTensors:
         ends: [S, N] int32 of S vector steps, see `Iteration.record`.
         returns: [S, N] float32, see there.
         uniform: [S, N, 2 + R] float32 in [0, 1): two for acting, then the environments' own.
-        bits: [U, B] int64 of U updates, see `DeviceRing.draw`.
+        random_bits: [U, B] int64 of U updates, see `FunctionalRing.draw`.
     """
 
     ends: Tensor
     returns: Tensor
     uniform: Tensor
-    bits: Tensor
+    random_bits: Tensor
 
     @classmethod
     def allocate(
@@ -83,7 +83,7 @@ class Iteration:
         env: TensorEnv,
         network: FlatNetwork,
         learn: Callable[[Transitions], None],
-        ring: DeviceRing,
+        ring: FunctionalRing,
     ) -> None:
         self.network, self.ring, self._learn = network, ring, learn
         if isinstance(env, PureTensorEnv):
@@ -118,7 +118,7 @@ class Iteration:
         ends: Tensor,
         returns: Tensor,
         uniform: Tensor,
-        bits: Tensor,
+        random_bits: Tensor,
     ) -> None:
         """Do vector steps and then updates, as often as the tensors are long for.
 
@@ -128,14 +128,14 @@ class Iteration:
             ends: [S, N] int32, S vector steps in all; written, see `record`.
             returns: [S, N] float32; written, see `record`.
             uniform: [S, N, 2 + R] float32 in [0, 1); read.
-            bits: [U, B] int64 in [0, 2^62), U updates in all; read.
+            random_bits: [U, B] int64 in [0, 2^62), U updates in all; read.
         """
-        repeats = len(ends) // num_steps if num_steps else len(bits) // num_updates
+        repeats = len(ends) // num_steps if num_steps else len(random_bits) // num_updates
         for repeat in range(repeats):
             for row in range(repeat * num_steps, (repeat + 1) * num_steps):
                 self.act(uniform[row])
                 self.advance(uniform[row, :, NUM_ACTING:], ends[row], returns[row])
-            self.learn(bits[repeat * num_updates : (repeat + 1) * num_updates])
+            self.learn(random_bits[repeat * num_updates : (repeat + 1) * num_updates])
 
     def advance(self, uniform: Tensor, ends: Tensor, returns: Tensor) -> None:
         """Let pure environments step with the last actions, and record it.
@@ -193,16 +193,16 @@ class Iteration:
                 f"Return obs.to({self.shown.dtype}), or change the space.",
             )
 
-    def learn(self, bits: Tensor) -> None:
-        """Make one update for each row of `bits` [U, B] int64, which choose its batch."""
-        for row in bits.unbind(0):
+    def learn(self, random_bits: Tensor) -> None:
+        """Make one update for each row of `random_bits` [U, B] int64, which choose its batch."""
+        for row in random_bits.unbind(0):
             self._learn(gather(self.ring.ring, self.ring.draw(row)))
 
-    def keep(self, num_rows: int, others: Sequence[Tensor]) -> Callable[[], None]:
+    def snapshot(self, num_rows: int, others: Sequence[Tensor]) -> Callable[[], None]:
         """Copy what `num_rows` vector steps would change, and `others`; return what undoes it."""
         tensors = (*self.state, *others)
         kept = [tensor.clone() for tensor in tensors]
-        restore_ring = self.ring.keep(num_rows)
+        restore_ring = self.ring.snapshot(num_rows)
 
         def restore() -> None:
             restore_ring()

@@ -27,12 +27,12 @@ class _Repeat(NamedTuple):
     Attributes:
         steps: By vector step: what acts, given epsilon; uniform numbers for the environments, ends,
             returns.
-        bits: [U, B] int64.
+        random_bits: [U, B] int64.
         learn: Makes the updates on what the last vector step has chosen.
     """
 
     steps: list[tuple[Callable[[float], None], Tensor, Tensor, Tensor]]
-    bits: Tensor
+    random_bits: Tensor
     learn: Callable[[], None]
 
 
@@ -47,7 +47,7 @@ class NativeBlocks:
         env: The environments; those that are not pure step eagerly between the parts.
         learn: Updates for each row of an index [U, B] into a ring, in C.
         batch_size: Transitions per update, B.
-        behind: Start at once, and compile what lies between meanwhile.
+        background: Start at once, and compile what lies between meanwhile.
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class NativeBlocks:
         learn: NativeUpdate,
         batch_size: int,
         *,
-        behind: bool = False,
+        background: bool = False,
     ) -> None:
         self._iteration, self._env, self._learn = iteration, env, learn
         self._index = torch.zeros((MAX_UPDATES, batch_size), dtype=torch.int64)
         self._actor = NativeActor(iteration.network)
         device = iteration.network.flat.device
-        self._between = Direct(self._step, device, behind=behind)
-        self._record = accelerate(iteration.record, "compile", device, behind=behind)
+        self._between = Direct(self._step, device, background=background)
+        self._record = accelerate(iteration.record, "compile", device, background=background)
         self._parts = Parts(
             lambda uniform: self.act(uniform, float(iteration.epsilon)), self._record, self.learn
         )
@@ -86,28 +86,28 @@ class NativeBlocks:
             self._iteration.epsilon.fill_(epsilon)
             run_around(self._env, self._iteration.action, self._parts, block, call)
             return
-        step = self._step if block.rare else self._between
-        for steps, bits, learn in self._views.get(block) or self._view(block, call):
+        step = self._step if block.uncompiled else self._between
+        for steps, random_bits, learn in self._views.get(block) or self._view(block, call):
             for act, uniform, ends, returns in steps:
                 act(epsilon)
-                step(uniform, ends, returns, bits)
-            if len(bits):
-                learn() if steps else self.learn(bits)
+                step(uniform, ends, returns, random_bits)
+            if len(random_bits):
+                learn() if steps else self.learn(random_bits)
 
     def act(self, uniform: Tensor, epsilon: float) -> None:
         """Choose an action for what every environment shows; see `Iteration.act`."""
         iteration = self._iteration
         self._actor(iteration.shown, epsilon, uniform, out=iteration.action)
 
-    def learn(self, bits: Tensor) -> None:
-        """Make one update for each row of `bits` [U, B]."""
+    def learn(self, random_bits: Tensor) -> None:
+        """Make one update for each row of `random_bits` [U, B]."""
         ring = self._iteration.ring
-        self._learn(ring.ring, ring.draw(bits))
+        self._learn(ring.ring, ring.draw(random_bits))
 
-    def _step(self, uniform: Tensor, ends: Tensor, returns: Tensor, bits: Tensor) -> None:
+    def _step(self, uniform: Tensor, ends: Tensor, returns: Tensor, random_bits: Tensor) -> None:
         """Let the environments step, write their rows, and choose what to learn from."""
         self._iteration.advance(uniform, ends, returns)
-        self._index[: len(bits)].copy_(self._iteration.ring.draw(bits))
+        self._index[: len(random_bits)].copy_(self._iteration.ring.draw(random_bits))
 
     def _view(self, block: Block, call: BlockTensors) -> list[_Repeat]:
         updates, iteration = block.num_updates, self._iteration
@@ -126,7 +126,7 @@ class NativeBlocks:
                         call.uniform[rows], call.ends[rows], call.returns[rows], strict=True
                     )
                 ],
-                call.bits[repeat * updates : (repeat + 1) * updates],
+                call.random_bits[repeat * updates : (repeat + 1) * updates],
                 learn,
             )
             for repeat in range(block.repeats)

@@ -48,8 +48,8 @@ class NativeGraph:
         if block.num_steps:
             found.append((self._advance, self._steps_of(call, 0)))
         if block.num_updates:
-            bits = call.bits[: block.num_updates]
-            found.append((self._draw, (self._place(bits), bits)))
+            random_bits = call.random_bits[: block.num_updates]
+            found.append((self._draw, (self._place(random_bits), random_bits)))
         return found
 
     def _run(
@@ -67,9 +67,9 @@ class NativeGraph:
                 advance(*self._steps_of(call, row))
             if block.num_updates:
                 first = repeat * block.num_updates
-                bits = call.bits[first : first + block.num_updates]
-                index = self._place(bits)
-                draw(index, bits)
+                random_bits = call.random_bits[first : first + block.num_updates]
+                index = self._place(random_bits)
+                draw(index, random_bits)
                 self._learn(iteration.ring.ring, index)
 
     @staticmethod
@@ -77,12 +77,12 @@ class NativeGraph:
         """Return what `Iteration.advance` is given for a vector step."""
         return call.uniform[row, :, NUM_ACTING:], call.ends[row], call.returns[row]
 
-    def _place(self, bits: Tensor) -> Tensor:
-        """Return where the rows that `bits` choose are written."""
-        index = self._index.get(bits.shape)
+    def _place(self, random_bits: Tensor) -> Tensor:
+        """Return where the rows that `random_bits` choose are written."""
+        index = self._index.get(random_bits.shape)
         if index is None:
-            index = self._index[bits.shape] = torch.zeros_like(bits)
+            index = self._index[random_bits.shape] = torch.zeros_like(random_bits)
         return index
 
-    def _drawn(self, index: Tensor, bits: Tensor) -> None:
-        index.copy_(self._iteration.ring.draw(bits))
+    def _drawn(self, index: Tensor, random_bits: Tensor) -> None:
+        index.copy_(self._iteration.ring.draw(random_bits))

@@ -23,7 +23,7 @@ from fastdqn.foundation.copying import Whole, copied
 from fastdqn.native import CudaUpdate, NativeUpdate
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.network_check import refuse_frames
-from fastdqn.replay.functional_ring import MAX_BITS, DeviceRing
+from fastdqn.replay.functional_ring import MAX_BITS, FunctionalRing
 from fastdqn.training.events import Episode
 from fastdqn.training.tensor.block_plan import Block
 from fastdqn.training.tensor.iteration import FAULT, BlockTensors, Iteration
@@ -31,10 +31,10 @@ from fastdqn.training.tensor.native_blocks import NativeBlocks
 from fastdqn.training.tensor.torch_blocks import TorchBlocks
 from fastdqn.transition import STORAGE_DTYPES, Transitions
 
-__all__ = ["FusedRollout"]
+__all__ = ["TensorRollout"]
 
 
-class FusedRollout(Whole):
+class TensorRollout(Whole):
     """Acts in N tensor environments, keeps what happens and learns from it, all on one device.
 
     Where the environments are pure, a whole block is one function. Where they only speak
@@ -89,7 +89,7 @@ class FusedRollout(Whole):
         self._learn_natively = learn_natively
         space = env.single_observation_space
         frame = space.shape or (), STORAGE_DTYPES[str(space.dtype)]
-        self.ring = DeviceRing(capacity, env.num_envs, *frame, device=self.device)
+        self.ring = FunctionalRing(capacity, env.num_envs, *frame, device=self.device)
         self.generator = torch.Generator(self.device)
         self.num_envs = env.num_envs
         self.earlier_steps = self.rows = self.updates = self.episodes = 0
@@ -97,7 +97,7 @@ class FusedRollout(Whole):
         self._iteration = Iteration(env, network, learn or (lambda _: None), self.ring)
         self._calls: dict[Block, BlockTensors] = {}
         self._ways: dict[str, TorchBlocks | NativeBlocks] = {}
-        self._behind: set[str] = set()
+        self._background: set[str] = set()
         self.execute_as(execution)
         self.reset([seed])
 
@@ -105,7 +105,7 @@ class FusedRollout(Whole):
         """Copy environments, ring, generator and counts; how blocks are run is built anew."""
         twin = copied(self, memo, anew=("_ways", "_blocks", "_calls"))
         twin._ways, twin._calls = {}, {}
-        twin.execute_as(self.execution, behind=self.execution in self._behind)
+        twin.execute_as(self.execution, background=self.execution in self._background)
         return twin
 
     # The calls
@@ -125,36 +125,38 @@ class FusedRollout(Whole):
         """The steps that are compiled now, for those who tell when they are ready."""
         return self._blocks.compiling
 
-    def execute_as(self, execution: str, *, behind: bool = False) -> None:
+    def execute_as(self, execution: str, *, background: bool = False) -> None:
         """Run blocks in this way from now on; everything else stays.
 
         Args:
             execution: One of EXECUTIONS, but not `auto`.
-            behind: Start at once, and compile meanwhile, where that can be done.
+            background: Start at once, and compile meanwhile, where that can be done.
 
         Raises:
             UsageError: There is no such way, or not on this device.
         """
         refuse_step_execution(execution, self.device)
         if execution not in self._ways:
-            self._ways[execution] = self._way(execution, behind=behind)
-            self._behind = self._behind | {execution} if behind else self._behind - {execution}
+            self._ways[execution] = self._way(execution, background=background)
+            self._background = (
+                self._background | {execution} if background else self._background - {execution}
+            )
         self.execution, self._blocks = execution, self._ways[execution]
 
-    def _way(self, execution: str, *, behind: bool) -> TorchBlocks | NativeBlocks:
+    def _way(self, execution: str, *, background: bool) -> TorchBlocks | NativeBlocks:
         iteration, env = self._iteration, self.env
         if execution != "native":
             given = iteration, env, execution, self._learned, self.device
-            return TorchBlocks(*given, behind=behind)
+            return TorchBlocks(*given, background=background)
         if self._learn_natively is None:
             raise UsageError(
                 "--execution native", "nothing here learns in C", "Give `learn_natively`."
             )
         learn = self._learn_natively()
         if isinstance(learn, NativeUpdate):
-            return NativeBlocks(iteration, env, learn, self.batch_size, behind=behind)
+            return NativeBlocks(iteration, env, learn, self.batch_size, background=background)
         given = iteration, env, execution, self._learned, self.device
-        return TorchBlocks(*given, behind=behind, native=learn)
+        return TorchBlocks(*given, background=background, native=learn)
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Begin new episodes everywhere, and all random numbers anew; running episodes are cut.
@@ -211,7 +213,7 @@ class FusedRollout(Whole):
             sizes = (steps, self.num_envs), own, (draws, self.batch_size)
             call = self._calls[block] = BlockTensors.allocate(*sizes, self.device)
         call.uniform.uniform_(generator=self.generator)
-        call.bits.random_(0, MAX_BITS, generator=self.generator)
+        call.random_bits.random_(0, MAX_BITS, generator=self.generator)
         return call
 
     # What the host reads

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
 from fastdqn.execution.compiled import CompiledInside
-from fastdqn.execution.cuda_graph import Captured
+from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.execution.meanwhile import Meanwhile, Need
 from fastdqn.execution.modes import GRAPHS, accelerate
 from fastdqn.native import CudaUpdate
@@ -48,7 +48,7 @@ def run_around(
             parts.record(env.step(action), call.ends[row], call.returns[row])
         if block.num_updates:
             first = repeat * block.num_updates
-            parts.learn(call.bits[first : first + block.num_updates])
+            parts.learn(call.random_bits[first : first + block.num_updates])
 
 
 class TorchBlocks:
@@ -63,7 +63,7 @@ class TorchBlocks:
         execution: One of EXECUTIONS, but not `auto`.
         learned: Every tensor that an update writes; graphs need it.
         device: Where everything lives.
-        behind: Start at once, and compile meanwhile.
+        background: Start at once, and compile meanwhile.
         native: Learns by kernels of its own, within a graph; `native` needs it.
         cuda: `torch.cuda`, or what stands in for it.
     """
@@ -76,12 +76,17 @@ class TorchBlocks:
         learned: Sequence[Tensor],
         device: torch.device,
         *,
-        behind: bool = False,
+        background: bool = False,
         native: CudaUpdate | None = None,
         cuda: Any = torch.cuda,
     ) -> None:
         self._iteration, self.env, self.execution = iteration, env, execution
-        self._learned, self._device, self._behind, self._cuda = learned, device, behind, cuda
+        self._learned, self._device, self._background, self._cuda = (
+            learned,
+            device,
+            background,
+            cuda,
+        )
         self._compiled: dict[Block, Any] = {}
         self._fast: Callable[..., None] = self._run_compiled
         if native is not None:
@@ -94,16 +99,16 @@ class TorchBlocks:
         # The environments' own steps bring new tensors each time, which no graph can read.
         around = "compile" if "compile" in execution else "eager"
         self._parts = Parts(
-            accelerate(iteration.act, around, device, behind=behind),
-            accelerate(iteration.record, around, device, behind=behind),
+            accelerate(iteration.act, around, device, background=background),
+            accelerate(iteration.record, around, device, background=background),
             accelerate(
                 iteration.learn,
                 execution,
                 device,
-                lambda _: iteration.keep(0, learned),
+                lambda _: iteration.snapshot(0, learned),
                 cuda,
                 by_row=True,
-                behind=behind,
+                background=background,
             ),
         )
 
@@ -112,13 +117,13 @@ class TorchBlocks:
         plain: Callable[..., None],
         compiled: Callable[..., None],
         needs: Callable[..., Sequence[Need]],
-    ) -> Captured | Meanwhile:
+    ) -> CudaGraphStep | Meanwhile:
         """Return graphs of the compiled form, or of the plain one until the other is there."""
         fast = self._captured(compiled)
-        return Meanwhile(self._captured(plain), fast, needs) if self._behind else fast
+        return Meanwhile(self._captured(plain), fast, needs) if self._background else fast
 
-    def _captured(self, step: Callable[..., None]) -> Captured:
-        return Captured(step, self._keep, device=self._device, cuda=self._cuda)
+    def _captured(self, step: Callable[..., None]) -> CudaGraphStep:
+        return CudaGraphStep(step, self._keep, device=self._device, cuda=self._cuda)
 
     @property
     def compile_s(self) -> float:
@@ -142,10 +147,10 @@ class TorchBlocks:
             epsilon: Probability of exploring throughout.
         """
         self._iteration.epsilon.fill_(epsilon)
-        tensors = call.ends, call.returns, call.uniform, call.bits
+        tensors = call.ends, call.returns, call.uniform, call.random_bits
         if not isinstance(self.env, PureTensorEnv):
             run_around(self.env, self._iteration.action, self._parts, block, call)
-        elif block.rare or self.execution == "eager":
+        elif block.uncompiled or self.execution == "eager":
             self._run_whole(block, *tensors)
         else:
             self._fast(block, *tensors)
@@ -183,14 +188,14 @@ class TorchBlocks:
             self._compiled[block] = (
                 CompiledInside(step, self._device)
                 if self.execution in GRAPHS
-                else accelerate(step, "compile", self._device, behind=self._behind)
+                else accelerate(step, "compile", self._device, background=self._background)
             )
         return self._compiled[block]
 
     def _keep(self, block: Block, *_tensors: Tensor) -> Callable[[], None]:
         """Copy what a block changes, for the warm-up of its capture."""
         state = self.env.state if isinstance(self.env, PureTensorEnv) else ()
-        return self._iteration.keep(block.total_steps, (*state, *self._learned))
+        return self._iteration.snapshot(block.total_steps, (*state, *self._learned))
 
 
 def _lengths(block: Block) -> tuple[int, int, int, int]:

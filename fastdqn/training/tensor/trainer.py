@@ -7,25 +7,25 @@ from typing import Any, Unpack
 
 from fastdqn.learner.learner import Learner
 from fastdqn.training.tensor.block_plan import UNROLLED, UNROLLED_IN_A_GRAPH, next_block, plan
-from fastdqn.training.tensor.rollout import FusedRollout
-from fastdqn.training.trainer import Loop, LoopSettings
+from fastdqn.training.tensor.rollout import TensorRollout
+from fastdqn.training.trainer import Trainer, TrainerSettings
 
-__all__ = ["FusedTrainer"]
+__all__ = ["TensorTrainer"]
 
 
-class FusedTrainer(Loop):
+class TensorTrainer(Trainer):
     """Trains in tensor environments; all time but looking on counts as `learn`.
 
     Args:
         rollout: Environments, ring and updates, as one function.
         learner: Its pure step is a part of that function.
-        settings: Of every loop; see `LoopSettings`.
+        settings: Of every loop; see `TrainerSettings`.
     """
 
-    rollout: FusedRollout
+    rollout: TensorRollout
 
     def __init__(
-        self, rollout: FusedRollout, learner: Learner, **settings: Unpack[LoopSettings]
+        self, rollout: TensorRollout, learner: Learner, **settings: Unpack[TrainerSettings]
     ) -> None:
         super().__init__(rollout, learner, **settings)
         unrolled = UNROLLED_IN_A_GRAPH if rollout.device.type == "cuda" else UNROLLED
