@@ -36,6 +36,8 @@ def explore(
         ValueError: The mask is not bool, or its shape is not that of `q`.
     """
     best = masked_q(q, action_mask).argmax(1)
+    if not isinstance(epsilon, Tensor) and epsilon <= 0.0:
+        return best  # no uniform number is below it
     if action_mask is None:
         anything = (uniform[:, 1] * q.shape[1]).long()
     else:

@@ -1,6 +1,6 @@
 """Faster ways to act on CUDA that choose what the policy itself would choose.
 
-Each of them is an `Actor`: it takes the place of `Policy.choose` in `Policy.actor`.
+Each of them is an `Actor`: `Policy.actor` is set to the one that acts.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from fastdqn.device import synchronize
 from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.foundation.copying import Whole
 from fastdqn.native import CudaActor
-from fastdqn.policies.policy import Hosted, Policy
+from fastdqn.policies.policy import Actor, EagerActor, Hosted, Policy
 
-__all__ = ["ACTORS", "CapturedActor", "HostActor", "actor_of"]
+__all__ = ["ACTORS", "GraphActor", "HostActor", "actor_of"]
 
 ACTORS = ("eager", "cudagraph", "native", "cpu copy")
 
 
-class CapturedActor(Whole):
+class GraphActor(Whole):
     """Acts by a CUDA graph; the latest parameters act, since it reads them where they are written.
 
     Observations and masks that lie elsewhere each time are copied to where the graph reads them,
@@ -47,10 +47,10 @@ class CapturedActor(Whole):
         self.step = CudaGraphStep(self._choose, lambda *_: lambda: None, device=device, cuda=cuda)
         self._places: dict[Hashable, _Place] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> CapturedActor:
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphActor:
         """Make another one, of the policy's copy, with graphs of its own."""
         policy = copy.deepcopy(self._policy, memo)
-        twin = CapturedActor(policy, copy.deepcopy(self._native, memo), self._cuda)
+        twin = GraphActor(policy, copy.deepcopy(self._native, memo), self._cuda)
         memo[id(self)] = twin
         return twin
 
@@ -82,7 +82,7 @@ class CapturedActor(Whole):
     ) -> Hosted:
         """Launch one graph, from observations at their place to actions on the host, and wait.
 
-        See `HostedActor`. One launch, since the host needs 4 us for each, on virtual machines 30.
+        See `Actor`. One launch, since the host needs 4 us for each, on virtual machines 30.
         """
         key = obs.data_ptr(), obs.shape
         if key not in self._places:
@@ -169,7 +169,7 @@ class HostActor(Whole):
     def on_host(
         self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None
     ) -> Hosted:
-        """Return them on the device and on the host; see `HostedActor`."""
+        """Return them on the device and on the host; see `Actor`."""
         policy = self._policy
         self._flat.copy_(policy.network.flat, non_blocking=True)
         seen = self._brought("obs", obs)
@@ -191,10 +191,10 @@ class HostActor(Whole):
         return kept
 
 
-def actor_of(kind: str, policy: Policy) -> CapturedActor | HostActor | None:
-    """Return an actor of the kind, one of ACTORS; None is the policy itself."""
+def actor_of(kind: str, policy: Policy) -> Actor:
+    """Return an actor of the kind, one of ACTORS."""
     if kind == "cudagraph":
-        return CapturedActor(policy)
+        return GraphActor(policy)
     if kind == "native":
-        return CapturedActor(policy, CudaActor(policy.network))
-    return HostActor(policy) if kind == "cpu copy" else None
+        return GraphActor(policy, CudaActor(policy.network))
+    return HostActor(policy) if kind == "cpu copy" else EagerActor(policy)

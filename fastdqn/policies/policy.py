@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, Self, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,35 +12,68 @@ import torch
 from torch import Tensor
 
 from fastdqn.algorithms.exploration import NUM_ACTING, explore
-from fastdqn.algorithms.td_losses import masked_q
 from fastdqn.foundation.copying import Whole, copied
 from fastdqn.native import NativeActor, why_not_act
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 
-__all__ = ["Actor", "Hosted", "HostedActor", "Policy", "epsilon_greedy"]
+__all__ = ["Actor", "EagerActor", "Hosted", "Policy", "epsilon_greedy"]
 
 SMALL_PARAMETERS = 1_000_000
 """Of a network that one core runs for a few observations sooner than a card is asked."""
 
 Hosted = tuple[Tensor, npt.NDArray[np.int64]]
-Actor = Callable[[Tensor, float, Tensor, Tensor | None], Tensor]
-"""From observations [N, *O], epsilon, uniform numbers [N, 2] and masks [N, A] to actions [N]."""
+"""Actions [N] int64 on the device, and the same on the host."""
 
 
-@runtime_checkable
-class HostedActor(Protocol):
-    """An actor that brings its actions to the host by itself."""
+class Actor(Protocol):
+    """One way to turn what environments show into actions.
+
+    All of them choose alike from equal arguments: observations [N, *O] on the device of the
+    network, epsilon in [0, 1], uniform numbers [N, 2] float32 in [0, 1), and masks [N, A] bool or
+    None.
+    """
+
+    def __call__(
+        self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None, /
+    ) -> Tensor:
+        """Return actions [N] int64 on the device; the caller's own."""
+        ...
 
     def on_host(
-        self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None
+        self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None, /
     ) -> Hosted:
-        """Do what the actor does for observations and masks that lie at one place at every call.
+        """Do the same for observations and masks that lie at one place at every call.
 
         Returns:
-            [N] int64 on the device and on the host; both are overwritten by the next call with
+            [N] int64 on the device and on the host; both may be overwritten by the next call with
             observations at this place.
         """
+        ...
+
+
+class EagerActor(Whole):
+    """Acts by the network's plain operations.
+
+    Args:
+        policy: Chooses.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def __call__(
+        self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None, /
+    ) -> Tensor:
+        """Return actions [N] int64 on the device; see `Policy.choose`."""
+        return self._policy.choose(obs, epsilon, uniform, action_mask)
+
+    def on_host(
+        self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None, /
+    ) -> Hosted:
+        """Return them on the device and on the host. Waits for the device."""
+        action = self._policy.choose(obs, epsilon, uniform, action_mask)
+        return action, action.cpu().numpy()
 
 
 def epsilon_greedy(
@@ -81,35 +114,26 @@ class Policy(Whole):
     Args:
         network: Shared with the learner; its latest parameters act.
         seed: Seed of the exploration.
+
+    Attributes:
+        actor: How it acts: by plain operations, unless a faster equal takes their place.
     """
 
     kept_by = "Save the network's state_dict(), or agent.save(path)."
 
     def __init__(self, network: FlatNetwork, seed: int = 0) -> None:
         self.network = network
-        self.actor = self.choose
+        self.actor: Actor = EagerActor(self)
         self._parameters = network.views(network.flat)
         self._generator = torch.Generator(network.flat.device).manual_seed(seed)
         self._uniform = torch.empty(0, NUM_ACTING, device=network.flat.device)
-        self._never = torch.ones(0, NUM_ACTING)
+        self._never = self._uniform.new_ones(0, NUM_ACTING)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy network, actor and generator; the copy explores as this one would."""
-        twin = copied(self, memo, anew=("_parameters", "_actor", "_on_host"))
+        twin = copied(self, memo, anew=("_parameters",))
         twin._parameters = twin.network.views(twin.network.flat)
-        twin.actor = copy.deepcopy(self._actor, memo)
         return twin
-
-    @property
-    def actor(self) -> Actor:
-        """How `act` is run; `choose`, unless somebody put a faster equal in its place."""
-        return self._actor
-
-    @actor.setter
-    def actor(self, actor: Actor) -> None:
-        """Let another one act; where it brings its actions to the host by itself, it does."""
-        self._actor = actor
-        self._on_host = actor.on_host if isinstance(actor, HostedActor) else None
 
     def act(self, obs: Tensor, epsilon: float, action_mask: Tensor | None = None) -> Tensor:
         """Explore with probability `epsilon`. Hot path; never waits for the device.
@@ -135,11 +159,7 @@ class Policy(Whole):
         Returns:
             [N] int64 on the device and on the host; both may be overwritten by the next call.
         """
-        uniform = self._drawn(len(obs))
-        if self._on_host is not None:
-            return self._on_host(obs, epsilon, uniform, action_mask)
-        action = self.actor(obs, epsilon, uniform, action_mask)
-        return action, action.cpu().numpy()
+        return self.actor.on_host(obs, epsilon, self._drawn(len(obs)), action_mask)
 
     def reseed(self, seed: int) -> None:
         """Let exploration go on with other random numbers."""
@@ -194,10 +214,7 @@ class Policy(Whole):
 
     def greedy(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
         """Return the best allowed actions [N] int64 of observations [N, *O]; draws nothing."""
-        if isinstance(self.actor, NativeActor):
-            return self.actor(obs, 0.0, self._never_for(obs), action_mask)
-        with torch.no_grad():
-            return masked_q(self.network(self._parameters, obs), action_mask).argmax(1)
+        return self.actor(obs, 0.0, self._never_for(obs), action_mask)
 
     def greedy_on_host(
         self, obs: Tensor, action_mask: Tensor | None = None
@@ -207,12 +224,10 @@ class Policy(Whole):
         Returns:
             [N] int64; may be overwritten by the next call.
         """
-        if not isinstance(self.actor, NativeActor):
-            return self.greedy(obs, action_mask).cpu().numpy()
         return self.actor.on_host(obs, 0.0, self._never_for(obs), action_mask)[1]
 
     def _never_for(self, obs: Tensor) -> Tensor:
         """Return numbers [N, 2] that explore nowhere, in memory that is kept."""
         if len(self._never) != len(obs):
-            self._never = torch.ones(len(obs), NUM_ACTING)
+            self._never = self._uniform.new_ones(len(obs), NUM_ACTING)
         return self._never

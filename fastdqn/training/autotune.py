@@ -15,7 +15,7 @@ from fastdqn.foundation.traces import generators_kept
 from fastdqn.learner.learner import Learner
 from fastdqn.native import NativeActor, why_not_act
 from fastdqn.policies.actors import ACTORS, actor_of
-from fastdqn.policies.policy import HostedActor, Policy
+from fastdqn.policies.policy import Policy
 from fastdqn.replay import Sampler
 
 __all__ = ["choose_ways", "fastest_actor", "fastest_execution", "learning_seconds"]
@@ -150,13 +150,10 @@ def fastest_actor(
         kinds = [kind for kind in kinds if kind != "native"]
     # Kept as the policy keeps its own, so that a captured actor finds one address.
     uniform = torch.full((len(obs), 2), 0.5, device=obs.device)
-    actors = {kind: actor_of(kind, policy) or policy.choose for kind in kinds}
+    actors = {kind: actor_of(kind, policy) for kind in kinds}
 
     def run(kind: str) -> Callable[[], object]:
-        actor = actors[kind]
-        if isinstance(actor, HostedActor):
-            return lambda: actor.on_host(obs, 0.5, uniform, action_mask)
-        return lambda: actor(obs, 0.5, uniform, action_mask).cpu()
+        return partial(actors[kind].on_host, obs, 0.5, uniform, action_mask)
 
     with generators_kept():
         best, message = _compare(kinds, run, policy.network.flat.device, 1, lambda: None)

@@ -17,7 +17,7 @@ from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.sources.source import make_source, source_of
 from fastdqn.envs.workers.allocation import Allocation
 from tests.drive import KINDS, MODES, vector_of
-from tests.unit.test_agent import small
+from tests.unit.agent.test_dqn import small
 from tests.unruly import ActionEchoEnv
 
 if TYPE_CHECKING:

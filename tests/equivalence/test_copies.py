@@ -22,7 +22,7 @@ from fastdqn.learner.learner import Learner, LearnerState
 from fastdqn.native import CudaUpdate, NativeActor, NativeUpdate
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
-from fastdqn.policies.actors import CapturedActor, HostActor
+from fastdqn.policies.actors import GraphActor, HostActor
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.training.callbacks import NullCallback
@@ -256,7 +256,7 @@ def test_the_copy_of_a_policy_explores_as_it_would() -> None:
 @pytest.mark.parametrize("kind", ["captured", "cpu copy"])
 def test_the_copy_of_a_policy_with_another_actor_acts_by_its_own_network(kind: str) -> None:
     policy, obs = Policy(FlatNetwork(MLP((4,), 5, (8,)))), torch.randn(40, 4)
-    captured = CapturedActor(policy, cuda=RecordingCuda())
+    captured = GraphActor(policy, cuda=RecordingCuda())
     actor = captured if kind == "captured" else HostActor(policy)
     policy.actor = actor
     twin = copy.deepcopy(policy)

@@ -31,7 +31,7 @@ from tests.oracles import (
     assert_counted,
     counters,
 )
-from tests.unit.test_agent import small
+from tests.unit.agent.test_dqn import small
 
 SAME_STEP, LENGTHS = AutoresetMode.SAME_STEP, (3, 1, 7, 2, 5)
 RULES = CounterRules(LENGTHS)

@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NATIVE = "tests/equivalence/test_native.py"
-BINDING = "tests/unit/test_native_binding.py"
+BINDING = "tests/unit/native/test_binding.py"
 CARD = "tests/equivalence/test_native_card.py"
 WRITER = "tests/equivalence/test_row_writer.py"
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1"

@@ -14,7 +14,7 @@ from fastdqn.native import CudaActor
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies import actors
-from fastdqn.policies.actors import CapturedActor, HostActor
+from fastdqn.policies.actors import GraphActor, HostActor
 from fastdqn.policies.policy import Actor, Policy
 from fastdqn.replay import Sampler
 from fastdqn.training.autotune import fastest_actor
@@ -24,8 +24,8 @@ from tests.small_learners import random_batch
 pytestmark = pytest.mark.cuda
 
 ACTORS: dict[str, Callable[[Policy], Actor]] = {
-    "graph": CapturedActor,
-    "native": lambda policy: CapturedActor(policy, CudaActor(policy.network)),
+    "graph": GraphActor,
+    "native": lambda policy: GraphActor(policy, CudaActor(policy.network)),
     "cpu copy": HostActor,
 }
 each_actor = pytest.mark.parametrize("make", ACTORS.values(), ids=list(ACTORS))
@@ -93,7 +93,7 @@ def test_with_graphs_a_vector_step_waits_for_its_actions_and_nothing_else(
     execution = "native" if native else "cudagraph"
     parts = Parts(device="cuda", num_masked=num_masked, num_groups=num_groups, execution=execution)
     policy, sampler = parts.policy, Sampler(parts.replay, 8)
-    policy.actor = CapturedActor(policy, CudaActor(policy.network) if native else None)
+    policy.actor = GraphActor(policy, CudaActor(policy.network) if native else None)
     for step in range(28):
         if step == 8:
             waits.clear()

@@ -24,7 +24,7 @@ from fastdqn.envs.description import EnvDescription, describe_spaces
 from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
-from fastdqn.policies.actors import CapturedActor
+from fastdqn.policies.actors import GraphActor
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.training.host.rollout import HostRollout
@@ -220,7 +220,7 @@ def test_the_hosts_side_of_graphs_never_looks_at_the_device(settings: dict[str, 
     parts, cuda = Parts(**settings), RecordingCuda()
     parts.learner._ways["cudagraph"] = parts.learner._way("cudagraph", cuda)
     parts.learner.execute_as("cudagraph")
-    parts.policy.actor = CapturedActor(parts.policy, cuda=cuda)
+    parts.policy.actor = GraphActor(parts.policy, cuda=cuda)
     for _ in range(2 * len(parts.rollout._groups)):
         parts.vector_step()
         parts.policy.act(parts.replay.shown(), 0.5, parts.replay.shown_mask())

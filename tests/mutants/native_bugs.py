@@ -20,7 +20,7 @@ UPDATE = NATIVE + "each_of_many_updates_is_the_eager_one"
 SIZES = NATIVE + "networks_and_batches_of_any_size"
 ACTING = NATIVE + "acting_is_epsilon_greedy_over_the_allowed_actions"
 
-BINDING = "tests/unit/test_native_binding.py::test_"
+BINDING = "tests/unit/native/test_binding.py::test_"
 SANITIZED = "tests/faults/test_sanitized_c.py::test_"
 CHOICE = NATIVE + "batches_are_chosen_as_the_sampler_chooses_them"
 

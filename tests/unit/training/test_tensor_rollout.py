@@ -29,7 +29,7 @@ from tests.hotpath.test_hotpath import Calls, Operations
 from tests.oracles import CHAIN_GAMMA, CHAIN_Q, CounterRules
 from tests.small_learners import CountUp, Descent, Table
 from tests.tensor_oracles import NUM_ACTIONS, PureChain, PureCounter, TensorCounter, assert_counts
-from tests.unit.test_captured import FakeCuda
+from tests.unit.execution.test_cuda_graph import FakeCuda
 
 each_kind = pytest.mark.parametrize("kind", [PureCounter, TensorCounter])
 RULES = {

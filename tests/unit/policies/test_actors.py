@@ -11,7 +11,7 @@ from torch import Tensor
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
-from fastdqn.policies.actors import CapturedActor, HostActor, actor_of
+from fastdqn.policies.actors import GraphActor, HostActor, actor_of
 from fastdqn.policies.policy import Actor, Policy
 from tests.fake_cuda import RecordingCuda
 from tests.small_learners import Branches, random_batch
@@ -24,9 +24,9 @@ def policy_of(seed: int = 0) -> Policy:
     return Policy(FlatNetwork(MLP((4,), ACTIONS, (8,))), seed)
 
 
-def captured(policy: Policy) -> tuple[CapturedActor, RecordingCuda]:
+def captured(policy: Policy) -> tuple[GraphActor, RecordingCuda]:
     cuda = RecordingCuda()
-    return CapturedActor(policy, cuda=cuda), cuda
+    return GraphActor(policy, cuda=cuda), cuda
 
 
 ACTORS: dict[str, Callable[[Policy], Actor]] = {
@@ -131,7 +131,7 @@ def test_the_capture_itself_draws_nothing() -> None:
 def test_actors_are_found_by_their_names() -> None:
     policy = policy_of()
     assert actor_of("eager", policy) is None
-    assert isinstance(actor_of("cudagraph", policy), CapturedActor)
+    assert isinstance(actor_of("cudagraph", policy), GraphActor)
     assert isinstance(actor_of("cpu copy", policy), HostActor)
 
 

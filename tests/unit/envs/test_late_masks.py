@@ -21,7 +21,7 @@ from fastdqn.envs.tensor import make_tensor_env
 from fastdqn.training.callbacks import NullCallback
 from tests.drive import MODES, everything_in
 from tests.masked import NUM_ACTIONS, MuchLaterMaskedCounterEnv, allowed
-from tests.unit.test_agent import small
+from tests.unit.agent.test_dqn import small
 
 MESSAGE = (
     r"^environment [0-2] with an action mask in its info: its first infos held none.*"

@@ -20,7 +20,7 @@ from fastdqn.envs.sharing import refuse_shared_by_processes, refuse_the_same_aga
 from fastdqn.envs.sources.source import make_source, source_of
 from fastdqn.envs.workers.allocation import Allocation
 from tests.oracles import CounterEnv, CrashError, CrashingEnv
-from tests.unit.test_agent import small
+from tests.unit.agent.test_dqn import small
 
 SHARED = CounterEnv(0, 50)
 ONE = r"^environments {} and {} that are one object: .*episodes would mix.*lambda: "

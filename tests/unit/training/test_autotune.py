@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from fastdqn.learner.learner import Learner
 from fastdqn.learner.ways import Way
 from fastdqn.native import NativeActor
 from fastdqn.networks.mlp import MLP
-from fastdqn.policies.policy import Policy
+from fastdqn.policies.policy import Actor, EagerActor, Hosted, Policy
 from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.training import autotune
 from fastdqn.training.autotune import (
@@ -143,14 +142,20 @@ def _actors(monkeypatch: pytest.MonkeyPatch, clock: Clock, **took_s: float) -> l
     """Let actors of CUDA take so long each; return the kinds that were asked for."""
     asked: list[str] = []
 
-    def actor_of(kind: str, policy: Policy) -> Callable[..., Tensor]:
+    class Timed:
+        def __init__(self, kind: str, policy: Policy) -> None:
+            self.kind, self.plain = kind, EagerActor(policy)
+
+        def __call__(self, *given: Any) -> Tensor:
+            return self.plain(*given)
+
+        def on_host(self, *given: Any) -> Hosted:
+            clock.now += took_s[self.kind.replace(" ", "_")]
+            return self.plain.on_host(*given)
+
+    def actor_of(kind: str, policy: Policy) -> Actor:
         asked.append(kind)
-
-        def act(*given: Any) -> Tensor:
-            clock.now += took_s[kind.replace(" ", "_")]
-            return policy.choose(*given)
-
-        return act
+        return Timed(kind, policy)
 
     monkeypatch.setattr(autotune, "actor_of", actor_of)
     return asked
@@ -208,7 +213,7 @@ def test_auto_on_cuda_measures_updates_and_acting(
     assert learner.execution == "native"
     measured = "measured per update: native 15 us, cudagraph 40 us, eager 300 us"
     assert message.startswith(f"{measured}; acting by cudagraph")
-    assert policy.actor != policy.choose
+    assert not isinstance(policy.actor, EagerActor)
 
 
 def test_asked_for_eager_everything_stays_plain_on_cuda(
@@ -216,7 +221,7 @@ def test_asked_for_eager_everything_stays_plain_on_cuda(
 ) -> None:
     learner, policy, message = _together(monkeypatch, clock, "eager")
     assert (learner.execution, message) == ("eager", "as asked")
-    assert policy.actor == policy.choose
+    assert isinstance(policy.actor, EagerActor)
 
 
 def test_asked_for_another_way_the_updates_are_not_measured_and_acting_is(
@@ -225,7 +230,7 @@ def test_asked_for_another_way_the_updates_are_not_measured_and_acting_is(
     learner, policy, message = _together(monkeypatch, clock, "compile")
     assert learner.execution == "compile"
     assert message.startswith("as asked; acting by cudagraph, measured")
-    assert policy.actor != policy.choose
+    assert not isinstance(policy.actor, EagerActor)
 
 
 def test_for_a_few_updates_nothing_is_measured_on_the_cpu() -> None:
@@ -233,7 +238,7 @@ def test_for_a_few_updates_nothing_is_measured_on_the_cpu() -> None:
     policy = Policy(learner.network)
     message = choose_ways("auto", learner, policy, sampler, expected_updates=10)
     assert message == "10 updates are done sooner than a trial"
-    assert policy.actor == policy.choose
+    assert isinstance(policy.actor, EagerActor)
 
 
 def test_on_the_cpu_the_c_is_measured_and_leaves_no_trace() -> None:

@@ -19,7 +19,7 @@ from fastdqn.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GRIDS = """
 import gymnasium as gym
 from gymnasium.envs.classic_control import CartPoleEnv

@@ -28,7 +28,7 @@ from tests.small_agents import SMALL
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "policies"
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "policies"
 EVALUATE = ("--episodes", "2")
 LOW = np.int64(-1)
 
@@ -510,7 +510,7 @@ def test_evaluate_takes_an_environment_arguments_and_wrappers(
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A module that registers an environment when it is imported; it is not yet."""
-    text = "import gymnasium as gym\nfrom tests.unit.test_loading import sized\n"
+    text = "import gymnasium as gym\nfrom tests.unit.agent.test_loading import sized\n"
     text += "gym.register('Brought-v0', sized)\n"
     (tmp_path / "brings_sized.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -26,7 +26,7 @@ from fastdqn.envs.workers.supervision import Supervision
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PACKAGE = '''
 import gymnasium as gym
 from gymnasium.envs.classic_control import CartPoleEnv

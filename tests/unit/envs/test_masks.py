@@ -41,7 +41,7 @@ from tests.masked import (
     assert_masked,
 )
 from tests.oracles import CounterEnv, CounterRules, CrashingEnv, Info, Step
-from tests.unit.test_agent import small
+from tests.unit.agent.test_dqn import small
 
 RULES = CounterRules((3, 7, 2), "alternating")
 TAXI = "Taxi-v4" if "Taxi-v4" in gym.registry else "Taxi-v3"

@@ -23,7 +23,7 @@ from fastdqn.envs.workers.allocation import Allocation
 from fastdqn.envs.workers.observation_writer import CheckedWriter, NumberWriter, writers_over
 from fastdqn.envs.workers.starting import without_main_module
 from tests.drive import MODES
-from tests.unit.test_agent import small
+from tests.unit.agent.test_dqn import small
 from tests.unruly import FallingEnv, LeavingEnv
 
 if TYPE_CHECKING:
