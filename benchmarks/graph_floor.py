@@ -19,7 +19,7 @@ from benchmarks.update_modes import learner_of, possible_modes, updates_of
 from fastdqn.device import resolve_device
 from fastdqn.learner.learner import Learner
 from fastdqn.native import CudaUpdate
-from fastdqn.replay import Sampler, gather
+from fastdqn.replay import Sampler, UniformSampler, gather
 
 __all__ = ["GraphGroup", "count_nodes"]
 
@@ -52,7 +52,7 @@ class GraphGroup:
         """Time what the selected ratios need."""
         device, title = resolve_device(self.device), f"update graphs {self._sizes}"
         replay = random_replay(device)
-        sampler = Sampler(replay, self.batch_size)
+        sampler = UniformSampler(replay, self.batch_size)
         guards: list[Guard] = []
         data: dict[str, Any] = {}
         for mode in self._modes():
@@ -109,7 +109,7 @@ def empty_graph(nodes: int) -> torch.cuda.CUDAGraph:
 
 def sampling_graph(learner: Learner, sampler: Sampler) -> torch.cuda.CUDAGraph:
     """Record a graph that draws and gathers what UPDATES updates learn from, as a mode does."""
-    replay, batch_size = sampler.replay, sampler.batch_size
+    replay, batch_size = sampler.buffer, sampler.batch_size
     if learner.execution == "native":
         native, random_bits = learner.natively(learner.state), sampler.fill(UPDATES)
         assert isinstance(native, CudaUpdate)

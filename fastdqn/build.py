@@ -28,7 +28,7 @@ from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import mlp_for
 from fastdqn.networks.network_check import refuse_unfit
 from fastdqn.presets import preset_config
-from fastdqn.replay import ReplayBuffer, Sampler
+from fastdqn.replay import NewestSampler, ReplayBuffer, Sampler, UniformSampler
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import Evaluator
 from fastdqn.training.host.rollout import HostRollout
@@ -61,6 +61,8 @@ __all__ = [
 ]
 
 
+SAMPLERS: dict[str, type[Sampler]] = {"uniform": UniformSampler, "newest": NewestSampler}
+"""Name on the command line -> what chooses the batches."""
 COPIES = 5
 """Of the parameters while it learns: they themselves, the target, two moments, the gradient."""
 
@@ -180,7 +182,7 @@ def build_sampler(config: Config, env: EnvDescription, device: torch.device) -> 
     """Build the replay ring and what chooses batches from it."""
     replay = build_replay(config, env, device)
     due = round(config.replay_ratio * config.num_envs / config.env_groups)
-    return Sampler(replay, config.batch_size, newest=config.replay == "newest", due=due)
+    return SAMPLERS[config.replay](replay, config.batch_size, due=due)
 
 
 def build_learner(config: Config, network: FlatNetwork) -> Learner:

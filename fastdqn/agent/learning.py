@@ -238,7 +238,7 @@ class Trainable(ABC):
     def replay(self) -> ReplayBuffer:
         """The replay ring; tensor environments have one of their own, on the device."""
         if self._sampler is not None:
-            return self._sampler.replay
+            return self._sampler.buffer
         raise UsageError("agent.replay", "tensor environments have none", "Do without it.")
 
     def _new_evaluator(self, seed: int, episodes: int, max_steps: int | None = None) -> Evaluator:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from fastdqn.algorithms.objectives import Objective, objective_of
 from fastdqn.algorithms.optimizers import Optimizer
 from fastdqn.errors import UsageError
 from fastdqn.execution.background import Background
@@ -20,7 +21,8 @@ from fastdqn.learner.update import METRICS, TARGETS, LearnerState, Update
 from fastdqn.learner.ways import Way, graphs_of, native_way, recorded
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.network_check import kind_of, refuse_batch, refuse_frames
-from fastdqn.replay import ReplayBuffer, Ring, Sampler, gather
+from fastdqn.replay import ReplayBuffer, Ring, Sampler
+from fastdqn.replay.sampler import GivenRows
 from fastdqn.transition import Transitions
 
 if TYPE_CHECKING:
@@ -41,8 +43,9 @@ class Learner(Update):
     Args:
         network: A module from observations [B, *O] to Q-values [B, A], or its flat form.
         gamma: Discount per env step.
-        double: Choose the next action with the online network (Double DQN).
-        loss: `huber` or `mse`.
+        objective: What is made smaller; None is what `double` and `loss` say.
+        double: Choose the next action with the online network (Double DQN); None is True.
+        loss: `huber` or `mse`; None is `huber`.
         optimizer: See `fastdqn.algorithms.optimizers`.
         learning_rate: Step size.
         clip_norm: Bound on the norm of the gradient, or None.
@@ -71,8 +74,9 @@ class Learner(Update):
         network: nn.Module | FlatNetwork,
         *,
         gamma: float = 0.99,
-        double: bool = True,
-        loss: str = "huber",
+        objective: Objective | None = None,
+        double: bool | None = None,
+        loss: str | None = None,
         optimizer: Optimizer | None = None,
         learning_rate: float = 5e-4,
         clip_norm: float | None = 10.0,
@@ -87,8 +91,7 @@ class Learner(Update):
         super().__init__(
             network,
             gamma=gamma,
-            double=double,
-            loss=loss,
+            objective=objective_of(objective, double, loss),
             optimizer=optimizer,
             learning_rate=learning_rate,
             clip_norm=clip_norm,
@@ -196,7 +199,7 @@ class Learner(Update):
             self._chosen_step(sampler, updates)
             return
         if self._sampled_step is None:
-            self._learn(sampler.ring, sampler.draw(updates))
+            self._learn(sampler.ring, sampler.draw(sampler.fill(updates))[0])
             return
         random_bits, done = sampler.fill(updates), 0
         with float32_products(self.precision, self.device):
@@ -289,8 +292,7 @@ class Learner(Update):
         self._step(state, batch)
 
     def _replayed(self, state: LearnerState, ring: Ring, index: Tensor) -> None:
-        for batch in index.unbind(0):
-            self._step(state, gather(ring, batch))
+        self.learn_from(state, GivenRows(ring, index.shape[1]), index)
 
     def _given(self, state: LearnerState, *fields: Tensor) -> None:
         self._step(state, Transitions(*fields))

@@ -59,7 +59,7 @@ def recorded(
         )
 
     def choosing(sampler: Sampler, random_bits: Tensor) -> None:
-        replayed(state, sampler.ring, sampler.index(random_bits))
+        replayed(state, sampler.ring, sampler.draw(random_bits)[0])
 
     return Way(
         StaticInputs(captured(replayed)),

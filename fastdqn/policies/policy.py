@@ -193,7 +193,7 @@ class Policy(Whole):
             [N] int64 on the device of `obs`.
         """
         with torch.no_grad():
-            q = self.network(self._parameters if parameters is None else parameters, obs)
+            q = self.network.q(self._parameters if parameters is None else parameters, obs)
             return explore(q, epsilon, uniform, action_mask)
 
     def to_play(self) -> Policy:

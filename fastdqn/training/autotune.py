@@ -64,7 +64,7 @@ def choose_ways(
         policy.actor = NativeActor(policy.network)
     if learner.device.type != "cuda" or asked == "eager":
         return reason
-    _, message = fastest_actor(policy, sampler.replay.shown(), sampler.replay.shown_mask())
+    _, message = fastest_actor(policy, sampler.buffer.shown(), sampler.buffer.shown_mask())
     return f"{reason}; {message}"
 
 

@@ -21,7 +21,7 @@ from fastdqn.learner.learner import Learner
 from fastdqn.learner.ways import Way
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.policy import Policy
-from fastdqn.replay import Sampler
+from fastdqn.replay import UniformSampler
 from fastdqn.training import autotune
 from fastdqn.training.autotune import choose_ways
 from fastdqn.training.tensor.block_plan import Block
@@ -102,7 +102,7 @@ def test_what_is_learned_does_not_depend_on_when_it_moves(
     assert cuda.captures() == recorded
     assert_alike(learner, eager)
     assert (eager.state.online - born).abs().max() > 0.01
-    assert torch.equal(mine.draw(3), theirs.draw(3))
+    assert torch.equal(mine.fill(3), theirs.fill(3))
     assert len(inductor.traces) == 1
 
 
@@ -186,7 +186,7 @@ def test_auto_starts_without_a_compiler_and_records_nothing_twice(
         learner._replayed(*given)
 
     learner._ways["eager"] = Way(slowly, learner._given)
-    sampler = Sampler(OWN.replay(), BATCH, due=2)
+    sampler = UniformSampler(OWN.replay(), BATCH, due=2)
     message = choose_ways("auto", learner, Policy(learner.network), sampler, expected_updates=10**6)
     assert learner.execution == WAY
     assert message.startswith(

@@ -23,7 +23,7 @@ from fastdqn.native.c_structs import DTYPES, MAX_LAYERS
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.policy import Policy
-from fastdqn.replay import ReplayBuffer, Sampler
+from fastdqn.replay import NewestSampler, ReplayBuffer, UniformSampler
 from fastdqn.transition import Transitions
 from tests.small_learners import filled_ring, random_batch
 
@@ -168,7 +168,7 @@ def test_half_precision_is_read_with_its_subnormal_and_largest_numbers() -> None
     )
     for first in range(0, len(finite), 4096):
         rows = slice(first, first + 4096)
-        part = Transitions(*(field[rows] for field in halves.tensors()))
+        part = Transitions(*(f if f is None else f[rows] for f in halves.tensors()))  # type: ignore[arg-type]
         eager, native = pair(MLP((1,), 2, ()), loss="mse", clip_norm=None)
         eager.update(part)
         native.update(part)
@@ -270,7 +270,7 @@ def test_batches_are_chosen_as_the_sampler_chooses_them(newest: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     for replay in replays:
         replay.begin(torch.zeros(4, 5))
-    samplers = [Sampler(replay, 6, newest=newest) for replay in replays]
+    samplers = [(NewestSampler if newest else UniformSampler)(replay, 6) for replay in replays]
     none = torch.zeros(4, dtype=torch.bool)
     for step in range(30):
         row = (

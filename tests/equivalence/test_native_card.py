@@ -22,7 +22,7 @@ from fastdqn.native.cuda_config import Shape, fitted
 from fastdqn.native.cuda_structs import SOURCE, Call, on_the_card
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
-from fastdqn.replay import ReplayBuffer, Ring, Sampler
+from fastdqn.replay import NewestSampler, ReplayBuffer, Ring, UniformSampler
 from fastdqn.toolchain.nvrtc import KernelError
 from fastdqn.training.tensor.block_plan import Block
 from fastdqn.training.tensor.native_graph import NativeGraph
@@ -183,7 +183,7 @@ def test_batches_are_chosen_as_the_sampler_chooses_them(newest: bool, device: st
     replays = [ReplayBuffer(40, 4, (5,), seed=3, device=device) for _ in range(2)]
     for replay in replays:
         replay.begin(torch.zeros(4, 5, device=device))
-    samplers = [Sampler(replay, 6, newest=newest) for replay in replays]
+    samplers = [(NewestSampler if newest else UniformSampler)(replay, 6) for replay in replays]
     none = torch.zeros(4, dtype=torch.bool, device=device)
     for step in range(30):
         numbers = torch.randint(3, (4,)), torch.randn(4), torch.rand(4) < 0.3, torch.randn(4, 5)

@@ -22,7 +22,7 @@ from fastdqn.agent import loading, saved_description
 from fastdqn.agent.dqn import DQN
 from fastdqn.agent.persistence import Persistent
 from fastdqn.agent.saved_description import SavedDescription
-from fastdqn.algorithms import exploration, td_losses
+from fastdqn.algorithms import exploration, objectives, td_losses
 from fastdqn.algorithms.optimizers import Adam
 from fastdqn.envs import given_envs, masks, sharing
 from fastdqn.envs.sources import reused_arrays, source, vector_source
@@ -48,6 +48,7 @@ from fastdqn.networks import network_check, network_trial
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies import policy, predict
+from fastdqn.replay import storage
 from fastdqn.replay.buffer import ReplayBuffer
 from fastdqn.replay.final_observations import FinalObservations
 from fastdqn.replay.valid_transitions import ValidTransitions
@@ -137,14 +138,12 @@ def exchange(name: str, new: object, *owners: object) -> None:
     GOLDEN + "the_learner_feeds_the_equations_with_the_right_networks_and_states",
 )
 def double_dqn_with_the_networks_swapped() -> None:
-    right = td_losses.double_dqn_target
+    right = td_losses.double_value
 
-    def swapped(
-        r: Tensor, over: Tensor, online: Tensor, target: Tensor, gamma: float, **mask: Any
-    ) -> Tensor:
-        return right(r, over, target, online, gamma, **mask)
+    def swapped(online: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        return right(target, online, mask)
 
-    exchange("double_dqn_target", swapped, td_losses, update)
+    exchange("double_value", swapped, td_losses, objectives)
 
 
 @turns_red(
@@ -152,23 +151,25 @@ def double_dqn_with_the_networks_swapped() -> None:
     GOLDEN + "value_iteration_by_updates_finds_q_star_of_the_chain",
 )
 def terminated_ignored() -> None:
-    def bootstrap(reward: Tensor, _: Tensor, next_value: Tensor, gamma: float) -> Tensor:
-        return reward + gamma * next_value
+    def discount_of(terminated: Tensor, gamma: float) -> Tensor:
+        return torch.full_like(terminated, gamma, dtype=torch.float32)
 
-    exchange("_bootstrap", bootstrap, td_losses)
+    exchange("discount_of", discount_of, td_losses, update, storage)
 
 
 @turns_red(
     GOLDEN + "a_time_limit_does_not_cut_the_value_of_going_on",
     GOLDEN + "an_episode_cut_at_five_bootstraps_from_its_true_last_observation",
 )
-def truncated_treated_as_an_end() -> None:
-    right = Learner._goal
+def discount_of_truncated_steps_zero() -> None:
+    right = storage.gather
 
-    def goal(self: Learner, state: LearnerState, batch: Any) -> Tensor:
-        return right(self, state, replace(batch, terminated=batch.terminated | batch.truncated))
+    def gather(*given: Any) -> Any:
+        batch = right(*given)
+        assert batch.discount is not None
+        return replace(batch, discount=batch.discount.masked_fill(batch.truncated, 0.0))
 
-    exchange("_goal", goal, Learner)
+    exchange("gather", gather, update)
 
 
 @turns_red(
@@ -176,12 +177,12 @@ def truncated_treated_as_an_end() -> None:
     LOSSES + "a_terminated_row_ignores_what_follows_even_if_it_is_not_a_number",
 )
 def gamma_squared() -> None:
-    right = td_losses._bootstrap
+    right = td_losses.discount_of
 
-    def bootstrap(reward: Tensor, over: Tensor, next_value: Tensor, gamma: float) -> Tensor:
-        return right(reward, over, next_value, gamma**2)
+    def discount_of(terminated: Tensor, gamma: float) -> Tensor:
+        return right(terminated, gamma**2)
 
-    exchange("_bootstrap", bootstrap, td_losses)
+    exchange("discount_of", discount_of, td_losses, update, storage)
 
 
 @turns_red(LOSSES + "the_error_is_value_minus_target_and_its_gradient_reaches_taken_actions_only")
@@ -189,7 +190,7 @@ def target_not_detached() -> None:
     def error(q: Tensor, action: Tensor, target: Tensor) -> Tensor:
         return q.gather(1, action.unsqueeze(1)).squeeze(1) - target
 
-    exchange("td_error", error, td_losses, update)
+    exchange("td_error", error, td_losses, objectives)
 
 
 @turns_red(
@@ -201,7 +202,7 @@ def errors_broadcast_to_a_square() -> None:
     def error(q: Tensor, action: Tensor, target: Tensor) -> Tensor:
         return (q.gather(1, action.reshape(-1, 1)) - target.reshape(1, -1).detach()).mean(1)
 
-    exchange("td_error", error, td_losses, update)
+    exchange("td_error", error, td_losses, objectives)
 
 
 @turns_red(
@@ -219,7 +220,7 @@ def shapes_not_checked() -> None:
 )
 def huber_replaced_by_mse() -> None:
     exchange("huber_loss", td_losses.mse_loss, td_losses)
-    td_losses.LOSSES["huber"] = td_losses.mse_loss
+    td_losses.LOSSES["huber"] = torch.square
 
 
 # Updates
@@ -260,9 +261,9 @@ def tau_and_one_minus_tau_exchanged() -> None:
 def target_moved_before_the_update() -> None:
     commit, move = Learner._commit, Learner._move_target
 
-    def early(self: Learner, state: LearnerState, *rest: Tensor) -> None:
+    def early(self: Learner, state: LearnerState, *rest: Tensor) -> Tensor:
         move(self, state, torch.tensor(True))
-        commit(self, state, *rest)
+        return commit(self, state, *rest)
 
     exchange("_commit", early, Learner)
     exchange("_move_target", lambda *_: None, Learner)
@@ -275,9 +276,10 @@ def target_moved_before_the_update() -> None:
 def updates_counted_twice() -> None:
     right = Learner._commit
 
-    def commit(self: Learner, state: LearnerState, *rest: Tensor) -> None:
-        right(self, state, *rest)
+    def commit(self: Learner, state: LearnerState, *rest: Tensor) -> Tensor:
+        made = right(self, state, *rest)
         state.updates.add_(1)
+        return made
 
     exchange("_commit", commit, Learner)
 
@@ -314,8 +316,8 @@ def poisoned_updates_applied() -> None:
     right = Learner._gradient
 
     def gradient(self: Learner, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-        grad, norm, metrics = right(self, *given)
-        return grad, norm, metrics.nan_to_num(posinf=0.0, neginf=0.0)
+        grad, metrics, priority = right(self, *given)
+        return grad, metrics.nan_to_num(posinf=0.0, neginf=0.0), priority
 
     exchange("_gradient", gradient, Learner)
 
@@ -327,12 +329,12 @@ def gradient_not_clipped() -> None:
 
 @turns_red(LEARNER + "without_a_target_network_the_online_one_is_bootstrapped_from")
 def target_network_used_where_none_was_asked_for() -> None:
-    right = Learner._goal
+    right = Learner._passes
 
-    def goal(self: Learner, state: LearnerState, batch: Any) -> Tensor:
-        return right(self, replace(state, online=state.target), batch)
+    def passes(self: Learner, state: LearnerState, *given: Any) -> list[Tensor]:
+        return right(self, replace(state, online=state.target), *given)
 
-    exchange("_goal", goal, Learner)
+    exchange("_passes", passes, Learner)
 
 
 # Acting
@@ -514,12 +516,12 @@ def rewards_kept_in_float64() -> None:
 
 @turns_red(MASKS + "what_is_forbidden_next_does_not_count_in_the_target")
 def forbidden_actions_in_the_target() -> None:
-    right = Learner._goal
+    right = Learner._step
 
-    def goal(self: Learner, state: LearnerState, batch: Any) -> Tensor:
-        return right(self, state, replace(batch, next_action_mask=None))
+    def step(self: Learner, state: LearnerState, batch: Any, *random: Any) -> Any:
+        return right(self, state, replace(batch, next_action_mask=None), *random)
 
-    exchange("_goal", goal, Learner)
+    exchange("_step", step, Learner)
 
 
 @turns_red(
@@ -707,9 +709,8 @@ def environments_numbered_within_their_group() -> None:
 )
 def a_look_at_the_loss_in_each_update() -> None:
     def huber(error: Tensor) -> Tensor:
-        loss = functional.smooth_l1_loss(error, torch.zeros_like(error))
-        float(loss)
-        return loss
+        float(error.detach().sum())
+        return functional.smooth_l1_loss(error, torch.zeros_like(error), reduction="none")
 
     td_losses.LOSSES["huber"] = huber
 

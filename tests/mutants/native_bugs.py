@@ -105,7 +105,7 @@ KERNELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         (CARD_UPDATE,),
     ),
     "card: masks ignored": ("if (mask && !pass && !mask[a]) continue;", "", (CARD_UPDATE,)),
-    "card: terminated ignored": ("code % 2 ? reward", "0 ? reward", (CARD_UPDATE, CARD_SIZES)),
+    "card: terminated ignored": ("call.terminated[here] ?", "0 ?", (CARD_UPDATE, CARD_SIZES)),
     "card: slopes where units are silent": (
         "<= 0.0f ? 0.0f : sum;",
         "<= -1 ? 0 : sum;",

@@ -156,7 +156,7 @@ class Iteration:
             uniform: [N, 2 or more] float32 in [0, 1); the first two are read.
         """
         with torch.no_grad():
-            q = self.network(self.network.views(self.network.flat), self.shown)
+            q = self.network.q(self.network.views(self.network.flat), self.shown)
             self.action.copy_(explore(q, self.epsilon, uniform))
 
     def record(self, step: TensorStep, ends: Tensor, returns: Tensor) -> None:

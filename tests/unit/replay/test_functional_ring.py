@@ -66,7 +66,7 @@ def column(numbers: list[int]) -> Tensor:
 def drawable(ring: FunctionalRing, count: int) -> list[tuple[Any, ...]]:
     """Return what the draw yields for the bits 0 ... count - 1."""
     batch = gather(ring.ring, ring.draw(torch.arange(count)))
-    columns = [column.reshape(count).tolist() for column in batch.tensors()]
+    columns = [field.reshape(count).tolist() for field in batch.tensors() if field is not None]
     return list(zip(*columns, strict=True))
 
 
