@@ -130,7 +130,7 @@ def test_the_capture_itself_draws_nothing() -> None:
 
 def test_actors_are_found_by_their_names() -> None:
     policy = policy_of()
-    assert actor_of("eager", policy) is None
+    assert isinstance(actor_of("eager", policy), EagerActor)
     assert isinstance(actor_of("cudagraph", policy), GraphActor)
     assert isinstance(actor_of("cpu copy", policy), HostActor)
 
