@@ -12,7 +12,7 @@ from fastdqn.learner.learner import Learner
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.actors import GraphActor, HostActor, actor_of
-from fastdqn.policies.policy import Actor, Policy
+from fastdqn.policies.policy import Actor, EagerActor, Policy
 from tests.fake_cuda import RecordingCuda
 from tests.small_learners import Branches, random_batch
 
