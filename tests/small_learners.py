@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -130,6 +130,14 @@ def random_batch(
         torch.zeros(size, dtype=torch.bool),
         torch.rand(size, actions, generator=generator) < 0.5 if masked else None,
     )
+
+
+def with_factors(batch: Transitions, seed: int = 0) -> Transitions:
+    """Return the batch with random discounts, a third of them 0, and random weights."""
+    generator, size = torch.Generator().manual_seed(seed), len(batch.action)
+    discount = torch.rand(size, generator=generator) * 1.5 - 0.5
+    weight = torch.rand(size, generator=generator) * 2
+    return replace(batch, discount=discount.clamp(min=0.0), weight=weight)
 
 
 def filled_ring(

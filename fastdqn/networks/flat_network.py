@@ -58,6 +58,7 @@ class FlatNetwork(Whole):
     ) -> None:
         _refuse_module(module)
         self.q_values = q_values
+        self._num_random: Any = getattr(module, "num_random", 0)
         _refuse_owned(module)
         self.module = module.to(device)
         named = list(module.named_parameters())
@@ -86,8 +87,22 @@ class FlatNetwork(Whole):
 
     def num_random(self, rows: int) -> int:
         """Return how many uniform numbers a forward pass over so many observations reads."""
-        count: Any = getattr(self.module, "num_random", 0)
-        return int(count(rows) if callable(count) else count)
+        count = self._num_random
+        return int(count(rows)) if callable(count) else int(count)
+
+    def num_columns(self, rows: int) -> int:
+        """Return the columns of `rows` rows that hold so many numbers; see `numbers_in`."""
+        return -(-self.num_random(rows) // max(rows, 1))
+
+    def numbers_in(self, uniform: Tensor, first: int) -> Tensor | None:
+        """Return the numbers of a pass, from column `first` of [N, C] on; None where it has none.
+
+        Acting draws them beside its own, so that there is one draw.
+        """
+        count, rows = self.num_random(len(uniform)), len(uniform)
+        if not count:
+            return None
+        return uniform[:, first : first + self.num_columns(rows)].reshape(-1)[:count]
 
     def __call__(
         self, parameters: Sequence[Tensor], obs: Tensor, random: Tensor | None = None

@@ -212,7 +212,7 @@ def rollout_of(kind: str, way: str = "eager", **given: Any) -> tuple[TensorRollo
     torch.manual_seed(0)
     env = KINDS[kind](3, RULES)
     learner = Learner(MLP((3,), int(env.single_action_space.n), (8,), scale=0.1))
-    learn = partial(learner.step, learner.state)
+    learn = partial(learner.learn_from, learner.state)
     rollout = TensorRollout(env, learner.network, learn, capacity=40, batch_size=8, seed=3)
     if way != "eager":
         parts = rollout._iteration, env, way, learner.state.written(), torch.device("cuda")

@@ -25,7 +25,7 @@ from fastdqn.networks.mlp import MLP
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import NewestSampler, ReplayBuffer, UniformSampler
 from fastdqn.transition import Transitions
-from tests.small_learners import filled_ring, random_batch
+from tests.small_learners import filled_ring, random_batch, with_factors
 
 OPTIMIZERS = {
     "adam": Adam(),
@@ -204,9 +204,11 @@ def test_networks_and_batches_of_any_size(  # noqa: PLR0917 - hypothesis names t
     torch.manual_seed(seed)
     eager, native = pair(MLP((obs,), actions, sizes), double=double, loss="mse", clip_norm=None)
     drawn = random_batch(seed, batch, obs_size=obs, actions=actions, masked=seed % 2 == 0)
-    eager.update(drawn)
-    native.update(drawn)
-    assert_alike(native.state, eager.state, rtol=1e-3)
+    for given_ in (drawn, with_factors(drawn, seed)):
+        eager.update(given_)
+        native.update(given_)
+        assert_alike(native.state, eager.state, rtol=1e-3)
+        copy_state(native.state, eager.state)
 
 
 @pytest.mark.parametrize("width", [1, 3, 33])

@@ -49,7 +49,7 @@ def rollout_of(env: TensorEnv, learner: Learner | None = None, **settings: Any) 
     """Return a rollout over `env`, with a small learner of its own if none is given."""
     size = int(np.prod(env.single_observation_space.shape or ()))
     learner = learner or Learner(MLP((size,), int(env.single_action_space.n), (8,)))
-    learn = partial(learner.step, learner.state)
+    learn = partial(learner.learn_from, learner.state)
     given = {"capacity": 60, "batch_size": 8, "seed": 0, **settings}
     return TensorRollout(env, learner.network, given.pop("learn", learn), **given)
 
