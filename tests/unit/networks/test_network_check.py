@@ -90,11 +90,12 @@ def test_a_network_that_does_not_fit_is_refused_at_construction(name: str) -> No
 @pytest.mark.parametrize("make", [WRONG["too wide"][0], WRONG["a tuple"][0]])
 def test_it_is_refused_for_whatever_environments(make: Callable[[], nn.Module]) -> None:
     lent = SyncVectorEnv([lambda: gym.make(CARTPOLE)])
-    for env, settings in (
+    given: tuple[tuple[Any, dict[str, Any]], ...] = (
         (CARTPOLE, {"vectorizer": "tensor"}),
         (lambda: gym.make(CARTPOLE), {}),
         (lent, {}),
-    ):
+    )
+    for env, settings in given:
         with pytest.raises(UsageError, match="network"):
             DQN(env, network=make(), **settings)
     lent.close()
