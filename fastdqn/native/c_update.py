@@ -27,7 +27,6 @@ from fastdqn.native.support import (
     batch_as_ring,
     numbers_of,
     own_factors,
-    refuse_sampler,
 )
 from fastdqn.networks.network_check import kind_of, refuse_batch
 from fastdqn.replay import NewestSampler, Ring, Sampler
@@ -106,17 +105,15 @@ class NativeUpdate(Whole):
 
         return learn
 
-    def sampled(self, sampler: Sampler, updates: int) -> None:
+    def sampled(self, sampler: Sampler, random_bits: Tensor) -> None:
         """Make updates on batches that a sampler chooses; the choice is a part of the call.
 
-        Raises:
-            UsageError: Its ring is empty.
+        Args:
+            sampler: Of a ring on the CPU.
+            random_bits: [K, B] int64 from `sampler.fill`.
         """
-        new = sampler is not self._sampler
-        if new:
-            refuse_sampler(sampler)
-        random_bits, order = sampler.random_bits(updates), sampler.order
-        if new:
+        order = sampler.order
+        if sampler is not self._sampler:
             refuse_index(random_bits, self._network.flat.device)
             refuse_tensor("order", order, order.shape, torch.int64, self._network.flat.device)
             self._sampler = sampler

@@ -27,7 +27,6 @@ from fastdqn.native.support import (
     batch_as_ring,
     numbers_of,
     own_factors,
-    refuse_sampler,
 )
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
@@ -110,7 +109,6 @@ class CudaUpdate(Whole):
         self._gather(self._ready(sampler.ring, random_bits), random_bits)
 
     def _choose_by(self, sampler: Sampler) -> None:
-        refuse_sampler(sampler)
         call, order, (first, count) = self._call, sampler.order, sampler.replay.span()
         for name, tensor in (("order", order), ("first", first), ("count", count)):
             device = self._network.flat.device

@@ -1,7 +1,7 @@
 """Replay: the ring of transitions on the device."""
 
 from fastdqn.replay.buffer import ReplayBuffer
-from fastdqn.replay.sampler import NewestSampler, Sampler, UniformSampler
+from fastdqn.replay.sampler import NewestSampler, Sampler, UniformSampler, uniform_of
 from fastdqn.replay.sizes import ring_bytes
 from fastdqn.replay.storage import Ring, gather
 
@@ -13,4 +13,5 @@ __all__ = [
     "UniformSampler",
     "gather",
     "ring_bytes",
+    "uniform_of",
 ]

@@ -11,6 +11,7 @@ import torch
 from fastdqn.device import synchronize
 from fastdqn.errors import UsageError
 from fastdqn.execution.modes import choose_execution
+from fastdqn.foundation.copying import snapshot
 from fastdqn.foundation.traces import generators_kept
 from fastdqn.learner.learner import Learner
 from fastdqn.native import NativeActor, why_not_act
@@ -59,7 +60,7 @@ def choose_ways(
         why_not_native=learner.why_not_native,
     )
     learner.execute_as(mode, background=asked == "auto")
-    learner.prepare(sampler.ring, sampler.batch_size, _due(sampler))
+    learner.prepare(sampler, _due(sampler))
     if mode == "native" and learner.device.type == "cpu":
         policy.actor = NativeActor(policy.network)
     if learner.device.type != "cuda" or asked == "eager":
@@ -85,11 +86,11 @@ def fastest_execution(
     Returns:
         The mode, and one clause that tells what was measured.
     """
-    restore = learner.state.snapshot()
+    restore = snapshot((*learner.state.written(), *sampler.written()))
 
     def run(way: str) -> Callable[[], object]:
         learner.execute_as(way)
-        return lambda: learner.learn_sampled(sampler, updates)
+        return partial(learner.learn, sampler, updates)
 
     with sampler.rehearsal(), generators_kept():
         best, message = _compare(candidates, run, learner.device, updates, restore)
@@ -109,10 +110,11 @@ def learning_seconds(learner: Learner, sampler: Sampler | None) -> float:
     """
     if sampler is None or learner.device.type != "cpu":
         return 0.0
-    restore, updates = learner.state.snapshot(), _due(sampler)
+    written = *learner.state.written(), *sampler.written()
+    restore, updates = snapshot(written), _due(sampler)
     try:
         with sampler.rehearsal(), generators_kept():
-            run = partial(learner.learn_sampled, sampler, updates)
+            run = partial(learner.learn, sampler, updates)
             run()
             elapsed_s = _timed(run, learner.device, LEARNING_CALLS)
             return elapsed_s / LEARNING_CALLS * sampler.due / updates

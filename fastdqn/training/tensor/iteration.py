@@ -19,6 +19,7 @@ from fastdqn.algorithms.exploration import NUM_ACTING, explore
 from fastdqn.envs.tensor.membership import membership_of
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv, TensorStep
 from fastdqn.errors import UsageError
+from fastdqn.foundation.copying import snapshot
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.replay.functional_ring import FunctionalRing
 
@@ -199,13 +200,13 @@ class Iteration:
 
     def snapshot(self, num_rows: int, others: Sequence[Tensor]) -> Callable[[], None]:
         """Copy what `num_rows` vector steps would change, and `others`; return what undoes it."""
-        tensors = (*self.state, *others)
-        kept = [tensor.clone() for tensor in tensors]
-        restore_ring = self.ring.snapshot(num_rows)
+        restore_others, restore_ring = (
+            snapshot((*self.state, *others)),
+            self.ring.snapshot(num_rows),
+        )
 
         def restore() -> None:
             restore_ring()
-            for tensor, value in zip(tensors, kept, strict=True):
-                tensor.copy_(value)
+            restore_others()
 
         return restore
