@@ -211,7 +211,11 @@ class Trainable(ABC):
         first = self.execution_reason == NOT_TRAINED  # what CUDA measures holds afterwards
         if self._fused is not None:
             mode, self.execution_reason = choose_execution(
-                asked, learner.device, expected, fused=True, why_not_native=learner.why_not_native
+                asked,
+                learner.device,
+                expected,
+                fused=True,
+                why_not_native=partial(learner.why_not_native, self._fused.sampler),
             )
             self._fused.execute_as(mode, background=asked == "auto")
             learner.execution = mode

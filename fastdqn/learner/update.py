@@ -22,7 +22,7 @@ from fastdqn.learner.precision import refuse_precision
 from fastdqn.learner.state import METRICS, LearnerState
 from fastdqn.native import CudaUpdate, Learned, NativeUpdate, why_not_native
 from fastdqn.networks.flat_network import FlatNetwork
-from fastdqn.replay import gather
+from fastdqn.replay import Sampler, gather
 from fastdqn.replay.sampler import RowSource, uniform_of
 from fastdqn.transition import Transitions
 
@@ -90,9 +90,14 @@ class Update(Whole):
         """Updates of the period of the hard target that were made before."""
         return self.earlier_updates % self.target_period if self.target_period else 0
 
-    def why_not_native(self) -> str | None:
-        """Return why these settings cannot run natively, or None where they can."""
-        return why_not_native(self.network, self.objective, self._optimizer, self.precision)
+    def why_not_native(self, sampler: Sampler | None = None) -> str | None:
+        """Return why these settings cannot run natively, or None where they can.
+
+        Args:
+            sampler: Chooses the batches; None leaves that open.
+        """
+        parts = self.network, self.objective, self._optimizer, self.precision
+        return why_not_native(*parts, sampler)
 
     def natively(
         self,

@@ -57,7 +57,7 @@ def choose_ways(
         expected_updates,
         parameters=learner.state.online.numel(),
         measure=partial(fastest_execution, learner, sampler, _due(sampler)),
-        why_not_native=learner.why_not_native,
+        why_not_native=partial(learner.why_not_native, sampler),
     )
     learner.execute_as(mode, background=asked == "auto")
     learner.prepare(sampler, _due(sampler))
