@@ -51,6 +51,7 @@ from fastdqn.policies import policy, predict
 from fastdqn.replay import storage
 from fastdqn.replay.buffer import ReplayBuffer
 from fastdqn.replay.final_observations import FinalObservations
+from fastdqn.replay.functional_ring import FunctionalRing
 from fastdqn.replay.valid_transitions import ValidTransitions
 from fastdqn.training import evaluation, games, schedules
 from fastdqn.training.host import rollout
@@ -93,6 +94,7 @@ SPACES = "tests/unit/envs/test_space_check.py::test_"
 REUSED = "tests/equivalence/test_reused_arrays.py::test_"
 ACTIONS = "tests/equivalence/test_action_dtypes.py::test_"
 MAKE = "tests/unit/envs/test_description.py::test_"
+SEAMS = "tests/architecture/test_seams.py::test_"
 TRACES = "tests/unit/foundation/test_traces.py::test_"
 
 
@@ -338,6 +340,61 @@ def target_network_used_where_none_was_asked_for() -> None:
     exchange("_passes", passes, Learner)
 
 
+@turns_red(
+    GOLDEN + "the_loss_of_a_row_is_weighted_and_then_averaged[eager]",
+)
+def weights_of_rows_ignored() -> None:
+    exchange("_mean", lambda losses, _: losses.mean(), update)
+
+
+@turns_red(GOLDEN + "the_discount_of_a_row_alone_says_what_follows_counts[True-expected0-eager]")
+def discounts_of_a_batch_derived_anyway() -> None:
+    right = Learner._step
+
+    def step(self: Learner, state: LearnerState, batch: Any, *random: Any) -> Any:
+        return right(self, state, replace(batch, discount=None), *random)
+
+    exchange("_step", step, Learner)
+
+
+@turns_red(
+    SEAMS + "each_batch_is_drawn_after_the_feedback_of_the_one_before[eager]",
+    SEAMS + "each_batch_is_drawn_after_the_feedback_of_the_one_before[cudagraph]",
+    SEAMS + "tensor_environments_draw_after_the_feedback_too",
+)
+def batches_of_a_call_drawn_together() -> None:
+    right = Learner.learn_from
+
+    def learn_from(self: Learner, state: LearnerState, source: Any, random_bits: Tensor) -> None:
+        drawn = [source.draw(bits[: source.batch_size]) for bits in random_bits.unbind(0)]
+        for bits, batch in zip(random_bits.split(1), drawn, strict=True):
+            right(self, state, Drawn(source, batch), bits)
+
+    exchange("learn_from", learn_from, Learner)
+
+
+class Drawn:
+    """A sampler whose next batch is drawn already."""
+
+    def __init__(self, source: Any, batch: Any) -> None:
+        self.ring, self.batch_size, self._batch = source.ring, source.batch_size, batch
+        self.feedback, self.written = source.feedback, source.written
+
+    def draw(self, _: Tensor) -> Any:
+        return self._batch
+
+
+@turns_red(SEAMS + "a_skipped_update_feeds_nothing_back")
+def priorities_of_skipped_updates_fed_back() -> None:
+    right = Learner._step
+
+    def step(self: Learner, *given: Any) -> tuple[Tensor, Tensor]:
+        priority, made = right(self, *given)
+        return priority.nan_to_num(), torch.ones_like(made)
+
+    exchange("_step", step, Learner)
+
+
 # Acting
 
 
@@ -510,6 +567,36 @@ def rewards_kept_in_float64() -> None:
         self.ring = replace(self.ring, reward=self.ring.reward.double())
 
     exchange("__init__", init, ReplayBuffer)
+
+
+@turns_red(LAWS + "the_ring_holds_the_newest_transitions_of_any_history")
+def the_newest_transition_continued_at_the_write_head() -> None:
+    right = ReplayBuffer.write
+
+    def write(self: ReplayBuffer, *row: Any, **given: Any) -> None:
+        right(self, *row, **given)
+        self.ring.continues[self._places(self._row - 1)] = True
+
+    exchange("write", write, ReplayBuffer)
+
+
+@turns_red(LAWS + "the_ring_holds_the_newest_transitions_of_any_history")
+def transitions_continued_over_a_cut() -> None:
+    exchange("_join", lambda *_: None, ReplayBuffer)
+
+
+@turns_red(
+    "tests/unit/replay/test_functional_ring.py::"
+    "test_what_can_be_drawn_is_what_a_plain_list_would_hold_in_order"
+)
+def ends_continued_on_the_device() -> None:
+    right = FunctionalRing.write
+
+    def write(self: FunctionalRing, *given: Tensor) -> None:
+        right(self, *given)
+        self.ring.continues[self._slots(self.row - 2)] = self.row > 1
+
+    exchange("write", write, FunctionalRing)
 
 
 # Masks
