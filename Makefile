@@ -59,8 +59,8 @@ coverage: $(STAMP) ## Run the tests with branch coverage
 
 bench: $(STAMP) ## Time everything: the parts, stepping, tensor environments, all guarded ratios
 	$(BIN)/python -m pytest benchmarks -q -o addopts= --benchmark-only --benchmark-columns=median,iqr,ops,rounds
-	$(BIN)/python -m benchmarks.stepping --quick
-	$(BIN)/python -m benchmarks.fused
+	$(BIN)/python -m benchmarks.studies.stepping --quick
+	$(BIN)/python -m benchmarks.studies.tensor_cartpole
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-quick: $(STAMP) ## Measure the guarded ratios of LunarLander-v3 and of one update, within three minutes
@@ -73,10 +73,10 @@ bench-compare: $(STAMP) ## Measure again; fail where a ratio is 10 % worse than 
 	$(BIN)/python -m benchmarks --compare $(if $(BASE),--base $(BASE)) $(ARGS)
 
 bench-stepping: $(STAMP) ## Time stepping alone, 1 to 256 environments; written to NAME.md and .json if given
-	$(BIN)/python -m benchmarks.stepping $(if $(NAME),--save $(NAME)) $(ARGS)
+	$(BIN)/python -m benchmarks.studies.stepping $(if $(NAME),--save $(NAME)) $(ARGS)
 
-solve: $(STAMP) ## Train PRESET (lunarlander) with ten seeds, caches cold (ARGS=--warm), and tell how long each took
-	$(BIN)/python -m benchmarks.solve --preset $(or $(PRESET),lunarlander) $(ARGS)
+solve: $(STAMP) ## Train PRESET (lunarlander) with ten seeds, caches cold (ARGS=--warm), and print how long each took
+	$(BIN)/python -m benchmarks.studies.solve --preset $(or $(PRESET),lunarlander) $(ARGS)
 
 clean: ## Delete .venv and all caches; runs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage

@@ -1,4 +1,4 @@
-"""What `benchmarks.stepping` times: every way here of stepping N environments at random."""
+"""What `benchmarks.studies.stepping` times: every kind of vector here, stepped at random."""
 
 from __future__ import annotations
 

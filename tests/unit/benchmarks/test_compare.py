@@ -176,7 +176,7 @@ def test_a_base_of_another_kind_of_device_is_refused(tmp_path: Path) -> None:
 
 
 class Rehearsed:
-    """A group that comes to what it is told, one measurement after the other."""
+    """A group whose measurements are given, one after the other."""
 
     def __init__(self, *measurements: dict[str, float]) -> None:
         self.measurements = list(measurements)

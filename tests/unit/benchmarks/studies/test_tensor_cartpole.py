@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from benchmarks.fused import BESIDE, Arguments, beside, compare, table
+from benchmarks.studies.tensor_cartpole import BESIDE, Arguments, beside, compare, table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
