@@ -416,7 +416,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
     def _tell(self, name: str, part: Callable[[int, int], tuple[Any, ...]]) -> None:
         """Send a call to every worker and group, each with its own part of the arguments."""
         for group, spans in enumerate(zip(*self._pool.spans, strict=True)):
-            self._pool.tell(name, [part(a, b) for a, b in spans], group)
+            self._pool.send_call(name, [part(a, b) for a, b in spans], group)
 
     def _answers(self, timeout: float | None) -> list[Any]:
         """Return the answers of all groups and workers, in the order of the environments."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.workers.lifeline import HEARD_BY_PARENT
+from fastdqn.envs.workers.parent_watch import GROUP_SIGNALS
 from fastdqn.envs.workers.supervision import Supervision
 from tests.frail import FailsOnce, Keeper
 from tests.oracles import CrashError, CrashingEnv, counters
@@ -224,7 +224,7 @@ def test_programs_of_environments_inherit_no_signal_that_is_blocked_or_ignored(
         assert trainer.stdout is not None
         message = ast.literal_eval("[" + trainer.stdout.readline().replace(") (", "), (") + "]")
         trainer.kill()
-    heard = sum(1 << (number - 1) for number in HEARD_BY_PARENT)
+    heard = sum(1 << (number - 1) for number in GROUP_SIGNALS)
     assert [(blocked & heard, ignored & heard) for blocked, ignored in message] == [(0, 0)] * 2
 
 

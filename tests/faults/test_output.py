@@ -174,7 +174,7 @@ def test_a_signal_in_the_midst_of_an_endless_evaluation_saves_and_ends_the_run(
     )
     with started(words, tmp_path) as command:
         command.wait_until(lambda: "evaluating: 0 of 4" in command.out.read_text())
-        command.tell(signal.SIGTERM, group=False)
+        command.send_signal(signal.SIGTERM, group=False)
         assert command.end() == 143
     assert command.err.read_text() == ""
     assert "Stopped after 300 env steps" in command.out.read_text()

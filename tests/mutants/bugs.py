@@ -723,16 +723,16 @@ def a_look_at_the_loss_in_each_update() -> None:
     LOCAL + "no_transition_joins_two_lives",
 )
 def a_restart_joined_to_the_old_episode() -> None:
-    exchange("silence", lambda *_: None, supervised_pool, local_pool)
+    exchange("mark_unreal", lambda *_: None, supervised_pool, local_pool)
 
 
 @turns_red(RESTARTS + "a_worker_that_dies_idle_is_replaced_by_whatever_comes_next")
 def fresh_environments_stepped_before_anybody_saw_them() -> None:
     right = SupervisedPool._replace
 
-    def replace_(self: SupervisedPool, ward: Any, *given: Any) -> None:
-        right(self, ward, *given)
-        ward.shown = [True] * len(ward.shown)
+    def replace_(self: SupervisedPool, member: Any, *given: Any) -> None:
+        right(self, member, *given)
+        member.shown = [True] * len(member.shown)
 
     exchange("_replace", replace_, SupervisedPool)
 
@@ -742,7 +742,7 @@ def fresh_environments_stepped_before_anybody_saw_them() -> None:
     LOCAL + "only_the_seed_of_the_environment_that_failed_is_fresh",
 )
 def a_restart_with_the_same_seeds() -> None:
-    exchange("branch_of", lambda seeds, _: list(seeds), supervised_pool, local_pool)
+    exchange("fresh_seeds", lambda seeds, _: list(seeds), supervised_pool, local_pool)
 
 
 @turns_red(FIRE + "a_vector_in_another_autoreset_mode_is_as_safe_a_source")
@@ -768,8 +768,8 @@ def a_budget_that_is_never_spent() -> None:
 def a_deadline_for_one_worker_after_the_other() -> None:
     right = SupervisedPool._wait_for
 
-    def wait_for(self: SupervisedPool, ward: Any, group: int, _: float) -> None:
-        right(self, ward, group, time.monotonic() + self.supervision.deadline_s)
+    def wait_for(self: SupervisedPool, member: Any, group: int, _: float) -> None:
+        right(self, member, group, time.monotonic() + self.supervision.deadline_s)
 
     exchange("_wait_for", wait_for, SupervisedPool)
 
@@ -778,7 +778,7 @@ def a_deadline_for_one_worker_after_the_other() -> None:
     RESTARTS + "attributes_that_were_set_outlive_the_worker",
 )
 def attributes_lost_with_the_worker() -> None:
-    exchange("remember", lambda *_: None, supervised_pool._Ward)
+    exchange("remember", lambda *_: None, supervised_pool._SupervisedWorker)
 
 
 # Other processes, and trials

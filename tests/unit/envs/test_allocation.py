@@ -26,7 +26,7 @@ from fastdqn.envs.workers.allocation import (
     timed_in_turns,
 )
 from fastdqn.envs.workers.supervision import Supervision
-from fastdqn.envs.workers.worker import hear
+from fastdqn.envs.workers.worker import next_signal
 from tests.oracles import (
     CounterEnv,
     CrashError,
@@ -339,11 +339,11 @@ def test_a_signal_is_heard_awake_or_asleep(spin_s: float, late_s: float) -> None
     timer = threading.Timer(late_s, theirs.send, [b"d"])
     timer.start()
     start = time.perf_counter()
-    assert hear(ours, spin_s) == b"d"
+    assert next_signal(ours, spin_s) == b"d"
     assert time.perf_counter() - start < 3
     timer.join()
     theirs.close()
-    assert hear(ours, spin_s) == b""  # the other end is closed
+    assert next_signal(ours, spin_s) == b""  # the other end is closed
     ours.close()
 
 
@@ -360,7 +360,7 @@ def test_who_is_awake_offers_the_core_to_others_between_two_looks(
             theirs.send(b"d")
 
     monkeypatch.setattr(worker, "let_others_run", let_others_run)
-    assert hear(ours, 60.0) == b"d"
+    assert next_signal(ours, 60.0) == b"d"
     assert len(offers) == 3
     ours.close()
     theirs.close()
@@ -371,7 +371,7 @@ def test_who_is_awake_goes_to_sleep_in_the_end() -> None:
     timer = threading.Timer(0.6, theirs.send, [b"d"])
     timer.start()
     before = time.thread_time()
-    assert hear(ours, 0.05) == b"d"
+    assert next_signal(ours, 0.05) == b"d"
     assert time.thread_time() - before < 0.3
     timer.join()
     ours.close()
