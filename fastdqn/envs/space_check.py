@@ -1,7 +1,7 @@
-"""Which values a space of arrays holds, and the refusal of an observation that is none of them.
+"""Checks observations against their space, and refuses those that it does not hold.
 
-Integers outside their bounds have no row in a one-hot code, and what an integer dtype cannot hold
-wraps around: both would be learned from in silence. The bounds of float Boxes are often only
+Integers outside their bounds have no one-hot code, and numbers that an integer dtype cannot hold
+wrap around: an agent would learn from both unnoticed. The bounds of float Boxes are often only
 hints, so floats are left alone here; the rollout refuses those that are not finite.
 """
 

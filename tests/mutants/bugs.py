@@ -1013,7 +1013,7 @@ def observations_of_vectors_copied_unseen() -> None:
     REUSED + "its_masks_are_copied_too",
 )
 def arrays_of_a_lent_vector_that_stay_the_environments_own() -> None:
-    exchange("own_arrays_in", lambda _: contextlib.nullcontext(), given_envs)
+    exchange("copied_observations_in", lambda _: contextlib.nullcontext(), given_envs)
     exchange("look", lambda *_, **__: None, ReuseWatch)
 
 
@@ -1034,7 +1034,7 @@ def actions_sent_as_they_were_chosen() -> None:
     def counted(actions: Any, env: Any) -> Any:
         return actions + env.first_action
 
-    exchange("as_env_counts", counted, source, vector_source, predict)
+    exchange("as_env_actions", counted, source, vector_source, predict)
 
 
 # What fits, and what is copied

@@ -33,15 +33,15 @@ __all__ = [
 
 WHY_NOT = "why_not"
 GIVEN: Mapping[str, Any] = {WHY_NOT: "the caller built it"}
-"""What is known of environments that were built by the caller."""
+"""The construction of environments that the caller built."""
 QUIET = (gym.wrappers.OrderEnforcing, gym.wrappers.PassiveEnvChecker, MaskInInfo)
-"""Wrappers that change no transition, or that are put on again anyway."""
+"""Wrappers that change no transition, or that are applied again anyway."""
 REFUSED: Mapping[str, str] = {
     "NormalizeObservation": "its running mean is not saved",
     "RecordVideo": "it writes files",
     "HumanRendering": "it opens a window",
 }
-"""Gymnasium's own wrappers that no file may ask for."""
+"""Gymnasium's own wrappers that no file may name."""
 FORWARDING = frozenset({"GymV21Environment-v0", "GymV26Environment-v0"})
 """Ids whose arguments name what is imported."""
 MAX_BYTES = 200_000
@@ -58,7 +58,7 @@ class UsedWrapper:
         name: Of its class.
         module: Where that is; None for those of Gymnasium.
         kwargs: Its arguments; None where they are not known, or not plain.
-        why_not: Why it cannot be put on again; empty where it can.
+        why_not: Why it cannot be applied again, or empty.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Construction:
         env_id: Its id in Gymnasium's registry.
         kwargs: All arguments of its constructor.
         wrappers: Around it, the innermost first.
-        why_not: Why it cannot be made again; empty where that shows when it is tried.
+        why_not: Why it cannot be made again, or empty.
     """
 
     env_id: str = ""
@@ -88,7 +88,7 @@ class Construction:
         """Check what `construction_of` noted; a stranger may have written it.
 
         Raises:
-            NotPlainError: It is something else; says what.
+            NotPlainError: It is something else; the message says what.
         """
         if isinstance(noted, dict) and noted.keys() == {WHY_NOT}:
             return cls(why_not=_text(noted[WHY_NOT]))
@@ -247,7 +247,7 @@ def _read_wrapper(noted: Any) -> UsedWrapper:
 
 
 def why_not_from_a_file(name: str) -> str:
-    """Return why a file may not ask for a wrapper of Gymnasium; nothing where it may."""
+    """Return why a file may not name a wrapper of Gymnasium; empty where it may."""
     if name in REFUSED:
         return f"no file may ask for {name}: {REFUSED[name]}"
     try:
@@ -265,7 +265,7 @@ def _kwargs(noted: Any) -> dict[str, Any]:
 
 
 def why_too_large(kwargs: Mapping[str, Any], name: str) -> str:
-    """Return why a file may not ask for such arguments of a wrapper; nothing where it may.
+    """Return why a file may not give such arguments to a wrapper; empty where it may.
 
     A whole number could be a size, which no file may choose freely.
     """

@@ -26,8 +26,8 @@ from fastdqn.envs.workers.env_access import EnvAccess
 from fastdqn.envs.workers.failures import EnvFailures, Failure, StepAnswer, on_action
 from fastdqn.envs.workers.observation_writer import (
     CheckedWriter,
+    PickledWriter,
     SharedWriter,
-    TravellingWriter,
     writers_over,
 )
 from fastdqn.envs.workers.shared_block import SharedBlock
@@ -63,12 +63,12 @@ class HostedEnvs(EnvAccess):
         super().__init__(task, env_fns)
         self.shared_obs = shared_obs
         self.rows = rows.columns(task.first_env, task.first_env + task.num_envs)
-        self.travelling: list[Any] = [None] * task.num_envs
+        self.pickled: list[Any] = [None] * task.num_envs
         self.returns, self.lengths = [0.0] * task.num_envs, [0] * task.num_envs
         self.ended = [False] * task.num_envs
         self.permit = permit or contextlib.nullcontext()
         self.in_block = task.obs_space is None
-        self.travels = not self.in_block and shared_obs is None
+        self.pickles = not self.in_block and shared_obs is None
         self._writers: list[Any] = []
         self._checks: list[SpaceCheck] = []
         # Items of a memoryview are written in half the time of those of an array.
@@ -98,8 +98,8 @@ class HostedEnvs(EnvAccess):
                 SpaceCheck(env.observation_space, obs.shape[1:], obs.dtype) for env in self.envs
             ]
             return writers_over(obs, self._checks, self.task.first_env)
-        if self.travels:
-            return [TravellingWriter(self.travelling, i) for i in range(self.task.num_envs)]
+        if self.pickles:
+            return [PickledWriter(self.pickled, i) for i in range(self.task.num_envs)]
         first, space = self.task.first_env, self.task.obs_space
         envs = range(first, first + self.task.num_envs)
         return [SharedWriter(space, self.shared_obs, env) for env in envs]
@@ -180,8 +180,8 @@ class HostedEnvs(EnvAccess):
         return self.rows.action.tolist() if self.task.plain_actions else self.rows.action.copy()
 
     def _answer(self, infos: dict[int, dict[str, Any]]) -> StepAnswer:
-        if self.travels:
-            return infos, self.travelling
+        if self.pickles:
+            return infos, self.pickled
         return (infos, None) if infos else None
 
     def _end(self, i: int, obs: Any, info: dict[str, Any]) -> dict[str, Any]:
@@ -264,7 +264,7 @@ class HostedEnvs(EnvAccess):
                 continue
             if self.task.send_infos:
                 infos[self.task.first_env + i] = info
-        message = infos, self.travelling if self.travels else None
+        message = infos, self.pickled if self.pickles else None
         if failures:
             raise EnvFailures(failures, message)
         return message

@@ -11,7 +11,7 @@ from gymnasium.vector.utils import write_to_shared_memory
 
 from fastdqn.envs.space_check import NUMBERS, Bounds, SpaceCheck
 
-__all__ = ["CheckedWriter", "NumberWriter", "SharedWriter", "TravellingWriter", "writers_over"]
+__all__ = ["CheckedWriter", "NumberWriter", "PickledWriter", "SharedWriter", "writers_over"]
 
 
 class CheckedWriter:
@@ -77,7 +77,7 @@ class NumberWriter:
         self._column[self._index] = obs
 
 
-class TravellingWriter:
+class PickledWriter:
     """Keeps an observation that is pickled with the answer.
 
     Args:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdqn.envs.tensor.membership import holds_integers
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
+from fastdqn.envs.tensor.space_membership import holds_integers
 from fastdqn.errors import NonFiniteError, UsageError
 from fastdqn.execution.modes import refuse_step_execution
 from fastdqn.foundation.copying import Whole, copied

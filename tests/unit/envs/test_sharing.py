@@ -181,7 +181,7 @@ def test_vectors_may_follow_each_other_with_the_same_objects() -> None:
     assert source_of(lent).num_envs == 2
 
 
-class Counted:
+class ActionSpaceInfo:
     """Counts what it builds."""
 
     def __init__(self) -> None:
@@ -196,7 +196,7 @@ def test_a_factory_that_must_build_anew_is_not_called_again() -> None:
     first = CounterEnv()
     for factory in (CounterEnv, factory_of("CartPole-v1"), partial(gym.make, "CartPole-v1")):
         refuse_the_same_again(_refusing(factory), first)
-    counted = Counted()
+    counted = ActionSpaceInfo()
     refuse_the_same_again(counted, first)
     refuse_the_same_again(counted, first)
     assert counted.built == 1
@@ -214,7 +214,7 @@ def _refusing(factory: Any) -> Any:
 
 
 def test_few_environments_are_built_before_there_are_processes() -> None:
-    counted = Counted()
+    counted = ActionSpaceInfo()
     refuse_shared_by_processes([counted] * 8, [[(0, 4)], [(4, 8)]])
     assert counted.built == 0
     refuse_shared_by_processes([counted] * 8, [[(i, i + 1)] for i in range(8)])
