@@ -117,7 +117,7 @@ class HostedEnvs(EnvAccess):
         """
         infos: dict[int, dict[str, Any]] = {}
         failures: list[Failure] = []
-        writers, reward_, resting = self._lines, self._reward, self._resting
+        writers, reward_, resting = self._writers, self._reward, self._resting
         terminated_, truncated_ = self._terminated, self._truncated
         returns, lengths = self.returns, self.lengths
         given = self._actions() if actions is None else actions

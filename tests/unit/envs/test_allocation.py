@@ -46,7 +46,7 @@ FAST_S, SLOW_S = 1e-6, 1e-3
 
 
 @pytest.mark.parametrize(
-    ("cores", "question", "staff"),
+    ("cores", "question", "chosen"),
     [
         (4, (3, 8, FAST_S), Allocation(3)),
         (4, (9, 8, None), Allocation(8)),
@@ -64,18 +64,18 @@ FAST_S, SLOW_S = 1e-6, 1e-3
 def test_workers_are_woken_only_where_that_pays(
     cores: int,
     question: tuple[int | None, int, float | None],
-    staff: Allocation,
+    chosen: Allocation,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(allocation, "available_cores", lambda: cores)
-    assert choose_allocation(*question) == staff
+    assert choose_allocation(*question) == chosen
 
 
 STEP_S = 30e-6
 
 
 @pytest.mark.parametrize(
-    ("cores", "question", "staff"),
+    ("cores", "question", "chosen"),
     [
         # learning takes longer than everything else together: the worker has all environments
         (2, (16, STEP_S, 20 * STEP_S), Allocation(1)),
@@ -99,12 +99,12 @@ STEP_S = 30e-6
 def test_the_learners_core_steps_what_learning_leaves_time_for(
     cores: int,
     question: tuple[int, float | None, float],
-    staff: Allocation,
+    chosen: Allocation,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(allocation, "available_cores", lambda: cores)
     monkeypatch.setattr(allocation, "COLD", 1.0)
-    assert allocation_beside_learner(*question) == staff
+    assert allocation_beside_learner(*question) == chosen
 
 
 def test_learning_beside_environments_takes_longer_than_by_itself(
@@ -126,11 +126,11 @@ def test_while_groups_take_turns_handling_them_is_the_callers_work(
     monkeypatch.setattr(allocation, "available_cores", lambda: 2)
     monkeypatch.setattr(allocation, "HANDLING_S", 5 * STEP_S)
     monkeypatch.setattr(allocation, "COLD", 1.0)
-    staff = partial(allocation_beside_learner, 16, STEP_S)
-    assert staff(0.0, num_groups=2) == Allocation(1, 5)
-    assert staff(4 * STEP_S, num_groups=2) == Allocation(1, 3)
-    assert staff(11 * STEP_S, num_groups=2) == Allocation(1)
-    assert staff(0.0, num_groups=1) == Allocation(1, 9)
+    chosen = partial(allocation_beside_learner, 16, STEP_S)
+    assert chosen(0.0, num_groups=2) == Allocation(1, 5)
+    assert chosen(4 * STEP_S, num_groups=2) == Allocation(1, 3)
+    assert chosen(11 * STEP_S, num_groups=2) == Allocation(1)
+    assert chosen(0.0, num_groups=1) == Allocation(1, 9)
 
 
 def test_a_machine_that_slows_down_now_and_then_changes_no_share() -> None:
@@ -280,7 +280,7 @@ def test_under_supervision_both_shares_are_restarted_and_counted_together() -> N
         factories,
         autoreset_mode=AutoresetMode.SAME_STEP,
         supervision=Supervision(),
-        staff=Allocation(2, 2),
+        allocation=Allocation(2, 2),
     )
     own = multiprocessing.current_process().pid
     assert [pid == own for pid in envs.call("pid")] == [False] * 4 + [True] * 2
@@ -304,7 +304,7 @@ def test_a_worker_that_is_killed_costs_the_callers_share_nothing() -> None:
         counters(4),
         autoreset_mode=AutoresetMode.SAME_STEP,
         supervision=Supervision(),
-        staff=Allocation(1, 2),
+        allocation=Allocation(1, 2),
     )
     envs.reset(seed=[0, 1, 2, 3])
     for step in range(200):
