@@ -519,7 +519,7 @@ def test_more_workers_than_cores_are_told(
 ) -> None:
     monkeypatch.setattr(recorded_run, "available_cores", lambda: 2)
     console = Console(tmp_path / "log.txt")
-    recorded_run._tell_crowded(console, workers)
+    recorded_run._warn_crowded(console, workers)
     console.close()
     said = (tmp_path / "log.txt").read_text()
     assert ("3 workers share 2 cores and take turns; --num-workers 1 leaves" in said) is message
