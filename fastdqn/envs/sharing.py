@@ -50,8 +50,9 @@ class Holder(Protocol):
         """Return (index in the vector, environment) of all that it holds now."""
 
 
-Taken = dict[int, tuple[int, Any]]
-"""By the id of an environment's core: its index, and the vector that it belongs to."""
+Taken = dict[int, tuple[int, Any, Any]]
+"""By the id of an environment's core: its index, its vector, and the core itself, which stays alive
+so that no new environment gets its id."""
 _holders: weakref.WeakSet[Any] = weakref.WeakSet()
 _builds_anew: weakref.WeakSet[Any] = weakref.WeakSet()
 """Factories that were seen to build anew."""
@@ -74,7 +75,7 @@ def hold(holder: Holder) -> None:
 def taken_here() -> Taken:
     """Return the environments that live holders in this process hold now."""
     return {
-        id(core_of(env)): (index, holder.vector)
+        id(core := core_of(env)): (index, holder.vector, core)
         for holder in list(_holders)
         for index, env in holder.held()
     }
@@ -84,7 +85,7 @@ def refuse_shared(taken: Taken, env: Any, index: int, vector: Any) -> None:
     """Refuse an environment that is in use; register any other.
 
     Args:
-        taken: Environments that are in use, which must stay alive; written.
+        taken: Environments that are in use; written.
         env: What a factory returned.
         index: Its index in the vector.
         vector: The vector.
@@ -92,11 +93,11 @@ def refuse_shared(taken: Taken, env: Any, index: int, vector: Any) -> None:
     Raises:
         UsageError: It is another environment already; names both.
     """
-    core = id(core_of(env))
-    if core in taken:
-        other, its_vector = taken[core]
+    core = core_of(env)
+    if id(core) in taken:
+        other, its_vector, _ = taken[id(core)]
         raise _one_object(other, index, apart=its_vector is not vector)
-    taken[core] = index, vector
+    taken[id(core)] = index, vector, core
 
 
 def _one_object(first: int, second: int, *, apart: bool = False) -> UsageError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from contextlib import closing
 from functools import lru_cache, partial
 from itertools import cycle
@@ -16,7 +18,12 @@ from gymnasium.vector import SyncVectorEnv
 from fastdqn import DQN, Supervision, UsageError
 from fastdqn.envs.description import describe, factory_of
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.sharing import refuse_shared_by_processes, refuse_the_same_again
+from fastdqn.envs.sharing import (
+    hold,
+    refuse_shared_by_processes,
+    refuse_the_same_again,
+    taken_here,
+)
 from fastdqn.envs.sources.source import make_source, source_of
 from fastdqn.envs.workers.allocation import Allocation
 from tests.oracles import CounterEnv, CrashError, CrashingEnv
@@ -226,3 +233,27 @@ def test_few_environments_are_built_before_there_are_processes() -> None:
 def test_a_factory_that_cannot_build_a_second_one_yet_is_left_to_its_next_call() -> None:
     calls = iter([CounterEnv()])
     refuse_the_same_again(lambda: next(calls), next(calls))
+
+
+def test_environments_in_use_stay_alive_while_others_are_compared_with_them() -> None:
+    """Otherwise a new environment could get the address of a freed one, and be refused."""
+
+    class Keeper:
+        vector = "a vector"
+
+        def __init__(self) -> None:
+            self.env = CounterEnv()
+
+        def held(self) -> list[tuple[int, Any]]:
+            return [(0, self.env)]
+
+    keeper = Keeper()
+    hold(keeper)
+    env = weakref.ref(keeper.env)
+    taken = taken_here()
+    del keeper
+    gc.collect()
+    assert env() is not None
+    del taken
+    gc.collect()
+    assert env() is None
