@@ -49,7 +49,7 @@ class Transitions:
         next_obs: [B, *O] like `obs`; at an episode's end its true last observation.
         terminated: [B] bool; cuts the bootstrap.
         truncated: [B] bool; does not.
-        next_action_mask: [B, A] bool, what may be done in `next_obs`; None where everything may.
+        next_action_mask: [B, A] bool, actions allowed in `next_obs`; None allows all.
     """
 
     obs: Tensor
@@ -61,7 +61,7 @@ class Transitions:
     next_action_mask: Tensor | None = None
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return the fields in their order, the mask only where there is one."""
+        """Return the fields in order, the mask only if there is one."""
         mask = () if self.next_action_mask is None else (self.next_action_mask,)
         six = (self.obs, self.action, self.reward, self.next_obs, self.terminated, self.truncated)
         return six + mask

@@ -1,4 +1,4 @@
-"""Files that a stranger may have written: read within bounds, and parsed without surprises."""
+"""Reads files that a stranger may have written: with a size limit, as strict JSON."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["parse_json", "read_regular"]
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """Read a file, if it is one and no larger than that.
+    """Read a regular file of limited size.
 
     Args:
         path: The file itself: links are not followed, pipes and devices are not read.
-        most: Bytes.
+        most: Largest size, bytes.
 
     Raises:
-        OSError: It is missing, something else than a file, or larger.
+        OSError: It is missing, not a regular file, or larger.
     """
     if path.is_symlink():
         raise OSError(f"{path.name} is a link; put the file itself there")
@@ -38,7 +38,7 @@ def parse_json(content: bytes | str) -> Any:
     """Parse JSON as its standard has it: no NaN or infinity, no name twice, finite numbers.
 
     Raises:
-        ValueError: It is not; also where it is nested too deeply.
+        ValueError: It is not JSON, or nested too deeply.
     """
     try:
         return json.loads(

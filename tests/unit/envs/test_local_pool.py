@@ -1,4 +1,4 @@
-"""Environments in the caller's own process: they fail and are built anew, or they raise."""
+"""Environments in the caller's own process: they fail and are rebuilt, or they raise."""
 
 from __future__ import annotations
 

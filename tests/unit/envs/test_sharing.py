@@ -151,7 +151,7 @@ def test_an_object_that_raised_and_comes_again_is_refused() -> None:
         with closing(envs):
             envs.reset(seed=0)
             envs.step(np.zeros(1, np.int64))
-            with pytest.raises(UsageError, match=r"^environment 0 that was to be built anew"):
+            with pytest.raises(UsageError, match=r"^environment 0 that was to be rebuilt"):
                 _step_or_reset(envs)
 
 
