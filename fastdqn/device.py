@@ -68,7 +68,7 @@ def available_cores() -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return the bytes that can still be allocated on the device, as the system tells them."""
+    """Return the bytes that can still be allocated on the device, by the system's count."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":

@@ -241,7 +241,7 @@ def _storable(env_id: str, obs: Space[Any]) -> str:
     if 0 in (obs.shape or ()):
         raise UsageError(
             f"environment {env_id} with observations of shape {obs.shape}",
-            "they hold no number that could tell what to do",
+            "they hold no numbers to learn from",
             "Let it show at least one, e.g. Box(0, 1, (1,)).",
         )
     dtype = np.dtype(obs.dtype)

@@ -28,7 +28,7 @@ __all__ = [
 
 HEADER = "episode,env_step,return,length,status"
 FILE = (HEADER, "an episode log", "episodes.csv")
-"""What tells the file from others."""
+"""Header, kind and name of the file."""
 LARGEST = 2**53
 """Largest count: a float64 holds all up to it exactly."""
 

@@ -21,7 +21,7 @@ __all__ = ["EvaluationLog", "EvaluationTable", "no_evaluations", "read_evaluatio
 
 HEADER = "env_step,wall_s,mean,std,episodes,best"
 FILE = (HEADER, "an evaluation log", "evaluations.csv")
-"""What tells the file from others."""
+"""Header, kind and name of the file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -152,7 +152,7 @@ def _episodes_path(run_dir: Path) -> Path:
 
 
 def _named(run_dir: Path) -> tuple[str, float | None]:
-    """Return the title and the solved threshold of a run, as far as its config tells them."""
+    """Return the title and the solved threshold of a run from its config."""
     config = _read_config(run_dir / "config.json")
     env_id = config.get("env_id")
     solved_at = config.get("solved_at", config.get("stop_at_return"))
