@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 REQUIRE_CUDA = "FASTDQN_REQUIRE_CUDA"
-"""Set by whoever promises a card: a skip is a failure then."""
+"""Set where a card is promised: a skip is a failure then."""
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

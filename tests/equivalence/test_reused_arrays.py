@@ -135,7 +135,7 @@ def test_processes_whose_environments_return_new_arrays_are_learned_from() -> No
         assert_counted(everything_in(small(envs).learn(150).replay), RULES)
 
 
-def test_masks_that_nobody_reads_may_be_overwritten() -> None:
+def test_masks_that_are_not_read_may_be_overwritten() -> None:
     with closing(_async([partial(MaskedCounterEnv, 0, LENGTHS, strict=False)])) as envs:
         small(envs, action_masks=False)
 

@@ -1,4 +1,4 @@
-"""The same transitions and the same answers, whoever steps the environments."""
+"""The same transitions and the same answers from every vectorizer."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_reset_is_never_counted_as_an_env_step(vector: Vector) -> None:
     assert len(episodes) == expected // 3
 
 
-def test_episodes_are_told_with_their_true_return_length_and_end(vector: Vector) -> None:
+def test_episodes_are_reported_with_their_true_return_length_and_end(vector: Vector) -> None:
     rules = CounterRules(LENGTHS, "alternating")
     rollout = rollout_of(_source(vector, rules))
     rollout.reset(SEEDS)
@@ -453,7 +453,7 @@ def test_reset_mask_resets_the_chosen_environments_only(
         np.ones(NUM_ENVS + 1, np.bool_),
         np.zeros(NUM_ENVS, np.bool_),
     ],
-    ids=["list", "int", "too long", "nobody"],
+    ids=["list", "int", "too long", "none"],
 )
 def test_a_wrong_reset_mask_is_refused_as_in_gymnasium(
     pair: tuple[AsyncVectorEnv, AsyncVectorEnv], mask: Any

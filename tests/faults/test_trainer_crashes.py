@@ -161,7 +161,7 @@ def test_a_run_with_too_many_crashes_fails_in_one_line_and_saves(
     ("env_id", "number", "code"),
     [
         ("Stuck-Once-v0", signal.SIGINT, 130),  # the other worker goes on
-        ("Stuck-v0", signal.SIGTERM, 143),  # nobody is left
+        ("Stuck-v0", signal.SIGTERM, 143),  # no process is left
     ],
 )
 def test_a_signal_ends_a_run_whose_workers_are_being_restarted(

@@ -686,7 +686,7 @@ def a_step_under_way_answers_the_next_reset() -> None:
     exchange("reset", reset, GroupedSource)
 
 
-@turns_red(GROUPS + "a_nan_is_told_by_the_environments_own_number")
+@turns_red(GROUPS + "a_nan_is_reported_by_the_environments_own_number")
 def environments_numbered_within_their_group() -> None:
     right = rollout.HostRollout._refuse_if_bad
 
@@ -753,7 +753,7 @@ def restarts_of_a_foreign_loop_ignored() -> None:
 @turns_red(
     BUDGET + "a_spent_budget_names_its_flag",
     BUDGET + "a_worker_that_never_steps_is_given_up_before_the_budget_is_spent",
-    RESTARTS + "one_restart_too_many_is_an_error_that_tells_everything",
+    RESTARTS + "one_restart_too_many_is_an_error_that_names_everything",
 )
 def a_budget_that_is_never_spent() -> None:
     def spend(self: RestartBudget, trouble: str, _: int) -> float:

@@ -80,7 +80,7 @@ STEP_S = 30e-6
         # learning takes longer than everything else together: the worker has all environments
         (2, (16, STEP_S, 20 * STEP_S), Allocation(1)),
         (2, (16, STEP_S, 1.0), Allocation(1)),
-        # no learning: halves, the caller's a little larger since it wakes nobody
+        # no learning: halves, the caller's a little larger since it wakes no process
         (2, (16, STEP_S, 0.0), Allocation(1, 9)),
         (2, (16, STEP_S, 4 * STEP_S), Allocation(1, 7)),
         # waking a worker would take longer than doing it oneself
@@ -243,7 +243,9 @@ def test_two_groups_of_a_helped_vector_step_by_themselves(helped: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*ERROR")
 @pytest.mark.parametrize("unlucky", [0, 3])
-def test_an_error_is_raised_whoever_steps_the_environment(helped: Any, unlucky: int) -> None:
+def test_an_error_is_raised_whichever_process_steps_the_environment(
+    helped: Any, unlucky: int
+) -> None:
     envs = helped(one_of(partial(CrashingEnv, unlucky), unlucky, 4))
     envs.reset()
     with pytest.raises(CrashError) as raised:

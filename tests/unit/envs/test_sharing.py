@@ -182,10 +182,10 @@ def test_vectors_may_follow_each_other_with_the_same_objects() -> None:
     for _ in range(2):
         with closing(GroupedVectorEnv([lambda: a, lambda: b], num_workers=0)) as envs:
             envs.reset(seed=0)
-    lent = SyncVectorEnv([lambda: a, lambda: b])
-    assert isinstance(small(lent).learn(60), DQN)
-    assert isinstance(small(lent).learn(60), DQN)
-    assert source_of(lent).num_envs == 2
+    given = SyncVectorEnv([lambda: a, lambda: b])
+    assert isinstance(small(given).learn(60), DQN)
+    assert isinstance(small(given).learn(60), DQN)
+    assert source_of(given).num_envs == 2
 
 
 class ActionSpaceInfo:

@@ -1,4 +1,4 @@
-"""The budget of restarts, fresh seeds, silent rows, and how trouble is told."""
+"""The budget of restarts, fresh seeds, rows that are not real, and messages."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_branches_of_seeds_differ_from_each_other_and_repeat() -> None:
     assert fresh_seeds([None, 1], 3)[0] is None
 
 
-def test_silence_covers_some_environments_alone() -> None:
+def test_some_environments_alone_are_marked() -> None:
     rows = SharedBlock.allocate(RowSpec(4, (2,), "float32"))
     for array in (rows.reward, rows.terminated, rows.truncated, rows.obs):
         array[:] = 1
@@ -120,7 +120,7 @@ def test_silence_covers_some_environments_alone() -> None:
     assert np.all(rows.obs == 1)
 
 
-def test_what_was_raised_is_told_in_one_line() -> None:
+def test_what_was_raised_is_named_in_one_line() -> None:
     one = Failure(3, None, "Traceback ...", "ValueError: two", " on action 1", ended=True)
     other = Failure(5, None, "Traceback ...", "OddError: no pickle", "", ended=True)
     assert failure_line([one]) == "environment 3 raised on action 1: ValueError: two"
@@ -131,5 +131,5 @@ def test_what_was_raised_is_told_in_one_line() -> None:
     ("seeds", "message"),
     [([7], "seed 7"), ([1, None], "seeds 1, None"), (list(range(9)), "seeds 0, 1, 2, 3, ...")],
 )
-def test_some_seeds_are_told(seeds: list[int | None], message: str) -> None:
+def test_some_seeds_are_named(seeds: list[int | None], message: str) -> None:
     assert seeds_text(seeds) == message
