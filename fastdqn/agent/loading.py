@@ -237,18 +237,18 @@ def _as_named(made: Construction) -> tuple[dict[str, Any], tuple[UsedWrapper, ..
     if spec is None:
         return kwargs, made.wrappers
     rest = made.wrappers[_num_inside(partial(bare_env, spec, kwargs), made.wrappers) :]
-    brought = [extra.entry_point.rpartition(":")[2] for extra in spec.additional_wrappers]
+    added = [extra.entry_point.rpartition(":")[2] for extra in spec.additional_wrappers]
     names = [wrapper.name for wrapper in rest]
     limit = rest[0].kwargs if names[:1] == ["TimeLimit"] and rest[0].module is None else None
-    extra_limit = bool(brought) and names[1 : 1 + len(brought)] == brought
+    extra_limit = bool(added) and names[1 : 1 + len(added)] == added
     if limit and (spec.max_episode_steps is not None or extra_limit):
         rest = rest[1:]
         if limit.get("max_episode_steps") != spec.max_episode_steps:
             kwargs.update(limit)
     elif spec.max_episode_steps is not None:
         kwargs["max_episode_steps"] = -1
-    come_along = [wrapper.name for wrapper in rest[: len(brought)]] == brought
-    return kwargs, rest[len(brought) :] if come_along else rest
+    are_leading = [wrapper.name for wrapper in rest[: len(added)]] == added
+    return kwargs, rest[len(added) :] if are_leading else rest
 
 
 def _num_inside(factory: Callable[[], gym.Env[Any, Any]], wrappers: tuple[UsedWrapper, ...]) -> int:

@@ -143,9 +143,9 @@ def rebuilt(
     inside = [type(wrapper).__name__ for wrapper in chain_of(env)]
     if inside != [wrapper.name for wrapper in wrappers[: len(inside)]]:
         raise NotPlainError(f"{spec.id} now comes with other wrappers, {', '.join(inside)}")
-    brought = {wrapper.entry_point: wrapper for wrapper in spec.additional_wrappers}
+    added = {wrapper.entry_point: wrapper for wrapper in spec.additional_wrappers}
     for wrapper in wrappers[len(inside) :]:
-        known = brought.get(f"{wrapper.module}:{wrapper.name}")
+        known = added.get(f"{wrapper.module}:{wrapper.name}")
         if known is not None:
             creator: Any = load_env_creator(known.entry_point)
             env = creator(env=env, **(known.kwargs or {}))

@@ -90,8 +90,8 @@ class PoolSettings:
         """Return what the host of these environments is to do."""
         first, stop = span
         mode, infos = self.autoreset_mode, self.send_infos
-        ways = self.plain_actions, self.refuse_masks
-        return Task(first, stop - first, spec, mode, infos, self.obs_space, *ways)
+        flags = self.plain_actions, self.refuse_masks
+        return Task(first, stop - first, spec, mode, infos, self.obs_space, *flags)
 
 
 class WorkerPool:

@@ -27,7 +27,7 @@ class RowSpec:
         obs_dtype: Dtype of the observation space, by name.
         action_shape: Shape of one action; () for a Discrete space.
         action_dtype: Dtype of the action space, by name.
-        num_masked: Actions that a mask speaks of, A; 0 where environments give no masks.
+        num_masked: Actions of a mask, A; 0 without masks.
     """
 
     num_envs: int
@@ -51,7 +51,7 @@ class RowSpec:
             num_envs: Environments, N.
             obs: Space of one observation; None where observations do not lie in the block.
             action: Space of one action; None where actions do not lie in the block.
-            num_masked: Actions that a mask speaks of.
+            num_masked: Actions of a mask.
 
         Raises:
             UsageError: A space has no fixed shape and numeric dtype.
