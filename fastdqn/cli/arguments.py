@@ -19,7 +19,7 @@ from fastdqn.config import choices_of, flag_of, spelled
 from fastdqn.errors import UsageError
 from fastdqn.foundation.scalars import as_whole, is_whole
 
-__all__ = ["given", "parse"]
+__all__ = ["parse", "words_after"]
 
 T = TypeVar("T")
 SEVERAL = ("tuple[str, ...]", "dict[str, Any]")
@@ -72,7 +72,7 @@ def parse(kind: type[T], command: str, argv: list[str], default: T | None = None
         raise _usage_error(kind, command, argv, box.getvalue()) from None
 
 
-def given(argv: list[str], flag: str) -> list[str]:
+def words_after(argv: list[str], flag: str) -> list[str]:
     """Return the words after the last use of a flag on the command line."""
     for position in reversed(range(len(argv))):
         if _flag_in(argv[position]) == flag:
@@ -117,7 +117,7 @@ def _usage_error(kind: type[Any], command: str, argv: list[str], box: str) -> Us
     text = " ".join(re.sub(r"[│╭╮╰╯]|[─-]{3,}", " ", box).split()).partition(" For full help")[0]
     for field in fields(kind):
         if re.search(rf"{flag_of(field.name)}(?![\w-])", text):
-            got = " ".join([flag_of(field.name), *given(argv, flag_of(field.name))])
+            got = " ".join([flag_of(field.name), *words_after(argv, flag_of(field.name))])
             message = field.default and field.default is not MISSING
             way_out = f"The default is {spelled(field.default)}." if message else see
             return UsageError(got, f"it takes {_taken_by(field)}", way_out)

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastdqn import __version__
-from fastdqn.cli.arguments import given, parse
+from fastdqn.cli.arguments import parse, words_after
 from fastdqn.config import Config
 from fastdqn.errors import FastDQNError, UsageError
 from fastdqn.foundation.formatting import format_return
@@ -122,7 +122,7 @@ def _dispatch(argv: list[str], started: float) -> int:
 
 
 def _train(argv: list[str], started: float) -> int:
-    if given(argv, "--run-dir") == [""]:
+    if words_after(argv, "--run-dir") == [""]:
         raise UsageError("--run-dir ''", "it is no path", "Name a folder, or leave it out.")
     config = parse(Config, "train", argv, default=_preset_of(argv))
     if config.execution in {"auto", "native"}:
@@ -223,7 +223,7 @@ def _help() -> int:
 
 def _preset_of(argv: list[str]) -> Config:
     """Return the settings that later flags change: those of --preset, or the defaults."""
-    named = given(argv, "--preset")
+    named = words_after(argv, "--preset")
     return preset_config(named[0]) if named else Config()
 
 

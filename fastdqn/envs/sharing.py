@@ -22,14 +22,14 @@ from fastdqn.errors import UsageError
 from fastdqn.foundation.traces import trial_env
 
 __all__ = [
+    "EnvsInUse",
     "Holder",
-    "Taken",
     "core_of",
-    "hold",
+    "envs_in_use",
     "refuse_shared",
     "refuse_shared_by_processes",
     "refuse_the_same_again",
-    "taken_here",
+    "register_holder",
 ]
 
 DEEP, WIDE = 4, 100
@@ -50,7 +50,7 @@ class Holder(Protocol):
         """Return (index in the vector, environment) of all that it holds now."""
 
 
-Taken = dict[int, tuple[int, Any, Any]]
+EnvsInUse = dict[int, tuple[int, Any, Any]]
 """By the id of an environment's core: its index, its vector, and the core itself, which stays alive
 so that no new environment gets its id."""
 _holders: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -67,12 +67,12 @@ def core_of(env: Any) -> Any:
 # In one process
 
 
-def hold(holder: Holder) -> None:
+def register_holder(holder: Holder) -> None:
     """Note a holder of environments in this process, for as long as it lives."""
     _holders.add(holder)
 
 
-def taken_here() -> Taken:
+def envs_in_use() -> EnvsInUse:
     """Return the environments that live holders in this process hold now."""
     return {
         id(core := core_of(env)): (index, holder.vector, core)
@@ -81,7 +81,7 @@ def taken_here() -> Taken:
     }
 
 
-def refuse_shared(taken: Taken, env: Any, index: int, vector: Any) -> None:
+def refuse_shared(taken: EnvsInUse, env: Any, index: int, vector: Any) -> None:
     """Refuse an environment that is in use; register any other.
 
     Args:

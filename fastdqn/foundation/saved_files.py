@@ -44,7 +44,7 @@ def parse_json(content: bytes | str) -> Any:
         return json.loads(
             content,
             parse_constant=_refuse_constant,
-            object_pairs_hook=_without_doubles,
+            object_pairs_hook=_without_duplicates,
             parse_float=_finite,
         )
     except RecursionError as error:
@@ -62,7 +62,7 @@ def _finite(digits: str) -> float:
     return number
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name stands in it twice")

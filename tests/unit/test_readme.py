@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastdqn.cli.arguments import given, parse
+from fastdqn.cli.arguments import parse, words_after
 from fastdqn.cli.commands import (
     COMMANDS,
     DoctorArguments,
@@ -59,7 +59,7 @@ def refuse_unknown_command(words: list[str]) -> None:
     command, argv = words[1], words[2:]
     default = None
     if command == "train":
-        named = given(argv, "--preset")
+        named = words_after(argv, "--preset")
         default = preset_config(named[0]) if named else Config()
     try:
         parse(KINDS[command], command, argv, default)

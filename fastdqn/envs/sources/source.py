@@ -27,12 +27,12 @@ from fastdqn.envs.masks import (
     refuse_unexpected_mask,
     refuse_unexpected_masks,
 )
-from fastdqn.envs.sharing import hold, taken_here
+from fastdqn.envs.sharing import envs_in_use, register_holder
 from fastdqn.envs.sources.copied_observations import with_copied_observations
 from fastdqn.envs.sources.duck_typed import closing_quietly
 from fastdqn.envs.sources.reused_arrays import refuse_reused_arrays
 from fastdqn.envs.sources.vector_source import VectorSource
-from fastdqn.envs.specs.registrations import Registering, packed_registry
+from fastdqn.envs.specs.registrations import RegisteringFactory, packed_registry
 from fastdqn.envs.workers.allocation import Allocation
 from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.envs.workers.spawning import without_main_module
@@ -209,7 +209,7 @@ def _gymnasiums(
     factory = partial(closing_quietly, factory)
     if vectorizer == "async":
         refuse_unless_parent(f"--vectorizer {vectorizer}", "Use --vectorizer sync.")
-        factory = Registering(factory, packed_registry())
+        factory = RegisteringFactory(factory, packed_registry())
     with without_main_module():
         kinds: dict[str, Callable[..., VectorEnv[Any, Any, Any]]] = {
             "async": partial(AsyncVectorEnv, context="spawn"),
@@ -219,11 +219,11 @@ def _gymnasiums(
         envs = kinds[vectorizer](own, autoreset_mode=AutoresetMode.DISABLED)
         source = VectorSource(envs, description, compared=True)
     try:
-        source.refuse_shared(taken_here())
+        source.refuse_shared(envs_in_use())
     except UsageError:
         source.close()
         raise
-    hold(source)
+    register_holder(source)
     return source
 
 

@@ -18,7 +18,7 @@ from fastdqn.envs.masks import (
     observed_beside_mask,
     refuse_unexpected_masks,
 )
-from fastdqn.envs.sharing import Taken, refuse_shared
+from fastdqn.envs.sharing import EnvsInUse, refuse_shared
 from fastdqn.envs.sources.reused_arrays import ReuseWatch
 from fastdqn.envs.sources.vector_check import VectorCheck
 from fastdqn.envs.space_check import NUMBERS
@@ -221,7 +221,7 @@ class VectorSource:
         within = isinstance(vector, SyncVectorEnv) and not vector.closed
         return enumerate(vector.envs) if within else ()
 
-    def refuse_shared(self, taken: Taken) -> None:
+    def refuse_shared(self, taken: EnvsInUse) -> None:
         """Refuse environments that are one object, or in use elsewhere.
 
         Raises:

@@ -25,7 +25,7 @@ __all__ = [
     "bare_env",
     "chain_of",
     "construction_of",
-    "own_wrapper",
+    "gymnasium_wrapper",
     "rebuilt",
     "why_not_from_a_file",
     "why_too_large",
@@ -152,7 +152,7 @@ def rebuilt(
         elif wrapper.why_not or wrapper.kwargs is None:
             raise NotPlainError(wrapper.why_not)
         else:
-            env = own_wrapper(wrapper.name)(env, **wrapper.kwargs)
+            env = gymnasium_wrapper(wrapper.name)(env, **wrapper.kwargs)
     return env
 
 
@@ -162,7 +162,7 @@ def bare_env(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     return gym.make(replace(bare, order_enforce=False), disable_env_checker=True)
 
 
-def own_wrapper(name: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
+def gymnasium_wrapper(name: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
     """Return a wrapper of Gymnasium by its name.
 
     Raises:
@@ -197,7 +197,7 @@ def _note_wrapper(wrapper: gym.Wrapper[Any, Any, Any, Any]) -> dict[str, Any]:
     saved = getattr(wrapper, "_saved_kwargs", None)
     noted: dict[str, Any] = {"name": kind.__name__, "kwargs": None}
     gymnasiums = kind.__module__.startswith("gymnasium.wrappers.")
-    if not (gymnasiums and own_wrapper(kind.__name__) is kind and isinstance(saved, dict)):
+    if not (gymnasiums and gymnasium_wrapper(kind.__name__) is kind and isinstance(saved, dict)):
         return {**noted, "module": kind.__module__}
     try:
         named = {name: value for name, value in saved.items() if name != "env"}
@@ -251,7 +251,7 @@ def why_not_from_a_file(name: str) -> str:
     if name in REFUSED:
         return f"no file may ask for {name}: {REFUSED[name]}"
     try:
-        own_wrapper(name)
+        gymnasium_wrapper(name)
     except KeyError:
         return f"Gymnasium has no wrapper {name}"
     return ""

@@ -22,14 +22,21 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from fastdqn.envs.workers.task import EnvFactory
 
-__all__ = ["Carried", "Registering", "explained", "importable", "packed_registry", "register"]
+__all__ = [
+    "PickledCreator",
+    "RegisteringFactory",
+    "explained",
+    "importable",
+    "packed_registry",
+    "register",
+]
 
 SIMPLE = (str, int, float, bool, bytes, type(None))
 LARGEST_BYTES = 2**24
 """A creator with more pickled bytes is sent only with the factories that use it."""
 
 
-class Carried:
+class PickledCreator:
     """A creator of environments that is not unpickled before it is called.
 
     Unpickling may import a module that most workers do not need.
@@ -60,7 +67,7 @@ class Carried:
         return self._creator.metadata
 
 
-class Registering:
+class RegisteringFactory:
     """A factory for Gymnasium's own workers: it registers its caller's ids, then builds.
 
     Args:
@@ -119,7 +126,7 @@ def _packed(spec: EnvSpec) -> dict[str, Any] | bytes:
     if not isinstance(spec.vector_entry_point, str | None):
         spec = replace(spec, vector_entry_point=None)  # workers build single environments
     if callable(spec.entry_point):
-        spec = replace(spec, entry_point=Carried(spec.entry_point))
+        spec = replace(spec, entry_point=PickledCreator(spec.entry_point))
     elif not spec.additional_wrappers and _is_simple(spec.kwargs):
         return vars(spec)
     packed: bytes = cloudpickle.dumps(spec)

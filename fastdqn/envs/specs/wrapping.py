@@ -20,7 +20,7 @@ from typing import Any
 import gymnasium as gym
 
 from fastdqn.envs.description import EnvFactory, factory_of
-from fastdqn.envs.specs.construction import UsedWrapper, own_wrapper
+from fastdqn.envs.specs.construction import UsedWrapper, gymnasium_wrapper
 from fastdqn.envs.specs.ids import first_line, import_from_here
 from fastdqn.envs.specs.plain_values import NotPlainError, from_plain, to_plain
 from fastdqn.errors import UsageError
@@ -90,7 +90,7 @@ class NamedWrapper:
         """
         if not self.module:
             try:
-                return own_wrapper(self.name)
+                return gymnasium_wrapper(self.name)
             except KeyError:
                 raise self._refused(f"Gymnasium has no wrapper {self.name}") from None
         try:

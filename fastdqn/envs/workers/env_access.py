@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.spaces.utils import is_space_dtype_shape_equiv
 
-from fastdqn.envs.sharing import core_of, hold, refuse_shared, taken_here
+from fastdqn.envs.sharing import core_of, envs_in_use, refuse_shared, register_holder
 from fastdqn.envs.specs.registrations import explained
 from fastdqn.envs.workers.failures import ClosedEnv, EnvFailures, Failure
 from fastdqn.envs.workers.task import EnvFactory, Task
@@ -34,7 +34,7 @@ class EnvAccess:
         self.task, self.env_fns = task, env_fns
         self.envs: list[gym.Env[Any, Any]] = []
         self.vector = task.spec
-        hold(self)
+        register_holder(self)
 
     def held(self) -> Iterable[tuple[int, gym.Env[Any, Any]]]:
         """Return (index in the vector, environment) of all environments here."""
@@ -46,7 +46,7 @@ class EnvAccess:
         Raises:
             EnvFailures: One could not be built.
         """
-        taken = taken_here()
+        taken = envs_in_use()
         for i, env_fn in enumerate(self.env_fns):
             try:
                 env = env_fn()
@@ -107,7 +107,7 @@ class EnvAccess:
         shut = self.envs[i]
         if isinstance(shut, ClosedEnv):
             env, index = self.env_fns[i](), self.task.first_env + i
-            refuse_shared(taken_here(), env, index, self.vector)
+            refuse_shared(envs_in_use(), env, index, self.vector)
             if core_of(env) is core_of(shut.was):
                 raise UsageError(
                     f"environment {index} that was to be rebuilt",

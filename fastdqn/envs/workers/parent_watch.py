@@ -21,11 +21,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["GROUP_SIGNALS", "LEAVE_S", "Parent", "ParentGone", "ignore_group_signals"]
+__all__ = ["EXIT_WITHIN_S", "GROUP_SIGNALS", "Parent", "ParentEnded", "ignore_group_signals"]
 
 GROUP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 """Signals that a terminal or a scheduler sends to a whole process group."""
-LEAVE_S = int(signal.SIGQUIT)
+EXIT_WITHIN_S = int(signal.SIGQUIT)
 """Seconds for closing environments once the parent has ended: the number of the signal that reports
 it, since libc's `alarm` itself is its handler, and a handler is called with that number."""
 PR_SET_PDEATHSIG = 1
@@ -49,12 +49,12 @@ def _do_nothing(*_: Any) -> None:
     """Handle a signal."""
 
 
-class ParentGone(BaseException):
+class ParentEnded(BaseException):
     """The parent has ended; raised in the main thread, at most once."""
 
 
 class Parent:
-    """The parent process, which this one survives by at most `LEAVE_S` seconds.
+    """The parent process, which this one survives by at most `EXIT_WITHIN_S` seconds.
 
     On Linux the kernel reports its end by a signal whose handler needs no interpreter, and which
     also wakes a stopped process. It is sent at the end of the parent, and at the end of the pipe
@@ -69,7 +69,7 @@ class Parent:
     def __init__(self, pid: int) -> None:
         self._pid, self._ppid, self._is_served = pid, os.getppid(), False
         self._process: Any = multiprocessing.parent_process()
-        _let_go_of_fork_server()
+        _close_fork_server_pipe()
         signal.signal(signal.SIGCONT, self._look)
         if sys.platform == "linux":
             _set_alarm_on(signal.SIGQUIT)
@@ -93,14 +93,14 @@ class Parent:
                     pass
             finally:
                 self._is_served = False
-        except (ParentGone, EOFError, OSError):
-            _leave_soon()
+        except (ParentEnded, EOFError, OSError):
+            _exit_soon()
 
     def _look(self, *_: Any) -> None:
         """Raise if the parent has ended; the handler of SIGCONT and of the kernel's report."""
         if self._is_served and self._is_gone():
             self._is_served = False
-            raise ParentGone
+            raise ParentEnded
 
     def _is_gone(self) -> bool:
         if os.getppid() != self._ppid:
@@ -127,7 +127,7 @@ class Parent:
         if self._process is not None:
             self._process.join()
             _wake(threading.main_thread())
-            time.sleep(LEAVE_S)  # the main thread closes the environments meanwhile
+            time.sleep(EXIT_WITHIN_S)  # the main thread closes the environments meanwhile
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -136,10 +136,10 @@ def _wake(thread: threading.Thread) -> None:
         signal.pthread_kill(thread.ident, signal.SIGCONT)
 
 
-def _leave_soon() -> None:
-    """Set an alarm of `LEAVE_S` seconds, whatever an environment did with alarms."""
+def _exit_soon() -> None:
+    """Set an alarm of `EXIT_WITHIN_S` seconds, whatever an environment did with alarms."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, LEAVE_S)
+    signal.setitimer(signal.ITIMER_REAL, EXIT_WITHIN_S)
 
 
 def _set_alarm_on(number: int) -> None:
@@ -149,7 +149,7 @@ def _set_alarm_on(number: int) -> None:
     libc.signal(number, ctypes.cast(libc.alarm, ctypes.c_void_p))
 
 
-def _let_go_of_fork_server() -> None:
+def _close_fork_server_pipe() -> None:
     """Close this process's end of the pipe to the fork server.
 
     A fork server ends with the parent once no child holds that pipe open.

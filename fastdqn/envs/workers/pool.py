@@ -30,7 +30,7 @@ from fastdqn.envs.workers.system_limits import (
     refuse_unless_shareable,
 )
 from fastdqn.envs.workers.task import Task
-from fastdqn.envs.workers.worker import CALL, DONE, Work, new_wire, run_worker
+from fastdqn.envs.workers.worker import CALL, DONE, WorkerSetup, new_wire, run_worker
 
 __all__ = ["PoolSettings", "WorkerPool"]
 
@@ -147,7 +147,7 @@ class WorkerPool:
     def _start(self, index: int) -> WorkerProcess:
         """Start the process of worker `index`; its environments are not built yet."""
         settings, spans = self.settings, self.spans[index]
-        work = Work(
+        work = WorkerSetup(
             [settings.task(span, self.spec) for span in spans],
             cloudpickle.dumps([list(self.env_fns[a:b]) for a, b in spans]),
             self._block,

@@ -38,7 +38,7 @@ __all__ = [
     "FAILED",
     "PAYLOAD",
     "Wire",
-    "Work",
+    "WorkerSetup",
     "new_wire",
     "next_signal",
     "run_worker",
@@ -121,7 +121,7 @@ def new_wire(context: Any) -> tuple[Wire, Wire]:
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkerSetup:
     """What a worker process is started with.
 
     Attributes:
@@ -145,7 +145,7 @@ class Work:
     registry: bytes = b""
 
 
-def run_worker(wire: Wire, work: Work, inherited: Sequence[Wire]) -> None:
+def run_worker(wire: Wire, work: WorkerSetup, inherited: Sequence[Wire]) -> None:
     """Serve until the parent asks to close, or ends.
 
     Args:

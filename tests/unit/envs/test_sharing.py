@@ -19,10 +19,10 @@ from fastdqn import DQN, Supervision, UsageError
 from fastdqn.envs.description import describe, factory_of
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.sharing import (
-    hold,
+    envs_in_use,
     refuse_shared_by_processes,
     refuse_the_same_again,
-    taken_here,
+    register_holder,
 )
 from fastdqn.envs.sources.source import make_source, source_of
 from fastdqn.envs.workers.allocation import Allocation
@@ -248,9 +248,9 @@ def test_environments_in_use_stay_alive_while_others_are_compared_with_them() ->
             return [(0, self.env)]
 
     keeper = Keeper()
-    hold(keeper)
+    register_holder(keeper)
     env = weakref.ref(keeper.env)
-    taken = taken_here()
+    taken = envs_in_use()
     del keeper
     gc.collect()
     assert env() is not None
