@@ -188,7 +188,7 @@ def test_a_public_name_can_be_imported_is_offered_at_home_and_documented(name: s
 
 
 def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="has no attribute 'Trainer'"):
+    with pytest.raises(AttributeError, match="has no attribute 'HostTrainer'"):
         _ = fastdqn.HostTrainer
 
 

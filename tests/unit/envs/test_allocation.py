@@ -280,7 +280,7 @@ def test_under_supervision_both_shares_are_restarted_and_counted_together() -> N
         factories,
         autoreset_mode=AutoresetMode.SAME_STEP,
         supervision=Supervision(),
-        staff=Allocation(2, 2),
+        allocation=Allocation(2, 2),
     )
     own = multiprocessing.current_process().pid
     assert [pid == own for pid in envs.call("pid")] == [False] * 4 + [True] * 2
@@ -304,7 +304,7 @@ def test_a_worker_that_is_killed_costs_the_callers_share_nothing() -> None:
         counters(4),
         autoreset_mode=AutoresetMode.SAME_STEP,
         supervision=Supervision(),
-        staff=Allocation(1, 2),
+        allocation=Allocation(1, 2),
     )
     envs.reset(seed=[0, 1, 2, 3])
     for step in range(200):

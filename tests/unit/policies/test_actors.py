@@ -12,7 +12,7 @@ from fastdqn.learner.learner import Learner
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.actors import GraphActor, HostActor, actor_of
-from fastdqn.policies.policy import Actor, Policy
+from fastdqn.policies.policy import Actor, EagerActor, Policy
 from tests.fake_cuda import RecordingCuda
 from tests.small_learners import Branches, random_batch
 
@@ -130,7 +130,7 @@ def test_the_capture_itself_draws_nothing() -> None:
 
 def test_actors_are_found_by_their_names() -> None:
     policy = policy_of()
-    assert actor_of("eager", policy) is None
+    assert isinstance(actor_of("eager", policy), EagerActor)
     assert isinstance(actor_of("cudagraph", policy), GraphActor)
     assert isinstance(actor_of("cpu copy", policy), HostActor)
 
