@@ -14,15 +14,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from fastdqn.learner.learner import Learner, LearnerState
-from fastdqn.learner.ways import Way
+from fastdqn.learner.learner import Learner
 from fastdqn.native import CudaUpdate, cuda_structs
 from fastdqn.native.cuda_config import Shape
-from fastdqn.replay import Ring, Sampler, row_writer
+from fastdqn.replay import row_writer
 from fastdqn.toolchain.disk_cache import cache_dir, store, stored
-from fastdqn.transition import Transitions
 
 __all__ = ["EmulatedKernels", "has_compiler", "make", "make_writer", "on_emulated_card"]
 
@@ -114,15 +111,6 @@ def on_emulated_card(learner: Learner) -> Learner:
     native = learner.natively(learner.state, partial(CudaUpdate, make=make))
     assert isinstance(native, CudaUpdate)
 
-    def replayed(_state: LearnerState, ring: Ring, index: Tensor) -> None:
-        native(ring, index)
-
-    def given(_state: LearnerState, *fields: Tensor) -> None:
-        native.given(Transitions(*fields))
-
-    def chosen(sampler: Sampler, updates: int) -> None:
-        native.sampled(sampler, sampler.fill(updates))
-
-    learner._ways["native"] = Way(replayed, given, chosen=chosen)
+    learner._modes["native"] = learner._native_steps(native, graphs=False)
     learner.execute_as("native")
     return learner
