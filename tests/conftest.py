@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fastdqn.envs.workers.starting import signals_held
 from gymnasium.vector import AsyncVectorEnv
 
 from fastdqn.envs.grouped import GroupedVectorEnv
+from fastdqn.envs.workers.spawning import signals_held
 from tests.clock import Clock
 
 if TYPE_CHECKING:
