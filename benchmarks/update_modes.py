@@ -1,4 +1,4 @@
-"""The update alone: every way of running it, in turns with eager and with a plain reference."""
+"""The update alone: every execution mode, in turns with eager and with a plain reference."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ highest) | compiling so far, s |
 
 
 def possible_modes(device: torch.device) -> tuple[list[str], dict[str, str]]:
-    """Return the ways in which an update runs on the device, and why the others do not."""
+    """Return the execution modes that the device has, and why the others are refused."""
     possible, refused = [], {}
     for mode in EXECUTIONS:
         if mode == "auto":
@@ -89,8 +89,8 @@ class UpdateGroup:
         hidden: Units of both hidden layers.
         batch_size: Transitions per update.
         device: Where they run.
-        modes: Ways of running them; None is every one that can run here.
-        updates_per_call: How many at once.
+        modes: Execution modes; None is every one that can run here.
+        updates_per_call: Updates of one call.
     """
 
     hidden: int

@@ -68,7 +68,7 @@ __all__ = [
 SAMPLERS: dict[str, type[Sampler]] = {"uniform": UniformSampler, "newest": NewestSampler}
 """Name on the command line -> what chooses the batches."""
 COPIES = 5
-"""Of the parameters while it learns: they themselves, the target, two moments, the gradient."""
+"""Copies of the parameters in memory: online, target, two moments, gradient."""
 
 
 def build_config(env_id: str, settings: Mapping[str, Any]) -> Config:
@@ -90,7 +90,7 @@ def build_config(env_id: str, settings: Mapping[str, Any]) -> Config:
 
 
 def refuse_machine(config: Config, device: torch.device) -> None:
-    """Refuse what this device cannot run, and a device that computes wrongly.
+    """Refuse settings that this device cannot run, and a device that computes wrongly.
 
     Raises:
         UsageError: Names the flag, or the operation.
@@ -102,15 +102,15 @@ def refuse_machine(config: Config, device: torch.device) -> None:
 
 
 def refuse_unless_evaluable(config: Config, *, builds: bool) -> None:
-    """Refuse a run that ends at an evaluation which needs environments that nobody can build.
+    """Refuse `stop_at_return` where no fresh environments can be built for an evaluation.
 
     Raises:
-        UsageError: It does.
+        UsageError: They cannot be built.
     """
     if config.stop_at_return is not None and not builds:
         raise UsageError(
             "stop_at_return with environments that the caller built",
-            "evaluation needs fresh environments and knows no way to build them",
+            "evaluation needs fresh environments and cannot build them",
             "Pass an environment id or a factory.",
         )
 
@@ -128,7 +128,7 @@ def build_network(config: Config, env: EnvDescription) -> nn.Module:
 
 
 def _refuse_wide(config: Config, env: EnvDescription) -> None:
-    """Refuse hidden layers whose parameters, moments and target do not fit beside each other."""
+    """Refuse hidden layers whose parameters, moments and target do not fit into memory."""
     space: Any = env.obs_space
     inputs = int(space.n) if isinstance(space, Discrete) else math.prod(env.obs_shape)
     sizes = [inputs, *config.hidden_sizes, env.num_actions]
@@ -152,11 +152,11 @@ def build_flat(
     *,
     stacklevel: int,
 ) -> FlatNetwork:
-    """Build the online network on its device, or take the caller's, and see that it fits.
+    """Build the online network on its device, or take the caller's, and check that it fits.
 
     Args:
         config: Settings of a network that is built.
-        env: What it will be shown, and how many actions it values.
+        env: Its observations and actions.
         network: The caller's own, or None.
         objective: Says which of its outputs are Q-values.
         device: Where it will live.
@@ -193,7 +193,7 @@ def build_sampler_factory(config: Config) -> SamplerFactory:
 def build_sampler(
     config: Config, env: EnvDescription, device: torch.device, make: SamplerFactory
 ) -> Sampler:
-    """Build the replay ring and what chooses batches from it."""
+    """Build the replay ring and its sampler."""
     sampler = make(build_replay(config, env, device), config.batch_size)
     sampler.due = round(config.replay_ratio * config.num_envs / config.env_groups)
     return sampler
@@ -205,7 +205,7 @@ def build_objective(config: Config) -> Objective:
 
 
 def build_learner(config: Config, network: FlatNetwork, objective: Objective) -> Learner:
-    """Build the learner, eager at first, over a network that is on its device already."""
+    """Build the learner, eager at first; the network is on its device already."""
     return Learner(
         network,
         gamma=config.gamma,
@@ -246,7 +246,7 @@ def build_fused(
     """Build the rollout of tensor environments, updates included.
 
     Raises:
-        UsageError: A setting that it cannot keep.
+        UsageError: A setting that tensor environments do not have.
     """
     if make is NewestSampler:
         raise UsageError(

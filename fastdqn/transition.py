@@ -49,7 +49,7 @@ class Transitions:
         next_obs: [B, *O] like `obs`; at an episode's end its true last observation.
         terminated: [B] bool; cuts the bootstrap.
         truncated: [B] bool; does not.
-        next_action_mask: [B, A] bool, what may be done in `next_obs`; None where everything may.
+        next_action_mask: [B, A] bool, actions allowed in `next_obs`; None allows all.
         discount: [B] float32, factor of the value of `next_obs`: gamma^n where the bootstrap
             counts, n steps later, and 0 where it does not; None lets the learner derive it from
             `terminated`.
@@ -67,7 +67,7 @@ class Transitions:
     weight: Tensor | None = None
 
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """Return the fields in their order; None where there is none."""
+        """Return the fields in order; None for one that is missing."""
         return (
             *(self.obs, self.action, self.reward, self.next_obs, self.terminated, self.truncated),
             *(self.next_action_mask, self.discount, self.weight),

@@ -28,7 +28,7 @@ class Descent:
 
 
 class CountUp:
-    """Adds 1 to every parameter, so that parameters tell how many updates were made."""
+    """Adds 1 to every parameter, so that parameters count the updates."""
 
     num_slots = 0
 

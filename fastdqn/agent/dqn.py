@@ -1,6 +1,6 @@
-"""DQN: the parts put together behind five calls.
+"""DQN: the agent, with `predict` and `evaluate`.
 
-How it trains stands in `learning`, how it is saved and loaded in `persistence`.
+`learn` is in `learning`, `save` and `load` are in `persistence`.
 """
 
 from __future__ import annotations
@@ -202,9 +202,9 @@ class DQN(Persistent, Whole):
         Args:
             episodes: How many, played in up to 20 environments at a time; None is the setting
                 `eval_episodes`.
-            seed: Of the environments; apart from those of the training even if it is the same.
+            seed: Of the environments; those of the training are others even for the same seed.
             max_steps: Env steps after which an episode is cut; 0 is never, None is the setting
-                `eval_max_steps`. The result says how many were.
+                `eval_max_steps`. The result has the number of cut episodes.
             on_progress: Called every few seconds with the episodes done, all episodes and the env
                 steps played so far.
 

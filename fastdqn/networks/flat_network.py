@@ -26,7 +26,7 @@ class FlatNetwork(Whole):
     """A module as a pure function of one flat float32 vector of its parameters.
 
     One vector makes the optimizer, the clipping and the soft target one operation each. The
-    module's own parameters become views of `flat`, so that it always shows what was learned.
+    module's own parameters become views of `flat`, so that it always has the latest weights.
 
     A module whose forward pass reads random numbers says how many in an attribute `num_random`:
     an int, or a function of the rows of observations. It is then called with the observations
@@ -133,11 +133,11 @@ class FlatNetwork(Whole):
 _OWNERS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[FlatNetwork]] = (
     weakref.WeakKeyDictionary()
 )
-"""Whose vector the parameters of a module are views of."""
+"""The flat network whose vector holds the parameters of a module."""
 
 
 def _refuse_owned(module: nn.Module) -> None:
-    """Refuse a module that another agent or learner trains: it would show the other's no longer."""
+    """Refuse a module that another agent or learner trains: its parameters can view one vector."""
     owner = _OWNERS.get(module, lambda: None)()
     if owner is not None:
         raise UsageError(

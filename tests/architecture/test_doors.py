@@ -197,7 +197,7 @@ def test_the_package_is_typed_for_others() -> None:
 
 
 def test_a_run_starts_without_what_takes_seconds_to_load() -> None:
-    """Compilers, TensorDict and matplotlib are loaded by whoever needs them, at that moment."""
+    """Compilers, TensorDict and matplotlib are loaded when they are needed."""
     program = (
         "import sys, torch; before = set(sys.modules); import fastdqn.cli.train;"
         "print(*set(sys.modules) - before)"

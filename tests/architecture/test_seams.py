@@ -70,7 +70,7 @@ SETTINGS: dict[str, Any] = {
 
 def agent_of(env: str, toy: Toy, execution: str) -> DQN:
     torch.manual_seed(0)
-    own = {"num_envs": 2, "num_workers": 0} if env == "workers" else {}
+    own: dict[str, Any] = {"num_envs": 2, "num_workers": 0} if env == "workers" else {}
     return DQN(ENVS[env](), execution=execution, **toy(), **own, **SETTINGS)
 
 
@@ -81,7 +81,8 @@ def learned(agent: DQN, steps: int = 60) -> Tensor:
     state = agent.learner.state
     assert int(state.updates) == steps - SETTINGS["learning_starts"]
     assert int(state.skipped) == 0
-    return (state.online - before).norm()
+    moved: Tensor = (state.online - before).norm()
+    return moved
 
 
 @pytest.mark.parametrize("env", ENVS)
@@ -122,7 +123,7 @@ def test_native_refuses_each_with_the_reason_and_auto_does_without(name: str, en
 
 @pytest.mark.parametrize("given", [{"double": True}, {"loss": "mse"}, {"replay": "newest"}])
 def test_a_setting_beside_the_part_that_decides_it_is_refused(given: dict[str, Any]) -> None:
-    parts = {"objective": Munchausen(), "sampler": ByPriority}
+    parts: dict[str, Any] = {"objective": Munchausen(), "sampler": ByPriority}
     with pytest.raises(UsageError, match=f"{next(iter(given))}=.*decides it"):
         DQN("CartPole-v1", **parts, **given)
 

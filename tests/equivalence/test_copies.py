@@ -95,10 +95,10 @@ AGENTS: dict[str, Callable[[str], DQN]] = {
     ),
     "two groups": lambda execution: DQN(CARTPOLE, execution=execution, env_groups=2, **SMALL),
     "tensor": lambda execution: DQN(CARTPOLE, execution=execution, vectorizer="tensor", **SMALL),
-    "lent tensors": lambda execution: DQN(
+    "given tensors": lambda execution: DQN(
         make_tensor_env(CARTPOLE, 4, "cpu"), execution=execution, **SMALL
     ),
-    "lent vector": lambda execution: DQN(
+    "given vector": lambda execution: DQN(
         SyncVectorEnv([cartpole] * 4), execution=execution, **{**SMALL, "num_workers": None}
     ),
 }
@@ -113,13 +113,13 @@ def test_a_copy_learns_as_the_original_bit_for_bit(
     agent = AGENTS[name](execution)
     if before:
         agent.learn(before)
-    born = all_of(agent)
+    original = all_of(agent)
     twin = copy.deepcopy(agent)
-    assert_same(all_of(twin), born)
+    assert_same(all_of(twin), original)
     assert_whole(twin)
     agent.learn(200)
     after = all_of(agent)
-    assert_same(all_of(twin), born)
+    assert_same(all_of(twin), original)
     twin.learn(200)
     assert_same(all_of(twin), after)
     assert_whole(twin)
@@ -320,7 +320,7 @@ def test_pickling_and_shallow_copies_are_refused_with_the_way_out(name: str) -> 
         copy.copy(whole)
 
 
-def test_who_pickles_an_agent_is_told_of_save() -> None:
+def test_pickling_an_agent_is_refused_with_save_as_the_way_out() -> None:
     with pytest.raises(UsageError, match=r"agent.save\(path\) and DQN.load\(path\)"):
         pickle.dumps(WHOLES["agent"]())
 

@@ -367,7 +367,7 @@ def batches_of_a_call_drawn_together() -> None:
 
     def learn_from(self: Learner, state: LearnerState, source: Any, random_bits: Tensor) -> None:
         drawn = [source.draw(bits[: source.batch_size]) for bits in random_bits.unbind(0)]
-        for bits, batch in zip(random_bits.split(1), drawn, strict=True):
+        for bits, batch in zip(torch.split(random_bits, 1), drawn, strict=True):
             right(self, state, Drawn(source, batch), bits)
 
     exchange("learn_from", learn_from, Learner)
@@ -776,7 +776,7 @@ def a_step_under_way_answers_the_next_reset() -> None:
     exchange("reset", reset, GroupedSource)
 
 
-@turns_red(GROUPS + "a_nan_is_told_by_the_environments_own_number")
+@turns_red(GROUPS + "a_nan_is_reported_by_the_environments_own_number")
 def environments_numbered_within_their_group() -> None:
     right = rollout.HostRollout._refuse_if_bad
 
@@ -812,16 +812,16 @@ def a_look_at_the_loss_in_each_update() -> None:
     LOCAL + "no_transition_joins_two_lives",
 )
 def a_restart_joined_to_the_old_episode() -> None:
-    exchange("silence", lambda *_: None, supervised_pool, local_pool)
+    exchange("mark_unreal", lambda *_: None, supervised_pool, local_pool)
 
 
 @turns_red(RESTARTS + "a_worker_that_dies_idle_is_replaced_by_whatever_comes_next")
 def fresh_environments_stepped_before_anybody_saw_them() -> None:
     right = SupervisedPool._replace
 
-    def replace_(self: SupervisedPool, ward: Any, *given: Any) -> None:
-        right(self, ward, *given)
-        ward.shown = [True] * len(ward.shown)
+    def replace_(self: SupervisedPool, member: Any, *given: Any) -> None:
+        right(self, member, *given)
+        member.shown = [True] * len(member.shown)
 
     exchange("_replace", replace_, SupervisedPool)
 
@@ -831,7 +831,7 @@ def fresh_environments_stepped_before_anybody_saw_them() -> None:
     LOCAL + "only_the_seed_of_the_environment_that_failed_is_fresh",
 )
 def a_restart_with_the_same_seeds() -> None:
-    exchange("branch_of", lambda seeds, _: list(seeds), supervised_pool, local_pool)
+    exchange("fresh_seeds", lambda seeds, _: list(seeds), supervised_pool, local_pool)
 
 
 @turns_red(FIRE + "a_vector_in_another_autoreset_mode_is_as_safe_a_source")
@@ -842,7 +842,7 @@ def restarts_of_a_foreign_loop_ignored() -> None:
 @turns_red(
     BUDGET + "a_spent_budget_names_its_flag",
     BUDGET + "a_worker_that_never_steps_is_given_up_before_the_budget_is_spent",
-    RESTARTS + "one_restart_too_many_is_an_error_that_tells_everything",
+    RESTARTS + "one_restart_too_many_is_an_error_that_names_everything",
 )
 def a_budget_that_is_never_spent() -> None:
     def spend(self: RestartBudget, trouble: str, _: int) -> float:
@@ -857,8 +857,8 @@ def a_budget_that_is_never_spent() -> None:
 def a_deadline_for_one_worker_after_the_other() -> None:
     right = SupervisedPool._wait_for
 
-    def wait_for(self: SupervisedPool, ward: Any, group: int, _: float) -> None:
-        right(self, ward, group, time.monotonic() + self.supervision.deadline_s)
+    def wait_for(self: SupervisedPool, member: Any, group: int, _: float) -> None:
+        right(self, member, group, time.monotonic() + self.supervision.deadline_s)
 
     exchange("_wait_for", wait_for, SupervisedPool)
 
@@ -867,7 +867,7 @@ def a_deadline_for_one_worker_after_the_other() -> None:
     RESTARTS + "attributes_that_were_set_outlive_the_worker",
 )
 def attributes_lost_with_the_worker() -> None:
-    exchange("remember", lambda *_: None, supervised_pool._Ward)
+    exchange("remember", lambda *_: None, supervised_pool._SupervisedWorker)
 
 
 # Other processes, and trials
@@ -1102,7 +1102,7 @@ def observations_of_vectors_copied_unseen() -> None:
     REUSED + "its_masks_are_copied_too",
 )
 def arrays_of_a_lent_vector_that_stay_the_environments_own() -> None:
-    exchange("own_arrays_in", lambda _: contextlib.nullcontext(), given_envs)
+    exchange("copied_observations_in", lambda _: contextlib.nullcontext(), given_envs)
     exchange("look", lambda *_, **__: None, ReuseWatch)
 
 
@@ -1123,7 +1123,7 @@ def actions_sent_as_they_were_chosen() -> None:
     def counted(actions: Any, env: Any) -> Any:
         return actions + env.first_action
 
-    exchange("as_env_counts", counted, source, vector_source, predict)
+    exchange("as_env_actions", counted, source, vector_source, predict)
 
 
 # What fits, and what is copied

@@ -19,7 +19,7 @@ NUM_ACTIONS = 5
 
 
 def masks_of(serials: Tensor) -> Tensor:
-    """The mask of a frame [B, 5] bool, told by its serial number [B] alone: its last five bits."""
+    """The mask of a frame [B, 5] bool, the last five bits of its serial number [B]."""
     return (serials.long().unsqueeze(1) >> torch.arange(NUM_ACTIONS)) % 2 == 1
 
 

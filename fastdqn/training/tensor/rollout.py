@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from fastdqn.algorithms.exploration import NUM_ACTING
-from fastdqn.envs.tensor.membership import holds_integers
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
+from fastdqn.envs.tensor.space_membership import holds_integers
 from fastdqn.errors import NonFiniteError, UsageError
 from fastdqn.execution.modes import refuse_step_execution
 from fastdqn.foundation.copying import Whole, copied

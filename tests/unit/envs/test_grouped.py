@@ -445,7 +445,7 @@ def test_calls_that_would_go_round_the_rows_are_refused(envs: GroupedVectorEnv, 
         envs.call(name)
 
 
-def test_infos_stay_at_home_when_nobody_wants_them() -> None:
+def test_infos_are_not_sent_unless_they_are_wanted() -> None:
     factories = counters(2, 2, kind=TalkativeCounterEnv)
     vector = GroupedVectorEnv(factories, send_infos=False, num_workers=1, autoreset_mode=SAME_STEP)
     _, infos = vector.reset(seed=1)
