@@ -6,7 +6,7 @@ number and never looks at a value, so that it can be run as it is, compiled, or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -153,8 +153,8 @@ class Update(Whole):
         own, *numbers = self._dealt(random, len(batch.action))
         with torch.no_grad():
             others = self._passes(state, batch, numbers[1:])
-            grad, metrics, priority = self._gradient(state, batch, others, numbers[0], own)
-            return priority, self._commit(state, grad, metrics)
+            *found, priority = self._gradient(state, batch, others, numbers[0], own)
+            return priority, self._commit(state, *found)
 
     def learn_from(self, state: LearnerState, source: RowSource, random_bits: Tensor) -> None:
         """Make an update for each row of random bits, in order: draw, gather, learn, feed back.
@@ -167,15 +167,15 @@ class Update(Whole):
             random_bits: [K, B + R] int64 in [0, 2^62): B numbers that choose the batch, then
                 `num_random(B)` that become the update's own.
         """
-        size, feeds = source.batch_size, bool(source.written())
-        for bits in random_bits.unbind(0):
-            random = uniform_of(bits[size:]) if len(bits) > size else None
-            with torch.no_grad():
-                rows, weight = source.draw(bits if random is None else bits[:size])
+        size, feeds, random = source.batch_size, bool(source.written()), None
+        if random_bits.shape[1] > size:
+            random, random_bits = uniform_of(random_bits[:, size:]), random_bits[:, :size]
+        with torch.no_grad():
+            for number, (rows, weight) in enumerate(_drawn(source, random_bits)):
                 batch = gather(source.ring, rows, self.gamma, weight)
-            priority, made = self._step(state, batch, random)
-            if feeds:
-                with torch.no_grad():
+                own = None if random is None else random[number]
+                priority, made = self._step(state, batch, own)
+                if feeds:
                     source.feedback(rows, torch.where(made, priority, torch.nan))
 
     def num_random(self, batch_size: int) -> int:
@@ -218,26 +218,29 @@ class Update(Whole):
         others: Sequence[Tensor],
         numbers: Tensor | None,
         own: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradient [P], the metrics [4] and the priorities [B]."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the gradient [P], its norm, the metrics [4] and the priorities [B]."""
         with torch.enable_grad():
             leaves = [view.detach().requires_grad_() for view in self.network.views(state.online)]
             outputs = self._outputs(leaves, batch.obs, numbers)
             losses, priority = self.objective.loss(outputs, others, batch, own)
-            loss = _mean(losses, batch.weight)
-            parts = torch.autograd.grad(loss, leaves, materialize_grads=True)
+            if batch.weight is not None:
+                losses = _weighted(losses, batch.weight)
+            share = torch.full_like(losses, 1 / len(losses))  # of each row in the mean
+            parts = torch.autograd.grad(losses, leaves, share, materialize_grads=True)
         grad = torch.cat([part.reshape(-1) for part in parts])
         norm = torch.linalg.vector_norm(grad)
-        q = self.objective.q_values(outputs.detach()).gather(1, batch.action.unsqueeze(1))
-        return grad, torch.stack((loss.detach(), priority.mean(), q.mean(), norm)), priority
+        q = self.objective.q_values(outputs).gather(1, batch.action.unsqueeze(1))
+        metrics = torch.stack((losses.mean(), priority.mean(), q.mean(), norm))
+        return grad, norm, metrics, priority
 
-    def _commit(self, state: LearnerState, grad: Tensor, metrics: Tensor) -> Tensor:
+    def _commit(self, state: LearnerState, grad: Tensor, norm: Tensor, metrics: Tensor) -> Tensor:
         """Write the new parameters, moments and target, or nothing where a number is not finite.
 
         Returns:
             Scalar bool, whether all of them were.
         """
-        fine, norm = torch.isfinite(metrics).all(), metrics[-1]
+        fine = torch.isfinite(metrics).all()
         state.updates.add_(1)
         state.skipped.add_(~fine)
         step = (state.updates - state.skipped).clamp(min=1).float()
@@ -269,14 +272,21 @@ class Update(Whole):
             state.target.lerp_(state.online, (due & fine).float())
 
 
-def _mean(losses: Tensor, weight: Tensor | None) -> Tensor:
-    """Weight the losses of the rows, then average them."""
-    if weight is None:
-        return losses.mean()
+def _drawn(source: RowSource, random_bits: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Draw a batch for each row of [K, B] when it is asked for, or all at once: the same rows."""
+    if source.independent:
+        for rows in source.draw(random_bits)[0].unbind(0):
+            yield rows, None
+    else:
+        for bits in random_bits.unbind(0):
+            yield source.draw(bits)
+
+
+def _weighted(losses: Tensor, weight: Tensor) -> Tensor:
     if losses.shape != weight.shape:
         got = f"losses {tuple(losses.shape)}, weight {tuple(weight.shape)}"
         raise ValueError(f"{got}: want [B], [B]")
-    return (weight * losses).mean()
+    return weight * losses
 
 
 def _refuse_unless_numbers(

@@ -108,7 +108,7 @@ class FunctionalRing:
         if self.num_rows > 2:  # else the row before is gone already
             before = self._slots(self.row - 1)
             ring.continues[before] = (ring.next_index[before] == here) & (self.row > 0)
-        ring.continues[following] = False
+        ring.continues.index_fill_(0, following, False)
         ring.action[here] = action
         ring.reward[here] = reward
         ring.terminated[here] = terminated

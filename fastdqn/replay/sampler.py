@@ -40,10 +40,13 @@ class RowSource(Protocol):
     Attributes:
         ring: What the rows are of.
         batch_size: Rows of a batch, B.
+        independent: Whether every number chooses its row by itself, whatever was learned before,
+            and all rows weigh alike: then `draw` may be given [K, B] for the batches of a call.
     """
 
     ring: Ring
     batch_size: int
+    independent: bool
 
     def draw(self, random_bits: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the rows of a batch, and what their losses are weighted with.
@@ -80,8 +83,9 @@ class Sampler(Whole, ABC):
     `fill` is the host's half, which goes before a compiled or captured step: it publishes where
     the stored transitions begin, and draws random numbers. `draw` and `feedback` are the pure half,
     which goes into the step, in turns: each batch is drawn after the update before it has fed its
-    priorities back. Both rings are read through `replay.span()` and `replay.nth()`, which list the
-    transitions that may be drawn; `replay.ring` has a place for each.
+    priorities back, unless the sampler is `independent` of them. Both rings are read through
+    `replay.span()` and `replay.nth()`, which list the transitions that may be drawn; `replay.ring`
+    has a place for each.
 
     Args:
         replay: Where transitions are stored.
@@ -93,6 +97,7 @@ class Sampler(Whole, ABC):
     """
 
     kept_by = "Save the tensors of `sampler.ring`, and build another sampler."
+    independent = False
 
     def __init__(
         self, replay: ReplayBuffer | FunctionalRing, batch_size: int, *, due: int = 1
@@ -205,6 +210,8 @@ SamplerFactory = Callable[[ReplayBuffer | FunctionalRing, int], Sampler]
 class UniformSampler(Sampler):
     """Draws uniformly over the stored transitions, with replacement; see `Sampler`."""
 
+    independent = True
+
     def draw(self, random_bits: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return rows by the remainder of the random bits; all weigh alike."""
         first, count = self.replay.span()
@@ -216,6 +223,8 @@ class NewestSampler(Sampler):
 
     Its random bits tell how far back from the newest; while fewer are stored, the newest repeat.
     """
+
+    independent = True
 
     def draw(self, random_bits: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the rows so far back; all weigh alike."""
@@ -238,6 +247,8 @@ class GivenRows:
         ring: What they are of.
         batch_size: Rows of a batch, B.
     """
+
+    independent = True
 
     def __init__(self, ring: Ring, batch_size: int) -> None:
         self.ring, self.batch_size = ring, batch_size

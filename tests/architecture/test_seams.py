@@ -70,7 +70,7 @@ SETTINGS: dict[str, Any] = {
 
 def agent_of(env: str, toy: Toy, execution: str) -> DQN:
     torch.manual_seed(0)
-    own: dict[str, Any] = {"num_envs": 2, "num_workers": 0} if env == "workers" else {}
+    own: dict[str, Any] = {"num_envs": 1, "num_workers": 0} if env == "workers" else {}
     return DQN(ENVS[env](), execution=execution, **toy(), **own, **SETTINGS)
 
 

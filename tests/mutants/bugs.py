@@ -318,9 +318,9 @@ def one_batch_for_all_updates_of_a_call() -> None:
 def poisoned_updates_applied() -> None:
     right = Learner._gradient
 
-    def gradient(self: Learner, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-        grad, metrics, priority = right(self, *given)
-        return grad, metrics.nan_to_num(posinf=0.0, neginf=0.0), priority
+    def gradient(self: Learner, *given: Any) -> tuple[Tensor, ...]:
+        grad, norm, metrics, priority = right(self, *given)
+        return grad, norm, metrics.nan_to_num(posinf=0.0, neginf=0.0), priority
 
     exchange("_gradient", gradient, Learner)
 
@@ -344,7 +344,7 @@ def target_network_used_where_none_was_asked_for() -> None:
     GOLDEN + "the_loss_of_a_row_is_weighted_and_then_averaged[eager]",
 )
 def weights_of_rows_ignored() -> None:
-    exchange("_mean", lambda losses, _: losses.mean(), update)
+    exchange("_weighted", lambda losses, _: losses, update)
 
 
 @turns_red(GOLDEN + "the_discount_of_a_row_alone_says_what_follows_counts[True-expected0-eager]")
@@ -378,7 +378,7 @@ class Drawn:
 
     def __init__(self, source: Any, batch: Any) -> None:
         self.ring, self.batch_size, self._batch = source.ring, source.batch_size, batch
-        self.feedback, self.written = source.feedback, source.written
+        self.feedback, self.written, self.independent = source.feedback, source.written, False
 
     def draw(self, _: Tensor) -> Any:
         return self._batch

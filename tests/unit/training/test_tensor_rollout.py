@@ -19,7 +19,7 @@ from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
-from fastdqn.replay import gather
+from fastdqn.replay import Sampler, gather
 from fastdqn.training.events import Episode
 from fastdqn.training.tensor.block_plan import Block
 from fastdqn.training.tensor.rollout import TensorRollout
@@ -96,9 +96,11 @@ def test_updates_come_after_the_steps_of_their_block_and_see_only_what_is_right(
     rules, tape = RULES["both"], list[tuple[int, int]]()
     rollout: TensorRollout
 
-    def learn(batch: Transitions) -> None:
-        assert_counts(batch, rules)
-        tape.append((int(rollout.ring.row), len(batch.action)))
+    def learn(sampler: Sampler, random_bits: Tensor) -> None:
+        for bits in random_bits:
+            batch = gather(sampler.ring, sampler.draw(bits)[0])
+            assert_counts(batch, rules)
+            tape.append((int(rollout.ring.row), len(batch.action)))
 
     rollout = rollout_of(kind(4, rules), learn=learn, batch_size=6)
     rollout.advance(Block(3, 2, 2), 0.5)
@@ -210,7 +212,7 @@ def test_exploring_and_what_is_explored_are_independent() -> None:
 def test_the_actor_sees_what_the_updates_write(kind: type[TensorCounter]) -> None:
     learner = preferring(0)
 
-    def learn(batch: Transitions) -> None:
+    def learn(sampler: Sampler, random_bits: Tensor) -> None:
         learner.state.online[-NUM_ACTIONS + 2] += 1.0
 
     rollout = rollout_of(kind(2), learner, learn=learn)
