@@ -13,7 +13,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import nn
 
-from fastdqn.algorithms.objectives import Objective, objective_of, q_values_of
+from fastdqn.algorithms.objectives import Objective, q_values_of
 from fastdqn.algorithms.optimizers import OPTIMIZERS, Adam, AdamW, Optimizer
 from fastdqn.config import Config, spelled
 from fastdqn.device import available_bytes
@@ -49,16 +49,15 @@ from fastdqn.training.trainer import Intervals, Trainer, TrainerSettings
 from fastdqn.transition import storage_dtype
 
 __all__ = [
+    "SAMPLERS",
     "build_config",
     "build_flat",
     "build_fused",
     "build_learner",
     "build_loop",
     "build_network",
-    "build_objective",
     "build_replay",
     "build_sampler",
-    "build_sampler_factory",
     "build_schedule",
     "refuse_machine",
     "refuse_unless_evaluable",
@@ -185,11 +184,6 @@ def build_replay(config: Config, env: EnvDescription, device: torch.device) -> R
     )
 
 
-def build_sampler_factory(config: Config) -> SamplerFactory:
-    """Return what builds the sampler that the settings name."""
-    return SAMPLERS[config.replay]
-
-
 def build_sampler(
     config: Config, env: EnvDescription, device: torch.device, make: SamplerFactory
 ) -> Sampler:
@@ -197,11 +191,6 @@ def build_sampler(
     sampler = make(build_replay(config, env, device), config.batch_size)
     sampler.due = round(config.replay_ratio * config.num_envs / config.env_groups)
     return sampler
-
-
-def build_objective(config: Config) -> Objective:
-    """Return the objective that the settings name."""
-    return objective_of(None, config.double, config.loss)
 
 
 def build_learner(config: Config, network: FlatNetwork, objective: Objective) -> Learner:

@@ -26,15 +26,14 @@ from fastdqn.agent.arguments import (
 )
 from fastdqn.agent.learning import NOT_TRAINED, threads
 from fastdqn.agent.persistence import Persistent
-from fastdqn.algorithms.objectives import Objective
+from fastdqn.algorithms.objectives import Objective, objective_of
 from fastdqn.build import (
+    SAMPLERS,
     build_config,
     build_flat,
     build_fused,
     build_learner,
-    build_objective,
     build_sampler,
-    build_sampler_factory,
     refuse_machine,
     refuse_unless_evaluable,
 )
@@ -154,12 +153,13 @@ class DQN(Persistent, Whole):
         tensors = self._provider.tensors(config.num_envs, device)
         refuse_machine(config, device)  # before anything is allocated
         refuse_unless_evaluable(config, builds=self._provider.builds)
-        objective = build_objective(config) if objective is None else objective
+        if objective is None:
+            objective = objective_of(None, config.double, config.loss)
         flat = build_flat(config, self.description, network, objective, device, stacklevel=4)
         self.network = flat.module
         self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
         self.learner = build_learner(config, flat, objective)
-        make = sampler or build_sampler_factory(config)
+        make = sampler or SAMPLERS[config.replay]
         self._fused = self._sampler = None
         if tensors is not None:
             self._fused = build_fused(config, tensors, flat, self.learner, make)

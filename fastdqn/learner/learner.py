@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -315,19 +314,13 @@ class Learner(Update):
         def learn(numbers: Tensor) -> None:
             alive = kept()
             assert alive is not None
-            rows: RowSource
             if isinstance(alive, ReplayBuffer):
-                rows = GivenRows(alive.ring, self._batch_size_in(numbers.shape[1]))
+                rows: RowSource = GivenRows(alive.ring, self._batch_size_in(numbers.shape[1]))
             else:
                 rows = alive
             self.learn_from(state, rows, numbers)
 
         return learn
-
-    def _batch_size_in(self, width: int) -> int:
-        """Return B of rows of B numbers that choose a batch and `num_random(B)` more."""
-        sizes = range(width + 1)
-        return bisect_left(sizes, width, key=lambda size: size + self.num_random(size))
 
     def _look_at(self, ring: Ring) -> None:
         """Refuse a ring that the network does not fit."""

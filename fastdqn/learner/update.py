@@ -6,6 +6,7 @@ number and never looks at a value, so that it can be run as it is, compiled, or 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -17,8 +18,9 @@ from fastdqn.algorithms.optimizers import Adam, Optimizer, clip_by_norm, clip_by
 from fastdqn.algorithms.td_losses import discount_of
 from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import Whole
-from fastdqn.foundation.scalars import refuse_unless_finite, whole
+from fastdqn.foundation.scalars import whole
 from fastdqn.learner.precision import refuse_precision
+from fastdqn.learner.settings import TARGETS, refuse_settings
 from fastdqn.learner.state import METRICS, LearnerState
 from fastdqn.native import CudaUpdate, Learned, NativeUpdate, why_not_native
 from fastdqn.networks.flat_network import FlatNetwork
@@ -27,8 +29,6 @@ from fastdqn.replay.sampler import RowSource, uniform_of
 from fastdqn.transition import Transitions
 
 __all__ = ["METRICS", "TARGETS", "LearnerState", "Update"]
-
-TARGETS = ("soft", "hard", "none")
 
 
 class Update(Whole):
@@ -59,8 +59,14 @@ class Update(Whole):
         precision: str,
         device: torch.device | str,
     ) -> None:
-        _refuse_unless_numbers(gamma, learning_rate, tau, clip_norm, clip_value)
-        _refuse(gamma, learning_rate, target, tau, clip_norm, clip_value)
+        refuse_settings(
+            gamma=gamma,
+            learning_rate=learning_rate,
+            target=target,
+            tau=tau,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+        )
         self.network = network if isinstance(network, FlatNetwork) else FlatNetwork(network, device)
         self.network.q_values = q_values_of(objective)
         self.device = self.network.flat.device
@@ -183,6 +189,11 @@ class Update(Whole):
         passes = 1 + len(self.objective.passes)
         return batch_size * self.objective.num_random + passes * self.network.num_random(batch_size)
 
+    def _batch_size_in(self, width: int) -> int:
+        """Return B of rows of B numbers that choose a batch and `num_random(B)` more."""
+        sizes = range(width + 1)
+        return bisect_left(sizes, width, key=lambda size: size + self.num_random(size))
+
     def _dealt(self, random: Tensor | None, batch_size: int) -> list[Tensor | None]:
         """Deal out the numbers of an update: [B, R] for the objective, [R] for each pass."""
         count = 1 + len(self.objective.passes)
@@ -287,49 +298,3 @@ def _weighted(losses: Tensor, weight: Tensor) -> Tensor:
         got = f"losses {tuple(losses.shape)}, weight {tuple(weight.shape)}"
         raise ValueError(f"{got}: want [B], [B]")
     return weight * losses
-
-
-def _refuse_unless_numbers(
-    gamma: float,
-    learning_rate: float,
-    tau: float,
-    clip_norm: float | None,
-    clip_value: float | None,
-) -> None:
-    refuse_unless_finite("--gamma", gamma, "Try 0.99.")
-    refuse_unless_finite("--learning-rate", learning_rate, "Try 5e-4.")
-    refuse_unless_finite("--tau", tau, "Try 0.005.")
-    for flag, bound in (("--clip-norm", clip_norm), ("--clip-value", clip_value)):
-        if bound is not None:
-            refuse_unless_finite(flag, bound, "None leaves the gradient as it is.")
-
-
-def _refuse(  # noqa: PLR0917 - called once, with names that are its own
-    gamma: float,
-    learning_rate: float,
-    target: str,
-    tau: float,
-    clip_norm: float | None,
-    clip_value: float | None,
-) -> None:
-    checks = [
-        (0.0 <= gamma <= 1.0, f"--gamma {gamma}", "it is a discount in [0, 1]", "Try 0.99."),
-        (learning_rate >= 0, f"--learning-rate {learning_rate}", "it is negative", "Try 5e-4."),
-        (
-            target in TARGETS,
-            f"--target {target}",
-            "there is no such target",
-            f"Choose {', '.join(TARGETS)}.",
-        ),
-        (0.0 < tau <= 1.0, f"--tau {tau}", "it is a fraction in (0, 1]", "Try 0.005."),
-        (clip_norm is None or clip_norm > 0, f"--clip-norm {clip_norm}", "not positive", "Try 10."),
-        (
-            clip_value is None or clip_value > 0,
-            f"--clip-value {clip_value}",
-            "not positive",
-            "Try 1.",
-        ),
-    ]
-    for fine, got, reason, way_out in checks:
-        if not fine:
-            raise UsageError(got, reason, way_out)

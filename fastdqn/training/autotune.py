@@ -151,7 +151,8 @@ def fastest_actor(
     if policy.network.flat.device.type != "cuda" or why_not_act(policy.network) is not None:
         kinds = [kind for kind in kinds if kind != "native"]
     # Kept as the policy keeps its own, so that a captured actor finds one address.
-    uniform = torch.full((len(obs), 2), 0.5, device=obs.device)
+    columns = 2 + policy.network.num_columns(len(obs))
+    uniform = torch.full((len(obs), columns), 0.5, device=obs.device)
     actors = {kind: actor_of(kind, policy) for kind in kinds}
 
     def run(kind: str) -> Callable[[], object]:

@@ -78,6 +78,7 @@ class Iteration:
         lengths: [N] int32, env steps of each running episode.
         learn: See above.
         num_acting: Uniform numbers of each environment that acting reads.
+        num_random: Those that a vector step reads besides the two that explore.
     """
 
     def __init__(
@@ -89,8 +90,10 @@ class Iteration:
     ) -> None:
         self.network, self.ring, self.learn = network, ring, learn
         self.num_acting = NUM_ACTING + network.num_columns(env.num_envs)
+        self.num_random = self.num_acting - NUM_ACTING
         if isinstance(env, PureTensorEnv):
             self._pure = env
+            self.num_random += env.num_random
         new = partial(torch.zeros, device=network.flat.device)
         frames = ring.ring.frames
         self.holds = membership_of(env.single_observation_space, network.flat.device)

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdqn.algorithms.exploration import NUM_ACTING
-from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
+from fastdqn.envs.tensor.protocol import TensorEnv
 from fastdqn.envs.tensor.space_membership import holds_integers
 from fastdqn.errors import NonFiniteError, UsageError
 from fastdqn.execution.modes import refuse_step_execution
@@ -220,8 +219,7 @@ class TensorRollout(Whole):
         """Return the tensors of a call with new random numbers in them."""
         call = self._calls.get(block)
         if call is None:
-            own = self.env.num_random if isinstance(self.env, PureTensorEnv) else 0
-            own += self._iteration.num_acting - NUM_ACTING
+            own = self._iteration.num_random
             steps, draws = block.total_steps, block.total_updates
             sizes = (steps, self.num_envs), own, (draws, self.batch_size + self._num_random)
             call = self._calls[block] = BlockTensors.allocate(*sizes, self.device)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fastdqn.errors import UsageError
-from fastdqn.replay import NewestSampler, ReplayBuffer, UniformSampler
+from fastdqn.replay import NewestSampler, ReplayBuffer, UniformSampler, gather, uniform_of
+from fastdqn.replay.buffer import MAX_DRAW
 from tests.learner_settings import nothing_left_in
 from tests.small_learners import filled_ring, random_batch
 
@@ -83,3 +84,37 @@ def test_a_rehearsal_draws_from_the_whole_ring_and_leaves_no_trace(
         expected = filled_ring()
         drawn = expected.newest(2, BATCH) if newest else expected.draw(2, BATCH)
         assert torch.equal(sampler.draw(sampler.fill(2))[0], drawn)
+
+
+def test_numbers_of_the_update_are_drawn_beside_those_of_the_batches() -> None:
+    """For uniform draws and for the newest rows, whose own numbers stay as they are."""
+    for kind in (UniformSampler, NewestSampler):
+        sampler = kind(filled_ring(), BATCH)
+        filled = [sampler.fill(3, 100).clone() for _ in range(2)]
+        assert filled[0].shape == (3, BATCH + 100)
+        uniform = torch.stack([uniform_of(bits[:, BATCH:]) for bits in filled])
+        assert uniform.dtype is torch.float32
+        assert 0.0 <= float(uniform.min()) < 0.05
+        assert 0.95 < float(uniform.max()) < 1.0
+        assert not torch.equal(uniform[0], uniform[1])
+        rows = [sampler.draw(bits[:, :BATCH])[0] for bits in filled]
+        assert torch.equal(*rows) == (kind is NewestSampler)
+        assert rows[0].shape == (3, BATCH)
+
+
+def test_bits_become_numbers_below_one() -> None:
+    bits = torch.tensor([0, 1, 2**37, 2**38, 2**61, MAX_DRAW - 1])
+    assert uniform_of(bits).tolist() == [0.0, 0.0, 0.0, 2.0**-24, 0.5, 1 - 2.0**-24]
+
+
+def test_the_discount_of_a_batch_is_that_of_one_step_and_its_weight_goes_along() -> None:
+    replay = filled_ring()
+    rows = replay.newest(1, len(replay))[0]
+    weight = torch.rand(len(rows))
+    batch = gather(replay.ring, rows, 0.9, weight)
+    assert batch.discount is not None
+    assert batch.weight is weight
+    expected = [0.0 if over else pytest.approx(0.9) for over in batch.terminated.tolist()]
+    assert batch.discount.tolist() == expected
+    plain = gather(replay.ring, rows)
+    assert plain.discount is plain.weight is None
