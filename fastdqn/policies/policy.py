@@ -208,7 +208,7 @@ class Policy(Whole):
         small = network.flat.numel() <= SMALL_PARAMETERS and type(network.module) is MLP
         if network.flat.device.type == "cpu" or not small:
             return self
-        host = FlatNetwork(copy.deepcopy(network.module).cpu())
+        host = FlatNetwork(copy.deepcopy(network.module).cpu(), q_values=network.q_values)
         if why_not_act(host) is not None:
             return self
         played = Policy(host)
