@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+JOBS ?= 2
+PARALLEL := -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train check format test test-slow dropin gymnasium-tests test-gpu learn mutants coverage bench bench-quick bench-save bench-compare bench-stepping solve clean
@@ -32,14 +34,14 @@ format: $(STAMP) ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(STAMP) ## Run the tests (a few minutes on two cores)
-	$(BIN)/python -m pytest -m 'not learning and not cuda and not dropin and not slow' $(ARGS)
+test: $(STAMP) ## Run the tests, JOBS at a time (2; about four minutes on two cores)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not learning and not cuda and not dropin and not slow' $(ARGS)
 
 test-slow: $(STAMP) ## Run the tests that take minutes: the C under sanitizers
-	$(BIN)/python -m pytest -m slow --timeout 900 $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m slow --timeout 900 $(ARGS)
 
 dropin: $(STAMP) ## Compare GroupedVectorEnv with Gymnasium's AsyncVectorEnv, call by call
-	$(BIN)/python -m pytest -m dropin $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m dropin $(ARGS)
 
 gymnasium-tests: $(STAMP) ## Run the tests of a clone of Gymnasium (GYMNASIUM=path) with GroupedVectorEnv
 	$(BIN)/python -m tests.dropin $(GYMNASIUM) $(ARGS)

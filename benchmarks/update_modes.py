@@ -57,7 +57,7 @@ def updates_of(learner: Learner, sampler: Sampler, updates: int) -> Callable[[],
     """Return a call that makes `updates` updates as a run does: draws, then learns in order."""
 
     def update() -> None:
-        learner.learn_sampled(sampler, updates)
+        learner.learn(sampler, updates)
 
     return update
 

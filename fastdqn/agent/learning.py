@@ -222,6 +222,8 @@ class Trainable(ABC):
             self._chosen = learner.execution
         else:  # steps that were not compiled by the end of the last call are compiled now
             learner.execute_as(self._chosen, background=asked == "auto")
+            if self._sampler is not None:
+                learner.prepare(self._sampler, max(self._sampler.due, 1))
 
     def env_seeds(self) -> list[int]:
         """Return seeds for the training environments, new ones at each call."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -12,12 +13,15 @@ from torch import Tensor, nn
 from fastdqn.algorithms.optimizers import Optimizer
 from fastdqn.errors import UsageError
 from fastdqn.execution.background import Background
+from fastdqn.execution.compiled import CompiledInside
+from fastdqn.execution.cuda_graph import CudaGraphStep, StaticInputs
 from fastdqn.execution.meanwhile import Meanwhile
-from fastdqn.execution.modes import GRAPHS, accelerate, chunks, refuse_step_execution
+from fastdqn.execution.modes import COMPILING, GRAPHS, accelerate, chunks, refuse_step_execution
 from fastdqn.foundation.copying import copied
 from fastdqn.learner.precision import float32_products
+from fastdqn.learner.steps import LearnerSteps, Source
 from fastdqn.learner.update import METRICS, TARGETS, LearnerState, Update
-from fastdqn.learner.ways import Way, graphs_of, native_way, recorded
+from fastdqn.native import CudaUpdate, NativeUpdate
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.network_check import kind_of, refuse_batch, refuse_frames
 from fastdqn.replay import ReplayBuffer, Ring, Sampler, gather
@@ -100,18 +104,17 @@ class Learner(Update):
             device=device,
         )
         self.state = self._initial_state(learning_rate)
-        self._ways: dict[str, Way] = {}
+        self._modes: dict[str, LearnerSteps] = {}
         self._background: set[str] = set()
-        self._fitting: Callable[[], Ring | None] = lambda: None  # the ring that was looked at
         self._batch: tuple[Any, ...] = ()  # of the last batch, what was looked at
         self.execute_as(execution)
 
     # The calls
 
     def execute_as(self, execution: str, *, background: bool = False) -> None:
-        """Run the pure step in this way from now on; the state stays as it is.
+        """Run the pure steps in this mode from now on; the state stays as it is.
 
-        A way that was taken before is taken again as it was left: nothing is compiled or
+        Steps of a mode that was taken before go on as they were left: nothing is compiled or
         recorded twice.
 
         Args:
@@ -119,28 +122,25 @@ class Learner(Update):
             background: Start at once, and compile beside the trainer, where that can be done.
 
         Raises:
-            UsageError: There is no such way, or not on this device.
+            UsageError: There is no such mode, or not on this device.
         """
-        if execution not in self._ways:
+        if execution not in self._modes:
             refuse_step_execution(execution, self.device)
-            self._ways[execution] = self._way(execution, background=background)
+            self._modes[execution] = self._steps_in(execution, background=background)
             self._background = (
                 self._background | {execution} if background else self._background - {execution}
             )
-        self.execution = execution
-        way = self._ways[execution]
-        self._replayed_step, self._given_step = way.replayed, way.given
-        self._sampled_step, self._chosen_step = way.sampled, way.chosen
+        self.execution, self._steps = execution, self._modes[execution]
 
     def go_on_from(self, updates: int) -> None:
         """Count the period of the hard target on from a training of so many updates."""
-        self.earlier_updates, self._ways = updates, {}  # none of which knows of them
+        self.earlier_updates, self._modes = updates, {}  # none of which knows of them
         self.execute_as(self.execution)
 
     def keep_to(self, execution: str) -> None:
-        """Take this way, and free what the others hold."""
+        """Run in this mode, and free what the others hold."""
         self.execute_as(execution)
-        self._ways = {execution: self._ways[execution]}
+        self._modes = {execution: self._steps}
 
     def update(self, batch: Transitions | TensorDict) -> Tensor:
         """Take one optimizer step on a batch that the caller drew.
@@ -155,82 +155,58 @@ class Learner(Update):
             UsageError: Its fields are not as documented, or not what the network takes.
         """
         given = batch if isinstance(batch, Transitions) else Transitions.from_tensordict(batch)
-        if self._chosen_step is None and (kind := kind_of(given)) != self._batch:
+        if (kind := kind_of(given)) != self._batch:
             refuse_batch(self.network, given)
-            self._batch = kind  # the C has looked for itself
+            self._batch = kind
         with float32_products(self.precision, self.device):
-            self._given_step(self.state, *given.tensors())
+            self._steps.update(*given.tensors())
         return self.state.metrics
 
-    def learn(self, replay: ReplayBuffer, index: Tensor) -> None:
-        """Take one optimizer step for each row of `index`, in order. Hot path; never waits.
+    def learn(self, source: Source, updates: int | Tensor) -> None:
+        """Take optimizer steps on batches that a source chooses, in order. Hot path; never waits.
 
         Args:
-            replay: On the learner's device; read.
-            index: [K, B] int64 from `replay.draw`.
+            source: A sampler of a ring on the learner's device, or the replay buffer itself.
+            updates: How many batches the sampler draws; or, of a replay buffer, the rows that the
+                caller chose: [K, B] int64 from `replay.draw`, one row for each step.
 
         Raises:
-            UsageError: The network does not take what the ring holds, or the index is none.
+            UsageError: The network does not take what the ring holds, the ring is empty, or the
+                index is none.
         """
-        looked_at_by_c = self._chosen_step is not None
-        if not looked_at_by_c and (index.ndim != 2 or index.dtype is not torch.int64):
-            got = f"index {list(index.shape)} {index.dtype}"
-            raise UsageError(got, "it has a row [B] int64 for each update", "See `replay.draw`.")
-        self._learn(replay.ring, index)
-
-    def learn_sampled(self, sampler: Sampler, updates: int) -> None:
-        """Take optimizer steps on batches that a sampler chooses. Hot path; never waits.
-
-        The same as `learn(replay, sampler.draw(updates))`; graphs hold the choice too.
-
-        Args:
-            sampler: Of a ring on the learner's device.
-            updates: How many.
-
-        Raises:
-            UsageError: Its ring is empty, or the network does not take what it holds.
-        """
-        if self._fitting() is not sampler.ring:
-            self._look_at(sampler.ring)
-        if self._chosen_step is not None:
-            self._chosen_step(sampler, updates)
-            return
-        if self._sampled_step is None:
-            self._learn(sampler.ring, sampler.draw(updates))
-            return
-        random_bits, done = sampler.fill(updates), 0
+        if isinstance(source, ReplayBuffer):
+            numbers = _index(updates)
+        elif isinstance(updates, int):
+            numbers = source.fill(updates)
+        else:
+            raise UsageError("an index for a sampler", "it draws", "Give a number of updates.")
         with float32_products(self.precision, self.device):
-            for count in chunks(updates, UPDATES_PER_GRAPH):
-                part = random_bits
-                if count != updates:
-                    part = sampler.place(count).copy_(random_bits[done : done + count])
-                self._sampled_step(sampler, part)
-                done += count
+            self._steps.learn(source, numbers)
 
-    def prepare(self, ring: Ring, batch_size: int, updates: int) -> None:
+    def prepare(self, sampler: Sampler, updates: int) -> None:
         """Ask for what calls with so many updates need, if it is compiled beside the trainer."""
-        step = self._replayed_step
+        step = self._steps.step_of(sampler)
         if isinstance(step, Background):
             for count in sorted(set(chunks(updates, UPDATES_PER_CALL)), reverse=True):
-                index = torch.zeros((count, batch_size), dtype=torch.int64, device=self.device)
-                step.prepare(self.state, ring, index)
+                step.prepare(sampler.place(count))
 
     @property
     def compiling(self) -> list[Any]:
-        """The steps that are compiled now, for those who tell when they are ready."""
-        return [self._sampled_step or self._replayed_step]
+        """The steps that learn from samplers, for those who tell when they are compiled."""
+        return self._steps.learning
 
     def close(self) -> None:
         """Ask no compiler for anything any longer; what is not ready is forgotten."""
-        for way in list(self._ways):
-            steps = [s for s in self._ways[way] if isinstance(s, Background | Meanwhile)]
-            if all(step.ready for step in steps):
+        for mode, running in list(self._modes.items()):
+            steps = [running.update, *running.learning]
+            moving = [step for step in steps if isinstance(step, Background | Meanwhile)]
+            if all(step.ready for step in moving):
                 continue
-            for step in steps:
+            for step in moving:
                 step.close()
-            del self._ways[way]
-            if self.execution == way:
-                self.execute_as("cudagraph" if way in GRAPHS else "eager")
+            del self._modes[mode]
+            if self.execution == mode:
+                self.execute_as("cudagraph" if mode in GRAPHS else "eager")
 
     def sync_target(self) -> None:
         """Copy the online parameters into the target."""
@@ -238,44 +214,95 @@ class Learner(Update):
 
     @property
     def compile_s(self) -> float:
-        """Seconds spent compiling and recording so far, by the way that is taken now."""
-        steps = (self._replayed_step, self._given_step, self._sampled_step)
+        """Seconds spent compiling and recording so far, in the mode that runs now."""
+        steps = (self._steps.update, *self._steps.learning)
         return sum(getattr(step, "compile_s", 0.0) for step in steps)
 
-    # How the pure step is run
+    # How the pure steps are run
 
-    def _way(self, execution: str, cuda: Any = torch.cuda, *, background: bool = False) -> Way:
-        """Build the ways into the step; `cuda` is `torch.cuda`, or what stands in for it."""
+    def _steps_in(
+        self, execution: str, cuda: Any = torch.cuda, *, background: bool = False
+    ) -> LearnerSteps:
+        """Build the steps of a mode; `cuda` is `torch.cuda`, or what stands in for it."""
         if execution == "native":
-            return native_way(self.natively(self.state), self.state, cuda)
-        steps = self._replayed, self._given
-        if execution in GRAPHS:
-            plain = recorded(self.state, *steps, cuda=cuda)
-            plain = self._ways.setdefault("cudagraph", plain)
-            return graphs_of(execution, self.state, *steps, plain, background=background, cuda=cuda)
-        how: Any = {"device": self.device, "background": background}
-        replayed = accelerate(self._replayed, execution, by_row=True, **how)
-        return Way(replayed, accelerate(self._given, execution, **how))
+            native = self.natively(self.state)
+            return self._native_steps(native, cuda, graphs=isinstance(native, CudaUpdate))
+        runs = partial(self._run, execution, cuda, background)
+        sizes = {"eager": (), "compile": UPDATES_PER_CALL}.get(execution, UPDATES_PER_GRAPH)
+        plain = None
+        if background and execution in GRAPHS and execution in COMPILING:
+            plain = self._modes.get("cudagraph") or self._steps_in("cudagraph", cuda)
+            self._modes["cudagraph"] = plain
+        return LearnerSteps(self._updating, self._learning_from, runs, sizes=sizes, plain=plain)
 
-    def _learn(self, ring: Ring, index: Tensor) -> None:
-        if self._fitting() is not ring:
-            self._look_at(ring)
-        done = 0
-        with float32_products(self.precision, self.device):
-            for count in chunks(len(index), UPDATES_PER_CALL):
-                self._replayed_step(self.state, ring, index[done : done + count])
-                done += count
+    def _native_steps(
+        self, native: NativeUpdate | CudaUpdate, cuda: Any = torch.cuda, *, graphs: bool
+    ) -> LearnerSteps:
+        def updating(*fields: Tensor) -> None:
+            native.given(Transitions(*fields))
+
+        def learning_from(source: Source) -> Callable[[Tensor], None]:
+            self._look_at(source.ring)
+            if isinstance(source, ReplayBuffer):
+                return partial(native, source.ring)
+            return partial(native.sampled, weakref.proxy(source))
+
+        runs = partial(self._run, "cudagraph" if graphs else "eager", cuda, False)
+        sizes = UPDATES_PER_GRAPH if graphs else ()
+        return LearnerSteps(updating, learning_from, runs, sizes=sizes)
+
+    def _run(
+        self,
+        execution: str,
+        cuda: Any,
+        background: bool,
+        step: Callable[..., None],
+        plain: Callable[..., None] | None,
+        *,
+        by_row: bool,
+        kept: bool,
+    ) -> Callable[..., None]:
+        """Return what runs a pure step in a mode; see `fastdqn.learner.steps.Runs`."""
+        device = self.device
+        if execution not in GRAPHS:
+            return accelerate(step, execution, device, by_row=by_row, background=background)
+        inside = CompiledInside(step, device, by_row=by_row) if execution in COMPILING else None
+        graph = CudaGraphStep(
+            inside or step, lambda *_: self.state.snapshot(), device=device, cuda=cuda
+        )
+        fast = graph if kept else StaticInputs(graph)
+        if inside is None or plain is None:
+            return fast
+        return Meanwhile(plain, fast, lambda *args: inside.needs(*(a.contiguous() for a in args)))
+
+    def _updating(self, *fields: Tensor) -> None:
+        """Take one step on the fields of a batch; pure."""
+        self._step(self.state, Transitions(*fields))
+
+    def _learning_from(self, source: Source) -> Callable[[Tensor], None]:
+        """Return the pure step that learns from a source, given numbers [K, B].
+
+        Raises:
+            UsageError: The network does not take what its ring holds.
+        """
+        self._look_at(source.ring)
+        kept, chosen, state = weakref.ref(source), isinstance(source, ReplayBuffer), self.state
+
+        def learn(numbers: Tensor) -> None:
+            alive: Any = kept()
+            for row in numbers.unbind(0):
+                self._step(state, gather(alive.ring, row if chosen else alive.index(row)))
+
+        return learn
 
     def _look_at(self, ring: Ring) -> None:
-        """Refuse a ring that the network does not fit; one that does is remembered, not kept."""
+        """Refuse a ring that the network does not fit."""
         refuse_frames(self.network, ring.frames, ring.masks, "the replay buffer")
-        self._fitting = weakref.ref(ring)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copy state and settings; how the step is run is built anew at its first call."""
-        ways = ("_ways", "_replayed_step", "_given_step", "_sampled_step", "_chosen_step")
-        twin = copied(self, memo, anew=(*ways, "_fitting"))
-        twin._ways, twin._fitting = {}, lambda: None
+        """Copy state and settings; how the steps are run is built anew at their first call."""
+        twin = copied(self, memo, anew=("_modes", "_steps"))
+        twin._modes = {}
         twin.execute_as(self.execution, background=self.execution in self._background)
         return twin
 
@@ -288,9 +315,13 @@ class Learner(Update):
         """
         self._step(state, batch)
 
-    def _replayed(self, state: LearnerState, ring: Ring, index: Tensor) -> None:
-        for batch in index.unbind(0):
-            self._step(state, gather(ring, batch))
 
-    def _given(self, state: LearnerState, *fields: Tensor) -> None:
-        self._step(state, Transitions(*fields))
+def _index(updates: int | Tensor) -> Tensor:
+    """Return an index [K, B] int64 that the caller gave, or refuse it."""
+    if not isinstance(updates, Tensor):
+        way_out = "Give `replay.draw(updates, batch_size)`, or a Sampler."
+        raise UsageError(f"{updates!r} updates from a replay buffer", "it chooses none", way_out)
+    if updates.ndim != 2 or updates.dtype is not torch.int64:
+        got = f"index {list(updates.shape)} {updates.dtype}"
+        raise UsageError(got, "it has a row [B] int64 for each update", "See `replay.draw`.")
+    return updates

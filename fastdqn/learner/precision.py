@@ -6,7 +6,7 @@ Parameters, losses, gradients and moments are float32 in every one of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -36,8 +36,7 @@ def refuse_precision(precision: str, device: torch.device) -> None:
         raise UsageError(got, reason, "Use --precision float32, or another --device.")
 
 
-@contextmanager
-def float32_products(precision: str, device: torch.device) -> Iterator[None]:
+def float32_products(precision: str, device: torch.device) -> AbstractContextManager[None]:
     """Let CUDA multiply float32 matrices with all their bits, or only those of TF32.
 
     PyTorch holds this for the whole process, and lets convolutions drop bits unless told
@@ -47,9 +46,11 @@ def float32_products(precision: str, device: torch.device) -> Iterator[None]:
         precision: `tf32` drops bits, everything else keeps them.
         device: Where the products are made.
     """
-    if device.type != "cuda":
-        yield
-        return
+    return _products(precision) if device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def _products(precision: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     _set("high" if precision == "tf32" else "highest", precision == "tf32")
     try:

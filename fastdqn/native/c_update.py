@@ -98,13 +98,13 @@ class NativeUpdate(Whole):
 
         return learn
 
-    def sampled(self, sampler: Sampler, updates: int) -> None:
+    def sampled(self, sampler: Sampler, random_bits: Tensor) -> None:
         """Make updates on batches that a sampler chooses; the choice is a part of the call.
 
-        Raises:
-            UsageError: Its ring is empty.
+        Args:
+            sampler: Of a ring on the CPU.
+            random_bits: [K, B] int64 from `sampler.fill`.
         """
-        random_bits = sampler.random_bits(updates)
         order, first, count = sampler.window
         if sampler is not self._sampler:
             refuse_index(random_bits, self._network.flat.device)

@@ -104,6 +104,7 @@ class ReplayBuffer(Whole):
         self._slots, self._finals = sizes.slots, FinalObservations(sizes.finals, sizes.rows)
         self._starts = ValidTransitions(self.num_rows, self.row_size, self.device)
         self.window = torch.tensor([0, 1], device=self.device)
+        self._on_host = _on_host(self.window)
         self._told = (0, 1)  # what `window` holds, or soon will
         self._writer = writer_for(self.ring, self.window)
         self._generator = torch.Generator(self.device).manual_seed(seed)
@@ -111,8 +112,8 @@ class ReplayBuffer(Whole):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy what is stored, what may be drawn, and the generator; both go on alike."""
-        twin = copied(self, memo, anew=("_cells", "_writer"))
-        twin._cells = writable(twin.ring)
+        twin = copied(self, memo, anew=("_cells", "_on_host", "_writer"))
+        twin._cells, twin._on_host = writable(twin.ring), _on_host(twin.window)
         twin._writer = writer_for(twin.ring, twin.window)
         return twin
 
@@ -214,7 +215,10 @@ class ReplayBuffer(Whole):
         """Write what changed into `window`; queued, not waited for."""
         for place, (old, new) in enumerate(zip(self._told, (first, count), strict=True)):
             if old != new:
-                self.window[place].fill_(new)
+                if self._on_host is None:
+                    self.window[place].fill_(new)
+                else:
+                    self._on_host[place] = new
         self._told = (first, count)
 
     def extend(self, data: TensorDict) -> None:
@@ -358,3 +362,8 @@ class ReplayBuffer(Whole):
     def _refuse_empty(self) -> None:
         if len(self) == 0:
             raise UsageError("replay buffer", "it is empty", "Write a vector step first.")
+
+
+def _on_host(window: Tensor) -> npt.NDArray[np.int64] | None:
+    """Return the same memory as an array where the CPU holds it, or None."""
+    return window.numpy() if window.is_cpu else None

@@ -59,7 +59,7 @@ def choose_ways(
         why_not_native=learner.why_not_native,
     )
     learner.execute_as(mode, background=asked == "auto")
-    learner.prepare(sampler.ring, sampler.batch_size, _due(sampler))
+    learner.prepare(sampler, _due(sampler))
     if mode == "native" and learner.device.type == "cpu":
         policy.actor = NativeActor(policy.network)
     if learner.device.type != "cuda" or asked == "eager":
@@ -89,7 +89,7 @@ def fastest_execution(
 
     def run(way: str) -> Callable[[], object]:
         learner.execute_as(way)
-        return lambda: learner.learn_sampled(sampler, updates)
+        return partial(learner.learn, sampler, updates)
 
     with sampler.rehearsal(), generators_kept():
         best, message = _compare(candidates, run, learner.device, updates, restore)
@@ -112,7 +112,7 @@ def learning_seconds(learner: Learner, sampler: Sampler | None) -> float:
     restore, updates = learner.state.snapshot(), _due(sampler)
     try:
         with sampler.rehearsal(), generators_kept():
-            run = partial(learner.learn_sampled, sampler, updates)
+            run = partial(learner.learn, sampler, updates)
             run()
             elapsed_s = _timed(run, learner.device, LEARNING_CALLS)
             return elapsed_s / LEARNING_CALLS * sampler.due / updates

@@ -19,6 +19,7 @@ from fastdqn.learner import learner as learner_file
 from fastdqn.learner.learner import Learner
 from fastdqn.replay import Sampler
 from tests.fake_cuda import RecordingCuda
+from tests.learner_modes import run_by_graphs
 from tests.learner_settings import BATCH, SETTINGS, Setting, nothing_left_in, written
 from tests.small_learners import filled_ring, random_batch
 
@@ -31,7 +32,7 @@ PLAIN = SETTINGS["huber, adam, soft, double, norm"]
 def captured(setting: Setting, **changes: Any) -> tuple[Learner, RecordingCuda]:
     """Build a learner that runs by graphs of the stand-in."""
     learner, cuda = setting.build(**changes), RecordingCuda()
-    learner._ways["cudagraph"] = learner._way("cudagraph", cuda)
+    run_by_graphs(learner, cuda)
     learner.execute_as("cudagraph")
     return learner, cuda
 
@@ -48,8 +49,8 @@ def test_sampled_graphs_learn_what_eager_learning_does(name: str) -> None:
     mine, theirs, replay = setting.sampler(), setting.sampler(), setting.replay()
     born = eager.state.online.clone()
     for updates in (4, 1, 16, 8, 2, 4, 5, 16, 27, 1, 16, 100):
-        learner.learn_sampled(mine, updates)
-        eager.learn_sampled(theirs, updates)
+        learner.learn(mine, updates)
+        eager.learn(theirs, updates)
         replay.begin(torch.randn(2, setting.obs_size))
     assert int(learner.state.updates) == UPDATES
     assert (eager.state.online - born).abs().max() > 0.01
@@ -63,9 +64,9 @@ def test_a_call_is_one_replay_where_the_updates_have_a_graph() -> None:
     learner, cuda = captured(PLAIN)
     sampler = PLAIN.sampler()
     for updates in (1, 2, 4, 8, 16):
-        learner.learn_sampled(sampler, updates)
+        learner.learn(sampler, updates)
         before = cuda.replays()
-        learner.learn_sampled(sampler, updates)
+        learner.learn(sampler, updates)
         assert cuda.replays() == before + 1
     assert chunks(27, learner_file.UPDATES_PER_GRAPH) == [16, 8, 2, 1]
 
@@ -81,12 +82,12 @@ def test_graphs_see_what_is_written_after_their_capture() -> None:
             real = row.terminated.numpy() if step % 7 == 0 else None
             ring.write(row.action, row.reward, row.terminated, row.truncated, row.obs, real=real)
             one.state.learning_rate.fill_(1e-3 * 0.9**step)
-            one.learn_sampled(sampler, 2)
+            one.learn(sampler, 2)
     assert_same(learner, eager)
     assert cuda.captures() == 1
     before = learner.state.online.clone()
     learner.state.learning_rate.zero_()
-    learner.learn_sampled(samplers[0], 2)
+    learner.learn(samplers[0], 2)
     assert torch.equal(learner.state.online, before)
 
 
@@ -114,7 +115,7 @@ def test_another_ring_is_another_graph() -> None:
         for one, own in zip((learner, eager), samplers, strict=True):
             one.learn(rings[number % 2], index)
             state = rings[number % 2]._generator.get_state()
-            one.learn_sampled(own[number % 2], 2)
+            one.learn(own[number % 2], 2)
             if one is learner:
                 rings[number % 2]._generator.set_state(state)
     assert_same(learner, eager)
@@ -125,10 +126,10 @@ def test_an_update_that_is_not_finite_changes_nothing_in_a_graph() -> None:
     learner, _ = captured(PLAIN)
     replay = filled_ring()
     sampler = Sampler(replay, BATCH)
-    learner.learn_sampled(sampler, 4)
+    learner.learn(sampler, 4)
     before = written(learner.state)
     replay.ring.reward.fill_(math.nan)
-    learner.learn_sampled(sampler, 4)
+    learner.learn(sampler, 4)
     for kept, now in zip(before[:-3], written(learner.state)[:-3], strict=True):
         assert torch.equal(kept, now)
     assert (int(learner.state.updates), int(learner.state.skipped)) == (8, 4)
@@ -140,12 +141,12 @@ def test_a_capture_leaves_no_trace_but_its_own_replay() -> None:
     with nothing_left_in(other):
         index = other.index(torch.arange(BATCH).expand(1, BATCH))
     assert index.shape == (1, BATCH)
-    learner.learn_sampled(sampler, 1)
-    eager.learn_sampled(other, 1)
+    learner.learn(sampler, 1)
+    eager.learn(other, 1)
     assert_same(learner, eager)
     assert learner.compile_s > 0
     seconds = learner.compile_s
-    learner.learn_sampled(sampler, 1)
+    learner.learn(sampler, 1)
     assert learner.compile_s == seconds
 
 
@@ -158,7 +159,7 @@ def test_a_graph_that_would_wait_for_the_device_is_refused() -> None:
 
     learner._loss = looking
     with pytest.raises(RuntimeError, match="capturing"):
-        learner.learn_sampled(PLAIN.sampler(), 1)
+        learner.learn(PLAIN.sampler(), 1)
 
 
 def _counted_on_the_host(learner: Learner) -> None:
@@ -197,6 +198,6 @@ def test_what_the_host_computes_at_the_capture_is_seen_to_be_frozen(
         for one, sampler in ((learner, mine), (eager, theirs)):
             one.state.learning_rate.fill_(rate)
             for _ in range(10):
-                one.learn_sampled(sampler, 1)
+                one.learn(sampler, 1)
     with pytest.raises(AssertionError):
         assert_same(learner, eager)

@@ -215,17 +215,14 @@ def test_choosing_batches_compiles_with_the_update_and_reads_the_ring_anew() -> 
     learner, eager = setting.build("eager"), setting.build("eager")
     samplers = [Sampler(ReplayBuffer(40, 2, (4,)), BATCH) for _ in range(2)]
 
-    def chosen(random_bits: Tensor) -> None:
-        learner._replayed(learner.state, samplers[1].ring, samplers[1].index(random_bits))
-
-    step = Compiled(chosen, learner.device)
+    step = Compiled(learner._learning_from(samplers[1]), learner.device)
     for number in range(60):
         row = random_batch(number, 2)
         real = row.terminated.numpy() if number % 9 == 5 else None
         for sampler in samplers:
             given = (row.action, row.reward, row.terminated, row.truncated, row.obs)
             sampler.replay.write(*given, real=real)
-        eager.learn_sampled(samplers[0], 1)
+        eager.learn(samplers[0], 1)
         step(samplers[1].fill(1))
     assert step.loaded + step.made + len(step._inside._runs) == 1
     assert_alike(learner.state, eager.state, rtol=2e-4)
@@ -233,7 +230,7 @@ def test_choosing_batches_compiles_with_the_update_and_reads_the_ring_anew() -> 
 
 def test_nothing_of_a_learner_has_to_be_compiled_inside(compiled: Compilers) -> None:
     for learner in compiled.all().values():
-        for step in (learner._replayed_step, learner._given_step):
+        for step in (learner._steps.update, *learner._steps.learning):
             assert isinstance(step, Compiled)
             assert step.fallback is None
 

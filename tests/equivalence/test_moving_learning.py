@@ -6,6 +6,7 @@ that waits until it is told to end: a call that waited for it would never return
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
@@ -16,9 +17,8 @@ import torch
 from fastdqn.execution.compiled import CompiledInside
 from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.execution.meanwhile import Meanwhile
-from fastdqn.learner import ways
+from fastdqn.learner import learner as learner_file
 from fastdqn.learner.learner import Learner
-from fastdqn.learner.ways import Way
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import Sampler
@@ -30,6 +30,7 @@ from fastdqn.training.tensor.torch_blocks import TorchBlocks
 from tests.clock import Clock
 from tests.compilers import HeldInductor
 from tests.fake_cuda import RecordingCuda
+from tests.learner_modes import learning_step, run_by, run_by_graphs
 from tests.learner_settings import BATCH, SETTINGS, written
 from tests.oracles import CounterRules
 from tests.small_learners import random_batch
@@ -48,14 +49,14 @@ def inductor(monkeypatch: pytest.MonkeyPatch) -> HeldInductor:
     def on_a_card(step: Any, _: torch.device, **given: Any) -> CompiledInside:
         return CompiledInside(step, torch.device("cuda"), **given)
 
-    monkeypatch.setattr(ways, "CompiledInside", on_a_card)
+    monkeypatch.setattr(learner_file, "CompiledInside", on_a_card)
     return HeldInductor(monkeypatch)
 
 
 def moving(learner: Learner, *, background: bool = True) -> RecordingCuda:
     """Let a learner run by graphs of the stand-in, compiled when that is done."""
     cuda = RecordingCuda()
-    learner._ways[WAY] = learner._way(WAY, cuda, background=background)
+    run_by_graphs(learner, cuda, WAY, background=background)
     learner.execute_as(WAY)
     return cuda
 
@@ -84,11 +85,11 @@ def test_what_is_learned_does_not_depend_on_when_it_moves(
     mine, theirs = setting.sampler(), setting.sampler()
     born = eager.state.online.clone()
     for number, updates in enumerate(PLAN):
-        learner.learn_sampled(mine, updates)
-        eager.learn_sampled(theirs, updates)
+        learner.learn(mine, updates)
+        eager.learn(theirs, updates)
         assert_alike(learner, eager)
         if number <= moves_at:
-            assert captures(learner._sampled_step)[1] == inductor.calls == 0
+            assert captures(learning_step(learner))[1] == inductor.calls == 0
         if number == moves_at:
             inductor.finish()
     (step,) = learner.compiling
@@ -97,8 +98,8 @@ def test_what_is_learned_does_not_depend_on_when_it_moves(
     assert captures(step)[1] == 3  # of 16, 4 and 1, once each
     recorded = cuda.captures()
     for updates in PLAN:
-        learner.learn_sampled(mine, updates)
-        eager.learn_sampled(theirs, updates)
+        learner.learn(mine, updates)
+        eager.learn(theirs, updates)
     assert cuda.captures() == recorded
     assert_alike(learner, eager)
     assert (eager.state.online - born).abs().max() > 0.01
@@ -119,7 +120,7 @@ def test_batches_and_indices_of_the_caller_move_too(inductor: HeldInductor) -> N
             one.learn(replay, index)
         assert_alike(learner, eager)
         inductor.finish()
-    for step in (learner._replayed_step, learner._given_step):
+    for step in (learner._steps.update, learning_step(learner)):
         assert isinstance(step, Meanwhile)
         assert (step.failure, step.ready) == (None, True)
         assert step.ready_after_s
@@ -131,8 +132,8 @@ def test_where_compiling_fails_it_stays_captured_and_says_so(inductor: HeldInduc
     moving(learner)
     mine, theirs = OWN.sampler(), OWN.sampler()
     for _ in range(4):
-        learner.learn_sampled(mine, 4)
-        eager.learn_sampled(theirs, 4)
+        learner.learn(mine, 4)
+        eager.learn(theirs, 4)
         inductor.finish("no space left")
     assert_alike(learner, eager)
     (step,) = learner.compiling
@@ -146,19 +147,19 @@ def test_closed_a_learner_forgets_the_compile_and_goes_on_by_the_same_graphs(
 ) -> None:
     learner, sampler = OWN.build(), OWN.sampler()
     cuda = moving(learner)
-    learner.learn_sampled(sampler, 4)
+    learner.learn(sampler, 4)
     learner.close()
     assert learner.execution == "cudagraph"
     inductor.finish()
-    learner.learn_sampled(sampler, 4)
+    learner.learn(sampler, 4)
     assert (cuda.captures(), inductor.calls) == (1, 0)
     moving(learner)  # a later training
-    learner.learn_sampled(sampler, 4)
+    learner.learn(sampler, 4)
     inductor.finish()
-    learner.learn_sampled(sampler, 4)
+    learner.learn(sampler, 4)
     learner.close()
     assert learner.execution == WAY  # which is there
-    assert captures(learner._sampled_step) == (1, 1)
+    assert captures(learning_step(learner)) == (1, 1)
     assert int(learner.state.updates) == 16
 
 
@@ -166,10 +167,10 @@ def test_what_was_asked_for_by_name_is_waited_for(inductor: HeldInductor) -> Non
     learner, sampler = OWN.build(), OWN.sampler()
     moving(learner, background=False)
     inductor.go.set()
-    learner.learn_sampled(sampler, 4)
-    assert isinstance(learner._sampled_step, CudaGraphStep)
+    learner.learn(sampler, 4)
+    assert isinstance(step := learning_step(learner), CudaGraphStep)
     assert inductor.calls == 4 * 4  # four updates, in three warm-ups and a recording
-    assert (len(inductor.traces), learner._sampled_step.captures) == (1, 1)
+    assert (len(inductor.traces), step.captures) == (1, 1)
 
 
 def test_auto_starts_without_a_compiler_and_records_nothing_twice(
@@ -179,23 +180,26 @@ def test_auto_starts_without_a_compiler_and_records_nothing_twice(
     monkeypatch.setattr(autotune, "fastest_actor", lambda *_: ("eager", "acting by eager"))
     learner, cuda = OWN.build(), RecordingCuda()
     learner.device = torch.device("cuda")  # so it says; its tensors are the CPU's
-    monkeypatch.setattr(learner, "_way", partial(learner._way, cuda=cuda))
+    monkeypatch.setattr(learner, "_steps_in", partial(learner._steps_in, cuda=cuda))
 
-    def slowly(*given: Any) -> None:
-        clock.now += 1e-3
-        learner._replayed(*given)
+    def slow(step: Callable[..., None]) -> Callable[..., None]:
+        def slowly(*given: Any) -> None:
+            clock.now += 1e-3
+            step(*given)
 
-    learner._ways["eager"] = Way(slowly, learner._given)
+        return slowly
+
+    run_by(learner, "eager", slow)
     sampler = Sampler(OWN.replay(), BATCH, due=2)
     message = choose_ways("auto", learner, Policy(learner.network), sampler, expected_updates=10**6)
     assert learner.execution == WAY
     assert message.startswith(
         "measured per update: cudagraph 0 us, eager 500 us; 1,000,000 updates"
     )
-    learner.learn_sampled(sampler, 2)
+    learner.learn(sampler, 2)
     assert (cuda.captures(), inductor.calls) == (1, 0)
     inductor.finish()
-    learner.learn_sampled(sampler, 2)
+    learner.learn(sampler, 2)
     assert (cuda.captures(), inductor.calls) == (2, 2 * 4)
     assert int(learner.state.updates) == 4
 

@@ -285,7 +285,7 @@ def test_batches_are_chosen_as_the_sampler_chooses_them(newest: bool) -> None:
         for replay in replays:
             replay.write(*row, real=real.numpy())
         for learner, sampler in zip((eager, native), samplers, strict=True):
-            learner.learn_sampled(sampler, 3)
+            learner.learn(sampler, 3)
     assert int(native.state.updates) == 90
     assert_alike(native.state, eager.state, rtol=1e-3)
 

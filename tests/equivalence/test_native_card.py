@@ -64,10 +64,12 @@ def native_of(learner: Learner, device: str) -> CudaUpdate:
     return native
 
 
-def moved(ring: Ring, device: str) -> Ring:
-    """Return a copy of a ring elsewhere."""
-    fields = (getattr(ring, name) for name in Ring.__dataclass_fields__)
-    return Ring(*(None if field is None else field.to(device) for field in fields))  # type: ignore[arg-type]
+def moved(replay: ReplayBuffer, device: str) -> ReplayBuffer:
+    """Return a copy of a replay buffer whose ring lies elsewhere."""
+    twin = copy.deepcopy(replay)
+    fields = (getattr(replay.ring, name) for name in Ring.__dataclass_fields__)
+    twin.ring = Ring(*(None if field is None else field.to(device) for field in fields))  # type: ignore[arg-type]
+    return twin
 
 
 CHOICES: dict[str, dict[str, Any]] = {
@@ -93,12 +95,12 @@ def test_each_of_many_updates_is_the_eager_one(name: str, device: str) -> None:
     """From the same state, so that rounding cannot grow."""
     masked = name != "plain"
     replay = replay_of(masked=masked)
-    ring = moved(replay.ring, device)
+    there = moved(replay, device)
     torch.manual_seed(1)
     eager, card = pair(MLP((5,), 3, (9, 4)), device, learning_rate=3e-3, **CHOICES[name])
     for index in torch.split(replay.draw(14, 12), 2):
         for learner in (eager, card):
-            learner._learn(ring, index.to(device))
+            learner.learn(there, index.to(device))
         assert_alike(card.state, eager.state, rtol=3e-4)
         copy_state(card.state, eager.state)
     assert int(card.state.updates) == 14
@@ -107,14 +109,14 @@ def test_each_of_many_updates_is_the_eager_one(name: str, device: str) -> None:
 @pytest.mark.parametrize("earlier", [0, 4, 5])
 def test_the_hard_target_goes_on_from_earlier_updates(earlier: int, device: str) -> None:
     replay = replay_of()
-    ring = moved(replay.ring, device)
+    there = moved(replay, device)
     eager, card = pair(MLP((5,), 3, (8,)), device, target="hard", target_period=3)
     for learner in (eager, card):
         learner.go_on_from(earlier)
     native = native_of(card, device)
     for made, index in enumerate(torch.split(replay.draw(6, 12), 1), start=1):
-        eager._learn(ring, index.to(device))
-        native(ring, index.to(device))
+        eager.learn(there, index.to(device))
+        native(there.ring, index.to(device))
         assert_alike(card.state, eager.state, rtol=3e-4)
         copied = torch.equal(card.state.target, card.state.online)
         assert copied == ((earlier + made) % 3 == 0)
@@ -155,10 +157,10 @@ def test_networks_and_batches_of_any_size(  # noqa: PLR0917 - the runner names t
 @pytest.mark.parametrize("dtype", list(DTYPES), ids=str)
 def test_observations_of_every_dtype_are_read(dtype: torch.dtype, device: str) -> None:
     replay = replay_of(dtype)
-    ring, index = moved(replay.ring, device), replay.newest(3, 40).to(device)
+    there, index = moved(replay, device), replay.newest(3, 40).to(device)
     eager, card = pair(MLP((5,), 3, (8,), scale=1 / 255), device)
     for learner in (eager, card):
-        learner._learn(ring, index)
+        learner.learn(there, index)
     assert_alike(card.state, eager.state)
 
 
@@ -169,9 +171,9 @@ def test_whole_numbers_become_one_hot_vectors(device: str) -> None:
         none = torch.zeros(2, dtype=torch.bool)
         replay.write(torch.randint(2, (2,)), torch.randn(2), none, none, torch.randint(3, 9, (2,)))
     eager, card = pair(MLP((), 2, (7,), one_hot=6, offset=3), device)
-    ring, index = moved(replay.ring, device), replay.draw(6, 9).to(device)
+    there, index = moved(replay, device), replay.draw(6, 9).to(device)
     for learner in (eager, card):
-        learner._learn(ring, index)
+        learner.learn(there, index)
     assert_alike(card.state, eager.state)
 
 
@@ -193,7 +195,7 @@ def test_batches_are_chosen_as_the_sampler_chooses_them(newest: bool, device: st
         for replay in replays:
             replay.write(action, reward, over, none, shown, real=real.numpy())
         for learner, sampler in zip((eager, card), samplers, strict=True):
-            learner.learn_sampled(sampler, 3)
+            learner.learn(sampler, 3)
         # The first calls find so few transitions that a wrong choice would show at once.
         assert_alike(card.state, eager.state, rtol=1e-3)
         copy_state(card.state, eager.state)
@@ -202,14 +204,14 @@ def test_batches_are_chosen_as_the_sampler_chooses_them(newest: bool, device: st
 
 def test_more_updates_than_are_gathered_at_once_are_the_same_to_the_bit(device: str) -> None:
     replay = replay_of()
-    ring, index = moved(replay.ring, device), replay.draw(37, 10).to(device)
+    there, index = moved(replay, device), replay.draw(37, 10).to(device)
     states = []
     for rows in (37, 1):
         torch.manual_seed(0)
         _, card = pair(MLP((5,), 3, (8, 8)), device)
         native = native_of(card, device)
         for some in torch.split(index, rows):
-            native(ring, some)
+            native(there.ring, some)
         states.append(all_of(card.state))
     assert all(map(torch.equal, *states))
 
@@ -237,15 +239,15 @@ def test_what_does_not_lie_in_the_ring_is_never_read_and_changes_nothing(
     wrong: int, where: str, device: str
 ) -> None:
     replay = replay_of()
-    ring, index = moved(replay.ring, device), replay.draw(2, 8).to(device)
+    there, index = moved(replay, device), replay.draw(2, 8).to(device)
     _, card = pair(MLP((5,), 3, (8,)), device)
     if where == "index":
         index[0, 4] = wrong
     else:
-        ring.action[index[0, 4]] = wrong
+        there.ring.action[index[0, 4]] = wrong
         index[1] = index[0] = index[0]
     before = card.state.online.clone()
-    card._learn(ring, index[:1])
+    card.learn(there, index[:1])
     assert torch.equal(card.state.online, before)
     assert (int(card.state.updates), int(card.state.skipped)) == (1, 1)
 

@@ -21,6 +21,7 @@ from fastdqn.execution.compile_cache import Numerics, load_library
 from fastdqn.execution.compiler import CompileError, Compiler, Request
 from fastdqn.execution.trace import TensorSpec
 from fastdqn.learner.learner import Learner
+from tests.learner_modes import learning_step, run_by
 from tests.small_learners import Branches, filled_ring
 
 CPU = torch.device("cpu")
@@ -57,7 +58,8 @@ def learner(*, moving: Compiler | None = None) -> Learner:
     torch.manual_seed(0)
     built = Learner(Branches(), learning_rate=1e-3)
     if moving is not None:
-        built._replayed_step = Background(built._replayed, CPU, by_row=True, compiler=moving)
+        run_by(built, "eager", partial(Background, device=CPU, by_row=True, compiler=moving))
+        built.execute_as("eager")
     return built
 
 
@@ -107,7 +109,7 @@ def test_a_real_run_moves_without_a_seam_and_the_next_one_starts_compiled(
     )
     eager, moving = learner(), learner(moving=compiler)
     eager.learn(replay, index)
-    step = moving._replayed_step
+    step = learning_step(moving)
     assert isinstance(step, Background)
     moving.learn(replay, index[:100])
     assert (step.state, step.made) == ("compiling", 0)
@@ -129,7 +131,7 @@ def test_a_real_run_moves_without_a_seam_and_the_next_one_starts_compiled(
     twin = learner(moving=compiler)
     for other in (again, twin):
         other.learn(replay, index)
-        step = other._replayed_step
+        step = learning_step(other)
         assert isinstance(step, Background)
         assert (step.state, step.loaded, step.made) == ("compiled", 1, 0)
     assert torch.equal(again.state.online, twin.state.online)
@@ -148,7 +150,7 @@ def _assert_found_by_another_process(libraries: Path) -> None:
         f"import fastdqn.execution.compile_cache as c; c.cache_dir = lambda: {str(libraries)!r};"
         "l = t.learner(moving=t.Compiler());"
         "l.learn(t.filled_ring(), torch.zeros(4, 8, dtype=torch.int64));"
-        "print(l._replayed_step.loaded, l._replayed_step.state)"
+        "s = t.learning_step(l); print(s.loaded, s.state)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["1", "compiled"], done.stderr
@@ -186,7 +188,7 @@ def test_a_killed_compiler_leaves_the_step_eager_and_nothing_behind(
     moving.learn(replay, torch.zeros(4, 8, dtype=torch.int64))
     pid, _, started = _started(busy, libraries)
     os.kill(pid, signal.SIGKILL)
-    step = moving._replayed_step
+    step = learning_step(moving)
     assert isinstance(step, Background)
     wait_until(lambda: step.state == "failed")
     assert step.failure == "the compiler ended with SIGKILL (often out of memory)"

@@ -376,6 +376,7 @@ from functools import partial
 from fastdqn.envs.grouped import GroupedVectorEnv
 from tests.oracles import HangingEnv
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it after `&`
 envs = GroupedVectorEnv([partial(HangingEnv, i, at=1, sleep_s=0.3) for i in (0, 1)], num_workers=2)
 envs.reset()
 try:

@@ -99,7 +99,7 @@ def test_with_graphs_a_vector_step_waits_for_its_actions_and_nothing_else(
             waits.clear()
             torch.cuda.set_sync_debug_mode("error")
         parts.rollout.send(0.5 + step / 100)
-        parts.learner.learn_sampled(sampler, 4)
+        parts.learner.learn(sampler, 4)
         parts.rollout.collect()
         parts.rollout.write()
     assert len(waits) == 20

@@ -52,8 +52,8 @@ def test_updates_start_captured_and_move_with_the_same_numbers(name: str) -> Non
     (step,) = learner.compiling
     assert isinstance(step, Meanwhile)
     for number, updates in enumerate((4, 16, 4, 1, 16, 4, 5, 50)):
-        learner.learn_sampled(mine, updates)
-        eager.learn_sampled(theirs, updates)
+        learner.learn(mine, updates)
+        eager.learn(theirs, updates)
         if number == 0:
             assert step.ready_after_s is None
             until(lambda: step.ready, rest)
@@ -64,7 +64,7 @@ def test_updates_start_captured_and_move_with_the_same_numbers(name: str) -> Non
     seconds = learner.compile_s
     with no_waits(), torch.compiler.set_stance("fail_on_recompile"):
         for updates in (4, 16):
-            learner.learn_sampled(mine, updates)
+            learner.learn(mine, updates)
     assert learner.compile_s == seconds
 
 
@@ -73,7 +73,7 @@ def test_other_recordings_succeed_while_something_compiles() -> None:
     setting = SETTINGS["convolutions, hard"]
     learner, sampler = setting.build("eager", "cuda"), setting.sampler("cuda")
     learner.execute_as(WAY, background=True)
-    learner.learn_sampled(sampler, 4)
+    learner.learn(sampler, 4)
     (step,) = learner.compiling
     recorded: list[float] = []
 
@@ -89,7 +89,7 @@ def test_other_recordings_succeed_while_something_compiles() -> None:
     until(lambda: step.ready, record)
     assert step.failure is None
     assert set(recorded) == {1.0}
-    learner.learn_sampled(sampler, 4)
+    learner.learn(sampler, 4)
     assert step.ready_after_s is not None
 
 

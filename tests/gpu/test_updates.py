@@ -16,6 +16,7 @@ from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
 from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.training.autotune import fastest_execution
+from tests.learner_modes import learning_step
 from tests.learner_settings import BATCH, SETTINGS, nothing_left_in, written
 
 pytestmark = pytest.mark.cuda
@@ -47,7 +48,7 @@ def no_waits() -> Iterator[None]:
 
 
 def captures(learner: Learner) -> int:
-    step = learner._sampled_step
+    step = learning_step(learner)
     return step.captures if isinstance(step, CudaGraphStep) else 0
 
 
@@ -59,7 +60,7 @@ def test_every_way_learns_what_eager_learning_does(name: str, way: str) -> None:
     born = learners[1].state.online.clone()
     for learner, sampler in zip(learners, samplers, strict=True):
         for updates in PLAN:
-            learner.learn_sampled(sampler, updates)
+            learner.learn(sampler, updates)
     fast, eager = (written(learner.state) for learner in learners)
     assert int(learners[0].state.updates) == sum(PLAN) == 200
     assert (learners[1].state.online - born).abs().max() > 0.01
@@ -74,12 +75,12 @@ def test_updates_never_wait_and_nothing_is_compiled_or_recorded_again(way: str) 
     setting = SETTINGS[MANY_SHAPES]
     learner, sampler = setting.build(way, "cuda"), setting.sampler("cuda")
     for updates in (27, 4):
-        learner.learn_sampled(sampler, updates)
+        learner.learn(sampler, updates)
     seconds, recorded = learner.compile_s, captures(learner)
     with no_waits(), torch.compiler.set_stance("fail_on_recompile"):
         for step in range(20):
             learner.state.learning_rate.fill_(1e-3 * 0.9**step)
-            learner.learn_sampled(sampler, (27, 4)[step % 2])
+            learner.learn(sampler, (27, 4)[step % 2])
         learner.sync_target()
     assert (learner.compile_s, captures(learner)) == (seconds, recorded)
     with pytest.raises(RuntimeError, match="synchronizing"), no_waits():
@@ -90,13 +91,13 @@ def test_updates_never_wait_and_nothing_is_compiled_or_recorded_again(way: str) 
 def test_schedules_go_through_graphs(way: str) -> None:
     setting = SETTINGS[MANY_SHAPES]
     learner, sampler = setting.build(way, "cuda"), setting.sampler("cuda")
-    learner.learn_sampled(sampler, 4)
+    learner.learn(sampler, 4)
     before = learner.state.online.clone()
     learner.state.learning_rate.zero_()
-    learner.learn_sampled(sampler, 4)
+    learner.learn(sampler, 4)
     assert torch.equal(learner.state.online, before)
     learner.state.learning_rate.fill_(1e-2)
-    learner.learn_sampled(sampler, 4)
+    learner.learn(sampler, 4)
     assert (learner.state.online - before).abs().max() > 1e-3
 
 
@@ -105,13 +106,13 @@ def test_memory_is_steady_over_a_thousand_updates() -> None:
     for way in ("eager", "cudagraph", "native"):
         learner, sampler = setting.build(way, "cuda"), setting.sampler("cuda")
         for updates in (16, 4, 16):
-            learner.learn_sampled(sampler, updates)
+            learner.learn(sampler, updates)
         gc.collect()  # of earlier learners
         torch.cuda.synchronize()
         allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
         for _ in range(50):
-            learner.learn_sampled(sampler, 16)
-            learner.learn_sampled(sampler, 4)
+            learner.learn(sampler, 16)
+            learner.learn(sampler, 4)
         torch.cuda.synchronize()
         assert torch.cuda.memory_allocated() == allocated, way
         assert torch.cuda.memory_reserved() == reserved, way
@@ -147,7 +148,7 @@ def test_lower_precisions_learn_about_the_same_in_every_way(precision: str, way:
     for learner in learners:
         sampler = setting.sampler("cuda")
         for _ in range(25):
-            learner.learn_sampled(sampler, 4)
+            learner.learn(sampler, 4)
     fast, eager, full = (learner.state.online for learner in learners)
     moved = (full - born).norm()
     assert (fast - eager).norm() < 0.1 * moved
@@ -210,6 +211,6 @@ def test_a_module_that_waits_is_told_and_left_out_and_the_learner_still_learns()
     assert best == "eager"
     assert "cudagraph cannot run" in message
     before = learner.state.online.clone()
-    learner.learn_sampled(sampler, 4)
+    learner.learn(sampler, 4)
     assert int(learner.state.updates) == 4
     assert (learner.state.online - before).abs().max() > 0

@@ -29,6 +29,7 @@ from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.training.host.rollout import HostRollout
 from tests.fake_cuda import RecordingCuda, flat
+from tests.learner_modes import run_by_graphs
 
 NUM_ENVS, OBS_SIZE, BATCH = 6, 4, 8
 LOOKING_OPS = {
@@ -167,7 +168,7 @@ class Parts:
         """What the trainer does, in its order."""
         self.rollout.send(0.5)
         if len(self.replay):
-            self.learner.learn_sampled(self.sampler, 3)
+            self.learner.learn(self.sampler, 3)
         self.rollout.collect()
         self.rollout.write()
 
@@ -206,7 +207,7 @@ def test_acting_learning_and_writing_never_look_at_the_device(settings: dict[str
         parts.rollout.send(0.5)
         with operations, calls:
             parts.policy.act(parts.replay.shown(), 0.5, parts.replay.shown_mask())
-            parts.learner.learn_sampled(parts.sampler, 3)
+            parts.learner.learn(parts.sampler, 3)
             parts.rollout.collect()
             parts.rollout.write()
     assert operations.looks == []
@@ -218,7 +219,7 @@ def test_acting_learning_and_writing_never_look_at_the_device(settings: dict[str
 def test_the_hosts_side_of_graphs_never_looks_at_the_device(settings: dict[str, Any]) -> None:
     """Filling the scalars and bits, feeding observations, copying actions out; and the replays."""
     parts, cuda = Parts(**settings), RecordingCuda()
-    parts.learner._ways["cudagraph"] = parts.learner._way("cudagraph", cuda)
+    run_by_graphs(parts.learner, cuda)
     parts.learner.execute_as("cudagraph")
     parts.policy.actor = GraphActor(parts.policy, cuda=cuda)
     for _ in range(2 * len(parts.rollout._groups)):
@@ -229,7 +230,7 @@ def test_the_hosts_side_of_graphs_never_looks_at_the_device(settings: dict[str, 
         parts.rollout.send(0.5)
         with operations, calls:
             parts.policy.act(parts.replay.shown(), 0.1 * step, parts.replay.shown_mask())
-            parts.learner.learn_sampled(parts.sampler, 3)
+            parts.learner.learn(parts.sampler, 3)
             parts.rollout.collect()
             parts.rollout.write()
     assert operations.looks == []
@@ -296,7 +297,7 @@ def test_a_look_planted_into_the_loss_is_noticed(
 
     monkeypatch.setattr(parts.learner, "_loss", looking)
     with Operations() as operations, Calls() as calls:
-        parts.learner.learn_sampled(parts.sampler, 2)
+        parts.learner.learn(parts.sampler, 2)
     assert len(operations.looks) + calls.names.total() >= 2
 
 
@@ -352,7 +353,7 @@ def test_on_a_card_only_the_actions_are_waited_for() -> None:
             parts.rollout.send(0.5)
             torch.cuda.set_sync_debug_mode("error")
             parts.policy.act(parts.replay.shown(), 0.5)
-            parts.learner.learn_sampled(parts.sampler, 3)
+            parts.learner.learn(parts.sampler, 3)
             parts.rollout.collect()
             parts.rollout.write()
             torch.cuda.set_sync_debug_mode("default")

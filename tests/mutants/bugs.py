@@ -301,12 +301,13 @@ def a_burst_at_the_start_of_learning() -> None:
 
 @turns_red(LEARNER + "learning_from_the_ring_equals_updates_on_what_it_holds")
 def one_batch_for_all_updates_of_a_call() -> None:
-    right = Learner._replayed
+    right = Learner._learning_from
 
-    def replayed(self: Learner, state: LearnerState, ring: Any, index: Tensor) -> None:
-        right(self, state, ring, index[:1].expand_as(index))
+    def learning_from(self: Learner, source: Any) -> Callable[[Tensor], None]:
+        learn = right(self, source)
+        return lambda numbers: learn(numbers[:1].expand_as(numbers))
 
-    exchange("_replayed", replayed, Learner)
+    exchange("_learning_from", learning_from, Learner)
 
 
 @turns_red(LEARNER + "an_update_that_is_not_finite_changes_no_bit_and_is_counted")

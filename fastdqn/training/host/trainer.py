@@ -62,7 +62,7 @@ class HostTrainer(Trainer):
         if self._first_update is None:
             self._first_update = (self.rollout.env_steps, self.watch.train_s)
         compiled = self.learner.compile_s
-        self.learner.learn_sampled(self.sampler, due)
+        self.learner.learn(self.sampler, due)
         self.ratio.pay(due)
         if self.learner.compile_s > compiled:
             self.watch.lap("learn")

@@ -26,7 +26,7 @@ SHORT = ["--device", "cpu", "--rounds", "3", "--seconds", "1", "--only", f"*{RAT
 
 def slow_down(monkeypatch: pytest.MonkeyPatch, mode: str, by: float) -> None:
     """Let every call of a learner in this mode wait for a fraction of what it took."""
-    learn = Learner.learn_sampled
+    learn = Learner.learn
 
     def slowed(self: Learner, *args: Any) -> None:
         start = time.perf_counter()
@@ -36,7 +36,7 @@ def slow_down(monkeypatch: pytest.MonkeyPatch, mode: str, by: float) -> None:
             while time.perf_counter() < end:
                 pass
 
-    monkeypatch.setattr(Learner, "learn_sampled", slowed)
+    monkeypatch.setattr(Learner, "learn", slowed)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
 from fastdqn.replay import ReplayBuffer
 from tests.compilers import Interpreted, PromptCompiler, SlowCompiler, interpreted
+from tests.learner_modes import learning_step, run_by
 from tests.small_learners import Branches, filled_ring
 
 CPU = torch.device("cpu")
@@ -184,7 +186,8 @@ def test_two_hundred_updates_have_no_seam(module: Any, loaded: list[Interpreted]
         return Learner(module(), learning_rate=1e-3)
 
     eager, moving, compiler = learner(), learner(), SlowCompiler()
-    moving._replayed_step = Background(moving._replayed, CPU, by_row=True, compiler=compiler)
+    run_by(moving, "eager", partial(Background, device=CPU, by_row=True, compiler=compiler))
+    moving.execute_as("eager")
     index = torch.randint(64, (200, 8))
     for start in range(0, 200, 10):
         if start == 100:
@@ -192,7 +195,7 @@ def test_two_hundred_updates_have_no_seam(module: Any, loaded: list[Interpreted]
                 compiler.finish()
         moving.learn(replay, index[start : start + 10])
         eager.learn(replay, index[start : start + 10])
-    assert moving._replayed_step.ready
+    assert learning_step(moving).ready
     assert sum(library.calls for library in loaded) == 30
     for mine, theirs in zip(_tensors(moving), _tensors(eager), strict=True):
         assert torch.equal(mine, theirs)
@@ -210,8 +213,8 @@ def test_what_is_written_into_a_ring_later_is_learned_from(loaded: list[Interpre
     learners[1].state.online.copy_(learners[0].state.online)
     learners[1].sync_target()
     compiler = SlowCompiler()
-    background = Background(learners[0]._replayed, CPU, by_row=True, compiler=compiler)
-    learners[0]._replayed_step = background
+    run_by(learners[0], "eager", partial(Background, device=CPU, by_row=True, compiler=compiler))
+    learners[0].execute_as("eager")
     replays = [filled_ring(), ReplayBuffer(64, 2, (4,))]
     for replay in replays:
         no = torch.zeros(2, dtype=torch.bool)
@@ -224,7 +227,9 @@ def test_what_is_written_into_a_ring_later_is_learned_from(loaded: list[Interpre
                 compiler.finish()
             replay.ring.reward.add_(1.0)
     assert torch.equal(learners[0].state.online, learners[1].state.online)
-    assert background.ready
+    background: Any
+    for background in learners[0]._steps.learning:
+        assert background.ready
 
 
 def test_what_the_step_holds_is_read_and_written_where_it_is(loaded: list[Interpreted]) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fastdqn.execution.trace import FlatArguments, TensorSpec, UntraceableError, tensors_of, trace
-from fastdqn.learner.learner import Learner
+from fastdqn.learner.learner import Learner, LearnerState
+from fastdqn.replay import Ring, gather
 from tests.small_learners import Branches, filled_ring
 
 
@@ -61,13 +62,18 @@ def test_a_trace_does_what_the_step_does_and_tracing_does_nothing() -> None:
     replay, learner = filled_ring(), Learner(Branches())
     learner.state.metrics.zero_()
     args = (learner.state, replay.ring, torch.randint(64, (2, 8)))
+
+    def step(state: LearnerState, ring: Ring, index: Tensor) -> None:
+        for row in index.unbind(0):
+            learner.step(state, gather(ring, row))
+
     before = [tensor.clone() for tensor in tensors_of(args)]
-    traced = trace(learner._replayed, args)
+    traced = trace(step, args)
     assert all(map(torch.equal, before, tensors_of(args)))
     copies = [tensor.clone() for tensor in tensors_of(args)]
     with torch.no_grad():
         traced.graph(*copies, *traced.held)
-    learner._replayed(*args)
+    step(*args)
     assert int(copies[4]) == 2
     for mine, theirs in zip(copies, tensors_of(args), strict=True):
         assert torch.equal(mine, theirs)
@@ -139,8 +145,8 @@ def test_equal_steps_read_the_same_and_others_do_not() -> None:
     def text(**settings: Any) -> str:
         torch.manual_seed(0)
         learner = Learner(Branches(), **settings)
-        args = (learner.state, filled_ring().ring, torch.zeros(1, 8, dtype=torch.int64))
-        return trace(learner._replayed, args).graph.code
+        args = (torch.zeros(1, 8, dtype=torch.int64),)
+        return trace(learner._learning_from(filled_ring()), args).graph.code
 
     assert text() == text()
     assert len({text(), text(gamma=0.9), text(double=False), text(tau=0.1), text(loss="mse")}) == 5

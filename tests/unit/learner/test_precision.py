@@ -83,7 +83,7 @@ def _learned(name: str, precision: str, updates: int = 40) -> Learner:
     learner = SETTINGS[name].build(precision=precision)
     sampler = SETTINGS[name].sampler()
     for _ in range(updates):
-        learner.learn_sampled(sampler, 1)
+        learner.learn(sampler, 1)
     return learner
 
 
@@ -132,7 +132,7 @@ def test_only_the_forward_passes_see_bfloat16(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(learner, "_loss", noted)
     monkeypatch.setattr(learner, "_clip", clipped)
     monkeypatch.setattr(torch.nn.functional, "linear", layer)
-    learner.learn_sampled(SETTINGS["huber, adam, soft, double, norm"].sampler(), 1)
+    learner.learn(SETTINGS["huber, adam, soft, double, norm"].sampler(), 1)
     assert seen.pop("layer") == {torch.bfloat16}
     assert list(seen.values()) == [{torch.float32}] * 3
 
@@ -144,6 +144,6 @@ def test_the_loss_falls(precision: str) -> None:
     sampler = setting.sampler()
     losses = []
     for _ in range(120):
-        learner.learn_sampled(sampler, 1)
+        learner.learn(sampler, 1)
         losses.append(float(learner.state.metrics[0]))
     assert losses[-1] < 0.5 * losses[0]

@@ -137,7 +137,7 @@ def test_a_learner_refuses_a_buffer_of_other_widths_in_every_way_of_running(
         with pytest.raises(UsageError, match=reason):
             learner.learn(replay, replay.draw(1, 8))
         with pytest.raises(UsageError, match=reason):
-            learner.learn_sampled(Sampler(replay, 8), 1)
+            learner.learn(Sampler(replay, 8), 1)
     with pytest.raises(UsageError, match="index"):
         learner.learn(fitting, fitting.draw(1, 8)[0])
     assert int(learner.state.updates) == 0
@@ -164,14 +164,16 @@ def test_a_ring_that_fits_is_looked_at_once_and_not_kept_alive() -> None:
         right(ring)
 
     learner._look_at = look  # type: ignore[method-assign]
+    sampler = Sampler(replay, 8)
     for _ in range(3):
         learner.learn(replay, replay.draw(1, 8))
-        learner.learn_sampled(Sampler(replay, 8), 1)
-    assert len(looks) == 1
+        learner.learn(sampler, 1)
+    assert len(looks) == 2  # for the buffer, and for the sampler
     gone = weakref.ref(replay.ring)
     looks.clear()
-    del replay
+    del replay, sampler
     assert gone() is None
+    assert learner.compiling == []
 
 
 # Batches

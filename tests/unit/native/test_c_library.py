@@ -25,8 +25,9 @@ from tests.small_learners import Branches, Descent
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache, and nothing loaded."""
+    """An empty cache, nothing loaded, and a compiler that does not optimize, which is quick."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cc, "FLAGS", ("-O0", *cc.FLAGS[1:]))
     c_library.load_library.cache_clear()
     yield tmp_path
     c_library.load_library.cache_clear()

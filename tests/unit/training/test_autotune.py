@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +13,6 @@ from torch import Tensor
 
 from fastdqn.errors import UsageError
 from fastdqn.learner.learner import Learner
-from fastdqn.learner.ways import Way
 from fastdqn.native import NativeActor
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.policy import Actor, EagerActor, Hosted, Policy
@@ -25,6 +26,7 @@ from fastdqn.training.autotune import (
 )
 from tests.clock import Clock
 from tests.fake_cuda import RecordingCuda
+from tests.learner_modes import run_by, run_by_graphs
 from tests.learner_settings import nothing_left_in, written
 from tests.small_learners import Branches
 
@@ -36,16 +38,16 @@ def learner_of(clock: Clock | None = None, **took_s: float) -> tuple[Learner, Sa
     torch.manual_seed(0)
     learner = Learner(MLP((4,), 2, (8,)))
     for way, seconds in took_s.items():
-        learner._ways[way.replace("_", "+")] = slow(learner, clock or Clock(), seconds)
+        run_by(learner, way.replace("_", "+"), partial(slow, clock or Clock(), seconds))
     return learner, Sampler(ReplayBuffer(64, 2, (4,), seed=3), BATCH, due=2)
 
 
-def slow(learner: Learner, clock: Clock, seconds: float) -> Way:
-    def replayed(*given: Any) -> None:
+def slow(clock: Clock, seconds: float, step: Callable[..., None]) -> Callable[..., None]:
+    def slowly(*given: Any) -> None:
         clock.now += seconds
-        learner._replayed(*given)
+        step(*given)
 
-    return Way(replayed, learner._given)
+    return slowly
 
 
 def test_the_fastest_way_wins_and_all_are_told(clock: Clock) -> None:
@@ -56,7 +58,7 @@ def test_the_fastest_way_wins_and_all_are_told(clock: Clock) -> None:
     assert message == (
         "measured per update: compile+cudagraph 15 us, cudagraph 40 us, eager 300 us"
     )
-    assert list(learner._ways) == [best]  # what the others held is free again
+    assert list(learner._modes) == [best]  # what the others held is free again
     learner, sampler = learner_of(clock, eager=20e-6, cudagraph=80e-6)
     assert fastest_execution(learner, sampler, 2, ways[:2])[0] == learner.execution == "eager"
 
@@ -67,7 +69,7 @@ def test_a_way_that_cannot_be_compiled_is_told_and_left_out(clock: Clock) -> Non
     def refused(*_given: Any) -> None:
         raise UsageError("--execution compile", "it looks at a value", "Use eager.")
 
-    learner._ways["compile+cudagraph"] = Way(refused, refused)
+    run_by(learner, "compile+cudagraph", lambda _: refused)
     best, message = fastest_execution(learner, sampler, 2, ["eager", "compile+cudagraph"])
     assert best == learner.execution == "eager"
     assert "compile+cudagraph cannot run (--execution compile: it looks at a value" in message
@@ -76,7 +78,7 @@ def test_a_way_that_cannot_be_compiled_is_told_and_left_out(clock: Clock) -> Non
 def test_a_measurement_leaves_no_trace_in_weights_moments_counts_and_draws() -> None:
     learner, sampler = learner_of()
     cuda = RecordingCuda()
-    learner._ways["cudagraph"] = learner._way("cudagraph", cuda)
+    run_by_graphs(learner, cuda)
     before = written(learner.state)
     default = torch.get_rng_state()
     with nothing_left_in(sampler):
@@ -97,11 +99,11 @@ def test_a_measurement_leaves_no_trace_in_weights_moments_counts_and_draws() -> 
 def test_a_graph_that_was_measured_is_not_captured_again() -> None:
     learner, sampler = learner_of()
     cuda = RecordingCuda()
-    learner._ways["cudagraph"] = learner._way("cudagraph", cuda)
+    run_by_graphs(learner, cuda)
     fastest_execution(learner, sampler, 4, ["cudagraph"])
     flags = torch.zeros(2, dtype=torch.bool)
     sampler.replay.write(flags.long(), torch.ones(2), flags, flags, OBS)
-    learner.learn_sampled(sampler, 4)
+    learner.learn(sampler, 4)
     assert cuda.captures() == 1
     assert int(learner.state.updates) == 4
 
@@ -113,7 +115,7 @@ def test_a_way_that_cannot_run_is_told_and_left_out() -> None:
         learner.state.online.add_(1.0)
         raise RuntimeError("a wait within a graph\nand much more")
 
-    learner._ways["cudagraph"] = Way(broken, broken)
+    run_by(learner, "cudagraph", lambda _: broken)
     before = learner.state.online.clone()
     best, message = fastest_execution(learner, sampler, 1, ["eager", "cudagraph"])
     assert best == learner.execution == "eager"
@@ -129,7 +131,8 @@ def test_where_not_even_the_first_way_runs_its_error_is_told() -> None:
         learner.state.online.add_(1.0)
         raise RuntimeError("no such thing")
 
-    learner._ways["eager"] = Way(broken, broken)
+    run_by(learner, "eager", lambda _: broken)
+    learner.execute_as("eager")
     with pytest.raises(RuntimeError, match="no such thing"):
         fastest_execution(learner, sampler, 1, ["eager"])
     assert torch.equal(learner.state.online, before)
@@ -176,7 +179,7 @@ def test_the_fastest_actor_acts_and_nothing_is_drawn(
     assert asked == ["eager", "cudagraph", "cpu copy"]
     assert torch.equal(policy._generator.get_state(), before)
     now = clock.now
-    policy.act(OBS, 0.5)
+    policy.act_on_host(OBS, 0.5)
     assert clock.now - now == pytest.approx(50e-6)
 
 
@@ -200,7 +203,7 @@ def _together(
     learner.device = torch.device("cuda")  # so it says; its tensors are the CPU's
     took = {"eager": 600e-6, "cudagraph": 80e-6, "native": 30e-6, "compile": 1.0}
     for way, seconds in took.items():
-        learner._ways[way] = slow(learner, clock, seconds)
+        run_by(learner, way, partial(slow, clock, seconds))
     policy = Policy(learner.network)
     sampler = Sampler(ReplayBuffer(64, 2, (4,)), BATCH, due=2)
     return learner, policy, choose_ways(asked, learner, policy, sampler, expected_updates=10)
@@ -281,5 +284,5 @@ def test_measuring_a_network_that_draws_leaves_pytorchs_own_generator_alone() ->
     fastest_execution(learner, sampler, 2, ["eager"])
     assert torch.equal(torch.get_rng_state(), before)
     with sampler.rehearsal():
-        learner.learn_sampled(sampler, 1)
+        learner.learn(sampler, 1)
     assert not torch.equal(torch.get_rng_state(), before)

@@ -72,7 +72,7 @@ class FakeLearner:
         self.state = SimpleNamespace(metrics=metrics, skipped=torch.tensor(0))
         self.compiling: list[Any] = []
 
-    def learn_sampled(self, sampler: object, updates: int) -> None:
+    def learn(self, sampler: object, updates: int) -> None:
         self.updates += updates
         self.stage.say(f"learn {updates} from {sampler}", 4.0 + self.will_compile_s)
         self.compile_s += self.will_compile_s
@@ -292,7 +292,7 @@ def test_updates_per_env_step_are_exact_at_every_moment(
     clock: Clock, num_envs: int, ratio: float
 ) -> None:
     trainer, stage = staged(clock, until=1000, num_envs=num_envs, ratio=ratio, starts=130)
-    learn, most = stage.learner.learn_sampled, 0
+    learn, most = stage.learner.learn, 0
 
     def checked(sampler: object, updates: int) -> None:
         nonlocal most
@@ -300,7 +300,7 @@ def test_updates_per_env_step_are_exact_at_every_moment(
         most = max(most, updates)
         assert stage.learner.updates == math.floor(ratio * (stage.rollout.env_steps - 130))
 
-    stage.learner.learn_sampled = checked  # type: ignore[method-assign]
+    stage.learner.learn = checked  # type: ignore[method-assign]
     trainer.run(SEEDS)
     owed = math.floor(ratio * (stage.rollout.env_steps - 130))
     assert stage.learner.updates == trainer.ratio.updates == owed > 0
