@@ -14,7 +14,7 @@ import pytest
 from gymnasium.vector import AsyncVectorEnv
 
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.workers.spawning import signals_held
+from fastdqn.envs.workers.spawning import signals_blocked
 from tests.clock import Clock
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def one_thread() -> Iterator[None]:
 def quick_starts() -> Iterator[None]:
     """Let `forkserver` start workers in milliseconds: what they import is imported already."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTED_BY_WORKERS)
-    with signals_held():
+    with signals_blocked():
         forkserver.ensure_running()
     yield
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
