@@ -378,7 +378,7 @@ def test_the_help_of_train_shows_what_a_preset_fills_in(
         ("evaluate", ("PATH", "--episodes", "--seed", "Fresh episodes")),
         ("plot", ("PATH", "Draw the plots")),
         ("presets", ("List the presets",)),
-        ("doctor", ("what this machine offers",)),
+        ("doctor", ("what this machine has",)),
     ],
 )
 def test_every_command_has_a_help(

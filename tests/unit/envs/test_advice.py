@@ -286,7 +286,7 @@ def _in_daemon(connection: Any, num_workers: int | None, vectorizer: str) -> Non
 def test_a_daemonic_process_steps_its_environments_by_itself(
     num_workers: int | None, vectorizer: str, message: Any
 ) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe()
     process = context.Process(
         target=_in_daemon, args=(theirs, num_workers, vectorizer), daemon=True
