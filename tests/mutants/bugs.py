@@ -40,7 +40,7 @@ from fastdqn.envs.workers.supervision import RestartBudget
 from fastdqn.execution import modes
 from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.execution.meanwhile import Meanwhile
-from fastdqn.foundation import copying, traces
+from fastdqn.foundation import copying, trial_env
 from fastdqn.learner import update
 from fastdqn.learner.learner import Learner, LearnerState
 from fastdqn.native import NativeActor, binding
@@ -95,7 +95,7 @@ REUSED = "tests/equivalence/test_reused_arrays.py::test_"
 ACTIONS = "tests/equivalence/test_action_dtypes.py::test_"
 MAKE = "tests/unit/envs/test_description.py::test_"
 SEAMS = "tests/architecture/test_seams.py::test_"
-TRACES = "tests/unit/foundation/test_traces.py::test_"
+TRACES = "tests/unit/foundation/test_trial_env.py::test_"
 
 
 @dataclass(frozen=True)
@@ -883,12 +883,12 @@ def workers_that_know_gymnasiums_own_ids_alone() -> None:
     TRACES + "spaces_give_the_samples_that_they_give_with_gymnasiums_vectors",
 )
 def a_trial_that_moves_the_generators_of_spaces() -> None:
-    exchange("_undo_space", lambda _: lambda: None, traces)
+    exchange("_undo_space", lambda _: lambda: None, trial_env)
 
 
 @turns_red(TRACES + "a_trial_leaves_generators_and_classes_as_they_were")
 def a_trial_that_counts() -> None:
-    exchange("put_back", lambda _: None, traces._Data)
+    exchange("restore", lambda _: None, trial_env._Data)
 
 
 # Beside a compiler
