@@ -40,7 +40,7 @@ def build(num_envs: int, execution: str, device: torch.device) -> TensorRollout:
     rollout = TensorRollout(
         env,
         learner.network,
-        partial(learner.step, state),
+        partial(learner.learn_from, state),
         capacity=CAPACITY,
         batch_size=BATCH,
         seed=0,

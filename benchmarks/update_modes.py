@@ -16,7 +16,7 @@ from fastdqn.errors import UsageError
 from fastdqn.execution.modes import EXECUTIONS, choose_execution
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
-from fastdqn.replay import Sampler
+from fastdqn.replay import Sampler, UniformSampler
 
 __all__ = ["UpdateGroup", "learner_of", "possible_modes", "updates_of"]
 
@@ -109,7 +109,7 @@ class UpdateGroup:
         device = resolve_device(self.device)
         modes, refused = self._modes()
         modes = [mode for mode in modes if mode == "eager" or self._wanted(mode, selection)]
-        sampler = Sampler(random_replay(device), self.batch_size)
+        sampler = UniformSampler(random_replay(device), self.batch_size)
         learners = {mode: learner_of(mode, self.hidden, device) for mode in modes}
         rows, guards, rates = [HEAD], [], {}
         for updates in self.updates_per_call:

@@ -28,7 +28,7 @@ def run_by(
 ) -> None:
     """Let a mode be run by what `wrap` makes of pure steps, from the next `execute_as` on."""
 
-    def runs(step: PureStep, plain: PureStep | None, *, by_row: bool, kept: bool) -> PureStep:
+    def runs(step: PureStep, plain: PureStep | None, **_: Any) -> PureStep:
         return wrap(step)
 
     given = learner._updating, learner._learning_from, runs

@@ -23,7 +23,7 @@ from fastdqn.device import resolve_device
 from fastdqn.errors import UsageError
 from fastdqn.learner.learner import Learner
 from fastdqn.native import CudaUpdate
-from fastdqn.replay import Sampler, gather
+from fastdqn.replay import Sampler, UniformSampler, gather
 
 __all__ = ["count_nodes", "measure"]
 
@@ -60,7 +60,7 @@ def measure(hidden: int, batch_size: int, device: torch.device, effort: Effort) 
         effort: Rounds and seconds.
     """
     sizes = f"{hidden}-{hidden} b{batch_size} K{UPDATES}"
-    sampler = Sampler(random_replay(device), batch_size)
+    sampler = UniformSampler(random_replay(device), batch_size)
     possible, refused = possible_modes(device)
     guards: list[Guard] = []
     data: dict[str, Any] = {}
@@ -100,7 +100,7 @@ def empty_graph(nodes: int) -> torch.cuda.CUDAGraph:
 
 def sampling_graph(learner: Learner, sampler: Sampler) -> torch.cuda.CUDAGraph:
     """Record a graph that draws and gathers what UPDATES updates learn from, as a mode does."""
-    replay, batch_size = sampler.replay, sampler.batch_size
+    replay, batch_size = sampler.buffer, sampler.batch_size
     if learner.execution == "native":
         native, random_bits = learner.natively(learner.state), sampler.fill(UPDATES)
         assert isinstance(native, CudaUpdate)

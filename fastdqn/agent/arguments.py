@@ -14,10 +14,12 @@ from fastdqn.errors import UsageError
 
 __all__ = [
     "chosen_in",
+    "decided_by",
     "fitting",
     "folder_of",
     "name_of",
     "origin_of",
+    "refuse_decided",
     "refuse_second_id",
     "refuse_unwritten",
     "warn_without_effect",
@@ -29,6 +31,8 @@ OF_BUILT_ENVS = ("num_workers", "vectorizer", "worker_deadline_s", "max_worker_r
 OF_ENVS = ("num_envs", "env_groups")
 """Settings that environments of the caller decide."""
 OF_THE_MLP = ("hidden_sizes", "kaiming")
+OF_PARTS = {"objective": ("double", "loss"), "sampler": ("replay",)}
+"""Part of the caller's own -> settings that it decides."""
 OF_A_RUN_DIRECTORY = ("run_dir", "tensorboard", "checkpoint_interval", "quiet")
 
 
@@ -63,6 +67,28 @@ def refuse_second_id(given: Collection[str]) -> None:
         raise UsageError("env_id", "the first argument names the environment", "Leave it out.")
 
 
+def decided_by(**parts: Any) -> tuple[str, ...]:
+    """Return the settings that parts of the caller's own decide; None is none of his."""
+    return tuple(s for part in OF_PARTS if parts[part] is not None for s in OF_PARTS[part])
+
+
+def refuse_decided(given: Mapping[str, Any], **parts: Any) -> None:
+    """Refuse settings beside a part of the caller's own that decides them.
+
+    Args:
+        given: The settings that the caller named.
+        parts: `objective` and `sampler`, or None.
+
+    Raises:
+        UsageError: Names the first of them.
+    """
+    for name in decided_by(**parts):
+        if name in given:
+            part = next(part for part, decided in OF_PARTS.items() if name in decided)
+            got = f"{name}={given[name]!r} beside {part}="
+            raise UsageError(got, f"the {part} decides it", "Leave one of them out.")
+
+
 def warn_without_effect(
     given: Mapping[str, Any], fixed: Mapping[str, Any], *, builds: bool, own_network: bool
 ) -> None:
@@ -92,7 +118,12 @@ def warn_without_effect(
 
 
 def fitting(
-    saved: Mapping[str, Any], given: Collection[str], *, builds: bool, own_network: bool
+    saved: Mapping[str, Any],
+    given: Collection[str],
+    *,
+    builds: bool,
+    own_network: bool,
+    others: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return settings without the saved ones that the caller's environments or network override.
 
@@ -101,8 +132,10 @@ def fitting(
         given: Names of the caller's settings.
         builds: Whether environments are built here and not by the caller.
         own_network: Whether the network is the caller's.
+        others: Settings that other parts of the caller's own decide.
     """
-    decided = {*(() if builds else OF_BUILT_ENVS + OF_ENVS), *(OF_THE_MLP if own_network else ())}
+    of_envs = () if builds else OF_BUILT_ENVS + OF_ENVS
+    decided = {*of_envs, *(OF_THE_MLP if own_network else ()), *others}
     return {name: value for name, value in saved.items() if name in given or name not in decided}
 
 

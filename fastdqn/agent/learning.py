@@ -212,7 +212,11 @@ class Trainable(ABC):
         first = self.execution_reason == NOT_TRAINED  # what CUDA measures holds afterwards
         if self._fused is not None:
             mode, self.execution_reason = choose_execution(
-                asked, learner.device, expected, fused=True, why_not_native=learner.why_not_native
+                asked,
+                learner.device,
+                expected,
+                fused=True,
+                why_not_native=partial(learner.why_not_native, self._fused.sampler),
             )
             self._fused.execute_as(mode, background=asked == "auto")
             learner.execution = mode
@@ -241,7 +245,7 @@ class Trainable(ABC):
     def replay(self) -> ReplayBuffer:
         """The replay ring; tensor environments have one of their own, on the device."""
         if self._sampler is not None:
-            return self._sampler.replay
+            return self._sampler.buffer
         raise UsageError("agent.replay", "tensor environments have none", "Do without it.")
 
     def _new_evaluator(self, seed: int, episodes: int, max_steps: int | None = None) -> Evaluator:

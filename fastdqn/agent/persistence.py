@@ -12,13 +12,15 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import nn
 
-from fastdqn.agent.arguments import fitting
+from fastdqn.agent.arguments import decided_by, fitting
 from fastdqn.agent.learning import Trainable
 from fastdqn.agent.loading import restore
 from fastdqn.agent.saved_description import SavedDescription, write_description
+from fastdqn.algorithms.objectives import Objective
 from fastdqn.envs.provider import AnyEnv
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.tensor import TensorEnv
+from fastdqn.replay.sampler import SamplerFactory
 from fastdqn.training.checkpoint import SavedPolicy, load_policy, save_policy
 
 __all__ = ["Persistent"]
@@ -41,6 +43,8 @@ class Persistent(Trainable):
         env: AnyEnv,
         *,
         network: nn.Module | None = None,
+        objective: Objective | None = None,
+        sampler: SamplerFactory | None = None,
         **settings: Any,
     ) -> None: ...
 
@@ -55,6 +59,8 @@ class Persistent(Trainable):
         env: AnyEnv | None = None,
         *,
         network: nn.Module | None = None,
+        objective: Objective | None = None,
+        sampler: SamplerFactory | None = None,
         **settings: Any,
     ) -> Self:
         """Load a policy that `save` or a run wrote.
@@ -71,6 +77,8 @@ class Persistent(Trainable):
                 one that cannot be applied again is refused (name it as `wrapper`, or `()` for
                 none); a UserWarning says that the file does not hold them.
             network: The module whose parameters were saved, if it was the caller's own.
+            objective: That of the training, if it was the caller's own; no file holds it.
+            sampler: Likewise.
             settings: Override saved settings.
 
         Raises:
@@ -86,8 +94,10 @@ class Persistent(Trainable):
             settings,
             builds=not isinstance(restored.env, VectorEnv | TensorEnv),
             own_network=network is not None,
+            others=decided_by(objective=objective, sampler=sampler),
         )
-        agent = cls(restored.env, network=network, **named)
+        parts: dict[str, Any] = {"network": network, "objective": objective, "sampler": sampler}
+        agent = cls(restored.env, **parts, **named)
         agent._given = settings
         restored.refuse_other_spaces(agent.description)
         saved.copy_into(agent.parameters())

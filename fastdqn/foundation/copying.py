@@ -8,12 +8,15 @@ would separate parts that share memory.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from typing import Any, NoReturn, Self, TypeVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from fastdqn.errors import UsageError
 
-__all__ = ["Whole", "copied"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Whole", "copied", "snapshot"]
 
 T = TypeVar("T")
 
@@ -69,3 +72,14 @@ def copied(
         if name not in left_out:
             vars(twin)[name] = copy.deepcopy(value, memo)
     return twin
+
+
+def snapshot(tensors: Iterable[Tensor]) -> Callable[[], None]:
+    """Copy tensors that a trial will write; return what brings their values back, in place."""
+    kept = [(tensor, tensor.clone()) for tensor in tensors]
+
+    def restore() -> None:
+        for tensor, value in kept:
+            tensor.copy_(value)
+
+    return restore

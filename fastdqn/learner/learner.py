@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from fastdqn.algorithms.objectives import Objective, objective_of
 from fastdqn.algorithms.optimizers import Optimizer
 from fastdqn.errors import UsageError
 from fastdqn.execution.background import Background
@@ -17,14 +18,16 @@ from fastdqn.execution.compiled import CompiledInside
 from fastdqn.execution.cuda_graph import CudaGraphStep, StaticInputs
 from fastdqn.execution.meanwhile import Meanwhile
 from fastdqn.execution.modes import COMPILING, GRAPHS, accelerate, chunks, refuse_step_execution
-from fastdqn.foundation.copying import copied
+from fastdqn.foundation.copying import copied, snapshot
 from fastdqn.learner.precision import float32_products
 from fastdqn.learner.steps import LearnerSteps, Source
 from fastdqn.learner.update import METRICS, TARGETS, LearnerState, Update
-from fastdqn.native import CudaUpdate, NativeUpdate
+from fastdqn.native import CudaUpdate, NativeUpdate, refuse_sampler
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.network_check import kind_of, refuse_batch, refuse_frames
-from fastdqn.replay import ReplayBuffer, Ring, Sampler, gather
+from fastdqn.replay import ReplayBuffer, Ring, Sampler
+from fastdqn.replay.buffer import MAX_DRAW
+from fastdqn.replay.sampler import GivenRows, RowSource, uniform_of
 from fastdqn.transition import Transitions
 
 if TYPE_CHECKING:
@@ -45,8 +48,9 @@ class Learner(Update):
     Args:
         network: A module from observations [B, *O] to Q-values [B, A], or its flat form.
         gamma: Discount per env step.
-        double: Choose the next action with the online network (Double DQN).
-        loss: `huber` or `mse`.
+        objective: What is made smaller; None is what `double` and `loss` say.
+        double: Choose the next action with the online network (Double DQN); None is True.
+        loss: `huber` or `mse`; None is `huber`.
         optimizer: See `fastdqn.algorithms.optimizers`.
         learning_rate: Step size.
         clip_norm: Bound on the norm of the gradient, or None.
@@ -63,6 +67,8 @@ class Learner(Update):
 
     Attributes:
         state: Everything that an update reads and writes.
+        generator: Source of the random numbers of updates on batches that the caller chose; a
+            sampler draws them otherwise.
         network: The flat network.
         execution: How the step is run now.
 
@@ -75,8 +81,9 @@ class Learner(Update):
         network: nn.Module | FlatNetwork,
         *,
         gamma: float = 0.99,
-        double: bool = True,
-        loss: str = "huber",
+        objective: Objective | None = None,
+        double: bool | None = None,
+        loss: str | None = None,
         optimizer: Optimizer | None = None,
         learning_rate: float = 5e-4,
         clip_norm: float | None = 10.0,
@@ -91,8 +98,7 @@ class Learner(Update):
         super().__init__(
             network,
             gamma=gamma,
-            double=double,
-            loss=loss,
+            objective=objective_of(objective, double, loss),
             optimizer=optimizer,
             learning_rate=learning_rate,
             clip_norm=clip_norm,
@@ -104,6 +110,7 @@ class Learner(Update):
             device=device,
         )
         self.state = self._initial_state(learning_rate)
+        self.generator = torch.Generator(self.device).manual_seed(0)
         self._modes: dict[str, LearnerSteps] = {}
         self._background: set[str] = set()
         self._batch: tuple[Any, ...] = ()  # of the last batch, what was looked at
@@ -159,7 +166,7 @@ class Learner(Update):
             refuse_batch(self.network, given)
             self._batch = kind
         with float32_products(self.precision, self.device):
-            self._steps.update(*given.tensors())
+            self._steps.update(*given.tensors(), self._random_bits((), len(given.action)))
         return self.state.metrics
 
     def learn(self, source: Source, updates: int | Tensor) -> None:
@@ -176,8 +183,11 @@ class Learner(Update):
         """
         if isinstance(source, ReplayBuffer):
             numbers = _index(updates)
+            random_bits = self._random_bits(numbers.shape[:1], numbers.shape[1])
+            if random_bits is not None:
+                numbers = torch.cat((numbers, random_bits), 1)
         elif isinstance(updates, int):
-            numbers = source.fill(updates)
+            numbers = source.fill(updates, self.num_random(source.batch_size))
         else:
             raise UsageError("an index for a sampler", "it draws", "Give a number of updates.")
         with float32_products(self.precision, self.device):
@@ -188,7 +198,7 @@ class Learner(Update):
         step = self._steps.step_of(sampler)
         if isinstance(step, Background):
             for count in sorted(set(chunks(updates, UPDATES_PER_CALL)), reverse=True):
-                step.prepare(sampler.place(count))
+                step.prepare(sampler.place(count, self.num_random(sampler.batch_size)))
 
     @property
     def compiling(self) -> list[Any]:
@@ -239,12 +249,13 @@ class Learner(Update):
         self, native: NativeUpdate | CudaUpdate, cuda: Any = torch.cuda, *, graphs: bool
     ) -> LearnerSteps:
         def updating(*fields: Tensor) -> None:
-            native.given(Transitions(*fields))
+            native.given(Transitions(*fields[:-1]))
 
         def learning_from(source: Source) -> Callable[[Tensor], None]:
             self._look_at(source.ring)
             if isinstance(source, ReplayBuffer):
                 return partial(native, source.ring)
+            refuse_sampler(source)
             return partial(native.sampled, weakref.proxy(source))
 
         runs = partial(self._run, "cudagraph" if graphs else "eager", cuda, False)
@@ -261,23 +272,35 @@ class Learner(Update):
         *,
         by_row: bool,
         kept: bool,
+        written: Sequence[Tensor] = (),
     ) -> Callable[..., None]:
         """Return what runs a pure step in a mode; see `fastdqn.learner.steps.Runs`."""
         device = self.device
         if execution not in GRAPHS:
             return accelerate(step, execution, device, by_row=by_row, background=background)
         inside = CompiledInside(step, device, by_row=by_row) if execution in COMPILING else None
+        tensors = *self.state.written(), *written
         graph = CudaGraphStep(
-            inside or step, lambda *_: self.state.snapshot(), device=device, cuda=cuda
+            inside or step, lambda *_: snapshot(tensors), device=device, cuda=cuda
         )
         fast = graph if kept else StaticInputs(graph)
         if inside is None or plain is None:
             return fast
         return Meanwhile(plain, fast, lambda *args: inside.needs(*(a.contiguous() for a in args)))
 
-    def _updating(self, *fields: Tensor) -> None:
-        """Take one step on the fields of a batch; pure."""
-        self._step(self.state, Transitions(*fields))
+    def _updating(self, *given: Tensor | None) -> None:
+        """Take one step on the fields of a batch, and random bits [R] or None; pure."""
+        *fields, random_bits = given
+        random = None if random_bits is None else uniform_of(random_bits)
+        self._step(self.state, Transitions(*fields), random)  # type: ignore[arg-type]
+
+    def _random_bits(self, shape: Sequence[int], batch_size: int) -> Tensor | None:
+        """Draw the numbers of updates on the caller's batches; None where they read none."""
+        count = self.num_random(batch_size)
+        if not count:
+            return None
+        bits = torch.empty((*shape, count), dtype=torch.int64, device=self.device)
+        return bits.random_(0, MAX_DRAW, generator=self.generator)
 
     def _learning_from(self, source: Source) -> Callable[[Tensor], None]:
         """Return the pure step that learns from a source, given numbers [K, B].
@@ -286,12 +309,16 @@ class Learner(Update):
             UsageError: The network does not take what its ring holds.
         """
         self._look_at(source.ring)
-        kept, chosen, state = weakref.ref(source), isinstance(source, ReplayBuffer), self.state
+        kept, state = weakref.ref(source), self.state
 
         def learn(numbers: Tensor) -> None:
-            alive: Any = kept()
-            for row in numbers.unbind(0):
-                self._step(state, gather(alive.ring, row if chosen else alive.index(row)))
+            alive = kept()
+            assert alive is not None
+            if isinstance(alive, ReplayBuffer):
+                rows: RowSource = GivenRows(alive.ring, self._batch_size_in(numbers.shape[1]))
+            else:
+                rows = alive
+            self.learn_from(state, rows, numbers)
 
         return learn
 
@@ -305,15 +332,6 @@ class Learner(Update):
         twin._modes = {}
         twin.execute_as(self.execution, background=self.execution in self._background)
         return twin
-
-    def step(self, state: LearnerState, batch: Transitions) -> None:
-        """Take one optimizer step on `batch`, as it is: for steps that hold it as their part.
-
-        Args:
-            state: Written in place, usually `self.state`.
-            batch: B transitions on the learner's device; read.
-        """
-        self._step(state, batch)
 
 
 def _index(updates: int | Tensor) -> Tensor:

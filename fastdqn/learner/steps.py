@@ -27,6 +27,7 @@ class Runs(Protocol):
         *,
         by_row: bool,
         kept: bool,
+        written: Sequence[Tensor] = (),
     ) -> Callable[..., None]:
         """Return what does the same as a pure step, in some mode.
 
@@ -35,6 +36,7 @@ class Runs(Protocol):
             plain: What runs the step without a compiler, or None where nothing does yet.
             by_row: The step does the same for each row of its last argument, one after another.
             kept: Its tensors lie at one place at each call with such shapes.
+            written: What it writes besides the learner's state.
         """
         ...
 
@@ -83,8 +85,7 @@ class LearnerSteps:
         done = 0
         for count in chunks(len(numbers), self._sizes):
             part = numbers[done : done + count]
-            # Where the numbers of a whole call of this size lie, so that one graph reads both.
-            step(part if isinstance(source, ReplayBuffer) else source.place(count).copy_(part))
+            step(_placed(source, part))
             done += count
 
     def step_of(self, source: Source) -> Callable[[Tensor], None]:
@@ -94,9 +95,17 @@ class LearnerSteps:
             plain = None if self._plain is None else self._plain.step_of(source)
             kept = not isinstance(source, ReplayBuffer)
             pure = self._learning(source)
-            self._steps[key] = self._runs(pure, plain, by_row=True, kept=kept)
+            written = source.written() if isinstance(source, Sampler) else ()
+            self._steps[key] = self._runs(pure, plain, by_row=True, kept=kept, written=written)
             self._sources[key] = weakref.ref(source, lambda _: self._forget(key))
         return self._steps[key]
 
     def _forget(self, key: int) -> None:
         del self._steps[key], self._sources[key]
+
+
+def _placed(source: Source, part: Tensor) -> Tensor:
+    """Move numbers to where those of a call of this size lie, so that one graph reads both."""
+    if isinstance(source, ReplayBuffer):
+        return part
+    return source.place(len(part), part.shape[1] - source.batch_size).copy_(part)

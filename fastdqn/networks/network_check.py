@@ -91,7 +91,7 @@ def refuse_frames(network: FlatNetwork, frames: Tensor, masks: Tensor | None, wh
 
 def kind_of(batch: Transitions) -> tuple[Any, ...]:
     """Return what `refuse_batch` checks, to compare it with the last batch. Hot path."""
-    return tuple([(t.shape, t.dtype, t.is_cpu) for t in batch.tensors()])
+    return tuple([t if t is None else (t.shape, t.dtype, t.is_cpu) for t in batch.tensors()])
 
 
 def refuse_batch(network: FlatNetwork, batch: Transitions) -> None:
@@ -114,6 +114,9 @@ def refuse_batch(network: FlatNetwork, batch: Transitions) -> None:
         "terminated": (batch.terminated, one, flag, "[B] bool"),
         "truncated": (batch.truncated, one, flag, "[B] bool"),
     }
+    for name in ("discount", "weight"):
+        if (optional := getattr(batch, name)) is not None:
+            wanted[name] = (optional, one, (torch.float32,), "[B] float32")
     for name, (tensor, sizes, dtypes, message) in wanted.items():
         if tensor.shape != sizes or tensor.dtype not in dtypes or tensor.device != device:
             raise UsageError(
@@ -133,7 +136,7 @@ def num_actions_of(network: FlatNetwork, shown: Tensor, where: str) -> int:
         UsageError: It gives something else, or raises.
     """
     module, name = network.module, f"network {type(network.module).__name__}"
-    if type(module) is MLP:
+    if type(module) is MLP and network.q_values is None:
         why_not = why_not_sizes(module) or _why_not_shown(module, shown)
         if why_not:
             raise UsageError(name, f"{why_not} ({where})", "Build it for what it will be shown.")

@@ -41,7 +41,7 @@ def _q_values(network: FlatNetwork, shown: Tensor, before: Tensor, where: str) -
     leaves = [view.detach().requires_grad_() for view in network.views(network.flat)]
     try:
         with torch.enable_grad():
-            q: Any = network(leaves, shown)
+            q: Any = network.q(leaves, shown)
     except Exception as error:  # a network of the caller may raise any exception
         reason = f"it raises on {fed} ({type(error).__name__}: {first_line(error)})"
         raise UsageError(name, reason, "Build it for what it will be shown.") from error
@@ -96,19 +96,19 @@ def warn_if_random(network: FlatNetwork, shown: Tensor, stacklevel: int) -> None
 def _is_random(network: FlatNetwork, shown: Tensor) -> bool:
     """Return whether a network draws random numbers, or gives other values in a second call."""
     views = network.views(network.flat)
-    network(views, shown)  # lazy draws happen here, once
-    first = network(views, shown)
+    network.q(views, shown)  # lazy draws happen here, once
+    first = network.q(views, shown)
     before = _states(network.flat.device)
-    second = network(views, shown)
+    second = network.q(views, shown)
     return _states(network.flat.device) != before or not _alike(first, second)
 
 
 def _depends_on_others(network: FlatNetwork, shown: Tensor) -> bool:
     """Return whether a row's Q-values depend on the rows beside it."""
     views = network.views(network.flat)
-    together = network(views, shown)
+    together = network.q(views, shown)
     try:
-        alone = torch.cat([network(views, row) for row in torch.split(shown, 1)])
+        alone = torch.cat([network.q(views, row) for row in torch.split(shown, 1)])
     except Exception as error:
         raise UsageError(
             f"network {type(network.module).__name__}",

@@ -65,7 +65,7 @@ def test_a_trace_does_what_the_step_does_and_tracing_does_nothing() -> None:
 
     def step(state: LearnerState, ring: Ring, index: Tensor) -> None:
         for row in index.unbind(0):
-            learner.step(state, gather(ring, row))
+            learner._step(state, gather(ring, row))
 
     before = [tensor.clone() for tensor in tensors_of(args)]
     traced = trace(step, args)
