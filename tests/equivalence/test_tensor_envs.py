@@ -305,7 +305,10 @@ def test_corners_are_gymnasiums(
 # Compiled
 
 
-@each_id
+@pytest.mark.parametrize(
+    "env_id",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "CartPole-v1")) for name in IDS],
+)
 def test_compiled_as_one_graph_it_does_what_the_plain_function_does(env_id: str) -> None:
     plain, compiled = (TENSOR_ENVS[env_id](16) for _ in range(2))
     obs = plain.reset(3)

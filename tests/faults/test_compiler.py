@@ -98,6 +98,7 @@ def _started(compiler: Compiler, folder: Path) -> tuple[int, Future[None], list[
 # What it makes
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_real_run_moves_without_a_seam_and_the_next_one_starts_compiled(
     libraries: Path, compiler: Compiler

@@ -185,8 +185,18 @@ print("closed after", signal.Signals(received[0]).name)
 """
 
 
-@pytest.mark.parametrize("context", ["spawn", "forkserver", "fork"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "context"),
+    [
+        (signal.SIGTERM, "spawn"),
+        *(
+            pytest.param(number, context, marks=pytest.mark.slow)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            for context in ("spawn", "forkserver", "fork")
+            if (number, context) != (signal.SIGTERM, "spawn")
+        ),
+    ],
+)
 def test_workers_serve_on_after_a_signal_to_all_while_their_parent_lives(
     number: signal.Signals, context: str, tmp_path: Path
 ) -> None:
@@ -200,7 +210,16 @@ def test_workers_serve_on_after_a_signal_to_all_while_their_parent_lives(
     assert len(list(tmp_path.glob("closed-*"))) >= 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(
+            pytest.param(number, marks=pytest.mark.slow)
+            for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+        ),
+    ],
+)
 def test_programs_of_environments_are_closed_where_a_signal_to_all_ends_the_parent(
     number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -261,7 +280,17 @@ if kind == "raises":
 """
 
 
-@pytest.mark.parametrize("kind", ["daemon", "no daemon", "fork", "thread", "here", "raises"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "daemon",
+        "raises",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("no daemon", "fork", "thread", "here")
+        ),
+    ],
+)
 def test_a_script_that_never_closes_its_vector_ends_at_once_and_closes_it(
     kind: str, tmp_path: Path
 ) -> None:
@@ -310,7 +339,7 @@ def test_an_environment_that_raises_costs_no_program_of_its_neighbours(tmp_path:
 
 
 @pytest.mark.usefixtures("nothing_left", "quick_starts")
-def test_two_hundred_vectors_leave_files_children_and_shared_memory_as_they_were(
+def test_a_hundred_vectors_leave_files_children_and_shared_memory_as_they_were(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     prefix = f"fastdqn-test-{os.getpid()}"
@@ -319,7 +348,7 @@ def test_two_hundred_vectors_leave_files_children_and_shared_memory_as_they_were
     open_and_drop(0)  # starts the fork server and the resource tracker, which may stay
     gc.collect()  # what earlier tests left behind is not to be counted
     before = descriptors()
-    for turn in range(200):
+    for turn in range(100):
         open_and_drop(turn)
     gc.collect()
     assert descriptors() == before

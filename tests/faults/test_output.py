@@ -66,8 +66,22 @@ def code(folder: Path) -> int:
     return int((folder / "ended").read_text())
 
 
-@pytest.mark.parametrize("plumbing", ["| head -c 100", "> /dev/full", ">&- 2>&-"])
-@pytest.mark.parametrize("env", ["CartPole-v1", "saying_envs:Saying-v0 --num-workers 1"])
+QUIET, SAYING = "CartPole-v1", "saying_envs:Saying-v0 --num-workers 1"
+
+
+@pytest.mark.parametrize(
+    ("env", "plumbing"),
+    [
+        (SAYING, "| head -c 100"),
+        *(
+            pytest.param(env, plumbing, marks=pytest.mark.slow)
+            for env, plumbing in (
+                *((QUIET, plumbing) for plumbing in ("| head -c 100", "> /dev/full", ">&- 2>&-")),
+                *((SAYING, plumbing) for plumbing in ("> /dev/full", ">&- 2>&-")),
+            )
+        ),
+    ],
+)
 def test_a_console_that_is_not_read_costs_no_run(tmp_path: Path, plumbing: str, env: str) -> None:
     words = f"train {SHORT} --run-dir run --env-id {env}"
     done = run(words, plumbing, tmp_path, PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
@@ -95,6 +109,7 @@ def test_a_complaint_that_cannot_be_written_keeps_its_exit_code(
     assert code(tmp_path) == 2
 
 
+@pytest.mark.slow
 def test_names_that_an_encoding_lacks_are_escaped(tmp_path: Path) -> None:
     ascii_only = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
     done = run(f"train {SHORT} --run-dir läuf", "", tmp_path, **ascii_only)
@@ -123,7 +138,7 @@ def test_a_disk_that_is_full_at_the_start_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-@pytest.mark.parametrize("limit", [4500, 6000])
+@pytest.mark.parametrize("limit", [pytest.param(4500, marks=pytest.mark.slow), 6000])
 def test_files_that_cannot_grow_are_reported_once_each_and_hold_whole_lines(
     tmp_path: Path, limit: int
 ) -> None:
@@ -154,6 +169,7 @@ def test_files_that_cannot_grow_are_reported_once_each_and_hold_whole_lines(
 # Evaluations without an end
 
 
+@pytest.mark.slow
 def test_an_evaluation_without_an_end_is_cut_and_said(tmp_path: Path) -> None:
     env = f"{tmp_path}:{Path.cwd()}"
     words = f"train {SHORT} --env-id saying_envs:Endless-v0 --run-dir run --eval-max-steps 70"
@@ -164,6 +180,7 @@ def test_an_evaluation_without_an_end_is_cut_and_said(tmp_path: Path) -> None:
     assert cut in (tmp_path / "run" / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_midst_of_an_endless_evaluation_saves_and_ends_the_run(
     tmp_path: Path,
 ) -> None:

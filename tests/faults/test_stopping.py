@@ -146,11 +146,10 @@ def assert_complete(run_dir: Path, status: str, env: str | None = None) -> None:
 @pytest.mark.parametrize(
     ("number", "group", "code"),
     [
-        (signal.SIGINT, True, 130),  # Ctrl-C in a terminal
-        (signal.SIGTERM, False, 143),  # kill
-        (signal.SIGTERM, True, 143),  # a batch system
+        pytest.param(signal.SIGINT, True, 130, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, False, 143, id="kill", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, True, 143, id="a batch system", marks=pytest.mark.slow),
     ],
-    ids=["Ctrl-C", "SIGTERM", "SIGTERM to all"],
 )
 def test_a_signal_saves_and_ends_the_run_within_seconds(
     tmp_path: Path, number: signal.Signals, group: bool, code: int
@@ -166,7 +165,16 @@ def test_a_signal_saves_and_ends_the_run_within_seconds(
     assert_complete(command.run_dir, "stopped")
 
 
-@pytest.mark.parametrize("module", ["tyro", "numpy", "torch.nn", "fastdqn.envs.sources.source"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "torch.nn",
+        *(
+            pytest.param(module, marks=pytest.mark.slow)
+            for module in ("tyro", "numpy", "fastdqn.envs.sources.source")
+        ),
+    ],
+)
 def test_an_interrupt_while_modules_load_ends_it_without_a_word(
     tmp_path: Path, module: str
 ) -> None:

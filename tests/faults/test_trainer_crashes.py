@@ -103,9 +103,10 @@ WORKER = r"worker \d \(pid \d+, environments \d to \d\):?"
     ("env_id", "what"),
     [
         ("Once-v0", r"ended with SIGKILL \(often out of memory\)"),
-        (
+        pytest.param(
             "Raises-Once-v0",
             r"environment \d raised on action \d: TwoPartsError: the wheel came off",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -130,12 +131,18 @@ def test_a_run_goes_on_after_a_crash_and_says_so_in_one_line(
     ("env_id", "allowed", "what"),
     [
         ("Always-v0", 2, r"ended with SIGKILL \(often out of memory\); in vector step \d+, .*"),
-        (
+        pytest.param(
             "Raises-v0",
             0,
             r"environment \d raised on action \d: TwoPartsError: the wheel came off; .*",
+            marks=pytest.mark.slow,
         ),
-        ("Broken-Once-v0", 2, r"environment \d raised: TwoPartsError: no parts left; .*"),
+        pytest.param(
+            "Broken-Once-v0",
+            2,
+            r"environment \d raised: TwoPartsError: no parts left; .*",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_run_with_too_many_crashes_fails_in_one_line_and_saves(
@@ -157,6 +164,7 @@ def test_a_run_with_too_many_crashes_fails_in_one_line_and_saves(
 # Stopped in the middle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env_id", "number", "code"),
     [

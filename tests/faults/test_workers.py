@@ -238,7 +238,7 @@ def test_an_environment_that_raises_in_close_does_not_keep_the_vector_open() -> 
 # Leaving nothing behind
 
 
-def test_thirty_vectors_leave_no_process_no_file_descriptor_and_no_shared_memory(
+def test_ten_vectors_leave_no_process_no_file_descriptor_and_no_shared_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     prefix = f"fastdqn-test-{os.getpid()}"
@@ -246,7 +246,7 @@ def test_thirty_vectors_leave_no_process_no_file_descriptor_and_no_shared_memory
     monkeypatch.setitem(config, "semprefix", f"/{prefix}")
     _open_and_close()  # starts the resource tracker, which may stay
     before, children = _descriptors(), multiprocessing.active_children()
-    for _ in range(29):
+    for _ in range(9):
         _open_and_close()
     assert _descriptors() == before
     assert multiprocessing.active_children() == children
@@ -309,7 +309,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("stepping", [False, True], ids=["idle", "stepping"])
+@pytest.mark.parametrize(
+    "stepping",
+    [pytest.param(False, id="idle", marks=pytest.mark.slow), pytest.param(True, id="stepping")],
+)
 def test_workers_leave_when_their_parent_is_killed(stepping: bool, tmp_path: Path) -> None:
     with _script(LOSES_ITS_PARENT.format(stepping=stepping), tmp_path) as parent:
         assert parent.stdout is not None

@@ -46,10 +46,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_nothing_planted_is_no_regression(base: Path) -> None:
     assert bench.main([*SHORT, "--base", str(base)]) == 0
 
 
+@pytest.mark.slow
 def test_a_wait_of_a_fifth_in_the_update_fails_the_comparison(
     base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,6 +62,7 @@ def test_a_wait_of_a_fifth_in_the_update_fails_the_comparison(
     assert "WORSE, measured again" in message
 
 
+@pytest.mark.slow
 def test_a_wait_in_another_mode_is_none_of_this_ratios_business(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -246,8 +246,7 @@ class ChainAround:
         self.single_action_space = self._chain.single_action_space
 
 
-@pytest.mark.parametrize("kind", [PureChain, ChainAround])
-@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize(("kind", "double"), [(PureChain, True), (ChainAround, False)])
 def test_q_of_the_chain_converges_to_the_known_values(kind: Any, double: bool) -> None:
     learner = Learner(
         Table(2, 2),
