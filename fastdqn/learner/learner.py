@@ -27,7 +27,7 @@ from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.network_check import kind_of, refuse_batch, refuse_frames
 from fastdqn.replay import ReplayBuffer, Ring, Sampler
 from fastdqn.replay.buffer import MAX_DRAW
-from fastdqn.replay.sampler import GivenRows, RowSource, uniform_of
+from fastdqn.replay.sampler import GivenRows, uniform_of
 from fastdqn.transition import Transitions
 
 if TYPE_CHECKING:
@@ -315,10 +315,8 @@ class Learner(Update):
             alive = kept()
             assert alive is not None
             if isinstance(alive, ReplayBuffer):
-                rows: RowSource = GivenRows(alive.ring, self._batch_size_in(numbers.shape[1]))
-            else:
-                rows = alive
-            self.learn_from(state, rows, numbers)
+                alive = GivenRows(alive, self._batch_size_in(numbers.shape[1]))
+            self.learn_from(state, alive, numbers)
 
         return learn
 

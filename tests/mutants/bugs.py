@@ -367,8 +367,9 @@ def batches_of_a_call_drawn_together() -> None:
 
     def learn_from(self: Learner, state: LearnerState, source: Any, random_bits: Tensor) -> None:
         drawn = [source.draw(bits[: source.batch_size]) for bits in random_bits.unbind(0)]
-        for bits, batch in zip(torch.split(random_bits, 1), drawn, strict=True):
-            right(self, state, Drawn(source, batch), bits)
+        for number, batch in enumerate(drawn):
+            together: Any = Drawn(source, batch)
+            right(self, state, together, random_bits[number : number + 1])
 
     exchange("learn_from", learn_from, Learner)
 
