@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,14 +13,11 @@ from torch import Tensor, nn
 
 from fastdqn.algorithms.optimizers import Optimizer
 from fastdqn.errors import UsageError
-from fastdqn.execution.background import Background
-from fastdqn.execution.compiled import CompiledInside
-from fastdqn.execution.cuda_graph import CudaGraphStep, StaticInputs
-from fastdqn.execution.meanwhile import Meanwhile
-from fastdqn.execution.modes import COMPILING, GRAPHS, accelerate, chunks, refuse_step_execution
+from fastdqn.execution.modes import Mode, chunks, mode_of, run_step
+from fastdqn.execution.step import Step
 from fastdqn.foundation.copying import copied
 from fastdqn.learner.precision import float32_products
-from fastdqn.learner.steps import LearnerSteps, Source
+from fastdqn.learner.steps import UPDATES_PER_CALL, LearnerSteps, Source
 from fastdqn.learner.update import METRICS, TARGETS, LearnerState, Update
 from fastdqn.native import CudaUpdate, NativeUpdate
 from fastdqn.networks.flat_network import FlatNetwork
@@ -31,9 +29,6 @@ if TYPE_CHECKING:
     from tensordict import TensorDict
 
 __all__ = ["METRICS", "TARGETS", "Learner", "LearnerState"]
-
-UPDATES_PER_CALL = (4, 2, 1)
-UPDATES_PER_GRAPH = (64, 32, 16, 8, 4, 2, 1)
 
 
 class Learner(Update):
@@ -125,8 +120,8 @@ class Learner(Update):
             UsageError: There is no such mode, or not on this device.
         """
         if execution not in self._modes:
-            refuse_step_execution(execution, self.device)
-            self._modes[execution] = self._steps_in(execution, background=background)
+            mode = mode_of(execution, self.device)
+            self._modes[execution] = self._steps_in(mode, background=background)
             self._background = (
                 self._background | {execution} if background else self._background - {execution}
             )
@@ -186,27 +181,24 @@ class Learner(Update):
     def prepare(self, sampler: Sampler, updates: int) -> None:
         """Ask for what calls with so many updates need, if it is compiled beside the trainer."""
         step = self._steps.step_of(sampler)
-        if isinstance(step, Background):
-            for count in sorted(set(chunks(updates, UPDATES_PER_CALL)), reverse=True):
-                step.prepare(sampler.place(count))
+        for count in sorted(set(chunks(updates, UPDATES_PER_CALL)), reverse=True):
+            step.prepare(sampler.place(count))
 
     @property
-    def compiling(self) -> list[Any]:
+    def compiling(self) -> list[Step]:
         """The steps that learn from samplers, for those who tell when they are compiled."""
         return self._steps.learning
 
     def close(self) -> None:
         """Ask no compiler for anything any longer; what is not ready is forgotten."""
-        for mode, running in list(self._modes.items()):
-            steps = [running.update, *running.learning]
-            moving = [step for step in steps if isinstance(step, Background | Meanwhile)]
-            if all(step.ready for step in moving):
+        for execution, steps in list(self._modes.items()):
+            if all(step.ready for step in steps.all):
                 continue
-            for step in moving:
+            for step in steps.all:
                 step.close()
-            del self._modes[mode]
-            if self.execution == mode:
-                self.execute_as("cudagraph" if mode in GRAPHS else "eager")
+            del self._modes[execution]
+            if self.execution == execution:
+                self.execute_as(steps.mode.plain)
 
     def sync_target(self) -> None:
         """Copy the online parameters into the target."""
@@ -215,28 +207,26 @@ class Learner(Update):
     @property
     def compile_s(self) -> float:
         """Seconds spent compiling and recording so far, in the mode that runs now."""
-        steps = (self._steps.update, *self._steps.learning)
-        return sum(getattr(step, "compile_s", 0.0) for step in steps)
+        return sum(step.wait_s for step in self._steps.all)
 
     # How the pure steps are run
 
     def _steps_in(
-        self, execution: str, cuda: Any = torch.cuda, *, background: bool = False
+        self, mode: Mode, cuda: Any = torch.cuda, *, background: bool = False
     ) -> LearnerSteps:
         """Build the steps of a mode; `cuda` is `torch.cuda`, or what stands in for it."""
-        if execution == "native":
-            native = self.natively(self.state)
-            return self._native_steps(native, cuda, graphs=isinstance(native, CudaUpdate))
-        runs = partial(self._run, execution, cuda, background)
-        sizes = {"eager": (), "compile": UPDATES_PER_CALL}.get(execution, UPDATES_PER_GRAPH)
+        if mode.native:
+            return self._native_steps(self.natively(self.state), mode, cuda)
         plain = None
-        if background and execution in GRAPHS and execution in COMPILING:
-            plain = self._modes.get("cudagraph") or self._steps_in("cudagraph", cuda)
-            self._modes["cudagraph"] = plain
-        return LearnerSteps(self._updating, self._learning_from, runs, sizes=sizes, plain=plain)
+        if background and mode.compiles and mode.graphs:
+            as_it_is = replace(mode, name=mode.plain, compiles=False)
+            plain = self._modes.get(mode.plain) or self._steps_in(as_it_is, cuda)
+            self._modes[mode.plain] = plain
+        runs = partial(self._run, mode, cuda, background)
+        return LearnerSteps(mode, self._updating, self._learning_from, runs, plain)
 
     def _native_steps(
-        self, native: NativeUpdate | CudaUpdate, cuda: Any = torch.cuda, *, graphs: bool
+        self, native: NativeUpdate | CudaUpdate, mode: Mode, cuda: Any = torch.cuda
     ) -> LearnerSteps:
         def updating(*fields: Tensor) -> None:
             native.given(Transitions(*fields))
@@ -247,33 +237,14 @@ class Learner(Update):
                 return partial(native, source.ring)
             return partial(native.sampled, weakref.proxy(source))
 
-        runs = partial(self._run, "cudagraph" if graphs else "eager", cuda, False)
-        sizes = UPDATES_PER_GRAPH if graphs else ()
-        return LearnerSteps(updating, learning_from, runs, sizes=sizes)
+        return LearnerSteps(mode, updating, learning_from, partial(self._run, mode, cuda, False))
 
     def _run(
-        self,
-        execution: str,
-        cuda: Any,
-        background: bool,
-        step: Callable[..., None],
-        plain: Callable[..., None] | None,
-        *,
-        by_row: bool,
-        kept: bool,
-    ) -> Callable[..., None]:
-        """Return what runs a pure step in a mode; see `fastdqn.learner.steps.Runs`."""
-        device = self.device
-        if execution not in GRAPHS:
-            return accelerate(step, execution, device, by_row=by_row, background=background)
-        inside = CompiledInside(step, device, by_row=by_row) if execution in COMPILING else None
-        graph = CudaGraphStep(
-            inside or step, lambda *_: self.state.snapshot(), device=device, cuda=cuda
-        )
-        fast = graph if kept else StaticInputs(graph)
-        if inside is None or plain is None:
-            return fast
-        return Meanwhile(plain, fast, lambda *args: inside.needs(*(a.contiguous() for a in args)))
+        self, mode: Mode, cuda: Any, background: bool, step: Callable[..., None], **given: Any
+    ) -> Step:
+        """Return what runs a pure step in a mode; see `run_step`."""
+        how: dict[str, Any] = {"ahead": True, "background": background, "cuda": cuda, **given}
+        return run_step(step, mode, self.device, snapshot=lambda *_: self.state.snapshot(), **how)
 
     def _updating(self, *fields: Tensor) -> None:
         """Take one step on the fields of a batch; pure."""

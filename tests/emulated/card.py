@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from fastdqn.execution.modes import mode_of
 from fastdqn.learner.learner import Learner
 from fastdqn.native import CudaUpdate, cuda_structs
 from fastdqn.native.cuda_config import Shape
@@ -109,6 +110,6 @@ def on_emulated_card(learner: Learner) -> Learner:
     native = learner.natively(learner.state, partial(CudaUpdate, make=make))
     assert isinstance(native, CudaUpdate)
 
-    learner._modes["native"] = learner._native_steps(native, graphs=False)
+    learner._modes["native"] = learner._native_steps(native, mode_of("native", learner.device))
     learner.execute_as("native")
     return learner
