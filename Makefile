@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+JOBS ?= 2
+PARALLEL := -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train check format test test-slow dropin gymnasium-tests test-gpu learn mutants coverage bench bench-quick bench-save bench-compare bench-stepping solve clean
@@ -32,14 +34,14 @@ format: $(STAMP) ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(STAMP) ## Run the tests (a few minutes on two cores)
-	$(BIN)/python -m pytest -m 'not learning and not cuda and not dropin and not slow' $(ARGS)
+test: $(STAMP) ## Run the tests, JOBS at a time (2; about four minutes on two cores)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not learning and not cuda and not dropin and not slow' $(ARGS)
 
 test-slow: $(STAMP) ## Run the tests that take minutes: the C under sanitizers
-	$(BIN)/python -m pytest -m slow --timeout 900 $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m slow --timeout 900 $(ARGS)
 
 dropin: $(STAMP) ## Compare GroupedVectorEnv with Gymnasium's AsyncVectorEnv, call by call
-	$(BIN)/python -m pytest -m dropin $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m dropin $(ARGS)
 
 gymnasium-tests: $(STAMP) ## Run the tests of a clone of Gymnasium (GYMNASIUM=path) with GroupedVectorEnv
 	$(BIN)/python -m tests.dropin $(GYMNASIUM) $(ARGS)
@@ -59,8 +61,8 @@ coverage: $(STAMP) ## Run the tests with branch coverage
 
 bench: $(STAMP) ## Time everything: the parts, stepping, tensor environments, all guarded ratios
 	$(BIN)/python -m pytest benchmarks -q -o addopts= --benchmark-only --benchmark-columns=median,iqr,ops,rounds
-	$(BIN)/python -m benchmarks.stepping --quick
-	$(BIN)/python -m benchmarks.fused
+	$(BIN)/python -m benchmarks.studies.stepping --quick
+	$(BIN)/python -m benchmarks.studies.tensor_cartpole
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-quick: $(STAMP) ## Measure the guarded ratios of LunarLander-v3 and of one update, within three minutes
@@ -73,10 +75,10 @@ bench-compare: $(STAMP) ## Measure again; fail where a ratio is 10 % worse than 
 	$(BIN)/python -m benchmarks --compare $(if $(BASE),--base $(BASE)) $(ARGS)
 
 bench-stepping: $(STAMP) ## Time stepping alone, 1 to 256 environments; written to NAME.md and .json if given
-	$(BIN)/python -m benchmarks.stepping $(if $(NAME),--save $(NAME)) $(ARGS)
+	$(BIN)/python -m benchmarks.studies.stepping $(if $(NAME),--save $(NAME)) $(ARGS)
 
-solve: $(STAMP) ## Train PRESET (lunarlander) with ten seeds, caches cold (ARGS=--warm), and tell how long each took
-	$(BIN)/python -m benchmarks.solve --preset $(or $(PRESET),lunarlander) $(ARGS)
+solve: $(STAMP) ## Train PRESET (lunarlander) with ten seeds, caches cold (ARGS=--warm), and print how long each took
+	$(BIN)/python -m benchmarks.studies.solve --preset $(or $(PRESET),lunarlander) $(ARGS)
 
 clean: ## Delete .venv and all caches; runs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage

@@ -12,8 +12,7 @@ import tyro
 
 from benchmarks.compare import WORSE, compare, conclusion, differences, table
 from benchmarks.end_to_end import CPU_RATIOS, CUDA_RATIOS, EndToEndGroup, Setting
-from benchmarks.env_ratios import FusedGroup, SteppingGroup
-from benchmarks.graph_floor import GraphGroup
+from benchmarks.env_ratios import SteppingGroup, TensorEnvGroup
 from benchmarks.guards import Group, Guard, Measured, Selection
 from benchmarks.loop_parts import PartsGroup
 from benchmarks.measure import Effort
@@ -88,10 +87,8 @@ def groups_for(arguments: Arguments) -> list[Group]:
     ]
     groups: list[Group] = [EndToEndGroup(setting) for setting in settings]
     groups += [UpdateGroup(hidden, batch, device) for hidden, batch in sizes]
-    groups += [PartsGroup(device), FusedGroup(device)]
+    groups += [PartsGroup(device), TensorEnvGroup(device)]
     groups += [SteppingGroup(env_id, 64) for env_id in ("LunarLander-v3", "CartPole-v1")]
-    if on_cuda:
-        groups += [GraphGroup(64, 64, device), GraphGroup(256, 256, device)]
     return groups
 
 

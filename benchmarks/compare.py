@@ -26,7 +26,7 @@ WORSE, VANISHED, NEW, BETTER, SAME = "WORSE", "VANISHED", "new", "better", "same
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one ratio.
+    """How one ratio compares with the saved one.
 
     Attributes:
         name: Of the ratio.
@@ -61,7 +61,7 @@ class Verdict:
 def compare(
     base: Iterable[Guard], now: Iterable[Guard], not_run: dict[str, str] | None = None
 ) -> list[Verdict]:
-    """Judge every ratio of either side, those that fail first.
+    """Compare every ratio of either side, those that fail first.
 
     Args:
         base: As saved.
@@ -81,15 +81,15 @@ def _why(name: str, not_run: dict[str, str]) -> str:
 
 
 def conclusion(verdicts: Sequence[Verdict]) -> str:
-    """Say in a sentence what failed, or that nothing did."""
+    """Return a sentence that names what failed, or says that nothing did."""
     failed = [verdict for verdict in verdicts if verdict.fails]
     if not failed:
         return f"No guarded ratio of {len(verdicts)} is more than {ALLOWED:.0%} worse."
-    message = "; ".join(f"{verdict.name} {_told(verdict)}" for verdict in failed)
+    message = "; ".join(f"{verdict.name} {_outcome(verdict)}" for verdict in failed)
     return f"{len(failed)} of {len(verdicts)} guarded ratios failed: {message}"
 
 
-def _told(verdict: Verdict) -> str:
+def _outcome(verdict: Verdict) -> str:
     if verdict.base is None or verdict.now is None:
         return "is no longer measured" + (f" ({verdict.why})" if verdict.why else "")
     return f"is {verdict.now.worse_than(verdict.base):.0%} worse"

@@ -40,7 +40,7 @@ TOTAL_TIMESTEPS = 10**9
 """Long enough that `auto` chooses what it would for a long run."""
 UPDATES_PER_CALL = 16
 FEW_ENVS = 16
-"""So few are told in the name: each vector step is a barrier, which a reset holds up."""
+"""So few are named in the ratio: each vector step is a barrier, which a reset holds up."""
 SHORT = {"LunarLander-v3": "lander", "CartPole-v1": "cartpole"}
 
 
@@ -157,7 +157,7 @@ class EndToEndGroup:
         for lap in chain.from_iterable(rounds):
             self._add_limits(lap, asked)
         guards = [guard for ratio in asked for guard in self._guards(rounds, ratio)]
-        runs = [_how(agents[ratio], loop) for ratio, loop in loops.items()]
+        runs = [_run_of(agents[ratio], loop) for ratio, loop in loops.items()]
         rates = medians(rounds)
         data = {"setting": asdict(setting), "rates": rates, "runs": runs}
         text = _text(setting, rates, runs, guards)
@@ -229,8 +229,8 @@ def _warm(agent: DQN) -> Iterator[HostTrainer]:
         yield trainer
 
 
-def _how(agent: DQN, loop: LoopTimer) -> dict[str, Any]:
-    """Return how a run was made and where its time went."""
+def _run_of(agent: DQN, loop: LoopTimer) -> dict[str, Any]:
+    """Return how a run was executed and where its time went."""
     trainer = loop.trainer
     return {
         "replay_ratio": agent.config.replay_ratio,
@@ -248,7 +248,7 @@ def _text(setting: Setting, rates: Lap, runs: list[dict[str, Any]], guards: list
         f"batch {setting.batch_size}, {setting.num_envs} envs{_in_groups(setting.env_groups)}",
         "",
         f"Naive loop {rates['naive']:,.0f} steps/s; bare env {rates['bare']:,.0f} steps/s; "
-        f"update alone {rates['updates']:,.0f}/s. {_ways(runs)}",
+        f"update alone {rates['updates']:,.0f}/s. {_executions(runs)}",
         "",
         "| updates per env step | steps/s | x naive (lowest to highest) | SPS / SPS_max | "
         + " | ".join(ACTIVITIES)
@@ -269,12 +269,12 @@ def _in_groups(num_groups: int) -> str:
     return f" in {num_groups} groups" if num_groups > 1 else ""
 
 
-def _ways(runs: list[dict[str, Any]]) -> str:
-    """Say in which ways the runs were made, each way once."""
-    ways = [
+def _executions(runs: list[dict[str, Any]]) -> str:
+    """Return the executions of the runs with their reasons, each once."""
+    executions = [
         f"execution {run['execution']} ({run['reason']}), {run['num_workers']} workers"
         for run in runs
     ]
     compile_s = statistics.median(run["compile_s"] for run in runs)
-    message = "; ".join(dict.fromkeys(ways))
+    message = "; ".join(dict.fromkeys(executions))
     return f"{message[0].upper()}{message[1:]}; {compile_s:.1f} s of compiling not counted."

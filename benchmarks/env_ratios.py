@@ -1,6 +1,6 @@
 """Guarded ratios of stepping alone and of tensor environments, at the sizes of a usual run.
 
-The studies of all sizes are `benchmarks.stepping` and `benchmarks.fused`.
+The studies of all sizes are `benchmarks.studies.stepping` and `benchmarks.studies.tensor_cartpole`.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.end_to_end import SHORT
-from benchmarks.fused import build, rate
 from benchmarks.guards import Guard, Measured, Selection, faster
 from benchmarks.measure import Effort, Lap, Timer, interleave, medians
 from benchmarks.steppers import Crowd, open_steppers
+from benchmarks.tensor_rollout import build, rate
 from benchmarks.update_modes import possible_modes
 from fastdqn.device import available_cores, resolve_device
 from fastdqn.errors import UsageError
 from fastdqn.training.tensor.block_plan import plan
 
-__all__ = ["FusedGroup", "SteppingGroup"]
+__all__ = ["SteppingGroup", "TensorEnvGroup"]
 
 STEPPERS = ("bare", "sync", "grouped", "grouped in a run")
 UNROLLED = 4
@@ -26,7 +26,7 @@ UNROLLED = 4
 
 @dataclass(frozen=True)
 class SteppingGroup:
-    """Ways of stepping N environments at random.
+    """Kinds of vectors that step N environments at random.
 
     Attributes:
         env_id: Gymnasium id.
@@ -61,8 +61,8 @@ class SteppingGroup:
 
 
 @dataclass(frozen=True)
-class FusedGroup:
-    """CartPole on the device with its updates, one function: the fast ways against eager.
+class TensorEnvGroup:
+    """CartPole on the device with its updates, one function: the fast modes against eager.
 
     Attributes:
         device: Where it runs.
@@ -77,7 +77,7 @@ class FusedGroup:
         return [self._name(mode) for mode in self._fast()]
 
     def measure(self, effort: Effort, selection: Selection) -> Measured:
-        """Time eager and the fast ways that are asked for."""
+        """Time eager and the fast modes that are asked for."""
         device, n = resolve_device(self.device), self.num_envs
         asked = [mode for mode in self._fast() if selection.takes(self._name(mode))]
         rollouts, not_run = {}, {}
@@ -109,7 +109,7 @@ class FusedGroup:
 
 
 def _text(title: str, rates: Lap, guards: list[Guard]) -> str:
-    lines = [f"### {title[0].upper()}{title[1:]}", "", "| way | env steps/s | |", "|---|---|---|"]
+    lines = [f"### {title[0].upper()}{title[1:]}", "", "| | env steps/s | |", "|---|---|---|"]
     lines += [f"| {kind} | {rate:,.0f} | |" for kind, rate in rates.items()]
     lines += [f"| {guard.name} | | {guard.spread} |" for guard in guards]
     return "\n".join(lines)

@@ -89,7 +89,7 @@ def slower(
 def _ratios(rounds: Sequence[Round], above: str, below: str) -> tuple[float, ...]:
     """Return the median of the ratios within the laps of each round.
 
-    A lap in which something was not called at all, since the machine was elsewhere, tells nothing.
+    Laps in which a side was not called at all, since the machine was busy, are left out.
     """
     return tuple(
         statistics.median([lap[above] / lap[below] for lap in laps if lap[above] and lap[below]])

@@ -23,7 +23,6 @@ from benchmarks.random_replay import (
     random_replay,
     random_step,
 )
-from benchmarks.torchrl_replay import has_torchrl, torchrl_sample
 from fastdqn.device import resolve_device
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
@@ -35,16 +34,13 @@ __all__ = ["PartsGroup"]
 BATCH = 256
 HIDDEN = 64
 EPSILON = 0.1
-ONE_THIRD = 1 / 3
-PAIRS: tuple[tuple[str, str, str, float | None], ...] = (
-    (f"write({NUM_ENVS}) / plain copy of the same bytes", "write", "plain copy", None),
-    (f"sample({BATCH}) / plain indexing", "sample", "plain indexing", None),
-    (f"gather({BATCH}) / plain indexing", "gather", "plain indexing", None),
-    (f"act({NUM_ENVS}) / plain act", "act", "plain act", None),
-    (f"sample({BATCH}) / torchrl", "sample", "torchrl", ONE_THIRD),
-    (f"gather({BATCH}) / torchrl", "gather", "torchrl", ONE_THIRD),
-)
-"""Name, the two that are timed, and the goal."""
+PAIRS = {
+    f"write({NUM_ENVS}) / plain copy of the same bytes": ("write", "plain copy"),
+    f"sample({BATCH}) / plain indexing": ("sample", "plain indexing"),
+    f"gather({BATCH}) / plain indexing": ("gather", "plain indexing"),
+    f"act({NUM_ENVS}) / plain act": ("act", "plain act"),
+}
+"""Name, and the two that are timed."""
 
 Calls = dict[str, Callable[[], object]]
 
@@ -61,30 +57,24 @@ class PartsGroup:
 
     def ratios(self) -> list[str]:
         """Return the names of the ratios that it may measure here."""
-        return [name for name, *pair, _ in PAIRS if "torchrl" not in pair or has_torchrl()]
+        return list(PAIRS)
 
     def measure(self, effort: Effort, selection: Selection) -> Measured:
         """Time what the selected ratios need."""
         device = resolve_device(self.device)
-        asked = [pair for pair in PAIRS if selection.takes(pair[0]) and pair[0] in self.ratios()]
-        needed = {part for _, *pair, _ in asked for part in pair}
-        calls = {name: call for name, call in self._calls(device).items() if name in needed}
+        asked = {name: pair for name, pair in PAIRS.items() if selection.takes(name)}
+        needed = {part for pair in asked.values() for part in pair}
+        every = {**_replay_calls(device), **_acting_calls(device)}
+        calls = {name: call for name, call in every.items() if name in needed}
         for call in calls.values():
             for _ in range(3):
                 call()
         timers = {name: rate_of(call, device) for name, call in calls.items()}
         rounds = interleave(timers, effort.small, "parts")
-        guards = [slower(name, rounds, above, below, goal) for name, above, below, goal in asked]
+        guards = [slower(name, rounds, *pair) for name, pair in asked.items()]
         rates = medians(rounds)
-        not_run = {} if has_torchrl() else {"torchrl": "it is not installed here"}
         text = f"### Parts, {device}\n\n{_table(rates, guards)}"
-        return Measured("parts", text, guards, {"rates": rates}, not_run)
-
-    def _calls(self, device: torch.device) -> Calls:
-        calls = {**_replay_calls(device), **_acting_calls(device)}
-        if has_torchrl():
-            calls["torchrl"] = torchrl_sample(BATCH, device)
-        return calls
+        return Measured("parts", text, guards, {"rates": rates})
 
 
 def _replay_calls(device: torch.device) -> Calls:

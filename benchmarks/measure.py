@@ -1,4 +1,4 @@
-"""How things are timed: in turns, so that what else the machine does falls on all alike."""
+"""How things are timed: in turns, so that other load on the machine slows all alike."""
 
 from __future__ import annotations
 

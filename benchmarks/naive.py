@@ -66,9 +66,9 @@ class NaiveLearner:
         """
         with torch.no_grad():
             best = self.online(next_states).argmax(1, keepdim=True)
-            goal = rewards + 0.99 * alive * self.target(next_states).gather(1, best).squeeze(1)
+            td_target = rewards + 0.99 * alive * self.target(next_states).gather(1, best).squeeze(1)
         value = self.online(states).gather(1, actions).squeeze(1)
-        loss = functional.smooth_l1_loss(value, goal)
+        loss = functional.smooth_l1_loss(value, td_target)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.online.parameters(), 10.0)

@@ -53,7 +53,7 @@ def as_markdown(header: dict[str, Any]) -> str:
 
 
 def save_result(name: str, content: dict[str, Any], text: str) -> None:
-    """Write benchmarks/results/NAME.json and NAME.md; an empty name is nothing to keep."""
+    """Write benchmarks/results/NAME.json and NAME.md; an empty name writes nothing."""
     if not name:
         return
     RESULTS.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What `benchmarks.stepping` times: every way here of stepping N environments at random."""
+"""What `benchmarks.studies.stepping` times: every kind of vector here, stepped at random."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.sources.envpool import EnvPoolSource
 from fastdqn.envs.sources.source import EnvSource, make_source
 from fastdqn.envs.workers.allocation import Allocation
-from fastdqn.envs.workers.starting import without_main_module
+from fastdqn.envs.workers.spawning import without_main_module
 from fastdqn.errors import UsageError
 
 if TYPE_CHECKING:

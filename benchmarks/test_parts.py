@@ -16,7 +16,7 @@ from fastdqn.envs.sources.source import EnvSource, make_source
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.policy import Policy
-from fastdqn.replay import Sampler
+from fastdqn.replay import UniformSampler
 
 UPDATES_PER_CALL = 4
 CPU = torch.device("cpu")
@@ -72,5 +72,5 @@ def test_four_updates(
     benchmark: BenchmarkFixture, execution: str, hidden: int, batch_size: int
 ) -> None:
     learner = learner_of(execution, hidden, CPU)
-    update = updates_of(learner, Sampler(random_replay(), batch_size), UPDATES_PER_CALL)
+    update = updates_of(learner, UniformSampler(random_replay(), batch_size), UPDATES_PER_CALL)
     benchmark.pedantic(update, rounds=300, iterations=2, warmup_rounds=20)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The update alone: every way of running it, in turns with eager and with a plain reference."""
+"""The update alone: every execution mode, in turns with eager and with a plain reference."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastdqn.errors import UsageError
 from fastdqn.execution.modes import EXECUTIONS, choose_execution
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
-from fastdqn.replay import Sampler
+from fastdqn.replay import Sampler, UniformSampler
 
 __all__ = ["UpdateGroup", "learner_of", "possible_modes", "updates_of"]
 
@@ -31,7 +31,7 @@ highest) | compiling so far, s |
 
 
 def possible_modes(device: torch.device) -> tuple[list[str], dict[str, str]]:
-    """Return the ways in which an update runs on the device, and why the others do not."""
+    """Return the execution modes that the device has, and why the others are refused."""
     possible, refused = [], {}
     for mode in EXECUTIONS:
         if mode == "auto":
@@ -89,8 +89,8 @@ class UpdateGroup:
         hidden: Units of both hidden layers.
         batch_size: Transitions per update.
         device: Where they run.
-        modes: Ways of running them; None is every one that can run here.
-        updates_per_call: How many at once.
+        modes: Execution modes; None is every one that can run here.
+        updates_per_call: Updates of one call.
     """
 
     hidden: int
@@ -109,7 +109,7 @@ class UpdateGroup:
         device = resolve_device(self.device)
         modes, refused = self._modes()
         modes = [mode for mode in modes if mode == "eager" or self._wanted(mode, selection)]
-        sampler = Sampler(random_replay(device), self.batch_size)
+        sampler = UniformSampler(random_replay(device), self.batch_size)
         learners = {mode: learner_of(mode, self.hidden, device) for mode in modes}
         rows, guards, rates = [HEAD], [], {}
         for updates in self.updates_per_call:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastdqn.agent.dqn import DQN
+    from fastdqn.algorithms.objectives import DoubleDQNObjective, DQNObjective, Objective, Pass
     from fastdqn.algorithms.optimizers import Adam, AdamW, RMSprop
     from fastdqn.algorithms.td_losses import (
         double_dqn_target,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from fastdqn.networks.mlp import MLP
     from fastdqn.policies.policy import epsilon_greedy
     from fastdqn.presets import PRESETS
-    from fastdqn.replay import ReplayBuffer
+    from fastdqn.replay import ReplayBuffer, Sampler, UniformSampler, uniform_of
     from fastdqn.training.evaluation import Evaluation
     from fastdqn.training.schedules import Constant, Exponential, Linear, Multiplicative
     from fastdqn.transition import Transitions
@@ -66,10 +67,11 @@ _HOMES = {
         "td_error",
     ),
     "fastdqn.networks.mlp": ("MLP",),
+    "fastdqn.algorithms.objectives": ("DQNObjective", "DoubleDQNObjective", "Objective", "Pass"),
     "fastdqn.algorithms.optimizers": ("Adam", "AdamW", "RMSprop"),
     "fastdqn.policies.policy": ("epsilon_greedy",),
     "fastdqn.presets": ("PRESETS",),
-    "fastdqn.replay": ("ReplayBuffer",),
+    "fastdqn.replay": ("ReplayBuffer", "Sampler", "UniformSampler", "uniform_of"),
     "fastdqn.training.schedules": ("Constant", "Exponential", "Linear", "Multiplicative"),
     "fastdqn.transition": ("Transitions",),
 }
@@ -84,6 +86,8 @@ __all__ = [
     "CheckpointError",
     "Config",
     "Constant",
+    "DQNObjective",
+    "DoubleDQNObjective",
     "Evaluation",
     "Exponential",
     "FastDQNError",
@@ -92,13 +96,17 @@ __all__ = [
     "Linear",
     "Multiplicative",
     "NonFiniteError",
+    "Objective",
+    "Pass",
     "PureTensorEnv",
     "RMSprop",
     "ReplayBuffer",
+    "Sampler",
     "Supervision",
     "TensorEnv",
     "TensorStep",
     "Transitions",
+    "UniformSampler",
     "UsageError",
     "WorkerError",
     "__version__",
@@ -110,6 +118,7 @@ __all__ = [
     "mse_loss",
     "soft_update_",
     "td_error",
+    "uniform_of",
 ]
 
 

@@ -14,10 +14,10 @@ INTERRUPTED = 130
 
 
 def run() -> int:
-    """Run one command; a Ctrl-C while there is nothing to save ends it at once, silently."""
+    """Run one command; a Ctrl-C with nothing to save ends it at once, without a traceback."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     hold_streams()
-    from fastdqn.cli.commands import main  # noqa: PLC0415 - PyTorch and its friends take seconds to load
+    from fastdqn.cli.commands import main  # noqa: PLC0415 - PyTorch takes seconds to load
 
     return main()
 

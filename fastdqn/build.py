@@ -13,6 +13,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import nn
 
+from fastdqn.algorithms.objectives import Objective, q_values_of
 from fastdqn.algorithms.optimizers import OPTIMIZERS, Adam, AdamW, Optimizer
 from fastdqn.config import Config, spelled
 from fastdqn.device import available_bytes
@@ -28,7 +29,8 @@ from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import mlp_for
 from fastdqn.networks.network_check import refuse_unfit
 from fastdqn.presets import preset_config
-from fastdqn.replay import ReplayBuffer, Sampler
+from fastdqn.replay import NewestSampler, ReplayBuffer, Sampler, UniformSampler
+from fastdqn.replay.sampler import SamplerFactory
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import Evaluator
 from fastdqn.training.host.rollout import HostRollout
@@ -47,6 +49,7 @@ from fastdqn.training.trainer import Intervals, Trainer, TrainerSettings
 from fastdqn.transition import storage_dtype
 
 __all__ = [
+    "SAMPLERS",
     "build_config",
     "build_flat",
     "build_fused",
@@ -61,8 +64,10 @@ __all__ = [
 ]
 
 
+SAMPLERS: dict[str, type[Sampler]] = {"uniform": UniformSampler, "newest": NewestSampler}
+"""Name on the command line -> what chooses the batches."""
 COPIES = 5
-"""Of the parameters while it learns: they themselves, the target, two moments, the gradient."""
+"""Copies of the parameters in memory: online, target, two moments, gradient."""
 
 
 def build_config(env_id: str, settings: Mapping[str, Any]) -> Config:
@@ -84,7 +89,7 @@ def build_config(env_id: str, settings: Mapping[str, Any]) -> Config:
 
 
 def refuse_machine(config: Config, device: torch.device) -> None:
-    """Refuse what this device cannot run, and a device that computes wrongly.
+    """Refuse settings that this device cannot run, and a device that computes wrongly.
 
     Raises:
         UsageError: Names the flag, or the operation.
@@ -96,15 +101,15 @@ def refuse_machine(config: Config, device: torch.device) -> None:
 
 
 def refuse_unless_evaluable(config: Config, *, builds: bool) -> None:
-    """Refuse a run that ends at an evaluation which needs environments that nobody can build.
+    """Refuse `stop_at_return` where no fresh environments can be built for an evaluation.
 
     Raises:
-        UsageError: It does.
+        UsageError: They cannot be built.
     """
     if config.stop_at_return is not None and not builds:
         raise UsageError(
             "stop_at_return with environments that the caller built",
-            "evaluation needs fresh environments and knows no way to build them",
+            "evaluation needs fresh environments and cannot build them",
             "Pass an environment id or a factory.",
         )
 
@@ -122,7 +127,7 @@ def build_network(config: Config, env: EnvDescription) -> nn.Module:
 
 
 def _refuse_wide(config: Config, env: EnvDescription) -> None:
-    """Refuse hidden layers whose parameters, moments and target do not fit beside each other."""
+    """Refuse hidden layers whose parameters, moments and target do not fit into memory."""
     space: Any = env.obs_space
     inputs = int(space.n) if isinstance(space, Discrete) else math.prod(env.obs_shape)
     sizes = [inputs, *config.hidden_sizes, env.num_actions]
@@ -141,23 +146,26 @@ def build_flat(
     config: Config,
     env: EnvDescription,
     network: nn.Module | None,
+    objective: Objective,
     device: torch.device,
     *,
     stacklevel: int,
 ) -> FlatNetwork:
-    """Build the online network on its device, or take the caller's, and see that it fits.
+    """Build the online network on its device, or take the caller's, and check that it fits.
 
     Args:
         config: Settings of a network that is built.
-        env: What it will be shown, and how many actions it values.
+        env: Its observations and actions.
         network: The caller's own, or None.
+        objective: Says which of its outputs are Q-values.
         device: Where it will live.
         stacklevel: Of a warning about it, as `warnings.warn` takes it.
 
     Raises:
         UsageError: It does not turn the environment's observations into Q-values of its actions.
     """
-    flat = FlatNetwork(build_network(config, env) if network is None else network, device)
+    module = build_network(config, env) if network is None else network
+    flat = FlatNetwork(module, device, q_values_of(objective))
     refuse_unfit(flat, env.obs_space, env.num_actions, env.env_id, stacklevel=stacklevel + 1)
     return flat
 
@@ -176,20 +184,21 @@ def build_replay(config: Config, env: EnvDescription, device: torch.device) -> R
     )
 
 
-def build_sampler(config: Config, env: EnvDescription, device: torch.device) -> Sampler:
-    """Build the replay ring and what chooses batches from it."""
-    replay = build_replay(config, env, device)
-    due = round(config.replay_ratio * config.num_envs / config.env_groups)
-    return Sampler(replay, config.batch_size, newest=config.replay == "newest", due=due)
+def build_sampler(
+    config: Config, env: EnvDescription, device: torch.device, make: SamplerFactory
+) -> Sampler:
+    """Build the replay ring and its sampler."""
+    sampler = make(build_replay(config, env, device), config.batch_size)
+    sampler.due = round(config.replay_ratio * config.num_envs / config.env_groups)
+    return sampler
 
 
-def build_learner(config: Config, network: FlatNetwork) -> Learner:
-    """Build the learner, eager at first, over a network that is on its device already."""
+def build_learner(config: Config, network: FlatNetwork, objective: Objective) -> Learner:
+    """Build the learner, eager at first; the network is on its device already."""
     return Learner(
         network,
         gamma=config.gamma,
-        double=config.double,
-        loss=config.loss,
+        objective=objective,
         optimizer=_optimizer(config),
         learning_rate=config.learning_rate,
         clip_norm=config.clip_norm,
@@ -221,31 +230,30 @@ def build_schedule(config: Config) -> Schedule:
 
 
 def build_fused(
-    config: Config, env: TensorEnv, network: FlatNetwork, learner: Learner
+    config: Config, env: TensorEnv, network: FlatNetwork, learner: Learner, make: SamplerFactory
 ) -> TensorRollout:
     """Build the rollout of tensor environments, updates included.
 
     Raises:
-        UsageError: A setting that it cannot keep.
+        UsageError: A setting that tensor environments do not have.
     """
-    if config.replay != "uniform":
+    if make is NewestSampler:
         raise UsageError(
             f"--replay {config.replay} with tensor environments",
-            "their batches are drawn uniformly, on the device",
+            "their batches are drawn by random numbers, on the device",
             "Use --replay uniform.",
         )
     state = learner.state
     return TensorRollout(
         env,
         network,
-        partial(learner.step, state),
+        partial(learner.learn_from, state),
         capacity=config.buffer_size,
         batch_size=config.batch_size,
         seed=config.seed,
-        learned=(
-            *(state.online, state.target, *state.slots),
-            *(state.updates, state.skipped, state.metrics),
-        ),
+        learned=state.written(),
+        sampler=make,
+        num_random=learner.num_random(config.batch_size),
         learn_natively=partial(learner.natively, state),
     )
 

@@ -37,14 +37,14 @@ class Config:
     env_groups: int = 1
     """Groups of environments; of 2, one steps while the network acts for the other."""
     vectorizer: Literal["grouped", "async", "sync", "envpool", "tensor"] = "grouped"
-    """Who steps them: our grouped workers, Gymnasium's AsyncVectorEnv or SyncVectorEnv, EnvPool,
+    """What steps them: our grouped workers, Gymnasium's AsyncVectorEnv or SyncVectorEnv, EnvPool,
     or tensor environments on the device."""
     worker_deadline_s: float = 120.0
     """Seconds that a worker may take for a step or a reset; one that takes longer is restarted."""
     max_worker_restarts: int = 100
     """Restarts of workers within ten minutes; one more ends the run."""
     action_masks: bool = True
-    """Obey the action masks of environments that give some, when acting and in the target."""
+    """Obey the action masks of environments, when acting and in the target."""
     expect_action_masks: bool = False
     """Keep room for action masks though an environment's first infos hold none."""
 
@@ -87,7 +87,7 @@ class Config:
     batch_size: int = 128
     """Transitions per update."""
     learning_starts: int = 1_024
-    """Env steps before the first update is owed."""
+    """Env steps before the first update is due."""
     replay_ratio: float = 0.25
     """Updates per env step, kept exactly."""
 

@@ -1,4 +1,4 @@
-"""Which device computes, and how much memory it has left."""
+"""Devices, and how much memory they have left."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in {"cpu", "cuda", "mps"}:
         raise UsageError(
             f"--device {name}",
-            "it is none of the devices that fastdqn runs on",
+            "fastdqn does not run on such a device",
             "Choose auto, cpu, cuda, cuda:N or mps.",
         )
     _refuse_missing(name, device)
@@ -53,7 +53,7 @@ def _refuse_missing(name: str, device: torch.device) -> None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was given; returns at once on the CPU."""
+    """Wait until the device has done all queued work; returns at once on the CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -68,7 +68,7 @@ def available_cores() -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return the bytes that can still be allocated on the device, as the system tells them."""
+    """Return the bytes that can still be allocated on the device, by the system's count."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":

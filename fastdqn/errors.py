@@ -35,7 +35,7 @@ class UsageError(FastDQNError, ValueError):
         self.way_out: str = way_out
 
     def __reduce__(self) -> tuple[type[UsageError], tuple[str, str, str]]:
-        """Pickle by the three parts, so that the error crosses process borders."""
+        """Pickle by the three parts, so that a worker can send it."""
         return type(self), (self.got, self.reason, self.way_out)
 
 
@@ -48,9 +48,9 @@ class NonFiniteError(FastDQNError, FloatingPointError):
 
 
 class CheckpointError(FastDQNError):
-    """A saved policy is missing, incomplete or not what its description says."""
+    """A saved policy is missing, incomplete or unlike its description."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its name where it says nothing."""
+    """Return the first line of an error's message, or the name of its class if that is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

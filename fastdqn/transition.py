@@ -49,7 +49,11 @@ class Transitions:
         next_obs: [B, *O] like `obs`; at an episode's end its true last observation.
         terminated: [B] bool; cuts the bootstrap.
         truncated: [B] bool; does not.
-        next_action_mask: [B, A] bool, what may be done in `next_obs`; None where everything may.
+        next_action_mask: [B, A] bool, actions allowed in `next_obs`; None allows all.
+        discount: [B] float32, factor of the value of `next_obs`: gamma^n where the bootstrap
+            counts, n steps later, and 0 where it does not; None lets the learner derive it from
+            `terminated`.
+        weight: [B] float32, factor of the row's loss; None is 1 everywhere.
     """
 
     obs: Tensor
@@ -59,29 +63,35 @@ class Transitions:
     terminated: Tensor
     truncated: Tensor
     next_action_mask: Tensor | None = None
+    discount: Tensor | None = None
+    weight: Tensor | None = None
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Return the fields in their order, the mask only where there is one."""
-        mask = () if self.next_action_mask is None else (self.next_action_mask,)
-        six = (self.obs, self.action, self.reward, self.next_obs, self.terminated, self.truncated)
-        return six + mask
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Return the fields in order; None for one that is missing."""
+        return (
+            *(self.obs, self.action, self.reward, self.next_obs, self.terminated, self.truncated),
+            *(self.next_action_mask, self.discount, self.weight),
+        )
 
     def to_tensordict(self) -> TensorDict:
         """Return the same tensors, not copies, as a TensorDict of batch size [B]."""
         from tensordict import TensorDict  # noqa: PLC0415 - costs every program 1.4 s to load
 
-        named = dict(zip(_FIELDS, self.tensors(), strict=False))
-        return TensorDict(named, batch_size=self.action.shape)
+        named = zip(_FIELDS, self.tensors(), strict=True)
+        present = {name: tensor for name, tensor in named if tensor is not None}
+        return TensorDict(present, batch_size=self.action.shape)
 
     @classmethod
     def from_tensordict(cls, data: TensorDict) -> Transitions:
-        """Read the fields of a TensorDict; aliases its tensors. `next_action_mask` may be missing.
+        """Read the fields of a TensorDict; aliases its tensors. The last three may be missing.
 
         Raises:
             KeyError: Another field is missing.
         """
-        *six, mask = _FIELDS
-        return cls(**{name: data[name] for name in six}, next_action_mask=data.get(mask, None))
+        needed = {name: data[name] for name in _FIELDS[:-NUM_OPTIONAL]}
+        return cls(**needed, **{name: data.get(name, None) for name in _FIELDS[-NUM_OPTIONAL:]})
 
 
 _FIELDS = tuple(field.name for field in fields(Transitions))
+NUM_OPTIONAL = 3
+"""Fields that a batch may lack: its last ones."""

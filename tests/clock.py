@@ -6,7 +6,7 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """Stands in for a clock of `time`; shows what it is told."""
+    """Stands in for a clock of `time`; shows the time that a test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -1,4 +1,4 @@
-"""Compilers that do what a test tells them: wait, build nothing, or fail."""
+"""Compilers that a test controls: they wait, build nothing, or fail."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["HeldInductor", "Interpreted", "PromptCompiler", "SlowCompiler", "int
 
 
 class SlowCompiler:
-    """Compiles when it is told to.
+    """Compiles when the test says so.
 
     What it puts on disk is the trace itself; see `interpreted`.
 

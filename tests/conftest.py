@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
+from multiprocessing import forkserver
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from gymnasium.vector import AsyncVectorEnv
 
+from fastdqn.envs.grouped import GroupedVectorEnv
+from fastdqn.envs.workers.spawning import signals_blocked
 from tests.clock import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, one on each core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when PyTorch is loaded
+
+IMPORTED_BY_WORKERS = [
+    "tests.oracles",
+    "tests.frail",
+    "fastdqn.envs.workers.worker",
+    "pytest",
+    "torch",
+]
 REQUIRE_CUDA = "FASTDQN_REQUIRE_CUDA"
-"""Set by whoever promises a card: a skip is a failure then."""
+"""Set where a card is promised: a skip is a failure then."""
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C interrupt, also where a shell started the tests with `&` and ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -49,6 +70,30 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def quick_starts() -> Iterator[None]:
+    """Let `forkserver` start workers in milliseconds: what they import is imported already."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTED_BY_WORKERS)
+    with signals_blocked():
+        forkserver.ensure_running()
+    yield
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def forked_workers(quick_starts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start workers by `forkserver`, not by `spawn`, where a test does not say how."""
+    build = GroupedVectorEnv.__init__
+    shared_memory, copy, _, *rest = build.__defaults__ or ()
+    defaults = shared_memory, copy, "forkserver", *rest
+    monkeypatch.setattr(build, "__defaults__", defaults)
+
+    def forked(*given: Any, **settings: Any) -> AsyncVectorEnv:
+        return AsyncVectorEnv(*given, **{**settings, "context": "forkserver"})
+
+    monkeypatch.setattr("fastdqn.envs.sources.source.AsyncVectorEnv", forked)
 
 
 @pytest.fixture

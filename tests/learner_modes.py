@@ -31,7 +31,7 @@ def run_by(learner: Learner, mode: str, wrap: Callable[[PureStep], Step]) -> Non
     Of indices that the caller gives, up to four rows come in a call.
     """
 
-    def runs(step: PureStep, *, plain: Step | None, by_row: bool, kept: bool) -> Step:
+    def runs(step: PureStep, **_: Any) -> Step:
         return wrap(step)
 
     given = learner._updating, learner._learning_from, runs

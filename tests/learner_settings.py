@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastdqn.algorithms.optimizers import Adam, AdamW, RMSprop
 from fastdqn.learner.learner import Learner, LearnerState
 from fastdqn.networks.mlp import MLP
-from fastdqn.replay import ReplayBuffer, Sampler
+from fastdqn.replay import NewestSampler, ReplayBuffer, Sampler, UniformSampler
 from tests.small_learners import Branches, filled_ring
 
 BATCH = 8
@@ -59,7 +59,7 @@ class Setting:
         return filled_ring(obs_size=self.obs_size, num_masked=masked, device=device)
 
     def sampler(self, device: str = "cpu") -> Sampler:
-        return Sampler(self.replay(device), BATCH, newest=self.newest)
+        return (NewestSampler if self.newest else UniformSampler)(self.replay(device), BATCH)
 
 
 PLAIN: dict[str, Any] = {
@@ -99,7 +99,7 @@ def written(state: LearnerState) -> list[Tensor]:
 @contextmanager
 def nothing_left_in(sampler: Sampler) -> Iterator[None]:
     """Fail if the block draws from the sampler's generator, or leaves other numbers in its ring."""
-    generator = sampler.replay._generator
+    generator = sampler.buffer.generator
     before = generator.get_state()
     frames = sampler.ring.frames.clone()
     yield

@@ -1,4 +1,4 @@
-"""Counters whose masks can be told from what they show.
+"""Counters whose masks follow from what they show.
 
 Light on purpose, as `tests.oracles`: workers import this module.
 """
@@ -13,7 +13,7 @@ from gymnasium.spaces import Box, Dict
 from tests.oracles import CounterEnv, CounterRules, Info, Step, Stored, assert_counted
 
 NUM_ACTIONS = 4
-SEEDS_TOLD_APART = 16
+DISTINCT_SEEDS = 16
 
 
 class ForbiddenError(Exception):
@@ -35,7 +35,7 @@ class MaskedCounterEnv(CounterEnv):
     """Says in its info what may be done, and raises on the rest.
 
     Args:
-        env_id: Which counter; -1 takes the seed of the reset, of which few are told apart.
+        env_id: Which counter; -1 takes the seed of the reset, of which few are distinguished.
         episode_length: As in `CounterRules`.
         ends_by: As in `CounterRules`.
         seldom: Whether the info says nothing at every third place.
@@ -68,7 +68,7 @@ class MaskedCounterEnv(CounterEnv):
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
         if self.by_seed and seed is not None:
-            self.env_id = seed % SEEDS_TOLD_APART
+            self.env_id = seed % DISTINCT_SEEDS
         obs, _ = super().reset(seed=seed, options=options)
         return obs, self.message()
 

@@ -62,7 +62,7 @@ class CounterRules:
 
 
 class CounterEnv(gym.Env[Any, Any]):
-    """Shows [env_id, episode, t]; its reward tells all of that and the action.
+    """Shows [env_id, episode, t]; its reward encodes all of that and the action.
 
     `wakes` counts its steps over all episodes, for the oracles that misbehave at one of them.
     """
@@ -370,7 +370,7 @@ def counter_with(obs: gym.Space[Any]) -> CounterEnv:
     return env
 
 
-# Small worlds whose values are known
+# Small environments whose values are known
 
 
 class ChainEnv(gym.Env[Any, Any]):
@@ -500,7 +500,7 @@ LONGEST_LIFE = 2**20
 class LivingEnv(CounterEnv):
     """Shows [env_id, life, episode, t]: a life begins with the seed that also names it.
 
-    Whoever joins what came before a restart to what came after it joins two lives.
+    A transition from before a restart to after it joins two lives.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""An environment that does as it is told: any space, any info, any error.
+"""An environment with scripted spaces, infos and errors.
 
 Light on purpose: workers import this module, and they must not load PyTorch.
 """
@@ -40,7 +40,7 @@ class ScriptedEnv(gym.Env[Any, Any]):
         obs_space: What it shows.
         action_space: What it takes; the last action is kept as it came.
         length: Env steps of an episode; ends are terminated and truncated in turn.
-        infos: What its steps say, in turn; resets tell their seed and options beside the first.
+        infos: What its steps say, in turn; resets return their seed and options beside the first.
         fails: Names of the methods that raise a ValueError.
         naps_s: Seconds that each of its methods takes, by name.
         render_mode: `rgb_array` or None.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastdqn.algorithms.objectives import DoubleDQNObjective
 from fastdqn.replay import ReplayBuffer
 from fastdqn.transition import Transitions
 
@@ -24,7 +28,7 @@ class Descent:
 
 
 class CountUp:
-    """Adds 1 to every parameter, so that parameters tell how many updates were made."""
+    """Adds 1 to every parameter, so that parameters count the updates."""
 
     num_slots = 0
 
@@ -43,6 +47,20 @@ class StandStill:
         self, flat: Tensor, grad: Tensor, slots: Slots, step: Tensor, learning_rate: Tensor
     ) -> tuple[Tensor, Slots]:
         return flat.clone(), []
+
+
+@dataclass(frozen=True)
+class Looking(DoubleDQNObjective):
+    """Double DQN that looks at its priorities, at every update."""
+
+    look: Callable[[Tensor], object] = id
+
+    def loss(
+        self, outputs: Tensor, passes: Sequence[Tensor], batch: Transitions, random: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        losses, priority = super().loss(outputs, passes, batch, random)
+        self.look(priority)
+        return losses, priority
 
 
 class Table(nn.Module):
@@ -112,6 +130,14 @@ def random_batch(
         torch.zeros(size, dtype=torch.bool),
         torch.rand(size, actions, generator=generator) < 0.5 if masked else None,
     )
+
+
+def with_factors(batch: Transitions, seed: int = 0) -> Transitions:
+    """Return the batch with random discounts, a third of them 0, and random weights."""
+    generator, size = torch.Generator().manual_seed(seed), len(batch.action)
+    discount = torch.rand(size, generator=generator) * 1.5 - 0.5
+    weight = torch.rand(size, generator=generator) * 2
+    return replace(batch, discount=discount.clamp(min=0.0), weight=weight)
 
 
 def filled_ring(

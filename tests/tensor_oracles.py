@@ -18,7 +18,7 @@ NUM_ACTIONS = 3
 
 
 class TensorCounter:
-    """Many CounterEnvs in one: shows [env_id, episode, t]; the reward tells all and the action.
+    """Many CounterEnvs in one: shows [env_id, episode, t]; the reward encodes all and the action.
 
     Only a TensorEnv; it writes into the same tensors at every step, as simulators do.
     `bad_at` makes one environment return a NaN or an infinity in its n-th step.

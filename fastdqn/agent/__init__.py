@@ -1,1 +1,1 @@
-"""DQN: the parts behind five calls, how they learn, and how they are saved and loaded."""
+"""DQN, how it learns, and how it is saved and loaded."""

@@ -1,4 +1,4 @@
-"""What the caller gave: named for config.json, and warned of or refused where it has no effect."""
+"""The caller's arguments: their names for config.json, and refusals of those without effect."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from fastdqn.errors import UsageError
 
 __all__ = [
     "chosen_in",
+    "decided_by",
     "fitting",
     "folder_of",
     "name_of",
     "origin_of",
+    "refuse_decided",
     "refuse_second_id",
     "refuse_unwritten",
     "warn_without_effect",
@@ -25,18 +27,20 @@ __all__ = [
 ]
 
 OF_BUILT_ENVS = ("num_workers", "vectorizer", "worker_deadline_s", "max_worker_restarts")
-"""Settings of how environments are built and hosted."""
+"""Settings that say how environments are built and stepped."""
 OF_ENVS = ("num_envs", "env_groups")
 """Settings that environments of the caller decide."""
 OF_THE_MLP = ("hidden_sizes", "kaiming")
+OF_PARTS = {"objective": ("double", "loss"), "sampler": ("replay",)}
+"""Part of the caller's own -> settings that it decides."""
 OF_A_RUN_DIRECTORY = ("run_dir", "tensorboard", "checkpoint_interval", "quiet")
 
 
 def origin_of(env: Any, env_id: str) -> str:
-    """Return what config.json calls the environment: its id where it was built again from a file.
+    """Return the environment's name in config.json: its id where a file named it.
 
     Args:
-        env: What the agent was built with.
+        env: The `env` of the agent.
         env_id: The environment's id.
     """
     ours = isinstance(env, partial) and env.func.__module__.startswith("fastdqn.")
@@ -44,7 +48,7 @@ def origin_of(env: Any, env_id: str) -> str:
 
 
 def name_of(thing: Any) -> str:
-    """Return what config.json calls an object of the caller: its id, or where its code lies."""
+    """Return the name of the caller's object in config.json: its id, or its module and name."""
     if isinstance(thing, str):
         return thing
     if isinstance(thing, partial):
@@ -54,22 +58,44 @@ def name_of(thing: Any) -> str:
 
 
 def refuse_second_id(given: Collection[str]) -> None:
-    """Refuse an id beside the environment itself.
+    """Refuse `env_id` as a setting beside the environment itself.
 
     Raises:
-        UsageError: It is among the settings that the caller named.
+        UsageError: It is among the caller's settings.
     """
     if "env_id" in given:
         raise UsageError("env_id", "the first argument names the environment", "Leave it out.")
 
 
-def warn_without_effect(
-    given: Mapping[str, Any], fixed: Mapping[str, Any], *, builds: bool, own_network: bool
-) -> None:
-    """Warn the caller of a caller of settings that what was given beside them decides.
+def decided_by(**parts: Any) -> tuple[str, ...]:
+    """Return the settings that parts of the caller's own decide; None is none of his."""
+    return tuple(s for part in OF_PARTS if parts[part] is not None for s in OF_PARTS[part])
+
+
+def refuse_decided(given: Mapping[str, Any], **parts: Any) -> None:
+    """Refuse settings beside a part of the caller's own that decides them.
 
     Args:
         given: The settings that the caller named.
+        parts: `objective` and `sampler`, or None.
+
+    Raises:
+        UsageError: Names the first of them.
+    """
+    for name in decided_by(**parts):
+        if name in given:
+            part = next(part for part, decided in OF_PARTS.items() if name in decided)
+            got = f"{name}={given[name]!r} beside {part}="
+            raise UsageError(got, f"the {part} decides it", "Leave one of them out.")
+
+
+def warn_without_effect(
+    given: Mapping[str, Any], fixed: Mapping[str, Any], *, builds: bool, own_network: bool
+) -> None:
+    """Warn of settings without effect, at the line that called the calling function.
+
+    Args:
+        given: The caller's settings.
         fixed: Settings that the environments decide.
         builds: Whether environments are built here and not by the caller.
         own_network: Whether the network is the caller's.
@@ -92,35 +118,42 @@ def warn_without_effect(
 
 
 def fitting(
-    saved: Mapping[str, Any], given: Collection[str], *, builds: bool, own_network: bool
+    saved: Mapping[str, Any],
+    given: Collection[str],
+    *,
+    builds: bool,
+    own_network: bool,
+    others: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Return settings without the saved ones that the caller's environments or network decide.
+    """Return settings without the saved ones that the caller's environments or network override.
 
     Args:
-        saved: Settings of a file, with those of the caller among them.
-        given: Names of the settings that the caller named.
+        saved: Settings of a file, overridden by those of the caller.
+        given: Names of the caller's settings.
         builds: Whether environments are built here and not by the caller.
         own_network: Whether the network is the caller's.
+        others: Settings that other parts of the caller's own decide.
     """
-    decided = {*(() if builds else OF_BUILT_ENVS + OF_ENVS), *(OF_THE_MLP if own_network else ())}
+    of_envs = () if builds else OF_BUILT_ENVS + OF_ENVS
+    decided = {*of_envs, *(OF_THE_MLP if own_network else ()), *others}
     return {name: value for name, value in saved.items() if name in given or name not in decided}
 
 
-def refuse_unwritten(given: Collection[str], config: Config, *, witnessed: bool = False) -> None:
-    """Refuse settings of a run directory where there is none.
+def refuse_unwritten(given: Collection[str], config: Config, *, has_callback: bool = False) -> None:
+    """Refuse settings that need a run directory where there is none.
 
     Args:
-        given: Names of the settings that the caller named.
+        given: Names of the caller's settings.
         config: All settings.
-        witnessed: Whether a witness takes the checkpoints and shows what it likes.
+        has_callback: Whether a callback handles checkpoints and reports.
 
     Raises:
-        UsageError: Names the first of them.
+        UsageError: One is set; names the first.
     """
     asks = {
         "tensorboard": config.tensorboard,
-        "checkpoint_interval": not witnessed,
-        "quiet": not config.quiet and not witnessed,
+        "checkpoint_interval": not has_callback,
+        "quiet": not config.quiet and not has_callback,
     }
     for name, asked in asks.items():
         if asked and name in given:
@@ -132,21 +165,21 @@ def refuse_unwritten(given: Collection[str], config: Config, *, witnessed: bool 
 
 
 def without_run_directory(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that the caller named, but for those of a run directory."""
+    """Return the caller's settings without those of a run directory."""
     return {name: value for name, value in given.items() if name not in OF_A_RUN_DIRECTORY}
 
 
 def chosen_in(config: Config) -> dict[str, Any]:
-    """Return the settings of a whole Config that are not the defaults."""
+    """Return the settings of a Config that differ from the defaults."""
     default = Config()
     return {k: v for k, v in vars(config).items() if v != getattr(default, k) and k != "env_id"}
 
 
 def folder_of(run_dir: Any) -> Path | None:
-    """Return the folder that the caller names; None where there is none.
+    """Return the caller's folder as a path, or None.
 
     Raises:
-        UsageError: It is no path.
+        UsageError: It is not a path.
     """
     if run_dir is None:
         return None

@@ -1,6 +1,6 @@
-"""DQN: the parts put together behind five calls.
+"""DQN: the agent, with `predict` and `evaluate`.
 
-How it trains stands in `learning`, how it is saved and loaded in `persistence`.
+`learn` is in `learning`, `save` and `load` are in `persistence`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from fastdqn.agent.arguments import (
     folder_of,
     name_of,
     origin_of,
+    refuse_decided,
     refuse_second_id,
     warn_without_effect,
     without_run_directory,
 )
 from fastdqn.agent.learning import NOT_TRAINED, threads
 from fastdqn.agent.persistence import Persistent
+from fastdqn.algorithms.objectives import Objective, objective_of
 from fastdqn.build import (
+    SAMPLERS,
     build_config,
     build_flat,
     build_fused,
@@ -44,6 +47,7 @@ from fastdqn.foundation.copying import Whole, copied
 from fastdqn.foundation.scalars import whole
 from fastdqn.policies.policy import Policy
 from fastdqn.policies.predict import predict
+from fastdqn.replay.sampler import SamplerFactory
 from fastdqn.training.evaluation import Evaluation, OnProgress
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.schedules import ReplayRatio
@@ -58,8 +62,11 @@ class DQN(Persistent, Whole):
     Args:
         env: A Gymnasium id, a factory of environments, or a VectorEnv or tensor environments
             that the caller built (trained in as they are, and left for the caller to close).
-        network: A module from observations [B, *O] to Q-values [B, A]; None is an MLP of
-            `hidden_sizes`.
+        network: A module from observations [B, *O] to Q-values [B, A], or to what the objective
+            makes Q-values of; None is an MLP of `hidden_sizes`.
+        objective: What an update makes smaller; None is what `double` and `loss` say.
+        sampler: Builds what chooses the batches, of the ring and the batch size; None is what
+            `replay` says.
         settings: Fields of `Config`, e.g. `num_envs=16, double=True`.
 
     Attributes:
@@ -77,10 +84,13 @@ class DQN(Persistent, Whole):
         env: AnyEnv,
         *,
         network: nn.Module | None = None,
+        objective: Objective | None = None,
+        sampler: SamplerFactory | None = None,
         **settings: Any,
     ) -> None:
         self._given: Mapping[str, Any] = settings
         refuse_second_id(settings)
+        refuse_decided(settings, objective=objective, sampler=sampler)
         settings = with_plain_arguments(settings)
         named = {name: settings.get(name) for name in CONFIGURING}
         self._provider = env_provider_of(
@@ -96,8 +106,8 @@ class DQN(Persistent, Whole):
         name = env if isinstance(env, str) else self.description.env_id
         self.config = build_config(name, settings)
         self.origin = {"environment": origin_of(env, self.description.env_id)}
-        if network is not None:
-            self.origin["network"] = name_of(network)
+        parts = {"network": network, "objective": objective, "sampler": sampler}
+        self.origin |= {name: name_of(part) for name, part in parts.items() if part is not None}
         warn_without_effect(
             self._given,
             self._provider.fixed,
@@ -106,7 +116,7 @@ class DQN(Persistent, Whole):
         )
         self._run_dir = folder_of(self.config.run_dir)
         self._recorded: Path | None = None  # the folder that the last call of `learn` left
-        self._build(network)
+        self._build(network, objective, sampler)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return an agent that learns on as this one would, bit for bit.
@@ -132,18 +142,29 @@ class DQN(Persistent, Whole):
         agent._given = chosen_in(config)
         return agent
 
-    def _build(self, network: nn.Module | None) -> None:
+    def _build(
+        self,
+        network: nn.Module | None,
+        objective: Objective | None,
+        sampler: SamplerFactory | None,
+    ) -> None:
         config = self.config
         device = resolve_device(config.device)
         tensors = self._provider.tensors(config.num_envs, device)
         refuse_machine(config, device)  # before anything is allocated
         refuse_unless_evaluable(config, builds=self._provider.builds)
-        flat = build_flat(config, self.description, network, device, stacklevel=4)
+        if objective is None:
+            objective = objective_of(None, config.double, config.loss)
+        flat = build_flat(config, self.description, network, objective, device, stacklevel=4)
         self.network = flat.module
         self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
-        self.learner = build_learner(config, flat)
-        self._fused = None if tensors is None else build_fused(config, tensors, flat, self.learner)
-        self._sampler = None if self._fused else build_sampler(config, self.description, device)
+        self.learner = build_learner(config, flat, objective)
+        make = sampler or SAMPLERS[config.replay]
+        self._fused = self._sampler = None
+        if tensors is not None:
+            self._fused = build_fused(config, tensors, flat, self.learner, make)
+        else:
+            self._sampler = build_sampler(config, self.description, device, make)
         self._ratio = ReplayRatio(config.replay_ratio, config.learning_starts)
         self.execution_reason, self._chosen = NOT_TRAINED, self.learner.execution
         self._rounds = self._env_steps = self._episodes = 0
@@ -181,9 +202,9 @@ class DQN(Persistent, Whole):
         Args:
             episodes: How many, played in up to 20 environments at a time; None is the setting
                 `eval_episodes`.
-            seed: Of the environments; apart from those of the training even if it is the same.
+            seed: Of the environments; those of the training are others even for the same seed.
             max_steps: Env steps after which an episode is cut; 0 is never, None is the setting
-                `eval_max_steps`. The result says how many were.
+                `eval_max_steps`. The result has the number of cut episodes.
             on_progress: Called every few seconds with the episodes done, all episodes and the env
                 steps played so far.
 

@@ -1,4 +1,4 @@
-"""How an agent trains: its loop built around its parts, with a run directory or without."""
+"""How an agent trains: `learn`, with a run directory or without."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NOT_TRAINED = "not trained yet"
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let PyTorch's CPU operations have so many threads for a while."""
+    """Give PyTorch's CPU operations so many threads within this context."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -62,8 +62,8 @@ class Trainable(ABC):
         description: One environment.
         learner: Rows to weights.
         policy: Observations to actions.
-        execution_reason: Why the learner runs as it does.
-        origin: What the caller gave as environment and network, for config.json.
+        execution_reason: Why the learner runs in its execution mode.
+        origin: Names of the caller's environment and network, for config.json.
     """
 
     config: Config
@@ -82,7 +82,7 @@ class Trainable(ABC):
     _env_steps: int
     _episodes: int
     _rollout: HostRollout | TensorRollout | None
-    """Of the training that runs now."""
+    """Of the running training."""
     _run_dir: Path | None
     _recorded: Path | None
     """The folder that the last call of `learn` left."""
@@ -93,7 +93,7 @@ class Trainable(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return what goes with the parameters on disk: plain JSON values."""
+        """Return the description that is saved with them: plain JSON values."""
 
     def learn(
         self,
@@ -102,17 +102,18 @@ class Trainable(ABC):
         run_dir: str | Path | None = None,
         callback: Callback | None = None,
     ) -> Self:
-        """Train for a number of env steps more; a later call goes on where this one ends.
+        """Train for a number of env steps; a later call goes on where this one ends.
 
-        The episodes that are running at the end of a call are cut there. With a run directory the
-        call leaves in it all that `fastdqn train` does, also where an error or a Ctrl-C ends it, or
-        in the main thread a SIGTERM that nothing else takes. It says so on the terminal unless the
-        setting `quiet` is on; a later call goes on there.
+        Episodes that run at the end of a call are cut there. With a run directory the call writes
+        the files of `fastdqn train`, also if it ends by an error, a Ctrl-C, or, in the main thread,
+        a SIGTERM that no other handler takes. It prints its progress unless the setting `quiet` is
+        on; a later call continues the files.
 
         Args:
-            total_timesteps: Env steps of this call; None is the setting's.
-            run_dir: The folder; None is that of the last call, or the setting's, or none.
-            callback: Receives what happens: reports, episodes, checkpoints; or None.
+            total_timesteps: Env steps of this call; None takes the setting.
+            run_dir: The folder; None takes that of the last call, else the setting, else none.
+            callback: Called with reports, episodes, evaluations, checkpoints and restarts; see
+                `fastdqn.training.callbacks.Callback`. None ignores them.
 
         Raises:
             UsageError: So few env steps that nothing would be learned, a folder that holds
@@ -122,7 +123,7 @@ class Trainable(ABC):
         self._run_dir = folder_of(run_dir) or self._run_dir
         if self._run_dir is not None:
             return self._learn_in(self._run_dir, total_timesteps, callback)
-        refuse_unwritten(self._given, self.config, witnessed=callback is not None)
+        refuse_unwritten(self._given, self.config, has_callback=callback is not None)
         with self.trainer(total_timesteps, callback or NullCallback()) as trainer:
             trainer.run(self.env_seeds())
         return self
@@ -130,7 +131,7 @@ class Trainable(ABC):
     def _learn_in(
         self, run_dir: Path, total_timesteps: int | None, callback: Callback | None
     ) -> Self:
-        from fastdqn.reporting.recorded_run import (  # noqa: PLC0415 - only those who write pay for it
+        from fastdqn.reporting.recorded_run import (  # noqa: PLC0415 - loaded only where a folder is written
             refuse_missing_tensorboard,
             train_recorded,
         )
@@ -141,11 +142,11 @@ class Trainable(ABC):
         make_run_dir(replace(self.config, run_dir=run_dir), goes_on=goes_on)
         self._recorded = run_dir.resolve()
         with exit_on_sigterm():
-            ended = train_recorded(
+            outcome = train_recorded(
                 self, run_dir, total_timesteps, started=started, callback=callback, silent=silent
             )
-        if ended.error is not None:
-            raise ended.error
+        if outcome.error is not None:
+            raise outcome.error
         return self
 
     @contextmanager
@@ -211,7 +212,11 @@ class Trainable(ABC):
         first = self.execution_reason == NOT_TRAINED  # what CUDA measures holds afterwards
         if self._fused is not None:
             mode, self.execution_reason = choose_execution(
-                asked, learner.device, expected, fused=True, why_not_native=learner.why_not_native
+                asked,
+                learner.device,
+                expected,
+                fused=True,
+                why_not_native=partial(learner.why_not_native, self._fused.sampler),
             )
             self._fused.execute_as(mode, background=asked == "auto")
             learner.execution = mode
@@ -219,7 +224,7 @@ class Trainable(ABC):
             parts = asked, learner, self.policy, self._sampler
             self.execution_reason = choose_ways(*parts, expected_updates=expected)
             self._chosen = learner.execution
-        else:  # what was not compiled by the end of the last call is compiled now
+        else:  # steps that were not compiled by the end of the last call are compiled now
             learner.execute_as(self._chosen, background=asked == "auto")
             if self._sampler is not None:
                 learner.prepare(self._sampler, max(self._sampler.due, 1))
@@ -240,7 +245,7 @@ class Trainable(ABC):
     def replay(self) -> ReplayBuffer:
         """The replay ring; tensor environments have one of their own, on the device."""
         if self._sampler is not None:
-            return self._sampler.replay
+            return self._sampler.buffer
         raise UsageError("agent.replay", "tensor environments have none", "Do without it.")
 
     def _new_evaluator(self, seed: int, episodes: int, max_steps: int | None = None) -> Evaluator:

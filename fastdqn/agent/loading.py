@@ -1,7 +1,7 @@
-"""From a saved policy to the environment and the settings that its agent is built with.
+"""Finds the environment and the settings of a saved policy.
 
-Nothing that a file names is imported: environments come from what is registered already or what
-the caller names, wrappers from Gymnasium's own.
+Nothing that a file names is imported: environments are registered already or named by the caller,
+wrappers are Gymnasium's own.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ __all__ = ["Restored", "restore"]
 
 @dataclass(frozen=True)
 class Restored:
-    """What an agent is built with, and where its training stood.
+    """Arguments of a loaded agent, and the counts of its training.
 
     Attributes:
         env: Its environment.
-        settings: Of Config, those of the caller before those that were saved.
-        saved: What the file says, checked.
+        settings: Of Config; the caller's override the saved ones.
+        saved: The file's description, checked.
         folder: Of the saved policy, for messages.
-        from_file: Whether the environment is what the file says and not what the caller gave.
+        from_file: Whether the environment comes from the file and not from the caller.
     """
 
     env: AnyEnv
@@ -63,7 +63,7 @@ class Restored:
     from_file: bool
 
     def refuse_other_spaces(self, env: EnvDescription) -> None:
-        """Refuse an environment in which the policy cannot act as it was trained to.
+        """Refuse an environment with other observations or actions than the saved one.
 
         Raises:
             UsageError: Observations or actions differ.
@@ -85,20 +85,19 @@ def restore(
 ) -> Restored:
     """Check a saved policy and find the environment and the settings of its agent.
 
-    The saved id, named by the caller or not, keeps the arguments and wrappers that were saved. One
-    that cannot be put on again is refused with what to type. Where the file does not know what
-    there was, the id that the caller names is made as it is registered, with a UserWarning.
+    The saved id, named by the caller or not, keeps the saved arguments and wrappers. A wrapper that
+    cannot be applied again is refused with the command to type. Where the file does not hold them,
+    the id that the caller names is made as it is registered, with a UserWarning.
 
     Args:
         saved: As it was read.
-        env: What the caller gave; None is what was saved.
-        given: Settings of the caller.
-        own_network: Whether the caller brings the network.
+        env: The caller's environment; None takes the saved one.
+        given: The caller's settings.
+        own_network: Whether the caller passed the network.
 
     Raises:
-        CheckpointError: A value of the file cannot be.
-        UsageError: The environment cannot be built from what the file says, or the network is
-            missing.
+        CheckpointError: A value of the file is invalid.
+        UsageError: The environment cannot be built from the file, or the network is missing.
     """
     folder = str(saved.folder)
     try:
@@ -139,7 +138,7 @@ def _refuse_own_network(saved: SavedDescription) -> None:
 def _refuse_unknown(
     env_id: str, used: Mapping[str, Any], given: Mapping[str, Any], folder: str, *, named: bool
 ) -> None:
-    """Refuse a saved id, arguments and wrappers that the caller has to name."""
+    """Refuse a saved id, arguments and wrappers that only the caller may name."""
     kwargs, wrappers = used.get("env_kwargs") or {}, used.get("wrapper") or ()
     command = _name_it(folder, env_id, kwargs, wrappers)
     module, _, name = env_id.rpartition(":")
@@ -156,7 +155,7 @@ def _refuse_unknown(
 
 
 def _unknown(env_id: str) -> str:
-    """Return why an id is of no use here; nothing where it is registered."""
+    """Return why an id cannot be used here; empty if it is registered."""
     try:
         factory_of(env_id)
     except UsageError as error:
@@ -177,9 +176,9 @@ def _refuse_from_file(text: str, folder: str, command: str) -> None:
 def _rebuilding(
     made: Construction, saved_id: str, folder: str, named: str | None
 ) -> tuple[AnyEnv, dict[str, Any]]:
-    """Return a factory that makes the environment again as it was, or else the id that is named.
+    """Return a factory of the saved environment, or else the id that the caller named.
 
-    The settings that belong to that id come with it.
+    The settings of that id are returned with it.
     """
     if not made.why_not:
         unknown = _unknown(named or made.env_id)
@@ -203,20 +202,20 @@ def _rebuilding(
 
 
 def _why_not_built(factory: Callable[[], gym.Env[Any, Any]]) -> str:
-    """Build an environment around which wrappers were that its entry point may bring."""
+    """Build an environment whose entry point may add wrappers; return why it fails, or empty."""
     try:
         with trial_env(factory):
             return ""
     except NotPlainError as error:
         return str(error)
-    except Exception as error:  # an entry point may raise anything
+    except Exception as error:  # an entry point may raise any exception
         return f"it cannot be built ({type(error).__name__}: {first_line(error)})"
 
 
 def _configured(
     made: Construction, saved_id: str, folder: str, *, own_wrappers: bool
 ) -> dict[str, Any]:
-    """Return the settings for an id whose arguments or wrappers the caller gives anew."""
+    """Return the settings of an id whose arguments or wrappers the caller replaces."""
     kwargs, around = _as_named(made)
     if own_wrappers:
         return {"env_kwargs": kwargs}
@@ -230,34 +229,34 @@ def _configured(
 
 
 def _as_named(made: Construction) -> tuple[dict[str, Any], tuple[UsedWrapper, ...]]:
-    """Return arguments of `gymnasium.make`, and the wrappers around what it makes of them.
+    """Return arguments of `gymnasium.make`, and the wrappers around its result.
 
-    What the registration and the entry point bring is not among these wrappers.
+    Wrappers of the registration and of the entry point are not among them.
     """
     kwargs, spec = dict(made.kwargs or {}), gym.registry.get(made.env_id)
     if spec is None:
         return kwargs, made.wrappers
     rest = made.wrappers[_num_inside(partial(bare_env, spec, kwargs), made.wrappers) :]
-    brought = [extra.entry_point.rpartition(":")[2] for extra in spec.additional_wrappers]
+    added = [extra.entry_point.rpartition(":")[2] for extra in spec.additional_wrappers]
     names = [wrapper.name for wrapper in rest]
     limit = rest[0].kwargs if names[:1] == ["TimeLimit"] and rest[0].module is None else None
-    extra_limit = bool(brought) and names[1 : 1 + len(brought)] == brought
+    extra_limit = bool(added) and names[1 : 1 + len(added)] == added
     if limit and (spec.max_episode_steps is not None or extra_limit):
         rest = rest[1:]
         if limit.get("max_episode_steps") != spec.max_episode_steps:
             kwargs.update(limit)
     elif spec.max_episode_steps is not None:
         kwargs["max_episode_steps"] = -1
-    come_along = [wrapper.name for wrapper in rest[: len(brought)]] == brought
-    return kwargs, rest[len(brought) :] if come_along else rest
+    are_leading = [wrapper.name for wrapper in rest[: len(added)]] == added
+    return kwargs, rest[len(added) :] if are_leading else rest
 
 
 def _num_inside(factory: Callable[[], gym.Env[Any, Any]], wrappers: tuple[UsedWrapper, ...]) -> int:
-    """Return how many of the wrappers an entry point brings."""
+    """Return how many of the wrappers an entry point adds."""
     try:
         with trial_env(factory) as env:
             inside = [type(wrapper).__name__ for wrapper in chain_of(env)]
-    except Exception:  # an entry point may raise anything, and does so again where it counts
+    except Exception:  # an entry point may raise any exception; it is raised again later
         return 0
     return len(inside) if inside == [w.name for w in wrappers[: len(inside)]] else 0
 
@@ -267,7 +266,7 @@ def _bare(env_id: str) -> str:
 
 
 def _command(made: Construction, saved_id: str, folder: str) -> str:
-    """Return what to type for an environment of a factory, all of its wrappers included."""
+    """Return the command for an environment of a factory, with all of its wrappers."""
     kwargs, around = _as_named(made)
     typed = [typed_wrapper(wrapper) for wrapper in around]
     lost = [text for text, whole in typed if not whole]
@@ -286,7 +285,7 @@ def _name_it(
     kwargs: Mapping[str, Any] | None = None,
     wrappers: Any = (),
 ) -> str:
-    """Return what to type, so that the caller names what no file may."""
+    """Return the advice to name the environment, which no file may."""
     if not env_id:
         return (
             "Pass it yourself: DQN.load(folder, env=...) from Python, or fastdqn evaluate with "

@@ -1,4 +1,4 @@
-"""Saving an agent's policy, and an agent built from a saved one."""
+"""Saves an agent's policy, and builds an agent from a saved one."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import nn
 
-from fastdqn.agent.arguments import fitting
+from fastdqn.agent.arguments import decided_by, fitting
 from fastdqn.agent.learning import Trainable
 from fastdqn.agent.loading import restore
 from fastdqn.agent.saved_description import SavedDescription, write_description
+from fastdqn.algorithms.objectives import Objective
 from fastdqn.envs.provider import AnyEnv
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.tensor import TensorEnv
+from fastdqn.replay.sampler import SamplerFactory
 from fastdqn.training.checkpoint import SavedPolicy, load_policy, save_policy
 
 __all__ = ["Persistent"]
 
 
 class Persistent(Trainable):
-    """The part of an agent that is saved and loaded.
+    """The saving and loading of an agent.
 
     Attributes:
         network: The online network.
@@ -33,7 +35,7 @@ class Persistent(Trainable):
 
     network: nn.Module
     _by_id: bool
-    """Whether the settings say how the environment is made."""
+    """Whether the environment was passed by its id."""
 
     @abstractmethod
     def __init__(
@@ -41,6 +43,8 @@ class Persistent(Trainable):
         env: AnyEnv,
         *,
         network: nn.Module | None = None,
+        objective: Objective | None = None,
+        sampler: SamplerFactory | None = None,
         **settings: Any,
     ) -> None: ...
 
@@ -55,28 +59,32 @@ class Persistent(Trainable):
         env: AnyEnv | None = None,
         *,
         network: nn.Module | None = None,
+        objective: Objective | None = None,
+        sampler: SamplerFactory | None = None,
         **settings: Any,
     ) -> Self:
         """Load a policy that `save` or a run wrote.
 
-        Everything that a schedule or a period counts goes on where it was: env steps, episodes,
-        updates. Learning on starts from an empty replay, with new seeds, an optimizer whose
-        moments are zero and a target that equals the online network.
+        Counts go on where they were: env steps, episodes, updates, and with them schedules and
+        periods. Learning restarts with an empty replay, new seeds, an optimizer whose moments are
+        zero and a target that equals the online network.
 
         Args:
-            saved: The folder of the policy or of the run, or what `load_policy` made of it.
-            env: Where the agent goes on; None is what was saved, as far as a file can say it:
+            saved: The folder of the policy or of the run, or what `load_policy` returned.
+            env: The environment of the agent; None takes the saved one, if the file holds it:
                 an id that is registered, plain arguments, Gymnasium's own wrappers. The saved id
                 keeps the saved arguments and wrappers, unless `env_kwargs` or `wrapper` is given:
-                one that cannot be put on again is refused (name it as `wrapper`, or `()` for
-                none); a UserWarning says where the file does not know what there was.
+                one that cannot be applied again is refused (name it as `wrapper`, or `()` for
+                none); a UserWarning says that the file does not hold them.
             network: The module whose parameters were saved, if it was the caller's own.
+            objective: That of the training, if it was the caller's own; no file holds it.
+            sampler: Likewise.
             settings: Override saved settings.
 
         Raises:
-            CheckpointError: The folder holds no whole policy, a value that cannot be, or one of
-                another network.
-            UsageError: The environment cannot be built from what was saved: pass it as `env`.
+            CheckpointError: The folder holds no whole policy, an invalid value, or the
+                parameters of another network.
+            UsageError: The environment cannot be built from the file: pass it as `env`.
         """
         if not isinstance(saved, SavedPolicy):
             saved = load_policy(Path(saved))
@@ -86,8 +94,10 @@ class Persistent(Trainable):
             settings,
             builds=not isinstance(restored.env, VectorEnv | TensorEnv),
             own_network=network is not None,
+            others=decided_by(objective=objective, sampler=sampler),
         )
-        agent = cls(restored.env, network=network, **named)
+        parts: dict[str, Any] = {"network": network, "objective": objective, "sampler": sampler}
+        agent = cls(restored.env, **parts, **named)
         agent._given = settings
         restored.refuse_other_spaces(agent.description)
         saved.copy_into(agent.parameters())
@@ -95,7 +105,7 @@ class Persistent(Trainable):
         return agent
 
     def _go_on_from(self, saved: SavedDescription) -> None:
-        """Count on from a training that was saved."""
+        """Continue the counts of a saved training."""
         self._env_steps, self._episodes = saved.env_steps, saved.episodes
         self._rounds = saved.rounds
         self.learner.sync_target()
@@ -114,7 +124,7 @@ class Persistent(Trainable):
         return {name: tensor.detach() for name, tensor in named}
 
     def describe(self) -> dict[str, Any]:
-        """Return what goes with the parameters on disk: plain JSON values."""
+        """Return the description that is saved with them: plain JSON values."""
         running = self._rollout
         done = (self._env_steps, self._episodes)
         env_steps, episodes = done if running is None else (running.env_steps, running.episodes)

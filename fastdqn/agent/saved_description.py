@@ -1,7 +1,7 @@
-"""What goes with the parameters of a saved policy, checked value by value.
+"""The description that is saved with the parameters of a policy, checked value by value.
 
-A stranger may have written it, with a hash that is right. Nothing here builds or allocates
-anything; what the tensors' file really holds is what sizes are compared with.
+A stranger may have written it, with a correct hash. Nothing here builds or allocates anything;
+sizes are compared with the tensors in the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fastdqn.transition import STORAGE_DTYPES
 __all__ = ["SavedDescription", "read_description", "refuse_other_shapes", "write_description"]
 
 LARGEST, LARGEST_SETTING = 2**53, 2**128
-"""Of a count: what a float64 holds exactly; and of a setting, which may be a seed."""
+"""Largest count, which a float64 holds exactly; and largest setting, which may be a seed."""
 MAX_DIMENSIONS, MAX_LENGTH = 64, 1_000
 MAX_THREADS = 1_024
 MAX_WORDS = 2_000
@@ -72,13 +72,13 @@ def write_description(
     updates: int,
     rounds: int,
 ) -> dict[str, Any]:
-    """Return what goes with the parameters of a policy: plain JSON values.
+    """Return the description of a policy: plain JSON values.
 
     Args:
         config: The settings.
         env: One environment.
         network: Name of the network's class.
-        by_id: Whether the settings say how the environment is made.
+        by_id: Whether the environment was passed by its id.
         env_steps: See `SavedDescription`, as for the other counts.
         episodes: See there.
         updates: See there.
@@ -121,7 +121,7 @@ def read_description(description: Mapping[str, Any]) -> SavedDescription:
 
 
 def refuse_other_shapes(saved: SavedDescription, tensors: Mapping[str, Tensor]) -> None:
-    """Compare what a description says of an MLP with the tensors that are there.
+    """Compare the layers of an MLP in a description with the tensors of the file.
 
     Raises:
         CheckpointError: They are of another network, or not finite.
@@ -145,7 +145,7 @@ def refuse_other_shapes(saved: SavedDescription, tensors: Mapping[str, Tensor]) 
 
 
 def _inputs(saved: SavedDescription, first: Tensor) -> int:
-    """Return the inputs of a network; of a single number they may be its values, one by one."""
+    """Return the inputs of a network; a single number may be one-hot, with an input per value."""
     one_hot = not saved.obs_shape and not saved.obs_dtype.startswith("float")
     if one_hot and first.ndim == 2:
         return first.shape[1]
@@ -163,9 +163,9 @@ def _settings(config: Any) -> dict[str, Any]:
     if unknown:
         raise CheckpointError(f"it holds a setting {unknown[0][:60]!r}, which there is not")
     settings = {name: _setting(known[name], value) for name, value in config.items()}
-    settings["run_dir"] = None  # where to write is the caller's choice alone
+    settings["run_dir"] = None  # only the caller chooses where to write
     if settings.get("preset") not in PRESETS:
-        settings["preset"] = ""  # a label: all that it filled in is saved
+        settings["preset"] = ""  # only a name: the settings that it filled in are saved
     try:
         Config(**settings)
     except UsageError as error:
@@ -242,7 +242,7 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "tuple[str, ...]": (_are_texts, "a list of short texts"),
     "dict[str, Any]": (_are_arguments, "names and plain values"),
 }
-"""Type of a field -> what a value in a file must be, in code and in words."""
+"""Type of a field -> the check of a value in a file, and its name in messages."""
 
 
 def _checked(name: str, value: Any, fine: Callable[[Any], bool], what: str) -> Any:

@@ -12,9 +12,14 @@ from fastdqn.errors import UsageError
 
 __all__ = [
     "LOSSES",
+    "bootstrapped",
+    "discount_of",
     "double_dqn_target",
+    "double_value",
     "dqn_target",
+    "huber",
     "huber_loss",
+    "largest_value",
     "masked_q",
     "mse_loss",
     "soft_update_",
@@ -52,6 +57,65 @@ def masked_q(q: Tensor, action_mask: Tensor | None) -> Tensor:
     return q.masked_fill(forbidden, -torch.inf)
 
 
+def discount_of(terminated: Tensor, gamma: float) -> Tensor:
+    """Return the discount of one-step transitions: 0 if terminated, else gamma.
+
+    Args:
+        terminated: [B] bool.
+        gamma: Discount per env step, in [0, 1].
+
+    Returns:
+        [B] float32.
+    """
+    return torch.full_like(terminated, gamma, dtype=torch.float32).masked_fill_(terminated, 0.0)
+
+
+def bootstrapped(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:
+    """Return the target of every method that bootstraps.
+
+        y = r                    where the discount is 0, whatever the value
+        y = r + discount V       elsewhere
+
+    A value that is no finite number thus does no harm where nothing follows.
+
+    Args:
+        reward: [B] float32, of n steps discounted and summed.
+        discount: [B] float32, gamma^n, or 0 where the episode has terminated.
+        next_value: [B] float32, of the state n steps later.
+
+    Returns:
+        [B] float32.
+
+    Raises:
+        ValueError: The shapes are not [B] thrice, which would broadcast silently.
+    """
+    if reward.ndim != 1 or not reward.shape == discount.shape == next_value.shape:
+        raise ValueError(
+            f"reward {tuple(reward.shape)}, discount {tuple(discount.shape)}, "
+            f"next value {tuple(next_value.shape)}: want [B], [B], [B]"
+        )
+    return torch.where(discount == 0.0, reward, reward + discount * next_value)
+
+
+def largest_value(next_q: Tensor, action_mask: Tensor | None = None) -> Tensor:
+    """Return max_a Q(s', a) [B] over the allowed actions, of `next_q` [B, A]; see `masked_q`."""
+    return masked_q(next_q, action_mask).amax(1)
+
+
+def double_value(
+    next_q_online: Tensor, next_q_target: Tensor, action_mask: Tensor | None = None
+) -> Tensor:
+    """Return Q_target(s', argmax_a Q_online(s', a)) [B], the argmax over the allowed actions.
+
+    Args:
+        next_q_online: [B, A] float32.
+        next_q_target: [B, A] float32.
+        action_mask: [B, A] bool, what may be done in s'; see `masked_q`.
+    """
+    best = masked_q(next_q_online, action_mask).argmax(1, keepdim=True)
+    return next_q_target.gather(1, best).squeeze(1)
+
+
 def dqn_target(
     reward: Tensor,
     terminated: Tensor,
@@ -86,8 +150,8 @@ def dqn_target(
         Nature 518, algorithm 1.
     """
     _refuse_shapes(reward, terminated, next_q_target)
-    best = masked_q(next_q_target, next_action_mask).amax(1)
-    return _bootstrap(reward, terminated, best, gamma)
+    value = largest_value(next_q_target, next_action_mask)
+    return bootstrapped(reward, discount_of(terminated, gamma), value)
 
 
 def double_dqn_target(
@@ -128,8 +192,8 @@ def double_dqn_target(
     """
     _refuse_shapes(reward, terminated, next_q_target)
     _refuse_shapes(reward, terminated, next_q_online)
-    best = masked_q(next_q_online, next_action_mask).argmax(1, keepdim=True)
-    return _bootstrap(reward, terminated, next_q_target.gather(1, best).squeeze(1), gamma)
+    value = double_value(next_q_online, next_q_target, next_action_mask)
+    return bootstrapped(reward, discount_of(terminated, gamma), value)
 
 
 def td_error(q: Tensor, action: Tensor, target: Tensor) -> Tensor:
@@ -154,29 +218,33 @@ def td_error(q: Tensor, action: Tensor, target: Tensor) -> Tensor:
     return q.gather(1, action.unsqueeze(1)).squeeze(1) - target.detach()
 
 
-def huber_loss(error: Tensor) -> Tensor:
-    """Return the mean of 0.5 e^2 where |e| < 1 and |e| - 0.5 elsewhere.
+def huber(error: Tensor) -> Tensor:
+    """Return 0.5 e^2 where |e| < 1 and |e| - 0.5 elsewhere, for each row.
 
     Args:
         error: [B] float32.
+
+    Returns:
+        [B] float32.
 
     Source:
         Mnih et al. (2015), Nature 518, methods: the error term clipped to [-1, 1].
     """
-    return functional.smooth_l1_loss(error, torch.zeros_like(error))
+    return functional.smooth_l1_loss(error, torch.zeros_like(error), reduction="none")
+
+
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"huber": huber, "mse": torch.square}
+"""Name on the command line -> loss of each row, a function of the TD error [B]."""
+
+
+def huber_loss(error: Tensor) -> Tensor:
+    """Return the mean of `huber` over the rows of `error` [B] float32."""
+    return huber(error).mean()
 
 
 def mse_loss(error: Tensor) -> Tensor:
-    """Return the mean of e^2.
-
-    Args:
-        error: [B] float32.
-    """
+    """Return the mean of e^2 over the rows of `error` [B] float32."""
     return error.square().mean()
-
-
-LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"huber": huber_loss, "mse": mse_loss}
-"""Name on the command line -> function of the TD error."""
 
 
 def soft_update_(target: list[Tensor], online: list[Tensor], tau: float) -> None:
@@ -205,10 +273,6 @@ def soft_update_(target: list[Tensor], online: list[Tensor], tau: float) -> None
         raise ValueError("target and online parameters differ in number or shapes")
     with torch.no_grad():
         torch._foreach_lerp_(target, online, tau)
-
-
-def _bootstrap(reward: Tensor, terminated: Tensor, next_value: Tensor, gamma: float) -> Tensor:
-    return torch.where(terminated, reward, reward + gamma * next_value)
 
 
 def _refuse_shapes(reward: Tensor, terminated: Tensor, next_q: Tensor) -> None:

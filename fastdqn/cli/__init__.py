@@ -1,1 +1,1 @@
-"""The command line: words of a command become a run."""
+"""The command line."""

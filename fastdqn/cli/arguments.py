@@ -1,4 +1,4 @@
-"""From the words of a command line to a dataclass, or to one line that says what is wrong."""
+"""Parses a command line into a dataclass, or one line that says what is wrong."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from fastdqn.config import choices_of, flag_of, spelled
 from fastdqn.errors import UsageError
 from fastdqn.foundation.scalars import as_whole, is_whole
 
-__all__ = ["given", "parse"]
+__all__ = ["parse", "words_after"]
 
 T = TypeVar("T")
 SEVERAL = ("tuple[str, ...]", "dict[str, Any]")
-"""Types of flags that take words of their own each time they are named."""
+"""Types of flags whose words add up over several uses of the flag."""
 REGISTRY = ConstructorRegistry()
 
 
 @REGISTRY.primitive_rule
 def _named_arguments(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Let flags of type dict take `KEY=VALUE` words."""
+    """Parse flags of type dict from `KEY=VALUE` words."""
     if info.type_origin is not dict:
         return None
     return PrimitiveConstructorSpec(
@@ -48,11 +48,11 @@ def parse(kind: type[T], command: str, argv: list[str], default: T | None = None
         kind: The dataclass.
         command: Name of the command, for the help.
         argv: The words after the command.
-        default: Values of the flags that are not given; None is those of the dataclass.
+        default: Values of missing flags; None takes the dataclass's.
 
     Raises:
-        UsageError: A word cannot be used; names it, the reason and the way out.
-        SystemExit: Help was asked for and printed.
+        UsageError: A word cannot be used; the message names it, the reason and the way out.
+        SystemExit: Help was printed.
     """
     _refuse_unknown_flags(kind, command, argv)
     argv = _with_whole_numbers(kind, _joined(kind, argv))
@@ -72,8 +72,8 @@ def parse(kind: type[T], command: str, argv: list[str], default: T | None = None
         raise _usage_error(kind, command, argv, box.getvalue()) from None
 
 
-def given(argv: list[str], flag: str) -> list[str]:
-    """Return the words that the command line gives to a flag, the last time it names it."""
+def words_after(argv: list[str], flag: str) -> list[str]:
+    """Return the words after the last use of a flag on the command line."""
     for position in reversed(range(len(argv))):
         if _flag_in(argv[position]) == flag:
             _, equals, value = argv[position].partition("=")
@@ -112,12 +112,12 @@ def _refuse_unknown_flags(kind: type[Any], command: str, argv: list[str]) -> Non
 
 
 def _usage_error(kind: type[Any], command: str, argv: list[str], box: str) -> UsageError:
-    """Turn tyro's box into a UsageError; where it names a flag, say what that flag takes."""
+    """Turn tyro's message into a UsageError; where it names a flag, add what that flag takes."""
     see = f"See fastdqn {command} --help."
     text = " ".join(re.sub(r"[│╭╮╰╯]|[─-]{3,}", " ", box).split()).partition(" For full help")[0]
     for field in fields(kind):
         if re.search(rf"{flag_of(field.name)}(?![\w-])", text):
-            got = " ".join([flag_of(field.name), *given(argv, flag_of(field.name))])
+            got = " ".join([flag_of(field.name), *words_after(argv, flag_of(field.name))])
             message = field.default and field.default is not MISSING
             way_out = f"The default is {spelled(field.default)}." if message else see
             return UsageError(got, f"it takes {_taken_by(field)}", way_out)
@@ -144,7 +144,7 @@ def _taken_by(field: Field[Any]) -> str:
 
 
 def value_of(word: str) -> Any:
-    """Return what a word stands for: JSON, or a literal of Python, or else the word itself."""
+    """Return the value of a word: JSON, or a literal of Python, or else the word itself."""
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(word, parse_constant=_no_number)
     with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
@@ -157,7 +157,7 @@ def _no_number(name: str) -> Any:
 
 
 def _arguments_of(words: list[str]) -> dict[str, Any]:
-    """Return what `KEY=VALUE` words stand for."""
+    """Return the values of `KEY=VALUE` words, by key."""
     pairs = [word.partition("=") for word in words]
     if not all(key.isidentifier() and equals for key, equals, _ in pairs):
         raise ValueError("KEY=VALUE")
@@ -165,7 +165,7 @@ def _arguments_of(words: list[str]) -> dict[str, Any]:
 
 
 def _joined(kind: type[Any], argv: list[str]) -> list[str]:
-    """Collect what a flag of several words is given in several places, so that none is lost."""
+    """Collect the words of a flag that is used several times."""
     several = {flag_of(field.name) for field in fields(kind) if field.type in SEVERAL}
     words: dict[str, list[str]] = {}
     rest: list[str] = []

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastdqn import __version__
-from fastdqn.cli.arguments import given, parse
+from fastdqn.cli.arguments import parse, words_after
 from fastdqn.config import Config
 from fastdqn.errors import FastDQNError, UsageError
 from fastdqn.foundation.formatting import format_return
@@ -35,7 +35,7 @@ SMALLEST: dict[str, Any] = {"buffer_size": 1, "batch_size": 1, "num_envs": 1, "e
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """Play greedy episodes with a saved policy and print what they brought."""
+    """Play greedy episodes with a saved policy and print their returns."""
 
     path: Annotated[Path, tyro.conf.Positional]
     """Run directory, or a folder that `agent.save` wrote."""
@@ -77,7 +77,7 @@ class PresetsArguments:
 
 @dataclass(frozen=True)
 class DoctorArguments:
-    """Say what this machine offers: versions, devices, cores, shared memory, limits."""
+    """Print what this machine has: versions, devices, cores, shared memory, limits."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -122,11 +122,11 @@ def _dispatch(argv: list[str], started: float) -> int:
 
 
 def _train(argv: list[str], started: float) -> int:
-    if given(argv, "--run-dir") == [""]:
+    if words_after(argv, "--run-dir") == [""]:
         raise UsageError("--run-dir ''", "it is no path", "Name a folder, or leave it out.")
     config = parse(Config, "train", argv, default=_preset_of(argv))
     if config.execution in {"auto", "native"}:
-        begin_to_compile(MLP)  # on another core than PyTorch is loaded on
+        begin_to_compile(MLP)  # while another core loads PyTorch
     from fastdqn.cli.train import train  # noqa: PLC0415 - PyTorch is loaded only where it is needed
 
     return train(config, started)
@@ -204,7 +204,7 @@ _SUMMARIES = {
     "evaluate": "Play greedy episodes with a saved policy.",
     "plot": "Draw the plots of a run again.",
     "presets": "List the named settings.",
-    "doctor": "Say what this machine offers.",
+    "doctor": "Print what this machine has.",
 }
 
 
@@ -223,11 +223,11 @@ def _help() -> int:
 
 def _preset_of(argv: list[str]) -> Config:
     """Return the settings that later flags change: those of --preset, or the defaults."""
-    named = given(argv, "--preset")
+    named = words_after(argv, "--preset")
     return preset_config(named[0]) if named else Config()
 
 
-# Saying
+# Output
 
 
 def _say(text: str) -> int:

@@ -1,4 +1,4 @@
-"""`fastdqn doctor`: what this machine offers and where it will hurt."""
+"""`fastdqn doctor`: what this machine has, and what is missing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOW_SHARED_BYTES = 64 * 2**20
 
 
 def diagnose() -> list[tuple[str, str, bool]]:
-    """Look at the machine.
+    """Inspect the machine.
 
     Returns:
         Rows of (what, finding, whether it is fine).

@@ -14,7 +14,7 @@ FAILED, INTERRUPTED = 1, 130
 
 
 def train(config: Config, started: float) -> int:
-    """Train as the settings say and leave a complete run directory.
+    """Train with the settings and leave a complete run directory.
 
     Args:
         config: The settings.
@@ -37,5 +37,5 @@ def _run(config: Config, request: StopRequest, started: float) -> int:
     refuse_missing_tensorboard(config)
     agent = DQN.from_config(config)
     run_dir = make_run_dir(config)
-    ended = train_recorded(agent, run_dir, None, started=started, request=request)
-    return {"stopped": request.exit_code or INTERRUPTED, "failed": FAILED}.get(ended.status, 0)
+    outcome = train_recorded(agent, run_dir, None, started=started, request=request)
+    return {"stopped": request.exit_code or INTERRUPTED, "failed": FAILED}.get(outcome.status, 0)

@@ -1,4 +1,4 @@
-"""How the caller's actions go to the environments: in the block, or each by itself."""
+"""The caller's actions as environments take them: in the block, or pickled one by one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy.typing as npt
 from gymnasium.spaces import Space
 from gymnasium.vector.utils import iterate
 
-__all__ = ["as_env_counts", "as_rows", "one_by_one"]
+__all__ = ["as_env_actions", "as_rows", "single_actions"]
 
 
-class Counted(Protocol):
-    """How an environment counts its actions; an EnvDescription."""
+class ActionSpaceInfo(Protocol):
+    """First action and dtype of an action space, e.g. an EnvDescription."""
 
     @property
     def first_action(self) -> int:
@@ -24,8 +24,8 @@ class Counted(Protocol):
         """Dtype of the action space, by name."""
 
 
-def as_env_counts(actions: npt.NDArray[np.int64], env: Counted) -> npt.NDArray[Any]:
-    """Return actions counted from 0 as the environment counts them, in its space's own dtype.
+def as_env_actions(actions: npt.NDArray[np.int64], env: ActionSpaceInfo) -> npt.NDArray[Any]:
+    """Return actions counted from 0 as actions of the environment, in its space's dtype.
 
     Args:
         actions: Int64, any shape, each in [0, A).
@@ -37,26 +37,26 @@ def as_env_counts(actions: npt.NDArray[np.int64], env: Counted) -> npt.NDArray[A
     return (actions + env.first_action).astype(env.action_dtype, copy=False)
 
 
-def as_rows(actions: Any, goal: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
-    """Return actions that the block can take as they are.
+def as_rows(actions: Any, target: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+    """Return actions as an array for the block, if they fit.
 
     Args:
-        actions: What the caller gave.
-        goal: [N, *A] where they would lie.
+        actions: The caller's.
+        target: [N, *A] where they would lie.
 
     Returns:
-        [N, *A], or None where each must travel by itself to arrive as the caller gave it.
+        [N, *A], or None where each must be pickled to reach its environment unchanged.
     """
     if not isinstance(actions, np.ndarray):
         return None
-    return actions if (actions.shape, actions.dtype) == (goal.shape, goal.dtype) else None
+    return actions if (actions.shape, actions.dtype) == (target.shape, target.dtype) else None
 
 
-def one_by_one(actions: Any, batched: Space[Any], num_envs: int) -> list[Any]:
-    """Return the action of each environment as Gymnasium hands it over.
+def single_actions(actions: Any, batched: Space[Any], num_envs: int) -> list[Any]:
+    """Return one action per environment, as Gymnasium's vectors do.
 
     Raises:
-        ValueError: Too few or too many; names the environment that has none.
+        ValueError: Too few or too many; names the environment without one.
     """
     singles = list(iterate(batched, actions))
     if len(singles) != num_envs:

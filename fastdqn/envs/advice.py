@@ -1,4 +1,4 @@
-"""What is wrong with an environment that DQN cannot take as it is, and what to write instead."""
+"""Refusals of environments that DQN cannot use, with what to write instead."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def refuse_no_factory(env: Any) -> NoReturn:
 
 
 def refuse_unlike_env(env: Any, name: str) -> None:
-    """Refuse what a factory built if it is no single environment of Gymnasium's kind.
+    """Refuse an object from a factory that is not a single Gymnasium environment.
 
     Raises:
-        UsageError: It is a vector, nothing at all, or of the old `gym` package.
+        UsageError: It is a vector, None, or of the old `gym` package.
     """
     if isinstance(env, VectorEnv):
         raise UsageError(
@@ -80,7 +80,7 @@ def refuse_unlike_env(env: Any, name: str) -> None:
 
 
 def _is_old(thing: Any) -> bool:
-    """Return whether something is of the package that came before Gymnasium."""
+    """Return whether an object is of `gym`, the package before Gymnasium."""
     return not isinstance(thing, gym.Env | Space) and any(
         kind.__module__.partition(".")[0] == "gym" for kind in type(thing).__mro__
     )
@@ -107,7 +107,7 @@ def checked_step(returned: Any, name: str) -> Mapping[str, Any]:
     """Return the info that a step returned.
 
     Raises:
-        UsageError: It did not tell five things, or the last of them is no info.
+        UsageError: It did not return five values, or the last is not an info.
     """
     if isinstance(returned, tuple) and len(returned) == 4:
         raise UsageError(
@@ -127,7 +127,7 @@ def checked_step(returned: Any, name: str) -> Mapping[str, Any]:
 
 
 def _may_be_info(second: Any) -> bool:
-    """Return whether the second of two values is not just a part of an observation."""
+    """Return whether the second of two values can be an info, and not a part of an observation."""
     return second is None or isinstance(second, Mapping)
 
 
@@ -145,11 +145,11 @@ def _checked_info(info: Any, name: str, call: str, way_out: str) -> Mapping[str,
 
 
 def wrapper_for(obs: Space[Any], env: Any = None) -> str:
-    """Return what to write so that observations of a space become one array.
+    """Return the advice that makes one array of the observations of a space.
 
     Args:
         obs: The space.
-        env: Whose it is, if that is known: some packages bring wrappers of their own.
+        env: The environment, if known: some packages bring wrappers of their own.
     """
     own = _own_wrapper(env)
     if _flattens(obs):
@@ -186,7 +186,7 @@ def _own_wrapper(env: Any) -> str:
 def _flattens(space: Space[Any]) -> bool:
     """Return whether Gymnasium makes one array of every element of a space, and of numbers.
 
-    A text it would spell, letter by letter.
+    It would spell out a Text, letter by letter.
     """
     if any(isinstance(part, Text) for part in with_parts(space)):
         return False
@@ -194,5 +194,5 @@ def _flattens(space: Space[Any]) -> bool:
     try:
         flat = flatten_space(space)
         return isinstance(flat, ARRAY_SPACES) and flat.contains(flatten(space, space.sample()))
-    except Exception:  # a space of the caller's own may raise anything
+    except Exception:  # a space of the caller may raise any exception
         return False

@@ -47,12 +47,12 @@ class EnvDescription:
         num_actions: Actions, A.
         first_action: The space's smallest action; the network counts from 0.
         solved_at: The mean return at which Gymnasium calls it solved, or None.
-        num_masked: Actions that the environment's masks speak of; 0 where it gives none.
-        obeys_masks: Whether masks are obeyed; where none are expected, one is refused then.
+        num_masked: Actions in the environment's masks; 0 without masks.
+        obeys_masks: Whether masks are obeyed; if so, an unexpected one is refused.
         action_dtype: Dtype of the action space, by name; environments get actions of it.
-        step_s: Measured seconds of a step where the trainer's own process may take some: in
-            environments that are quick and come with Gymnasium. None elsewhere: what a stranger's
-            environment may do to its process, a worker can be restarted from.
+        step_s: Measured seconds of a step, for quick environments that come with Gymnasium, which
+            the trainer's own process may step. None for all others: an environment that crashes or
+            hangs takes its process along, and only a worker can be restarted.
         construction: How it was made, or why it cannot be made again; see `construction_of`.
         max_episode_steps: Env steps after which the environment's own time limit ends an episode,
             or None.
@@ -78,7 +78,7 @@ def factory_of(env_id: str, **kwargs: Any) -> EnvFactory:
 
     The spec travels with the factory, so that an id registered in the caller's script is known
     in the worker too. Gymnasium's per-step checks are left out: `describe` checks once, and
-    nobody here steps before a reset.
+    this package never steps before a reset.
 
     Args:
         env_id: `Name-v0`, `namespace/Name-v0` or `module:Name-v0`.
@@ -91,7 +91,7 @@ def factory_of(env_id: str, **kwargs: Any) -> EnvFactory:
 
 
 def for_workers(spec: EnvSpec) -> EnvSpec:
-    """Return a spec that travels: what it names in the caller's script becomes the object itself.
+    """Return a spec for other processes: entry points in the caller's script become objects.
 
     Workers do not run that script.
     """
@@ -145,10 +145,10 @@ def _is_gymnasiums(env: Any) -> bool:
 
 
 def _info_of_a_step(env: gym.Env[Any, Any], name: str) -> Mapping[str, Any]:
-    """Return what an environment says after one step; nothing where it fails, which will show.
+    """Return the info of one step; empty where the step fails, which the training will report.
 
     Raises:
-        UsageError: It does not answer as Gymnasium's environments do.
+        UsageError: It does not return what Gymnasium's environments return.
     """
     space: Any = env.action_space
     try:
@@ -175,10 +175,10 @@ def _tried(call: Callable[[], Any], name: str, done: str) -> Any:
 
 
 def _num_masked(described: EnvDescription, info: Mapping[str, Any]) -> int:
-    """Return the actions that a mask in the info speaks of; 0 without one.
+    """Return the number of actions of a mask in the info; 0 without one.
 
     Raises:
-        UsageError: It speaks of another number of actions than there are.
+        UsageError: It differs from the number of actions.
     """
     if info.get(MASK) is None:
         return 0
@@ -198,11 +198,11 @@ def describe_spaces(
     """Check the two spaces of one environment and describe them.
 
     Args:
-        env_id: How to call it.
+        env_id: Its name in messages.
         obs: Of an observation.
         action: Of an action.
         solved_at: See `EnvDescription`.
-        env: It itself, if it is at hand, for advice that only its package has.
+        env: The environment, if known, for advice about wrappers of its package.
 
     Raises:
         UsageError: The action space is not Discrete, or the observation has no fixed shape, no
@@ -241,7 +241,7 @@ def _storable(env_id: str, obs: Space[Any]) -> str:
     if 0 in (obs.shape or ()):
         raise UsageError(
             f"environment {env_id} with observations of shape {obs.shape}",
-            "they hold no number that could tell what to do",
+            "they hold no numbers to learn from",
             "Let it show at least one, e.g. Box(0, 1, (1,)).",
         )
     dtype = np.dtype(obs.dtype)
@@ -278,6 +278,6 @@ def _name_of(factory: EnvFactory) -> str:
 
 
 def _is_ours(factory: partial[Any]) -> bool:
-    """Return whether we put something around another factory."""
+    """Return whether a factory is one of ours around another."""
     module = getattr(factory.func, "__module__", None) or ""
     return module.startswith("fastdqn.envs.") and callable(factory.args[0])

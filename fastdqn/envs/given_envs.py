@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 from fastdqn.config import Config
 from fastdqn.envs.description import describe_spaces
 from fastdqn.envs.masks import MASK
-from fastdqn.envs.sources.own_arrays import own_arrays_in
+from fastdqn.envs.sources.copied_observations import copied_observations_in
 from fastdqn.envs.sources.source import EnvSource, source_of
 from fastdqn.envs.tensor import TensorEnv
 from fastdqn.errors import UsageError
@@ -53,8 +53,8 @@ class GivenVectorEnv:
 
     @contextmanager
     def training(self, config: Config, learning: Learning) -> Iterator[EnvSource]:  # noqa: ARG002
-        """Lend the vector itself."""
-        with own_arrays_in(self.envs):
+        """Return the vector itself as a source."""
+        with copied_observations_in(self.envs):
             yield self.source
 
     def evaluation(self, config: Config, num_envs: int) -> EnvSource:  # noqa: ARG002
@@ -62,7 +62,7 @@ class GivenVectorEnv:
         raise _cannot_build("a VectorEnv")
 
     def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:  # noqa: ARG002
-        """Return None: these speak numpy."""
+        """Return None: these return NumPy arrays."""
         return None
 
 
@@ -91,9 +91,9 @@ class GivenTensorEnv:
 
     @contextmanager
     def training(self, config: Config, learning: Learning) -> Iterator[EnvSource]:  # noqa: ARG002
-        """Refuse: tensors pass no source."""
+        """Refuse: tensor environments need no source."""
         raise _cannot_build("a tensor environment")
-        yield  # a generator, as all the others
+        yield  # makes this a generator, as the protocol wants
 
     def evaluation(self, config: Config, num_envs: int) -> EnvSource:  # noqa: ARG002
         """Refuse."""

@@ -1,7 +1,8 @@
 """An AsyncVectorEnv whose workers host several environments each and share one block of memory.
 
-It is longer than most files: it answers every call of Gymnasium's class, each in a few lines that
-belong side by side; processes and signals live in `pool`, stepping in `host`, the layout in `rows`.
+This file is longer than most: it has every call of Gymnasium's class, each in a few lines that
+belong side by side. Processes and signals live in `workers.pool`, stepping in
+`workers.hosted_envs`, the layout in `workers.shared_block`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from gymnasium.spaces import Discrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 
-from fastdqn.envs.actions import as_rows, one_by_one
+from fastdqn.envs.actions import as_rows, single_actions
 from fastdqn.envs.observations import (
     BlockObservations,
     Observations,
+    PickledObservations,
     SharedObservations,
-    TravellingObservations,
     shared_memory_for,
 )
 from fastdqn.envs.sharing import refuse_shared_by_processes
@@ -53,42 +54,42 @@ class GroupedVectorEnv(AsyncVectorEnv):
     shared block; a step costs one byte to each worker and one back. Infos are pickled only when
     an environment returns a non-empty one. The transitions are those of Gymnasium's own class,
     whatever the number of workers. Observations and actions that are no arrays of one shape
-    (Dict, Tuple, Text, spaces of the caller's own) take Gymnasium's own, slower ways.
+    (Dict, Tuple, Text, spaces of the caller's own) use Gymnasium's own, slower means.
 
     Workers start as fresh interpreters that do not run the caller's script again, so that no
     thread and no CUDA context is forked and a script needs no `if __name__ == "__main__"`. An
-    environment that raises is shut down, the others go on, and the next reset builds it anew.
+    environment that raises is closed, the others go on, and the next reset rebuilds it.
 
     Args:
         env_fns: Factories, one per environment; pickled by value with cloudpickle.
-        shared_memory: Whether observations come back through shared memory or travel pickled.
+        shared_memory: Whether observations come back through shared memory or are pickled.
         copy: Whether `reset` and `step` return copies of the observations. If False they return
             the shared block itself, which the next step overwrites.
         context: Start method (`spawn`, `forkserver`, `fork`); None is `spawn`.
         daemon: Whether workers end with the parent and may start no children of their own.
-        worker: Must be None: a foreign worker does not know the block.
+        worker: Must be None: a worker function of the caller cannot use the block.
         observation_mode: As in Gymnasium: `same`, `different` or a pair of spaces.
         autoreset_mode: As in Gymnasium.
         max_concurrency: How many workers may run an environment at a time; None is all.
-        num_workers: Processes; 0 steps the environments in this process; None lets a few steps of
-            a trial environment decide: this process and one more per further core, this one alone
-            where waking others costs more, or, for slow environments, one per core beside it.
-        num_groups: Groups of environments that `send` and `recv` step by themselves.
-        send_infos: Whether the infos of the environments travel, and actions of a Discrete space
-            are NumPy's, as in Gymnasium's class. The trainer turns it off.
+        num_workers: Processes; 0 steps the environments in this process; None measures a few steps
+            of a trial environment and chooses: this process and one more per further core, this one
+            alone where waking others costs more, or, for slow environments, one per core.
+        num_groups: Groups of environments that `send` and `recv` step separately.
+        send_infos: Whether infos are sent to the caller, and environments get actions of a Discrete
+            space as NumPy's, as in Gymnasium's class. The trainer turns it off.
         num_masked: Actions of `info["action_mask"]`, which the block then carries; 0 is none.
-        drop_masks: Whether masks go with the infos that do not travel, where the block carries
+        drop_masks: Whether masks are dropped with infos that are not sent, where the block carries
             none; if not, the first one is refused.
         supervision: Restart workers that raise, die or hang; the rows of their environments are
-            then not `real` for a while, and `step` says so in `infos["restarted"]`. None raises.
-        allocation: How many processes, and how many environments for this one; None is
-            `num_workers` or the choice.
+            then not `real` for a while, listed in `infos["restarted"]`. None raises failures.
+        allocation: How many processes, and how many environments in this one; None goes by
+            `num_workers`.
 
     Attributes:
         rows: The shared block as numpy views; valid between `recv` and the next `send`.
 
     Raises:
-        UsageError: An argument that cannot be honoured.
+        UsageError: An argument that cannot be used.
         RuntimeError: The spaces of the environments differ.
         WorkerError: A worker died.
     """
@@ -185,7 +186,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
             if in_block
             else SharedObservations(space, shared, self.num_envs)
             if shared is not None
-            else TravellingObservations(space, self.num_envs)
+            else PickledObservations(space, self.num_envs)
         )
         self._travelled: list[Any] = []
         self._state = AsyncState.DEFAULT
@@ -207,7 +208,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
                 return SupervisedPool(self.env_fns, spec, settings, supervision)
             return WorkerPool(self.env_fns, spec, settings)
         except EnvFailures as error:
-            _raise_here(error.failures[-1])
+            _raise_with_cause(error.failures[-1])
             raise
 
     @property
@@ -222,7 +223,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
 
     @property
     def observations(self) -> Any:
-        """What the environments show now; not a copy."""
+        """The current observations; not a copy."""
         return self._reader.read()
 
     # Stepping
@@ -240,8 +241,8 @@ class GroupedVectorEnv(AsyncVectorEnv):
             for group in range(self.num_groups):
                 self.send(array[group * size : (group + 1) * size], group)
             return
-        singles = one_by_one(actions, self.action_space, self.num_envs)
-        self._tell("step", lambda a, b: (singles[a:b],))
+        singles = single_actions(actions, self.action_space, self.num_envs)
+        self._send_call("step", lambda a, b: (singles[a:b],))
         self._state = AsyncState.WAITING_STEP
 
     def step_wait(self, timeout: float | None = None) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -259,7 +260,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
         if self.num_restarts:
             infos["restarted"] = self._pool.restarted.copy()
         return (
-            self._seen(),
+            self._returned(),
             rows.reward.copy(),
             rows.terminated.copy(),
             rows.truncated.copy(),
@@ -281,12 +282,12 @@ class GroupedVectorEnv(AsyncVectorEnv):
         """Hot path of `step_wait`: wait until the group's rows hold the step; builds no info.
 
         Returns:
-            What each worker told beside the block: None, or infos and observations.
+            What each worker sent beside the block: None, or infos and observations.
 
         Raises:
             multiprocessing.TimeoutError: `timeout` seconds passed; the call may be repeated.
             WorkerError: A worker died.
-            Exception: Whatever an environment raised, with its traceback as the cause.
+            Exception: An exception of an environment, with its traceback as the cause.
         """
         try:
             answers = self._pool.collect(timeout, group)
@@ -295,7 +296,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
         except BaseException as error:
             self._state = AsyncState.DEFAULT
             if isinstance(error, EnvFailures):
-                _raise_here(error.failures[-1])
+                _raise_with_cause(error.failures[-1])
             raise
         self._state = AsyncState.DEFAULT
         return answers
@@ -317,7 +318,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
         self._expect_idle("reset_async")
         options = dict(options) if options is not None else None
         mask = self._reset_mask(options)
-        self._tell("reset", lambda a, b: (seeds[a:b], options, mask[a:b]))
+        self._send_call("reset", lambda a, b: (seeds[a:b], options, mask[a:b]))
         self._state = AsyncState.WAITING_RESET
 
     def reset_wait(self, timeout: float | None = None) -> tuple[Any, dict[str, Any]]:
@@ -325,7 +326,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
         self._expect(AsyncState.WAITING_RESET, "reset")
         infos = self._gather(self._answers(timeout))
         self.rows.real[:] = True
-        return self._seen(), infos
+        return self._returned(), infos
 
     def _seed_list(self, seed: int | list[int | None] | None) -> list[int | None]:
         if seed is None:
@@ -361,7 +362,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
     def call_async(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Ask every environment for a method's result or an attribute."""
         self._expect_idle("call_async")
-        self._tell("call", lambda _a, _b: (name, args, kwargs))
+        self._send_call("call", lambda _a, _b: (name, args, kwargs))
         self._state = AsyncState.WAITING_CALL
 
     def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
@@ -380,12 +381,12 @@ class GroupedVectorEnv(AsyncVectorEnv):
                 f"Got `{len(values)}` values for {self.num_envs} environments."
             )
         self._expect_idle("set_attr")
-        self._tell("set_attr", lambda a, b: (name, list(values[a:b])))
+        self._send_call("set_attr", lambda a, b: (name, list(values[a:b])))
         self._answers(None)
 
     def _check_spaces(self) -> None:
         data = (self.observation_mode, self.single_observation_space, self.single_action_space)
-        self._tell("check_spaces", lambda _a, _b: data)
+        self._send_call("check_spaces", lambda _a, _b: data)
         same = [pair for part in self._answers(None) for pair in part]
         for index, (same_obs, same_action) in enumerate(same):
             if not same_obs:
@@ -413,10 +414,10 @@ class GroupedVectorEnv(AsyncVectorEnv):
 
     # Signals and answers
 
-    def _tell(self, name: str, part: Callable[[int, int], tuple[Any, ...]]) -> None:
+    def _send_call(self, name: str, part: Callable[[int, int], tuple[Any, ...]]) -> None:
         """Send a call to every worker and group, each with its own part of the arguments."""
         for group, spans in enumerate(zip(*self._pool.spans, strict=True)):
-            self._pool.tell(name, [part(a, b) for a, b in spans], group)
+            self._pool.send_call(name, [part(a, b) for a, b in spans], group)
 
     def _answers(self, timeout: float | None) -> list[Any]:
         """Return the answers of all groups and workers, in the order of the environments."""
@@ -434,14 +435,14 @@ class GroupedVectorEnv(AsyncVectorEnv):
         except BaseException as error:
             self._state = AsyncState.DEFAULT
             if isinstance(error, EnvFailures):
-                _tell_failures(error.failures)
-                _raise_here(error.failures[-1])
+                _log_failures(error.failures)
+                _raise_with_cause(error.failures[-1])
             raise
         self._state = AsyncState.DEFAULT
         return answers
 
     def _gather(self, answers: list[Any]) -> dict[str, Any]:
-        """Batch the infos; keep observations that travelled."""
+        """Batch the infos; keep pickled observations."""
         infos: dict[str, Any] = {}
         self._travelled = []
         for message, observations in filter(None, answers):
@@ -450,8 +451,8 @@ class GroupedVectorEnv(AsyncVectorEnv):
             self._travelled += observations or []
         return infos
 
-    def _seen(self) -> Any:
-        """Return the observations as the caller may have them."""
+    def _returned(self) -> Any:
+        """Return the observations, as copies if the caller wants copies."""
         seen = self._reader.read(self._travelled)
         if not self.copy:
             return seen
@@ -476,7 +477,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
 
     @property
     def restarts(self) -> Sequence[str]:
-        """What befell the workers that were restarted, in order; the newest thousand."""
+        """Why workers were restarted, in order; the newest thousand."""
         budget = self._pool.budget
         return list(budget.restarts) if budget else []
 
@@ -499,7 +500,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
             )
 
     def __del__(self) -> None:
-        """Close what was forgotten, politely: environments may have started programs."""
+        """Close what the caller did not, politely: environments may have started programs."""
         if not getattr(self, "closed", True) and hasattr(self, "_state"):
             self.close(quiet=True)
 
@@ -509,8 +510,8 @@ class GroupedVectorEnv(AsyncVectorEnv):
         """End the workers.
 
         Args:
-            timeout: Seconds that a polite end may take, then force; None is five.
-            terminate: Use force at once.
+            timeout: Seconds until workers are killed; None is five.
+            terminate: Kill them at once.
             quiet: Do not warn of a call that is still pending.
         """
         pending = self._state
@@ -522,15 +523,15 @@ class GroupedVectorEnv(AsyncVectorEnv):
             )
 
 
-def _raise_here(failure: Failure) -> NoReturn:
-    """Raise the exception of an environment; what is known of it is its cause."""
+def _raise_with_cause(failure: Failure) -> NoReturn:
+    """Raise the exception of an environment, with its traceback as the cause."""
     report = WorkerError(str(failure))
     if failure.error is None:
         raise report from None
     raise failure.error from report
 
 
-def _tell_failures(failures: Sequence[Failure]) -> None:
+def _log_failures(failures: Sequence[Failure]) -> None:
     """Log what Gymnasium's class logs when environments raise in a step or a reset."""
     if not any(failure.ended and not failure.final for failure in failures):
         return
@@ -541,12 +542,12 @@ def _tell_failures(failures: Sequence[Failure]) -> None:
 
 
 def _are_int64(actions: gym.Space[Any]) -> bool:
-    """Return whether Python's numbers act as those of the space: of int64 nothing wraps around."""
+    """Return whether actions are int64, for which Python's numbers act as NumPy's."""
     return isinstance(actions, Discrete) and actions.dtype == np.int64
 
 
 def _refuse_signature(worker: Any) -> None:
-    """Tell a worker that even Gymnasium's class would not take from one that only it takes."""
+    """Refuse a worker function with the wrong signature, as Gymnasium's class does."""
     try:
         inspect.signature(worker).bind(*(None,) * 8)
     except TypeError as error:

@@ -1,7 +1,7 @@
-"""Action masks: where environments say which actions are allowed.
+"""Action masks: which actions an environment allows.
 
-Either in `info["action_mask"]`, or in a Dict observation that has an `action_mask` beside one
-other entry; the latter becomes the former here.
+A mask comes in `info["action_mask"]`, or in a Dict observation that has an `action_mask` beside one
+other entry; the latter is moved into the info here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces import Dict, Space
 
-from fastdqn.envs.sources.adopted import as_env
+from fastdqn.envs.sources.duck_typed import as_env
 from fastdqn.envs.space_check import NUMBERS
 from fastdqn.errors import UsageError
 
@@ -28,7 +28,7 @@ __all__ = [
     "refuse_mask_shape",
     "refuse_unexpected_mask",
     "refuse_unexpected_masks",
-    "refuse_vain_expectation",
+    "refuse_useless_expectation",
     "with_mask_in_info",
 ]
 
@@ -75,7 +75,7 @@ def with_mask_in_info(factory: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, 
 
 
 def refuse_mask_shape(env: str, shape: tuple[int, ...], num_actions: int) -> None:
-    """Refuse a mask that does not speak of every action once.
+    """Refuse a mask that has not one entry per action.
 
     Args:
         env: Whose mask it is.
@@ -94,11 +94,11 @@ def refuse_mask_shape(env: str, shape: tuple[int, ...], num_actions: int) -> Non
 
 
 def refuse_unexpected_mask(env: int, info: Mapping[str, Any]) -> None:
-    """Refuse a mask where none was expected: without room for it, it would be passed over.
+    """Refuse a mask where none was expected: there is no room for it, so it would be ignored.
 
     Args:
         env: Whose info it is.
-        info: What it says.
+        info: The info.
 
     Raises:
         UsageError: The info holds a mask.
@@ -113,7 +113,7 @@ def refuse_unexpected_mask(env: int, info: Mapping[str, Any]) -> None:
 
 
 def refuse_unexpected_masks(infos: Mapping[str, Any]) -> None:
-    """Do so for the infos of a vector.
+    """Refuse masks in the infos of a vector; see `refuse_unexpected_mask`.
 
     Args:
         infos: As Gymnasium's vectors batch them.
@@ -128,18 +128,18 @@ def refuse_unexpected_masks(infos: Mapping[str, Any]) -> None:
             refuse_unexpected_mask(env, {MASK: mask})
 
 
-def refuse_vain_expectation(expected: bool, *, tells: bool, obeyed: bool) -> None:
-    """Refuse to expect masks that cannot come, or that are not read.
+def refuse_useless_expectation(expected: bool, *, infos: bool, obeyed: bool) -> None:
+    """Refuse `expect_action_masks` where no masks can come, or masks are ignored.
 
     Args:
         expected: Whether masks are expected.
-        tells: Whether the environments have infos.
+        infos: Whether the environments have infos.
         obeyed: Whether masks are obeyed.
 
     Raises:
         UsageError: They are, and one of the other two is missing.
     """
-    if expected and not tells:
+    if expected and not infos:
         raise UsageError(
             "--expect-action-masks",
             "EnvPool and tensor environments give no masks",
@@ -158,13 +158,13 @@ def allowed_in(mask: Any, name: str) -> npt.NDArray[np.bool_]:
 
     Args:
         mask: True and False, or 1 and 0, of any shape and any dtype of numbers.
-        name: What it is called in a refusal.
+        name: Its name in messages.
 
     Returns:
         [*S] bool, which may be the memory of the mask.
 
     Raises:
-        UsageError: It is no array of numbers, or another number is in it.
+        UsageError: It is not an array of numbers, or holds others than 0 and 1.
     """
     given = mask if type(mask) is np.ndarray else _array_of(mask, name)
     kind = given.dtype.char
@@ -185,7 +185,7 @@ def allowed_in(mask: Any, name: str) -> npt.NDArray[np.bool_]:
 
 
 def mask_name(env: int) -> str:
-    """Return what the mask of environment `env` is called in a refusal."""
+    """Return the name of environment `env`'s mask in messages."""
     return f"the action mask of environment {env}"
 
 
@@ -198,7 +198,7 @@ def _array_of(mask: Any, name: str) -> npt.NDArray[Any]:
 
 
 def checked_masks(masks: Any, envs: npt.NDArray[np.bool_], num_actions: int) -> Any:
-    """Pick the masks of some environments out of those of a vector.
+    """Return the masks of some environments of a vector.
 
     Args:
         masks: [N, A] of any dtype, or [N] objects, each a mask [A] or None, which allows all.

@@ -1,4 +1,4 @@
-"""How the observations of all environments come back to the caller."""
+"""Observations of all environments, as the caller gets them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from fastdqn.envs.workers.shared_block import SharedBlock
 __all__ = [
     "BlockObservations",
     "Observations",
+    "PickledObservations",
     "SharedObservations",
-    "TravellingObservations",
     "shared_memory_for",
 ]
 
@@ -33,12 +33,12 @@ class Observations(Protocol):
         """Return the observations of all environments; not a copy.
 
         Args:
-            travelled: Those that came with the answers, in order; None where none came.
+            travelled: Observations pickled with the answers, in order; None without any.
         """
 
 
 class BlockObservations:
-    """They lie in the rows' own block: arrays of one shape and dtype."""
+    """Observations in the shared block: arrays of one shape and dtype."""
 
     def __init__(self, rows: SharedBlock) -> None:
         self.rows = rows
@@ -49,7 +49,7 @@ class BlockObservations:
 
 
 class SharedObservations:
-    """They lie in Gymnasium's shared memory: Dict, Tuple, Text and what they contain."""
+    """Observations in Gymnasium's shared memory: Dict, Tuple, Text and their parts."""
 
     def __init__(self, space: Space[Any], memory: Any, num_envs: int) -> None:
         self.space, self.memory, self.num_envs = space, memory, num_envs
@@ -59,19 +59,19 @@ class SharedObservations:
         return read_from_shared_memory(self.space, self.memory, n=self.num_envs)
 
     def read(self, travelled: Sequence[Any] | None = None) -> Any:  # noqa: ARG002
-        """Return what the memory holds now; arrays are views of it."""
+        """Return the observations in the memory; arrays are views of it."""
         return self._look() if self._views is None else self._views
 
 
-class TravellingObservations:
-    """They come with the answers, pickled: any space, also the caller's own."""
+class PickledObservations:
+    """Observations pickled with the answers: any space, also the caller's own."""
 
     def __init__(self, space: Space[Any], num_envs: int) -> None:
         self.space = space
         self._joined: Any = create_empty_array(space, n=num_envs, fn=np.zeros)
 
     def read(self, travelled: Sequence[Any] | None = None) -> Any:
-        """Join what came; the next call overwrites the arrays."""
+        """Batch the observations; the next call overwrites the arrays."""
         if travelled:
             self._joined = concatenate(self.space, travelled, self._joined)
         return self._joined
@@ -90,7 +90,7 @@ def shared_memory_for(space: Space[Any], num_envs: int, context: Any) -> Any:
     """Allocate Gymnasium's shared memory for observations that are no plain arrays.
 
     Raises:
-        ValueError: The space is the caller's own; only travelling suits it.
+        ValueError: The space is the caller's own; its observations can only be pickled.
     """
     try:
         return create_shared_memory(space, n=num_envs, ctx=context)

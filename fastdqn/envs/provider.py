@@ -1,7 +1,7 @@
-"""Worlds: what an agent was given to learn in, and how more of it is built.
+"""Providers of environments: what the caller passed as `env`, and how more of it is built.
 
-An id or a factory builds environments behind a vectorizer; EnvPool has its own; a VectorEnv or a
-tensor environment of the caller is lent, and no second one can be built.
+An id or a factory builds environments behind a vectorizer; EnvPool has its own; of a VectorEnv or
+tensor environments that the caller built there is one, and no second can be built.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastdqn.device import available_cores
 from fastdqn.envs.advice import refuse_no_factory
 from fastdqn.envs.description import EnvDescription, EnvFactory, describe, factory_of
 from fastdqn.envs.given_envs import GivenTensorEnv, GivenVectorEnv, Learning
-from fastdqn.envs.masks import refuse_vain_expectation, with_mask_in_info
+from fastdqn.envs.masks import refuse_useless_expectation, with_mask_in_info
 from fastdqn.envs.sources.envpool import describe_envpool, make_envpool_source
 from fastdqn.envs.sources.source import VECTORIZERS, EnvSource, make_source
 from fastdqn.envs.spaces import measured_step_s
@@ -47,11 +47,11 @@ AnyEnv = str | EnvFactory | VectorEnv[Any, Any, Any] | TensorEnv
 
 
 class EnvProvider(Protocol):
-    """Where an agent learns.
+    """Provides the environments of an agent.
 
     Attributes:
         description: One environment.
-        fixed: Settings that it decides.
+        fixed: Settings that the environments decide, such as `num_envs`.
         builds: Whether fresh environments can be built, e.g. for an evaluation.
     """
 
@@ -60,11 +60,11 @@ class EnvProvider(Protocol):
     builds: bool
 
     def training(self, config: Config, learning: Learning) -> Any:
-        """Return a context manager that brings the EnvSource of a training.
+        """Return a context manager of the EnvSource of a training.
 
         Args:
             config: Its settings.
-            learning: Times the learning of a vector step, in seconds, anew at each call.
+            learning: Times the learning of a vector step at each call; seconds.
         """
 
     def evaluation(self, config: Config, num_envs: int) -> EnvSource:
@@ -115,11 +115,11 @@ class GymnasiumEnvs:
         return self._source(config, num_envs, allocation=allocation)
 
     def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:  # noqa: ARG002
-        """Return None: these speak numpy."""
+        """Return None: these return NumPy arrays."""
         return None
 
     def _seconds(self, learning: Learning) -> tuple[float | None, float]:
-        """Return the seconds of an env step, None where they do not matter, and of learning."""
+        """Return the seconds of an env step (None if workers step all) and of learning."""
         if self.description.step_s is None:
             return None, 0.0
         with trial_env(self.factory) as env:
@@ -174,7 +174,7 @@ class EnvPoolEnvs:
         return make_envpool_source(self.env_id, num_envs, config.num_workers or None)
 
     def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:  # noqa: ARG002
-        """Return None: these speak numpy."""
+        """Return None: these return NumPy arrays."""
         return None
 
 
@@ -207,11 +207,11 @@ def env_provider_of(
     env_kwargs: Mapping[str, Any] | None = None,
     wrapper: Sequence[str] | None = None,
 ) -> EnvProvider:
-    """Return the world of whatever the caller gave.
+    """Return the provider for what the caller passed as `env`.
 
     Args:
         env: An id, a factory, a VectorEnv, or tensor environments.
-        vectorizer: Who steps the environments of an id or a factory.
+        vectorizer: What steps the environments of an id or a factory.
         masks: Whether to obey action masks.
         expect_masks: Whether there will be masks though the first infos hold none.
         env_kwargs: See Config.
@@ -224,7 +224,7 @@ def env_provider_of(
     if not isinstance(env, str) or vectorizer in by_id:
         refuse_what_is_not_built(env_kwargs, wrapper)
     silent = vectorizer in by_id or isinstance(env, TensorEnv)
-    refuse_vain_expectation(expect_masks, tells=not silent, obeyed=masks)
+    refuse_useless_expectation(expect_masks, infos=not silent, obeyed=masks)
     if isinstance(env, VectorEnv):
         return GivenVectorEnv(env, masks=masks, expect_masks=expect_masks)
     if isinstance(env, TensorEnv):

@@ -10,7 +10,7 @@ __all__ = ["Stream", "seeds_of"]
 
 
 class Stream(IntEnum):
-    """What a run draws seeds for; each has a branch of its own."""
+    """What a run draws seeds for; each has its own branch of the SeedSequence."""
 
     TRAINING_ENVS = 0
     EVALUATION_ENVS = 1
@@ -24,7 +24,7 @@ def seeds_of(run_seed: int, stream: Stream, count: int, round_: int = 0) -> list
 
     Args:
         run_seed: The run's seed, >= 0.
-        stream: What they are for.
+        stream: Their use.
         count: How many.
         round_: Serial number of the draw, e.g. of the evaluation; each gives other seeds.
     """

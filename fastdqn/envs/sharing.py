@@ -1,7 +1,7 @@
-"""One object in the place of two environments: found behind every vectorizer, and refused.
+"""Refuses one object used as two environments, behind every vectorizer.
 
-A factory is there to build a new environment at each call. One that returns the same again, or
-wraps the same anew, lets the episodes of several environments run into one another.
+A factory must build a new environment at each call. One that returns or wraps the same object again
+mixes the episodes of several environments.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from fastdqn.errors import UsageError
 from fastdqn.foundation.traces import trial_env
 
 __all__ = [
+    "EnvsInUse",
     "Holder",
-    "Taken",
     "core_of",
-    "hold",
+    "envs_in_use",
     "refuse_shared",
     "refuse_shared_by_processes",
     "refuse_the_same_again",
-    "taken_here",
+    "register_holder",
 ]
 
 DEEP, WIDE = 4, 100
-"""How far a look into a factory goes, and into how many objects of a collection."""
+"""Depth of the search in a factory, and objects of a collection that are searched."""
 COLLECTIONS = (list, tuple, set, dict)
 
 
 class Holder(Protocol):
-    """Has environments in this process.
+    """Holds environments in this process.
 
     Attributes:
         vector: The same object for all holders of one vector.
@@ -47,14 +47,15 @@ class Holder(Protocol):
     vector: Any
 
     def held(self) -> Iterable[tuple[int, Any]]:
-        """Return (index in the vector, environment) of what it has now."""
+        """Return (index in the vector, environment) of all that it holds now."""
 
 
-Taken = dict[int, tuple[int, Any]]
-"""By the id of an environment's core: its index, and the vector that it belongs to."""
+EnvsInUse = dict[int, tuple[int, Any, Any]]
+"""By the id of an environment's core: its index, its vector, and the core itself, which stays alive
+so that no new environment gets its id."""
 _holders: weakref.WeakSet[Any] = weakref.WeakSet()
 _builds_anew: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Factories that were seen to do so."""
+"""Factories that were seen to build anew."""
 
 
 def core_of(env: Any) -> Any:
@@ -66,37 +67,37 @@ def core_of(env: Any) -> Any:
 # In one process
 
 
-def hold(holder: Holder) -> None:
+def register_holder(holder: Holder) -> None:
     """Note a holder of environments in this process, for as long as it lives."""
     _holders.add(holder)
 
 
-def taken_here() -> Taken:
-    """Return the environments that live holders in this process have now."""
+def envs_in_use() -> EnvsInUse:
+    """Return the environments that live holders in this process hold now."""
     return {
-        id(core_of(env)): (index, holder.vector)
+        id(core := core_of(env)): (index, holder.vector, core)
         for holder in list(_holders)
         for index, env in holder.held()
     }
 
 
-def refuse_shared(taken: Taken, env: Any, index: int, vector: Any) -> None:
-    """Refuse an environment that is taken; enter another one.
+def refuse_shared(taken: EnvsInUse, env: Any, index: int, vector: Any) -> None:
+    """Refuse an environment that is in use; register any other.
 
     Args:
-        taken: Environments that are in use, which must stay alive; written.
+        taken: Environments that are in use; written.
         env: What a factory returned.
-        index: Which environment it is to be.
-        vector: Of which vector.
+        index: Its index in the vector.
+        vector: The vector.
 
     Raises:
         UsageError: It is another environment already; names both.
     """
-    core = id(core_of(env))
-    if core in taken:
-        other, its_vector = taken[core]
+    core = core_of(env)
+    if id(core) in taken:
+        other, its_vector, _ = taken[id(core)]
         raise _one_object(other, index, apart=its_vector is not vector)
-    taken[core] = index, vector
+    taken[id(core)] = index, vector, core
 
 
 def _one_object(first: int, second: int, *, apart: bool = False) -> UsageError:
@@ -109,16 +110,17 @@ def _one_object(first: int, second: int, *, apart: bool = False) -> UsageError:
     )
 
 
-# Before there are processes, each of which would have a copy of its own
+# Before processes start, each of which would get a copy of its own
 
 
 def refuse_the_same_again(factory: EnvFactory, first: Any, pair: tuple[int, int] = (0, 1)) -> None:
-    """Build one more, unless the factory cannot but build anew, and compare it with the first.
+    """Build one more environment and compare it with the first.
 
     Args:
-        factory: Is called once at most; what it then raises is left to later calls.
+        factory: Called at most once, and not at all if it is known to build anew; an exception is
+            left to later calls.
         first: What it returned before, closed.
-        pair: Indices of the two, to be named.
+        pair: Indices of the two, for the message.
 
     Raises:
         UsageError: It returned the same again.
@@ -128,7 +130,7 @@ def refuse_the_same_again(factory: EnvFactory, first: Any, pair: tuple[int, int]
 
 
 def _same_again(factory: EnvFactory, first: Any) -> bool:
-    """Return whether a factory returns or wraps what it did before; no, where it raises."""
+    """Return whether a factory returns or wraps the same object; False where it raises."""
     try:
         with trial_env(factory) as second:
             same = core_of(second) is core_of(first)
@@ -146,8 +148,8 @@ def refuse_shared_by_processes(
 ) -> None:
     """Refuse factories that hand one object to environments of several processes.
 
-    Two that one process hosts are compared there. Of the others, those are built here, one after
-    the other, that come of one function or of functions that hold the same environment.
+    Environments of one process are compared there. Of the others, one is built here for each
+    factory that is used twice, or whose functions hold the same environment.
 
     Args:
         env_fns: One per environment.
@@ -193,7 +195,7 @@ def _must_build_anew(factory: Any) -> bool:
 
 
 def _envs_within(thing: Any, deep: int) -> Iterator[Any]:
-    """Return the environments that a factory holds already, as far as they can be seen."""
+    """Return the environments that a factory holds already, as far as the search finds them."""
     if isinstance(thing, gym.Env):
         yield thing
     elif deep:

@@ -1,7 +1,7 @@
-"""Which values a space of arrays holds, and the refusal of an observation that is none of them.
+"""Checks observations against their space, and refuses those that it does not hold.
 
-Integers outside their bounds have no row in a one-hot code, and what an integer dtype cannot hold
-wraps around: both would be learned from in silence. The bounds of float Boxes are often only
+Integers outside their bounds have no one-hot code, and numbers that an integer dtype cannot hold
+wrap around: an agent would learn from both unnoticed. The bounds of float Boxes are often only
 hints, so floats are left alone here; the rollout refuses those that are not finite.
 """
 
@@ -24,22 +24,22 @@ NUMBERS = "biuf"
 WAY_OUT = "Fix the environment, or let its observation_space say what it really shows."
 TRUE = b"\1"
 MANY = 1_024
-"""Numbers of which the largest is found sooner than each of them is compared."""
+"""Numbers from which on finding the largest is faster than comparing each."""
 
 
 class SpaceCheck:
-    """What is compared with every observation of one space, or of a batch of them.
+    """Shape, dtype and bounds of a space, or of a batch of spaces, to check observations.
 
     Args:
         space: A Box, Discrete, MultiBinary or MultiDiscrete.
-        shape: Shape of what is compared; bounds of another shape are not compared.
-        dtype: What it is stored in; that of the space, or no bounds are compared either.
+        shape: Shape of the checked values; bounds of another shape are not compared.
+        dtype: Their dtype; bounds are compared only if it is that of the space.
 
     Attributes:
         space: The same.
         shape: The same.
         dtype: The same.
-        low: Least values, [*O] or a scalar; None where the dtype says it all.
+        low: Least values, [*O] or a scalar; None if the dtype has the same bounds.
         high: Largest values.
     """
 
@@ -54,7 +54,7 @@ class SpaceCheck:
         return self.low is not None
 
     def of_row(self, index: int, one: SpaceCheck) -> SpaceCheck:
-        """Return what row `index` of a batch is compared with, where `one` is what all rows are."""
+        """Return the check of row `index` of a batch; `one` is the check of a single space."""
         row = copy(one)
         row.low, row.high = (b if np.ndim(b) == 0 else b[index] for b in (self.low, self.high))
         return row
@@ -63,11 +63,11 @@ class SpaceCheck:
         """Return an observation as an array that can be stored; see `refuse_outside` for bounds.
 
         Args:
-            obs: Whatever environment `env` returned.
-            env: Its index, to be named.
+            obs: What environment `env` returned.
+            env: Its index, for messages.
 
         Raises:
-            UsageError: It is no array of numbers of this shape, or the dtype cannot hold one.
+            UsageError: It is not an array of numbers of this shape, or the dtype cannot hold one.
         """
         try:
             array = np.asarray(obs)
@@ -97,7 +97,7 @@ class SpaceCheck:
             raise self.refusal(values, wrong, env)
 
     def wrong(self, values: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
-        """Return [*O] bool, which numbers the space does not hold; None where it holds all."""
+        """Return [*O] bool, which numbers the space does not hold; None if it holds all."""
         if self.dtype.kind == "f":
             return None
         wrong = np.zeros((), np.bool_)
@@ -133,15 +133,15 @@ class SpaceCheck:
 
 
 class Bounds:
-    """Tells within a microsecond whether integers lie between two bounds.
+    """Checks within a microsecond whether integers lie between two bounds.
 
-    Both are one comparison where the numbers, counted from the least, are read as unsigned: what
-    lies below it is very large then. Of many numbers with the same bounds, the least and the
-    largest are looked at.
+    Minus the least value and read as unsigned, numbers below it become very large, so that one
+    comparison checks both bounds. Of many numbers with the same bounds only the least and the
+    largest are compared.
 
     Args:
-        row: [*O] integers; read at every look.
-        check: What the space holds; bounded, and of the shape and dtype of the row.
+        row: [*O] integers; read at every check.
+        check: The check of the space; bounded, and of the shape and dtype of the row.
     """
 
     def __init__(self, row: npt.NDArray[Any], check: SpaceCheck) -> None:
@@ -169,7 +169,7 @@ class Bounds:
 
 
 def _ends(low: npt.NDArray[Any], high: npt.NDArray[Any]) -> tuple[Any, Any]:
-    """Return the bounds, each as a scalar, or None where the dtype holds nothing beyond it."""
+    """Return the bounds as scalars, each None if the dtype has the same."""
     info = np.iinfo(low.dtype)
     return (
         low[()] if low > info.min else None,
@@ -183,7 +183,7 @@ def _shown(obs: Any) -> str:
 
 
 def _bounds(space: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Any, Any] | None:
-    """Return least and largest values; None where the dtype holds no others, or for floats."""
+    """Return least and largest values; None if they are the dtype's, or for floats."""
     if not isinstance(space, ARRAYS) or dtype.kind == "f" or np.dtype(space.dtype) != dtype:
         return None
     least, most = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)

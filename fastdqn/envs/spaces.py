@@ -1,4 +1,4 @@
-"""What one environment tells of all: spaces, metadata, and how long it steps."""
+"""Spaces, metadata and step time of a vector, read from one of its environments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ARRAY_SPACES = (Box, Discrete, MultiBinary, MultiDiscrete)
 """Spaces whose elements are arrays of one shape and dtype."""
 MEASURED_STEPS = 30
 PATIENCE_S = 0.01
-"""Whoever takes longer than this for a reset or for a few steps is slow enough to be sure."""
+"""Seconds of a reset or of a few steps from which an environment counts as slow."""
 EnvFactory = Callable[[], gym.Env[Any, Any]]
 
 
@@ -34,7 +34,7 @@ class VectorSpaces:
         action_space: Of all.
         single_observation_space: Of one environment.
         observation_space: Of all.
-        step_s: Seconds that a step took, or None where nobody measured.
+        step_s: Seconds of a step, or None if it was not measured.
     """
 
     metadata: dict[str, Any]
@@ -52,9 +52,9 @@ def read_spaces(
     *,
     measure: bool,
 ) -> VectorSpaces:
-    """Build one environment, look at it, close it; `different` looks at all of them.
+    """Build one environment, read its spaces, close it; `different` reads those of all.
 
-    No trace of that is left in this process; see `traces`.
+    It leaves no side effect in this process; see `foundation.traces`.
 
     Args:
         env_fns: Factories, one per environment.
@@ -63,7 +63,7 @@ def read_spaces(
 
     Raises:
         ValueError: There is no such mode.
-        TypeError: The pair holds something that is no space.
+        TypeError: The pair holds something else than spaces.
     """
     with trial_env(env_fns[0]) as env:
         single, batched = _observation_spaces(env, env_fns, observation_mode)
@@ -122,4 +122,4 @@ def measured_step_s(env: gym.Env[Any, Any]) -> float | None:
                 break
         return (time.perf_counter() - start) / taken
     except Exception:
-        return None  # it will say so again where somebody listens
+        return None  # the error will be raised again where it is handled

@@ -1,1 +1,1 @@
-"""Values, files, streams and copies: what every room stands on."""
+"""Values, files, streams and copies: helpers that know nothing of learning."""

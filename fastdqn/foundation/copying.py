@@ -1,27 +1,31 @@
 """Copies of objects whose parts share memory, or belong to this process.
 
-A deep copy is a whole: what the parts shared is shared among their copies, and what cannot be
-copied (compiled steps, graphs, addresses) is made anew. Nothing else may pull them apart.
+In a deep copy, memory that the parts shared is shared by their copies, and what cannot be copied
+(compiled steps, graphs, addresses) is rebuilt. Shallow copies and pickles are refused, since they
+would separate parts that share memory.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from typing import Any, NoReturn, Self, TypeVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from fastdqn.errors import UsageError
 
-__all__ = ["Whole", "copied"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Whole", "copied", "snapshot"]
 
 T = TypeVar("T")
 
 
 class Whole:
-    """What can be copied deeply, or not at all; neither shallowly nor by pickle.
+    """Base of objects that can be copied deeply, but neither shallowly nor by pickle.
 
     Attributes:
-        kept_by: How it is kept beyond this process instead: the way out of who pickles it.
+        kept_by: How to save it instead of pickling it; the advice of the refusal.
     """
 
     kept_by = "It belongs to this process."
@@ -31,7 +35,7 @@ class Whole:
         return copied(self, memo)
 
     def __copy__(self) -> NoReturn:
-        """Refuse: half of its parts would be written by two."""
+        """Refuse: both copies would write into the same memory."""
         raise UsageError(
             f"copy.copy of {type(self).__name__}",
             "both would write into the same memory, each by counts of its own",
@@ -39,7 +43,7 @@ class Whole:
         )
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        """Refuse: memory that its parts share would come apart."""
+        """Refuse: parts that share memory would be separated."""
         raise UsageError(
             f"pickling {type(self).__name__}",
             "its parts share memory, and some of it is of this process alone",
@@ -54,9 +58,9 @@ def copied(
 
     Args:
         thing: Has a `__dict__`.
-        memo: What was copied already, as `copy.deepcopy` hands it on; written.
-        shared: Attributes that the copy has in common with it.
-        anew: Attributes that the caller sets afterwards; the copy has none of them yet.
+        memo: The memo of `copy.deepcopy`; written.
+        shared: Attributes that the copy shares.
+        anew: Attributes that the caller sets afterwards; they are left out of the copy.
     """
     twin = object.__new__(type(thing))
     memo[id(thing)] = twin
@@ -68,3 +72,14 @@ def copied(
         if name not in left_out:
             vars(twin)[name] = copy.deepcopy(value, memo)
     return twin
+
+
+def snapshot(tensors: Iterable[Tensor]) -> Callable[[], None]:
+    """Copy tensors that a trial will write; return what brings their values back, in place."""
+    kept = [(tensor, tensor.clone()) for tensor in tensors]
+
+    def restore() -> None:
+        for tensor, value in kept:
+            tensor.copy_(value)
+
+    return restore

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them: returns by their magnitude, other figures, spans of time."""
+"""Numbers for people: returns by their magnitude, other figures, spans of time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["format_duration", "format_figure", "format_return", "format_spread",
 PLACES_BELOW = ((1.0, 3), (10.0, 2), (10_000.0, 1), (1e12, 0))
 """(magnitude, places): a number below the magnitude is shown with so many places."""
 NEGLIGIBLE = 1e-9
-"""Fraction of the number beside it below which a number is what rounding has left of zero."""
+"""Fraction of the number beside it below which a number is only rounding error."""
 
 
 def format_return(value: float, *, beside: float = 0.0, signed: bool = False) -> str:
@@ -19,9 +19,9 @@ def format_return(value: float, *, beside: float = 0.0, signed: bool = False) ->
 
     Args:
         value: The number; NaN and the infinities are unknown.
-        beside: A number of the same unit that is shown with it, a mean beside its deviation:
-            what is nothing but rounding error of that one is written as zero.
-        signed: Write a plus before what is not negative.
+        beside: A number of the same unit that is shown with it, such as a deviation beside its
+            mean: a value within its rounding error is written as zero.
+        signed: Write a plus before numbers that are not negative.
 
     Returns:
         The text; ``-`` for an unknown number. A zero has no minus.
@@ -34,7 +34,7 @@ def format_return(value: float, *, beside: float = 0.0, signed: bool = False) ->
 
 
 def _format_of(magnitude: float) -> str:
-    """Return the format of a magnitude, as it is after rounding."""
+    """Return the format of a magnitude after rounding."""
     if round(magnitude, 3) < 0.1:
         return "#.3g"
     for below, places in PLACES_BELOW:
@@ -50,7 +50,7 @@ def format_spread(spread: float, mean: float) -> str:
 
     Args:
         spread: At least 0; NaN and the infinities are unknown.
-        mean: What it is shown with.
+        mean: The mean that is shown with it.
     """
     own = format_return(spread, beside=mean)
     mean_text = format_return(mean, beside=spread)
@@ -62,7 +62,7 @@ def format_spread(spread: float, mean: float) -> str:
 
 
 def format_threshold(value: float) -> str:
-    """Write a return that a person has chosen, with the digits that it was given: 200, 0.955."""
+    """Write a return that a person has chosen with all of its digits: 200, 0.955."""
     return f"{value + 0.0:,.10g}"
 
 

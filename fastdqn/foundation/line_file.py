@@ -15,20 +15,20 @@ __all__ = ["LineFile", "RecordFile", "read_lines"]
 
 BUFFER_BYTES = 8_192
 WAITING_BYTES = 2**22
-"""What waits for room at most; beyond that the oldest records are given up."""
+"""Bytes that wait for room at most; beyond that the oldest records are dropped."""
 
 
 class RecordFile:
     """Appends records to a file; those that a full disk refuses wait and are tried again.
 
-    A record is in the file as a whole or not at all: what an error left of one is cut off.
+    A record is in the file as a whole or not at all: a part that an error left is cut off.
     Missing folders are made.
 
     Args:
         path: The file; made when missing.
 
     Attributes:
-        is_new: Whether the file held nothing.
+        is_new: Whether the file was empty.
 
     Raises:
         OSError: The file or its folder cannot be written.
@@ -47,7 +47,7 @@ class RecordFile:
         Where that failed, it is tried again once as many bytes more have come in.
 
         Raises:
-            OSError: Records were tried to be written and cannot be; they wait.
+            OSError: Records could not be written; they wait.
             ValueError: The file is closed.
         """
         if self._file < 0:
@@ -58,7 +58,7 @@ class RecordFile:
             self.flush()
 
     def flush(self) -> None:
-        """Hand all records so far to the operating system.
+        """Pass all records so far to the operating system.
 
         Raises:
             OSError: They cannot be written; they wait.
@@ -134,8 +134,8 @@ def read_lines(path: Path, header: str, what: str, name: str) -> list[str]:
     Args:
         path: The file.
         header: Its first line.
-        what: What the file is, in words.
-        name: How it is called in the folder of a run.
+        what: Kind of the file, for messages.
+        name: Its name in the folder of a run.
 
     Raises:
         UsageError: The header is another one.

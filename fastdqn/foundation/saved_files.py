@@ -1,4 +1,4 @@
-"""Files that a stranger may have written: read within bounds, and parsed without surprises."""
+"""Reads files that a stranger may have written: with a size limit, as strict JSON."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["parse_json", "read_regular"]
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """Read a file, if it is one and no larger than that.
+    """Read a regular file of limited size.
 
     Args:
         path: The file itself: links are not followed, pipes and devices are not read.
-        most: Bytes.
+        most: Largest size, bytes.
 
     Raises:
-        OSError: It is missing, something else than a file, or larger.
+        OSError: It is missing, not a regular file, or larger.
     """
     if path.is_symlink():
         raise OSError(f"{path.name} is a link; put the file itself there")
@@ -38,13 +38,13 @@ def parse_json(content: bytes | str) -> Any:
     """Parse JSON as its standard has it: no NaN or infinity, no name twice, finite numbers.
 
     Raises:
-        ValueError: It is not; also where it is nested too deeply.
+        ValueError: It is not JSON, or nested too deeply.
     """
     try:
         return json.loads(
             content,
             parse_constant=_refuse_constant,
-            object_pairs_hook=_without_doubles,
+            object_pairs_hook=_without_duplicates,
             parse_float=_finite,
         )
     except RecursionError as error:
@@ -62,7 +62,7 @@ def _finite(digits: str) -> float:
     return number
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name stands in it twice")

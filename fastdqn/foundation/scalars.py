@@ -1,4 +1,4 @@
-"""Single values as callers write them: NumPy's scalars, and 1e5 for a whole number."""
+"""Single values as callers may write them: NumPy's scalars, and 1e5 for a whole number."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ def whole(name: str, value: Any, *, least: int = 0, way_out: str) -> int:
     """Return a whole number of a call's argument, or refuse it.
 
     Args:
-        name: What the caller knows it by.
-        value: What the caller gave.
-        least: The smallest that makes sense.
-        way_out: What to give instead.
+        name: Its name in messages.
+        value: The caller's value.
+        least: Smallest allowed value.
+        way_out: What to pass instead.
 
     Raises:
         UsageError: It is not whole, or below `least`.
@@ -85,7 +85,7 @@ def whole_numbers(name: str, values: Any, *, least: int = 0, way_out: str) -> tu
     """Return several whole numbers, such as a shape; see `whole`.
 
     Raises:
-        UsageError: They are no sequence, or one of them is not whole or below `least`.
+        UsageError: They are not a sequence, or one of them is not whole or below `least`.
     """
     values = values.tolist() if getattr(values, "ndim", None) == 1 else values
     if not isinstance(values, tuple | list):
@@ -98,7 +98,7 @@ def whole_numbers(name: str, values: Any, *, least: int = 0, way_out: str) -> tu
 
 
 def refuse_unless_finite(name: str, value: Any, way_out: str) -> None:
-    """Refuse what is no finite number.
+    """Refuse a value that is not a finite number.
 
     Raises:
         UsageError: It is not; names it.

@@ -1,6 +1,6 @@
-"""The checks of settings: each value of its type, in its range, and none against another.
+"""Checks of settings: the type and range of each value, and pairs that exclude each other.
 
-They know fields by their names and annotations alone; the fields stand in `config`.
+They use only names and annotations of the fields, which are in `config`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _POSITIVE = ("replay_ratio", "clip_norm", "clip_value", "worker_deadline_s")
 
 
 def check(config: Any) -> None:
-    """Refuse what cannot be used, naming the flag, the value and the way out.
+    """Refuse settings that cannot be used, naming flag, value and way out.
 
     Raises:
         UsageError: A value is of a wrong type or out of its range, or two exclude each other.
@@ -89,7 +89,7 @@ def _demand(config: Any, name: str, fine: Callable[[Any], bool], reason: str) ->
 
 
 def plain_value(field: Field[Any], value: Any) -> Any:
-    """Return a setting as the plain value that it stands for; what stands for none as it is."""
+    """Return a setting as a plain Python value; unchanged if there is none."""
     kind = _kind_of(field)
     if kind in _PLAIN:
         return _PLAIN[kind](value)
@@ -106,7 +106,7 @@ def _plain_sizes(value: Any) -> Any:
 
 
 def _plain_arguments(value: Any) -> Any:
-    """Return arguments by name as a dict; None is none."""
+    """Return arguments by name as a dict; None as an empty one."""
     return dict(value or {}) if value is None or isinstance(value, Mapping) else value
 
 
@@ -121,7 +121,7 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
 
 
 def _check_types(config: Any) -> None:
-    """Hold each value to its type, for those who build a Config in Python."""
+    """Check the type of each value, for a Config that is built in Python."""
     for field in fields(config):
         kind, value = _kind_of(field), getattr(config, field.name)
         if kind in _TYPES and not (value is None and "None" in str(field.type)):
@@ -151,7 +151,7 @@ def _are_sizes(value: Any) -> bool:
 
 
 def _check_choices(config: Any) -> None:
-    """Hold the Literal fields to their choices, for those who build a Config in Python."""
+    """Check the Literal fields, for a Config that is built in Python."""
     for field in fields(config):
         choices, value = choices_of(field), getattr(config, field.name)
         if choices and value not in choices:
@@ -203,7 +203,7 @@ def _conflicts(config: Any) -> Iterator[tuple[str, str, str]]:
 
 
 def choices_of(field: Field[Any]) -> tuple[str, ...]:
-    """Return what a Literal field may be, nothing for a field of another type."""
+    """Return the choices of a Literal field, none for a field of another type."""
     return tuple(re.findall(r"'([^']+)'", str(field.type)))
 
 
@@ -213,7 +213,7 @@ def flag_of(name: str) -> str:
 
 
 def spelled(value: Any) -> str:
-    """Return a value as it is typed behind its flag: sizes stand apart, without brackets."""
+    """Return a value as it is typed after its flag: sizes without brackets."""
     if isinstance(value, dict):
         return " ".join(f"{key}={part}" for key, part in value.items())
     return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

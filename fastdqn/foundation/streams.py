@@ -1,7 +1,7 @@
-"""Standard output and error that never cost a run: what cannot be written is left unsaid.
+"""Standard output and error that never raise: text that cannot be written is dropped.
 
-The reader of a pipe leaves, a terminal goes away, a disk is full, a descriptor is closed, an
-encoding knows no umlauts: none of that is an error of a training that runs for hours.
+The reader of a pipe exits, a terminal closes, a disk is full, a descriptor is closed, an encoding
+lacks characters: none of that may end a training that runs for hours.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ STANDARD = (1, 2)
 class ForgivingStream:
     """A text stream whose `write` and `flush` never raise; everything else is the stream's own.
 
-    After the first error it is silent for good. Characters that its encoding lacks are written
+    After the first error nothing more is written. Characters that its encoding lacks are written
     as escapes.
 
     Args:
-        stream: What is written to.
-        holds_descriptor: Whether the descriptor belongs to this process alone: it is turned to
-            the null device after an error, so that neither the interpreter's last flush nor C
-            code finds the error again.
+        stream: The stream.
+        holds_descriptor: Whether the descriptor belongs to this process alone: it is redirected
+            to the null device after an error, so that neither the interpreter's last flush nor C
+            code meets the error again.
     """
 
     def __init__(self, stream: TextIO, *, holds_descriptor: bool = False) -> None:
@@ -36,16 +36,16 @@ class ForgivingStream:
         self._silent = False
 
     def write(self, text: str) -> int:
-        """Write text, if that can be done; returns its length in any case."""
+        """Write text if possible; returns its length in any case."""
         if not self._silent:
             try:
                 self._stream.write(text)
             except UnicodeEncodeError:
                 self._write_escaped(text)
             except BlockingIOError:
-                pass  # a reader that is slow for once
+                pass  # a slow reader
             except (OSError, ValueError):  # a closed file is a ValueError
-                self._fall_silent()
+                self._drop_all()
         return len(text)
 
     def writelines(self, lines: Any) -> None:
@@ -54,20 +54,20 @@ class ForgivingStream:
             self.write(line)
 
     def flush(self) -> None:
-        """Hand over what was written, if that can be done."""
+        """Flush the stream if possible."""
         if not self._silent:
             try:
                 self._stream.flush()
             except BlockingIOError:
                 pass
             except (OSError, ValueError):
-                self._fall_silent()
+                self._drop_all()
 
     def _write_escaped(self, text: str) -> None:
         encoding = self._stream.encoding or "ascii"
         self.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
-    def _fall_silent(self) -> None:
+    def _drop_all(self) -> None:
         self._silent = True
         if not self._holds_descriptor:
             return
@@ -81,7 +81,7 @@ class ForgivingStream:
 
 
 def forgiving(stream: TextIO | None, *, holds_descriptor: bool = False) -> TextIO:
-    """Return a stream that never raises when it is written to; one that is missing swallows all.
+    """Return a stream that never raises when it is written to; None becomes one that drops all.
 
     Args:
         stream: Standard output, standard error or any text stream; None where it was closed.
@@ -97,7 +97,7 @@ def forgiving(stream: TextIO | None, *, holds_descriptor: bool = False) -> TextI
 
 @contextlib.contextmanager
 def forgiving_streams() -> Iterator[None]:
-    """Let standard output and error be forgiving for a while; the caller's come back after it."""
+    """Make standard output and error forgiving within this context."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = forgiving(sys.stdout), forgiving(sys.stderr)
     try:
@@ -107,10 +107,10 @@ def forgiving_streams() -> Iterator[None]:
 
 
 def hold_streams() -> None:
-    """Let standard output and error of this process, which is ours, be forgiving to its end.
+    """Make standard output and error of this process, which is ours, forgiving until its end.
 
-    Standard descriptors that are closed are opened on the null device first: the next file that
-    is opened would get their numbers, and all that is printed.
+    Standard descriptors that are closed are opened on the null device first: otherwise the next
+    file that is opened would get their numbers, and the printed text.
     """
     for descriptor in (0, *STANDARD):
         try:

@@ -1,8 +1,7 @@
-"""Trial environments that leave no trace in the process that looks at them.
+"""Trial environments without side effects in this process.
 
-A caller who seeds a generator, counts instances or samples a space goes on as if there had been no
-trial: random numbers, the generators of the spaces and the data of the environments' classes are
-put back.
+Random generators, those of the spaces, and the data of the environments' classes are restored, so
+that a caller who seeds a generator, counts instances or samples a space sees no trial.
 """
 
 from __future__ import annotations
@@ -35,18 +34,18 @@ DATA = (
     *(np.generic, np.ndarray, np.random.Generator, np.random.RandomState, random.Random),
     *(Space, gym.Env),
 )
-"""What counts, remembers or draws; other values of a class may stand for something outside."""
+"""Types that count, remember or draw; other values of a class may refer to things outside."""
 MISSING: Any = object()
 LARGE_BYTES = 2**20
-"""An array of this size is a table, which costs too much to be kept."""
+"""Elements of an array that is taken for a table and not copied."""
 Undo = Callable[[], object]
 
 
 @contextmanager
 def trial_env(factory: Callable[[], gym.Env[Any, Any]]) -> Iterator[gym.Env[Any, Any]]:
-    """Build an environment to look at and to step, close it, and leave no trace of it.
+    """Build an environment for a trial, close it, and undo its side effects.
 
-    What an environment does to the world outside of its process stays done.
+    Side effects outside of this process cannot be undone.
 
     Args:
         factory: Builds it.
@@ -61,14 +60,14 @@ def trial_env(factory: Callable[[], gym.Env[Any, Any]]) -> Iterator[gym.Env[Any,
 
 
 def close_quietly(env: Any) -> None:
-    """Close an environment, whatever that raises, and even if there is nothing to call."""
+    """Close an environment, whatever that raises, and even if it has no `close`."""
     with contextlib.suppress(Exception):
         env.close()
 
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Put the global generators back: of `random`, NumPy and, if it is loaded, PyTorch."""
+    """Restore the global generators: of `random`, NumPy and, if it is loaded, PyTorch."""
     undo: list[Undo] = [
         partial(random.setstate, random.getstate()),
         partial(np.random.set_state, np.random.get_state()),
@@ -89,9 +88,9 @@ def generators_kept() -> Iterator[None]:
 
 @contextmanager
 def _process_kept() -> Iterator[None]:
-    """Put the current folder and the signals that are blocked back."""
+    """Restore the current folder and the blocked signals."""
     blocked, folder = signal.pthread_sigmask(signal.SIG_BLOCK, ()), ""
-    with contextlib.suppress(OSError):  # a folder that is gone
+    with contextlib.suppress(OSError):  # the folder does not exist
         folder = str(Path.cwd())
     try:
         yield
@@ -106,7 +105,7 @@ def _process_kept() -> Iterator[None]:
 
 @contextmanager
 def _spaces_kept(env: Any) -> Iterator[None]:
-    """Put the generators of an environment's spaces back to what its constructor made of them."""
+    """Restore the generators of an environment's spaces to their state after its constructor."""
     undo = [
         _undo_space(space)
         for name in ("action_space", "observation_space")
@@ -120,7 +119,7 @@ def _spaces_kept(env: Any) -> Iterator[None]:
 
 
 def with_parts(space: Any) -> Iterator[Space[Any]]:
-    """Return a space and all spaces that it is made of."""
+    """Return a space and all spaces within it."""
     if not isinstance(space, Space):
         return
     yield space
@@ -150,10 +149,10 @@ def _undo_space(space: Space[Any]) -> Undo:
 
 @contextmanager
 def _classes_kept() -> Iterator[None]:
-    """Put the data of the environments' classes back, e.g. a counter of instances.
+    """Restore the data of the environments' classes, e.g. a counter of instances.
 
-    A class that took up something that is no plain data, e.g. a connection that its instances
-    share, is left alone: its other data may speak of that.
+    A class that got new data of another type, e.g. a connection that its instances share, is left
+    alone: its other data may refer to that.
     """
     before = [_Data(kind) for kind in _env_classes()]
     try:
@@ -175,7 +174,7 @@ def _env_classes() -> set[type]:
 
 
 NO_DATA = {"gymnasium", "builtins", "typing", "abc"}
-"""Where classes are from that hold nothing a trial could change."""
+"""Packages whose classes hold nothing that a trial could change."""
 
 
 class _Data:
@@ -199,7 +198,7 @@ class _Data:
         return {name: value for name, value in vars(self._kind).items() if name[:2] != "__"}
 
     def put_back(self) -> None:
-        """Put it back, unless it may speak of something that is there to stay."""
+        """Restore it, unless it may refer to something that stays."""
         now, before = self._now(), self._values
         changed = [
             name
@@ -216,7 +215,9 @@ class _Data:
         for undo in self._undo:
             undo()
         for name, shown in self._counts.items():
-            if repr(before[name]) != shown:  # such a counter says where it is, and cannot go back
+            if (
+                repr(before[name]) != shown
+            ):  # such a counter shows its state, and cannot be set back
                 start = ast.literal_eval(f"({shown.removeprefix('count(').removesuffix(')')},)")
                 setattr(self._kind, name, itertools.count(*start))
 
@@ -225,11 +226,11 @@ class _Data:
 
 
 def _undo(value: Any, depth: int = 4) -> Iterator[Undo]:
-    """Return what puts the state of a generator or the content of a container back in place.
+    """Return a function that restores a generator or the content of a container in place.
 
     Args:
-        value: Anything; nothing is returned for what is neither.
-        depth: How many containers within containers are looked at.
+        value: Any value; None is returned for others.
+        depth: How many levels of containers are restored.
     """
     if isinstance(value, random.Random):
         yield partial(value.setstate, value.getstate())
@@ -250,7 +251,7 @@ def _undo(value: Any, depth: int = 4) -> Iterator[Undo]:
 
 
 def _refill(container: Any, content: Any) -> None:
-    """Give a container its former content, in place, where it has changed."""
+    """Restore the content of a container in place, where it has changed."""
     now, before = list(_items(container)), list(_items(content))
     if len(now) == len(before) and all(map(operator.is_, now, before)):
         return
@@ -259,7 +260,7 @@ def _refill(container: Any, content: Any) -> None:
 
 
 def _items(container: Any) -> Iterator[Any]:
-    """Return what a container holds, keys and values in turn."""
+    """Return the items of a container, keys and values in turn."""
     if isinstance(container, dict):
         for pair in container.items():
             yield from pair

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from fastdqn.algorithms.objectives import Objective, objective_of
 from fastdqn.algorithms.optimizers import Optimizer
 from fastdqn.errors import UsageError
-from fastdqn.execution.modes import Mode, chunks, mode_of, run_step
-from fastdqn.execution.step import Step
-from fastdqn.foundation.copying import copied
+from fastdqn.execution.modes import Mode, mode_of, run_step
+from fastdqn.execution.step import PureStep, Step
+from fastdqn.foundation.copying import copied, snapshot
 from fastdqn.learner.precision import float32_products
-from fastdqn.learner.steps import UPDATES_PER_CALL, LearnerSteps, Source
+from fastdqn.learner.steps import LearnerSteps, Source, index_of, native_parts
 from fastdqn.learner.update import METRICS, TARGETS, LearnerState, Update
 from fastdqn.native import CudaUpdate, NativeUpdate
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.network_check import kind_of, refuse_batch, refuse_frames
-from fastdqn.replay import ReplayBuffer, Ring, Sampler, gather
+from fastdqn.replay import ReplayBuffer, Ring, Sampler
+from fastdqn.replay.buffer import MAX_DRAW
+from fastdqn.replay.sampler import GivenRows, RowSource, uniform_of
 from fastdqn.transition import Transitions
 
 if TYPE_CHECKING:
@@ -40,8 +43,9 @@ class Learner(Update):
     Args:
         network: A module from observations [B, *O] to Q-values [B, A], or its flat form.
         gamma: Discount per env step.
-        double: Choose the next action with the online network (Double DQN).
-        loss: `huber` or `mse`.
+        objective: What is made smaller; None is what `double` and `loss` say.
+        double: Choose the next action with the online network (Double DQN); None is True.
+        loss: `huber` or `mse`; None is `huber`.
         optimizer: See `fastdqn.algorithms.optimizers`.
         learning_rate: Step size.
         clip_norm: Bound on the norm of the gradient, or None.
@@ -58,6 +62,8 @@ class Learner(Update):
 
     Attributes:
         state: Everything that an update reads and writes.
+        generator: Source of the random numbers of updates on batches that the caller chose; a
+            sampler draws them otherwise.
         network: The flat network.
         execution: How the step is run now.
 
@@ -70,8 +76,9 @@ class Learner(Update):
         network: nn.Module | FlatNetwork,
         *,
         gamma: float = 0.99,
-        double: bool = True,
-        loss: str = "huber",
+        objective: Objective | None = None,
+        double: bool | None = None,
+        loss: str | None = None,
         optimizer: Optimizer | None = None,
         learning_rate: float = 5e-4,
         clip_norm: float | None = 10.0,
@@ -86,8 +93,7 @@ class Learner(Update):
         super().__init__(
             network,
             gamma=gamma,
-            double=double,
-            loss=loss,
+            objective=objective_of(objective, double, loss),
             optimizer=optimizer,
             learning_rate=learning_rate,
             clip_norm=clip_norm,
@@ -99,6 +105,7 @@ class Learner(Update):
             device=device,
         )
         self.state = self._initial_state(learning_rate)
+        self.generator = torch.Generator(self.device).manual_seed(0)
         self._modes: dict[str, LearnerSteps] = {}
         self._background: set[str] = set()
         self._batch: tuple[Any, ...] = ()  # of the last batch, what was looked at
@@ -154,7 +161,7 @@ class Learner(Update):
             refuse_batch(self.network, given)
             self._batch = kind
         with float32_products(self.precision, self.device):
-            self._steps.update(*given.tensors())
+            self._steps.update(*given.tensors(), self._random_bits((), len(given.action)))
         return self.state.metrics
 
     def learn(self, source: Source, updates: int | Tensor) -> None:
@@ -170,9 +177,12 @@ class Learner(Update):
                 index is none.
         """
         if isinstance(source, ReplayBuffer):
-            numbers = _index(updates)
+            numbers = index_of(updates)
+            random_bits = self._random_bits(numbers.shape[:1], numbers.shape[1])
+            if random_bits is not None:
+                numbers = torch.cat((numbers, random_bits), 1)
         elif isinstance(updates, int):
-            numbers = source.fill(updates)
+            numbers = source.fill(updates, self.num_random(source.batch_size))
         else:
             raise UsageError("an index for a sampler", "it draws", "Give a number of updates.")
         with float32_products(self.precision, self.device):
@@ -180,9 +190,7 @@ class Learner(Update):
 
     def prepare(self, sampler: Sampler, updates: int) -> None:
         """Ask for what calls with so many updates need, if it is compiled beside the trainer."""
-        step = self._steps.step_of(sampler)
-        for count in sorted(set(chunks(updates, UPDATES_PER_CALL)), reverse=True):
-            step.prepare(sampler.place(count))
+        self._steps.prepare(sampler, updates, self.num_random(sampler.batch_size))
 
     @property
     def compiling(self) -> list[Step]:
@@ -192,13 +200,10 @@ class Learner(Update):
     def close(self) -> None:
         """Ask no compiler for anything any longer; what is not ready is forgotten."""
         for execution, steps in list(self._modes.items()):
-            if all(step.ready for step in steps.all):
-                continue
-            for step in steps.all:
-                step.close()
-            del self._modes[execution]
-            if self.execution == execution:
-                self.execute_as(steps.mode.plain)
+            if not steps.close():
+                del self._modes[execution]
+                if self.execution == execution:
+                    self.execute_as(steps.mode.plain)
 
     def sync_target(self) -> None:
         """Copy the online parameters into the target."""
@@ -212,43 +217,52 @@ class Learner(Update):
     # How the pure steps are run
 
     def _steps_in(
-        self, mode: Mode, cuda: Any = torch.cuda, *, background: bool = False
+        self,
+        mode: Mode,
+        cuda: Any = torch.cuda,
+        *,
+        background: bool = False,
+        native: NativeUpdate | CudaUpdate | None = None,
     ) -> LearnerSteps:
         """Build the steps of a mode; `cuda` is `torch.cuda`, or what stands in for it."""
+        runs, plain = partial(self._run, mode, cuda, background and not mode.native), None
         if mode.native:
-            return self._native_steps(self.natively(self.state), mode, cuda)
-        plain = None
+            parts = native_parts(native or self.natively(self.state), self._look_at)
+            return LearnerSteps(mode, *parts, runs)
         if background and mode.compiles and mode.graphs:
             as_it_is = replace(mode, name=mode.plain, compiles=False)
-            plain = self._modes.get(mode.plain) or self._steps_in(as_it_is, cuda)
+            plain = self._modes.get(mode.plain) or self._steps_in(as_it_is, cuda=cuda)
             self._modes[mode.plain] = plain
-        runs = partial(self._run, mode, cuda, background)
         return LearnerSteps(mode, self._updating, self._learning_from, runs, plain)
 
-    def _native_steps(
-        self, native: NativeUpdate | CudaUpdate, mode: Mode, cuda: Any = torch.cuda
-    ) -> LearnerSteps:
-        def updating(*fields: Tensor) -> None:
-            native.given(Transitions(*fields))
-
-        def learning_from(source: Source) -> Callable[[Tensor], None]:
-            self._look_at(source.ring)
-            if isinstance(source, ReplayBuffer):
-                return partial(native, source.ring)
-            return partial(native.sampled, weakref.proxy(source))
-
-        return LearnerSteps(mode, updating, learning_from, partial(self._run, mode, cuda, False))
-
     def _run(
-        self, mode: Mode, cuda: Any, background: bool, step: Callable[..., None], **given: Any
+        self,
+        mode: Mode,
+        cuda: Any,
+        background: bool,
+        step: PureStep,
+        *,
+        written: Sequence[Tensor] = (),
+        **given: Any,
     ) -> Step:
-        """Return what runs a pure step in a mode; see `run_step`."""
+        """Return what runs a pure step in a mode; see `fastdqn.learner.steps.Runs`."""
+        tensors = *self.state.written(), *written
         how: dict[str, Any] = {"ahead": True, "background": background, "cuda": cuda, **given}
-        return run_step(step, mode, self.device, snapshot=lambda *_: self.state.snapshot(), **how)
+        return run_step(step, mode, self.device, snapshot=lambda *_: snapshot(tensors), **how)
 
-    def _updating(self, *fields: Tensor) -> None:
-        """Take one step on the fields of a batch; pure."""
-        self._step(self.state, Transitions(*fields))
+    def _updating(self, *given: Tensor | None) -> None:
+        """Take one step on the fields of a batch, and random bits [R] or None; pure."""
+        *fields, random_bits = given
+        random = None if random_bits is None else uniform_of(random_bits)
+        self._step(self.state, Transitions(*fields), random)  # type: ignore[arg-type]
+
+    def _random_bits(self, shape: Sequence[int], batch_size: int) -> Tensor | None:
+        """Draw the numbers of updates on the caller's batches; None where they read none."""
+        count = self.num_random(batch_size)
+        if not count:
+            return None
+        bits = torch.empty((*shape, count), dtype=torch.int64, device=self.device)
+        return bits.random_(0, MAX_DRAW, generator=self.generator)
 
     def _learning_from(self, source: Source) -> Callable[[Tensor], None]:
         """Return the pure step that learns from a source, given numbers [K, B].
@@ -257,12 +271,16 @@ class Learner(Update):
             UsageError: The network does not take what its ring holds.
         """
         self._look_at(source.ring)
-        kept, chosen, state = weakref.ref(source), isinstance(source, ReplayBuffer), self.state
+        kept, state = weakref.ref(source), self.state
 
         def learn(numbers: Tensor) -> None:
-            alive: Any = kept()
-            for row in numbers.unbind(0):
-                self._step(state, gather(alive.ring, row if chosen else alive.index(row)))
+            alive = kept()
+            assert alive is not None
+            if isinstance(alive, ReplayBuffer):
+                rows: RowSource = GivenRows(alive.ring, self._batch_size_in(numbers.shape[1]))
+            else:
+                rows = alive
+            self.learn_from(state, rows, numbers)
 
         return learn
 
@@ -276,23 +294,3 @@ class Learner(Update):
         twin._modes = {}
         twin.execute_as(self.execution, background=self.execution in self._background)
         return twin
-
-    def step(self, state: LearnerState, batch: Transitions) -> None:
-        """Take one optimizer step on `batch`, as it is: for steps that hold it as their part.
-
-        Args:
-            state: Written in place, usually `self.state`.
-            batch: B transitions on the learner's device; read.
-        """
-        self._step(state, batch)
-
-
-def _index(updates: int | Tensor) -> Tensor:
-    """Return an index [K, B] int64 that the caller gave, or refuse it."""
-    if not isinstance(updates, Tensor):
-        way_out = "Give `replay.draw(updates, batch_size)`, or a Sampler."
-        raise UsageError(f"{updates!r} updates from a replay buffer", "it chooses none", way_out)
-    if updates.ndim != 2 or updates.dtype is not torch.int64:
-        got = f"index {list(updates.shape)} {updates.dtype}"
-        raise UsageError(got, "it has a row [B] int64 for each update", "See `replay.draw`.")
-    return updates

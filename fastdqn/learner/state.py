@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -41,13 +40,3 @@ class LearnerState:
             *(self.online, self.target, *self.slots),
             *(self.updates, self.skipped, self.metrics),
         )
-
-    def snapshot(self) -> Callable[[], None]:
-        """Copy what an update writes; return what brings it back, in place."""
-        kept = [tensor.clone() for tensor in self.written()]
-
-        def restore() -> None:
-            for tensor, value in zip(self.written(), kept, strict=True):
-                tensor.copy_(value)
-
-        return restore

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from fastdqn.errors import UsageError
 from fastdqn.execution.modes import Mode, chunks
 from fastdqn.execution.step import PureStep, Step
-from fastdqn.replay import ReplayBuffer, Sampler
+from fastdqn.native import CudaUpdate, NativeUpdate, refuse_sampler
+from fastdqn.replay import ReplayBuffer, Ring, Sampler
+from fastdqn.transition import Transitions
 
-__all__ = ["UPDATES_PER_CALL", "UPDATES_PER_GRAPH", "LearnerSteps", "Runs", "Source"]
+__all__ = [
+    "UPDATES_PER_CALL",
+    "UPDATES_PER_GRAPH",
+    "LearnerSteps",
+    "Runs",
+    "Source",
+    "index_of",
+    "native_parts",
+]
 
 Source = Sampler | ReplayBuffer
 """What chooses rows of its ring by numbers [K, B]: random ones, or the rows themselves."""
@@ -25,8 +38,19 @@ UPDATES_PER_GRAPH = (64, 32, 16, 8, 4, 2, 1)
 class Runs(Protocol):
     """Makes what runs a pure step; see `fastdqn.execution.modes.run_step` for the arguments."""
 
-    def __call__(self, step: PureStep, *, plain: Step | None, by_row: bool, kept: bool) -> Step:
-        """Return what does the same as a pure step."""
+    def __call__(
+        self,
+        step: PureStep,
+        *,
+        plain: Step | None,
+        by_row: bool,
+        kept: bool,
+        written: Sequence[Tensor] = (),
+    ) -> Step:
+        """Return what does the same as a pure step.
+
+        `written` is what it writes besides the learner's state.
+        """
 
 
 class LearnerSteps:
@@ -34,7 +58,7 @@ class LearnerSteps:
 
     Args:
         mode: How they run.
-        update: The pure step on the fields of a batch.
+        update: The pure step on the fields of a batch; None for one that is missing.
         learning: Returns the pure step that learns from a source, given numbers [K, B]; the step
             does not keep the source alive.
         runs: Makes what runs such a step.
@@ -42,7 +66,6 @@ class LearnerSteps:
 
     Attributes:
         mode: See above.
-        update: Runs the step on the fields of a batch.
     """
 
     def __init__(
@@ -54,8 +77,8 @@ class LearnerSteps:
         plain: LearnerSteps | None = None,
     ) -> None:
         self.mode = mode
-        before = None if plain is None else plain.update
-        self.update: Step = runs(update, plain=before, by_row=False, kept=False)
+        self._updating = update
+        self._updates: dict[tuple[bool, ...], Step] = {}  # by which fields there are
         self._learning, self._runs, self._plain = learning, runs, plain
         self._sizes = _sizes(mode)
         self._steps: dict[int, Step] = {}  # by id, for as long as it is one
@@ -64,12 +87,30 @@ class LearnerSteps:
     @property
     def all(self) -> list[Step]:
         """All steps so far."""
-        return [self.update, *self._steps.values()]
+        return [*self._updates.values(), *self._steps.values()]
 
     @property
     def learning(self) -> list[Step]:
         """The steps of the sources so far."""
         return list(self._steps.values())
+
+    def update(self, *fields: Tensor | None) -> None:
+        """Take one optimizer step on the fields of a batch. Hot path."""
+        there = tuple([field is not None for field in fields])
+        step = self._updates.get(there) or self._update_of(there)
+        step(*[field for field in fields if field is not None])
+
+    def _update_of(self, there: tuple[bool, ...]) -> Step:
+        """Return the step on batches that have some of the fields."""
+        if there not in self._updates:
+            plain = None if self._plain is None else self._plain._update_of(there)
+
+            def update(*given: Tensor) -> None:
+                fields = iter(given)
+                self._updating(*(next(fields) if some else None for some in there))
+
+            self._updates[there] = self._runs(update, plain=plain, by_row=False, kept=False)
+        return self._updates[there]
 
     def learn(self, source: Source, numbers: Tensor) -> None:
         """Take one optimizer step for each row of `numbers` [K, B]. Hot path."""
@@ -80,9 +121,22 @@ class LearnerSteps:
         done = 0
         for count in chunks(len(numbers), self._sizes):
             part = numbers[done : done + count]
-            # Where the numbers of a whole call of this size lie, so that one graph reads both.
-            step(part if isinstance(source, ReplayBuffer) else source.place(count).copy_(part))
+            step(_placed(source, part))
             done += count
+
+    def prepare(self, sampler: Sampler, updates: int, num_random: int) -> None:
+        """Ask for what calls with so many updates need; see `Learner.prepare`."""
+        step = self.step_of(sampler)
+        for count in sorted(set(chunks(updates, UPDATES_PER_CALL)), reverse=True):
+            step.prepare(sampler.place(count, num_random))
+
+    def close(self) -> bool:
+        """Ask for nothing any longer, unless nothing is compiled now; return whether that is so."""
+        ready = all(step.ready for step in self.all)
+        if not ready:
+            for step in self.all:
+                step.close()
+        return ready
 
     def step_of(self, source: Source) -> Step:
         """Return what learns from a source, made where it is new, and forgotten with it."""
@@ -91,7 +145,9 @@ class LearnerSteps:
             plain = None if self._plain is None else self._plain.step_of(source)
             kept = not isinstance(source, ReplayBuffer)
             pure = self._learning(source)
-            self._steps[key] = self._runs(pure, plain=plain, by_row=True, kept=kept)
+            written = source.written() if isinstance(source, Sampler) else ()
+            given: dict[str, Any] = {"plain": plain, "kept": kept, "written": written}
+            self._steps[key] = self._runs(pure, by_row=True, **given)
             self._sources[key] = weakref.ref(source, lambda _: self._forget(key))
         return self._steps[key]
 
@@ -99,8 +155,49 @@ class LearnerSteps:
         del self._steps[key], self._sources[key]
 
 
+def _placed(source: Source, part: Tensor) -> Tensor:
+    """Move numbers to where those of a call of this size lie, so that one graph reads both."""
+    if isinstance(source, ReplayBuffer):
+        return part
+    return source.place(len(part), part.shape[1] - source.batch_size).copy_(part)
+
+
 def _sizes(mode: Mode) -> tuple[int, ...]:
     """Return of how many updates calls are made; eager and C take any number."""
     if mode.graphs:
         return UPDATES_PER_GRAPH
     return UPDATES_PER_CALL if mode.compiles else ()
+
+
+def native_parts(
+    native: NativeUpdate | CudaUpdate, look_at: Callable[[Ring], None]
+) -> tuple[PureStep, Callable[[Source], Callable[[Tensor], None]]]:
+    """Return what `LearnerSteps` is given of a native update: `update` and `learning`.
+
+    Args:
+        native: Updates the state in C, or on a card in CUDA C.
+        look_at: Refuses a ring that the network does not fit.
+    """
+
+    def update(*fields: Tensor) -> None:
+        native.given(Transitions(*fields[:-1]))
+
+    def learning(source: Source) -> Callable[[Tensor], None]:
+        look_at(source.ring)
+        if isinstance(source, ReplayBuffer):
+            return partial(native, source.ring)
+        refuse_sampler(source)
+        return partial(native.sampled, weakref.proxy(source))
+
+    return update, learning
+
+
+def index_of(updates: int | Tensor) -> Tensor:
+    """Return an index [K, B] int64 that the caller gave, or refuse it."""
+    if not isinstance(updates, Tensor):
+        way_out = "Give `replay.draw(updates, batch_size)`, or a Sampler."
+        raise UsageError(f"{updates!r} updates from a replay buffer", "it chooses none", way_out)
+    if updates.ndim != 2 or updates.dtype is not torch.int64:
+        got = f"index {list(updates.shape)} {updates.dtype}"
+        raise UsageError(got, "it has a row [B] int64 for each update", "See `replay.draw`.")
+    return updates

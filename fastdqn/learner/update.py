@@ -1,30 +1,34 @@
-"""One DQN update as a pure step: a state and a batch in, the same state written in place.
+"""One update as a pure step: a state and a batch in, the same state written in place.
 
-It knows its settings and the network, holds no tensor of its own and never looks at a value, so
-that it can be run as it is, compiled, or captured.
+It knows its settings, the objective and the network, holds no tensor of its own, draws no random
+number and never looks at a value, so that it can be run as it is, compiled, or captured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from fastdqn.algorithms.objectives import Objective, q_values_of
 from fastdqn.algorithms.optimizers import Adam, Optimizer, clip_by_norm, clip_by_value
-from fastdqn.algorithms.td_losses import LOSSES, double_dqn_target, dqn_target, td_error
+from fastdqn.algorithms.td_losses import discount_of
 from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import Whole
-from fastdqn.foundation.scalars import as_bool, refuse_unless_finite, whole
+from fastdqn.foundation.scalars import whole
 from fastdqn.learner.precision import refuse_precision
+from fastdqn.learner.settings import TARGETS, refuse_settings
 from fastdqn.learner.state import METRICS, LearnerState
 from fastdqn.native import CudaUpdate, Learned, NativeUpdate, why_not_native
 from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.replay import Sampler, gather
+from fastdqn.replay.sampler import RowSource, uniform_of
 from fastdqn.transition import Transitions
 
 __all__ = ["METRICS", "TARGETS", "LearnerState", "Update"]
-
-TARGETS = ("soft", "hard", "none")
 
 
 class Update(Whole):
@@ -44,8 +48,7 @@ class Update(Whole):
         network: nn.Module | FlatNetwork,
         *,
         gamma: float,
-        double: bool,
-        loss: str,
+        objective: Objective,
         optimizer: Optimizer | None,
         learning_rate: float,
         clip_norm: float | None,
@@ -56,17 +59,23 @@ class Update(Whole):
         precision: str,
         device: torch.device | str,
     ) -> None:
-        _refuse_unless_numbers(gamma, learning_rate, tau, clip_norm, clip_value)
-        _refuse(gamma, learning_rate, loss, target, tau, clip_norm, clip_value)
+        refuse_settings(
+            gamma=gamma,
+            learning_rate=learning_rate,
+            target=target,
+            tau=tau,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+        )
         self.network = network if isinstance(network, FlatNetwork) else FlatNetwork(network, device)
+        self.network.q_values = q_values_of(objective)
         self.device = self.network.flat.device
         refuse_precision(precision, self.device)
         self.precision = precision
-        self.gamma, self.double = float(gamma), _refuse_unless_flag(double)
+        self.gamma, self.objective = float(gamma), objective
         self.target_kind, self.tau = target, float(tau)
         self.target_period = whole("--target-period", target_period, way_out="0 is never.")
         self.clip_norm, self.clip_value = clip_norm, clip_value
-        self.loss_kind, self._loss = loss, LOSSES[loss]
         self._optimizer = optimizer or Adam()
 
     def _initial_state(self, learning_rate: float) -> LearnerState:
@@ -87,9 +96,14 @@ class Update(Whole):
         """Updates of the period of the hard target that were made before."""
         return self.earlier_updates % self.target_period if self.target_period else 0
 
-    def why_not_native(self) -> str | None:
-        """Return why these settings cannot run natively, or None where they can."""
-        return why_not_native(self.network, self._optimizer, self.precision)
+    def why_not_native(self, sampler: Sampler | None = None) -> str | None:
+        """Return why these settings cannot run natively, or None where they can.
+
+        Args:
+            sampler: Chooses the batches; None leaves that open.
+        """
+        parts = self.network, self.objective, self._optimizer, self.precision
+        return why_not_native(*parts, sampler)
 
     def natively(
         self,
@@ -118,7 +132,6 @@ class Update(Whole):
         plain = {
             "gamma": self.gamma,
             "tau": self.tau,
-            "double_dqn": self.double,
             "target_period": self.target_period,
             "target_phase": self._target_phase,
         }
@@ -127,7 +140,7 @@ class Update(Whole):
             tensors,
             state.slots,
             self._optimizer,
-            self.loss_kind,
+            self.objective,
             self.target_kind,
             self.clip_norm,
             self.clip_value,
@@ -137,50 +150,107 @@ class Update(Whole):
             kind = NativeUpdate if self.device.type == "cpu" else CudaUpdate
         return kind(learned)
 
-    def _step(self, state: LearnerState, batch: Transitions) -> None:
+    def _step(
+        self, state: LearnerState, batch: Transitions, random: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Make one update; return the priorities [B], and whether it was made, a scalar bool."""
+        if batch.discount is None:
+            batch = replace(batch, discount=discount_of(batch.terminated, self.gamma))
+        own, *numbers = self._dealt(random, len(batch.action))
         with torch.no_grad():
-            goal = self._goal(state, batch)
-        grad, norm, metrics = self._gradient(state, batch, goal)
-        with torch.no_grad():
-            self._commit(state, grad, norm, metrics)
+            others = self._passes(state, batch, numbers[1:])
+            *found, priority = self._gradient(state, batch, others, numbers[0], own)
+            return priority, self._commit(state, *found)
 
-    def _values(self, parameters: Sequence[Tensor], obs: Tensor) -> Tensor:
-        """Return Q-values [B, A] float32; the forward pass alone may be of lower precision."""
+    def learn_from(self, state: LearnerState, source: RowSource, random_bits: Tensor) -> None:
+        """Make an update for each row of random bits, in order: draw, gather, learn, feed back.
+
+        Pure but for what it writes in place: the state, and what the source has `written()`.
+
+        Args:
+            state: Written, usually `self.state`.
+            source: Draws the batches, each after the update before it has fed its priorities back.
+            random_bits: [K, B + R] int64 in [0, 2^62): B numbers that choose the batch, then
+                `num_random(B)` that become the update's own.
+        """
+        size, feeds, random = source.batch_size, bool(source.written()), None
+        if random_bits.shape[1] > size:
+            random, random_bits = uniform_of(random_bits[:, size:]), random_bits[:, :size]
+        with torch.no_grad():
+            for number, (rows, weight) in enumerate(_drawn(source, random_bits)):
+                batch = gather(source.ring, rows, self.gamma, weight)
+                own = None if random is None else random[number]
+                priority, made = self._step(state, batch, own)
+                if feeds:
+                    source.feedback(rows, torch.where(made, priority, torch.nan))
+
+    def num_random(self, batch_size: int) -> int:
+        """Return how many uniform numbers an update reads: the objective's, then each pass's."""
+        passes = 1 + len(self.objective.passes)
+        return batch_size * self.objective.num_random + passes * self.network.num_random(batch_size)
+
+    def _batch_size_in(self, width: int) -> int:
+        """Return B of rows of B numbers that choose a batch and `num_random(B)` more."""
+        sizes = range(width + 1)
+        return bisect_left(sizes, width, key=lambda size: size + self.num_random(size))
+
+    def _dealt(self, random: Tensor | None, batch_size: int) -> list[Tensor | None]:
+        """Deal out the numbers of an update: [B, R] for the objective, [R] for each pass."""
+        count = 1 + len(self.objective.passes)
+        if random is None:
+            return [None] * (1 + count)
+        own, each = batch_size * self.objective.num_random, self.network.num_random(batch_size)
+        passes = torch.split(random[own:], each) if each else (None,) * count
+        return [random[:own].view(batch_size, -1) if own else None, *passes]
+
+    def _passes(
+        self, state: LearnerState, batch: Transitions, numbers: Sequence[Tensor | None]
+    ) -> list[Tensor]:
+        """Return the outputs of the passes that the objective names."""
+        bootstrap = state.online if self.target_kind == "none" else state.target
+        flat = {"online": state.online, "target": bootstrap}
+        return [
+            self._outputs(self.network.views(flat[name]), getattr(batch, sees), some)
+            for (name, sees), some in zip(self.objective.passes, numbers, strict=True)
+        ]
+
+    def _outputs(self, parameters: Sequence[Tensor], obs: Tensor, random: Tensor | None) -> Tensor:
+        """Return outputs [B, ...] float32; the forward pass alone may be of lower precision."""
         if self.precision != "bf16":
-            return self.network(parameters, obs)
+            return self.network(parameters, obs, random)
         # No cache of casts: a captured graph would read those of its warm-up.
         with torch.autocast(obs.device.type, torch.bfloat16, cache_enabled=False):
-            return self.network(parameters, obs).float()
-
-    def _goal(self, state: LearnerState, batch: Transitions) -> Tensor:
-        """Return the bootstrapped target values [B]."""
-        net, views = self._values, self.network.views
-        given, mask = (batch.reward, batch.terminated), batch.next_action_mask
-        bootstrap = state.online if self.target_kind == "none" else state.target
-        next_q = net(views(bootstrap), batch.next_obs)
-        if not self.double:
-            return dqn_target(*given, next_q, self.gamma, next_action_mask=mask)
-        online_q = net(views(state.online), batch.next_obs)
-        return double_dqn_target(*given, online_q, next_q, self.gamma, next_action_mask=mask)
+            return self.network(parameters, obs, random).float()
 
     def _gradient(
-        self, state: LearnerState, batch: Transitions, goal: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradient [P], its norm and the metrics [4]."""
+        self,
+        state: LearnerState,
+        batch: Transitions,
+        others: Sequence[Tensor],
+        numbers: Tensor | None,
+        own: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the gradient [P], its norm, the metrics [4] and the priorities [B]."""
         with torch.enable_grad():
             leaves = [view.detach().requires_grad_() for view in self.network.views(state.online)]
-            q = self._values(leaves, batch.obs)
-            error = td_error(q, batch.action, goal)
-            loss = self._loss(error)
-            parts = torch.autograd.grad(loss, leaves, materialize_grads=True)
+            outputs = self._outputs(leaves, batch.obs, numbers)
+            losses, priority = self.objective.loss(outputs, others, batch, own)
+            if batch.weight is not None:
+                losses = _weighted(losses, batch.weight)
+            share = torch.full_like(losses, 1 / len(losses))  # of each row in the mean
+            parts = torch.autograd.grad(losses, leaves, share, materialize_grads=True)
         grad = torch.cat([part.reshape(-1) for part in parts])
         norm = torch.linalg.vector_norm(grad)
-        error = error.detach()
-        q_mean = (error + goal).mean()
-        return grad, norm, torch.stack((loss.detach(), error.abs().mean(), q_mean, norm))
+        q = self.objective.q_values(outputs).gather(1, batch.action.unsqueeze(1))
+        metrics = torch.stack((losses.mean(), priority.mean(), q.mean(), norm))
+        return grad, norm, metrics, priority
 
-    def _commit(self, state: LearnerState, grad: Tensor, norm: Tensor, metrics: Tensor) -> None:
-        """Write the new parameters, moments and target, or nothing where a number is not finite."""
+    def _commit(self, state: LearnerState, grad: Tensor, norm: Tensor, metrics: Tensor) -> Tensor:
+        """Write the new parameters, moments and target, or nothing where a number is not finite.
+
+        Returns:
+            Scalar bool, whether all of them were.
+        """
         fine = torch.isfinite(metrics).all()
         state.updates.add_(1)
         state.skipped.add_(~fine)
@@ -192,6 +262,7 @@ class Update(Whole):
             old.copy_(torch.where(fine, new, old))
         self._move_target(state, fine)
         state.metrics.copy_(metrics)
+        return fine
 
     def _clip(self, grad: Tensor, norm: Tensor) -> Tensor:
         if self.clip_norm is not None:
@@ -212,55 +283,18 @@ class Update(Whole):
             state.target.lerp_(state.online, (due & fine).float())
 
 
-def _refuse_unless_numbers(
-    gamma: float,
-    learning_rate: float,
-    tau: float,
-    clip_norm: float | None,
-    clip_value: float | None,
-) -> None:
-    refuse_unless_finite("--gamma", gamma, "Try 0.99.")
-    refuse_unless_finite("--learning-rate", learning_rate, "Try 5e-4.")
-    refuse_unless_finite("--tau", tau, "Try 0.005.")
-    for flag, bound in (("--clip-norm", clip_norm), ("--clip-value", clip_value)):
-        if bound is not None:
-            refuse_unless_finite(flag, bound, "None leaves the gradient as it is.")
+def _drawn(source: RowSource, random_bits: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Draw a batch for each row of [K, B] when it is asked for, or all at once: the same rows."""
+    if source.independent:
+        for rows in source.draw(random_bits)[0].unbind(0):
+            yield rows, None
+    else:
+        for bits in random_bits.unbind(0):
+            yield source.draw(bits)
 
 
-def _refuse_unless_flag(double: bool) -> bool:
-    if not isinstance(as_bool(double), bool):
-        raise UsageError(f"double={double!r}", "it must be True or False", "Try True.")
-    return bool(double)
-
-
-def _refuse(  # noqa: PLR0917 - called once, with names that are its own
-    gamma: float,
-    learning_rate: float,
-    loss: str,
-    target: str,
-    tau: float,
-    clip_norm: float | None,
-    clip_value: float | None,
-) -> None:
-    checks = [
-        (0.0 <= gamma <= 1.0, f"--gamma {gamma}", "it is a discount in [0, 1]", "Try 0.99."),
-        (learning_rate >= 0, f"--learning-rate {learning_rate}", "it is negative", "Try 5e-4."),
-        (loss in LOSSES, f"--loss {loss}", "there is no such loss", f"Choose {', '.join(LOSSES)}."),
-        (
-            target in TARGETS,
-            f"--target {target}",
-            "there is no such target",
-            f"Choose {', '.join(TARGETS)}.",
-        ),
-        (0.0 < tau <= 1.0, f"--tau {tau}", "it is a fraction in (0, 1]", "Try 0.005."),
-        (clip_norm is None or clip_norm > 0, f"--clip-norm {clip_norm}", "not positive", "Try 10."),
-        (
-            clip_value is None or clip_value > 0,
-            f"--clip-value {clip_value}",
-            "not positive",
-            "Try 1.",
-        ),
-    ]
-    for fine, got, reason, way_out in checks:
-        if not fine:
-            raise UsageError(got, reason, way_out)
+def _weighted(losses: Tensor, weight: Tensor) -> Tensor:
+    if losses.shape != weight.shape:
+        got = f"losses {tuple(losses.shape)}, weight {tuple(weight.shape)}"
+        raise ValueError(f"{got}: want [B], [B]")
+    return weight * losses

@@ -18,6 +18,7 @@ __all__ = [
     "DTYPES",
     "MAX_LAYERS",
     "RING_FIELDS",
+    "ROW_FIELDS",
     "Plan",
     "RingAddresses",
     "Settings",
@@ -47,6 +48,8 @@ DTYPES = {
 """Dtype of stored observations -> its number in the C."""
 
 RING_FIELDS = ("frames", "next_index", "action", "reward", "terminated", "masks")
+ROW_FIELDS = ("discount", "weight")
+"""Of a batch that brings its own; of a ring they are not there."""
 
 
 class Settings(ctypes.Structure):
@@ -74,7 +77,7 @@ class RingAddresses(ctypes.Structure):
     """`Ring` of mlp.c, field by field."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in RING_FIELDS),
+        *((name, ctypes.c_void_p) for name in (*RING_FIELDS, *ROW_FIELDS)),
         *((name, ctypes.c_int64) for name in ("num_transitions", "num_frames", "frame_bytes")),
     )
 

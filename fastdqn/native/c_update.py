@@ -21,9 +21,15 @@ from fastdqn.native.c_structs import (
     settings_of,
     wrong,
 )
-from fastdqn.native.support import LOSSES, TARGETS, Learned, batch_as_ring, numbers_of
+from fastdqn.native.support import (
+    TARGETS,
+    Learned,
+    batch_as_ring,
+    numbers_of,
+    own_factors,
+)
 from fastdqn.networks.network_check import kind_of, refuse_batch
-from fastdqn.replay import Ring, Sampler
+from fastdqn.replay import NewestSampler, Ring, Sampler
 from fastdqn.transition import Transitions
 
 __all__ = ["NativeUpdate"]
@@ -46,7 +52,8 @@ class NativeUpdate(Whole):
             **learned.plain,
             **numbers_of(learned.optimizer),
             **learned.bounds,
-            "loss": LOSSES[learned.loss],
+            "double_dqn": learned.double_dqn,
+            "loss": learned.loss,
             "target": TARGETS[learned.target],
         }
         self._update = load_library().fastdqn_update
@@ -105,14 +112,14 @@ class NativeUpdate(Whole):
             sampler: Of a ring on the CPU.
             random_bits: [K, B] int64 from `sampler.fill`.
         """
-        order, first, count = sampler.window
+        order = sampler.order
         if sampler is not self._sampler:
             refuse_index(random_bits, self._network.flat.device)
             refuse_tensor("order", order, order.shape, torch.int64, self._network.flat.device)
             self._sampler = sampler
         self._starts.order, self._starts.size = order.data_ptr(), len(order)
-        self._starts.first, self._starts.count = first, count
-        self._starts.newest = sampler.newest
+        self._starts.first, self._starts.count = sampler.span_on_host()
+        self._starts.newest = isinstance(sampler, NewestSampler)
         self._run(sampler.ring, random_bits, ctypes.byref(self._starts))
 
     def _run(self, ring: Ring, numbers: Tensor, starts: Any) -> None:
@@ -137,6 +144,9 @@ class NativeUpdate(Whole):
             self._batch = kind
         size, ring = len(batch.action), batch_as_ring(batch)
         self._ring, self._addresses = ring, _addresses_of(ring)
+        own = own_factors(batch)
+        for name, tensor in own.items():
+            setattr(self._addresses, name, tensor.data_ptr())
         index = self._indices.get(size)
         if index is None:
             index = self._indices[size] = torch.arange(size).unsqueeze(0)

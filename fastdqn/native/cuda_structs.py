@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdqn.native.c_structs import ROW_FIELDS
 from fastdqn.native.cuda_config import TILE_THREADS, Shape, fitted, shared_memory_of
 from fastdqn.toolchain.nvrtc import Kernels, Nvrtc
 
@@ -34,13 +35,14 @@ class Call(ctypes.Structure):
         ("slots", _pointers * 3),
         *((name, _pointers) for name in ("updates", "skipped", "learning_rate", "metrics")),
         *((name, _pointers) for name in ("frames", "next_index", "action", "reward")),
-        *((name, _pointers) for name in ("terminated", "masks")),
+        *((name, _pointers) for name in ("terminated", "masks", *ROW_FIELDS)),
         *((name, _numbers) for name in ("num_transitions", "num_frames")),
         *((name, _pointers) for name in ("numbers", "order", "first", "count")),
         *((name, _numbers) for name in ("order_size", "newest")),
         ("turned", _pointers * 2),
         ("given", _pointers * 2),
-        *((name, _pointers) for name in ("rewards", "actions", "next", "units", "slopes")),
+        *((name, _pointers) for name in ("rewards", "discounts", "weights", "actions", "next")),
+        *((name, _pointers) for name in ("units", "slopes")),
         *((name, _pointers) for name in ("by_row", "gradient", "squares")),
         *((name, ctypes.c_float) for name in ("scale", "gamma", "tau", "clip_norm", "clip_value")),
         *((name, ctypes.c_float) for name in ("beta1", "beta2", "rest1", "rest2", "eps")),
@@ -104,7 +106,7 @@ class CudaPlan:
         return {
             "turned": (_pointers * 2)(self._new(shape.turned), self._new(shape.turned)),
             "given": (_pointers * 2)(*(self._new(rows * shape.sizes[0]) for _ in range(2))),
-            "rewards": self._new(rows),
+            **{name: self._new(rows) for name in ("rewards", "discounts", "weights")},
             "actions": self._new(rows, torch.int32),
             "next": self._new(rows, torch.int64),
             "units": self._new(shape.batch * units),

@@ -21,11 +21,17 @@ from fastdqn.native.binding import (
 from fastdqn.native.c_structs import RING_FIELDS
 from fastdqn.native.cuda_config import Shape, rows_for
 from fastdqn.native.cuda_structs import GATHERED, Call, CudaPlan, Make, on_the_card
-from fastdqn.native.support import LOSSES, TARGETS, Learned, batch_as_ring, numbers_of
+from fastdqn.native.support import (
+    TARGETS,
+    Learned,
+    batch_as_ring,
+    numbers_of,
+    own_factors,
+)
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.networks.network_check import refuse_batch
-from fastdqn.replay import Ring, Sampler
+from fastdqn.replay import NewestSampler, Ring, Sampler
 from fastdqn.transition import Transitions
 
 __all__ = ["CudaActor", "CudaUpdate"]
@@ -53,9 +59,9 @@ class CudaUpdate(Whole):
         self._kept = (flat, *learned.tensors.values(), *learned.slots)
         numbers, plain = numbers_of(learned.optimizer), dict(learned.plain)
         self._choices: dict[str, Any] = {
-            "double": bool(plain.pop("double_dqn")),
+            "double": learned.double_dqn,
             "shared": learned.target == "none",
-            "loss": LOSSES[learned.loss],
+            "loss": learned.loss,
             "target": TARGETS[learned.target],
             "optimizer": numbers.pop("optimizer"),
             "amsgrad": bool(numbers.pop("amsgrad", False)),
@@ -103,19 +109,23 @@ class CudaUpdate(Whole):
         self._gather(self._ready(sampler.ring, random_bits), random_bits)
 
     def _choose_by(self, sampler: Sampler) -> None:
-        call, (order, first, count) = self._call, sampler.chosen_from
+        call, order, (first, count) = self._call, sampler.order, sampler.replay.span()
         for name, tensor in (("order", order), ("first", first), ("count", count)):
             device = self._network.flat.device
             refuse_tensor(name, tensor, tensor.shape, torch.int64, device)
         call.order, call.order_size = order.data_ptr(), len(order)
         call.first, call.count = first.data_ptr(), count.data_ptr()
-        call.newest = sampler.newest
+        call.newest = isinstance(sampler, NewestSampler)
 
     def given(self, batch: Transitions) -> None:
         """Make one update on a batch that the caller holds; see `__call__`."""
         refuse_batch(self._network, batch)
-        ring = batch_as_ring(batch)
+        ring, own = batch_as_ring(batch), own_factors(batch)
+        for name, tensor in own.items():
+            setattr(self._call, name, tensor.data_ptr())
         self(ring, torch.arange(len(batch.action), device=batch.action.device).unsqueeze(0))
+        for name in own:
+            setattr(self._call, name, None)
 
     def _run(self, ring: Ring, numbers: Tensor) -> None:
         plan = self._ready(ring, numbers)

@@ -69,6 +69,7 @@ typedef struct {
     const int64_t *next_index, *action;
     const float *reward;
     const uint8_t *terminated, *masks;
+    const float *discount, *weight; /* of a batch that brings its own, or NULL */
     int64_t num_transitions, num_frames, frame_bytes;
 } Ring;
 
@@ -392,8 +393,11 @@ static void set_goals(Plan *plan, const Ring *ring, const int64_t *index)
         if (!set->double_dqn)
             best = argmax(q + row, columns, num, ring->masks ? ring->masks + next * num : NULL);
         const float value = q[best * columns + row];
-        plan->goal[row] =
-            ring->terminated[here] ? ring->reward[here] : ring->reward[here] + set->gamma * value;
+        const float discount = ring->discount           ? ring->discount[here]
+                               : ring->terminated[here] ? 0.0f
+                                                        : set->gamma;
+        const float reward = ring->reward[here];
+        plan->goal[row] = discount == 0.0f ? reward : reward + discount * value;
     }
 }
 
@@ -408,13 +412,16 @@ static void set_errors(Plan *plan, const Ring *ring, const int64_t *index, float
     for (int64_t row = 0; row < set->batch; row++) {
         const int64_t at = ring->action[index[row]] * columns + row;
         const float q = plan->units[last][at], error = q - plan->goal[row], size = fabsf(error);
-        float slope = 2.0f * error;
+        float of_row = error * error, slope = 2.0f * error;
         if (set->loss == HUBER) {
-            loss += size < 1.0f ? 0.5f * error * error : size - 0.5f;
+            of_row = size < 1.0f ? 0.5f * error * error : size - 0.5f;
             slope = size < 1.0f ? error : copysignf(1.0f, error);
-        } else {
-            loss += error * error;
         }
+        if (ring->weight) {
+            of_row *= ring->weight[index[row]];
+            slope *= ring->weight[index[row]];
+        }
+        loss += of_row;
         plan->slopes[last][at] = slope * share;
         magnitude += size;
         value += q;

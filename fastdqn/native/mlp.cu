@@ -64,6 +64,7 @@ struct Call {
     const int64 *next_index, *action;
     const float *reward;
     const uint8 *terminated, *masks;
+    const float *discount, *weight; /* of a batch that brings its own, or null */
     int64 num_transitions, num_frames;
     /* what is learned: indices, or numbers that `order` turns into some */
     const int64 *numbers, *order, *first, *count;
@@ -71,8 +72,8 @@ struct Call {
     /* memory to work in */
     float *turned[2];          /* weights of the online and of the other network, [in, out] */
     float *given[2];           /* [rows, in] observations and next observations of all updates */
-    float *rewards;            /* [rows] */
-    int *actions;              /* [rows] the action, and beyond its last bit whether it terminated */
+    float *rewards, *discounts, *weights; /* [rows] */
+    int *actions;              /* [rows] */
     int64 *next;               /* [rows] frames of the next observations, for their masks */
     float *units, *slopes;     /* [BATCH, size] by layer: its input; the gradient by its output */
     float *by_row;             /* [3, BATCH] loss, error, Q-value */
@@ -408,7 +409,11 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS) prepare(const __grid_
     Number no_number;
     no_number.bits = 0x7fc00000u;
     call.rewards[row] = fine ? call.reward[here] : no_number.value;
-    call.actions[row] = (fine ? (int)action : 0) * 2 + (call.terminated[here] != 0);
+    call.discounts[row] = call.discount           ? call.discount[here]
+                          : call.terminated[here] ? 0.0f
+                                                  : call.gamma;
+    call.weights[row] = call.weight ? call.weight[here] : 1.0f;
+    call.actions[row] = fine ? (int)action : 0;
     call.next[row] = next;
 }
 
@@ -422,14 +427,13 @@ inline void set_error(const Call &call, int row, int r, const float *q, const fl
     int action = 0;
     if (real) {
         const uint8 *mask = MASKED ? call.masks + call.next[place] * NUM_ACTIONS : nullptr;
-        const int code = call.actions[place];
-        action = code / 2;
+        action = call.actions[place];
         const int best = DOUBLE_DQN ? best_of(q + ROWS + r, PASSED, mask)
                                     : best_of(next_q + r, ROWS, mask);
         const float value = DOUBLE_DQN && SHARED ? q[best * PASSED + ROWS + r]
                                                  : next_q[best * ROWS + r];
-        const float reward = call.rewards[place];
-        const float goal = code % 2 ? reward : reward + call.gamma * value;
+        const float reward = call.rewards[place], discount = call.discounts[place];
+        const float goal = discount == 0.0f ? reward : reward + discount * value;
         const float mine = q[action * PASSED + r], error = mine - goal;
         const float magnitude = error < 0.0f ? -error : error;
         float loss = error * error;
@@ -438,6 +442,8 @@ inline void set_error(const Call &call, int row, int r, const float *q, const fl
             loss = magnitude < 1.0f ? 0.5f * loss : magnitude - 0.5f;
             slope = error > 1.0f ? 1.0f : error < -1.0f ? -1.0f : error;
         }
+        loss *= call.weights[place];
+        slope *= call.weights[place];
         call.by_row[row] = loss;
         call.by_row[BATCH + row] = magnitude;
         call.by_row[2 * BATCH + row] = mine;

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdqn.algorithms.objectives import DoubleDQNObjective, DQNObjective, Objective
 from fastdqn.algorithms.optimizers import Adam, AdamW, Optimizer, RMSprop
 from fastdqn.errors import UsageError
 from fastdqn.native.binding import refuse_tensor
 from fastdqn.native.c_library import why_no_library
-from fastdqn.native.c_structs import DTYPES, MAX_LAYERS
+from fastdqn.native.c_structs import DTYPES, MAX_LAYERS, ROW_FIELDS
 from fastdqn.native.cuda_config import why_not_on
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.networks.network_check import why_not_sizes
-from fastdqn.replay import Ring
+from fastdqn.replay import NewestSampler, Ring, Sampler, UniformSampler
 from fastdqn.toolchain.nvrtc import why_no_nvrtc
 from fastdqn.transition import Transitions
 
@@ -30,11 +31,15 @@ __all__ = [
     "Learned",
     "batch_as_ring",
     "numbers_of",
+    "own_factors",
+    "refuse_sampler",
     "why_not_act",
     "why_not_native",
 ]
 
 LOSSES = {"huber": 0, "mse": 1}
+OBJECTIVES = (DQNObjective, DoubleDQNObjective)
+SAMPLERS = (UniformSampler, NewestSampler)
 OPTIMIZERS: Mapping[type, int] = MappingProxyType({Adam: 0, AdamW: 1, RMSprop: 2})
 TARGETS = {"soft": 0, "hard": 1, "none": 2}
 SLOTS = ("first slot", "second slot", "third slot")
@@ -54,12 +59,11 @@ class Learned:
             `skipped`, `learning_rate`, `metrics`.
         slots: The optimizer's tensors.
         optimizer: Adam, AdamW or RMSprop.
-        loss: `huber` or `mse`.
+        objective: One of OBJECTIVES.
         target: `soft`, `hard` or `none`.
         clip_norm: Bound on the gradient's norm, or None.
         clip_value: Bound on its elements, or None.
-        plain: Numbers by those names: `gamma`, `tau`, `double_dqn`, `target_period`,
-            `target_phase`.
+        plain: Numbers by those names: `gamma`, `tau`, `target_period`, `target_phase`.
 
     Raises:
         UsageError: A tensor is not of the sizes that go with the network.
@@ -69,7 +73,7 @@ class Learned:
     tensors: Mapping[str, Tensor]
     slots: list[Tensor]
     optimizer: Optimizer
-    loss: str
+    objective: Objective
     target: str
     clip_norm: float | None
     clip_value: float | None
@@ -89,6 +93,17 @@ class Learned:
         refuse_tensor("metrics", given["metrics"], (NUM_METRICS,), torch.float32, device)
 
     @property
+    def double_dqn(self) -> bool:
+        """Whether the online network chooses the next action."""
+        return isinstance(self.objective, DoubleDQNObjective)
+
+    @property
+    def loss(self) -> int:
+        """The number of the loss in the C."""
+        assert isinstance(self.objective, DQNObjective)
+        return LOSSES[self.objective.error_loss]
+
+    @property
     def bounds(self) -> dict[str, float]:
         """Bounds on the gradient by the names of the C; infinity is none."""
         given = {"clip_norm": self.clip_norm, "clip_value": self.clip_value}
@@ -96,12 +111,27 @@ class Learned:
 
 
 def why_not_native(
-    network: FlatNetwork, optimizer: Optimizer, precision: str = "float32"
+    network: FlatNetwork,
+    objective: Objective,
+    optimizer: Optimizer,
+    precision: str = "float32",
+    sampler: Sampler | None = None,
 ) -> str | None:
     """Return why these parts cannot be updated in C or in CUDA C, or None where they can.
 
-    On the CPU it compiles the library if nobody has yet.
+    What stands in no list here is refused. On the CPU the library is compiled at the first call.
+
+    Args:
+        network: On its device.
+        objective: What is made smaller.
+        optimizer: Moves the parameters.
+        precision: Of the passes.
+        sampler: Chooses the batches; None leaves that open.
     """
+    if type(objective) not in OBJECTIVES:
+        return f"it knows DQN and Double DQN, and the objective is {type(objective).__name__}"
+    if sampler is not None and (why_not := _why_not_drawn(sampler)):
+        return why_not
     if precision != "float32":
         return f"it computes in float32, and --precision is {precision}"
     if type(optimizer) not in OPTIMIZERS:
@@ -109,13 +139,30 @@ def why_not_native(
     return why_not_act(network)
 
 
+def _why_not_drawn(sampler: Sampler) -> str | None:
+    if type(sampler) in SAMPLERS:
+        return None
+    return f"it draws uniformly or takes the newest, and the sampler is {type(sampler).__name__}"
+
+
+def refuse_sampler(sampler: Sampler) -> None:
+    """Refuse a sampler whose batches are not drawn in C, nor in CUDA C.
+
+    Raises:
+        UsageError: It is none of SAMPLERS.
+    """
+    if why_not := _why_not_drawn(sampler):
+        raise UsageError("--execution native", why_not, "Use --execution eager or compile.")
+
+
 def why_not_act(network: FlatNetwork) -> str | None:
     """Return why this network cannot act in C or in CUDA C, or None where it can; see above."""
     module, device = network.module, network.flat.device
     if device.type not in {"cpu", "cuda"}:
         return f"it runs on the CPU and on CUDA, and the network is on {device}"
-    if type(module) is not MLP:
-        return f"it knows multilayer perceptrons only, and the network is {type(module).__name__}"
+    why_not = _why_not_kind(network)
+    if why_not is not None or not isinstance(module, MLP):
+        return why_not
     if len(module.layers) > MAX_LAYERS:
         return f"it knows {MAX_LAYERS} layers, and the network has {len(module.layers)}"
     irregular = why_not_sizes(module)
@@ -124,6 +171,17 @@ def why_not_act(network: FlatNetwork) -> str | None:
     if device.type == "cpu":
         return why_no_library()
     return why_no_nvrtc() or why_not_on(module, device)
+
+
+def _why_not_kind(network: FlatNetwork) -> str | None:
+    name = type(network.module).__name__
+    if type(network.module) is not MLP:
+        return f"it knows multilayer perceptrons only, and the network is {name}"
+    if network.num_random(1):
+        return f"it draws nothing while it acts, and the network {name} reads random numbers"
+    if network.q_values is not None:
+        return "it takes outputs for Q-values, and the objective makes Q-values of them"
+    return None
 
 
 def numbers_of(optimizer: Optimizer) -> dict[str, Any]:
@@ -152,8 +210,15 @@ def batch_as_ring(batch: Transitions) -> Ring:
         batch.reward.float().contiguous(),
         batch.terminated.bool().contiguous(),
         batch.truncated,
+        torch.zeros_like(batch.truncated),
         None if mask is None else torch.cat([mask, mask]),
     )
+
+
+def own_factors(batch: Transitions) -> dict[str, Tensor]:
+    """Return the discount and the weight that a batch brings, by the names of the C."""
+    given = {name: getattr(batch, name) for name in ROW_FIELDS}
+    return {name: tensor.contiguous() for name, tensor in given.items() if tensor is not None}
 
 
 def _stored(frames: Tensor) -> Tensor:

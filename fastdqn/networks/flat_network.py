@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -26,14 +26,22 @@ class FlatNetwork(Whole):
     """A module as a pure function of one flat float32 vector of its parameters.
 
     One vector makes the optimizer, the clipping and the soft target one operation each. The
-    module's own parameters become views of `flat`, so that it always shows what was learned.
+    module's own parameters become views of `flat`, so that it always has the latest weights.
+
+    A module whose forward pass reads random numbers says how many in an attribute `num_random`:
+    an int, or a function of the rows of observations. It is then called with the observations
+    and so many uniform numbers [R] float32 in [0, 1), and draws none itself: a noisy layer turns
+    them into its noise, a network of quantiles into its fractions.
 
     Args:
-        module: Maps observations [B, *O] to Q-values [B, A]; moved to the device.
+        module: Maps observations [B, *O] to Q-values [B, A], or to the outputs of which the
+            objective makes some; moved to the device.
         device: Where the vector lives.
+        q_values: Turns outputs into Q-values [B, A]; None where they are Q-values.
 
     Attributes:
         flat: [P] float32; written in place by the learner, never replaced.
+        q_values: See above.
 
     Raises:
         UsageError: The module has no parameters, parameters that are frozen or not float32, or
@@ -42,8 +50,15 @@ class FlatNetwork(Whole):
 
     kept_by = "Save module.state_dict() of its module."
 
-    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device | str = "cpu",
+        q_values: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         _refuse_module(module)
+        self.q_values = q_values
+        self._num_random: Any = getattr(module, "num_random", 0)
         _refuse_owned(module)
         self.module = module.to(device)
         named = list(module.named_parameters())
@@ -70,23 +85,59 @@ class FlatNetwork(Whole):
         parts = torch.split(flat, self._sizes)
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
-    def __call__(self, parameters: Sequence[Tensor], obs: Tensor) -> Tensor:
-        """Return Q-values [B, A] of `obs` [B, *O] under the given parameters."""
+    def num_random(self, rows: int) -> int:
+        """Return how many uniform numbers a forward pass over so many observations reads."""
+        count = self._num_random
+        return int(count(rows)) if callable(count) else int(count)
+
+    def num_columns(self, rows: int) -> int:
+        """Return the columns of `rows` rows that hold so many numbers; see `numbers_in`."""
+        return -(-self.num_random(rows) // max(rows, 1))
+
+    def numbers_in(self, uniform: Tensor, first: int) -> Tensor | None:
+        """Return the numbers of a pass, from column `first` of [N, C] on; None where it has none.
+
+        Acting draws them beside its own, so that there is one draw.
+        """
+        count, rows = self.num_random(len(uniform)), len(uniform)
+        if not count:
+            return None
+        return uniform[:, first : first + self.num_columns(rows)].reshape(-1)[:count]
+
+    def __call__(
+        self, parameters: Sequence[Tensor], obs: Tensor, random: Tensor | None = None
+    ) -> Tensor:
+        """Return the outputs [B, ...] for `obs` [B, *O] under the given parameters.
+
+        Args:
+            parameters: In the shapes of the module's own.
+            obs: [B, *O].
+            random: [R] float32 in [0, 1), R being `num_random(B)`; None is one half everywhere,
+                where noise that is symmetric vanishes.
+        """
         if type(self.module) is MLP:  # a subclass may have a forward pass of its own
             return self.module.apply_to(parameters, obs)
         by_name = dict(zip(self._names, parameters, strict=True))
-        q: Tensor = functional_call(self.module, by_name, (obs,))
-        return q
+        given: tuple[Tensor, ...] = (obs,)
+        if count := self.num_random(len(obs)):
+            given = (obs, self.flat.new_full((count,), 0.5) if random is None else random)
+        outputs: Tensor = functional_call(self.module, by_name, given)
+        return outputs
+
+    def q(self, parameters: Sequence[Tensor], obs: Tensor, random: Tensor | None = None) -> Tensor:
+        """Return Q-values [B, A], which act; see `__call__`."""
+        outputs = self(parameters, obs, random)
+        return outputs if self.q_values is None else self.q_values(outputs)
 
 
 _OWNERS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[FlatNetwork]] = (
     weakref.WeakKeyDictionary()
 )
-"""Whose vector the parameters of a module are views of."""
+"""The flat network whose vector holds the parameters of a module."""
 
 
 def _refuse_owned(module: nn.Module) -> None:
-    """Refuse a module that another agent or learner trains: it would show the other's no longer."""
+    """Refuse a module that another agent or learner trains: its parameters can view one vector."""
     owner = _OWNERS.get(module, lambda: None)()
     if owner is not None:
         raise UsageError(

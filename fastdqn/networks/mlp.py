@@ -1,4 +1,4 @@
-"""The multilayer perceptron that learns where the caller gives no network."""
+"""The multilayer perceptron, the default network."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class MLP(nn.Module):
         kaiming: He initialisation with zero biases instead of PyTorch's default.
 
     Raises:
-        UsageError: Sizes that are no whole numbers, or units or actions below 1.
+        UsageError: Sizes that are not whole numbers, or units or actions below 1.
 
     Source:
         He et al. (2015), Delving deep into rectifiers, arXiv:1502.01852, section 2.2.
@@ -106,8 +106,8 @@ class MLP(nn.Module):
 def _one_hot(numbers: Tensor, size: int) -> Tensor:
     """Return one-hot vectors [B, size] float32 of whole numbers [B].
 
-    A number outside of [0, size) is an error where looking costs nothing; where it is compiled,
-    or on a card, its row is NaN, so that nothing is learned from it.
+    A number outside of [0, size) is an error on the CPU; in a compiled step, or on a card, its row
+    is NaN, so that the update is skipped.
 
     Raises:
         IndexError: On the CPU: such a number.

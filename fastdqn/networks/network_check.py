@@ -1,4 +1,4 @@
-"""Whether a network fits what it is shown: looked at, and tried, before anything is learned."""
+"""Checks that a network fits its observations and actions, before anything is learned."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 ROWS = 3
-"""Observations of a trial; more than one, so that a batch is told apart from an observation."""
+"""Observations of a trial; more than one, so that a batch differs from an observation."""
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LARGEST = 1e3
 """Magnitude of a trial's numbers where the space has no closer bounds."""
@@ -67,9 +67,9 @@ def refuse_frames(network: FlatNetwork, frames: Tensor, masks: Tensor | None, wh
 
     Args:
         network: On its device.
-        frames: [F, *O]; the first few are shown to networks that are no MLP.
+        frames: [F, *O]; the first few are passed to networks other than MLPs.
         masks: [F, A] bool, or None.
-        where: Whose they are, for the message.
+        where: Their origin, for the message.
 
     Raises:
         UsageError: They do not fit.
@@ -90,8 +90,8 @@ def refuse_frames(network: FlatNetwork, frames: Tensor, masks: Tensor | None, wh
 
 
 def kind_of(batch: Transitions) -> tuple[Any, ...]:
-    """Return what `refuse_batch` looks at, to be compared with that of the last batch. Hot path."""
-    return tuple([(t.shape, t.dtype, t.is_cpu) for t in batch.tensors()])
+    """Return what `refuse_batch` checks, to compare it with the last batch. Hot path."""
+    return tuple([t if t is None else (t.shape, t.dtype, t.is_cpu) for t in batch.tensors()])
 
 
 def refuse_batch(network: FlatNetwork, batch: Transitions) -> None:
@@ -102,7 +102,7 @@ def refuse_batch(network: FlatNetwork, batch: Transitions) -> None:
         batch: See `Transitions`.
 
     Raises:
-        UsageError: A field has another shape, dtype or device than it is documented to have.
+        UsageError: A field has another shape, dtype or device than documented.
     """
     shape, device = tuple(batch.obs.shape), network.flat.device
     one, flag = shape[:1], (torch.bool,)
@@ -114,6 +114,9 @@ def refuse_batch(network: FlatNetwork, batch: Transitions) -> None:
         "terminated": (batch.terminated, one, flag, "[B] bool"),
         "truncated": (batch.truncated, one, flag, "[B] bool"),
     }
+    for name in ("discount", "weight"):
+        if (optional := getattr(batch, name)) is not None:
+            wanted[name] = (optional, one, (torch.float32,), "[B] float32")
     for name, (tensor, sizes, dtypes, message) in wanted.items():
         if tensor.shape != sizes or tensor.dtype not in dtypes or tensor.device != device:
             raise UsageError(
@@ -133,7 +136,7 @@ def num_actions_of(network: FlatNetwork, shown: Tensor, where: str) -> int:
         UsageError: It gives something else, or raises.
     """
     module, name = network.module, f"network {type(network.module).__name__}"
-    if type(module) is MLP:
+    if type(module) is MLP and network.q_values is None:
         why_not = why_not_sizes(module) or _why_not_shown(module, shown)
         if why_not:
             raise UsageError(name, f"{why_not} ({where})", "Build it for what it will be shown.")
@@ -142,27 +145,27 @@ def num_actions_of(network: FlatNetwork, shown: Tensor, where: str) -> int:
 
 
 def observations_of(space: Space[Any], device: torch.device, rows: int = ROWS) -> Tensor:
-    """Return observations [rows, *O] of a space as they are stored; no generator is moved.
+    """Return sample observations [rows, *O] of a space as they are stored; no generator advances.
 
-    They are drawn, each from another part of the space; where it cannot be drawn from, zeros.
+    They come from different parts of the space; zeros if it cannot be sampled.
     """
     dtype = storage_dtype(np.dtype(space.dtype))
     try:
         own: Any = copy.deepcopy(space)
         own.seed(0)
         drawn = np.stack([np.asarray(own.sample()) for _ in range(rows)])
-    except Exception:  # a space of the caller's may raise anything
+    except Exception:  # a space of the caller may raise any exception
         drawn = np.zeros((rows, *(space.shape or ())))
     if isinstance(space, Box) and drawn.dtype.kind == "f":
         drawn = np.clip(np.clip(drawn, -LARGEST, LARGEST), space.low, space.high)
     return torch.as_tensor(drawn, dtype=dtype, device=device)
 
 
-# Multilayer perceptrons are known by their sizes
+# Multilayer perceptrons, by their sizes
 
 
 def why_not_sizes(module: MLP) -> str | None:
-    """Return what of an MLP is not as it was built, or None: its layers may have been exchanged."""
+    """Return how an MLP's layers differ from its sizes, or None: they may have been replaced."""
     parameters = list(module.parameters())
     shapes = [shape for k, n in module.steps for shape in ((n, k), (n,))]
     if [tuple(parameter.shape) for parameter in parameters] != shapes:

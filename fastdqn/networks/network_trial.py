@@ -1,6 +1,6 @@
-"""Trying a network on a few observations; it leaves no trace.
+"""Tries a network on a few observations, without side effects.
 
-It is made with a copy of the network, and the global generators are as before.
+A copy of the network is tried, and the global generators are restored.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from fastdqn.networks.flat_network import FlatNetwork
 __all__ = ["tried", "warn_if_random"]
 
 TOLERANCE = 1e-2
-"""Part of the largest Q-value by which rounding may move one that is computed in another batch."""
+"""Fraction of the largest Q-value by which rounding may change one in another batch."""
 
 
 def tried(network: FlatNetwork, shown: Tensor, where: str) -> int:
-    """Return A of what a network gives for `shown` [B, *O], asked as a learner asks it.
+    """Return A of the Q-values for `shown` [B, *O], computed as a learner does.
 
     Raises:
-        UsageError: It raises, or gives anything but Q-values [B, A] with a gradient, or writes into
-            what it is shown.
+        UsageError: The network raises, returns anything but Q-values [B, A] with a gradient, or
+            writes into the observations.
     """
     with generators_kept():
-        return _asked(_twin(network), shown.clone(), shown, where)
+        return _q_values(_twin(network), shown.clone(), shown, where)
 
 
-def _asked(network: FlatNetwork, shown: Tensor, before: Tensor, where: str) -> int:
+def _q_values(network: FlatNetwork, shown: Tensor, before: Tensor, where: str) -> int:
     name = f"network {type(network.module).__name__}"
     fed = f"observations {list(shown.shape)} {shown.dtype} of {where}"
     leaves = [view.detach().requires_grad_() for view in network.views(network.flat)]
     try:
         with torch.enable_grad():
-            q: Any = network(leaves, shown)
-    except Exception as error:  # a network of the caller's may raise anything
+            q: Any = network.q(leaves, shown)
+    except Exception as error:  # a network of the caller may raise any exception
         reason = f"it raises on {fed} ({type(error).__name__}: {first_line(error)})"
         raise UsageError(name, reason, "Build it for what it will be shown.") from error
     way_out = "Return one tensor of float numbers [B, A], a row per observation."
@@ -62,7 +62,7 @@ def _asked(network: FlatNetwork, shown: Tensor, before: Tensor, where: str) -> i
 def warn_if_random(network: FlatNetwork, shown: Tensor, stacklevel: int) -> None:
     """Warn of Q-values that change from call to call, or with the other rows of a batch.
 
-    The network is asked in the mode that it is in, since nothing changes that later.
+    The network stays in its mode (train or eval), since nothing changes that later.
 
     Args:
         network: One that `tried` has passed.
@@ -70,7 +70,7 @@ def warn_if_random(network: FlatNetwork, shown: Tensor, stacklevel: int) -> None
         stacklevel: Of the warning, as `warnings.warn` takes it.
 
     Raises:
-        UsageError: It takes several observations, but not one.
+        UsageError: It takes several observations, but not a single one.
     """
     name = type(network.module).__name__
     with generators_kept(), torch.no_grad():
@@ -83,7 +83,7 @@ def warn_if_random(network: FlatNetwork, shown: Tensor, stacklevel: int) -> None
                 else "Call .eval() on the network before you pass it"
             )
             message = f"gives other Q-values for the same observations at each call. {way_out}"
-        elif _minds_others(twin, shown):
+        elif _depends_on_others(twin, shown):
             message = (
                 "values an observation by the other rows of its batch, so that what it predicts "
                 "depends on what is asked beside it. Use layers that look at one row (LayerNorm)"
@@ -94,21 +94,21 @@ def warn_if_random(network: FlatNetwork, shown: Tensor, stacklevel: int) -> None
 
 
 def _is_random(network: FlatNetwork, shown: Tensor) -> bool:
-    """Return whether a network draws random numbers, or answers the same question differently."""
+    """Return whether a network draws random numbers, or gives other values in a second call."""
     views = network.views(network.flat)
-    network(views, shown)  # what is drawn once, and kept, is drawn here
-    first = network(views, shown)
+    network.q(views, shown)  # lazy draws happen here, once
+    first = network.q(views, shown)
     before = _states(network.flat.device)
-    second = network(views, shown)
+    second = network.q(views, shown)
     return _states(network.flat.device) != before or not _alike(first, second)
 
 
-def _minds_others(network: FlatNetwork, shown: Tensor) -> bool:
+def _depends_on_others(network: FlatNetwork, shown: Tensor) -> bool:
     """Return whether a row's Q-values depend on the rows beside it."""
     views = network.views(network.flat)
-    together = network(views, shown)
+    together = network.q(views, shown)
     try:
-        alone = torch.cat([network(views, row) for row in torch.split(shown, 1)])
+        alone = torch.cat([network.q(views, row) for row in torch.split(shown, 1)])
     except Exception as error:
         raise UsageError(
             f"network {type(network.module).__name__}",
@@ -128,12 +128,12 @@ def _twin(network: FlatNetwork) -> FlatNetwork:
     """Return a copy to try, or the network itself where it cannot be copied."""
     try:
         return copy.deepcopy(network)
-    except Exception:  # a network of the caller's may hold anything
+    except Exception:  # a network of the caller may hold any object
         return network
 
 
 def _states(device: torch.device) -> tuple[Any, ...]:
-    """Return the states of the global generators, to be compared."""
+    """Return the states of the global generators, for a comparison."""
     drawn: Any = np.random.get_state()
     states = [torch.get_rng_state()]
     if device.type in {"cuda", "mps"}:

@@ -166,9 +166,10 @@ class Policy(Whole):
         self._generator.manual_seed(seed)
 
     def _drawn(self, num_envs: int) -> Tensor:
-        """Return new uniform numbers [N, 2], in memory that is kept."""
+        """Return new uniform numbers [N, 2 + C], C for the network, in memory that is kept."""
         if len(self._uniform) != num_envs:
-            self._uniform = self._uniform.new_empty(num_envs, NUM_ACTING)
+            columns = NUM_ACTING + self.network.num_columns(num_envs)
+            self._uniform = self._uniform.new_empty(num_envs, columns)
         return self._uniform.uniform_(generator=self._generator)
 
     def choose(
@@ -193,7 +194,9 @@ class Policy(Whole):
             [N] int64 on the device of `obs`.
         """
         with torch.no_grad():
-            q = self.network(self._parameters if parameters is None else parameters, obs)
+            numbers = self.network.numbers_in(uniform, NUM_ACTING)
+            views = self._parameters if parameters is None else parameters
+            q = self.network.q(views, obs, numbers)
             return explore(q, epsilon, uniform, action_mask)
 
     def to_play(self) -> Policy:
@@ -205,7 +208,7 @@ class Policy(Whole):
         small = network.flat.numel() <= SMALL_PARAMETERS and type(network.module) is MLP
         if network.flat.device.type == "cpu" or not small:
             return self
-        host = FlatNetwork(copy.deepcopy(network.module).cpu())
+        host = FlatNetwork(copy.deepcopy(network.module).cpu(), q_values=network.q_values)
         if why_not_act(host) is not None:
             return self
         played = Policy(host)
@@ -227,7 +230,12 @@ class Policy(Whole):
         return self.actor.on_host(obs, 0.0, self._never_for(obs), action_mask)[1]
 
     def _never_for(self, obs: Tensor) -> Tensor:
-        """Return numbers [N, 2] that explore nowhere, in memory that is kept."""
+        """Return numbers [N, 2 + C] that explore nowhere, in memory that is kept.
+
+        Those of the network are one half, where noise that is symmetric vanishes.
+        """
         if len(self._never) != len(obs):
-            self._never = self._uniform.new_ones(len(obs), NUM_ACTING)
+            columns = self.network.num_columns(len(obs))
+            self._never = self._uniform.new_full((len(obs), NUM_ACTING + columns), 0.5)
+            self._never[:, :NUM_ACTING] = 1.0
         return self._never

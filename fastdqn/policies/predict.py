@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastdqn.envs.actions import as_env_counts
+from fastdqn.envs.actions import as_env_actions
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.masks import allowed_in
 from fastdqn.envs.space_check import NUMBERS, SpaceCheck
@@ -55,7 +55,7 @@ def predict(
         allowed = _allowed(_array_of(action_mask, "action_mask"), (*asked, env.num_actions))
         mask = torch.as_tensor(allowed.reshape(-1, env.num_actions), device=batch.device)
     actions: npt.NDArray[np.int64] = policy.greedy(batch, mask).cpu().numpy()
-    return as_env_counts(actions, env).reshape(asked)
+    return as_env_actions(actions, env).reshape(asked)
 
 
 def _array_of(values: Any, name: str) -> Array:

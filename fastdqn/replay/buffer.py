@@ -10,6 +10,8 @@ then lies in a second, smaller ring of frames behind the first, and `next_index`
     frames      [ row 0 | row 1 | ... | row T-1 || final observations ]      (T * M + F) x O
     next_index  flat transition -> the frame of its next observation         T * M
 
+    continues   flat transition -> does the column's next transition begin where it ends  T * M
+
 `ValidTransitions` lists the flat transitions that may be drawn, oldest first; rows that are no
 transitions are not in it, nor are the G rows at the write head, which have no successor yet.
 
@@ -42,6 +44,8 @@ __all__ = ["MAX_DRAW", "ReplayBuffer"]
 
 MAX_DRAW = 2**62
 NOBODY = np.zeros(0, np.int64)
+Apart = npt.NDArray[np.bool_] | None
+"""[M] True where a transition does not continue, whatever its flags say; None is nowhere."""
 NO_MASKS = ("an action mask", "this ring has none", "Build it with num_masked.")
 
 
@@ -65,8 +69,9 @@ class ReplayBuffer(Whole):
 
     Attributes:
         ring: The tensors.
+        generator: Source of the draws.
         window: [2] int64 on the device: the number of the oldest transition that may be drawn, and
-            how many there are, as `tell` or the last row left it; for graphs.
+            how many there are, as `publish` or the last row left it; for graphs.
 
     Raises:
         UsageError: A size below 1, environments that do not split into equal groups, or more
@@ -105,9 +110,10 @@ class ReplayBuffer(Whole):
         self._starts = ValidTransitions(self.num_rows, self.row_size, self.device)
         self.window = torch.tensor([0, 1], device=self.device)
         self._on_host = _on_host(self.window)
-        self._told = (0, 1)  # what `window` holds, or soon will
+        self._published = (0, 1)  # what `window` holds, or soon will
+        self._apart: list[Apart] = [None] * num_groups  # see `_join`
         self._writer = writer_for(self.ring, self.window)
-        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
         self._row = 0  # rows so far; row r lies at r % num_rows
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -180,7 +186,14 @@ class ReplayBuffer(Whole):
         given, writer = (*step, *finals), self._writer
         if writer is not None and writer.takes(given, len(kept), self.row_size):
             self._write_at_once(writer, given, kept, real)
+            self._join(row, real)
             return
+        before = self._before(row)
+        if before is not None:
+            continues, cells = self._cells.continues[before], self._cells
+            continues[:] = ~(cells.terminated[before] | cells.truncated[before])
+        self._cells.continues[self._places(row + self.num_groups)] = False
+        self._join(row, real)
         self._show(row + self.num_groups, obs, action_mask)
         here, cells = self._places(row), self._cells
         cells.action[here] = action
@@ -206,20 +219,40 @@ class ReplayBuffer(Whole):
         row = self._row
         places = self._final_places(row, len(ended))
         self._starts.append(row, real)
-        self._told = self._starts.first, len(self._starts)
+        self._published = self._starts.first, len(self._starts)
         here, after = self._places(row).start, self._places(row + self.num_groups).start
-        writer(step, (here, after), self._told, ended, places)
+        before = self._before(row)
+        places_of = here, after, -1 if before is None else before.start
+        writer(step, places_of, self._published, ended, places)
         self._row += 1
 
-    def tell(self, first: int, count: int) -> None:
+    def _before(self, row: int) -> slice | None:
+        """Return where the row before lies of the same group, or None where it is not kept."""
+        before = row - self.num_groups
+        return self._places(before) if before >= 0 and self.num_rows > 2 * self.num_groups else None
+
+    def _join(self, row: int, real: npt.NDArray[np.bool_] | None) -> None:
+        """Let nothing continue in `row` that was cut, is no transition, or is followed by none.
+
+        By the flags alone, which were looked at before, all do that did not end their episode.
+        """
+        group = row % self.num_groups
+        apart, unreal = self._apart[group], None if real is None or real.all() else ~real
+        self._apart[group] = unreal
+        given, before = [envs for envs in (apart, unreal) if envs is not None], self._before(row)
+        if given and before is not None:
+            envs = as_index(np.flatnonzero(np.any(given, 0)), self.device)
+            self._cells.continues[before][envs] = False
+
+    def publish(self, first: int, count: int) -> None:
         """Write what changed into `window`; queued, not waited for."""
-        for place, (old, new) in enumerate(zip(self._told, (first, count), strict=True)):
+        for place, (old, new) in enumerate(zip(self._published, (first, count), strict=True)):
             if old != new:
                 if self._on_host is None:
                     self.window[place].fill_(new)
                 else:
                     self._on_host[place] = new
-        self._told = (first, count)
+        self._published = (first, count)
 
     def extend(self, data: TensorDict) -> None:
         """Append one vector step given as complete transitions, batch size [N].
@@ -260,13 +293,18 @@ class ReplayBuffer(Whole):
             self._keep_shown(row, everyone)
 
     def _keep_shown(self, row: int, left: Tensor) -> None:
-        """Keep what the environments in `left` [M] bool show since `row`, if it points there."""
+        """Keep what the environments in `left` [M] bool show since `row`, if it points there.
+
+        Whatever comes next does not continue what they did last.
+        """
         if row < 0:
             return
+        group, apart = row % self.num_groups, left.cpu().numpy()
+        before = self._apart[group]
+        self._apart[group] = apart if before is None else before | apart
         left = left & (self.ring.next_index[self._places(row)] < self._slots)
         envs = np.flatnonzero(left.cpu().numpy())
         if envs.size:
-            group = row % self.num_groups
             self._keep_final(row, envs, self.shown(group), self.shown_mask(group))
 
     def _places(self, row: int) -> slice:
@@ -332,6 +370,25 @@ class ReplayBuffer(Whole):
 
     # Reading
 
+    def span(self) -> tuple[Tensor, Tensor]:
+        """Return the two numbers of `window`, as they are when this runs on the device."""
+        first, count = self.window.unbind(0)
+        return first, count
+
+    def nth(self, n: Tensor, first: Tensor) -> Tensor:
+        """Return the flat index of the n-th transition from number `first` on; see `span`."""
+        return self._starts.nth(n, first)
+
+    @property
+    def first(self) -> int:
+        """Return the number of the oldest transition that may be drawn."""
+        return self._starts.first
+
+    @property
+    def order(self) -> Tensor:
+        """Return the flat transitions that may be drawn, a circle [T * M] int64; see `span`."""
+        return self._starts.order
+
     def draw(self, num_batches: int, batch_size: int) -> Tensor:
         """Draw flat indices uniformly over the stored transitions, with replacement.
 
@@ -341,9 +398,9 @@ class ReplayBuffer(Whole):
         Raises:
             UsageError: The buffer is empty.
         """
-        self._refuse_empty()
+        self.refuse_empty()
         shape = (num_batches, batch_size)
-        draws = torch.randint(MAX_DRAW, shape, generator=self._generator, device=self.device)
+        draws = torch.randint(MAX_DRAW, shape, generator=self.generator, device=self.device)
         return self._starts.nth(draws.remainder_(len(self)))
 
     def newest(self, num_batches: int, batch_size: int) -> Tensor:
@@ -351,7 +408,7 @@ class ReplayBuffer(Whole):
 
         Learning without replay; see `draw`. While fewer are stored, the newest ones repeat.
         """
-        self._refuse_empty()
+        self.refuse_empty()
         back = torch.arange(batch_size, device=self.device) % len(self)
         return self._starts.nth(len(self) - 1 - back).repeat(num_batches, 1)
 
@@ -359,7 +416,12 @@ class ReplayBuffer(Whole):
         """Draw a batch uniformly as a TensorDict of batch size [B]; see `draw`."""
         return gather(self.ring, self.draw(1, batch_size)[0]).to_tensordict()
 
-    def _refuse_empty(self) -> None:
+    def refuse_empty(self) -> None:
+        """Refuse to draw from a ring that holds nothing.
+
+        Raises:
+            UsageError: It holds nothing.
+        """
         if len(self) == 0:
             raise UsageError("replay buffer", "it is empty", "Write a vector step first.")
 

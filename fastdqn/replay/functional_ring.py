@@ -23,7 +23,7 @@ __all__ = ["MAX_BITS", "FunctionalRing"]
 MAX_BITS = 2**62
 """Bound of the random numbers that `draw` takes; a remainder of so many is uniform within 2^-30."""
 
-ROW_FIELDS = ("next_index", "action", "reward", "terminated", "truncated")
+ROW_FIELDS = ("next_index", "action", "reward", "terminated", "truncated", "continues")
 """Fields of the ring with one value per transition."""
 
 
@@ -105,6 +105,10 @@ class FunctionalRing:
         """
         ring, here, following = self.ring, self._slots(self.row), self._slots(self.row + 1)
         final = here + len(ring.action)
+        if self.num_rows > 2:  # else the row before is gone already
+            before = self._slots(self.row - 1)
+            ring.continues[before] = (ring.next_index[before] == here) & (self.row > 0)
+        ring.continues.index_fill_(0, following, False)
         ring.action[here] = action
         ring.reward[here] = reward
         ring.terminated[here] = terminated
@@ -124,12 +128,23 @@ class FunctionalRing:
         )
         self.ring.next_index[last] = pointed
 
+    def span(self) -> tuple[Tensor, Tensor]:
+        """Return the number of the oldest transition that may be drawn, and how many there are.
+
+        Scalars int64 on the device. The row at the write head is never among them: its frames
+        already show what comes next.
+        """
+        rows = self.row.clamp(max=self.num_rows - 1)
+        return (self.row - rows) * self.num_envs, rows * self.num_envs
+
+    def nth(self, n: Tensor, first: Tensor) -> Tensor:
+        """Return the flat index of the n-th transition from number `first` on, for `gather`."""
+        return (first + n) % len(self.ring.action)
+
     def draw(self, random_bits: Tensor) -> Tensor:
         """Turn random bits into flat indices, uniform over the transitions that can be drawn.
 
             first + bits mod count,    count = min(row, T - 1) N
-
-        The row at the write head is never among them: its frames already show what comes next.
 
         Args:
             random_bits: [B] int64 in [0, 2^62), drawn by the caller. Before the first `write` the
@@ -138,16 +153,16 @@ class FunctionalRing:
         Returns:
             [B] int64 for `gather`.
         """
-        rows = self.row.clamp(max=self.num_rows - 1)
-        first = (self.row - rows) * self.num_envs
-        return (first + random_bits % (rows * self.num_envs)) % len(self.ring.action)
+        first, count = self.span()
+        return self.nth(random_bits % count, first)
 
     def snapshot(self, num_rows: int) -> Callable[[], None]:
         """Copy the rows that the next `num_rows` calls of `write` change; return what undoes them.
 
-        Other rows may not be written in between by anything else.
+        They are those to be written, the one before them, whose successor they bring, and the one
+        after them, which shows what comes next. Nothing else may write in between.
         """
-        steps = torch.arange(min(num_rows + 1, self.num_rows), device=self.row.device)
+        steps = torch.arange(min(num_rows + 2, self.num_rows), device=self.row.device) - 1
         here = (
             ((self.row + steps) % self.num_rows * self.num_envs)[:, None] + self._columns
         ).ravel()

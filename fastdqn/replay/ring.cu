@@ -1,6 +1,6 @@
 /* One vector step into the replay ring in one kernel: a block for every environment.
  *
- * What lies where is said in ring.py. Numbers that only the host knows come with the launch, so
+ * What lies where is said in buffer.py. Numbers that only the host knows come with the launch, so
  * that nothing has to be copied for them. A frame is copied as BYTES bytes, in words of WORD.
  */
 
@@ -14,13 +14,14 @@ struct Call {
     uint8 *frames;
     int64 *next_index, *action;
     float *reward;
-    uint8 *terminated, *truncated, *masks;
+    uint8 *terminated, *truncated, *continues, *masks;
     int64 *window; /* number of the oldest transition, and how many there are */
     const uint8 *obs, *final_obs;
     const int64 *new_action;
     const float *new_reward;
     const uint8 *new_terminated, *new_truncated, *new_mask, *final_mask;
     int64 here, after; /* places of the first transition, and of the first frame that is shown now */
+    int64 before;      /* place of the first transition that may continue here, or -1 */
     int64 first, count;
     int64 num_masked, num_ended;
     int ended[MOST_ENDED];         /* environments whose last observation is kept, and */
@@ -62,6 +63,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) write_row(const __grid_con
     call.reward[place] = call.new_reward[env];
     call.terminated[place] = call.new_terminated[env];
     call.truncated[place] = call.new_truncated[env];
+    if (call.before >= 0) {
+        const int64 last = call.before + env;
+        call.continues[last] = !call.terminated[last] && !call.truncated[last];
+    }
+    call.continues[shown] = 0;
     if (env) return;
     call.window[0] = call.first;
     call.window[1] = call.count;

@@ -27,6 +27,8 @@ MOST_ENDED = 192
 """As in ring.cu."""
 WORDS = {"float4": 16, "unsigned": 4, "unsigned char": 1}
 """What is copied at a time, as CUDA C calls it -> its bytes; each lies at a multiple of them."""
+FIELDS = ("frames", "next_index", "action", "reward", "terminated", "truncated", "continues")
+"""Of the ring, in the order of `Call`; masks come last, where there are any."""
 NEW_FIELDS = ("new_action", "new_reward", "new_terminated", "new_truncated", "obs")
 """In the order of `ReplayBuffer.write`."""
 
@@ -38,12 +40,11 @@ class Call(ctypes.Structure):
     """`Call` of ring.cu, field by field."""
 
     _fields_ = (
-        *((name, _pointer) for name in ("frames", "next_index", "action", "reward")),
-        *((name, _pointer) for name in ("terminated", "truncated", "masks", "window")),
+        *((name, _pointer) for name in (*FIELDS, "masks", "window")),
         *((name, _pointer) for name in ("obs", "final_obs", "new_action", "new_reward")),
         *((name, _pointer) for name in ("new_terminated", "new_truncated")),
         *((name, _pointer) for name in ("new_mask", "final_mask")),
-        *((name, _number) for name in ("here", "after", "first", "count")),
+        *((name, _number) for name in ("here", "after", "before", "first", "count")),
         *((name, _number) for name in ("num_masked", "num_ended")),
         ("ended", ctypes.c_int * MOST_ENDED),
         ("final_place", _number * MOST_ENDED),
@@ -86,7 +87,7 @@ class RowWriter:
         self._wanted = *one, frame, frame, (flag, masked), (flag, masked)
         self._kernels = make(macros, ring.frames.device)
         self._call = Call(window=window.data_ptr())
-        for name in ("frames", "next_index", "action", "reward", "terminated", "truncated"):
+        for name in FIELDS:
             setattr(self._call, name, getattr(ring, name).data_ptr())
         if ring.masks is not None:
             self._call.masks = ring.masks.data_ptr()
@@ -119,7 +120,7 @@ class RowWriter:
     def __call__(
         self,
         step: tuple[Tensor | None, ...],
-        places: tuple[int, int],
+        places: tuple[int, int, int],
         window: tuple[int, int],
         ended: npt.NDArray[np.int64],
         final_places: npt.NDArray[np.int64],
@@ -128,7 +129,8 @@ class RowWriter:
 
         Args:
             step: Action, reward, terminated, truncated, obs, final obs, mask and final mask.
-            places: Of its first transition, and of the first frame that is shown now.
+            places: Of its first transition, of the first frame that is shown now, and of the first
+                transition that it may continue, or -1.
             window: What may be drawn afterwards.
             ended: Environments whose last observation is kept.
             final_places: The frames that take them.
@@ -137,7 +139,8 @@ class RowWriter:
         names = (*NEW_FIELDS, "final_obs", "new_mask", "final_mask")
         for name, value in zip(names, step, strict=True):
             setattr(call, name, None if value is None else value.data_ptr())
-        (call.here, call.after), (call.first, call.count) = places, window
+        call.here, call.after, call.before = places
+        call.first, call.count = window
         call.num_ended = len(ended)
         for number, (env, place) in enumerate(
             zip(ended.tolist(), final_places.tolist(), strict=True)

@@ -7,127 +7,186 @@ is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fastdqn.foundation.copying import Whole
 from fastdqn.replay.buffer import MAX_DRAW, ReplayBuffer
+from fastdqn.replay.functional_ring import FunctionalRing
+from fastdqn.replay.storage import Ring
 
-__all__ = ["Sampler"]
+__all__ = [
+    "GivenRows",
+    "NewestSampler",
+    "RowSource",
+    "Sampler",
+    "SamplerFactory",
+    "UniformSampler",
+    "uniform_of",
+]
+
+BITS_BESIDE_UNIFORM = 38
+"""Of the 62 random bits of a number; the 24 that are left fill a float32 in [0, 1)."""
 
 
-class Sampler(Whole):
-    """Chooses what is learned: draws from all stored transitions, or the newest ones.
+class RowSource(Protocol):
+    """What an update asks for its rows; all of it pure, but that `feedback` writes in place.
 
-    `draw` chooses now. `fill` and then `index` choose the same in two halves: the host's, which
-    goes before a graph, and a pure one, which goes into it. Both advance the ring's generator by
-    the same numbers, so that a seed means the same batches either way.
+    Attributes:
+        ring: What the rows are of.
+        batch_size: Rows of a batch, B.
+        independent: Whether every number chooses its row by itself, whatever was learned before,
+            and all rows weigh alike: then `draw` may be given [K, B] for the batches of a call.
+    """
+
+    ring: Ring
+    batch_size: int
+    independent: bool
+
+    def draw(self, random_bits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the rows of a batch, and what their losses are weighted with.
+
+        Args:
+            random_bits: [B] int64 in [0, 2^62).
+
+        Returns:
+            [B] int64 for `gather(ring, rows)`, and [B] float32, or None for 1 everywhere.
+        """
+        ...
+
+    def feedback(self, rows: Tensor, priority: Tensor) -> None:
+        """Take the priorities of a batch, before the next one is drawn.
+
+        Args:
+            rows: [B] int64, as they were drawn; one may come twice.
+            priority: [B] float32 from the objective; NaN throughout where the update was skipped,
+                and then nothing may change.
+        """
+        ...
+
+    def written(self) -> tuple[Tensor, ...]:
+        """Return the tensors that `draw` and `feedback` write; without any, nothing is fed back.
+
+        Trials and warm-ups bring them back. They stay where they are.
+        """
+        ...
+
+
+class Sampler(Whole, ABC):
+    """Chooses what is learned; a new way to choose is a class that says how it draws.
+
+    `fill` is the host's half, which goes before a compiled or captured step: it publishes where
+    the stored transitions begin, and draws random numbers. `draw` and `feedback` are the pure half,
+    which goes into the step, in turns: each batch is drawn after the update before it has fed its
+    priorities back, unless the sampler is `independent` of them. Both rings are read through
+    `replay.span()` and `replay.nth()`, which list the transitions that may be drawn; `replay.ring`
+    has a place for each.
 
     Args:
         replay: Where transitions are stored.
         batch_size: Transitions of a batch, B.
-        newest: Take the newest transitions instead of drawing.
         due: Batches that are usually asked for at a time; tells those who measure.
+
+    Attributes:
+        ring: The tensors of `replay`.
     """
 
     kept_by = "Save the tensors of `sampler.ring`, and build another sampler."
+    independent = False
 
     def __init__(
-        self, replay: ReplayBuffer, batch_size: int, *, newest: bool = False, due: int = 1
+        self, replay: ReplayBuffer | FunctionalRing, batch_size: int, *, due: int = 1
     ) -> None:
-        self.replay, self.batch_size, self.newest, self.due = replay, batch_size, newest, due
+        self.replay, self.batch_size, self.due = replay, batch_size, due
         self.ring = replay.ring
-        # The ring's own: this file is a part of its room.
-        self._starts, self._generator = replay._starts, replay._generator
-        self._window = replay.window
-        self._places: dict[int, Tensor] = {}
+        self._places: dict[tuple[int, int], Tensor] = {}
         self._rehearsing = False
 
-    def draw(self, num_batches: int) -> Tensor:
-        """Return flat indices [num_batches, B] int64 for `gather(sampler.ring, index)`.
+    # The pure half
+
+    @abstractmethod
+    def draw(self, random_bits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the rows of a batch and their weights; see `RowSource`."""
+
+    def feedback(self, rows: Tensor, priority: Tensor) -> None:
+        """Take the priorities of a batch; see `RowSource`."""
+
+    def written(self) -> tuple[Tensor, ...]:
+        """Return the tensors that `draw` and `feedback` write; see `RowSource`."""
+        return ()
+
+    # The host's half
+
+    def fill(self, updates: int, num_random: int = 0) -> Tensor:
+        """Do the host's half for so many batches. Hot path; never waits for the device.
+
+        Args:
+            updates: Batches, K.
+            num_random: Numbers that each update reads beside them, R; see `uniform_of`.
+
+        Returns:
+            [K, B + R] int64 for `draw`; the memory is the same at every call with these numbers,
+            and overwritten by it.
 
         Raises:
             UsageError: The buffer is empty.
         """
-        if self._rehearsing:
-            return self.index(self.fill(num_batches))
-        choose = self.replay.newest if self.newest else self.replay.draw
-        return choose(num_batches, self.batch_size)
+        self.buffer.publish(*self.span_on_host())
+        return self.random_bits(updates, num_random)
+
+    def random_bits(self, updates: int, num_random: int = 0) -> Tensor:
+        """Draw what `fill` draws, and publish nothing; see there."""
+        if not self._rehearsing:
+            self.buffer.refuse_empty()
+        place = self.place(updates, num_random)
+        self._draw_into(place)
+        return place
+
+    def _draw_into(self, place: Tensor) -> None:
+        place.random_(0, MAX_DRAW, generator=self.buffer.generator)
+
+    @property
+    def buffer(self) -> ReplayBuffer:
+        """The ring that the host writes into; tensor environments fill theirs on the device."""
+        assert isinstance(self.replay, ReplayBuffer)
+        return self.replay
 
     def reseed(self, seed: int) -> None:
         """Let the draws go on with other random numbers."""
-        self._generator.manual_seed(seed)
+        self.buffer.generator.manual_seed(seed)
 
-    def fill(self, num_batches: int) -> Tensor:
-        """Do the host's half for so many batches. Hot path; never waits for the device.
-
-        Returns:
-            [num_batches, B] int64 for `index`; the memory is the same at every call with this
-            number, and overwritten by it.
+    def span_on_host(self) -> tuple[int, int]:
+        """Return the number of the oldest transition that may be drawn, and how many there are.
 
         Raises:
             UsageError: The buffer is empty.
         """
-        self.replay.tell(*self._span())
-        return self.random_bits(num_batches)
-
-    def random_bits(self, num_batches: int) -> Tensor:
-        """Draw what `fill` draws, and tell no device: for those who read `window`.
-
-        Raises:
-            UsageError: The buffer is empty.
-        """
-        if not self._rehearsing:
-            self.replay._refuse_empty()
-        random_bits = self.place(num_batches)
-        if not self.newest:
-            random_bits.random_(0, MAX_DRAW, generator=self._generator)
-        return random_bits
-
-    def _span(self) -> tuple[int, int]:
-        """Return the number of the oldest transition that may be drawn, and how many there are."""
         if self._rehearsing:
             return 0, len(self.ring.action)
-        self.replay._refuse_empty()
-        return self._starts.first, len(self._starts)
+        self.buffer.refuse_empty()
+        return self.buffer.first, len(self.buffer)
 
-    def place(self, num_batches: int) -> Tensor:
+    @property
+    def order(self) -> Tensor:
+        """The transitions that may be drawn as the ring lists them, a circle [T * M] int64."""
+        return self.buffer.order
+
+    def place(self, updates: int, num_random: int = 0) -> Tensor:
         """Return the memory that `fill` returns, as it is: for parts of a larger draw."""
-        place = self._places.get(num_batches)
+        key = updates, self.batch_size + num_random
+        place = self._places.get(key)
         if place is None:
-            back = torch.arange(self.batch_size, device=self.ring.action.device)
-            place = self._places[num_batches] = back.repeat(num_batches, 1)
+            place = self._places[key] = self.ring.action.new_empty(key)
+            self._begin(place)
         return place
 
-    def index(self, random_bits: Tensor) -> Tensor:
-        """Do the pure half.
-
-        Args:
-            random_bits: [K, B] int64 from `fill`: random numbers, or how far back from the newest.
-
-        Returns:
-            [K, B] int64 for `gather`.
-        """
-        first, count = self._window.unbind(0)
-        n = random_bits.remainder(count)
-        return self._starts.nth(count - 1 - n if self.newest else n, first)
-
-    @property
-    def window(self) -> tuple[Tensor, int, int]:
-        """What `index` reads: the order [T * M] int64, its first number now, how many follow."""
-        return self._starts.order, *self._span()
-
-    @property
-    def chosen_from(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What `index` reads on the device: the order [T * M] int64, and two scalars int64.
-
-        The scalars are the number of the oldest transition, and how many there are, as of the
-        last `fill`. All of them stay where they are.
-        """
-        return self._starts.order, self._window[0], self._window[1]
+    def _begin(self, place: Tensor) -> None:
+        place.zero_()
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -135,10 +194,77 @@ class Sampler(Whole):
 
         The generator is left as it was.
         """
-        state = self._generator.get_state()
+        state = self.buffer.generator.get_state()
         self._rehearsing = True
         try:
             yield
         finally:
             self._rehearsing = False
-            self._generator.set_state(state)
+            self.buffer.generator.set_state(state)
+
+
+SamplerFactory = Callable[[ReplayBuffer | FunctionalRing, int], Sampler]
+"""Builds a sampler for a ring and a batch size."""
+
+
+class UniformSampler(Sampler):
+    """Draws uniformly over the stored transitions, with replacement; see `Sampler`."""
+
+    independent = True
+
+    def draw(self, random_bits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return rows by the remainder of the random bits; all weigh alike."""
+        first, count = self.replay.span()
+        return self.replay.nth(random_bits.remainder(count), first), None
+
+
+class NewestSampler(Sampler):
+    """Takes the newest transitions, the same ones in every batch: learning without replay.
+
+    Its random bits tell how far back from the newest; while fewer are stored, the newest repeat.
+    """
+
+    independent = True
+
+    def draw(self, random_bits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the rows so far back; all weigh alike."""
+        first, count = self.replay.span()
+        return self.replay.nth(count - 1 - random_bits.remainder(count), first), None
+
+    def _begin(self, place: Tensor) -> None:
+        back = torch.arange(self.batch_size, device=place.device)
+        place[:, : self.batch_size] = back
+
+    def _draw_into(self, place: Tensor) -> None:
+        if place.shape[1] > self.batch_size:
+            super()._draw_into(place[:, self.batch_size :])
+
+
+class GivenRows:
+    """Learns from rows that the caller chose: a row [B] of an index for each update.
+
+    Args:
+        ring: What they are of.
+        batch_size: Rows of a batch, B.
+    """
+
+    independent = True
+
+    def __init__(self, ring: Ring, batch_size: int) -> None:
+        self.ring, self.batch_size = ring, batch_size
+
+    def draw(self, random_bits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what is given as the rows."""
+        return random_bits, None
+
+    def feedback(self, rows: Tensor, priority: Tensor) -> None:
+        """Take no priorities."""
+
+    def written(self) -> tuple[Tensor, ...]:
+        """Return nothing."""
+        return ()
+
+
+def uniform_of(random_bits: Tensor) -> Tensor:
+    """Turn random bits, int64 in [0, 2^62), into uniform float32 numbers in [0, 1)."""
+    return (random_bits >> BITS_BESIDE_UNIFORM).float() * 2.0**-24

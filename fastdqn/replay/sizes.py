@@ -15,8 +15,8 @@ __all__ = ["RingSizes", "ring_bytes"]
 
 SMALL_OBS_BYTES = 4096
 """Observations up to here get a final frame for every transition, larger ones for one in eight."""
-BYTES_BESIDE_FRAMES = 8 + 8 + 8 + 4 + 1 + 1
-"""Per transition: next index, place in the draw, action, reward and the two end flags."""
+BYTES_BESIDE_FRAMES = 8 + 8 + 8 + 4 + 1 + 1 + 1
+"""Per transition: next index, place in the draw, action, reward, both end flags, `continues`."""
 BYTES_BESIDE_ROWS = 8
 """Per environment of a row: its number."""
 MARGIN = 0.9

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastdqn.algorithms.td_losses import discount_of
 from fastdqn.replay.sizes import RingSizes
 from fastdqn.transition import Transitions
 
@@ -31,6 +32,9 @@ class Ring:
         reward: [T * M] float32.
         terminated: [T * M] bool.
         truncated: [T * M] bool.
+        continues: [T * M] bool, whether the next transition of the column, G rows later, begins
+            where this one ends. False at the ends of episodes, at cuts, before rows that are no
+            transitions, and at the write head, whose successors are not written.
         masks: [T * M + F, A] bool, what may be done in each frame; None without masks.
     """
 
@@ -40,6 +44,7 @@ class Ring:
     reward: Tensor
     terminated: Tensor
     truncated: Tensor
+    continues: Tensor
     masks: Tensor | None = None
 
 
@@ -54,18 +59,29 @@ def writable(ring: Ring) -> Any:
     return Ring(*(None if tensor is None else tensor.numpy() for tensor in tensors))  # type: ignore[arg-type]
 
 
-def gather(ring: Ring, index: Tensor) -> Transitions:
-    """Copy the transitions at flat `index` [B] int64 out of the ring."""
+def gather(
+    ring: Ring, index: Tensor, gamma: float | None = None, weight: Tensor | None = None
+) -> Transitions:
+    """Copy the transitions at flat `index` [B] int64 out of the ring.
+
+    Args:
+        ring: Read.
+        index: [B] int64.
+        gamma: Discount per env step, of which the batch's `discount` is made; None makes none.
+        weight: [B] float32, goes along as it is; or None.
+    """
     take = torch.index_select  # half the time of indexing with a tensor
-    following = take(ring.next_index, 0, index)
+    following, terminated = take(ring.next_index, 0, index), take(ring.terminated, 0, index)
     return Transitions(
         take(ring.frames, 0, index),
         take(ring.action, 0, index),
         take(ring.reward, 0, index),
         take(ring.frames, 0, following),
-        take(ring.terminated, 0, index),
+        terminated,
         take(ring.truncated, 0, index),
         None if ring.masks is None else take(ring.masks, 0, following),
+        None if gamma is None else discount_of(terminated, gamma),
+        weight,
     )
 
 
@@ -78,6 +94,7 @@ def allocate(sizes: RingSizes, device: torch.device) -> Ring:
         torch.arange(num_envs, slots + num_envs, device=device).remainder_(slots),
         torch.zeros(slots, dtype=torch.int64, device=device),
         torch.zeros(slots, dtype=torch.float32, device=device),
+        torch.zeros(slots, dtype=torch.bool, device=device),
         torch.zeros(slots, dtype=torch.bool, device=device),
         torch.zeros(slots, dtype=torch.bool, device=device),
         masks if sizes.num_masked else None,

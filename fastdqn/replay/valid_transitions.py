@@ -96,6 +96,6 @@ class ValidTransitions:
                 which must read it anew each time; None reads it now.
         """
         if first is not None:
-            return self._list[(n + first).remainder_(len(self._list))]
+            return self._list.take((n + first).remainder_(len(self._list)))
         places = (n + self._first).remainder_(len(self._list))
         return places if self._in_order else self._list[places]

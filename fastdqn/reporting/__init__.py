@@ -1,1 +1,1 @@
-"""What a run leaves behind and what a person sees of it."""
+"""The files of a run and its output on the terminal."""

@@ -1,4 +1,4 @@
-"""What a run says: every line on the terminal and in its log file."""
+"""The console output of a run: on the terminal and in its log file."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["Console"]
 
 
 class Console:
-    """Says every line twice: on the terminal, and with a time stamp in the log file.
+    """Writes every line to the terminal and, with a time stamp, to the log file.
 
     Text is shown as it is: brackets are no markup, and long lines are not broken when the
     output is not a terminal. Neither a terminal that goes away nor a full disk is an error:
-    what cannot be shown is not, and what the log cannot take waits for room.
+    the terminal's text is dropped, and lines of the log wait for room.
 
     Args:
-        log_path: ``log.txt`` of a run folder, appended to; None keeps no log.
-        stream: Where the terminal's text goes; None is standard output.
+        log_path: ``log.txt`` of a run folder, appended to; None writes no log.
+        stream: The terminal's stream; None is standard output.
         silent: Show nothing, keep the log.
 
     Attributes:
@@ -47,11 +47,11 @@ class Console:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a person watches a terminal on which lines can be drawn anew."""
+        """Whether the stream is a terminal on which lines can be redrawn."""
         return self.rich.is_terminal and not self.rich.is_dumb_terminal
 
     def say(self, text: str, *, style: str = "") -> None:
-        """Show text on the terminal and keep it in the log.
+        """Show text on the terminal and write it to the log.
 
         Args:
             text: One or more lines.
@@ -61,7 +61,7 @@ class Console:
         self.log(text)
 
     def log(self, text: str) -> None:
-        """Keep text in the log only, each line under the present local time."""
+        """Write text to the log only, each line with the present local time."""
         if self._log is None:
             return
         stamp = datetime.now().isoformat(sep=" ", timespec="seconds")

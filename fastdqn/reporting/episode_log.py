@@ -1,4 +1,4 @@
-"""Finished episodes on disk: the word for how one ended, the log, and its reader."""
+"""episodes.csv: the log of finished episodes, their status words, and its reader."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ __all__ = [
 
 HEADER = "episode,env_step,return,length,status"
 FILE = (HEADER, "an episode log", "episodes.csv")
-"""What tells the file from others."""
+"""Header, kind and name of the file."""
 LARGEST = 2**53
-"""Of a count: what a float64 holds exactly."""
+"""Largest count: a float64 holds all up to it exactly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +86,11 @@ def episode_status(return_: float, truncated: bool, *, env_id: str, solved_at: f
     """Name the end of an episode with one word.
 
     A solved episode is Solved even when the time limit cut it; a cut one is Timeout whatever
-    its return; the rest is told apart by return for LunarLander and is Terminated elsewhere.
+    its return; the rest is named by its return for LunarLander and is Terminated elsewhere.
 
     Args:
         return_: Undiscounted sum of rewards.
-        truncated: Ended by a time limit and not by the environment's own rules.
+        truncated: RunOutcome by a time limit and not by the environment's own rules.
         env_id: Gymnasium id, with or without a ``module:`` prefix.
         solved_at: Return that counts as solved; None takes 200 for LunarLander, none elsewhere.
 
@@ -139,7 +139,7 @@ class EpisodeLog:
             self._file.add(self._line(episode))
 
     def flush(self) -> None:
-        """Hand all lines so far to the operating system."""
+        """Pass all lines so far to the operating system."""
         self._file.flush()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Greedy evaluations on disk: one line each, screenings included, and their reader."""
+"""evaluations.csv: the log of greedy evaluations, screenings included, and its reader."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["EvaluationLog", "EvaluationTable", "no_evaluations", "read_evaluatio
 
 HEADER = "env_step,wall_s,mean,std,episodes,best"
 FILE = (HEADER, "an evaluation log", "evaluations.csv")
-"""What tells the file from others."""
+"""Header, kind and name of the file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +33,7 @@ class EvaluationTable:
         wall_s: [K] float64, seconds since the command started.
         mean: [K] float64, mean return of the episodes.
         std: [K] float64, standard deviation of these returns.
-        episodes: [K] int64, how many there were: few in a screening.
+        episodes: [K] int64, episodes of each: few in a screening.
         best: [K] bool, whether the mean was above that of every one before it.
     """
 

@@ -1,4 +1,4 @@
-"""How the figures of a run look: canvas, axes, legends, and marks that several figures share.
+"""The style of a run's figures: canvas, axes, legends, and marks that several figures share.
 
 They are drawn by the Agg canvas without pyplot, so that nothing global changes.
 """
@@ -75,8 +75,8 @@ def draw_evaluations(axes: Axes, x: FloatArray, evaluations: EvaluationTable) ->
     Those of fewer episodes than the largest one, screenings, are hollow.
 
     Args:
-        axes: Returns upwards.
-        x: [K] where each one stands.
+        axes: With returns on the y axis.
+        x: [K] position of each on the x axis.
         evaluations: K of them.
     """
     finite = np.isfinite(x + evaluations.mean + evaluations.std)
@@ -100,7 +100,7 @@ def draw_evaluations(axes: Axes, x: FloatArray, evaluations: EvaluationTable) ->
 
 
 def thousands() -> Formatter:
-    """Return what writes ticks as whole numbers with commas."""
+    """Return a formatter that writes ticks as whole numbers with commas."""
     return StrMethodFormatter("{x:,.0f}")
 
 

@@ -99,7 +99,7 @@ def build_wall_time_figure(
 ) -> Figure:
     """Draw the mean return of the last 100 episodes over wall seconds, and the speed behind it.
 
-    Where the clock starts again at zero, as in a resumed run, it is counted on.
+    If the clock restarts at zero, as in a resumed run, its seconds are added to those before.
 
     Args:
         metrics: Records with ``wall_s``, ``return_mean_100`` and ``sps``; None where unknown.
@@ -134,7 +134,7 @@ def build_wall_time_figure(
 def _on_one_clock(
     metrics: Sequence[dict[str, object]], evaluations: EvaluationTable
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the wall seconds of reports and evaluations, counted on over the same restarts."""
+    """Return the wall seconds of reports and evaluations, added up over restarts of the clock."""
     rows: list[dict[str, object]] = [*metrics]
     evaluated = zip(evaluations.env_step.tolist(), evaluations.wall_s.tolist(), strict=True)
     rows += [{"env_steps": env_step, "wall_s": wall_s} for env_step, wall_s in evaluated]
@@ -146,7 +146,7 @@ def _on_one_clock(
 
 
 def wall_seconds(metrics: Sequence[dict[str, object]]) -> FloatArray:
-    """Return the wall seconds of every record, counted on over restarts of the clock.
+    """Return the wall seconds of every record, added up over restarts of the clock.
 
     Args:
         metrics: M records with ``wall_s``; None where unknown.

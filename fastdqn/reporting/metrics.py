@@ -1,4 +1,4 @@
-"""Where reports go to be kept: JSON lines, TensorBoard, or nowhere."""
+"""Logs of reports: JSON lines, and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ __all__ = [
 
 
 class Metrics(Protocol):
-    """A place that keeps reports."""
+    """A log of reports."""
 
     def write(self, report: Report, extra: Mapping[str, object] | None = None) -> None:
-        """Keep one report.
+        """Write one report.
 
         Args:
             report: The figures, already off the device.
@@ -45,7 +45,7 @@ class Metrics(Protocol):
         """
 
     def close(self) -> None:
-        """Keep what is still under way and let go of the place; a second call does nothing."""
+        """Write what is buffered and close the log; a second call does nothing."""
 
 
 class MetricsLog:
@@ -69,7 +69,7 @@ class MetricsLog:
 
         Raises:
             ValueError: A name in extra is one of the report's own.
-            TypeError: A value in extra has no form in JSON.
+            TypeError: JSON cannot hold a value in extra.
             OSError: The line cannot be written, the disk may be full; it waits for the next one.
         """
         record = _plain(_record(report, extra))
@@ -132,7 +132,7 @@ class TensorBoardMetrics:
 
 
 def _event_file_name() -> str:
-    """Return a name as TensorBoard looks for it, one that no other process and moment has."""
+    """Return a name that TensorBoard recognizes, unique by process and time."""
     moment = time.time_ns()
     stamp = f"{moment // 10**9:010d}.{socket.gethostname()}.{os.getpid()}.{moment % 10**9}"
     return f"events.out.tfevents.{stamp}"
@@ -181,7 +181,7 @@ def _record(report: Report, extra: Mapping[str, object] | None) -> dict[str, obj
 
 
 def _plain(value: object) -> object:
-    """Turn a value into what JSON can hold; NaN and the infinities become None."""
+    """Return a value as JSON can hold it; NaN and the infinities become None."""
     if isinstance(value, np.generic):
         return _plain(value.item())
     if isinstance(value, float):

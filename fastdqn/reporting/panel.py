@@ -1,4 +1,4 @@
-"""Reports as a person reads them: a line of text, and a panel for the terminal."""
+"""Reports for people: a line of text, and a panel for the terminal."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ACTIVITY_WORDS = {
     "write": "writing",
     "learn": "learning",
 }
-"""What a person reads for the names of the stopwatch; others stand for themselves."""
+"""Labels for the stopwatch's activities; those that are missing label themselves."""
 
 
 def report_line(report: Report, *, may_stop_early: bool = False) -> str:
@@ -66,12 +66,12 @@ def report_line(report: Report, *, may_stop_early: bool = False) -> str:
 
 
 def mean_words(mean: float, std: float) -> tuple[str, str]:
-    """Return a mean return and the deviation of the returns, as they stand side by side."""
+    """Return a mean return and the deviation of the returns as two texts."""
     return format_return(mean, beside=std), format_spread(std, mean)
 
 
 def cut_words(num_cut: int, episodes: int, max_steps: int) -> str:
-    """Say how many episodes were cut, as the end of a sentence; nothing where none was."""
+    """Return how many episodes were cut, as the end of a sentence; empty if none was."""
     were = "was" if num_cut == 1 else "were"
     return f"; {num_cut} of {episodes} episodes {were} cut at {max_steps:,} steps" * bool(num_cut)
 
@@ -87,12 +87,12 @@ def evaluation_line(found: EvaluationReport) -> str:
 
 
 def evaluating_line(done: int, episodes: int, steps: int) -> str:
-    """Write how far an evaluation has come as one line of ASCII.
+    """Write the progress of an evaluation as one line of ASCII.
 
     Args:
-        done: Episodes that are over.
-        episodes: Episodes that it will have.
-        steps: Env steps that were played.
+        done: Finished episodes.
+        episodes: Episodes of the evaluation.
+        steps: Env steps so far.
     """
     return f"evaluating: {done} of {episodes} episodes done, {steps:,} steps played"
 
@@ -100,7 +100,7 @@ def evaluating_line(done: int, episodes: int, steps: int) -> str:
 def build_panel(
     report: Report, footnote: str, *, width: int, may_stop_early: bool = False
 ) -> Panel:
-    """Lay a report out as a panel: progress bar, figures, and where the time went.
+    """Lay a report out as a panel: progress bar, figures, and shares of time.
 
     Args:
         report: The figures.

@@ -80,7 +80,7 @@ def plot_wall_time(
     """Write the mean return of the last 100 episodes over wall time as a PNG, 1500 by 750 pixels.
 
     Args:
-        metrics: Records as read_metrics gives them.
+        metrics: Records as read_metrics returns them.
         path: The file; its folder is made when missing, an older picture is replaced.
         title: The headline, usually the env id.
         solved_at: Return that counts as solved; None draws no line.
@@ -99,9 +99,9 @@ def plot_run(run_dir: Path) -> list[Path]:
     """Draw the pictures of a run into its folder ``plots``.
 
     ``returns.png`` comes from episodes.csv; ``wall_time.png`` from metrics.jsonl, where there is
-    one; both show what evaluations.csv holds, where there is one. The headline and the threshold
+    one; both show evaluations.csv, where there is one. The headline and the threshold
     come from config.json's ``env_id`` and ``solved_at``, or else ``stop_at_return``; without them
-    the folder's name stands in, and the environment's own threshold, if known.
+    the folder's name is the headline, and the environment's own threshold is drawn, if known.
 
     Args:
         run_dir: The folder of a run, finished or still running.
@@ -110,8 +110,8 @@ def plot_run(run_dir: Path) -> list[Path]:
         The files written.
 
     Raises:
-        UsageError: The folder or its episodes.csv is missing, or a file in it is not what its
-            name says.
+        UsageError: The folder or its episodes.csv is missing, or a file in it is
+            malformed.
         OSError: A file cannot be read or written.
     """
     table = read_episodes(_episodes_path(run_dir))
@@ -152,7 +152,7 @@ def _episodes_path(run_dir: Path) -> Path:
 
 
 def _named(run_dir: Path) -> tuple[str, float | None]:
-    """Return the title and the solved threshold of a run, as far as its config tells them."""
+    """Return the title and the solved threshold of a run from its config."""
     config = _read_config(run_dir / "config.json")
     env_id = config.get("env_id")
     solved_at = config.get("solved_at", config.get("stop_at_return"))
@@ -163,7 +163,7 @@ def _named(run_dir: Path) -> tuple[str, float | None]:
 
 
 def _read_config(path: Path) -> dict[str, object]:
-    """Return all that config.json says, what the program resolved last; empty if missing."""
+    """Return all entries of config.json, the resolved ones last; empty if missing."""
     if not path.is_file():
         return {}
     try:
@@ -181,7 +181,7 @@ def _read_config(path: Path) -> dict[str, object]:
 def _env_steps(
     metrics: Sequence[dict[str, object]], table: EpisodeTable, evaluations: EvaluationTable
 ) -> int:
-    """Return how far the run has come: the last report is made at its end, episodes end before."""
+    """Return the env steps of the run: those of its last report, or of its last episode."""
     message = (record.get("env_steps") for record in metrics)
     reported = [steps for steps in message if isinstance(steps, int)]
     latest: int = max([0, *reported, *table.env_step.tolist(), *evaluations.env_step.tolist()])

@@ -37,22 +37,22 @@ class Progress(Protocol):
         """Begin to show."""
 
     def report(self, report: Report) -> None:
-        """Take the newest figures; whether they show at once is the display's choice."""
+        """Take the newest figures; the display decides when to show them."""
 
     def evaluated(self, found: EvaluationReport) -> None:
         """Show the outcome of an evaluation."""
 
     def evaluating(self, done: int, episodes: int, steps: int) -> None:
-        """Show how far an evaluation has come that takes its time.
+        """Show the progress of a long evaluation.
 
         Args:
-            done: Episodes that are over.
-            episodes: Episodes that it will have.
-            steps: Env steps that were played.
+            done: Finished episodes.
+            episodes: Episodes of the evaluation.
+            steps: Env steps so far.
         """
 
     def stop(self) -> None:
-        """Show the newest figures, if they have not been, and end; twice is harmless."""
+        """Show the newest figures if they were not shown, and end; a second call does nothing."""
 
 
 class NullProgress:
@@ -62,13 +62,13 @@ class NullProgress:
         """Do nothing."""
 
     def report(self, report: Report) -> None:
-        """Forget the report."""
+        """Ignore it."""
 
     def evaluated(self, found: EvaluationReport) -> None:
-        """Forget the evaluation."""
+        """Ignore it."""
 
     def evaluating(self, done: int, episodes: int, steps: int) -> None:
-        """Forget it."""
+        """Ignore it."""
 
     def stop(self) -> None:
         """Do nothing."""
@@ -78,10 +78,10 @@ class PlainProgress:
     """One line per report, but no more than one every few seconds, and one at the end.
 
     Args:
-        console: Where the lines go.
-        every_s: Least wall seconds between two lines.
+        console: Shows the lines.
+        every_s: Smallest number of wall seconds between two lines.
         may_stop_early: Whether the run may end before its last env step.
-        clock: Seconds that only grow; tests bring their own.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -99,32 +99,32 @@ class PlainProgress:
         """Do nothing: the first line comes with the first report."""
 
     def report(self, report: Report) -> None:
-        """Say a line, if the last one is old enough."""
+        """Print a line, if the last one is old enough."""
         self._lines.report(report)
 
     def evaluated(self, found: EvaluationReport) -> None:
-        """Say a line at once."""
+        """Print a line at once."""
         self._console.say(evaluation_line(found))
 
     def evaluating(self, done: int, episodes: int, steps: int) -> None:
-        """Say a line at once; see Progress.evaluating."""
+        """Print a line at once; see Progress.evaluating."""
         self._console.say(evaluating_line(done, episodes, steps))
 
     def stop(self) -> None:
-        """Say the newest report, if it has not been said."""
+        """Print the newest report, if it was not printed."""
         self._lines.finish()
 
 
 class LiveProgress:
-    """A panel that is drawn anew in place, at most four times a second.
+    """A panel that is redrawn in place, at most four times a second.
 
-    It draws only inside report() and has no thread, so training pays for nothing between
+    It draws only inside report() and has no thread, so that training is not slowed between
     reports. The log file gets a plain line at most every five seconds.
 
     Args:
         console: A terminal; on anything else only the last panel would show.
         may_stop_early: Whether the run may end before its last env step.
-        clock: Seconds that only grow; tests bring their own.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class LiveProgress:
         self._live = Live(console=console.rich, auto_refresh=False, get_renderable=self._renderable)
 
     def start(self) -> None:
-        """Take over the lower end of the terminal; nothing shows before the first report."""
+        """Take over the lower end of the terminal; the first report shows first."""
         self._live.start()
 
     def report(self, report: Report) -> None:
@@ -153,7 +153,7 @@ class LiveProgress:
             self._live.refresh()
 
     def evaluated(self, found: EvaluationReport) -> None:
-        """Say a line above the panel at once, and keep the mean in the panel's frame."""
+        """Print a line above the panel at once, and show the mean in the panel's frame."""
         mean = format_return(found.mean, beside=found.std)
         self._footnote = f"evaluation {mean} at {found.env_steps:,} steps"
         self._console.say(evaluation_line(found))
@@ -166,7 +166,7 @@ class LiveProgress:
         self._console.log(line)
 
     def stop(self) -> None:
-        """Draw the newest figures, leave the panel standing and give the terminal back."""
+        """Draw the newest figures, leave the panel there and release the terminal."""
         self._live.stop()
         self._lines.finish()
 
@@ -187,7 +187,7 @@ def make_progress(
     """Choose the display that fits: a panel on a terminal, lines elsewhere, or none.
 
     Args:
-        console: Where to show; it outlives the display.
+        console: Shows the display; it stays open after it.
         quiet: Show nothing and log nothing.
         may_stop_early: Whether the run may end before its last env step.
     """
@@ -198,7 +198,7 @@ def make_progress(
 
 
 class _SparseLines:
-    """Writes reports as plain lines at a pace, and never loses the last one."""
+    """Writes reports as plain lines at most every few seconds, and always the last one."""
 
     def __init__(
         self, write: Callable[[str], None], pace: Pace, may_stop_early: bool = False

@@ -27,18 +27,18 @@ from fastdqn.training.callbacks import Callback, CallbackList
 from fastdqn.training.signals import EXIT_CODES, StopRequest
 from fastdqn.training.trainer import Trainer
 
-__all__ = ["Ended", "Trainee", "refuse_missing_tensorboard", "train_recorded"]
+__all__ = ["RunOutcome", "TrainableAgent", "refuse_missing_tensorboard", "train_recorded"]
 
 
-class Trainee(Protocol):
-    """What a run needs of an agent.
+class TrainableAgent(Protocol):
+    """The interface of an agent that a recorded run needs.
 
     Attributes:
         config: Its settings.
         description: One of its environments.
-        learner: Learns.
-        execution_reason: Why the learner runs as it does.
-        origin: What the caller gave as environment and network, for config.json.
+        learner: Makes the updates.
+        execution_reason: Why the learner runs in its execution mode.
+        origin: Names of the caller's environment and network, for config.json.
     """
 
     config: Config
@@ -53,25 +53,25 @@ class Trainee(Protocol):
 
     @property
     def trainer(self) -> Callable[..., AbstractContextManager[Trainer]]:
-        """Build the loop: (env steps or None, witness, started=seconds)."""
+        """Build the loop: (env steps or None, callback, started=seconds)."""
 
     def env_seeds(self) -> list[int]:
         """Return seeds for the training environments."""
 
     def parameters(self) -> Mapping[str, Tensor]:
-        """Return what is saved, by name."""
+        """Return the saved tensors, by name."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what goes with the parameters on disk."""
+        """Return the description that is saved with them."""
 
 
 @dataclass(frozen=True)
-class Ended:
+class RunOutcome:
     """How a run ended.
 
     Attributes:
         status: `completed`, `solved`, `stopped` or `failed`.
-        error: What ended it: an error, a KeyboardInterrupt, or None.
+        error: The exception that ended it, a KeyboardInterrupt included, or None.
     """
 
     status: str
@@ -79,7 +79,7 @@ class Ended:
 
 
 def train_recorded(
-    agent: Trainee,
+    agent: TrainableAgent,
     run_dir: Path,
     total_timesteps: int | None,
     *,
@@ -87,17 +87,17 @@ def train_recorded(
     request: StopRequest | None = None,
     callback: Callback | None = None,
     silent: bool = False,
-) -> Ended:
+) -> RunOutcome:
     """Train, and leave a complete run directory however it ends; a second call goes on there.
 
     Args:
-        agent: Learns.
+        agent: The agent.
         run_dir: The run's folder; exists.
-        total_timesteps: Env steps; None is the setting's.
+        total_timesteps: Env steps; None takes the setting.
         started: `time.perf_counter()` at the start of the command.
-        request: Takes signals; None leaves them to the caller.
-        callback: Receives what happens, too.
-        silent: Say nothing on the terminal.
+        request: Handles signals; None leaves them to the caller.
+        callback: Called beside the recorder; or None.
+        silent: Print nothing on the terminal.
 
     Returns:
         How it ended. Errors of the training are returned, not raised: the policy is saved.
@@ -120,10 +120,10 @@ def train_recorded(
         callbacks = record if callback is None else CallbackList(record, callback)
         with record, agent.trainer(total_timesteps, callbacks, started=started) as trainer:
             _introduce(console, agent)
-            _tell_crowded(console, trainer.rollout.num_workers)
+            _warn_crowded(console, trainer.rollout.num_workers)
             record.write_config(_resolved(run_dir, agent))
             ended = _train(agent.env_seeds(), trainer, record, request or StopRequest())
-        record.tell_what_is_missing()
+        record.report_missing_files()
         _draw(console, run_dir)
         console.say(f"Results  {run_dir / 'result.json'}")
         console.say(f"Try it   {_command(run_dir, config)}")
@@ -131,7 +131,7 @@ def train_recorded(
 
 
 def _command(run_dir: Path, config: Config) -> str:
-    """Return what evaluates the run; what only the caller may name is named."""
+    """Return the command that evaluates the run, with the wrappers that no file may name."""
     words = ["fastdqn", "evaluate", str(run_dir)]
     if any(":" in name for name in (config.env_id, *config.wrapper)):
         words += ["--env-id", config.env_id]
@@ -143,7 +143,7 @@ def _command(run_dir: Path, config: Config) -> str:
 
 
 def refuse_missing_tensorboard(config: Config) -> None:
-    """Refuse TensorBoard events where there is no TensorBoard.
+    """Refuse `--tensorboard` where the package is not installed.
 
     Raises:
         UsageError: Names the package.
@@ -156,7 +156,7 @@ def refuse_missing_tensorboard(config: Config) -> None:
         )
 
 
-def _introduce(console: Console, agent: Trainee) -> None:
+def _introduce(console: Console, agent: TrainableAgent) -> None:
     config = agent.config
     algorithm = "Double DQN" if config.double else "DQN"
     hidden = f"hidden {' '.join(map(str, config.hidden_sizes)) or 'none'}"
@@ -173,7 +173,7 @@ def _introduce(console: Console, agent: Trainee) -> None:
     )
 
 
-def _tell_crowded(console: Console, num_workers: int) -> None:
+def _warn_crowded(console: Console, num_workers: int) -> None:
     cores = available_cores()
     if num_workers > cores:
         console.say(
@@ -183,7 +183,7 @@ def _tell_crowded(console: Console, num_workers: int) -> None:
         )
 
 
-def _resolved(run_dir: Path, agent: Trainee) -> dict[str, object]:
+def _resolved(run_dir: Path, agent: TrainableAgent) -> dict[str, object]:
     return {
         "run_dir": str(run_dir),
         "device": str(agent.learner.device),
@@ -194,7 +194,9 @@ def _resolved(run_dir: Path, agent: Trainee) -> dict[str, object]:
     }
 
 
-def _train(seeds: list[int], trainer: Trainer, record: RunRecorder, request: StopRequest) -> Ended:
+def _train(
+    seeds: list[int], trainer: Trainer, record: RunRecorder, request: StopRequest
+) -> RunOutcome:
     failure: BaseException | None = None
     try:
         with request.leads_to(trainer.stop):
@@ -204,22 +206,25 @@ def _train(seeds: list[int], trainer: Trainer, record: RunRecorder, request: Sto
             trainer.evaluate_fully()
     except KeyboardInterrupt as interrupt:
         status, failure = "stopped", interrupt
-    except (Exception, SystemExit) as error:  # what an environment raises must not cost the policy
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # an exception of an environment must not cost the policy
         record.end_progress()
         record.console.log("".join(traceback.format_exception(error)))
         by_signal = request.received or getattr(error, "code", None) in EXIT_CODES.values()
-        status = "stopped" if by_signal else "failed"  # workers may have got it too
+        status = "stopped" if by_signal else "failed"  # workers may have received it, too
         failure = error
         if status == "failed":
             record.console.say(f"Failed: {_reason(error)}", style="red")
     record.save(trainer, status)
     record.end_progress()
     _conclude(record.console, trainer, status)
-    return Ended(status, failure)
+    return RunOutcome(status, failure)
 
 
 def _reason(error: BaseException) -> str:
-    """Say in one line what went wrong; where an environment raised, which one."""
+    """Return one line about what went wrong; it names an environment that raised."""
     if isinstance(error, FastDQNError):
         first, *rest = str(error).splitlines()
         return f"{first} {rest[-1]}" if rest else first
@@ -248,11 +253,11 @@ def _conclude(console: Console, trainer: Trainer, status: str) -> None:
 
 
 def _draw(console: Console, run_dir: Path) -> None:
-    """Draw the plots; a full disk costs them, and the console says so."""
+    """Draw the plots; on a full disk print why there are none."""
     from fastdqn.reporting.plots import plot_run  # noqa: PLC0415 - matplotlib must not delay the start
 
     try:
         for path in plot_run(run_dir):
             console.say(f"Plot     {path}")
-    except (OSError, UsageError) as error:  # a log that a full disk has kept from beginning
+    except (OSError, UsageError) as error:  # or a log that a full disk left empty
         console.say(f"Could not draw the plots: {error}", style="red")

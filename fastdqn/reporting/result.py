@@ -1,4 +1,4 @@
-"""result.json: what a run amounted to, in a form that other programs read."""
+"""result.json: the result of a run, for other programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCHEMA = 1
 
 
 def result_of(trainer: Trainer, config: Config, env_id: str, status: str) -> dict[str, Any]:
-    """Return the contents of result.json; numbers that do not exist yet are None.
+    """Return the contents of result.json; unknown numbers are None.
 
     Args:
         trainer: The loop, running or ended.

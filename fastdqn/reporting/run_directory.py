@@ -23,11 +23,11 @@ PACKAGES = ("fastdqn", "torch", "gymnasium", "numpy", "tensordict", "safetensors
 
 
 def make_run_dir(config: Config, *, goes_on: bool = False) -> Path:
-    """Make the run's folder and prove that files can be written there.
+    """Make the run's folder and check that files can be written there.
 
     Args:
-        config: Names the folder, or all that its name is made of.
-        goes_on: Whether the run that it may hold already is the one that goes on there.
+        config: Has the folder, or the parts of its name.
+        goes_on: Whether a run that it holds already goes on there.
 
     Raises:
         UsageError: It cannot be made or written, or it already holds a run.
@@ -50,7 +50,7 @@ def make_run_dir(config: Config, *, goes_on: bool = False) -> Path:
 
 
 def _try_to_write(probe: Path) -> None:
-    """Write something, since an empty file has room on a full disk, too."""
+    """Write some bytes, since an empty file fits on a full disk, too."""
     try:
         probe.write_text(" " * PROBE_BYTES)
     finally:
@@ -72,7 +72,7 @@ def write_config(run_dir: Path, config: Config, resolved: dict[str, Any]) -> Non
     Args:
         run_dir: The run's folder.
         config: The settings.
-        resolved: What the choices of the program came to, e.g. the device.
+        resolved: Values that the program chose, e.g. the device.
     """
     content = {
         "schema": 1,

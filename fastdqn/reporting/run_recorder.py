@@ -1,4 +1,4 @@
-"""The witness that writes the run directory and shows the progress."""
+"""The callback that writes the run directory and shows the progress."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ POLICY = "the policy"
 
 
 class RunRecorder:
-    """Writes all files of a run but the plots: logs, checkpoints, config.json, result.json.
+    """Writes all files of a run except the plots: logs, checkpoints, config.json, result.json.
 
-    A full disk costs the file that was being written, until there is room again. It is told
-    once, and it does not end the run.
+    On a full disk a file is written later, when there is room. The failure is printed once and
+    does not end the run.
 
     Args:
         run_dir: The run's folder; exists.
@@ -43,7 +43,7 @@ class RunRecorder:
         env_id: Id of the environment.
         solved_at: Mean return that counts as solved, or None.
         parameters: Returns the tensors of a policy, by name.
-        describe: Returns what goes with them, plain JSON values.
+        describe: Returns their description, plain JSON values.
         started: `time.perf_counter()` at the start of the command.
     """
 
@@ -76,21 +76,21 @@ class RunRecorder:
         self._progress.start()
 
     def on_episodes(self, episodes: Sequence[Episode]) -> None:
-        """Add them to episodes.csv."""
-        with self._telling("episodes.csv", settles=False):
+        """Append them to episodes.csv."""
+        with self._reporting_failure("episodes.csv", settles=False):
             self._episodes.write(episodes)
 
     def on_report(self, report: Report) -> None:
-        """Add a line to metrics.jsonl and move the progress on."""
+        """Append a line to metrics.jsonl and update the progress."""
         for name, metrics in self._metrics.items():
-            with self._telling(name):
+            with self._reporting_failure(name):
                 metrics.write(report)
         self._progress.report(report)
         if self._config.quiet:
             self.console.log(report_line(report, may_stop_early=self._may_stop_early))
 
     def on_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
-        """Say what the greedy policy reached, and add it to evaluations.csv."""
+        """Print what the greedy policy reached, and append it to evaluations.csv."""
         found = EvaluationReport(
             env_steps=env_steps,
             wall_s=time.perf_counter() - self._started,
@@ -102,43 +102,43 @@ class RunRecorder:
             reached=reached,
             best=self._evaluations.is_best(evaluation.mean),
         )
-        with self._telling("evaluations.csv"):
+        with self._reporting_failure("evaluations.csv"):
             self._evaluations.write(found)
         self._progress.evaluated(found)
         if self._config.quiet:
             self.console.log(evaluation_line(found))
 
     def on_evaluation_progress(self, done: int, episodes: int, steps: int) -> None:
-        """Say how far an evaluation has come."""
+        """Show the progress of an evaluation."""
         self._progress.evaluating(done, episodes, steps)
         if self._config.quiet:
             self.console.log(evaluating_line(done, episodes, steps))
 
     def on_checkpoint(self, trainer: Trainer) -> None:
-        """Save the policy and result.json; a failure is told and leaves the older ones."""
-        with self._telling("episodes.csv"):
+        """Save the policy and result.json; a failure is printed and leaves the older ones."""
+        with self._reporting_failure("episodes.csv"):
             self._episodes.flush()
         self.save(trainer, trainer.status)
 
     def on_restart(self, env_steps: int, message: str) -> None:
-        """Say in a line that a worker was restarted, and in log.txt all that is known."""
+        """Print a line about a restarted worker, and write the traceback to log.txt."""
         first, *rest = message.splitlines()
         self.console.say(f"Restarted at env step {env_steps:,}: {first}", style="yellow")
         if rest:
             self.console.log("\n".join(rest))
 
     def on_compiled(self, env_steps: int, message: str) -> None:
-        """Say in a line what became of a compile beside the training."""
+        """Print a line about a compilation that has finished or failed."""
         self.console.say(f"At env step {env_steps:,}: {message}")
 
     def write_config(self, resolved: dict[str, object]) -> None:
         """Write config.json; where that fails, every `save` tries again.
 
         Args:
-            resolved: What the choices of the program came to.
+            resolved: Values that the program chose.
         """
         self._resolved = resolved
-        with self._telling("config.json"):
+        with self._reporting_failure("config.json"):
             write_config(self.run_dir, self._config, resolved)
 
     def save(self, trainer: Trainer, status: str) -> None:
@@ -147,26 +147,28 @@ class RunRecorder:
             self.write_config(self._resolved)
         env_steps, folder = trainer.rollout.env_steps, self.run_dir / "checkpoints"
         counts = {"env_steps": env_steps, "episodes": trainer.rollout.episodes}
-        with self._telling(POLICY, f"the checkpoint of env step {env_steps}"):
+        with self._reporting_failure(POLICY, f"the checkpoint of env step {env_steps}"):
             save_checkpoint(folder, env_steps, self._parameters(), {**self._describe(), **counts})
-        with self._telling("result.json", f"result.json at env step {env_steps}"):
+        with self._reporting_failure("result.json", f"result.json at env step {env_steps}"):
             result = result_of(trainer, self._config, self._env_id, status)
             write_json_whole(self.run_dir / "result.json", result)
 
-    def tell_what_is_missing(self) -> None:
-        """Say at the end of a run what could not be written to the last."""
+    def report_missing_files(self) -> None:
+        """Print at the end of a run which files are missing."""
         if self._lost:
             missing = ", ".join(sorted(self._lost))
             self.console.say(f"Not written in {self.run_dir}: {missing}", style="bold red")
 
     @contextmanager
-    def _telling(self, what: str, words: str = "", *, settles: bool = True) -> Iterator[None]:
-        """Tell, the first time, what a full disk costs; the run goes on.
+    def _reporting_failure(
+        self, what: str, words: str = "", *, settles: bool = True
+    ) -> Iterator[None]:
+        """Print the first failure of a write; the run goes on.
 
         Args:
-            what: What is written.
-            words: How it is called; empty is the same.
-            settles: Whether it is on the disk where no error comes.
+            what: Name of the file or log.
+            words: Its name in messages; empty is `what`.
+            settles: Whether success without an error means that it is on disk.
         """
         try:
             yield
@@ -180,7 +182,7 @@ class RunRecorder:
                 self.console.say(f"Could write {words or what} again")
 
     def end_progress(self) -> None:
-        """Leave the terminal to ordinary lines; calling it twice does no harm."""
+        """End the progress display; a second call does nothing."""
         self._progress.stop()
 
     def __enter__(self) -> Self:
@@ -195,10 +197,10 @@ class RunRecorder:
     ) -> None:
         """Close the files."""
         self.end_progress()
-        with self._telling("episodes.csv"):
+        with self._reporting_failure("episodes.csv"):
             self._episodes.close()
-        with self._telling("evaluations.csv"):
+        with self._reporting_failure("evaluations.csv"):
             self._evaluations.close()
         for name, metrics in self._metrics.items():
-            with self._telling(name):
+            with self._reporting_failure(name):
                 metrics.close()

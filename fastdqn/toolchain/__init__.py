@@ -1,1 +1,1 @@
-"""Compilers of C and CUDA C, and where their output is kept."""
+"""Compilers of C and CUDA C, and the cache of their output."""

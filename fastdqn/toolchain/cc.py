@@ -1,6 +1,6 @@
-"""C compiled for this machine by its own compiler, and kept for the next run.
+"""Compiles C for this machine with its own compiler, and caches the library on disk.
 
-PyTorch is not needed here: a command has the compiler work while PyTorch is being loaded.
+PyTorch is not needed here: a command compiles while PyTorch is being loaded.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from fastdqn.toolchain.disk_cache import cache_dir
 __all__ = ["MLP", "begin_to_compile", "compile_c", "compiled", "find_compiler"]
 
 MLP = Path(__file__).parents[1] / "native" / "mlp.c"
-"""What the room `native` calls."""
+"""The C of the room `native`."""
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared")
 TUNINGS = (("-march=native",), ("-mcpu=native",), ())
-"""What makes a compiler use all of this processor; the first that it accepts is taken."""
+"""Options that make a compiler use all of this processor; the first accepted one is taken."""
 COMPILE_TIMEOUT_S = 120
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -38,7 +38,7 @@ def find_compiler() -> str | None:
 
 
 def begin_to_compile(source: Path) -> None:
-    """Let `compiled` find its library sooner; whoever calls that hears of failures, nobody here."""
+    """Compile in a thread, so that `compiled` finds its library; `compiled` raises the errors."""
 
     def work() -> None:
         with contextlib.suppress(UsageError, OSError, subprocess.SubprocessError):
@@ -48,7 +48,7 @@ def begin_to_compile(source: Path) -> None:
 
 
 def compiled(source: Path) -> Path:
-    """Return the library of a source, compiling it first where this machine has not got it.
+    """Return the library of a source; compile it first if the cache lacks it.
 
     That takes about two seconds, once for each version of fastdqn, compiler and processor.
 
@@ -76,14 +76,14 @@ def _compiler() -> str:
 
 
 def _fingerprint(source: Path, compiler: str) -> str:
-    """Return what tells apart libraries that must not be exchanged."""
+    """Return what identifies a library: source, compiler, options and processor."""
     message = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     parts = (source.read_bytes(), repr((FLAGS, TUNINGS)).encode(), message, _processor().encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 def _processor() -> str:
-    """Return the processor's kind and abilities, so that no library meets one that lacks some."""
+    """Return the processor's model and instruction sets."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(errors="replace").splitlines() if info.exists() else []
     message = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
@@ -91,7 +91,7 @@ def _processor() -> str:
 
 
 def compile_c(source: Path, path: Path) -> None:
-    """Compile a source into `path`, whole or not at all, also where others do the same.
+    """Compile a source into `path`, atomically, also while other processes do the same.
 
     Raises:
         UsageError: There is no C compiler, or it fails.

@@ -1,4 +1,4 @@
-"""Where what was compiled for this machine is stored for the next run."""
+"""The cache on disk of what was compiled for this machine."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["cache_dir", "store", "stored"]
 
 
 def cache_dir() -> Path:
-    """Return the folder of what fastdqn compiles itself, `$XDG_CACHE_HOME/fastdqn` as a rule."""
+    """Return the folder of the cache, by default `$XDG_CACHE_HOME/fastdqn`."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "fastdqn"
 
 
 def stored(name: str) -> bytes | None:
-    """Return what was stored under a name, or None."""
+    """Return the bytes that were stored under a name, or None."""
     try:
         return (cache_dir() / name).read_bytes()
     except OSError:
@@ -25,7 +25,7 @@ def stored(name: str) -> bytes | None:
 
 
 def store(name: str, content: bytes) -> None:
-    """Keep something under a name, whole or not at all; a folder that cannot be written is fine."""
+    """Store bytes under a name, atomically; ignores a folder that cannot be written."""
     folder = cache_dir()
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""CUDA C compiled for this card, by the compiler that comes with PyTorch, and launched.
+"""Compiles CUDA C for this card with the compiler that comes with PyTorch, and launches kernels.
 
-There is no toolkit to install: NVRTC and the driver are libraries that PyTorch itself has loaded.
+No toolkit is needed: NVRTC and the driver are libraries that PyTorch has loaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FREE_SHARED = 48 * 1024
 
 
 class KernelError(RuntimeError):
-    """A kernel was not compiled, or not launched, for the reason given."""
+    """A kernel could not be compiled or launched; the message says why."""
 
 
 class Kernels(Protocol):
@@ -42,7 +42,7 @@ class Kernels(Protocol):
 
 @functools.cache
 def why_no_nvrtc() -> str | None:
-    """Return why nothing can be compiled for a card here, or None."""
+    """Return why CUDA C cannot be compiled here, or None."""
     if sys.platform != "linux" or torch.version.cuda is None:
         return "this PyTorch has no CUDA compiler"
     try:
@@ -53,16 +53,16 @@ def why_no_nvrtc() -> str | None:
 
 
 class Nvrtc:
-    """Kernels of one source, compiled for a card within a second, and then kept on disk.
+    """Kernels of one source, compiled for a card within a second, and cached on disk.
 
     Args:
         source: A file of CUDA C; its kernels are `extern "C"`.
-        macros: Names and what they stand for.
+        macros: Values by name.
         names: Kernels that will be launched.
         device: The card.
 
     Raises:
-        KernelError: The compiler's first complaint.
+        KernelError: The compiler's first error.
     """
 
     def __init__(
@@ -85,10 +85,10 @@ class Nvrtc:
         return function
 
     def allow(self, name: str, shared: int) -> None:
-        """Let a kernel have so many bytes of shared memory.
+        """Allow a kernel so many bytes of shared memory.
 
         Raises:
-            KernelError: The card has not got as many.
+            KernelError: The card has fewer.
         """
         if shared > FREE_SHARED:
             function = self._functions[name]
@@ -131,10 +131,10 @@ def _cuda() -> ctypes.CDLL:
 
 
 def _found(source: Path, options: Sequence[str]) -> bytes:
-    """Return machine code, from disk where it was compiled before.
+    """Return machine code, from the cache if it was compiled before.
 
     Raises:
-        KernelError: The compiler's first complaint.
+        KernelError: The compiler's first error.
     """
     numbers = ctypes.c_int(), ctypes.c_int()
     _nvrtc().nvrtcVersion(*map(ctypes.byref, numbers))

@@ -1,1 +1,1 @@
-"""The loop: act, step, write, learn, look."""
+"""The training loop: act, step, write, learn, report."""

@@ -11,6 +11,7 @@ import torch
 from fastdqn.device import synchronize
 from fastdqn.errors import UsageError
 from fastdqn.execution.modes import choose_execution
+from fastdqn.foundation.copying import snapshot
 from fastdqn.foundation.traces import generators_kept
 from fastdqn.learner.learner import Learner
 from fastdqn.native import NativeActor, why_not_act
@@ -56,7 +57,7 @@ def choose_ways(
         expected_updates,
         parameters=learner.state.online.numel(),
         measure=partial(fastest_execution, learner, sampler, _due(sampler)),
-        why_not_native=learner.why_not_native,
+        why_not_native=partial(learner.why_not_native, sampler),
     )
     learner.execute_as(mode, background=asked == "auto")
     learner.prepare(sampler, _due(sampler))
@@ -64,7 +65,7 @@ def choose_ways(
         policy.actor = NativeActor(policy.network)
     if learner.device.type != "cuda" or asked == "eager":
         return reason
-    _, message = fastest_actor(policy, sampler.replay.shown(), sampler.replay.shown_mask())
+    _, message = fastest_actor(policy, sampler.buffer.shown(), sampler.buffer.shown_mask())
     return f"{reason}; {message}"
 
 
@@ -85,7 +86,7 @@ def fastest_execution(
     Returns:
         The mode, and one clause that tells what was measured.
     """
-    restore = learner.state.snapshot()
+    restore = snapshot((*learner.state.written(), *sampler.written()))
 
     def run(way: str) -> Callable[[], object]:
         learner.execute_as(way)
@@ -109,7 +110,8 @@ def learning_seconds(learner: Learner, sampler: Sampler | None) -> float:
     """
     if sampler is None or learner.device.type != "cpu":
         return 0.0
-    restore, updates = learner.state.snapshot(), _due(sampler)
+    written = *learner.state.written(), *sampler.written()
+    restore, updates = snapshot(written), _due(sampler)
     try:
         with sampler.rehearsal(), generators_kept():
             run = partial(learner.learn, sampler, updates)
@@ -149,7 +151,8 @@ def fastest_actor(
     if policy.network.flat.device.type != "cuda" or why_not_act(policy.network) is not None:
         kinds = [kind for kind in kinds if kind != "native"]
     # Kept as the policy keeps its own, so that a captured actor finds one address.
-    uniform = torch.full((len(obs), 2), 0.5, device=obs.device)
+    columns = 2 + policy.network.num_columns(len(obs))
+    uniform = torch.full((len(obs), columns), 0.5, device=obs.device)
     actors = {kind: actor_of(kind, policy) for kind in kinds}
 
     def run(kind: str) -> Callable[[], object]:

@@ -1,4 +1,4 @@
-"""What is told how a training goes: one protocol, one that ignores it, and several at once."""
+"""Training callbacks: the protocol, one that does nothing, and a list of several."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ __all__ = ["Callback", "CallbackList", "NullCallback"]
 
 
 class Callback(Protocol):
-    """Whoever wants to know how the training goes."""
+    """Receives the events of a training."""
 
     def on_episodes(self, episodes: Sequence[Episode]) -> None:
-        """Take the episodes that ended in the last vector step."""
+        """Called with the episodes that ended in the last vector step."""
 
     def on_report(self, report: Report) -> None:
-        """Take a periodic report."""
+        """Called with a periodic report."""
 
     def on_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
-        """Take the result of a greedy evaluation."""
+        """Called with the result of a greedy evaluation."""
 
     def on_evaluation_progress(self, done: int, episodes: int, steps: int) -> None:
-        """Hear, every few seconds, how far an evaluation has come: episodes, env steps played."""
+        """Called every few seconds of an evaluation: episodes done, all episodes, env steps."""
 
     def on_checkpoint(self, trainer: Any) -> None:
-        """Save the policy, at a checkpoint interval."""
+        """Called at a checkpoint interval, to save the policy."""
 
     def on_restart(self, env_steps: int, message: str) -> None:
-        """Hear that a worker was restarted, and why."""
+        """Called when a worker was restarted, with the reason."""
 
     def on_compiled(self, env_steps: int, message: str) -> None:
-        """Hear that the updates run compiled from now on, or that they will not."""
+        """Called when the updates run compiled from now on, or why they will not."""
 
 
 class NullCallback:
-    """Sees everything and tells nobody."""
+    """Does nothing."""
 
     def on_episodes(self, episodes: Sequence[Episode]) -> None:
         """Ignore them."""
@@ -62,7 +62,7 @@ class NullCallback:
 
 
 class CallbackList:
-    """Tells everything to several witnesses, in the order given."""
+    """Calls several callbacks in order."""
 
     def __init__(self, *members: Callback) -> None:
         self.members = members

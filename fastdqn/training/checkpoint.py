@@ -33,13 +33,13 @@ COPIES = 3
 
 @dataclass(frozen=True)
 class SavedPolicy:
-    """What `load_policy` returns.
+    """A saved policy; see `load_policy`.
 
     Attributes:
         parameters: Parameters of the online network by name.
-        description: What `save_policy` was given with them.
-        folder: Where they lay.
-        skipped: What is wrong with newer ones that could not be read.
+        description: Its description; see `save_policy`.
+        folder: Its folder.
+        skipped: Why newer policies could not be read.
     """
 
     parameters: dict[str, Tensor]
@@ -52,7 +52,7 @@ class SavedPolicy:
 
         Raises:
             CheckpointError: Names, shapes or dtypes differ, or a number is not finite where the
-                network's own one is; nothing is written.
+                network's is; nothing is written.
         """
         for name in sorted(parameters.keys() | self.parameters.keys()):
             here, there = (_shape(name, named) for named in (parameters, self.parameters))
@@ -76,13 +76,13 @@ def save_policy(
     """Write a policy so that a crash at any moment leaves the old folder or the new one.
 
     Args:
-        folder: Its place; a policy that lies there is replaced.
+        folder: Its folder; a saved policy in it is replaced.
         parameters: By name; copied to the host.
         description: Plain JSON values.
 
     Raises:
-        OSError: The disk is full or the place cannot be written.
-        UsageError: The place holds something else than a saved policy.
+        OSError: The disk is full or the folder cannot be written.
+        UsageError: The folder holds something else than a saved policy.
     """
     folder = folder.absolute()
     _refuse_foreign(folder)
@@ -134,7 +134,7 @@ def save_checkpoint(
 
 
 def load_policy(folder: Path) -> SavedPolicy:
-    """Read a saved policy and check it against its description; of a run, read the newest one.
+    """Read a saved policy, or the newest one of a run, and check it against its description.
 
     Raises:
         CheckpointError: A file is missing, damaged or of another schema.
@@ -167,10 +167,10 @@ def _read(folder: Path) -> SavedPolicy:
 
 
 def newest_checkpoint(run_dir: Path) -> SavedPolicy:
-    """Load the newest policy of a run that can be read; it says which newer ones cannot.
+    """Load the newest policy of a run that can be read; `skipped` says why newer ones cannot.
 
     Raises:
-        CheckpointError: There is none; says what is wrong with each.
+        CheckpointError: There is none; the message says what is wrong with each.
     """
     reasons: list[str] = []
     for folder in reversed(_steps(run_dir / CHECKPOINTS)):
@@ -190,22 +190,22 @@ def _digest(content: bytes, description: Mapping[str, Any]) -> str:
 
 
 def _steps(checkpoints: Path) -> list[Path]:
-    """Return the folders of the policies; links, which may lead anywhere, are none."""
+    """Return the folders of the policies, without links."""
     found = checkpoints.glob("step-" + "[0-9]" * 12)
     return sorted(path for path in found if path.is_dir() and not path.is_symlink())
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Protect what is no saved policy from being replaced by one."""
+    """Refuse to replace a folder that is not a saved policy."""
     ours = {TENSORS, DESCRIPTION}
     if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= ours):
         raise UsageError(
-            f"save to {folder}", "something else than a saved policy lies there", "Choose another."
+            f"save to {folder}", "it holds something else than a saved policy", "Choose another."
         )
 
 
 def _replace(draft: Path, folder: Path) -> None:
-    """Put the draft in the folder's place; the old folder steps aside until that is done."""
+    """Move the draft to the folder; the old folder is moved aside until that is done."""
     aside = _aside(folder)
     if folder.exists():
         shutil.rmtree(aside, ignore_errors=True)
@@ -221,7 +221,7 @@ def _replace(draft: Path, folder: Path) -> None:
 
 
 def _aside(folder: Path) -> Path:
-    """Return where a policy lies if a crash interrupted its replacement."""
+    """Return the folder of a policy whose replacement a crash interrupted."""
     return folder.with_name(f".replaced-{folder.name}")
 
 
@@ -234,7 +234,7 @@ def _shape(name: str, named: Mapping[str, Tensor]) -> str:
 
 
 def _as_finite(there: Tensor, here: Tensor) -> bool:
-    """Return whether all numbers are finite, but for those that the network itself holds so."""
+    """Return whether all numbers are finite, except where the network's are the same."""
     return bool((torch.isfinite(there) | (there == here.to(there.device))).all())
 
 

@@ -20,21 +20,21 @@ from fastdqn.training.transfer import transfer_to
 __all__ = ["Evaluation", "EvaluationStopped", "Evaluator", "OnProgress", "evaluate", "step_limit"]
 
 GLANCE_EPISODES, LOOK_EPISODES = 5, 20
-"""Episodes of a screening: of a policy that is hopeless already, and of any other."""
+"""Episodes of a screening: the first few, and all if the target return is within their reach."""
 FIRST_EPISODES = 40
-"""Of a full evaluation: whether it goes on is decided after so many."""
+"""Of a full evaluation: after so many it goes on if the target return is within reach."""
 MAX_STEPS = 10_000
-"""Env steps of an episode where neither the caller nor the environment names a bound."""
+"""Env steps of an episode if neither the caller nor the environment has a limit."""
 PROGRESS_EVERY_S = 5.0
-"""Wall seconds between two looks at how far an evaluation has come."""
+"""Wall seconds between two reports of an evaluation's progress."""
 NO_LIMIT = 2**62
 
 OnProgress = Callable[[int, int, int], None]
-"""Receives how far a long evaluation is: episodes done, all episodes, env steps played."""
+"""Called with the progress of an evaluation: episodes done, all episodes, env steps."""
 
 
-class EvaluationStopped(Exception):  # noqa: N818 - a wish of the caller, no error
-    """The caller wanted an evaluation to end; nothing came of it."""
+class EvaluationStopped(Exception):  # noqa: N818 - not an error
+    """The caller stopped an evaluation; it has no result."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Evaluation:
     Attributes:
         returns: [E] float64.
         lengths: [E] int64, env steps.
-        num_cut: Episodes that were cut since they had lasted too long; they count with what they
-            had brought until then.
+        num_cut: Episodes that were cut since they were too long; they count with their return
+            until then.
         max_steps: Env steps at which an episode was cut; 0 is never.
     """
 
@@ -69,12 +69,12 @@ class Evaluation:
         """Number of episodes, E."""
         return len(self.returns)
 
-    def within_reach(self, goal: float) -> bool:
-        """Return whether `goal` lies at most two standard errors above the mean; needs E >= 2."""
-        return self.mean + 2.0 * self.std / math.sqrt(self.episodes - 1) >= goal
+    def within_reach(self, target_return: float) -> bool:
+        """Return whether `target_return` is at most two standard errors above the mean; E >= 2."""
+        return self.mean + 2.0 * self.std / math.sqrt(self.episodes - 1) >= target_return
 
     def __add__(self, other: Evaluation) -> Evaluation:
-        """Return the episodes of both."""
+        """Return an evaluation of the episodes of both."""
         return Evaluation(
             np.concatenate([self.returns, other.returns]),
             np.concatenate([self.lengths, other.lengths]),
@@ -87,8 +87,8 @@ def step_limit(asked: int | None, longest: int | None) -> int:
     """Return at how many env steps an episode is cut; 0 is never.
 
     Args:
-        asked: The caller's bound, 0 for none; None leaves it to this function, which takes
-            10,000, or the environment's own time limit where that is longer.
+        asked: The caller's limit, 0 for none; None takes 10,000, or the environment's own time
+            limit if that is longer.
         longest: The environment's time limit in env steps, or None.
     """
     return max(MAX_STEPS, longest or 0) if asked is None else asked
@@ -104,11 +104,11 @@ def evaluate(
     on_progress: OnProgress | None = None,
     stopped: Callable[[], bool] | None = None,
 ) -> Evaluation:
-    """Play greedy episodes and return what they brought.
+    """Play greedy episodes and return their returns and lengths.
 
-    The first E episodes that begin are those that count, all of them to their end, so that short
-    episodes are not counted more often than long ones. Environments with nothing left to play rest,
-    where the source can let them; so does one whose episode was cut, until all are reset together.
+    The first E episodes that begin are counted, all of them to their end, so that short episodes
+    are not counted more often than long ones. Environments with nothing left to play rest, if the
+    source can let them; so does one whose episode was cut, until all are reset together.
 
     Args:
         policy: Acts greedily; nothing is learned and nothing is drawn.
@@ -117,10 +117,10 @@ def evaluate(
         episodes: E >= 1.
         max_steps: Env steps after which an episode is cut; 0 is never.
         on_progress: Called every few seconds: episodes done, all episodes, env steps played.
-        stopped: Is asked before every step whether to stop; None goes on.
+        stopped: Returns whether to stop; called before every step. None never stops.
 
     Raises:
-        EvaluationStopped: The caller wanted it to stop.
+        EvaluationStopped: `stopped` returned True.
     """
     policy = policy.to_play()
     games = Games(source, episodes, max_steps or NO_LIMIT)
@@ -129,7 +129,7 @@ def evaluate(
     while games.missing:
         if stopped is not None and stopped():
             raise EvaluationStopped
-        if not games.num_playing:  # all that are left were cut
+        if not games.num_playing:  # all running episodes were cut
             games.begin(seeds_after(seeds, games.num_resets))
         _step(source, act())
         games.count()
@@ -140,7 +140,7 @@ def evaluate(
 
 
 def _acting(policy: Policy, source: EnvSource) -> Callable[[], npt.NDArray[np.int64]]:
-    """Return what chooses greedy actions [N] for what a source shows."""
+    """Return a function that chooses greedy actions [N] for a source's observations."""
     transfer = transfer_to(source.rows, policy.network.flat.device)
     if source.rows.obs.dtype != np.float64:
         return lambda: policy.greedy_on_host(*transfer.load().shown)
@@ -162,9 +162,9 @@ def _step(source: EnvSource, actions: npt.NDArray[np.int64]) -> None:
 
 
 class Evaluator:
-    """Evaluates the policy again and again, each time on seeds never used before.
+    """Evaluates the policy repeatedly, each time with new seeds.
 
-    The environments are built at the first call and kept until `close`.
+    The environments are built at the first call and closed by `close`.
 
     Args:
         policy: Acts greedily with its latest parameters.
@@ -175,7 +175,7 @@ class Evaluator:
 
     Attributes:
         on_progress: Called every few seconds: episodes done, all episodes, env steps played.
-        stopped: Is asked before every step whether to stop; None goes on.
+        stopped: Returns whether to stop; called before every step. None never stops.
 
     Raises:
         UsageError: `episodes` is below 1, or `max_steps` below 0.
@@ -203,35 +203,38 @@ class Evaluator:
         self._source: EnvSource | None = None
         self._round = 0
 
-    def screen(self, goal: float) -> Evaluation:
-        """Look whether a full evaluation is worth it, for the price of a few episodes.
+    def screen(self, target_return: float) -> Evaluation:
+        """Play a few episodes, to decide whether a full evaluation is worth it.
 
-        A glance is followed by a longer look unless the goal is out of reach; a policy that is
-        sent away wrongly comes again with the next screening.
+        A few more follow if the target return is within reach; a policy that fails by chance is
+        screened again later.
 
         Args:
-            goal: Mean return that is hoped for.
+            target_return: Mean return to reach.
 
         Raises:
-            EvaluationStopped: `stopped` said so; in the other calls, too.
+            EvaluationStopped: `stopped` returned True; in the other calls, too.
         """
-        return self._while_in_reach(goal, GLANCE_EPISODES, min(LOOK_EPISODES, self.episodes))
+        return self._while_in_reach(
+            target_return, GLANCE_EPISODES, min(LOOK_EPISODES, self.episodes)
+        )
 
-    def full(self, goal: float | None = None) -> Evaluation:
+    def full(self, target_return: float | None = None) -> Evaluation:
         """Play all episodes, none of them shared with a screening.
 
         Args:
-            goal: Mean return that is hoped for: once it is out of reach, fewer are played.
+            target_return: Mean return to reach: if it is out of reach after a while, fewer are
+                played. None plays all.
         """
-        if goal is None:
+        if target_return is None:
             return self._play(self.episodes)
-        return self._while_in_reach(goal, FIRST_EPISODES, self.episodes)
+        return self._while_in_reach(target_return, FIRST_EPISODES, self.episodes)
 
-    def _while_in_reach(self, goal: float, first: int, episodes: int) -> Evaluation:
-        """Play the first episodes, and the others where the goal is still within their reach."""
+    def _while_in_reach(self, target_return: float, first: int, episodes: int) -> Evaluation:
+        """Play the first episodes, and the others if the target return is within their reach."""
         seen = self._play(min(first, episodes))
         more = episodes - seen.episodes
-        return seen + self._play(more) if more and seen.within_reach(goal) else seen
+        return seen + self._play(more) if more and seen.within_reach(target_return) else seen
 
     def _play(self, episodes: int) -> Evaluation:
         self._source = self._source or self._make_source()

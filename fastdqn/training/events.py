@@ -1,4 +1,4 @@
-"""What a run tells about itself: finished episodes, periodic reports, evaluations."""
+"""Events of a training: finished episodes, periodic reports, evaluations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One periodic look at the running training, already off the device.
+    """A periodic report on the running training; its numbers are on the host.
 
     Attributes:
         env_steps: Real transitions so far.
@@ -41,7 +41,7 @@ class Report:
         loss: Loss of the last update; NaN before the first.
         q_mean: Mean Q(s, a) of the last batch; NaN before the first.
         grad_norm: Norm of the last gradient before clipping; NaN before the first.
-        wall_s: Seconds since the command started, with everything in them.
+        wall_s: Seconds since the command started.
         time_left_s: Seconds until total_env_steps at the present speed; NaN when unknown.
         time_share: Fractions of the training time by activity; they sum to 1.
     """
@@ -63,15 +63,15 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """What a greedy evaluation came to.
+    """The result of a greedy evaluation.
 
     Attributes:
         env_steps: Env steps of the run so far.
         wall_s: Seconds since the command started.
         mean: Mean return of the evaluation's episodes.
         std: Standard deviation of these returns.
-        episodes: How many there were.
-        num_cut: How many of them were cut since they had lasted too long.
+        episodes: Number of episodes.
+        num_cut: Episodes that were cut since they were too long.
         max_steps: Env steps at which they were cut.
         reached: Whether the mean reached the target return.
         best: Whether the mean is above that of every evaluation before it.

@@ -1,4 +1,4 @@
-"""Which environment plays which episode of an evaluation, and what the episodes bring."""
+"""Deals the episodes of an evaluation out to environments, and counts their returns."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["Games", "seeds_after"]
 
 
 class Games:
-    """Which environment plays which of E episodes, and what the episodes bring.
+    """Deals E episodes out to the environments of a source, and counts their returns.
 
     Args:
         source: N environments.
         episodes: E.
-        max_steps: Env steps of an episode at most.
+        max_steps: Most env steps of an episode.
 
     Attributes:
-        returns: [E] float64, NaN for those that are not over.
+        returns: [E] float64, NaN for unfinished episodes.
         lengths: [E] int64.
-        missing: Episodes that are not over.
-        num_playing: Environments that play one that counts.
+        missing: Unfinished episodes.
+        num_playing: Environments that play a counted episode.
         num_cut: Episodes that were cut.
         num_resets: How often all environments were reset.
     """
@@ -46,8 +46,8 @@ class Games:
         return int(self.lengths.sum() + self._steps.sum())
 
     def begin(self, seeds: Sequence[int]) -> None:
-        """Reset all environments and begin as many episodes as there are."""
-        num_envs, left = self.source.num_envs, self.missing  # all that had begun are over
+        """Reset all environments and begin an episode in each, as long as some are left."""
+        num_envs, left = self.source.num_envs, self.missing  # all that had begun have finished
         self.source.reset(seeds)
         self.num_resets += 1
         first = _spread(left, num_envs)
@@ -58,13 +58,13 @@ class Games:
         self.rows.resting[:] = self._playing < 0
 
     def count(self) -> None:
-        """Count the last step, and the episodes that ended or are to be cut."""
+        """Count the last step; end the episodes that ended or are too long."""
         rows = self.rows
         self._since_reset += 1
         counted = rows.real & (self._playing >= 0)
         np.add(self._so_far, rows.reward, out=self._so_far, where=counted)
         self._steps += counted
-        if not rows.real.all():  # a reset, or an episode that was lost with its worker
+        if not rows.real.all():  # a reset, or an episode lost with its worker
             self._so_far[~rows.real], self._steps[~rows.real] = 0.0, 0
         ended = (rows.terminated | rows.truncated) & rows.real
         for env in np.flatnonzero(ended).tolist():
@@ -74,7 +74,7 @@ class Games:
             self._cut()
 
     def _cut(self) -> None:
-        """End the episodes that have lasted too long; their environments rest as they are."""
+        """End the episodes that are too long; their environments rest."""
         for env in np.flatnonzero(self._steps >= self.max_steps).tolist():
             self.num_cut += 1
             self._end(env, self._so_far[env], self._steps[env])
@@ -100,14 +100,14 @@ class Games:
 
 
 def seeds_after(seeds: Sequence[int], num_resets: int) -> list[int]:
-    """Return seeds for another reset, below 2^31, that the first ones and its number decide."""
+    """Return seeds for another reset, below 2^31, from the first ones and its number."""
     entropy = [*(int(seed) for seed in seeds), num_resets]
     state = np.random.SeedSequence(entropy).generate_state(len(seeds))
     return [int(word) >> 1 for word in state]
 
 
 def _spread(episodes: int, num_envs: int) -> npt.NDArray[np.int64]:
-    """Deal the first episodes out to environments [N], few of them evenly: neighbours share a core.
+    """Deal the first episodes out to environments [N], evenly if few: neighbours share a core.
 
     Returns:
         The number of the episode that each environment plays first; E where it plays none.

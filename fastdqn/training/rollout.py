@@ -1,4 +1,4 @@
-"""What a loop needs of whatever moves environments on."""
+"""The interface of rollouts that a trainer needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Rollout"]
 
 
 class Rollout(Protocol):
-    """Whatever moves environments on and counts what they do: a rollout."""
+    """Steps environments and counts their env steps and episodes."""
 
     @property
     def env_steps(self) -> int:
@@ -33,7 +33,7 @@ class Rollout(Protocol):
 
     @property
     def restarts(self) -> Sequence[str]:
-        """What befell them, the newest last."""
+        """Why workers were restarted, the newest last."""
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Start new episodes everywhere."""

@@ -1,7 +1,7 @@
 """Exploration schedules and the account that keeps the replay ratio exact.
 
-A schedule is a function of honest counts (env steps, finished episodes), never of loop
-iterations, so that one environment and a thousand decay alike.
+A schedule is a function of env steps and finished episodes, never of loop iterations, so that it
+is the same for one environment and for a thousand.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ __all__ = [
 
 
 class Schedule(Protocol):
-    """A value that depends on how far the run is."""
+    """A value that depends on the env steps and episodes of the run."""
 
     def __call__(self, env_steps: int, episodes: int) -> float:
-        """Return the value in force after `env_steps` transitions and `episodes` episodes."""
+        """Return the value after `env_steps` transitions and `episodes` episodes."""
 
 
 @dataclass(frozen=True)
 class Constant:
-    """The same value for ever; 0 is greedy from the start.
+    """A constant; 0 is greedy from the start.
 
     Args:
         value: The value.
@@ -80,7 +80,7 @@ class Exponential:
     Args:
         start: Value at step 0.
         end: Value approached, never crossed.
-        decay: Env steps after which 63 % of the way is gone, > 0.
+        decay: Env steps after which 63 % of the difference is gone, > 0.
     """
 
     start: float
@@ -125,16 +125,17 @@ class ReplayRatio:
 
         due = floor(ratio * (env_steps - start)) - (updates - earlier)
 
-    The account depends on counts alone: not on the number of environments, the batch size or
-    how often it is asked. Env steps before `start` owe nothing, so nothing bursts there.
+    The result depends on these counts only: not on the number of environments, the batch size or
+    the number of calls. Env steps before `start` make no update due, so there is no burst.
 
     Args:
         ratio: Updates per env step, >= 0.
-        start: Env steps before the first update is owed.
+        start: Env steps before the first update is due.
 
     Attributes:
-        updates: Optimizer steps so far, of an earlier training that this one goes on from too.
-        earlier: Those of the earlier training; neither they nor its env steps count here.
+        updates: Optimizer steps so far, those of an earlier training that this one continues
+            included.
+        earlier: Those of the earlier training; its env steps make no update due.
 
     Raises:
         UsageError: The ratio is negative or not finite.
@@ -148,12 +149,12 @@ class ReplayRatio:
         self.updates = self.earlier = 0
 
     def go_on_from(self, env_steps: int, updates: int) -> None:
-        """Open the account after a training of so many env steps and updates, owing nothing."""
+        """Continue after a training of so many env steps and updates, with no update due."""
         self.start += env_steps
         self.updates = self.earlier = updates
 
     def due(self, env_steps: int) -> int:
-        """Return the updates owed after `env_steps`; never negative."""
+        """Return the updates due after `env_steps`; never negative."""
         return max(
             0, math.floor(self.ratio * (env_steps - self.start)) - (self.updates - self.earlier)
         )

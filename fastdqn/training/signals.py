@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks for a clean end, the second aborts."""
+"""Ctrl-C and SIGTERM: the first ends the run cleanly, the second aborts it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 class StopRequest:
-    """What a signal leads to: an exception, or, while there is something to finish, a call.
+    """Handles a signal: raises, or calls a function while there is something to finish.
 
     Attributes:
         received: The first signal, or None.
@@ -31,7 +31,7 @@ class StopRequest:
 
     @contextmanager
     def leads_to(self, stop: Callable[[], None]) -> Iterator[None]:
-        """Let the first signal within call `stop`, which must only set a flag."""
+        """Let the first signal within this context call `stop`, which must only set a flag."""
         self._stop = stop
         try:
             yield
@@ -39,7 +39,7 @@ class StopRequest:
             self._stop = None
 
     def take(self, number: int) -> None:
-        """Take a signal.
+        """Handle a signal.
 
         Raises:
             KeyboardInterrupt: There is nothing to finish, or the signal is not the first.
@@ -53,9 +53,9 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Give SIGINT and SIGTERM to a StopRequest; put the caller's handlers back at the end.
+    """Let a StopRequest handle SIGINT and SIGTERM; restore the caller's handlers at the end.
 
-    Outside the main thread, where Python lets nobody install handlers, nothing is installed.
+    Does nothing outside the main thread, where Python installs no handlers.
     """
     request = StopRequest()
 
@@ -75,10 +75,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """Let a SIGTERM raise SystemExit(143), so that what is under way is saved as at a Ctrl-C.
+    """Let a SIGTERM raise SystemExit(143), so that the run is saved as after a Ctrl-C.
 
-    Only where it would end the process at once: a handler of the caller's stays, and outside the
-    main thread Python installs none.
+    Only if it would end the process at once: a handler of the caller stays, and outside the main
+    thread Python installs none.
     """
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

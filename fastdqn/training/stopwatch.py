@@ -1,4 +1,4 @@
-"""Where the wall time of the loop goes, and when enough of it has gone by."""
+"""Wall time of the loop by activity, and a timer that is due once per period."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Stopwatch:
         self._last = time.perf_counter()
 
     def lap(self, activity: str) -> None:
-        """Book the time since the previous lap on `activity`."""
+        """Add the time since the previous lap to `activity`."""
         now = time.perf_counter()
         self.seconds[activity] += now - self._last
         self._last = now
 
     def move(self, seconds: float, source: str, to: str) -> None:
-        """Book seconds on another activity than they were booked on."""
+        """Move seconds from one activity to another."""
         self.seconds[source] -= seconds
         self.seconds[to] += seconds
 
@@ -50,8 +50,8 @@ class Pace:
 
     Args:
         period_s: Seconds between two times at which it is due.
-        clock: Seconds that only grow; None is `time.monotonic`.
-        at_once: Whether it is due the first time that it is asked, or a period later.
+        clock: Returns monotonic seconds; None is `time.monotonic`.
+        at_once: Whether the first call of `due` returns True, or only after a period.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Pace:
         self._next_s = self._clock() + (0.0 if at_once else period_s)
 
     def due(self) -> bool:
-        """Return whether it is due; if so, it is not again for a period."""
+        """Return whether a period has passed since the last call that returned True."""
         now_s = self._clock()
         if now_s < self._next_s:
             return False

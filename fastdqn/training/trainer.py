@@ -1,7 +1,6 @@
-"""What every training loop has: when it ends, and what it does by interval.
+"""The base of every training loop: when it ends, and what it does by interval.
 
-How a vector step is made is the business of `trainer` (workers) and `fused_trainer` (tensor
-environments).
+`host.trainer` and `tensor.trainer` define a vector step, for workers and for tensor environments.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ __all__ = ["Intervals", "Trainer", "TrainerSettings"]
 
 @dataclass(frozen=True)
 class Intervals:
-    """How often the loop does what is not training; env steps.
+    """Intervals of reports, checkpoints and evaluations; env steps.
 
     Attributes:
         report: Between reports.
@@ -46,14 +45,14 @@ class Intervals:
 
 
 class TrainerSettings(TypedDict):
-    """What every loop is told.
+    """Settings of every loop.
 
     Attributes:
-        ratio: The account of updates per env step.
+        ratio: Counts the updates that are due.
         epsilon: Exploration over env steps and episodes.
         until: Env steps at which the run ends by itself.
         intervals: When to report, save and evaluate.
-        callback: Is told everything.
+        callback: Called with reports, episodes, evaluations and checkpoints.
         evaluator: Plays greedy episodes; needed with `stop_at_return`.
         stop_at_return: Mean return of a full evaluation that ends the run.
         started: `time.perf_counter()` at the start of the command.
@@ -107,7 +106,7 @@ class Trainer(ABC):
         self.peak_sps = 0.0
         self.worker_restarts = 0
         self.watch = Stopwatch()
-        self._reported_steps: list[Progress] = []  # whose end of compiling needs no word any more
+        self._reported_steps: list[Progress] = []  # that are reported as compiled, or not
         self._first_update: tuple[int, float] | None = None
         self._reported = (rollout.env_steps, 0.0)
         self._begun_at = rollout.env_steps
@@ -137,19 +136,19 @@ class Trainer(ABC):
         return self.learner.compiling
 
     def stop(self) -> None:
-        """Let the loop end after the vector step in progress; may be called from a signal."""
+        """End the loop after the current vector step; may be called from a signal handler."""
         self.status = "stopped"
 
     @abstractmethod
     def vector_step(self) -> None:
-        """Take the loop one step further: act, step, write, learn, look."""
+        """Do one vector step: act, step, write, learn, check intervals."""
 
     @abstractmethod
     def _finish(self) -> None:
-        """Do what the last vector step still owes."""
+        """Do the updates that are due after the last vector step."""
 
     def _end(self) -> None:
-        """Do the updates that the last vector step owes, and report what no interval did."""
+        """Do the updates that are still due, and make the last report."""
         if self.status == "completed":
             self._finish()
         if self.rollout.env_steps > self._reported[0]:
@@ -167,23 +166,23 @@ class Trainer(ABC):
             self._tell_compiled()
         if _crossed(self.intervals.checkpoint, before, now):
             self.callback.on_checkpoint(self)
-        goal, running = self.stop_at_return, self.status == "running"
-        if goal is not None and running and _crossed(self.intervals.evaluate, before, now):
-            self._try_to_finish(goal)
+        target_return, running = self.stop_at_return, self.status == "running"
+        if target_return is not None and running and _crossed(self.intervals.evaluate, before, now):
+            self._try_to_finish(target_return)
         if now >= self.until and self.status == "running":
             self.status = "completed"
 
-    def _tell_restarts(self) -> None:
+    def _report_restarts(self) -> None:
         rollout = self.rollout
         new = rollout.num_restarts - self.worker_restarts
         self.worker_restarts = rollout.num_restarts
         if self.status == "stopped":
-            return  # a signal to all may have reached the workers first
+            return  # a signal to the process group may have ended the workers first
         for message in rollout.restarts[-new:]:
             self.callback.on_restart(self.rollout.env_steps, message)
 
     def _tell_compiled(self) -> None:
-        """Tell once what became of each step that a compiler works on."""
+        """Report once for each step that it is compiled, or why not."""
         for step in self._steps():
             if step in self._reported_steps:
                 continue
@@ -201,24 +200,24 @@ class Trainer(ABC):
         self.returns.extend(episode.return_ for episode in episodes)
         self.callback.on_episodes(episodes)
 
-    def _try_to_finish(self, goal: float) -> None:
-        """Evaluate; a quick look first, and all episodes only where that look reaches the goal.
+    def _try_to_finish(self, target_return: float) -> None:
+        """Screen the policy, and evaluate it fully if the screening reaches the target return.
 
-        A stop in the midst of it ends it; what was played until then is forgotten.
+        A stop ends the evaluation at once, without a result.
         """
         if self.evaluator is None or self._first_update is None:
             return
         self.watch.lap("other")
         with suppress(EvaluationStopped):
-            self._evaluate_for(goal, self.evaluator)
+            self._evaluate_for(target_return, self.evaluator)
         self.watch.lap("evaluate")
 
-    def _evaluate_for(self, goal: float, evaluator: Evaluator) -> None:
-        evaluation = evaluator.screen(goal)
+    def _evaluate_for(self, target_return: float, evaluator: Evaluator) -> None:
+        evaluation = evaluator.screen(target_return)
         reached = False
-        if evaluation.mean >= goal:
-            evaluation = evaluator.full(goal)
-            reached = evaluation.mean >= goal
+        if evaluation.mean >= target_return:
+            evaluation = evaluator.full(target_return)
+            reached = evaluation.mean >= target_return
             if evaluation.episodes == evaluator.episodes:
                 self.evaluation = evaluation
         if reached and self.status == "running":
@@ -228,7 +227,7 @@ class Trainer(ABC):
         self.callback.on_evaluation(self.rollout.env_steps, evaluation, reached)
 
     def evaluate_fully(self) -> None:
-        """Play the full evaluation outside the loop, e.g. at its end."""
+        """Play a full evaluation outside the loop, e.g. at its end."""
         if self.evaluator is not None:
             self.watch.lap("other")
             self.evaluation = self.evaluator.full()
@@ -236,7 +235,7 @@ class Trainer(ABC):
             self.callback.on_evaluation(self.rollout.env_steps, self.evaluation, False)
 
     def report(self) -> Report:
-        """Look at the device and say how the training stands.
+        """Read the metrics from the device and return a report.
 
         Raises:
             NonFiniteError: An update since the last report was skipped as not finite.

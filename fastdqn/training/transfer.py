@@ -51,13 +51,13 @@ class DeviceRows:
 
     @property
     def shown(self) -> tuple[Tensor, Tensor | None]:
-        """What a policy acts on: `obs`, and what may be done there."""
+        """Observations and masks for the policy."""
         return self.obs, self.action_mask
 
 
 @dataclass(frozen=True, slots=True)
 class HostRows:
-    """The same rows as the arrays that they are; masks are None where there are none."""
+    """The same rows as NumPy arrays; masks are None without masks."""
 
     obs: Array
     final_obs: Array
@@ -77,7 +77,7 @@ def host_rows(rows: SharedBlock) -> HostRows:
 
 
 class SharedTransfer:
-    """The CPU's way: tensors over the rows' own memory, made once."""
+    """Transfer on the CPU: tensors over the rows' own memory, made once."""
 
     def __init__(self, rows: SharedBlock) -> None:
         self._tensors = _tensors_over(rows)
@@ -88,14 +88,14 @@ class SharedTransfer:
 
 
 class PackedTransfer:
-    """The way to CUDA and MPS: packed in (pinned) host memory, sent as one copy.
+    """Transfer to CUDA and MPS: packed in (pinned) host memory, sent as one copy.
 
     Args:
-        rows: What to send.
-        device: Where to; never receives a float64.
+        rows: The rows.
+        device: The device; it never gets a float64.
 
     Attributes:
-        rows: Views of the device's memory, which `load` overwrites; they stay where they are.
+        rows: Views of the device's memory, at fixed addresses; `load` overwrites them.
     """
 
     def __init__(self, rows: SharedBlock, device: torch.device) -> None:
@@ -117,8 +117,8 @@ class PackedTransfer:
     def load(self) -> DeviceRows:
         """Pack, copy, and return views of the device's memory; the next call overwrites them.
 
-        The copy is queued, not waited for: whoever reads the device before it sends the next
-        actions has also waited for this copy, so the host's memory is free to be packed again.
+        The copy is queued, not waited for. The host waits for the device when it gets the next
+        actions, and so for this copy; then its memory may be packed again.
         """
         for view, part in zip(self._host_views, self._parts, strict=True):
             view.copy_(part)
@@ -130,7 +130,7 @@ Transfer = SharedTransfer | PackedTransfer
 
 
 def transfer_to(rows: SharedBlock, device: torch.device) -> Transfer:
-    """Return the way from `rows` to `device`."""
+    """Return the transfer from `rows` to `device`."""
     return SharedTransfer(rows) if device.type == "cpu" else PackedTransfer(rows, device)
 
 

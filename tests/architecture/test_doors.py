@@ -7,6 +7,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import pytest
 import fastdqn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 PACKAGE = Path(fastdqn.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -29,9 +30,7 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(PACKAGE))
 
 
-each_file = pytest.mark.parametrize("path", FILES, ids=name_of)
-
-
+@cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -89,61 +88,87 @@ def test_pytorch_is_not_loaded_before_it_is_needed(module: str) -> None:
 # Names and sizes
 
 
-@each_file
-def test_a_file_is_named_after_what_is_in_it(path: Path) -> None:
-    assert path.stem not in NAMES_THAT_SAY_NOTHING
-    assert path.parent.name not in NAMES_THAT_SAY_NOTHING
+def refused(check: Callable[[Path], Iterator[str]]) -> list[str]:
+    """Return what a check finds in all files of the package, each with the name of its file."""
+    return [f"{name_of(path)}: {found}" for path in FILES for found in check(path)]
 
 
-@each_file
-def test_a_file_is_short_or_says_at_its_top_why_it_is_not(path: Path) -> None:
-    lines = path.read_text(encoding="utf-8").count("\n")
-    message = " ".join((ast.get_docstring(tree_of(path)) or "").split())
-    assert lines <= MAX_FILE_LINES or "longer than" in message, f"{lines} lines"
+def says_why_it_is_long(path: Path) -> bool:
+    return "longer than" in " ".join((ast.get_docstring(tree_of(path)) or "").split())
 
 
-@each_file
-def test_functions_are_short(path: Path) -> None:
-    message = " ".join((ast.get_docstring(tree_of(path)) or "").split())
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, Function):
-            lines = (node.end_lineno or 0) - node.lineno + 1
-            assert lines <= MAX_FUNCTION_LINES or "longer than" in message, f"{node.name}: {lines}"
+def test_a_file_is_named_after_what_is_in_it() -> None:
+    names = {name for path in FILES for name in (path.stem, path.parent.name)}
+    assert not names & NAMES_THAT_SAY_NOTHING
 
 
-@each_file
-def test_nothing_is_printed_but_by_a_console(path: Path) -> None:
-    calls = (node.func for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call))
-    assert not [func for func in calls if isinstance(func, ast.Name) and func.id == "print"]
+def test_a_file_is_short_or_says_at_its_top_why_it_is_not() -> None:
+    def check(path: Path) -> Iterator[str]:
+        lines = path.read_text(encoding="utf-8").count("\n")
+        if lines > MAX_FILE_LINES and not says_why_it_is_long(path):
+            yield f"{lines} lines"
+
+    assert refused(check) == []
+
+
+def test_functions_are_short() -> None:
+    def check(path: Path) -> Iterator[str]:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, Function):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > MAX_FUNCTION_LINES and not says_why_it_is_long(path):
+                    yield f"{node.name} has {lines} lines"
+
+    assert refused(check) == []
+
+
+def test_nothing_is_printed_but_by_a_console() -> None:
+    def check(path: Path) -> Iterator[str]:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
+                yield f"line {node.lineno}"
+
+    assert refused(check) == []
 
 
 # What is public
 
 
-@each_file
-def test_everything_public_is_documented(path: Path) -> None:
-    tree = tree_of(path)
-    assert ast.get_docstring(tree), "the file has no docstring"
-    for node in public_definitions(tree.body):
-        assert ast.get_docstring(node), f"{node.name} has no docstring"
+def test_everything_public_is_documented() -> None:
+    def check(path: Path) -> Iterator[str]:
+        tree = tree_of(path)
+        if not ast.get_docstring(tree):
+            yield "the file has no docstring"
+        for node in public_definitions(tree.body):
+            if not ast.get_docstring(node):
+                yield f"{node.name} has no docstring"
+
+    assert refused(check) == []
 
 
-@each_file
-def test_everything_public_is_annotated(path: Path) -> None:
-    for node in public_definitions(tree_of(path).body):
-        if isinstance(node, Function):
-            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-            bare = [arg.arg for arg in given if arg.annotation is None]
-            assert set(bare) <= {"self", "cls"}, f"{node.name}: {bare}"
-            assert node.returns is not None, f"{node.name} returns something unsaid"
+def test_everything_public_is_annotated() -> None:
+    def check(path: Path) -> Iterator[str]:
+        for node in public_definitions(tree_of(path).body):
+            if isinstance(node, Function):
+                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                bare = {arg.arg for arg in given if arg.annotation is None} - {"self", "cls"}
+                if bare or node.returns is None:
+                    yield f"{node.name}: {bare or 'returns something unsaid'}"
+
+    assert refused(check) == []
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.name != "__init__.py"], ids=name_of)
-def test_a_file_lists_what_it_offers_once_and_all_of_it_exists(path: Path) -> None:
-    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-    module = importlib.import_module(".".join(parts))
-    assert len(set(module.__all__)) == len(module.__all__) > 0
-    assert [name for name in module.__all__ if not hasattr(module, name)] == []
+def test_a_file_lists_what_it_offers_once_and_all_of_it_exists() -> None:
+    def check(path: Path) -> Iterator[str]:
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        if parts[-1] != "__init__":
+            module = importlib.import_module(".".join(parts))
+            names = module.__all__
+            if not names or len(set(names)) < len(names):
+                yield f"offers nothing or a name twice: {names}"
+            yield from (f"{name} does not exist" for name in names if not hasattr(module, name))
+
+    assert refused(check) == []
 
 
 def imports_between_files() -> Iterator[tuple[str, str, str]]:
@@ -197,7 +222,7 @@ def test_the_package_is_typed_for_others() -> None:
 
 
 def test_a_run_starts_without_what_takes_seconds_to_load() -> None:
-    """Compilers, TensorDict and matplotlib are loaded by whoever needs them, at that moment."""
+    """Compilers, TensorDict and matplotlib are loaded when they are needed."""
     program = (
         "import sys, torch; before = set(sys.modules); import fastdqn.cli.train;"
         "print(*set(sys.modules) - before)"

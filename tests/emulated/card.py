@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from fastdqn.learner.learner import Learner
 from fastdqn.native import CudaUpdate, cuda_structs
 from fastdqn.native.cuda_config import Shape
 from fastdqn.replay import row_writer
+from fastdqn.toolchain.disk_cache import cache_dir, store, stored
 
 __all__ = ["EmulatedKernels", "has_compiler", "make", "make_writer", "on_emulated_card"]
 
@@ -38,22 +40,22 @@ def has_compiler() -> bool:
 
 @functools.cache
 def _library(source: Path, macros: tuple[tuple[str, str], ...]) -> ctypes.CDLL:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernels.so"
-        given = [f"-D{name}={value}" for name, value in macros]
-        command = [
-            "g++",
-            *FLAGS,
-            *(SANITIZED if os.environ.get("FASTDQN_SANITIZED") else ()),
-            *(f"-Wno-{name}" for name in QUIET),
-            f'-DSOURCE="{source}"',
-            *given,
-            str(RUN),
-            "-o",
-            str(path),
-        ]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        return ctypes.CDLL(str(path))
+    """Compile kernels, or load what an equal call compiled, in this process or another one."""
+    flags = (
+        *FLAGS,
+        *(SANITIZED if os.environ.get("FASTDQN_SANITIZED") else ()),
+        *(f"-Wno-{name}" for name in QUIET),
+        *(f"-D{name}={value}" for name, value in macros),
+    )
+    texts = (source.read_bytes(), RUN.read_bytes(), repr(flags).encode())
+    name = f"emulated-{hashlib.sha256(b'|'.join(texts)).hexdigest()[:16]}.so"
+    if stored(name) is None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            command = ["g++", *flags, f'-DSOURCE="{source}"', str(RUN), "-o", str(path)]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            store(name, path.read_bytes())
+    return ctypes.CDLL(str(cache_dir() / name))
 
 
 class EmulatedKernels:
@@ -110,6 +112,6 @@ def on_emulated_card(learner: Learner) -> Learner:
     native = learner.natively(learner.state, partial(CudaUpdate, make=make))
     assert isinstance(native, CudaUpdate)
 
-    learner._modes["native"] = learner._native_steps(native, mode_of("native", learner.device))
+    learner._modes["native"] = learner._steps_in(mode_of("native", learner.device), native=native)
     learner.execute_as("native")
     return learner

@@ -17,11 +17,11 @@ from torch import Tensor
 from fastdqn.execution.modes import chunks
 from fastdqn.learner.learner import Learner
 from fastdqn.learner.steps import UPDATES_PER_GRAPH
-from fastdqn.replay import Sampler
+from fastdqn.replay import UniformSampler
 from tests.fake_cuda import RecordingCuda
 from tests.learner_modes import run_by_graphs
 from tests.learner_settings import BATCH, SETTINGS, Setting, nothing_left_in, written
-from tests.small_learners import filled_ring, random_batch
+from tests.small_learners import Looking, filled_ring, random_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,7 +57,7 @@ def test_sampled_graphs_learn_what_eager_learning_does(name: str) -> None:
     assert_same(learner, eager)
     assert cuda.captures() == 7  # one for each of 1, 2, 4, 8, 16, 32 and 64 updates
     assert cuda.tape.count("new pool") == 1
-    assert torch.equal(mine.draw(3), theirs.draw(3))  # the generators have gone equally far
+    assert torch.equal(mine.fill(3), theirs.fill(3))  # the generators have gone equally far
 
 
 def test_a_call_is_one_replay_where_the_updates_have_a_graph() -> None:
@@ -75,7 +75,7 @@ def test_graphs_see_what_is_written_after_their_capture() -> None:
     """New rows, more of them, and another learning rate, without another capture."""
     (learner, cuda), eager = captured(PLAIN), PLAIN.build()
     rings = [filled_ring(rows=20), filled_ring(rows=20)]
-    samplers = [Sampler(ring, BATCH) for ring in rings]
+    samplers = [UniformSampler(ring, BATCH) for ring in rings]
     for step in range(60):
         for ring, one, sampler in zip(rings, (learner, eager), samplers, strict=True):
             row = random_batch(1000 + step, 2)
@@ -109,15 +109,15 @@ def test_batches_and_indices_that_the_caller_brings_are_fed_to_graphs(masked: bo
 def test_another_ring_is_another_graph() -> None:
     (learner, cuda), eager = captured(PLAIN), PLAIN.build()
     rings = [filled_ring(rows=rows) for rows in (32, 20)]
-    samplers = [[Sampler(ring, BATCH) for ring in rings] for _ in range(2)]
+    samplers = [[UniformSampler(ring, BATCH) for ring in rings] for _ in range(2)]
     for number in range(12):
         index = rings[number % 2].draw(4, BATCH)
         for one, own in zip((learner, eager), samplers, strict=True):
             one.learn(rings[number % 2], index)
-            state = rings[number % 2]._generator.get_state()
+            state = rings[number % 2].generator.get_state()
             one.learn(own[number % 2], 2)
             if one is learner:
-                rings[number % 2]._generator.set_state(state)
+                rings[number % 2].generator.set_state(state)
     assert_same(learner, eager)
     assert cuda.captures() == 4
 
@@ -125,7 +125,7 @@ def test_another_ring_is_another_graph() -> None:
 def test_an_update_that_is_not_finite_changes_nothing_in_a_graph() -> None:
     learner, _ = captured(PLAIN)
     replay = filled_ring()
-    sampler = Sampler(replay, BATCH)
+    sampler = UniformSampler(replay, BATCH)
     learner.learn(sampler, 4)
     before = written(learner.state)
     replay.ring.reward.fill_(math.nan)
@@ -139,7 +139,7 @@ def test_a_capture_leaves_no_trace_but_its_own_replay() -> None:
     (learner, _), eager = captured(PLAIN), PLAIN.build()
     sampler, other = PLAIN.sampler(), PLAIN.sampler()
     with nothing_left_in(other):
-        index = other.index(torch.arange(BATCH).expand(1, BATCH))
+        index, _ = other.draw(torch.arange(BATCH).expand(1, BATCH))
     assert index.shape == (1, BATCH)
     learner.learn(sampler, 1)
     eager.learn(other, 1)
@@ -152,12 +152,7 @@ def test_a_capture_leaves_no_trace_but_its_own_replay() -> None:
 
 def test_a_graph_that_would_wait_for_the_device_is_refused() -> None:
     learner, _ = captured(PLAIN)
-    loss = learner._loss
-
-    def looking(error: Tensor) -> Tensor:
-        return loss(error) * (1.0 if error.detach().sum().item() > -1e9 else 2.0)
-
-    learner._loss = looking
+    learner.objective = Looking(look=lambda priority: priority.sum().item())
     with pytest.raises(RuntimeError, match="capturing"):
         learner.learn(PLAIN.sampler(), 1)
 

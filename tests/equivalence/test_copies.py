@@ -24,7 +24,7 @@ from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.actors import GraphActor, HostActor
 from fastdqn.policies.policy import Policy
-from fastdqn.replay import ReplayBuffer, Sampler
+from fastdqn.replay import ReplayBuffer, UniformSampler
 from fastdqn.training.callbacks import NullCallback
 from tests.emulated.card import has_compiler, make
 from tests.equivalence.test_native import replay_of
@@ -51,8 +51,8 @@ def all_of(agent: DQN) -> list[Tensor]:
     state = agent.learner.state
     tensors = [*state.written(), *agent.parameters().values(), agent.policy._generator.get_state()]
     if agent._sampler is not None:
-        ring, replay = agent._sampler.ring, agent._sampler.replay
-        tensors += [ring.frames, ring.action, ring.reward, replay._generator.get_state()]
+        ring, replay = agent._sampler.ring, agent._sampler.buffer
+        tensors += [ring.frames, ring.action, ring.reward, replay.generator.get_state()]
     else:
         assert agent._fused is not None
         ring = agent._fused.ring.ring
@@ -95,10 +95,10 @@ AGENTS: dict[str, Callable[[str], DQN]] = {
     ),
     "two groups": lambda execution: DQN(CARTPOLE, execution=execution, env_groups=2, **SMALL),
     "tensor": lambda execution: DQN(CARTPOLE, execution=execution, vectorizer="tensor", **SMALL),
-    "lent tensors": lambda execution: DQN(
+    "given tensors": lambda execution: DQN(
         make_tensor_env(CARTPOLE, 4, "cpu"), execution=execution, **SMALL
     ),
-    "lent vector": lambda execution: DQN(
+    "given vector": lambda execution: DQN(
         SyncVectorEnv([cartpole] * 4), execution=execution, **{**SMALL, "num_workers": None}
     ),
 }
@@ -113,13 +113,13 @@ def test_a_copy_learns_as_the_original_bit_for_bit(
     agent = AGENTS[name](execution)
     if before:
         agent.learn(before)
-    born = all_of(agent)
+    original = all_of(agent)
     twin = copy.deepcopy(agent)
-    assert_same(all_of(twin), born)
+    assert_same(all_of(twin), original)
     assert_whole(twin)
     agent.learn(200)
     after = all_of(agent)
-    assert_same(all_of(twin), born)
+    assert_same(all_of(twin), original)
     twin.learn(200)
     assert_same(all_of(twin), after)
     assert_whole(twin)
@@ -223,19 +223,19 @@ def test_the_copy_of_a_learner_updates_its_own_state(execution: str, one_thread:
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_copy_of_a_replay_buffer_goes_on_as_it_would(masked: bool) -> None:
     replay = replay_of(masked=masked)
-    sampler = Sampler(replay, 6)
+    sampler = UniformSampler(replay, 6)
     twin = copy.deepcopy(sampler)
-    assert twin.replay.ring is twin.ring
+    assert twin.buffer.ring is twin.ring
     kept = replay.ring.frames.clone()
     row = random_batch(3, 4, obs_size=5, actions=3)
     step = (row.action, row.reward, row.terminated, row.truncated, row.next_obs)
-    twin.replay.write(*step)
+    twin.buffer.write(*step)
     assert torch.equal(replay.ring.frames, kept)
     replay.write(*step)
     assert torch.equal(twin.ring.frames, replay.ring.frames)
-    assert len(twin.replay) == len(replay)
-    assert torch.equal(twin.draw(3), sampler.draw(3))
-    assert torch.equal(twin.replay.draw(2, 5), replay.draw(2, 5))
+    assert len(twin.buffer) == len(replay)
+    assert torch.equal(twin.fill(3), sampler.fill(3))
+    assert torch.equal(twin.buffer.draw(2, 5), replay.draw(2, 5))
 
 
 def test_the_copy_of_a_policy_explores_as_it_would() -> None:
@@ -299,7 +299,7 @@ WHOLES: dict[str, Callable[[], Any]] = {
     "network": lambda: FlatNetwork(MLP((4,), 2)),
     "policy": lambda: Policy(FlatNetwork(MLP((4,), 2))),
     "buffer": lambda: ReplayBuffer(10, 2, (4,)),
-    "sampler": lambda: Sampler(ReplayBuffer(10, 2, (4,)), 2),
+    "sampler": lambda: UniformSampler(ReplayBuffer(10, 2, (4,)), 2),
     "actor": lambda: NativeActor(FlatNetwork(MLP((4,), 2))),
     "tensor agent": lambda: DQN(CARTPOLE, vectorizer="tensor", **SMALL),
 }
@@ -320,7 +320,7 @@ def test_pickling_and_shallow_copies_are_refused_with_the_way_out(name: str) -> 
         copy.copy(whole)
 
 
-def test_who_pickles_an_agent_is_told_of_save() -> None:
+def test_pickling_an_agent_is_refused_with_save_as_the_way_out() -> None:
     with pytest.raises(UsageError, match=r"agent.save\(path\) and DQN.load\(path\)"):
         pickle.dumps(WHOLES["agent"]())
 

@@ -339,9 +339,9 @@ MASKS = {
     "too long": np.array([True] * 4),
     "two axes": np.array([[True, False, True]]),
     "two axes of int": np.array([[1, 0, 1]]),
-    "nobody": np.zeros(3, np.bool_),
-    "somebody": np.array([True, False, True]),
-    "everybody": np.ones(3, np.bool_),
+    "no environment": np.zeros(3, np.bool_),
+    "some": np.array([True, False, True]),
+    "all": np.ones(3, np.bool_),
 }
 
 
@@ -375,7 +375,7 @@ def test_a_timeout_says_what_gymnasium_says(call: str) -> None:
 
 @pytest.mark.parametrize("unlucky", [(0,), (1,), (1, 2), (0, 1, 2)], ids=str)
 @pytest.mark.parametrize("method", ["reset", "step"])
-def test_what_environments_raise_is_told_and_raised_as_in_gymnasium(
+def test_what_environments_raise_is_logged_and_raised_as_in_gymnasium(
     method: str, unlucky: tuple[int, ...]
 ) -> None:
     """The last error is raised; with several at once that may be the one of any environment."""

@@ -21,7 +21,7 @@ from fastdqn.execution.compile import CompiledStep
 from fastdqn.learner.learner import Learner, LearnerState
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.policy import Policy
-from fastdqn.replay import ReplayBuffer, Sampler
+from fastdqn.replay import ReplayBuffer, UniformSampler
 from tests.learner_settings import NO_TARGET, PLAIN, SmallConv
 from tests.small_learners import Branches, filled_ring, random_batch
 
@@ -213,7 +213,7 @@ def test_choosing_batches_compiles_with_the_update_and_reads_the_ring_anew() -> 
     """What a graph may hold: one compile, though the ring grows, wraps and has gaps."""
     setting = SETTINGS[RING]
     learner, eager = setting.build("eager"), setting.build("eager")
-    samplers = [Sampler(ReplayBuffer(40, 2, (4,)), BATCH) for _ in range(2)]
+    samplers = [UniformSampler(ReplayBuffer(40, 2, (4,)), BATCH) for _ in range(2)]
 
     compiler = AheadOfTime(learner.device)
     step = CompiledStep(learner._learning_from(samplers[1]), compiler)
@@ -222,7 +222,7 @@ def test_choosing_batches_compiles_with_the_update_and_reads_the_ring_anew() -> 
         real = row.terminated.numpy() if number % 9 == 5 else None
         for sampler in samplers:
             given = (row.action, row.reward, row.terminated, row.truncated, row.obs)
-            sampler.replay.write(*given, real=real)
+            sampler.buffer.write(*given, real=real)
         eager.learn(samplers[0], 1)
         step(samplers[1].fill(1))
     assert compiler.loaded + compiler.made == 1

@@ -1,4 +1,4 @@
-"""Masks: what is stored and done is what was allowed, whoever steps the environments."""
+"""Masks: what is stored and done is what was allowed, under every vectorizer."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_made_sources_read_masks(
 # What is refused
 
 
-@pytest.mark.filterwarnings("ignore:.*ERROR")  # Gymnasium's way to tell what raised
+@pytest.mark.filterwarnings("ignore:.*ERROR")  # Gymnasium's log of what raised
 @pytest.mark.parametrize("kind", ["grouped 0", "grouped 2", "sync"])
 @pytest.mark.parametrize("mode", [MODES[0], SAME_STEP], ids=lambda mode: mode.name)
 def test_a_mask_of_another_shape_is_refused_with_its_environment(

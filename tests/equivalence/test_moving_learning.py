@@ -19,7 +19,7 @@ from fastdqn.execution.step import EagerStep, PlainUntilCompiled, PureStep, Step
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.policy import Policy
-from fastdqn.replay import Sampler
+from fastdqn.replay import UniformSampler
 from fastdqn.training import autotune
 from fastdqn.training.autotune import choose_ways
 from fastdqn.training.tensor.block_plan import Block
@@ -97,7 +97,7 @@ def test_what_is_learned_does_not_depend_on_when_it_moves(
     assert cuda.captures() == recorded
     assert_alike(learner, eager)
     assert (eager.state.online - born).abs().max() > 0.01
-    assert torch.equal(mine.draw(3), theirs.draw(3))
+    assert torch.equal(mine.fill(3), theirs.fill(3))
     assert len(inductor.traces) == 1
 
 
@@ -114,7 +114,7 @@ def test_batches_and_indices_of_the_caller_move_too(inductor: HeldInductor) -> N
             one.learn(replay, index)
         assert_alike(learner, eager)
         inductor.finish()
-    for step in (learner._steps.update, learning_step(learner)):
+    for step in learner._steps.all:
         assert isinstance(step, PlainUntilCompiled)
         assert (step.failure, step.ready) == (None, True)
         assert step.ready_after_s
@@ -184,7 +184,7 @@ def test_auto_starts_without_a_compiler_and_records_nothing_twice(
         return EagerStep(slowly)
 
     run_by(learner, "eager", slow)
-    sampler = Sampler(OWN.replay(), BATCH, due=2)
+    sampler = UniformSampler(OWN.replay(), BATCH, due=2)
     message = choose_ways("auto", learner, Policy(learner.network), sampler, expected_updates=10**6)
     assert learner.execution == WAY
     assert message.startswith(
@@ -210,7 +210,7 @@ def rollout_of(kind: str, way: str = "eager", **given: Any) -> tuple[TensorRollo
     torch.manual_seed(0)
     env = KINDS[kind](3, RULES)
     learner = Learner(MLP((3,), int(env.single_action_space.n), (8,), scale=0.1))
-    learn = partial(learner.step, learner.state)
+    learn = partial(learner.learn_from, learner.state)
     rollout = TensorRollout(env, learner.network, learn, capacity=40, batch_size=8, seed=3)
     if way != "eager":
         cuda = torch.device("cuda")

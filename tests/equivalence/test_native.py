@@ -23,9 +23,9 @@ from fastdqn.native.c_structs import DTYPES, MAX_LAYERS
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.policy import Policy
-from fastdqn.replay import ReplayBuffer, Sampler
+from fastdqn.replay import NewestSampler, ReplayBuffer, UniformSampler
 from fastdqn.transition import Transitions
-from tests.small_learners import filled_ring, random_batch
+from tests.small_learners import filled_ring, random_batch, with_factors
 
 OPTIMIZERS = {
     "adam": Adam(),
@@ -168,7 +168,7 @@ def test_half_precision_is_read_with_its_subnormal_and_largest_numbers() -> None
     )
     for first in range(0, len(finite), 4096):
         rows = slice(first, first + 4096)
-        part = Transitions(*(field[rows] for field in halves.tensors()))
+        part = Transitions(*(f if f is None else f[rows] for f in halves.tensors()))  # type: ignore[arg-type]
         eager, native = pair(MLP((1,), 2, ()), loss="mse", clip_norm=None)
         eager.update(part)
         native.update(part)
@@ -204,9 +204,11 @@ def test_networks_and_batches_of_any_size(  # noqa: PLR0917 - hypothesis names t
     torch.manual_seed(seed)
     eager, native = pair(MLP((obs,), actions, sizes), double=double, loss="mse", clip_norm=None)
     drawn = random_batch(seed, batch, obs_size=obs, actions=actions, masked=seed % 2 == 0)
-    eager.update(drawn)
-    native.update(drawn)
-    assert_alike(native.state, eager.state, rtol=1e-3)
+    for given_ in (drawn, with_factors(drawn, seed)):
+        eager.update(given_)
+        native.update(given_)
+        assert_alike(native.state, eager.state, rtol=1e-3)
+        copy_state(native.state, eager.state)
 
 
 @pytest.mark.parametrize("width", [1, 3, 33])
@@ -270,7 +272,7 @@ def test_batches_are_chosen_as_the_sampler_chooses_them(newest: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     for replay in replays:
         replay.begin(torch.zeros(4, 5))
-    samplers = [Sampler(replay, 6, newest=newest) for replay in replays]
+    samplers = [(NewestSampler if newest else UniformSampler)(replay, 6) for replay in replays]
     none = torch.zeros(4, dtype=torch.bool)
     for step in range(30):
         row = (

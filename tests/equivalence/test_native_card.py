@@ -22,7 +22,7 @@ from fastdqn.native.cuda_config import Shape, fitted
 from fastdqn.native.cuda_structs import SOURCE, Call, on_the_card
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
-from fastdqn.replay import ReplayBuffer, Ring, Sampler
+from fastdqn.replay import NewestSampler, ReplayBuffer, Ring, UniformSampler
 from fastdqn.toolchain.nvrtc import KernelError
 from fastdqn.training.tensor.block_plan import Block
 from fastdqn.training.tensor.block_runner import BlockRunner
@@ -31,7 +31,7 @@ from tests.compilers import HeldInductor
 from tests.emulated.card import EmulatedKernels, has_compiler, make, on_emulated_card
 from tests.equivalence.test_native import assert_alike, copy_state, replay_of
 from tests.equivalence.test_native import tensors as all_of
-from tests.small_learners import random_batch
+from tests.small_learners import random_batch, with_factors
 
 Maker = Callable[[Shape, torch.device], Any]
 EMULATED = pytest.mark.skipif(not has_compiler(), reason="no g++ to emulate a card with")
@@ -146,6 +146,7 @@ def test_networks_and_batches_of_any_size(  # noqa: PLR0917 - the runner names t
     eager, card = pair(MLP(obs, actions, hidden), device, **arguments)
     for seed in range(2):
         drawn = random_batch(seed, batch, obs_size=obs[0], actions=actions, masked=double)
+        drawn = with_factors(drawn) if seed else drawn
         given = drawn.to_tensordict().to(device)
         for learner in (eager, card):
             learner.update(given)
@@ -184,7 +185,7 @@ def test_batches_are_chosen_as_the_sampler_chooses_them(newest: bool, device: st
     replays = [ReplayBuffer(40, 4, (5,), seed=3, device=device) for _ in range(2)]
     for replay in replays:
         replay.begin(torch.zeros(4, 5, device=device))
-    samplers = [Sampler(replay, 6, newest=newest) for replay in replays]
+    samplers = [(NewestSampler if newest else UniformSampler)(replay, 6) for replay in replays]
     none = torch.zeros(4, dtype=torch.bool, device=device)
     for step in range(30):
         numbers = torch.randint(3, (4,)), torch.randn(4), torch.rand(4) < 0.3, torch.randn(4, 5)
@@ -298,7 +299,9 @@ def test_a_block_by_the_cards_kernels_is_the_eager_block(
         size, actions = env.single_observation_space.shape or (), int(env.single_action_space.n)
         learner = Learner(MLP(size, actions, (16,)), learning_rate=1e-3)
         given: dict[str, Any] = {"capacity": 200, "batch_size": 12, "seed": 3}
-        rollout = TensorRollout(env, learner.network, partial(learner.step, learner.state), **given)
+        rollout = TensorRollout(
+            env, learner.network, partial(learner.learn_from, learner.state), **given
+        )
         if way == "native":
             mode, written = mode_of(way, torch.device("cuda")), learner.state.written()
             parts = rollout._iteration, env, mode, written, rollout.device

@@ -14,10 +14,10 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from fastdqn import UsageError
-from fastdqn.envs.sources.own_arrays import OwnArrays, own_arrays_in
+from fastdqn.envs.sources.copied_observations import CopiedObservations, copied_observations_in
 from fastdqn.envs.sources.reused_arrays import SUSPICIOUS_ENDS, ReuseWatch, refuse_reused_arrays
 from fastdqn.envs.sources.source import source_of
-from fastdqn.envs.workers.starting import without_main_module
+from fastdqn.envs.workers.spawning import without_main_module
 from tests.batched import BatchedCounter
 from tests.drive import MODES, everything_in, roll, rollout_of
 from tests.masked import DictMaskedCounterEnv, MaskedCounterEnv, assert_masked
@@ -70,10 +70,10 @@ def test_the_environments_are_put_back_after_an_error() -> None:
     given = list(vector.envs)
 
     def fail() -> None:
-        assert all(isinstance(env, OwnArrays) for env in vector.envs)
+        assert all(isinstance(env, CopiedObservations) for env in vector.envs)
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), own_arrays_in(vector):
+    with pytest.raises(ZeroDivisionError), copied_observations_in(vector):
         fail()
     assert vector.envs == given
 
@@ -135,7 +135,7 @@ def test_processes_whose_environments_return_new_arrays_are_learned_from() -> No
         assert_counted(everything_in(small(envs).learn(150).replay), RULES)
 
 
-def test_masks_that_nobody_reads_may_be_overwritten() -> None:
+def test_masks_that_are_not_read_may_be_overwritten() -> None:
     with closing(_async([partial(MaskedCounterEnv, 0, LENGTHS, strict=False)])) as envs:
         small(envs, action_masks=False)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.errors import UsageError
-from fastdqn.replay import ReplayBuffer, Sampler
+from fastdqn.replay import ReplayBuffer, UniformSampler
 from fastdqn.replay.row_writer import RowWriter, writer_for
 from tests.emulated.card import has_compiler, make_writer
 
@@ -95,8 +95,8 @@ def test_a_kernel_writes_what_pytorch_writes(name: str, device: str) -> None:
             replay.write(*step, **given, real=real)
         same(*rings)
         assert fast.window.tolist() == [fast._starts.first, len(fast)]
-    samplers = [Sampler(replay, 16) for replay in rings]
-    drawn = [sampler.index(sampler.fill(3)) for sampler in samplers]
+    samplers = [UniformSampler(replay, 16) for replay in rings]
+    drawn = [sampler.draw(sampler.fill(3))[0] for sampler in samplers]
     assert torch.equal(*drawn)
 
 

@@ -1,4 +1,4 @@
-"""The same transitions and the same answers, whoever steps the environments."""
+"""The same transitions and the same answers from every vectorizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from fastdqn.envs.description import describe, factory_of
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.sources.source import VECTORIZERS, make_source, source_of
-from fastdqn.envs.workers.starting import without_main_module
+from fastdqn.envs.workers.spawning import without_main_module
 from fastdqn.errors import NonFiniteError
 from tests.drive import KINDS, MODES, everything_in, roll, rollout_of, stored_at, vector_of
 from tests.oracles import (
@@ -103,7 +103,7 @@ def test_a_reset_is_never_counted_as_an_env_step(vector: Vector) -> None:
     assert len(episodes) == expected // 3
 
 
-def test_episodes_are_told_with_their_true_return_length_and_end(vector: Vector) -> None:
+def test_episodes_are_reported_with_their_true_return_length_and_end(vector: Vector) -> None:
     rules = CounterRules(LENGTHS, "alternating")
     rollout = rollout_of(_source(vector, rules))
     rollout.reset(SEEDS)
@@ -453,7 +453,7 @@ def test_reset_mask_resets_the_chosen_environments_only(
         np.ones(NUM_ENVS + 1, np.bool_),
         np.zeros(NUM_ENVS, np.bool_),
     ],
-    ids=["list", "int", "too long", "nobody"],
+    ids=["list", "int", "too long", "none"],
 )
 def test_a_wrong_reset_mask_is_refused_as_in_gymnasium(
     pair: tuple[AsyncVectorEnv, AsyncVectorEnv], mask: Any

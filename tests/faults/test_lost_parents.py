@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.workers.lifeline import HEARD_BY_PARENT
+from fastdqn.envs.workers.parent_watch import GROUP_SIGNALS
 from fastdqn.envs.workers.supervision import Supervision
 from tests.frail import FailsOnce, Keeper
 from tests.oracles import CrashError, CrashingEnv, counters
@@ -168,12 +168,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores both
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 if does == "goes on":
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda number, _: heard.append(number))
-heard = []
+        signal.signal(number, lambda number, _: received.append(number))
+received = []
 envs = GroupedVectorEnv([partial(Keeper, 0, sys.argv[1])] * 2, num_workers=2, context=context)
 envs.reset(seed=1)
 print(*envs.call("signals_of_program"), flush=True)
-while not heard:
+while not received:
     envs.step([0, 0])
 pids = envs.call("pid")
 until = time.monotonic() + 0.3
@@ -181,7 +181,7 @@ while time.monotonic() < until:
     envs.step([0, 0])
 assert envs.call("pid") == pids
 envs.close()
-print("closed after", signal.Signals(heard[0]).name)
+print("closed after", signal.Signals(received[0]).name)
 """
 
 
@@ -224,8 +224,10 @@ def test_programs_of_environments_inherit_no_signal_that_is_blocked_or_ignored(
         assert trainer.stdout is not None
         message = ast.literal_eval("[" + trainer.stdout.readline().replace(") (", "), (") + "]")
         trainer.kill()
-    heard = sum(1 << (number - 1) for number in HEARD_BY_PARENT)
-    assert [(blocked & heard, ignored & heard) for blocked, ignored in message] == [(0, 0)] * 2
+    received = sum(1 << (number - 1) for number in GROUP_SIGNALS)
+    assert [(blocked & received, ignored & received) for blocked, ignored in message] == [
+        (0, 0)
+    ] * 2
 
 
 # Callers that forget to close

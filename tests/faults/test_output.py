@@ -68,7 +68,7 @@ def code(folder: Path) -> int:
 
 @pytest.mark.parametrize("plumbing", ["| head -c 100", "> /dev/full", ">&- 2>&-"])
 @pytest.mark.parametrize("env", ["CartPole-v1", "saying_envs:Saying-v0 --num-workers 1"])
-def test_a_console_that_nobody_reads_costs_no_run(tmp_path: Path, plumbing: str, env: str) -> None:
+def test_a_console_that_is_not_read_costs_no_run(tmp_path: Path, plumbing: str, env: str) -> None:
     words = f"train {SHORT} --run-dir run --env-id {env}"
     done = run(words, plumbing, tmp_path, PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
     assert (code(tmp_path), done.stderr) == (0, "")
@@ -80,7 +80,7 @@ def test_a_console_that_nobody_reads_costs_no_run(tmp_path: Path, plumbing: str,
 
 @pytest.mark.parametrize("words", ["presets", "train --help"])
 @pytest.mark.parametrize("plumbing", ["| true", "> /dev/full", ">&-"])
-def test_what_only_prints_ends_well_where_nobody_reads(
+def test_what_only_prints_ends_well_where_its_output_is_not_read(
     tmp_path: Path, words: str, plumbing: str
 ) -> None:
     assert run(words, plumbing, tmp_path).stderr == ""
@@ -124,7 +124,7 @@ def test_a_disk_that_is_full_at_the_start_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [4500, 6000])
-def test_files_that_cannot_grow_are_told_once_each_and_hold_whole_lines(
+def test_files_that_cannot_grow_are_reported_once_each_and_hold_whole_lines(
     tmp_path: Path, limit: int
 ) -> None:
     words = f"{SHORT} --hidden-sizes 400 --checkpoint-interval 200 --log-interval 20 --run-dir run"
@@ -174,7 +174,7 @@ def test_a_signal_in_the_midst_of_an_endless_evaluation_saves_and_ends_the_run(
     )
     with started(words, tmp_path) as command:
         command.wait_until(lambda: "evaluating: 0 of 4" in command.out.read_text())
-        command.tell(signal.SIGTERM, group=False)
+        command.send_signal(signal.SIGTERM, group=False)
         assert command.end() == 143
     assert command.err.read_text() == ""
     assert "Stopped after 300 env steps" in command.out.read_text()

@@ -65,7 +65,7 @@ def step_until(envs: GroupedVectorEnv, restarted: bool) -> Any:
 
 
 class Trainer:
-    """Somebody's own loop over `step`: it leaves out what `infos["restarted"]` names."""
+    """A caller's loop over `step`: it leaves out what `infos["restarted"]` names."""
 
     def __init__(self, envs: GroupedVectorEnv) -> None:
         self.envs, self.rows = envs, list[Any]()
@@ -123,7 +123,7 @@ def test_next_step_resets_are_not_called_restarts() -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_restart_in_a_partial_reset_tells_that_the_others_were_cut(num_workers: int) -> None:
+def test_a_restart_in_a_partial_reset_reports_that_the_others_were_cut(num_workers: int) -> None:
     """The environments 0 and 1 share a worker; only the first is reset, and raises."""
     factories = [partial(FallsInReset, i) for i in range(4)]
     envs = supervised(factories, num_workers, autoreset_mode=AutoresetMode.DISABLED)
@@ -222,7 +222,7 @@ def test_a_call_that_kills_its_worker_each_time_ends_in_an_error() -> None:
 # Slow and dead
 
 
-def test_a_slow_worker_is_not_dead_and_a_timeout_of_the_caller_restarts_nobody() -> None:
+def test_a_slow_worker_is_not_dead_and_a_timeout_of_the_caller_restarts_none() -> None:
     envs = supervised(one_of(partial(HangingEnv, 1, sleep_s=0.6), 1, 2), 2)
     envs.reset(seed=1)
     envs.step_async([0, 0])
@@ -280,7 +280,7 @@ def test_a_worker_stopped_in_the_middle_of_a_message_is_a_hang() -> None:
 # The budget
 
 
-def test_one_restart_too_many_is_an_error_that_tells_everything() -> None:
+def test_one_restart_too_many_is_an_error_that_names_everything() -> None:
     envs = supervised(mortals(4, LivingEnv), 2, Supervision(max_restarts=2))
     envs.reset(seed=5)
     for _ in range(2):
@@ -300,7 +300,7 @@ def test_one_restart_too_many_is_an_error_that_tells_everything() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, UnpicklableError, partial(HalfPicklableError, 7)])
-def test_what_an_environment_raised_is_told_in_one_line_and_in_full(error: Any) -> None:
+def test_what_an_environment_raised_is_reported_in_one_line_and_in_full(error: Any) -> None:
     factories = one_of(partial(CrashingEnv, 2, at=2, error=error), 2, 4)
     envs = supervised(factories, 2, Supervision(max_restarts=0))
     envs.reset(seed=5)
@@ -329,7 +329,7 @@ def test_a_constructor_that_fails_later_is_given_up_after_growing_delays(
     flaw.touch()
     kill(envs, 0)
     start, steps = time.monotonic(), 0
-    with pytest.raises(WorkerError, match="It failed 4 times without a single step") as message:  # noqa: PT012 - nobody knows which step
+    with pytest.raises(WorkerError, match="It failed 4 times without a single step") as message:  # noqa: PT012 - the step is not known
         while True:
             envs.step([0, 0])
             steps += 1
@@ -373,4 +373,4 @@ def test_without_any_worker_a_step_still_returns_soon(tmp_path: Path) -> None:
     assert time.monotonic() - start < 5.0
     start = time.monotonic()
     envs.close()
-    assert time.monotonic() - start < 2.0  # nobody is polite to a worker that only starts
+    assert time.monotonic() - start < 2.0  # a worker that only starts is killed at once

@@ -91,7 +91,7 @@ class Command:
         path = self.run_dir / "metrics.jsonl"
         self.wait_until(lambda: path.exists() and path.stat().st_size > 0)
 
-    def tell(self, number: signal.Signals, *, group: bool) -> None:
+    def send_signal(self, number: signal.Signals, *, group: bool) -> None:
         """Send a signal to the process alone, or to all of its group as a terminal does."""
         (os.killpg if group else os.kill)(self.process.pid, number)
 
@@ -157,7 +157,7 @@ def test_a_signal_saves_and_ends_the_run_within_seconds(
 ) -> None:
     with started(ENDLESS, tmp_path) as command:
         command.wait_for_metrics()
-        command.tell(number, group=group)
+        command.send_signal(number, group=group)
         assert command.end() == code
     assert command.err.read_text() == ""
     said = command.out.read_text()
@@ -173,7 +173,7 @@ def test_an_interrupt_while_modules_load_ends_it_without_a_word(
     loaded = re.compile(rf"\| +{re.escape(module)}$", re.MULTILINE)
     with started(ENDLESS, tmp_path, "-X", "importtime") as command:
         command.wait_until(lambda: loaded.search(command.err.read_text()) is not None)
-        command.tell(signal.SIGINT, group=True)
+        command.send_signal(signal.SIGINT, group=True)
         assert command.end() == 130
     assert {line[:12] for line in command.err.read_text().splitlines()} == {"import time:"}
     assert not command.run_dir.exists()
@@ -183,7 +183,7 @@ def test_an_interrupt_while_workers_start_ends_them_too(tmp_path: Path) -> None:
     with started(ENDLESS, tmp_path) as command:
         command.wait_until((command.run_dir / "episodes.csv").exists)
         time.sleep(0.2)
-        command.tell(signal.SIGINT, group=True)
+        command.send_signal(signal.SIGINT, group=True)
         assert command.end() == 130
     assert command.err.read_text() == ""
 

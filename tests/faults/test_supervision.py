@@ -45,7 +45,7 @@ def assert_nothing_joined(rollout: HostRollout, restarts: int) -> None:
 
 @contextmanager
 def fire_at(envs: GroupedVectorEnv, pause_s: float) -> Iterator[None]:
-    """Kill random workers from outside, at moments that nobody knows."""
+    """Kill random workers from outside, at random moments."""
     over, dice = threading.Event(), random.Random(1)
 
     def shoot() -> None:
@@ -132,7 +132,7 @@ def test_what_a_worker_wrote_before_it_failed_is_forgotten() -> None:
     envs.close()
 
 
-# Nobody waits
+# No step waits
 
 
 def test_others_go_on_while_a_worker_is_restarted() -> None:

@@ -161,7 +161,7 @@ def test_a_run_with_too_many_crashes_fails_in_one_line_and_saves(
     ("env_id", "number", "code"),
     [
         ("Stuck-Once-v0", signal.SIGINT, 130),  # the other worker goes on
-        ("Stuck-v0", signal.SIGTERM, 143),  # nobody is left
+        ("Stuck-v0", signal.SIGTERM, 143),  # no process is left
     ],
 )
 def test_a_signal_ends_a_run_whose_workers_are_being_restarted(
@@ -170,7 +170,7 @@ def test_a_signal_ends_a_run_whose_workers_are_being_restarted(
     fallen = 2 if env_id == "Stuck-v0" else 1
     with started(words_for(env_id, 100_000_000), folder) as command:
         command.wait_until(lambda: command.out.read_text().count("Restarted") == fallen)
-        command.tell(number, group=True)
+        command.send_signal(number, group=True)
         assert command.process.wait(15.0) == code
     assert command.err.read_text() == ""
     said = command.out.read_text()

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.usefixtures("nothing_left"),
-    pytest.mark.filterwarnings("ignore:.*ERROR"),  # Gymnasium's class tells each error twice
+    pytest.mark.filterwarnings("ignore:.*ERROR"),  # Gymnasium's class logs each error twice
 ]
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +120,7 @@ def _step_source(rows: EnvSource) -> None:
         rows.recv()
 
 
-def test_the_exit_code_of_a_worker_that_left_is_told() -> None:
+def test_the_exit_code_of_a_worker_that_left_is_reported() -> None:
     factories = one_of(partial(CrashingEnv, 1, error=SystemExit), 1, 2)
     envs = GroupedVectorEnv(factories, num_workers=2)
     envs.reset()
@@ -159,7 +159,7 @@ def _crashing(**kwargs: Any) -> list[Callable[[], Any]]:
     return one_of(partial(CrashingEnv, 2, **kwargs), 2, 4)
 
 
-def _assert_told(error: BaseException) -> None:
+def _assert_named(error: BaseException) -> None:
     message = str(error)
     assert re.match(r"environment 2 raised( on action \d)?:\nTraceback", message)
     assert "oracles.py" in message
@@ -175,7 +175,7 @@ def test_what_an_environment_raises_comes_through_with_its_index_and_traceback(
     with pytest.raises(CrashError, match=r"^out of luck$") as raised:
         _step_until_it_fails(envs)
     assert isinstance(raised.value.__cause__, WorkerError)
-    _assert_told(raised.value.__cause__)
+    _assert_named(raised.value.__cause__)
     obs, _ = envs.reset()
     assert obs[:, 2].tolist() == [0] * 4
     assert envs.step([0] * 4)[0][:, 2].tolist() == [1] * 4
@@ -186,7 +186,7 @@ def test_what_a_constructor_raises_comes_through_and_no_worker_stays() -> None:
     with pytest.raises(CrashError, match=r"^out of luck$") as raised:
         GroupedVectorEnv(_crashing(where="constructor"), num_workers=2)
     assert isinstance(raised.value.__cause__, WorkerError)
-    _assert_told(raised.value.__cause__)
+    _assert_named(raised.value.__cause__)
 
 
 def test_a_constructor_that_leaves_the_worker_is_named() -> None:
@@ -209,7 +209,7 @@ def test_an_exception_that_cannot_travel_becomes_a_worker_error(where: str, erro
         envs = GroupedVectorEnv(_crashing(where=where, error=error), num_workers=2)
         envs.reset()
         envs.step([0] * 4)
-    _assert_told(raised.value)
+    _assert_named(raised.value)
     if envs is not None:
         with pytest.raises(ClosedEnvironmentError, match="raised and was shut down: reset it"):
             envs.call("now")
@@ -376,6 +376,7 @@ from functools import partial
 from fastdqn.envs.grouped import GroupedVectorEnv
 from tests.oracles import HangingEnv
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it after `&`
 envs = GroupedVectorEnv([partial(HangingEnv, i, at=1, sleep_s=0.3) for i in (0, 1)], num_workers=2)
 envs.reset()
 try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from fastdqn.algorithms.optimizers import Adam
 from fastdqn.algorithms.td_losses import (
+    bootstrapped,
     double_dqn_target,
     dqn_target,
     huber_loss,
@@ -123,6 +125,54 @@ def test_the_q_values_of_the_taken_actions_are_picked_row_by_row() -> None:
     q = torch.tensor([[1.2, -0.4, 0.7, 2.0], [0.1, 0.3, 1.1, 0.5], [2.2, 1.9, 0.2, 0.0]])
     picked = td_error(q, torch.tensor([2, 0, 1]), torch.zeros(3))
     assert torch.equal(picked, torch.tensor([0.7, 0.1, 1.9]))
+
+
+def _tabular(execution: str, **settings: Any) -> Learner:
+    """A learner whose Q-values of three one-hot states are those of a table; state 2 is worth 0."""
+    learner = Learner(MLP((3,), 3, ()), gamma=0.5, loss="mse", execution=execution, **settings)
+    for vector, values in (
+        (learner.state.online, NEXT_ONLINE),
+        (learner.state.target, NEXT_TARGET),
+    ):
+        weights = torch.zeros(3, 3)
+        weights[:, :2] = torch.tensor(values).T
+        vector.zero_()[:9] = weights.flatten()
+    return learner
+
+
+FACTORS = transitions([2, 2], [0, 1], [1.0, -2.0], [0, 1], [False, True], num_states=3)
+
+
+@pytest.mark.parametrize("execution", ["eager", "native"])
+@pytest.mark.parametrize(("double", "expected"), [(True, [3.0, 1.5]), (False, [51.0, 1.5])])
+def test_the_discount_of_a_row_alone_says_what_follows_counts(
+    double: bool, expected: list[float], execution: str
+) -> None:
+    """Decoys: derived from `terminated`, the targets would be 5 or 101, and -2."""
+    learner = _tabular(execution, double=double, target="hard", learning_rate=0.0)
+    learner.update(replace(FACTORS, discount=torch.tensor([0.25, 0.5])))
+    assert learner.state.metrics[1].item() == pytest.approx(sum(expected) / 2)
+    learner.update(FACTORS)
+    derived = DOUBLE if double else PLAIN
+    assert learner.state.metrics[1].item() == pytest.approx(sum(map(abs, derived)) / 2)
+
+
+@pytest.mark.parametrize("execution", ["eager", "native"])
+def test_the_loss_of_a_row_is_weighted_and_then_averaged(execution: str) -> None:
+    """Errors 5 and 2. Decoys: unweighted 14.5, divided by the weights' sum 7, squared 60.1."""
+    learner = _tabular(execution, target="hard", learning_rate=0.0)
+    learner.update(replace(FACTORS, weight=torch.tensor([0.5, 3.0])))
+    loss, error, _, norm = learner.state.metrics.tolist()
+    assert loss == pytest.approx((0.5 * 25.0 + 3.0 * 4.0) / 2)
+    assert error == pytest.approx(3.5)  # the priorities are not weighted
+    by_q = [0.5 * -5.0, 3.0 * 2.0]  # each reaches a weight and a bias
+    assert norm == pytest.approx(math.sqrt(2 * sum(slope**2 for slope in by_q)))
+
+
+def test_where_the_discount_is_0_no_value_does_harm() -> None:
+    value = torch.tensor([math.nan, math.inf, 10.0])
+    target = bootstrapped(torch.ones(3), torch.tensor([0.0, 0.0, 0.5]), value)
+    assert target.tolist() == [1.0, 1.0, 6.0]
 
 
 def test_losses_of_a_small_and_a_large_error() -> None:

@@ -16,7 +16,7 @@ from fastdqn.networks.mlp import MLP
 from fastdqn.policies import actors
 from fastdqn.policies.actors import GraphActor, HostActor
 from fastdqn.policies.policy import Actor, Policy
-from fastdqn.replay import Sampler
+from fastdqn.replay import UniformSampler
 from fastdqn.training.autotune import fastest_actor
 from tests.hotpath.test_hotpath import Parts
 from tests.small_learners import random_batch
@@ -92,7 +92,7 @@ def test_with_graphs_a_vector_step_waits_for_its_actions_and_nothing_else(
     monkeypatch.setattr(actors, "synchronize", wait)
     execution = "native" if native else "cudagraph"
     parts = Parts(device="cuda", num_masked=num_masked, num_groups=num_groups, execution=execution)
-    policy, sampler = parts.policy, Sampler(parts.replay, 8)
+    policy, sampler = parts.policy, UniformSampler(parts.replay, 8)
     policy.actor = GraphActor(policy, CudaActor(policy.network) if native else None)
     for step in range(28):
         if step == 8:

@@ -28,7 +28,7 @@ def build(env_id: str, execution: str) -> tuple[TensorRollout, Learner]:
     rollout = TensorRollout(
         env,
         learner.network,
-        partial(learner.step, learner.state),
+        partial(learner.learn_from, learner.state),
         capacity=400,
         batch_size=16,
         seed=3,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
-from fastdqn.replay import ReplayBuffer, Sampler
+from fastdqn.replay import ReplayBuffer, UniformSampler
 from fastdqn.training.autotune import fastest_execution
 from tests.learner_modes import learning_step
 from tests.learner_settings import BATCH, SETTINGS, nothing_left_in, written
@@ -66,7 +66,7 @@ def test_every_way_learns_what_eager_learning_does(name: str, way: str) -> None:
     assert (learners[1].state.online - born).abs().max() > 0.01
     for mine, theirs in zip(fast, eager, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=5e-4, atol=2e-6)
-    assert torch.equal(samplers[0].draw(3), samplers[1].draw(3))
+    assert torch.equal(samplers[0].fill(3), samplers[1].fill(3))
     assert captures(learners[0]) == (0 if way == "compile" else 7)
 
 
@@ -184,7 +184,7 @@ def test_float32_keeps_all_bits_of_convolutions_and_products() -> None:
 def test_a_measurement_on_the_card_leaves_no_trace() -> None:
     setting = SETTINGS[MANY_SHAPES]
     learner = setting.build("eager", "cuda")
-    sampler = Sampler(setting.replay("cuda"), BATCH, due=4)
+    sampler = UniformSampler(setting.replay("cuda"), BATCH, due=4)
     before = written(learner.state)
     default = torch.cuda.get_rng_state()
     with nothing_left_in(sampler):
@@ -206,7 +206,7 @@ def test_a_module_that_waits_is_told_and_left_out_and_the_learner_still_learns()
 
     torch.manual_seed(0)
     learner = Learner(Waiting((4,), 2, (8,)), device="cuda")
-    sampler = Sampler(SETTINGS[MANY_SHAPES].replay("cuda"), BATCH)
+    sampler = UniformSampler(SETTINGS[MANY_SHAPES].replay("cuda"), BATCH)
     best, message = fastest_execution(learner, sampler, 2, ["eager", "cudagraph"])
     assert best == "eager"
     assert "cudagraph cannot run" in message

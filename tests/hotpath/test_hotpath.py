@@ -26,10 +26,11 @@ from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.actors import GraphActor
 from fastdqn.policies.policy import Policy
-from fastdqn.replay import ReplayBuffer, Sampler
+from fastdqn.replay import ReplayBuffer, UniformSampler
 from fastdqn.training.host.rollout import HostRollout
 from tests.fake_cuda import RecordingCuda, flat
 from tests.learner_modes import run_by_graphs
+from tests.small_learners import Looking
 
 NUM_ENVS, OBS_SIZE, BATCH = 6, 4, 8
 LOOKING_OPS = {
@@ -156,7 +157,7 @@ class Parts:
             num_groups=num_groups,
             num_masked=num_masked,
         )
-        self.sampler = Sampler(self.replay, BATCH)
+        self.sampler = UniformSampler(self.replay, BATCH)
         self.policy = Policy(self.learner.network)
         self.source = RandomSource(resets_within_step, num_groups, num_masked)
         self.rollout = HostRollout(self.source, self.policy, self.replay)
@@ -289,13 +290,7 @@ def test_a_look_planted_into_the_loss_is_noticed(
     look: Callable[[Tensor], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = Parts()
-    loss = parts.learner._loss
-
-    def looking(error: Tensor) -> Tensor:
-        look(error.detach())
-        return loss(error)
-
-    monkeypatch.setattr(parts.learner, "_loss", looking)
+    monkeypatch.setattr(parts.learner, "objective", Looking(look=look))
     with Operations() as operations, Calls() as calls:
         parts.learner.learn(parts.sampler, 2)
     assert len(operations.looks) + calls.names.total() >= 2

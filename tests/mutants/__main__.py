@@ -1,55 +1,93 @@
-"""Plant each bug in a process of its own and see that its tests turn red: `make mutants`."""
+"""Plant each bug in a process of its own and see that its tests turn red: `make mutants`.
+
+PyTorch and the package are loaded once; each process is a fork that plants its bug and runs pytest.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
-import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+
+import pytest
 
 from tests.mutants.bugs import MUTANTS
 
 ROOT = Path(__file__).parents[2]
 AT_A_TIME = 2
 PYTEST = (
-    *("-m", "pytest", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"),
+    *("-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"),
     *("-p", "tests.mutants.plugin"),
 )
+HEALTHY = ""
+"""In the place of a mutant's name: no bug, and the tests of all."""
 
 
-def run(name: str | None, tests: tuple[str, ...]) -> tuple[list[str], int]:
-    """Run tests with a bug planted, or none; return the lines of the plugin and pytest's code."""
-    with tempfile.TemporaryDirectory() as folder:
-        red = Path(folder) / "red"
-        red.touch()
-        given = {"FASTDQN_MUTANT": name or "", "FASTDQN_MUTANT_RED": str(red)}
-        done = subprocess.run(
-            [sys.executable, *PYTEST, *tests],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **given},
-            capture_output=True,
-            check=False,
-            text=True,
-        )
-        lines = red.read_text().splitlines()
-        return lines or done.stdout.splitlines()[-3:] + done.stderr.splitlines()[-3:], (
-            done.returncode
-        )
+def run_tests(name: str, tests: Sequence[str], folder: Path) -> int:
+    """Plant a bug in this process, run tests and return pytest's code.
+
+    What pytest prints goes to `folder`/out, the lines of the plugin to `folder`/red.
+    """
+    os.environ.update(FASTDQN_MUTANT=name, FASTDQN_MUTANT_RED=str(folder / "red"))
+    out = os.open(folder / "out", os.O_WRONLY | os.O_CREAT)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    code = pytest.main([*PYTEST, *tests])
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    return code
 
 
-def healthy() -> str | None:
-    """Return why the tests of all mutants are not green without one, or None if they are."""
-    tests = tuple(sorted({test for mutant in MUTANTS.values() for test in mutant.tests}))
-    lines, code = run(None, tests)
-    return None if code == 0 else "without a mutant: " + "; ".join(lines)
+def start(name: str, tests: Sequence[str], folder: Path) -> int:
+    """Fork a process that plants a bug and runs tests; return its process id."""
+    folder.mkdir()
+    (folder / "red").touch()
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = int(pytest.ExitCode.INTERNAL_ERROR)
+    try:
+        code = run_tests(name, tests, folder)
+    finally:
+        os._exit(code)
 
 
-def verdict(name: str) -> tuple[bool, str]:
-    """Plant one bug; return whether all of its tests turned red, and which ones or why not."""
-    tests = MUTANTS[name].tests
-    lines, code = run(name, tests)
+def lines_of(folder: Path) -> list[str]:
+    """Return the lines of the plugin, or the last that pytest printed."""
+    return (folder / "red").read_text().splitlines() or (
+        (folder / "out").read_text(errors="replace").splitlines()[-3:]
+    )
+
+
+def run(plan: dict[str, Sequence[str]]) -> Iterator[tuple[str, list[str], int]]:
+    """Run the tests of each mutant, `AT_A_TIME` mutants at once.
+
+    Args:
+        plan: Mutant -> its tests.
+
+    Yields:
+        Name, lines of the plugin and pytest's code of each, in the order in which they end.
+    """
+    waiting, running = list(plan)[::-1], dict[int, tuple[str, Path]]()
+    with tempfile.TemporaryDirectory() as home:
+        while waiting or running:
+            while waiting and len(running) < AT_A_TIME:
+                name, folder = waiting.pop(), Path(home) / str(len(waiting))
+                running[start(name, plan[name], folder)] = name, folder
+            pid, status = os.wait()
+            name, folder = running.pop(pid)
+            yield name, lines_of(folder), os.waitstatus_to_exitcode(status)
+
+
+def verdict(name: str, tests: Sequence[str], lines: list[str], code: int) -> tuple[bool, str]:
+    """Return whether all tests of a mutant turned red, and which ones or why not."""
+    if name == HEALTHY:
+        return code == 0, "all green" if code == 0 else "; ".join(lines)
     if code != 1:
         return False, f"pytest ended with {code}: " + "; ".join(lines)
     red = {line.partition("[")[0] for line in lines} | set(lines)
@@ -62,23 +100,18 @@ def verdict(name: str) -> tuple[bool, str]:
 
 def main() -> int:
     """Print the table; return 1 if a mutant survives or a test is red without one."""
-    names = sys.argv[1:] or list(MUTANTS)
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        base = pool.submit(healthy)
-        verdicts = pool.map(verdict, names)
-        width = max(map(len, names))
-        sys.stdout.write(f"{'mutant':{width}} | killed by\n{'-' * width}-|-{'-' * 40}\n")
-        failed = 0
-        for name, (killed, how) in zip(names, verdicts, strict=True):
-            failed += not killed
-            sys.stdout.write(f"{name:{width}} | {how}\n")
-            sys.stdout.flush()
-        problem = base.result()
-    if problem:
-        failed += 1
-        sys.stdout.write(problem + "\n")
-    sys.stdout.write(f"{len(names) + bool(problem) - failed} passed, {failed} failed\n")
-    return 1 if failed else 0
+    mutants = {name: MUTANTS[name].tests for name in sys.argv[1:] or MUTANTS}
+    plan = {HEALTHY: sorted(set(chain(*mutants.values()))), **mutants}
+    width = max(map(len, plan))
+    sys.stdout.write(f"{'mutant':{width}} | killed by\n{'-' * width}-|-{'-' * 40}\n")
+    passed = 0
+    for name, lines, code in run(plan):
+        good, how = verdict(name, plan[name], lines, code)
+        passed += good
+        sys.stdout.write(f"{name or 'no mutant':{width}} | {how}\n")
+        sys.stdout.flush()
+    sys.stdout.write(f"{passed} passed, {len(plan) - passed} failed\n")
+    return int(passed < len(plan))
 
 
 if __name__ == "__main__":

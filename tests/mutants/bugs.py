@@ -22,7 +22,7 @@ from fastdqn.agent import loading, saved_description
 from fastdqn.agent.dqn import DQN
 from fastdqn.agent.persistence import Persistent
 from fastdqn.agent.saved_description import SavedDescription
-from fastdqn.algorithms import exploration, td_losses
+from fastdqn.algorithms import exploration, objectives, td_losses
 from fastdqn.algorithms.optimizers import Adam
 from fastdqn.envs import given_envs, masks, sharing
 from fastdqn.envs.sources import reused_arrays, source, vector_source
@@ -49,8 +49,10 @@ from fastdqn.networks import network_check, network_trial
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies import policy, predict
+from fastdqn.replay import storage
 from fastdqn.replay.buffer import ReplayBuffer
 from fastdqn.replay.final_observations import FinalObservations
+from fastdqn.replay.functional_ring import FunctionalRing
 from fastdqn.replay.valid_transitions import ValidTransitions
 from fastdqn.training import evaluation, games, schedules
 from fastdqn.training.host import rollout
@@ -94,6 +96,7 @@ SPACES = "tests/unit/envs/test_space_check.py::test_"
 REUSED = "tests/equivalence/test_reused_arrays.py::test_"
 ACTIONS = "tests/equivalence/test_action_dtypes.py::test_"
 MAKE = "tests/unit/envs/test_description.py::test_"
+SEAMS = "tests/architecture/test_seams.py::test_"
 TRACES = "tests/unit/foundation/test_traces.py::test_"
 
 
@@ -139,14 +142,12 @@ def exchange(name: str, new: object, *owners: object) -> None:
     GOLDEN + "the_learner_feeds_the_equations_with_the_right_networks_and_states",
 )
 def double_dqn_with_the_networks_swapped() -> None:
-    right = td_losses.double_dqn_target
+    right = td_losses.double_value
 
-    def swapped(
-        r: Tensor, over: Tensor, online: Tensor, target: Tensor, gamma: float, **mask: Any
-    ) -> Tensor:
-        return right(r, over, target, online, gamma, **mask)
+    def swapped(online: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        return right(target, online, mask)
 
-    exchange("double_dqn_target", swapped, td_losses, update)
+    exchange("double_value", swapped, td_losses, objectives)
 
 
 @turns_red(
@@ -154,23 +155,25 @@ def double_dqn_with_the_networks_swapped() -> None:
     GOLDEN + "value_iteration_by_updates_finds_q_star_of_the_chain",
 )
 def terminated_ignored() -> None:
-    def bootstrap(reward: Tensor, _: Tensor, next_value: Tensor, gamma: float) -> Tensor:
-        return reward + gamma * next_value
+    def discount_of(terminated: Tensor, gamma: float) -> Tensor:
+        return torch.full_like(terminated, gamma, dtype=torch.float32)
 
-    exchange("_bootstrap", bootstrap, td_losses)
+    exchange("discount_of", discount_of, td_losses, update, storage)
 
 
 @turns_red(
     GOLDEN + "a_time_limit_does_not_cut_the_value_of_going_on",
     GOLDEN + "an_episode_cut_at_five_bootstraps_from_its_true_last_observation",
 )
-def truncated_treated_as_an_end() -> None:
-    right = Learner._goal
+def discount_of_truncated_steps_zero() -> None:
+    right = storage.gather
 
-    def goal(self: Learner, state: LearnerState, batch: Any) -> Tensor:
-        return right(self, state, replace(batch, terminated=batch.terminated | batch.truncated))
+    def gather(*given: Any) -> Any:
+        batch = right(*given)
+        assert batch.discount is not None
+        return replace(batch, discount=batch.discount.masked_fill(batch.truncated, 0.0))
 
-    exchange("_goal", goal, Learner)
+    exchange("gather", gather, update)
 
 
 @turns_red(
@@ -178,12 +181,12 @@ def truncated_treated_as_an_end() -> None:
     LOSSES + "a_terminated_row_ignores_what_follows_even_if_it_is_not_a_number",
 )
 def gamma_squared() -> None:
-    right = td_losses._bootstrap
+    right = td_losses.discount_of
 
-    def bootstrap(reward: Tensor, over: Tensor, next_value: Tensor, gamma: float) -> Tensor:
-        return right(reward, over, next_value, gamma**2)
+    def discount_of(terminated: Tensor, gamma: float) -> Tensor:
+        return right(terminated, gamma**2)
 
-    exchange("_bootstrap", bootstrap, td_losses)
+    exchange("discount_of", discount_of, td_losses, update, storage)
 
 
 @turns_red(LOSSES + "the_error_is_value_minus_target_and_its_gradient_reaches_taken_actions_only")
@@ -191,7 +194,7 @@ def target_not_detached() -> None:
     def error(q: Tensor, action: Tensor, target: Tensor) -> Tensor:
         return q.gather(1, action.unsqueeze(1)).squeeze(1) - target
 
-    exchange("td_error", error, td_losses, update)
+    exchange("td_error", error, td_losses, objectives)
 
 
 @turns_red(
@@ -203,7 +206,7 @@ def errors_broadcast_to_a_square() -> None:
     def error(q: Tensor, action: Tensor, target: Tensor) -> Tensor:
         return (q.gather(1, action.reshape(-1, 1)) - target.reshape(1, -1).detach()).mean(1)
 
-    exchange("td_error", error, td_losses, update)
+    exchange("td_error", error, td_losses, objectives)
 
 
 @turns_red(
@@ -221,7 +224,7 @@ def shapes_not_checked() -> None:
 )
 def huber_replaced_by_mse() -> None:
     exchange("huber_loss", td_losses.mse_loss, td_losses)
-    td_losses.LOSSES["huber"] = td_losses.mse_loss
+    td_losses.LOSSES["huber"] = torch.square
 
 
 # Updates
@@ -262,9 +265,9 @@ def tau_and_one_minus_tau_exchanged() -> None:
 def target_moved_before_the_update() -> None:
     commit, move = Learner._commit, Learner._move_target
 
-    def early(self: Learner, state: LearnerState, *rest: Tensor) -> None:
+    def early(self: Learner, state: LearnerState, *rest: Tensor) -> Tensor:
         move(self, state, torch.tensor(True))
-        commit(self, state, *rest)
+        return commit(self, state, *rest)
 
     exchange("_commit", early, Learner)
     exchange("_move_target", lambda *_: None, Learner)
@@ -277,9 +280,10 @@ def target_moved_before_the_update() -> None:
 def updates_counted_twice() -> None:
     right = Learner._commit
 
-    def commit(self: Learner, state: LearnerState, *rest: Tensor) -> None:
-        right(self, state, *rest)
+    def commit(self: Learner, state: LearnerState, *rest: Tensor) -> Tensor:
+        made = right(self, state, *rest)
         state.updates.add_(1)
+        return made
 
     exchange("_commit", commit, Learner)
 
@@ -316,9 +320,9 @@ def one_batch_for_all_updates_of_a_call() -> None:
 def poisoned_updates_applied() -> None:
     right = Learner._gradient
 
-    def gradient(self: Learner, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-        grad, norm, metrics = right(self, *given)
-        return grad, norm, metrics.nan_to_num(posinf=0.0, neginf=0.0)
+    def gradient(self: Learner, *given: Any) -> tuple[Tensor, ...]:
+        grad, norm, metrics, priority = right(self, *given)
+        return grad, norm, metrics.nan_to_num(posinf=0.0, neginf=0.0), priority
 
     exchange("_gradient", gradient, Learner)
 
@@ -330,12 +334,67 @@ def gradient_not_clipped() -> None:
 
 @turns_red(LEARNER + "without_a_target_network_the_online_one_is_bootstrapped_from")
 def target_network_used_where_none_was_asked_for() -> None:
-    right = Learner._goal
+    right = Learner._passes
 
-    def goal(self: Learner, state: LearnerState, batch: Any) -> Tensor:
-        return right(self, replace(state, online=state.target), batch)
+    def passes(self: Learner, state: LearnerState, *given: Any) -> list[Tensor]:
+        return right(self, replace(state, online=state.target), *given)
 
-    exchange("_goal", goal, Learner)
+    exchange("_passes", passes, Learner)
+
+
+@turns_red(
+    GOLDEN + "the_loss_of_a_row_is_weighted_and_then_averaged[eager]",
+)
+def weights_of_rows_ignored() -> None:
+    exchange("_weighted", lambda losses, _: losses, update)
+
+
+@turns_red(GOLDEN + "the_discount_of_a_row_alone_says_what_follows_counts[True-expected0-eager]")
+def discounts_of_a_batch_derived_anyway() -> None:
+    right = Learner._step
+
+    def step(self: Learner, state: LearnerState, batch: Any, *random: Any) -> Any:
+        return right(self, state, replace(batch, discount=None), *random)
+
+    exchange("_step", step, Learner)
+
+
+@turns_red(
+    SEAMS + "each_batch_is_drawn_after_the_feedback_of_the_one_before[eager]",
+    SEAMS + "each_batch_is_drawn_after_the_feedback_of_the_one_before[cudagraph]",
+    SEAMS + "tensor_environments_draw_after_the_feedback_too",
+)
+def batches_of_a_call_drawn_together() -> None:
+    right = Learner.learn_from
+
+    def learn_from(self: Learner, state: LearnerState, source: Any, random_bits: Tensor) -> None:
+        drawn = [source.draw(bits[: source.batch_size]) for bits in random_bits.unbind(0)]
+        for bits, batch in zip(torch.split(random_bits, 1), drawn, strict=True):
+            right(self, state, Drawn(source, batch), bits)
+
+    exchange("learn_from", learn_from, Learner)
+
+
+class Drawn:
+    """A sampler whose next batch is drawn already."""
+
+    def __init__(self, source: Any, batch: Any) -> None:
+        self.ring, self.batch_size, self._batch = source.ring, source.batch_size, batch
+        self.feedback, self.written, self.independent = source.feedback, source.written, False
+
+    def draw(self, _: Tensor) -> Any:
+        return self._batch
+
+
+@turns_red(SEAMS + "a_skipped_update_feeds_nothing_back")
+def priorities_of_skipped_updates_fed_back() -> None:
+    right = Learner._step
+
+    def step(self: Learner, *given: Any) -> tuple[Tensor, Tensor]:
+        priority, made = right(self, *given)
+        return priority.nan_to_num(), torch.ones_like(made)
+
+    exchange("_step", step, Learner)
 
 
 # Acting
@@ -512,17 +571,47 @@ def rewards_kept_in_float64() -> None:
     exchange("__init__", init, ReplayBuffer)
 
 
+@turns_red(LAWS + "the_ring_holds_the_newest_transitions_of_any_history")
+def the_newest_transition_continued_at_the_write_head() -> None:
+    right = ReplayBuffer.write
+
+    def write(self: ReplayBuffer, *row: Any, **given: Any) -> None:
+        right(self, *row, **given)
+        self.ring.continues[self._places(self._row - 1)] = True
+
+    exchange("write", write, ReplayBuffer)
+
+
+@turns_red(LAWS + "the_ring_holds_the_newest_transitions_of_any_history")
+def transitions_continued_over_a_cut() -> None:
+    exchange("_join", lambda *_: None, ReplayBuffer)
+
+
+@turns_red(
+    "tests/unit/replay/test_functional_ring.py::"
+    "test_what_can_be_drawn_is_what_a_plain_list_would_hold_in_order"
+)
+def ends_continued_on_the_device() -> None:
+    right = FunctionalRing.write
+
+    def write(self: FunctionalRing, *given: Tensor) -> None:
+        right(self, *given)
+        self.ring.continues[self._slots(self.row - 2)] = self.row > 1
+
+    exchange("write", write, FunctionalRing)
+
+
 # Masks
 
 
 @turns_red(MASKS + "what_is_forbidden_next_does_not_count_in_the_target")
 def forbidden_actions_in_the_target() -> None:
-    right = Learner._goal
+    right = Learner._step
 
-    def goal(self: Learner, state: LearnerState, batch: Any) -> Tensor:
-        return right(self, state, replace(batch, next_action_mask=None))
+    def step(self: Learner, state: LearnerState, batch: Any, *random: Any) -> Any:
+        return right(self, state, replace(batch, next_action_mask=None), *random)
 
-    exchange("_goal", goal, Learner)
+    exchange("_step", step, Learner)
 
 
 @turns_red(
@@ -689,7 +778,7 @@ def a_step_under_way_answers_the_next_reset() -> None:
     exchange("reset", reset, GroupedSource)
 
 
-@turns_red(GROUPS + "a_nan_is_told_by_the_environments_own_number")
+@turns_red(GROUPS + "a_nan_is_reported_by_the_environments_own_number")
 def environments_numbered_within_their_group() -> None:
     right = rollout.HostRollout._refuse_if_bad
 
@@ -710,9 +799,8 @@ def environments_numbered_within_their_group() -> None:
 )
 def a_look_at_the_loss_in_each_update() -> None:
     def huber(error: Tensor) -> Tensor:
-        loss = functional.smooth_l1_loss(error, torch.zeros_like(error))
-        float(loss)
-        return loss
+        float(error.detach().sum())
+        return functional.smooth_l1_loss(error, torch.zeros_like(error), reduction="none")
 
     td_losses.LOSSES["huber"] = huber
 
@@ -726,16 +814,16 @@ def a_look_at_the_loss_in_each_update() -> None:
     LOCAL + "no_transition_joins_two_lives",
 )
 def a_restart_joined_to_the_old_episode() -> None:
-    exchange("silence", lambda *_: None, supervised_pool, local_pool)
+    exchange("mark_unreal", lambda *_: None, supervised_pool, local_pool)
 
 
 @turns_red(RESTARTS + "a_worker_that_dies_idle_is_replaced_by_whatever_comes_next")
 def fresh_environments_stepped_before_anybody_saw_them() -> None:
     right = SupervisedPool._replace
 
-    def replace_(self: SupervisedPool, ward: Any, *given: Any) -> None:
-        right(self, ward, *given)
-        ward.shown = [True] * len(ward.shown)
+    def replace_(self: SupervisedPool, member: Any, *given: Any) -> None:
+        right(self, member, *given)
+        member.shown = [True] * len(member.shown)
 
     exchange("_replace", replace_, SupervisedPool)
 
@@ -745,7 +833,7 @@ def fresh_environments_stepped_before_anybody_saw_them() -> None:
     LOCAL + "only_the_seed_of_the_environment_that_failed_is_fresh",
 )
 def a_restart_with_the_same_seeds() -> None:
-    exchange("branch_of", lambda seeds, _: list(seeds), supervised_pool, local_pool)
+    exchange("fresh_seeds", lambda seeds, _: list(seeds), supervised_pool, local_pool)
 
 
 @turns_red(FIRE + "a_vector_in_another_autoreset_mode_is_as_safe_a_source")
@@ -756,7 +844,7 @@ def restarts_of_a_foreign_loop_ignored() -> None:
 @turns_red(
     BUDGET + "a_spent_budget_names_its_flag",
     BUDGET + "a_worker_that_never_steps_is_given_up_before_the_budget_is_spent",
-    RESTARTS + "one_restart_too_many_is_an_error_that_tells_everything",
+    RESTARTS + "one_restart_too_many_is_an_error_that_names_everything",
 )
 def a_budget_that_is_never_spent() -> None:
     def spend(self: RestartBudget, trouble: str, _: int) -> float:
@@ -771,8 +859,8 @@ def a_budget_that_is_never_spent() -> None:
 def a_deadline_for_one_worker_after_the_other() -> None:
     right = SupervisedPool._wait_for
 
-    def wait_for(self: SupervisedPool, ward: Any, group: int, _: float) -> None:
-        right(self, ward, group, time.monotonic() + self.supervision.deadline_s)
+    def wait_for(self: SupervisedPool, member: Any, group: int, _: float) -> None:
+        right(self, member, group, time.monotonic() + self.supervision.deadline_s)
 
     exchange("_wait_for", wait_for, SupervisedPool)
 
@@ -781,7 +869,7 @@ def a_deadline_for_one_worker_after_the_other() -> None:
     RESTARTS + "attributes_that_were_set_outlive_the_worker",
 )
 def attributes_lost_with_the_worker() -> None:
-    exchange("remember", lambda *_: None, supervised_pool._Ward)
+    exchange("remember", lambda *_: None, supervised_pool._SupervisedWorker)
 
 
 # Other processes, and trials
@@ -1016,7 +1104,7 @@ def observations_of_vectors_copied_unseen() -> None:
     REUSED + "its_masks_are_copied_too",
 )
 def arrays_of_a_lent_vector_that_stay_the_environments_own() -> None:
-    exchange("own_arrays_in", lambda _: contextlib.nullcontext(), given_envs)
+    exchange("copied_observations_in", lambda _: contextlib.nullcontext(), given_envs)
     exchange("look", lambda *_, **__: None, ReuseWatch)
 
 
@@ -1037,7 +1125,7 @@ def actions_sent_as_they_were_chosen() -> None:
     def counted(actions: Any, env: Any) -> Any:
         return actions + env.first_action
 
-    exchange("as_env_counts", counted, source, vector_source, predict)
+    exchange("as_env_actions", counted, source, vector_source, predict)
 
 
 # What fits, and what is copied

@@ -18,6 +18,7 @@ __all__ = ["plants"]
 NATIVE = "tests/equivalence/test_native.py::test_"
 UPDATE = NATIVE + "each_of_many_updates_is_the_eager_one"
 SIZES = NATIVE + "networks_and_batches_of_any_size"
+WEIGHTED = "tests/golden/test_equations.py::test_the_loss_of_a_row_is_weighted_and_then_averaged"
 ACTING = NATIVE + "acting_is_epsilon_greedy_over_the_allowed_actions"
 
 BINDING = "tests/unit/native/test_binding.py::test_"
@@ -32,6 +33,12 @@ ALTERATIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "native: terminated ignored": ("ring->terminated[here] ?", "0 ?", (UPDATE, SIZES)),
     "native: masks ignored": ("if (mask && !mask[a]) continue;", "", (UPDATE, ACTING)),
+    "native: weights ignored": ("if (ring->weight) {", "if (0) {", (SIZES, WEIGHTED)),
+    "native: a batch's own discount ignored": (
+        "ring->discount           ?",
+        "0 ?",
+        (SIZES,),
+    ),
     "native: slopes where units are silent": (".after = GATE", ".after = STORE", (UPDATE, SIZES)),
     "native: tau and 1 - tau exchanged": ("+= tau * (ahead", "+= (1 - tau) * (ahead", (UPDATE,)),
     "native: no bias correction": (
@@ -105,7 +112,9 @@ KERNELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         (CARD_UPDATE,),
     ),
     "card: masks ignored": ("if (mask && !pass && !mask[a]) continue;", "", (CARD_UPDATE,)),
-    "card: terminated ignored": ("code % 2 ? reward", "0 ? reward", (CARD_UPDATE, CARD_SIZES)),
+    "card: terminated ignored": ("call.terminated[here] ?", "0 ?", (CARD_UPDATE, CARD_SIZES)),
+    "card: weights ignored": ("slope *= call.weights[place];", "", (CARD_SIZES,)),
+    "card: a batch's own discount ignored": ("call.discount           ?", "0 ?", (CARD_SIZES,)),
     "card: slopes where units are silent": (
         "<= 0.0f ? 0.0f : sum;",
         "<= -1 ? 0 : sum;",
@@ -161,6 +170,11 @@ KERNELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 """Name -> text of mlp.cu, what takes its place, tests that must turn red."""
 WRITES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "card: transitions continued over an end": (
+        "!call.terminated[last] && !call.truncated[last]",
+        "1",
+        (WRITER,),
+    ),
     "card: last observations forgotten": (
         "if (call.ended[i] == env)",
         "if (0)",

@@ -19,7 +19,7 @@ NUM_ACTIONS = 5
 
 
 def masks_of(serials: Tensor) -> Tensor:
-    """The mask of a frame [B, 5] bool, told by its serial number [B] alone: its last five bits."""
+    """The mask of a frame [B, 5] bool, the last five bits of its serial number [B]."""
     return (serials.long().unsqueeze(1) >> torch.arange(NUM_ACTIONS)) % 2 == 1
 
 
@@ -79,6 +79,11 @@ class ListedRing:
             if len(self.finals) == self.num_finals:
                 self.oldest = max(self.oldest, self.finals.popleft() + 1)
             self.finals.append(row)
+
+    def continue_(self, steps: list[Step]) -> list[bool]:
+        """Return of each step whether the next one of its environment begins where it ends."""
+        begun = {(step.env, step.obs) for row in self.rows for step in row}
+        return [(s.env, s.next_obs) in begun and not (s.terminated or s.truncated) for s in steps]
 
     @property
     def drawable(self) -> list[Step]:
@@ -221,11 +226,16 @@ class Histories:
         expected = self.listed.drawable
         assert len(self.replay) == len(expected)
         if expected:
-            assert sorted(self.read(self.replay.newest(1, len(expected))[0])) == expected
+            newest = self.replay.newest(1, len(expected))[0]
+            steps = self.read(newest)
+            assert sorted(steps) == expected
+            assert self.replay.ring.continues[newest].tolist() == self.listed.continue_(steps)
             assert set(self.read(self.replay.draw(2, 8).flatten())) <= set(expected)
         for group, serials in enumerate(self.listed.shown):
             obs, mask = self._frames(serials, group)
             shown_mask = self.replay.shown_mask(group)
+            head = self.replay._places(self.replay._next_row(group))
+            assert not self.replay.ring.continues[head].any()
             assert torch.equal(self.replay.shown(group), obs)
             assert shown_mask is not None
             assert torch.equal(shown_mask, mask)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastdqn.cli.arguments import given, parse
+from fastdqn.cli.arguments import parse, words_after
 from fastdqn.cli.commands import (
     COMMANDS,
     DoctorArguments,
@@ -24,7 +24,9 @@ from fastdqn.presets import preset_config
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ENVIRONMENTS = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
+PAGES = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md")}
+ENVIRONMENTS, ARCHITECTURE = PAGES["environments.md"], PAGES["architecture.md"]
+PACKAGE = ROOT / "fastdqn"
 SMALL_BUDGET = 10_000
 KINDS: dict[str, type[Any]] = {
     "train": Config,
@@ -57,7 +59,7 @@ def refuse_unknown_command(words: list[str]) -> None:
     command, argv = words[1], words[2:]
     default = None
     if command == "train":
-        named = given(argv, "--preset")
+        named = words_after(argv, "--preset")
         default = preset_config(named[0]) if named else Config()
     try:
         parse(KINDS[command], command, argv, default)
@@ -81,8 +83,12 @@ def test_the_commands_known_here_are_those_of_the_command_line() -> None:
     assert set(KINDS) == {"train", *COMMANDS}
 
 
-@pytest.mark.parametrize("words", commands() + commands(ENVIRONMENTS), ids=" ".join)
-def test_every_command_in_the_readme_exists(
+@pytest.mark.parametrize(
+    "words",
+    commands() + [words for page in PAGES.values() for words in commands(page)],
+    ids=" ".join,
+)
+def test_every_command_in_the_readme_and_the_docs_exists(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     if words[0] == "make":
@@ -101,7 +107,8 @@ def test_every_flag_in_the_prose_of_the_readme_exists() -> None:
     )
     named = {
         flag
-        for span in spans() + spans(ENVIRONMENTS)
+        for span in spans() + [span for page in PAGES.values() for span in spans(page)]
+        if not span.startswith(("make ", "python -m benchmarks"))  # flags of other programs
         for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)
     }
     assert named
@@ -130,12 +137,54 @@ def _smaller(found: re.Match[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "folder"), [(README, ROOT), (ENVIRONMENTS, ROOT / "docs")], ids=["README", "docs"]
+    ("text", "folder"),
+    [(README, ROOT), *((page, ROOT / "docs") for page in PAGES.values())],
+    ids=["README.md", *PAGES],
 )
 def test_every_file_that_a_page_links_to_exists(text: str, folder: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     assert links
     assert [link for link in links if not (folder / link).exists()] == []
+
+
+# The map of docs/architecture.md
+
+
+def rooms_on_the_map() -> dict[str, set[str]]:
+    """Return the modules of each room; what stands in brackets says what they hold."""
+    rows = re.findall(r"^\| `([a-z/]+)` \| [^|]* \| ([^|]*) \|$", ARCHITECTURE, re.MULTILINE)
+    return {room: set(spans(re.sub(r"\([^()]*\)", "", modules))) for room, modules in rows}
+
+
+def rooms_of_the_package() -> dict[str, set[str]]:
+    rooms: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*"):
+        if path.suffix in {".py", ".c", ".cu"} and path.stem != "__init__":
+            room = path.parent.relative_to(PACKAGE).as_posix()
+            rooms.setdefault(room, set()).add(path.stem if path.suffix == ".py" else path.name)
+    return rooms
+
+
+def test_the_map_names_every_room_and_every_module() -> None:
+    package = rooms_of_the_package()
+    flat = package.pop(".")
+    assert rooms_on_the_map() == package
+    first = ARCHITECTURE.split("\n\n")[3]
+    assert flat <= set(spans(first))
+
+
+def test_every_path_that_the_architecture_names_exists() -> None:
+    named = {
+        span for span in spans(ARCHITECTURE) if re.fullmatch(r"[a-z_]+(/[a-z_]+)+(\.py)?", span)
+    }
+    assert len(named) > 30
+    places = [ROOT, PACKAGE]
+    missing = [
+        path
+        for path in sorted(named)
+        if not any((place / f"{path}{end}").exists() for place in places for end in ("", ".py"))
+    ]
+    assert missing == []
 
 
 # The checks themselves

@@ -13,6 +13,11 @@ from fastdqn.transition import STORAGE_DTYPES, Transitions, storage_dtype
 from tests.small_learners import random_batch
 
 FIELDS = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
+OPTIONAL = (
+    ("next_action_mask", torch.bool),
+    ("discount", torch.float32),
+    ("weight", torch.float32),
+)
 
 
 @pytest.mark.parametrize(
@@ -61,22 +66,21 @@ def test_a_tensordict_and_back_is_the_same_memory() -> None:
         assert torch.equal(data[name], getattr(batch, name))
 
 
-def test_a_mask_goes_along_in_a_tensordict_and_is_absent_where_there_is_none() -> None:
-    batch = random_batch(size=5, masked=True)
-    data = batch.to_tensordict()
-    assert tuple(data.keys()) == (*FIELDS, "next_action_mask")
-    assert Transitions.from_tensordict(data).next_action_mask is data["next_action_mask"]
-    assert data["next_action_mask"] is batch.next_action_mask
-    assert len(batch.tensors()) == 7
-    without = random_batch(size=5)
-    assert len(without.tensors()) == 6
-    assert Transitions.from_tensordict(without.to_tensordict()).next_action_mask is None
+def test_what_a_batch_may_lack_goes_along_in_a_tensordict_where_it_is_there() -> None:
+    for present in (OPTIONAL[:1], OPTIONAL[1:2], OPTIONAL[1:], OPTIONAL):
+        given = {name: torch.ones(5, dtype=dtype) for name, dtype in present}
+        batch = dataclasses.replace(random_batch(size=5), **given)
+        data = batch.to_tensordict()
+        assert tuple(data.keys()) == (*FIELDS, *given)
+        again = Transitions.from_tensordict(data)
+        for name, _ in OPTIONAL:
+            assert getattr(again, name) is getattr(batch, name) is given.get(name)
 
 
 def test_the_tensors_are_the_fields_in_their_order() -> None:
     batch = random_batch(masked=True)
     names = [field.name for field in dataclasses.fields(batch)]
-    assert names == [*FIELDS, "next_action_mask"]
+    assert names == [*FIELDS, *(name for name, _ in OPTIONAL)]
     for name, tensor in zip(names, batch.tensors(), strict=True):
         assert tensor is getattr(batch, name)
 

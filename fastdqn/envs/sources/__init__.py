@@ -1,1 +1,1 @@
-"""Whatever steps environments, as rows of true transitions."""
+"""Sources of experience: anything that steps environments, as rows of true transitions."""

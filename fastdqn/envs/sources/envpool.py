@@ -1,7 +1,7 @@
 """EnvPool as a source of experience: environments written in C++, stepped by its own threads.
 
-EnvPool resets an ended episode with the next step and says of an episode only that it is over
-and whether its time was: here that becomes rows that are real or not, and two ends apart.
+EnvPool resets an ended episode with the next step, and reports an episode's end and whether its
+time was up: here that becomes rows that are real or not, and terminated apart from truncated.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fastdqn.errors import UsageError
 __all__ = ["EnvPoolSource", "describe_envpool", "make_envpool_source"]
 
 NO_LIMIT = 2**31 - 1
-"""EnvPool's largest episode length, which stands for no limit; also the largest seed."""
+"""EnvPool's largest episode length, which means no limit; also the largest seed."""
 
 
 class EnvPoolSource:
@@ -37,8 +37,8 @@ class EnvPoolSource:
     reset an environment is a row that is not real, as in Gymnasium's NEXT_STEP mode.
 
     EnvPool calls an episode that ends by itself in the last step of its time a truncation. To
-    tell the two apart, the pool is given one step more than the environment's limit, and the
-    limit is kept here: after a truncation come two rows that are not real.
+    distinguish the two, the pool gets one step more than the environment's limit, and the limit
+    is applied here: after a truncation come two rows that are not real.
 
     Seeds are fixed when a pool is built, one per environment, so `reset` builds a new pool. An
     environment's seed alone decides its episodes, whatever its place and the number of threads:
@@ -85,10 +85,10 @@ class EnvPoolSource:
         self._lengths = np.zeros(num_envs, np.int64)
         self._elapsed = np.zeros(num_envs, np.int64)
         self._alive = np.ones(num_envs, np.bool_)
-        """Where the next step will be real."""
+        """[N] bool, whether the next step will be real."""
 
     def reset(self, seeds: Sequence[int]) -> None:
-        """Build the pool anew and start new episodes everywhere; fills `rows.obs`.
+        """Build a new pool and start new episodes everywhere; fills `rows.obs`.
 
         Args:
             seeds: One per environment, in [0, 2^31).
@@ -149,7 +149,7 @@ class EnvPoolSource:
         rows[places] = values.reshape(rows.shape)
 
     def _count_episodes(self) -> None:
-        """Keep what happened in real rows only, cut at the time limit, and sum the episodes."""
+        """Count real rows only, cut episodes at the time limit, and sum their rewards."""
         rows = self.rows
         rows.reward[~rows.real] = 0.0
         self._returns += rows.reward
@@ -194,7 +194,7 @@ def make_envpool_source(
 
 
 def describe_envpool(env_id: str) -> EnvDescription:
-    """Look at an environment of EnvPool without building it.
+    """Describe an environment of EnvPool without building it.
 
     `solved_at` is EnvPool's reward threshold, or else Gymnasium's for the same id.
 
@@ -216,7 +216,7 @@ def describe_envpool(env_id: str) -> EnvDescription:
 
 
 def _unbounded(space: gym.Space[Any]) -> gym.Space[Any]:
-    """Read C++'s smallest and largest positive float, EnvPool's bounds of nothing, as infinite."""
+    """Return bounds that EnvPool writes as C++'s smallest or largest float as infinite."""
     if not isinstance(space, Box) or space.dtype is None or space.dtype.kind != "f":
         return space
     extremes = np.finfo(space.dtype)
@@ -291,7 +291,7 @@ def _refuse_seeds(seeds: Sequence[int], num_envs: int) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep EnvPool's warnings about its own bounds and imports from the user.
+    """Suppress EnvPool's warnings about its own bounds and imports.
 
     Gymnasium's logger warns of every Box whose float64 bounds become float32.
     """

@@ -1,8 +1,8 @@
-"""Last observations that were overwritten before they were read: SAME_STEP and reused arrays.
+"""Refuses vectors in mode SAME_STEP that reuse their arrays, which overwrites last observations.
 
-In that mode a vector resets an ended environment within the step. Where environment or vector
-write into one array for ever, the last observation that it then hands over is the first one of the
-next episode: every bootstrap from a truncated episode would be wrong, in silence.
+In that mode a vector resets an ended environment within the step. If environment or vector write
+every observation into one array, the last observation of an episode that they return is the first
+one of the next: every bootstrap from a truncated episode would be wrong, unnoticed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastdqn.foundation.traces import trial_env
 __all__ = ["ReuseWatch", "refuse_reused_arrays"]
 
 SUSPICIOUS_ENDS = 10
-"""Ends in a row that show the start of what follows; one would be chance."""
+"""Ends in a row that equal the next start; one may be chance."""
 TRIED_STEPS = 10
 WAY_OUT = (
     "Return a copy from its step, or build the vector with autoreset_mode=AutoresetMode.NEXT_STEP "
@@ -35,9 +35,9 @@ WAY_OUT = (
 class ReuseWatch:
     """Compares the ends of episodes with the starts that follow, until each environment is cleared.
 
-    An environment is cleared for good by one end that differs from the next start. Ends that do
-    not are suspicious only where the starts vary and the end is not what was acted on before, so
-    that chains which end where they start, and environments of one state, raise no alarm.
+    One end that differs from the next start clears an environment. Equal ones are suspicious only
+    if the starts vary and the end differs from the observation before it, so that chains which end
+    where they start, and environments of one state, are not refused.
 
     Args:
         num_envs: Environments, N.
@@ -65,14 +65,14 @@ class ReuseWatch:
 
         Args:
             env: Whose episode ended.
-            acted_on: [*O] what its last action was chosen for.
-            last: [*O] what was handed over as its last observation.
+            acted_on: [*O] the observation that its last action was chosen for.
+            last: [*O] the returned last observation.
             start: [*O] the first observation of the next episode.
-            one_memory: Whether both came in the same memory, which tells as much as starts that
-                vary.
+            one_memory: Whether both lie in the same memory, which is as suspicious as starts
+                that vary.
 
         Raises:
-            UsageError: Too many ends were the start of what follows.
+            UsageError: Too many ends equalled the next start.
         """
         if env not in self._suspicious:
             return
@@ -88,7 +88,7 @@ class ReuseWatch:
 
 
 def refuse_reused_arrays(envs: VectorEnv[Any, Any, Any], *, masks: bool) -> None:
-    """Try an environment of a vector of processes, which hands over what it returns too late.
+    """Try an environment of an AsyncVectorEnv, which pickles a step's observation after the reset.
 
     Args:
         envs: Any vector; only Gymnasium's AsyncVectorEnv in mode SAME_STEP is tried.
@@ -102,7 +102,7 @@ def refuse_reused_arrays(envs: VectorEnv[Any, Any, Any], *, masks: bool) -> None
     if not theirs or vector.autoreset_mode is not AutoresetMode.SAME_STEP:
         return
     what = None
-    with contextlib.suppress(Exception):  # the vector's own process will raise it again
+    with contextlib.suppress(Exception):  # the vector's process will raise it again
         what = _overwritten(vector.env_fns[0], masks=masks)
     if what is not None:
         raise _reuses(0, f"its reset overwrites the {what} of its last step with that of")
@@ -117,7 +117,7 @@ def _reuses(env: int, what: str) -> UsageError:
 
 
 def _overwritten(factory: EnvFactory, *, masks: bool) -> str | None:
-    """Say what a reset overwrites of the step before it, seen in a trial of a few steps."""
+    """Return what a reset overwrites of the step before it, by a trial of a few steps."""
     with trial_env(factory) as env:
         env.reset(seed=0)
         for steps in range(1, TRIED_STEPS + 1):
@@ -133,7 +133,7 @@ def _overwritten(factory: EnvFactory, *, masks: bool) -> str | None:
 
 
 def _after(env: Any, steps: int) -> tuple[Any, dict[str, Any]]:
-    """Return what an environment shows and says after so many steps, or where its episode ends."""
+    """Return observation and info after so many steps, or at the end of the episode."""
     for _ in range(steps):
         obs, _, terminated, truncated, info = env.step(env.action_space.start)
         if terminated or truncated:

@@ -1,7 +1,7 @@
-"""Sources of experience: whatever steps environments, seen by the rollout as rows.
+"""Sources of experience: anything that steps environments, seen by the rollout as rows.
 
-A source fills `rows` with true transitions. What differs between vector environments and
-between Gymnasium's three autoreset modes ends here.
+A source fills `rows` with true transitions, whatever the vector environment and its autoreset
+mode.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from fastdqn.envs.actions import as_env_counts
+from fastdqn.envs.actions import as_env_actions
 from fastdqn.envs.description import EnvDescription, EnvFactory, describe_spaces
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.masks import (
@@ -27,15 +27,15 @@ from fastdqn.envs.masks import (
     refuse_unexpected_mask,
     refuse_unexpected_masks,
 )
-from fastdqn.envs.sharing import hold, taken_here
-from fastdqn.envs.sources.adopted import closing_quietly
-from fastdqn.envs.sources.own_arrays import with_own_arrays
+from fastdqn.envs.sharing import envs_in_use, register_holder
+from fastdqn.envs.sources.copied_observations import with_copied_observations
+from fastdqn.envs.sources.duck_typed import closing_quietly
 from fastdqn.envs.sources.reused_arrays import refuse_reused_arrays
 from fastdqn.envs.sources.vector_source import VectorSource
-from fastdqn.envs.specs.registrations import Registering, packed_registry
+from fastdqn.envs.specs.registrations import RegisteringFactory, packed_registry
 from fastdqn.envs.workers.allocation import Allocation
 from fastdqn.envs.workers.shared_block import SharedBlock
-from fastdqn.envs.workers.starting import without_main_module
+from fastdqn.envs.workers.spawning import without_main_module
 from fastdqn.envs.workers.supervision import Supervision
 from fastdqn.envs.workers.system_limits import refuse_unless_parent
 from fastdqn.errors import UsageError
@@ -60,8 +60,8 @@ class EnvSource(Protocol):
     num_groups: int
     description: EnvDescription
     resets_within_step: bool
-    """Whether an ended episode's last observation lies in `rows.final_obs`, its successor's
-    first one already in `rows.obs`; if not, the last one comes as an ordinary `rows.obs`."""
+    """Whether the last observation of an ended episode lies in `rows.final_obs`, and the first of
+    the next already in `rows.obs`; if not, the last one comes as an ordinary `rows.obs`."""
 
     @property
     def num_restarts(self) -> int:
@@ -75,7 +75,7 @@ class EnvSource(Protocol):
         """Return the rows of a group: columns of `rows`."""
 
     def reset(self, seeds: Sequence[int]) -> None:
-        """Start new episodes everywhere; fills `rows.obs`. Steps under way are forgotten."""
+        """Start new episodes everywhere; fills `rows.obs`. Steps under way are dropped."""
 
     def send(self, actions: npt.NDArray[np.int64], group: int = 0) -> None:
         """Start a step of a group with its actions [M] int64, counted from 0."""
@@ -132,7 +132,7 @@ class GroupedSource:
     def send(self, actions: npt.NDArray[np.int64], group: int = 0) -> None:
         """Wake the workers; returns at once."""
         if not self._counts_alike:
-            actions = as_env_counts(actions, self.description)
+            actions = as_env_actions(actions, self.description)
         self.envs.send(actions, group)
         self._sent.append(group)
 
@@ -141,7 +141,7 @@ class GroupedSource:
 
         Raises:
             UsageError: An environment gives a mask where none was expected.
-            TimeoutError: An unsupervised worker was silent for two minutes.
+            TimeoutError: An unsupervised worker did not answer for two minutes.
             WorkerError: Workers failed more often than their supervision allows.
         """
         patience_s = None if self.envs.supervised else REPLY_DEADLINE_S
@@ -181,10 +181,10 @@ def make_source(
         factory: Builds one environment.
         description: What `describe(factory)` returned.
         num_envs: Environments, N.
-        num_workers: Processes of `grouped`; None is a choice by measurement.
-        num_groups: Groups of `grouped` that step by themselves.
+        num_workers: Processes of `grouped`; None chooses by measurement.
+        num_groups: Groups of `grouped` that step separately.
         supervision: Restart workers of `grouped` that fail; None raises.
-        allocation: Who steps the environments of `grouped`; None goes by `num_workers`.
+        allocation: Processes and the caller's share of `grouped`; None goes by `num_workers`.
     """
     if vectorizer == "grouped":
         grouped = GroupedVectorEnv(
@@ -209,38 +209,38 @@ def _gymnasiums(
     factory = partial(closing_quietly, factory)
     if vectorizer == "async":
         refuse_unless_parent(f"--vectorizer {vectorizer}", "Use --vectorizer sync.")
-        factory = Registering(factory, packed_registry())
+        factory = RegisteringFactory(factory, packed_registry())
     with without_main_module():
         kinds: dict[str, Callable[..., VectorEnv[Any, Any, Any]]] = {
             "async": partial(AsyncVectorEnv, context="spawn"),
             "sync": SyncVectorEnv,
         }
-        own = [partial(with_own_arrays, factory, index) for index in range(num_envs)]
+        own = [partial(with_copied_observations, factory, index) for index in range(num_envs)]
         envs = kinds[vectorizer](own, autoreset_mode=AutoresetMode.DISABLED)
         source = VectorSource(envs, description, compared=True)
     try:
-        source.refuse_shared(taken_here())
+        source.refuse_shared(envs_in_use())
     except UsageError:
         source.close()
         raise
-    hold(source)
+    register_holder(source)
     return source
 
 
 def source_of(
     envs: VectorEnv[Any, Any, Any], *, masks_in_infos: bool = False, obey_masks: bool = True
 ) -> EnvSource:
-    """Make a source of a vector environment that the caller built and goes on owning.
+    """Make a source of a vector environment that the caller built and will close.
 
     Args:
         envs: The vector.
         masks_in_infos: Whether its infos hold `action_mask`; one in a Dict observation, or in
-            the block of a GroupedVectorEnv, is seen by itself.
-        obey_masks: Whether masks are read at all; if so, one that is not expected is refused.
+            the block of a GroupedVectorEnv, is found without it.
+        obey_masks: Whether masks are read; if so, an unexpected one is refused.
 
     Raises:
-        UsageError: Its spaces do not suit DQN, its masks speak of another number of actions or
-            stay where they are not read, or it does not say its autoreset mode.
+        UsageError: Its spaces do not suit DQN, its masks have another number of actions or cannot
+            be read, or its autoreset mode is unknown.
     """
     env_id = envs.spec.id if envs.spec else type(envs).__name__
     threshold = envs.spec.reward_threshold if envs.spec else None

@@ -1,4 +1,4 @@
-"""What a vector shows, copied into the rows, and refused where its space does not hold it."""
+"""Copies the observations of a vector into rows, and refuses those outside their space."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["VectorCheck"]
 
 
 class VectorCheck:
-    """Takes the observations of a vector.
+    """Copies and checks the observations of a vector.
 
     Args:
         envs: The vector.
         space: Space of one observation.
         key: Of the observation in a Dict, or None.
-        into: [N, *O] where observations are kept; written.
-        compared: Whether the environments have compared what they show with this space.
+        into: [N, *O] the rows; written.
+        compared: Whether the environments check their observations themselves.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class VectorCheck:
         self._dtype, self._holds = (
             into.dtype,
             True,
-        )  # the dtype seen last, and whether ours holds it
+        )  # the last dtype, and whether ours holds it
 
     def take(
         self,
@@ -60,12 +60,12 @@ class VectorCheck:
         Args:
             obs: [N, *O].
             envs: [N] bool, whose observations are taken; None is all.
-            restarted: [N] bool, which environments show nothing yet, since a worker was
+            restarted: [N] bool, environments without an observation, since their worker was
                 restarted; None is none.
 
         Raises:
-            UsageError: The shape is another one, or a space does not hold an observation; names
-                the environment.
+            UsageError: Another shape, or a space does not hold an observation; names the
+                environment.
         """
         obs = np.asarray(obs)
         if obs.shape != self._shape or (obs.dtype != self._dtype and not self._know(obs.dtype)):
@@ -84,7 +84,7 @@ class VectorCheck:
             self._refuse(obs, envs, restarted)
 
     def _know(self, dtype: np.dtype[Any]) -> bool:
-        """Note a dtype of observations; return whether it is one of numbers."""
+        """Remember a dtype of observations; return whether it is numeric."""
         if dtype.kind not in NUMBERS:
             return False
         kept = self._into.dtype
@@ -97,7 +97,7 @@ class VectorCheck:
         envs: npt.NDArray[np.bool_] | None,
         restarted: npt.NDArray[np.bool_] | None,
     ) -> None:
-        """Refuse the first observation outside its space, if it is one of those that are taken."""
+        """Refuse the first observation outside its space among those in `envs`."""
         wrong = self._all.wrong(obs)
         if wrong is None:
             return

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 
-from fastdqn.envs.actions import as_env_counts
+from fastdqn.envs.actions import as_env_actions
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.masks import (
     MASK,
@@ -18,7 +18,7 @@ from fastdqn.envs.masks import (
     observed_beside_mask,
     refuse_unexpected_masks,
 )
-from fastdqn.envs.sharing import Taken, refuse_shared
+from fastdqn.envs.sharing import EnvsInUse, refuse_shared
 from fastdqn.envs.sources.reused_arrays import ReuseWatch
 from fastdqn.envs.sources.vector_check import VectorCheck
 from fastdqn.envs.space_check import NUMBERS
@@ -34,12 +34,12 @@ class VectorSource:
     Args:
         envs: The vector; `close` closes it.
         description: Its environments.
-        compared: Whether each environment compares what it shows with its own space, as
-            `OwnArrays` do.
+        compared: Whether each environment checks its observations itself, as those with
+            `CopiedObservations` do.
 
     Raises:
-        UsageError: The vector does not say its autoreset mode. Later: an observation is none of
-            its space.
+        UsageError: The vector's autoreset mode is unknown. Later: an observation is outside its
+            space.
     """
 
     num_groups = 1
@@ -77,7 +77,7 @@ class VectorSource:
 
     @property
     def num_restarts(self) -> int:
-        """Workers that were restarted so far; 0 for vectors that do not say."""
+        """Workers that were restarted so far; 0 for vectors that do not count."""
         return int(getattr(self.envs.unwrapped, "num_restarts", 0))
 
     @property
@@ -92,11 +92,11 @@ class VectorSource:
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Start new episodes everywhere; fills `rows.obs`."""
-        envs: Any = self.envs  # vectors that are one program take one seed for all
+        envs: Any = self.envs  # vectors that are a program of their own take one seed for all
         if isinstance(envs, AsyncVectorEnv) and envs._state is AsyncState.WAITING_STEP:
             envs.step_wait()
-        one_by_one = isinstance(envs.unwrapped, AsyncVectorEnv | SyncVectorEnv)
-        obs, infos = envs.reset(seed=list(seeds) if one_by_one else seeds[0])
+        single_actions = isinstance(envs.unwrapped, AsyncVectorEnv | SyncVectorEnv)
+        obs, infos = envs.reset(seed=list(seeds) if single_actions else seeds[0])
         self.rows.clear()
         self._show(obs, infos)
         self._ended[:] = False
@@ -105,7 +105,7 @@ class VectorSource:
 
     def send(self, actions: npt.NDArray[np.int64], group: int = 0) -> None:  # noqa: ARG002
         """Start the step where the vector can (AsyncVectorEnv), or keep it for `recv`."""
-        self._pending = as_env_counts(actions, self.description)
+        self._pending = as_env_actions(actions, self.description)
         if isinstance(self.envs, AsyncVectorEnv):
             self.envs.step_async(self._pending)
 
@@ -165,7 +165,7 @@ class VectorSource:
     def _look_for_reuse(
         self, watch: ReuseWatch, acted_on: npt.NDArray[Any], *, one_memory: bool
     ) -> None:
-        """Compare the ends that were just placed; no longer, once nothing is to be feared."""
+        """Compare the ends that were just copied, until every environment is cleared."""
         rows = self.rows
         for env in np.flatnonzero(self._ended).tolist():
             shown = acted_on[env], rows.final_obs[env], rows.obs[env]
@@ -175,7 +175,7 @@ class VectorSource:
     def _show(
         self, obs: Any, infos: dict[str, Any], which: npt.NDArray[np.bool_] | None = None
     ) -> None:
-        """Let the environments in `which` [N], or all, show `obs` and what may be done there."""
+        """Write observations and masks of the environments in `which` [N], or of all."""
         message = infos
         if self._key is not None:
             message, obs = obs, obs[self._key]
@@ -183,7 +183,7 @@ class VectorSource:
         self._read_masks(self.rows.action_mask, message, self._everyone if which is None else which)
 
     def _place_finals(self, infos: dict[str, Any]) -> None:
-        """SAME_STEP: the last observations and what was said of them come in the infos."""
+        """SAME_STEP: write last observations and their masks, which come in the infos."""
         ended, finals = self._ended, infos["final_obs"]
         message = infos.get("final_info", {})
         if self._key is not None:
@@ -202,7 +202,7 @@ class VectorSource:
     def _read_masks(
         self, into: npt.NDArray[np.bool_], message: Any, which: npt.NDArray[np.bool_]
     ) -> None:
-        """Take the masks of the environments in `which` [N]; everything is allowed without one."""
+        """Write the masks of the environments in `which` [N]; without one everything is allowed."""
         num_masked = self.description.num_masked
         if not num_masked:
             if self._refuses_masks:
@@ -216,13 +216,13 @@ class VectorSource:
             into[said] = checked_masks(message[MASK], said, num_masked)
 
     def held(self) -> Iterable[tuple[int, Any]]:
-        """Return (index, environment) of those within reach, until they are closed."""
+        """Return (index, environment) of those that can be reached, until they are closed."""
         vector: Any = self.envs.unwrapped
         within = isinstance(vector, SyncVectorEnv) and not vector.closed
         return enumerate(vector.envs) if within else ()
 
-    def refuse_shared(self, taken: Taken) -> None:
-        """Refuse environments that are one object, or that are taken.
+    def refuse_shared(self, taken: EnvsInUse) -> None:
+        """Refuse environments that are one object, or in use elsewhere.
 
         Raises:
             UsageError: Names two of them.

@@ -25,7 +25,7 @@ __all__ = [
     "bare_env",
     "chain_of",
     "construction_of",
-    "own_wrapper",
+    "gymnasium_wrapper",
     "rebuilt",
     "why_not_from_a_file",
     "why_too_large",
@@ -33,15 +33,15 @@ __all__ = [
 
 WHY_NOT = "why_not"
 GIVEN: Mapping[str, Any] = {WHY_NOT: "the caller built it"}
-"""What is known of environments that were built by the caller."""
+"""The construction of environments that the caller built."""
 QUIET = (gym.wrappers.OrderEnforcing, gym.wrappers.PassiveEnvChecker, MaskInInfo)
-"""Wrappers that change no transition, or that are put on again anyway."""
+"""Wrappers that change no transition, or that are applied again anyway."""
 REFUSED: Mapping[str, str] = {
     "NormalizeObservation": "its running mean is not saved",
     "RecordVideo": "it writes files",
     "HumanRendering": "it opens a window",
 }
-"""Gymnasium's own wrappers that no file may ask for."""
+"""Gymnasium's own wrappers that no file may name."""
 FORWARDING = frozenset({"GymV21Environment-v0", "GymV26Environment-v0"})
 """Ids whose arguments name what is imported."""
 MAX_BYTES = 200_000
@@ -58,7 +58,7 @@ class UsedWrapper:
         name: Of its class.
         module: Where that is; None for those of Gymnasium.
         kwargs: Its arguments; None where they are not known, or not plain.
-        why_not: Why it cannot be put on again; empty where it can.
+        why_not: Why it cannot be applied again, or empty.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Construction:
         env_id: Its id in Gymnasium's registry.
         kwargs: All arguments of its constructor.
         wrappers: Around it, the innermost first.
-        why_not: Why it cannot be made again; empty where that shows when it is tried.
+        why_not: Why it cannot be made again, or empty.
     """
 
     env_id: str = ""
@@ -88,7 +88,7 @@ class Construction:
         """Check what `construction_of` noted; a stranger may have written it.
 
         Raises:
-            NotPlainError: It is something else; says what.
+            NotPlainError: It is something else; the message says what.
         """
         if isinstance(noted, dict) and noted.keys() == {WHY_NOT}:
             return cls(why_not=_text(noted[WHY_NOT]))
@@ -143,16 +143,16 @@ def rebuilt(
     inside = [type(wrapper).__name__ for wrapper in chain_of(env)]
     if inside != [wrapper.name for wrapper in wrappers[: len(inside)]]:
         raise NotPlainError(f"{spec.id} now comes with other wrappers, {', '.join(inside)}")
-    brought = {wrapper.entry_point: wrapper for wrapper in spec.additional_wrappers}
+    added = {wrapper.entry_point: wrapper for wrapper in spec.additional_wrappers}
     for wrapper in wrappers[len(inside) :]:
-        known = brought.get(f"{wrapper.module}:{wrapper.name}")
+        known = added.get(f"{wrapper.module}:{wrapper.name}")
         if known is not None:
             creator: Any = load_env_creator(known.entry_point)
             env = creator(env=env, **(known.kwargs or {}))
         elif wrapper.why_not or wrapper.kwargs is None:
             raise NotPlainError(wrapper.why_not)
         else:
-            env = own_wrapper(wrapper.name)(env, **wrapper.kwargs)
+            env = gymnasium_wrapper(wrapper.name)(env, **wrapper.kwargs)
     return env
 
 
@@ -162,7 +162,7 @@ def bare_env(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     return gym.make(replace(bare, order_enforce=False), disable_env_checker=True)
 
 
-def own_wrapper(name: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
+def gymnasium_wrapper(name: str) -> type[gym.Wrapper[Any, Any, Any, Any]]:
     """Return a wrapper of Gymnasium by its name.
 
     Raises:
@@ -197,7 +197,7 @@ def _note_wrapper(wrapper: gym.Wrapper[Any, Any, Any, Any]) -> dict[str, Any]:
     saved = getattr(wrapper, "_saved_kwargs", None)
     noted: dict[str, Any] = {"name": kind.__name__, "kwargs": None}
     gymnasiums = kind.__module__.startswith("gymnasium.wrappers.")
-    if not (gymnasiums and own_wrapper(kind.__name__) is kind and isinstance(saved, dict)):
+    if not (gymnasiums and gymnasium_wrapper(kind.__name__) is kind and isinstance(saved, dict)):
         return {**noted, "module": kind.__module__}
     try:
         named = {name: value for name, value in saved.items() if name != "env"}
@@ -247,11 +247,11 @@ def _read_wrapper(noted: Any) -> UsedWrapper:
 
 
 def why_not_from_a_file(name: str) -> str:
-    """Return why a file may not ask for a wrapper of Gymnasium; nothing where it may."""
+    """Return why a file may not name a wrapper of Gymnasium; empty where it may."""
     if name in REFUSED:
         return f"no file may ask for {name}: {REFUSED[name]}"
     try:
-        own_wrapper(name)
+        gymnasium_wrapper(name)
     except KeyError:
         return f"Gymnasium has no wrapper {name}"
     return ""
@@ -265,7 +265,7 @@ def _kwargs(noted: Any) -> dict[str, Any]:
 
 
 def why_too_large(kwargs: Mapping[str, Any], name: str) -> str:
-    """Return why a file may not ask for such arguments of a wrapper; nothing where it may.
+    """Return why a file may not give such arguments to a wrapper; empty where it may.
 
     A whole number could be a size, which no file may choose freely.
     """

@@ -1,4 +1,4 @@
-"""From an environment's id to its registered spec: what is imported for it, what to try instead.
+"""From an environment's id to its registered spec, with imports and advice.
 
 A module that an id names is looked for in the current folder first, as `python -m` does.
 """
@@ -27,13 +27,13 @@ FAMILIES = (
 
 
 def spec_of(env_id: str) -> EnvSpec:
-    """Return what is registered under an id.
+    """Return the spec that is registered under an id.
 
     Args:
         env_id: `Name-v0`, `namespace/Name-v0` or `module:Name-v0`, whose module is imported.
 
     Raises:
-        UsageError: The id is not registered, or its module cannot be imported; says what to try.
+        UsageError: The id is not registered, or its module cannot be imported.
     """
     module, _, name = env_id.rpartition(":")
     if module:
@@ -52,7 +52,7 @@ def import_from_here(module: str) -> ModuleType:
     Workers look for modules where this process does.
 
     Args:
-        module: Its name; importing it may raise anything.
+        module: Its name; importing it may raise any exception.
     """
     if module not in sys.modules and not sys.flags.safe_path:
         _look_here()
@@ -71,7 +71,7 @@ def _import(module: str, env_id: str) -> None:
             first_line(error),
             f"Run it in the folder of {file}, put that folder on PYTHONPATH, or install {module}.",
         ) from None
-    except Exception as error:  # a module may raise anything
+    except Exception as error:  # a module may raise any exception
         raise _broken(module, env_id, error) from error
 
 
@@ -86,7 +86,7 @@ def _broken(module: str, env_id: str, error: Exception) -> UsageError:
 def _look_here() -> None:
     try:
         here = str(Path.cwd())
-    except OSError:  # the folder is gone
+    except OSError:  # the folder does not exist any longer
         return
     if not {"", here} & set(sys.path):
         sys.path.insert(0, here)
@@ -137,6 +137,6 @@ def _namespace(env_id: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the reason alone: Gymnasium's own guess stands in the way of ours."""
+    """Return the reason without Gymnasium's own suggestion, since we add ours."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return first.partition(" Did you mean")[0].rstrip(".")

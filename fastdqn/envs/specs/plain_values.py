@@ -1,4 +1,4 @@
-"""Arguments of environments as JSON holds them, and back: what is not plain is refused.
+"""Arguments of environments as JSON values and back; refuses what JSON cannot hold.
 
 Tuples and dtypes, which JSON lacks, are marked, so that they come back as what they were.
 """
@@ -31,7 +31,7 @@ def to_plain(value: Any, depth: int = 0) -> Any:
 
     Args:
         value: None, a bool, a number, a string, a dtype, or lists, tuples and dicts of them.
-        depth: How deep it lies in others.
+        depth: Its depth in other values.
 
     Raises:
         NotPlainError: It is, or holds, something else, or a number that is not finite.
@@ -58,7 +58,7 @@ def from_plain(value: Any, depth: int = 0) -> Any:
 
     Args:
         value: As the JSON parser gave it.
-        depth: How deep it lies in others.
+        depth: Its depth in other values.
 
     Raises:
         NotPlainError: `to_plain` does not write such a value.

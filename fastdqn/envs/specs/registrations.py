@@ -1,7 +1,7 @@
-"""What the caller's process has registered with Gymnasium travels to the processes of workers.
+"""Sends the ids that the caller's process has registered with Gymnasium to worker processes.
 
-An import registers environments in the process that imports alone. A worker that unpickles a
-factory, such as `lambda: gym.make("Bird-v0")`, has not imported what knows the id.
+An import registers environments in its own process only. A worker that unpickles a factory, such as
+`lambda: gym.make("Bird-v0")`, has not imported the module that registers the id.
 """
 
 from __future__ import annotations
@@ -22,23 +22,30 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from fastdqn.envs.workers.task import EnvFactory
 
-__all__ = ["Carried", "Registering", "explained", "importable", "packed_registry", "register"]
+__all__ = [
+    "PickledCreator",
+    "RegisteringFactory",
+    "explained",
+    "importable",
+    "packed_registry",
+    "register",
+]
 
 SIMPLE = (str, int, float, bool, bytes, type(None))
 LARGEST_BYTES = 2**24
-"""A creator that carries more than this is sent with the factories that use it alone."""
+"""A creator with more pickled bytes is sent only with the factories that use it."""
 
 
-class Carried:
+class PickledCreator:
     """A creator of environments that is not unpickled before it is called.
 
-    To unpickle it may import a module that most workers have no use for.
+    Unpickling may import a module that most workers do not need.
 
     Args:
         creator: A class or a function.
 
     Raises:
-        ValueError: It carries too much to be sent to every worker.
+        ValueError: It is too large to be sent to every worker.
     """
 
     def __init__(self, creator: Callable[..., Any]) -> None:
@@ -56,12 +63,12 @@ class Carried:
 
     @property
     def metadata(self) -> Any:
-        """The creator's own, which Gymnasium reads; an AttributeError where there is none."""
+        """The creator's metadata, which Gymnasium reads; AttributeError if it has none."""
         return self._creator.metadata
 
 
-class Registering:
-    """A factory for Gymnasium's own workers: it registers what its caller has, then builds.
+class RegisteringFactory:
+    """A factory for Gymnasium's own workers: it registers its caller's ids, then builds.
 
     Args:
         factory: Builds an environment.
@@ -72,10 +79,10 @@ class Registering:
         self._factory, self._packed, self._home = factory, packed, os.getpid()
 
     def __call__(self) -> gym.Env[Any, Any]:
-        """Build an environment; in a worker, see to it that a signal to all lets it be closed."""
+        """Build an environment; in a worker, let a signal to the process group close it first."""
         if os.getpid() == self._home:
             return self._factory()
-        signal.signal(signal.SIGTERM, _leave)  # by default nothing would be closed
+        signal.signal(signal.SIGTERM, _leave)  # by default the process would end without closing it
         register(self._packed)
         try:
             return self._factory()
@@ -108,7 +115,7 @@ def packed_registry() -> bytes:
     for env_id, spec in list(gym.registry.items()):
         try:
             specs[env_id] = _packed(spec)
-        except Exception as error:  # pickling may run anything
+        except Exception as error:  # pickling may raise any exception
             left_out[env_id] = f"{type(error).__name__}: {error}"
     return pickle.dumps((specs, left_out))
 
@@ -119,7 +126,7 @@ def _packed(spec: EnvSpec) -> dict[str, Any] | bytes:
     if not isinstance(spec.vector_entry_point, str | None):
         spec = replace(spec, vector_entry_point=None)  # workers build single environments
     if callable(spec.entry_point):
-        spec = replace(spec, entry_point=Carried(spec.entry_point))
+        spec = replace(spec, entry_point=PickledCreator(spec.entry_point))
     elif not spec.additional_wrappers and _is_simple(spec.kwargs):
         return vars(spec)
     packed: bytes = cloudpickle.dumps(spec)
@@ -138,17 +145,17 @@ def _is_simple(value: Any) -> bool:
 
 
 _ARRIVED: dict[int, dict[str, str]] = {}
-"""What was left out, by what has been registered here already."""
+"""Ids that could not be sent, by registry that was received here."""
 
 
 def register(packed: bytes) -> None:
-    """Register in this process what `packed_registry` found in another, once.
+    """Register the ids of `packed_registry` in this process, once.
 
-    What is known here by another description is registered as it was there. Modules that register
-    the same ids once more, when a factory imports them, are not warned of that.
+    Other specs under the same ids are replaced. Modules that register the same ids once more, when
+    a factory imports them, cause no warning.
 
     Args:
-        packed: Nothing is an empty registry.
+        packed: Empty bytes are an empty registry.
     """
     if not packed or hash(packed) in _ARRIVED:
         return
@@ -159,7 +166,7 @@ def register(packed: bytes) -> None:
     for env_id, fields in specs.items():
         try:
             spec = _unpacked(fields)
-        except Exception as error:  # e.g. an argument of a class that is not found here
+        except Exception as error:  # e.g. an argument whose class is missing here
             left_out[env_id] = f"{type(error).__name__}: {error}"
             continue
         if gym.registry.get(env_id) != spec:
@@ -176,10 +183,10 @@ def _unpacked(fields: dict[str, Any] | bytes) -> EnvSpec:
 
 
 def explained(error: Exception) -> Exception:
-    """Return an error of the same kind that says what to write, where a worker cannot build.
+    """Return an error of the same class that says what to write, if a worker cannot build.
 
     Args:
-        error: What a factory raised.
+        error: Raised by a factory.
     """
     if multiprocessing.parent_process() is None:
         return error

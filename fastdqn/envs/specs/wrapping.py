@@ -20,7 +20,7 @@ from typing import Any
 import gymnasium as gym
 
 from fastdqn.envs.description import EnvFactory, factory_of
-from fastdqn.envs.specs.construction import UsedWrapper, own_wrapper
+from fastdqn.envs.specs.construction import UsedWrapper, gymnasium_wrapper
 from fastdqn.envs.specs.ids import first_line, import_from_here
 from fastdqn.envs.specs.plain_values import NotPlainError, from_plain, to_plain
 from fastdqn.errors import UsageError
@@ -55,8 +55,8 @@ class NamedWrapper:
         text: How it was written.
         module: Where it is; empty for those of Gymnasium.
         name: Of its class, or of a function that takes an environment and returns one.
-        args: After the environment.
-        kwargs: By name.
+        args: Its arguments after the environment.
+        kwargs: Its arguments by name.
     """
 
     text: str
@@ -74,7 +74,7 @@ class NamedWrapper:
         wrap = self.found()
         try:
             wrapped = wrap(env, *self.args, **self.kwargs)
-        except Exception as error:  # a wrapper may raise anything
+        except Exception as error:  # a wrapper may raise any exception
             reason = f"it cannot be put around {env} ({type(error).__name__}: {first_line(error)})"
             way_out = f"Give the arguments that it takes: '{self.name}(name=value)'."
             raise UsageError(f"--wrapper {self.text}", reason, way_out) from error
@@ -83,19 +83,19 @@ class NamedWrapper:
         return wrapped
 
     def found(self) -> Any:
-        """Return the class or function that it names; imports the module.
+        """Return the class or function of that name; imports the module.
 
         Raises:
             UsageError: There is none.
         """
         if not self.module:
             try:
-                return own_wrapper(self.name)
+                return gymnasium_wrapper(self.name)
             except KeyError:
                 raise self._refused(f"Gymnasium has no wrapper {self.name}") from None
         try:
             found = getattr(import_from_here(self.module), self.name)
-        except Exception as error:  # importing may run anything
+        except Exception as error:  # importing may raise any exception
             reason = f"it cannot be imported ({type(error).__name__}: {first_line(error)})"
             raise self._refused(reason) from error
         if not callable(found):
@@ -108,10 +108,10 @@ class NamedWrapper:
 
 
 def read_wrapper(text: Any) -> NamedWrapper:
-    """Read the words of a wrapper; nothing is imported or evaluated.
+    """Parse a wrapper's text; nothing is imported or evaluated.
 
     Raises:
-        UsageError: They are not `Name`, `Name(arguments)` or either behind `module:`.
+        UsageError: It is not `Name` or `Name(arguments)`, with or without `module:`.
     """
     fine = isinstance(text, str) and len(text) <= MAX_TEXT and text.isprintable()
     match = WRAPPER.fullmatch(text.strip()) if fine else None
@@ -127,7 +127,7 @@ def read_wrapper(text: Any) -> NamedWrapper:
 
 
 def _arguments(words: str | None) -> tuple[tuple[Any, ...] | None, dict[str, Any]]:
-    """Read `(1, name="x")`; None where it is no call with plain values."""
+    """Read `(1, name="x")`; None if it is not a call with plain values."""
     try:
         call: Any = ast.parse(f"wrapper{words or '()'}", mode="eval").body
         args = tuple(map(ast.literal_eval, call.args))
@@ -139,7 +139,7 @@ def _arguments(words: str | None) -> tuple[tuple[Any, ...] | None, dict[str, Any
 
 
 def typed_wrapper(wrapper: UsedWrapper) -> tuple[str, bool]:
-    """Return a wrapper as it is typed, and whether that says all of its arguments."""
+    """Return a wrapper as text for a command, and whether that holds all of its arguments."""
     name = f"{wrapper.module}:{wrapper.name}" if wrapper.module else wrapper.name
     words = ", ".join(f"{key}={value!r}" for key, value in (wrapper.kwargs or {}).items())
     text = f"{name}({words})" if words else name
@@ -154,7 +154,7 @@ def plain_env_kwargs(given: Any) -> dict[str, Any]:
     """Check arguments of an environment; numbers of numpy become Python's.
 
     Raises:
-        UsageError: A name or a value that cannot be written down.
+        UsageError: A name or a value that JSON cannot hold.
     """
     if not isinstance(given, Mapping):
         raise UsageError(
@@ -178,10 +178,10 @@ def plain_env_kwargs(given: Any) -> dict[str, Any]:
 
 
 def with_plain_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with arguments and wrappers as Config keeps them; None is left out.
+    """Return settings with arguments and wrappers as Config has them; None is left out.
 
     Raises:
-        UsageError: One cannot be written down.
+        UsageError: JSON cannot hold one.
     """
     plain = {k: v for k, v in settings.items() if v is not None or k not in CONFIGURING}
     if "env_kwargs" in plain:
@@ -192,7 +192,7 @@ def with_plain_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _names(given: Any) -> tuple[str, ...]:
-    """Return the names of wrappers, of which one may stand alone; refuse all else."""
+    """Return the wrappers as a tuple; one may be given as a string."""
     names: Any = as_names(given)
     if not are_names(names):
         raise UsageError(f"--wrapper {given!r}", "it is no list of names", "Give (name, ...).")
@@ -223,10 +223,10 @@ def factory_with(
 def refuse_what_is_not_built(
     env_kwargs: Mapping[str, Any] | None, wrappers: Sequence[str] | None
 ) -> None:
-    """Refuse to configure environments that Gymnasium does not build from an id.
+    """Refuse arguments and wrappers for environments that Gymnasium does not build from an id.
 
     Raises:
-        UsageError: Something is to be configured.
+        UsageError: There are arguments or wrappers.
     """
     for flag, given in (("--env-kwargs", env_kwargs), ("--wrapper", wrappers)):
         if given:
@@ -268,7 +268,7 @@ def spelled_arguments(kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def _spelled_value(value: Any) -> str:
-    """Return a value as it is typed; text that cannot be taken for another value is not quoted."""
+    """Return a value as it is typed; text that reads as text is not quoted."""
     other = {"true", "false", "none", "null", "nan", "infinity"}
     if not isinstance(value, str) or value.lower() in other:
         return repr(value)

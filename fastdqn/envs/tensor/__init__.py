@@ -1,6 +1,6 @@
-"""Environments that live on the device and speak tensors.
+"""Environments on the device, with tensors instead of arrays.
 
-Loads PyTorch, so that nothing a worker process imports may import it.
+This room loads PyTorch, so modules of worker processes must not import it.
 """
 
 from fastdqn.envs.tensor.acrobot import Acrobot

@@ -17,15 +17,15 @@ __all__ = ["EpisodicEnv"]
 
 
 class EpisodicEnv(ABC):
-    """A `PureTensorEnv` that asks its subclass for the physics alone.
+    """A `PureTensorEnv` whose subclass adds the physics.
 
     The state is (physics [N, S], env steps of the running episode [N] int32).
 
     Args:
         num_envs: N, at least 1.
         device: `cpu`, `cuda`, `cuda:N`, `mps` or `auto`.
-        dtype: Of the physics. float64 is for proofs, not for MPS, which has none; observations
-            and rewards are float32 either way.
+        dtype: Of the physics. float64 is for comparisons, and not for MPS, which lacks it;
+            observations and rewards are float32 either way.
         max_episode_steps: Env steps after which an episode is cut (truncated), at least 1.
 
     Raises:
@@ -101,7 +101,7 @@ class EpisodicEnv(ABC):
         return TensorStep(obs, final_obs, reward, terminated, truncated)
 
     def close(self) -> None:
-        """Release nothing: tensors are all there is."""
+        """Do nothing: there are only tensors to free."""
         return
 
     def _draw(self) -> Tensor:

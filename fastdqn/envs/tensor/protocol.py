@@ -1,4 +1,4 @@
-"""What an environment on the device offers: tensors in, tensors out, no host in between.
+"""Protocols of environments on the device: tensors in, tensors out, no wait for the host.
 
 `TensorEnv` is all that an adapter for a simulator on the GPU has to implement (Isaac Lab,
 ManiSkill, Brax, Playground). `PureTensorEnv` adds what lets a whole training iteration,
@@ -19,9 +19,9 @@ __all__ = ["PureTensorEnv", "TensorEnv", "TensorStep"]
 
 @dataclass(frozen=True, slots=True)
 class TensorStep:
-    """What one vector step gave, all of it on the device of the environment.
+    """The result of one vector step, on the device of the environment.
 
-    An environment may write into the same tensors at its next step: copy what has to stay.
+    An environment may write into the same tensors at its next step: copy what you keep.
 
     Attributes:
         obs: [N, *O] what the policy acts on next; after an end, the first of the new episode.
@@ -44,7 +44,7 @@ class TensorEnv(Protocol):
     """N environments on one device that begin a new episode within the step that ends the old.
 
     Attributes:
-        env_id: Name for people and files, such as `CartPole-v1`.
+        env_id: Name in messages and files, such as `CartPole-v1`.
         num_envs: N, at least 1.
         device: Where every tensor lies, with its index (`cuda:0`, not `cuda`).
         single_observation_space: Of one environment; its shape is O, its dtype that of `obs`.
@@ -96,8 +96,8 @@ class PureTensorEnv(TensorEnv, Protocol):
     def advance(self, action: Tensor, uniform: Tensor) -> TensorStep:
         """Do what `step` does with random numbers from outside.
 
-        Writes `state` in place and has no other effect: it draws from no generator, never looks
-        at the device, and compiles with `fullgraph=True`.
+        Writes `state` in place and has no other effect: it draws from no generator, never waits
+        for the device, and compiles with `fullgraph=True`.
 
         Args:
             action: [N] int64 on the device, in 0 ... A - 1; read.

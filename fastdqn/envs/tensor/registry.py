@@ -1,4 +1,4 @@
-"""Which environments live on the device, by their Gymnasium ids."""
+"""Tensor environments by their Gymnasium ids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["TENSOR_ENVS", "make_tensor_env"]
 TENSOR_ENVS: dict[str, Callable[..., PureTensorEnv]] = {
     kind.env_id: kind for kind in (Acrobot, CartPole, MountainCar)
 }
-"""Id -> what builds it from `num_envs` and `device`; enter your own to train on it by name."""
+"""Id -> constructor from `num_envs` and `device`; add your own to train on it by id."""
 
 
 def make_tensor_env(env_id: str, num_envs: int, device: torch.device | str) -> PureTensorEnv:

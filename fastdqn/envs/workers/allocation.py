@@ -1,4 +1,4 @@
-"""Who steps the environments: worker processes, the caller's own process, or both."""
+"""How many worker processes step the environments, and how many the caller's own process does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Allocation", "allocation_beside_learner", "choose_allocation", "time
 WAKE_UP_S = 60e-6
 """What waking the workers and being woken costs per vector step, in a quiet moment."""
 SIGNALS_S = 20e-6
-"""The same where everybody stays awake and the caller has nothing to do but to step, with a margin:
+"""The same where all processes stay awake and the caller only steps, with a margin:
 15 us won for eight CartPoles and for two landers, too, on two quiet cores."""
 HANDLING_S = 60e-6
 """What the trainer's own part of a vector step costs: choosing actions, writing rows."""
@@ -43,22 +43,22 @@ class Allocation:
 
     @property
     def spin_s(self) -> float:
-        """Seconds for which those who wait may stay awake: none with more workers than cores.
+        """Seconds for which a waiting process may stay awake: 0 with more workers than cores.
 
-        Whoever does offers the core to others, so that a caller needs none of its own.
+        It offers its core to others meanwhile, so the caller needs no core of its own.
         """
         return SPIN_S if self.processes <= available_cores() else 0.0
 
 
 def choose_allocation(asked: int | None, num_envs: int, step_s: float | None) -> Allocation:
-    """Choose who steps the environments of a caller who has nothing else to do meanwhile.
+    """Choose how to step the environments of a caller that does nothing else during a step.
 
-    Where nobody asks for a number of workers, the caller takes a share, which spares a process
-    to wake, or all where it may start none. Slow environments go to workers alone, since nothing
-    can interrupt the caller's own.
+    Unless a number of workers is asked for, the caller steps a share, which saves waking one
+    process, or steps all where it may start no process. Slow environments go to workers only,
+    since a step in the caller cannot be interrupted.
 
     Args:
-        asked: Worker processes that the caller wants, 0 is none; None is a choice.
+        asked: Worker processes; 0 is none, None lets this function choose.
         num_envs: Environments that step together.
         step_s: Measured seconds of one step; None where environments are slow or unknown.
     """
@@ -79,7 +79,7 @@ def choose_allocation(asked: int | None, num_envs: int, step_s: float | None) ->
 def allocation_beside_learner(
     num_envs: int, step_s: float | None, learn_s: float, *, num_groups: int = 1
 ) -> Allocation:
-    """Choose who steps the environments of a caller who learns while the workers step.
+    """Choose how to step the environments of a caller that learns while the workers step.
 
     One core is the caller's. Whatever learning leaves of it goes to environments: as many as
     let the caller end together with the workers.
@@ -119,12 +119,12 @@ def timed_in_turns(
 ) -> tuple[float | None, float]:
     """Time an env step and the learning of a vector step so that they can be compared.
 
-    Only how they compare decides about shares. Whatever else a machine does slows the one and
-    not the other, when they are timed one after the other: the median of some turns counts.
+    Shares depend only on their ratio. Other load on the machine may slow one and not the other,
+    so they are timed in turns and the median ratio counts.
 
     Args:
-        stepping: Times a step anew; seconds, or None where environments are slow.
-        learning: Times the learning anew; seconds.
+        stepping: Times a step; seconds, or None where environments are slow.
+        learning: Times the learning; seconds.
 
     Returns:
         Seconds of a step, the fewest of all turns, or None; and of learning at that speed.

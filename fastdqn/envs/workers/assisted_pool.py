@@ -17,16 +17,16 @@ __all__ = ["AssistedPool"]
 
 
 class AssistedPool:
-    """A pool of workers and the caller's own environments, behind one face.
+    """A pool of workers and the caller's own environments, behind one interface.
 
     The caller's part of a message is done when it is collected, after the workers were woken;
-    nothing interrupts it. An environment there that ends the process takes the caller along.
+    nothing interrupts it. An environment there that ends its process ends the caller.
 
     Args:
         env_fns: Factories, one per environment.
         spec: Layout of the shared block.
         settings: How the environments are dealt out.
-        supervision: How much patience environments deserve; None raises.
+        supervision: Deadlines and limits of restarts; None raises failures instead.
 
     Attributes:
         workers: The processes.
@@ -59,18 +59,18 @@ class AssistedPool:
         self._answers: dict[int, Any] = {}
 
     def send_step(self, group: int = 0) -> None:
-        """Wake the workers for one step of a group, and note the caller's own."""
+        """Wake the workers for one step of a group; the caller's own step when it collects."""
         self._pool.send_step(group)
         self._own.send_step(group)
 
-    def tell(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> None:
-        """Send each worker its own arguments, and note the caller's."""
-        self._pool.tell(name, arguments[:-1], group)
-        self._own.tell(name, arguments[-1:], group)
+    def send_call(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> None:
+        """Send each worker its arguments, and keep the caller's."""
+        self._pool.send_call(name, arguments[:-1], group)
+        self._own.send_call(name, arguments[-1:], group)
 
-    def ask(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> list[Any]:
-        """Make a call everywhere and return what everyone returns."""
-        self.tell(name, arguments, group)
+    def call(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> list[Any]:
+        """Make a call everywhere and return all results."""
+        self.send_call(name, arguments, group)
         return self.collect(None, group)
 
     def collect(self, timeout: float | None, group: int = 0) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The environments of a host apart from their stepping: built, asked, changed and closed."""
+"""Building, calling, changing and closing the environments of a host."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.spaces.utils import is_space_dtype_shape_equiv
 
-from fastdqn.envs.sharing import core_of, hold, refuse_shared, taken_here
+from fastdqn.envs.sharing import core_of, envs_in_use, refuse_shared, register_holder
 from fastdqn.envs.specs.registrations import explained
-from fastdqn.envs.workers.failures import EnvFailures, Failure, Shut
+from fastdqn.envs.workers.failures import ClosedEnv, EnvFailures, Failure
 from fastdqn.envs.workers.task import EnvFactory, Task
 from fastdqn.errors import UsageError
 
@@ -27,17 +27,17 @@ class EnvAccess:
         env_fns: Their factories.
 
     Attributes:
-        envs: They themselves, once they are built; `Shut` where one raised.
+        envs: The environments, once they are built; `ClosedEnv` where one raised.
     """
 
     def __init__(self, task: Task, env_fns: Sequence[EnvFactory]) -> None:
         self.task, self.env_fns = task, env_fns
         self.envs: list[gym.Env[Any, Any]] = []
         self.vector = task.spec
-        hold(self)
+        register_holder(self)
 
     def held(self) -> Iterable[tuple[int, gym.Env[Any, Any]]]:
-        """Return (index in the vector, environment) of all that are here now."""
+        """Return (index in the vector, environment) of all environments here."""
         return enumerate(self.envs, self.task.first_env)
 
     def make(self) -> None:
@@ -46,7 +46,7 @@ class EnvAccess:
         Raises:
             EnvFailures: One could not be built.
         """
-        taken = taken_here()
+        taken = envs_in_use()
         for i, env_fn in enumerate(self.env_fns):
             try:
                 env = env_fn()
@@ -81,7 +81,7 @@ class EnvAccess:
     def check_spaces(
         self, mode: Any, obs_space: gym.Space[Any], action_space: gym.Space[Any]
     ) -> list[tuple[bool, bool]]:
-        """Say for every environment whether its two spaces are those of the vector."""
+        """Return for every environment whether its two spaces are those of the vector."""
         same = operator.eq if mode == "same" else is_space_dtype_shape_equiv
         return [
             (same(env.observation_space, obs_space), env.action_space == action_space)
@@ -94,28 +94,28 @@ class EnvAccess:
             with contextlib.suppress(Exception):
                 self.envs.pop().close()
 
-    # What befalls them
+    # Failures
 
-    def _shut(self, i: int, error: Exception, doing: str = "") -> Failure:
-        """Close an environment that raised: nobody knows its state. The next reset rebuilds it."""
+    def _close_failed(self, i: int, error: Exception, doing: str = "") -> Failure:
+        """Close an environment that raised: its state is unknown. The next reset rebuilds it."""
         with contextlib.suppress(Exception):
             self.envs[i].close()
-        self.envs[i] = Shut(self.envs[i])
+        self.envs[i] = ClosedEnv(self.envs[i])
         return Failure.of(self.task.first_env + i, explained(error), doing, ended=True)
 
-    def _rebuild_if_shut(self, i: int) -> None:
+    def _rebuild_if_closed(self, i: int) -> None:
         shut = self.envs[i]
-        if isinstance(shut, Shut):
+        if isinstance(shut, ClosedEnv):
             env, index = self.env_fns[i](), self.task.first_env + i
-            refuse_shared(taken_here(), env, index, self.vector)
+            refuse_shared(envs_in_use(), env, index, self.vector)
             if core_of(env) is core_of(shut.was):
                 raise UsageError(
-                    f"environment {index} that was to be built anew",
+                    f"environment {index} that was to be rebuilt",
                     "its factory returned the one that had raised and was closed",
                     "Let it build a new one at each call: lambda: gymnasium.make(...).",
                 )
             self.envs[i] = env
 
     def failure(self, i: int, error: Exception, doing: str = "", *, ended: bool = False) -> Failure:
-        """Return what environment `i` raised as it is told."""
+        """Return the failure of environment `i`."""
         return Failure.of(self.task.first_env + i, error, doing, ended=ended)

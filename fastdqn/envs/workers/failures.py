@@ -1,4 +1,4 @@
-"""What is told when environments raise, and what stands where one did."""
+"""Failures of environments: what one raised, and what takes its place."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from gymnasium.error import ClosedEnvironmentError
 
 from fastdqn.errors import UsageError
 
-__all__ = ["EnvFailures", "Failure", "Shut", "StepTold", "on_action"]
+__all__ = ["ClosedEnv", "EnvFailures", "Failure", "StepAnswer", "on_action"]
 
-StepTold = tuple[dict[int, dict[str, Any]], list[Any] | None] | None
-"""What a step tells beside the block: infos by environment, and observations that travel."""
+StepAnswer = tuple[dict[int, dict[str, Any]], list[Any] | None] | None
+"""What a step returns beside the block: infos by environment, and pickled observations."""
 SHUT = "the environment raised and was shut down: reset it first"
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception that an environment raised, fit to cross the process border.
+    """An exception that an environment raised, in a form that can be pickled.
 
     Attributes:
         env: Index of the environment in the whole vector.
         error: The exception, or None if it does not survive pickling.
         text: The formatted traceback.
-        reason: Its name and the first line of what it says.
-        doing: What it was given to do, or nothing.
-        ended: Whether the environment was shut down; the next reset builds it anew.
+        reason: The name of its class and the first line of its message.
+        doing: What the environment was doing, or an empty text.
+        ended: Whether the environment was closed; the next reset rebuilds it.
     """
 
     env: int
@@ -41,7 +41,7 @@ class Failure:
 
     @property
     def final(self) -> bool:
-        """Whether building it anew would be in vain: what it returned cannot be used."""
+        """Whether rebuilding cannot help: what the environment returned cannot be used."""
         return isinstance(self.error, UsageError)
 
     @classmethod
@@ -52,30 +52,30 @@ class Failure:
         return cls(env, error, text, reason, doing, ended)
 
     def __str__(self) -> str:
-        """Return all that is known, over several lines."""
+        """Return environment, action and traceback, over several lines."""
         return f"environment {self.env} raised{self.doing}:\n{self.text.rstrip()}"
 
 
 class EnvFailures(Exception):  # noqa: N818 - several errors, one for each environment
-    """What the environments of one call raised, in the order of the environments.
+    """The failures of one call, in the order of the environments.
 
     Attributes:
         failures: One per environment that raised.
-        message: What the call would have returned for the others, where it went on with them.
+        message: The result for the other environments, where the call went on with them.
     """
 
-    def __init__(self, failures: list[Failure], message: StepTold = None) -> None:
+    def __init__(self, failures: list[Failure], message: StepAnswer = None) -> None:
         super().__init__(f"{len(failures)} environments raised")
         self.failures, self.message = failures, message
 
     def final(self) -> EnvFailures | None:
-        """Return those of the failures that no restart mends; None where there are none."""
+        """Return the failures that no restart can mend, or None."""
         final = [failure for failure in self.failures if failure.final]
         return EnvFailures(final) if final else None
 
 
-class Shut(gym.Env[Any, Any]):
-    """Stands where an environment raised, until the next reset.
+class ClosedEnv(gym.Env[Any, Any]):
+    """Takes the place of an environment that raised, until the next reset.
 
     Args:
         was: The environment, closed.
@@ -94,7 +94,7 @@ class Shut(gym.Env[Any, Any]):
 
 
 def on_action(env: gym.Env[Any, Any], action: Any) -> str:
-    """Return the action that an environment raised on, and whether it was none of its own."""
+    """Return the action on which an environment raised, and whether its space lacks it."""
     try:
         strange = not env.action_space.contains(action)
         shown = action.item() if isinstance(action, np.generic) else action

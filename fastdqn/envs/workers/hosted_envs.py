@@ -1,4 +1,4 @@
-"""The environments of one host, stepped one after the other; results go into the shared block.
+"""The environments of one host, stepped one after the other into the shared block.
 
 A worker process has one host for each group of environments; without workers the caller's own
 process has it.
@@ -23,11 +23,11 @@ from fastdqn.envs.masks import (
 )
 from fastdqn.envs.space_check import SpaceCheck
 from fastdqn.envs.workers.env_access import EnvAccess
-from fastdqn.envs.workers.failures import EnvFailures, Failure, StepTold, on_action
+from fastdqn.envs.workers.failures import EnvFailures, Failure, StepAnswer, on_action
 from fastdqn.envs.workers.observation_writer import (
     CheckedWriter,
+    PickledWriter,
     SharedWriter,
-    TravellingWriter,
     writers_over,
 )
 from fastdqn.envs.workers.shared_block import SharedBlock
@@ -37,18 +37,18 @@ from fastdqn.errors import UsageError
 __all__ = ["HostedEnvs"]
 
 FLAGS = (bool, np.bool_, int, np.integer, np.ndarray, type(None))
-"""What may say whether an episode has ended."""
+"""Types of `terminated` and `truncated`."""
 
 
 class HostedEnvs(EnvAccess):
-    """Some environments and the columns of the block that they own.
+    """Some environments of a process, and their rows of the block.
 
     Args:
         task: What to do.
         env_fns: Factories of its environments.
         rows: The whole block.
         shared_obs: Gymnasium's shared memory for observations that do not lie in the block; None
-            where they do, or where they travel with the answers.
+            where they do, or where they are pickled with the answers.
         permit: Held while an environment runs.
     """
 
@@ -63,13 +63,13 @@ class HostedEnvs(EnvAccess):
         super().__init__(task, env_fns)
         self.shared_obs = shared_obs
         self.rows = rows.columns(task.first_env, task.first_env + task.num_envs)
-        self.travelling: list[Any] = [None] * task.num_envs
+        self.pickled: list[Any] = [None] * task.num_envs
         self.returns, self.lengths = [0.0] * task.num_envs, [0] * task.num_envs
         self.ended = [False] * task.num_envs
         self.permit = permit or contextlib.nullcontext()
         self.in_block = task.obs_space is None
-        self.travels = not self.in_block and shared_obs is None
-        self._lines: list[Any] = []
+        self.pickles = not self.in_block and shared_obs is None
+        self._writers: list[Any] = []
         self._checks: list[SpaceCheck] = []
         # Items of a memoryview are written in half the time of those of an array.
         columns: Any = self.rows
@@ -86,27 +86,27 @@ class HostedEnvs(EnvAccess):
         self._resets_next = task.autoreset_mode == AutoresetMode.NEXT_STEP.value
 
     def make(self) -> None:
-        """Build the environments, and what takes their observations."""
+        """Build the environments, and the writers of their observations."""
         super().make()
-        self._lines = self._new_lines()
+        self._writers = self._new_writers()
 
-    def _new_lines(self) -> list[Any]:
-        """Return what takes each environment's observation: in the block or elsewhere."""
+    def _new_writers(self) -> list[Any]:
+        """Return a writer for each environment's observation, into the block or elsewhere."""
         if self.in_block:
             obs = self.rows.obs
             self._checks = [
                 SpaceCheck(env.observation_space, obs.shape[1:], obs.dtype) for env in self.envs
             ]
             return writers_over(obs, self._checks, self.task.first_env)
-        if self.travels:
-            return [TravellingWriter(self.travelling, i) for i in range(self.task.num_envs)]
+        if self.pickles:
+            return [PickledWriter(self.pickled, i) for i in range(self.task.num_envs)]
         first, space = self.task.first_env, self.task.obs_space
         envs = range(first, first + self.task.num_envs)
         return [SharedWriter(space, self.shared_obs, env) for env in envs]
 
     # Stepping
 
-    def step(self, actions: Sequence[Any] | None = None) -> StepTold:
+    def step(self, actions: Sequence[Any] | None = None) -> StepAnswer:
         """Step every environment that is not at rest, in one loop with few calls; hot path.
 
         Args:
@@ -117,7 +117,7 @@ class HostedEnvs(EnvAccess):
         """
         infos: dict[int, dict[str, Any]] = {}
         failures: list[Failure] = []
-        lines, reward_, resting = self._lines, self._reward, self._resting
+        writers, reward_, resting = self._writers, self._reward, self._resting
         terminated_, truncated_ = self._terminated, self._truncated
         returns, lengths = self.returns, self.lengths
         given = self._actions() if actions is None else actions
@@ -133,9 +133,9 @@ class HostedEnvs(EnvAccess):
                         if not isinstance(reward, float):
                             reward = _scalar_reward(reward)
                         try:
-                            lines[i][:] = obs
+                            writers[i][:] = obs
                         except (TypeError, ValueError):
-                            self._put_otherwise(i, obs)
+                            self._put_checked(i, obs)
                         reward_[i] = reward
                         terminated_[i] = terminated
                         truncated_[i] = truncated
@@ -148,46 +148,46 @@ class HostedEnvs(EnvAccess):
                         if terminated or truncated:
                             _refuse_flags(terminated, truncated)
                             info = self._end(i, obs, info)
-                except Exception as error:  # whatever an environment raises goes to the caller
-                    failures.append(self._shut(i, error, on_action(env, action)))
+                except Exception as error:  # any exception of an environment goes to the caller
+                    failures.append(self._close_failed(i, error, on_action(env, action)))
                     continue
                 if info and self._infos_travel:
                     infos[self.task.first_env + i] = info
         if failures:
-            raise EnvFailures(failures, self._told(infos))
-        return self._told(infos)
+            raise EnvFailures(failures, self._answer(infos))
+        return self._answer(infos)
 
     def _put(self, i: int, obs: Any) -> None:
-        """Write an observation into its line."""
+        """Write an observation to its place."""
         try:
-            self._lines[i][:] = obs
+            self._writers[i][:] = obs
         except (TypeError, ValueError):
-            self._put_otherwise(i, obs)
+            self._put_checked(i, obs)
 
-    def _put_otherwise(self, i: int, obs: Any) -> None:
-        """Write an observation that its line has refused, from now on always so, if that can be.
+    def _put_checked(self, i: int, obs: Any) -> None:
+        """Write an observation that the fast writer refused, with a check; later ones likewise.
 
         Raises:
-            TypeError, ValueError: As the line has said.
+            TypeError, ValueError: The checked writer refused it.
         """
-        if not isinstance(self._lines[i], memoryview):
-            raise  # noqa: PLE0704 - called while that is handled
-        self._lines[i] = CheckedWriter(self.rows.obs, i, self._checks[i], self.task.first_env + i)
-        self._lines[i][:] = obs
+        if not isinstance(self._writers[i], memoryview):
+            raise  # noqa: PLE0704 - called while the exception is handled
+        self._writers[i] = CheckedWriter(self.rows.obs, i, self._checks[i], self.task.first_env + i)
+        self._writers[i][:] = obs
 
     def _actions(self) -> Any:
         """Return copies, since an environment may keep its action."""
         return self.rows.action.tolist() if self.task.plain_actions else self.rows.action.copy()
 
-    def _told(self, infos: dict[int, dict[str, Any]]) -> StepTold:
-        if self.travels:
-            return infos, self.travelling
+    def _answer(self, infos: dict[int, dict[str, Any]]) -> StepAnswer:
+        if self.pickles:
+            return infos, self.pickled
         return (infos, None) if infos else None
 
     def _end(self, i: int, obs: Any, info: dict[str, Any]) -> dict[str, Any]:
-        """Write what is told of an episode at its end; in SAME_STEP mode, begin the next one.
+        """Write return and length of an episode at its end; in SAME_STEP mode, begin the next one.
 
-        All that is told is copied: an environment may overwrite its own arrays in the reset.
+        The last info is copied: an environment may overwrite its own arrays in the reset.
         """
         self.ended[i] = True
         rows = self.rows
@@ -204,13 +204,13 @@ class HostedEnvs(EnvAccess):
         return {**final, **self._reset_one(i, None, None)}
 
     def _is_over(self, i: int) -> bool:
-        """NEXT_STEP: return whether the step is a reset, and no transition, and write which."""
+        """NEXT_STEP: return whether this step only resets, and write that into `real`."""
         over = self.ended[i]
         self._real[i] = not over
         return over
 
     def _reset_instead(self, i: int) -> dict[str, Any]:
-        """NEXT_STEP: reset an ended environment; nothing is paid and nothing ends."""
+        """NEXT_STEP: reset an ended environment, with reward 0 and no end."""
         self.rows.reward[i] = 0.0
         self.rows.terminated[i] = self.rows.truncated[i] = False
         return self._reset_one(i, None, None)
@@ -228,7 +228,7 @@ class HostedEnvs(EnvAccess):
         return info
 
     def _read_mask(self, i: int, info: dict[str, Any]) -> None:
-        """Write the actions that the info allows; all of them where it says nothing."""
+        """Write the action mask of an info; without one every action is allowed."""
         mask = info.get(MASK)
         if mask is None:
             self.rows.action_mask[i] = True
@@ -244,10 +244,10 @@ class HostedEnvs(EnvAccess):
     def reset(
         self, seeds: list[int | None], options: dict[str, Any] | None, mask: list[bool]
     ) -> tuple[dict[int, dict[str, Any]], list[Any] | None]:
-        """Reset the environments that the mask names, rebuilding those that were shut down.
+        """Reset the environments in the mask, rebuilding those that were closed after a failure.
 
         Returns:
-            Their infos by index, and observations that travel.
+            Their infos by index, and observations that are pickled.
 
         Raises:
             EnvFailures: Some environments raised.
@@ -256,22 +256,22 @@ class HostedEnvs(EnvAccess):
         failures: list[Failure] = []
         for i in np.flatnonzero(mask).tolist():
             try:
-                self._rebuild_if_shut(i)
+                self._rebuild_if_closed(i)
                 with self.permit:
                     info = self._reset_one(i, seeds[i], options)
             except Exception as error:
-                failures.append(self._shut(i, error))
+                failures.append(self._close_failed(i, error))
                 continue
             if self.task.send_infos:
                 infos[self.task.first_env + i] = info
-        message = infos, self.travelling if self.travels else None
+        message = infos, self.pickled if self.pickles else None
         if failures:
             raise EnvFailures(failures, message)
         return message
 
 
 def _refuse_flags(terminated: Any, truncated: Any) -> None:
-    """Refuse what only counts as an end since Python takes it for true, such as "False" or NaN."""
+    """Refuse flags that are no bool, such as "False" or NaN, which Python takes for true."""
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
         if flag is not True and flag is not False and not isinstance(flag, FLAGS):
             raise UsageError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdqn.envs.workers.exits import closed_at_exit
+from fastdqn.envs.workers.at_exit import closed_at_exit
 from fastdqn.envs.workers.failures import EnvFailures, Failure
 from fastdqn.envs.workers.hosted_envs import HostedEnvs
 from fastdqn.envs.workers.pool import PoolSettings
@@ -20,10 +20,10 @@ from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.envs.workers.supervision import (
     RestartBudget,
     Supervision,
-    branch_of,
-    raised,
-    seeds_told,
-    silence,
+    failure_line,
+    fresh_seeds,
+    mark_unreal,
+    seeds_text,
 )
 from fastdqn.envs.workers.task import EnvFactory
 
@@ -31,25 +31,25 @@ __all__ = ["LocalPool"]
 
 
 class LocalPool:
-    """Answers as a `WorkerPool` does; the work of a message is done when it is collected.
+    """The interface of a `WorkerPool` without workers; `collect` does the work of a message.
 
-    Under supervision an environment that raises is built anew; one that hangs, or ends the
-    process, takes the caller along.
+    Under supervision an environment that raises is rebuilt; one that hangs stops the caller, and
+    one that ends the process ends the caller.
 
     Args:
         env_fns: Factories, one per environment.
         spec: Layout of the rows.
         settings: How the environments are dealt out; the caller's share is hosted here.
-        supervision: How much patience environments deserve; None raises.
-        beside: A pool of the other shares, whose rows, permits, budget and notes are used; None
-            where there is none.
+        supervision: Limits of restarts; None raises failures instead.
+        beside: The pool of the workers, whose rows, permit, budget and `restarted` are shared; None
+            without workers.
 
     Attributes:
-        workers: None at all.
+        workers: Empty.
         rows: The rows, in private memory.
-        spans: (first, last + 1) environment by group, of the one worker that there is not.
+        spans: (first, last + 1) environment by group, as of a single worker.
         budget: The restarts so far, or None without supervision.
-        restarted: [N] bool, whose last row is no transition since it was built anew.
+        restarted: [N] bool, whose last row is no transition since the environment was rebuilt.
 
     Raises:
         EnvFailures: A factory raised.
@@ -90,30 +90,30 @@ class LocalPool:
         self._at_exit = closed_at_exit(self)
         try:
             for group in range(len(self.hosts)):
-                self.ask("make", [()], group)
+                self.call("make", [()], group)
         except BaseException:
             self.close(None)
             raise
 
     def send_step(self, group: int = 0) -> None:
-        """Ask for one step of a group."""
+        """Request one step of a group; `collect` makes it."""
         self._pending.append(("step", (), group))
 
-    def tell(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> None:
-        """Ask for a call; `collect` makes it."""
+    def send_call(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> None:
+        """Request a call; `collect` makes it."""
         if name == "reset":
             first = self.spans[0][group][0]
             for env, seed in enumerate(arguments[0][0], first):
                 self._seeds[env] = self._seeds[env] if seed is None else seed
         self._pending.append((name, arguments[0], group))
 
-    def ask(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> list[Any]:
+    def call(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> list[Any]:
         """Make a call and return what it returns, in a list."""
-        self.tell(name, arguments, group)
+        self.send_call(name, arguments, group)
         return self.collect(None, group)
 
     def collect(self, timeout: float | None, group: int = 0) -> list[Any]:  # noqa: ARG002
-        """Do what was asked first; nothing interrupts it, so there is no timeout.
+        """Do the oldest request; nothing interrupts it, so there is no timeout.
 
         Raises:
             EnvFailures: Environments raised, unsupervised or where no restart would help.
@@ -123,7 +123,7 @@ class LocalPool:
         host = self.hosts[asked_group]
         if name == "step":
             self._steps[asked_group] += 1
-            self._speak(*self.spans[0][asked_group])
+            self._mark_real(*self.spans[0][asked_group])
         try:
             return [getattr(host, name)(*arguments)]
         except EnvFailures as error:
@@ -132,8 +132,8 @@ class LocalPool:
             options = arguments[1] if name == "reset" else None
             return [self._rebuild(asked_group, error, self.budget, options)]
 
-    def _speak(self, start: int, stop: int) -> None:
-        """Let the rows of environments that were built anew count as transitions."""
+    def _mark_real(self, start: int, stop: int) -> None:
+        """Let the rows of rebuilt environments count as transitions again."""
         if self.restarted[start:stop].any():
             self.rows.real[start:stop] |= self.restarted[start:stop]
             self.restarted[start:stop] = False
@@ -145,10 +145,10 @@ class LocalPool:
         budget: RestartBudget,
         options: dict[str, Any] | None,
     ) -> Any:
-        """Build environments that raised anew and reset them with fresh seeds.
+        """Rebuild environments that raised and reset them with fresh seeds.
 
         Returns:
-            What the others had returned, and what the resets return.
+            The results of the other environments, and of the resets.
 
         Raises:
             WorkerError: The budget of restarts is spent.
@@ -177,10 +177,12 @@ class LocalPool:
         in_a_row = in_a_row + 1 if step - last <= 1 else 1
         self._in_a_row[env] = in_a_row, step
         seed = self._seeds[env]
-        message = f"{raised([failure])}; in vector step {step}, {seeds_told([seed])}\n{failure}"
+        message = (
+            f"{failure_line([failure])}; in vector step {step}, {seeds_text([seed])}\n{failure}"
+        )
         time.sleep(budget.spend(message, in_a_row))
-        self._seeds[env] = branch_of([seed], budget.count)[0]
-        silence(self.rows, env, env + 1)
+        self._seeds[env] = fresh_seeds([seed], budget.count)[0]
+        mark_unreal(self.rows, env, env + 1)
         self.restarted[env] = True
 
     def close(self, timeout: float | None) -> None:  # noqa: ARG002

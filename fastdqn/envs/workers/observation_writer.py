@@ -1,4 +1,4 @@
-"""Lines: where each environment's observation goes, in the block as quickly as it can be."""
+"""Writers of observations: one per environment, into the block or elsewhere."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from gymnasium.vector.utils import write_to_shared_memory
 
 from fastdqn.envs.space_check import NUMBERS, Bounds, SpaceCheck
 
-__all__ = ["CheckedWriter", "NumberWriter", "SharedWriter", "TravellingWriter", "writers_over"]
+__all__ = ["CheckedWriter", "NumberWriter", "PickledWriter", "SharedWriter", "writers_over"]
 
 
 class CheckedWriter:
-    """Takes observations of any dtype and of several dimensions, and compares them with the space.
+    """Writes observations of any dtype and shape after comparing them with the space.
 
     Args:
         block: [N, *O] of the environments of a host.
         index: Which of them.
         check: What the space holds.
-        env: Index of the environment in the whole vector, to be named.
+        env: Index of the environment in the whole vector, for messages.
     """
 
     def __init__(self, block: npt.NDArray[Any], index: int, check: SpaceCheck, env: int) -> None:
@@ -35,7 +35,7 @@ class CheckedWriter:
         """Copy `obs` [*O] into the block; nothing is broadcast.
 
         Raises:
-            UsageError: It is none of the values of the observation space.
+            UsageError: The observation space does not hold it.
         """
         if (
             type(obs) is not np.ndarray
@@ -49,13 +49,13 @@ class CheckedWriter:
 
 
 class NumberWriter:
-    """Takes observations that are one whole number, within bounds.
+    """Writes observations that are one whole number, within bounds.
 
     Args:
         block: [N] integers, of the environments of a host.
         index: Which of them.
         check: What the space holds; bounded.
-        env: Index of the environment in the whole vector, to be named.
+        env: Index of the environment in the whole vector, for messages.
     """
 
     def __init__(self, block: npt.NDArray[Any], index: int, check: SpaceCheck, env: int) -> None:
@@ -68,7 +68,7 @@ class NumberWriter:
         """Copy `obs` into the block.
 
         Raises:
-            UsageError: It is none of the values of the observation space.
+            UsageError: The observation space does not hold it.
         """
         if type(obs) is not int and not isinstance(obs, np.integer):
             obs = self._check.array_of(obs, self._env).item()
@@ -77,11 +77,11 @@ class NumberWriter:
         self._column[self._index] = obs
 
 
-class TravellingWriter:
-    """Keeps an observation that travels with the answer.
+class PickledWriter:
+    """Keeps an observation that is pickled with the answer.
 
     Args:
-        places: One per environment of a host.
+        places: One per environment of a host; written.
         index: Which of them.
     """
 
@@ -94,7 +94,7 @@ class TravellingWriter:
 
 
 class SharedWriter:
-    """Takes an observation into Gymnasium's own shared memory.
+    """Writes an observation into Gymnasium's own shared memory.
 
     Args:
         space: Of one observation.
@@ -113,13 +113,13 @@ class SharedWriter:
 def writers_over(
     block: npt.NDArray[Any], checks: Sequence[SpaceCheck], first_env: int
 ) -> list[Any]:
-    """Return what takes the observation of each environment by `line[:] = obs`.
+    """Return a writer per environment, used as `writer[:] = obs`.
 
-    A memoryview takes half of the time of an array and refuses, with a TypeError or a
-    ValueError, what is not of its very dtype and shape; then a `CheckedWriter` is to have it.
+    Most are memoryviews, which take half of the time of an array and refuse an observation of
+    another dtype or shape with a TypeError or a ValueError; a `CheckedWriter` then takes it.
 
     Args:
-        block: [N, *O] of the environments of a host; written through the lines.
+        block: [N, *O] of the environments of a host; written through the writers.
         checks: One per environment.
         first_env: Index of the first environment in the whole vector.
     """

@@ -1,7 +1,7 @@
-"""Worker processes over one shared block, and the signals that pass between.
+"""Worker processes over one shared block, and the signals between them and their parent.
 
-Where environments form groups that step by themselves (double buffering), every worker hosts some
-of each group, and serves the signals in the order in which they come.
+Where environments form groups that step in turn (double buffering), every worker hosts some of
+each group, and serves the signals in the order in which they come.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import gymnasium as gym
 import numpy as np
 
 from fastdqn.envs.specs.registrations import packed_registry
-from fastdqn.envs.workers.exits import closed_at_exit
+from fastdqn.envs.workers.at_exit import closed_at_exit
 from fastdqn.envs.workers.failures import EnvFailures
 from fastdqn.envs.workers.process import LOOK_INTERVAL_S, WorkerProcess
 from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
-from fastdqn.envs.workers.starting import parent_pid, signals_held, without_main_module
+from fastdqn.envs.workers.spawning import parent_pid, signals_blocked, without_main_module
 from fastdqn.envs.workers.system_limits import (
     refuse_unless_openable,
     refuse_unless_parent,
     refuse_unless_shareable,
 )
 from fastdqn.envs.workers.task import Task
-from fastdqn.envs.workers.worker import CALL, DONE, Work, new_wire, run_worker
+from fastdqn.envs.workers.worker import CALL, DONE, WorkerSetup, new_wire, run_worker
 
 __all__ = ["PoolSettings", "WorkerPool"]
 
@@ -44,15 +44,15 @@ class PoolSettings:
 
     Attributes:
         num_workers: Processes, at most one per environment of a group.
-        caller_envs: Environments of each group, the last ones, that the caller hosts itself.
+        caller_envs: Environments of each group, the last ones, that the caller's process hosts.
         num_groups: Groups of environments, each stepped by signals of its own.
         autoreset_mode: Value of a Gymnasium AutoresetMode.
-        send_infos: Whether the infos of the environments travel.
+        send_infos: Whether infos are sent to the caller.
         start_method: `spawn`, `forkserver` or `fork`.
         daemon: Whether workers end with the parent and may start no children of their own.
         max_concurrency: How many may run an environment at a time; None is all.
         obs_space: Space of an observation that does not lie in the block, or None.
-        shared_obs: Gymnasium's shared memory for such observations; None lets them travel.
+        shared_obs: Gymnasium's shared memory for such observations; None pickles them.
         plain_actions: See `Task`.
         refuse_masks: See `Task`.
         spin_s: Seconds to stay awake for a signal; 0 goes to sleep at once.
@@ -90,8 +90,8 @@ class PoolSettings:
         """Return what the host of these environments is to do."""
         first, stop = span
         mode, infos = self.autoreset_mode, self.send_infos
-        ways = self.plain_actions, self.refuse_masks
-        return Task(first, stop - first, spec, mode, infos, self.obs_space, *ways)
+        flags = self.plain_actions, self.refuse_masks
+        return Task(first, stop - first, spec, mode, infos, self.obs_space, *flags)
 
 
 class WorkerPool:
@@ -114,7 +114,7 @@ class WorkerPool:
         EnvFailures: A factory raised.
     """
 
-    budget: Any = None  # nobody is restarted here
+    budget: Any = None  # no worker is restarted here
     restarted: Any = None
 
     def __init__(
@@ -139,15 +139,15 @@ class WorkerPool:
             for index in range(settings.num_workers):
                 self.workers.append(self._start(index))
             for group in range(settings.num_groups):
-                self.ask("make", [()] * settings.num_workers, group)
+                self.call("make", [()] * settings.num_workers, group)
         except BaseException:
-            self.close(None)  # others may have started programs of their own
+            self.close(None)  # other environments may have started programs
             raise
 
     def _start(self, index: int) -> WorkerProcess:
         """Start the process of worker `index`; its environments are not built yet."""
         settings, spans = self.settings, self.spans[index]
-        work = Work(
+        work = WorkerSetup(
             [settings.task(span, self.spec) for span in spans],
             cloudpickle.dumps([list(self.env_fns[a:b]) for a, b in spans]),
             self._block,
@@ -165,7 +165,7 @@ class WorkerPool:
             daemon=settings.daemon,
         )
         try:
-            with without_main_module(), signals_held():
+            with without_main_module(), signals_blocked():
                 process.start()
         except BaseException:
             ours.close()
@@ -183,10 +183,10 @@ class WorkerPool:
             try:
                 worker.signal(signal_)
             except OSError as error:
-                raise worker.gone() from error
+                raise worker.exit_error() from error
 
-    def tell(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> None:
-        """Send each worker its own arguments for a call; `collect` brings the answers.
+    def send_call(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> None:
+        """Send each worker its arguments of a call; `collect` returns the answers.
 
         All arguments are pickled before the first is sent: a call is made everywhere or nowhere.
         """
@@ -196,27 +196,27 @@ class WorkerPool:
 
     @staticmethod
     def packed(name: str, group: int, arguments: tuple[Any, ...]) -> bytes:
-        """Return a call as it travels."""
+        """Return a call, pickled."""
         message: bytes = cloudpickle.dumps((name, group, arguments))
         return message
 
-    def ask(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> list[Any]:
-        """Send each worker its own arguments and return what the workers return."""
-        self.tell(name, arguments, group)
+    def call(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> list[Any]:
+        """Send each worker its arguments of a call and return the answers."""
+        self.send_call(name, arguments, group)
         return self.collect(None, group)
 
     def collect(self, timeout: float | None, group: int = 0) -> list[Any]:  # noqa: ARG002
         """Wait for one answer of each worker; hot path.
 
-        Answers that came before a timeout are kept for the next call, so that a late one is
+        Answers that came before a timeout are returned by the next call, so that a late one is
         never taken for the answer to a later message.
 
         Args:
             timeout: Seconds, or None.
-            group: Whose answers are due next; workers answer in the order of the signals.
+            group: The group whose answers are due next; workers answer in the order of the signals.
 
         Returns:
-            What each worker told: None or an object.
+            The answer of each worker: None or an object.
 
         Raises:
             TimeoutError: `timeout` seconds passed.
@@ -236,18 +236,20 @@ class WorkerPool:
         return answers
 
     def _answer_of(self, worker: WorkerProcess, deadline: float, timeout: float | None) -> Any:
-        heard = b"" if timeout is not None and timeout < LOOK_INTERVAL_S else worker.hear()
-        if heard == DONE:
+        received = (
+            b"" if timeout is not None and timeout < LOOK_INTERVAL_S else worker.next_signal()
+        )
+        if received == DONE:
             return None
-        if not heard and not self._waited_for(worker, deadline):
+        if not received and not self._waited_for(worker, deadline):
             raise multiprocessing.TimeoutError(f"{worker} has not answered within {timeout:g} s")
         try:
-            return worker.receive(heard)
+            return worker.receive(received)
         except EnvFailures as failures:
             return failures
 
     def _waited_for(self, worker: WorkerProcess, deadline: float) -> bool:
-        """Wait for a worker's answer; look now and then whether another one has died.
+        """Wait for a worker's answer; check now and then whether another worker has died.
 
         The dead one may hold the permit that this one waits for.
         """
@@ -257,16 +259,16 @@ class WorkerPool:
                 return True
             for other in self.workers:
                 if not other.process.is_alive():
-                    raise other.gone()
+                    raise other.exit_error()
             if remaining_s <= LOOK_INTERVAL_S:
                 return False
 
     def close(self, timeout: float | None) -> None:
-        """End the workers: politely within `timeout` seconds (None is five), then by force."""
+        """Ask the workers to end within `timeout` seconds (None is five), then kill them."""
         polite = CLOSE_TIMEOUT_S if timeout is None else timeout
         if polite:
             for worker in self.workers:
-                worker.dismiss()
+                worker.request_close()
         deadline = time.monotonic() + polite
         for worker in self.workers:
             worker.end(max(0.0, deadline - time.monotonic()))

@@ -1,4 +1,4 @@
-"""A worker process as its parent sees it: signals out, answers in, and how it ended."""
+"""A worker process as its parent sees it: signals, answers, and its end."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastdqn.envs.workers.failures import EnvFailures
-from fastdqn.envs.workers.worker import CLOSE, DONE, FAILED, Wire, hear
+from fastdqn.envs.workers.worker import CLOSE, DONE, FAILED, Wire, next_signal
 from fastdqn.errors import WorkerError
 
 __all__ = ["LOOK_INTERVAL_S", "WorkerProcess"]
 
 LOOK_INTERVAL_S = 1.0
-"""Whoever waits for one worker looks after the others as often as this."""
+"""Seconds between checks of the other workers while one is waited for."""
 
 
 class WorkerProcess:
@@ -29,10 +29,10 @@ class WorkerProcess:
         spans: Its environments by group.
         process: The process.
         wire: The parent's end of the line to it.
-        spin_s: Seconds to stay awake for its answers.
+        spin_s: Seconds to stay awake while waiting for its answers.
 
     Attributes:
-        signal: Sends a signal of one byte; an OSError says that the worker has gone.
+        signal: Sends a signal of one byte; raises OSError if the worker has ended.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class WorkerProcess:
         self._poller.register(process.sentinel, select.POLLIN)
 
     def __str__(self) -> str:
-        """Return how to name it in a message."""
+        """Return the name of the worker in messages."""
         envs = ", ".join(f"{a} to {b - 1}" for a, b in self.spans)
         return f"worker {self.index} (pid {self.pid}, environments {envs})"
 
@@ -61,70 +61,70 @@ class WorkerProcess:
         """Send a signal and what it announces.
 
         Raises:
-            WorkerError: The worker has gone.
+            WorkerError: The worker has ended.
         """
         try:
             self.wire.send(signal_, message)
         except OSError as error:
-            raise self.gone() from error
+            raise self.exit_error() from error
 
     def answered(self, timeout_s: float) -> bool:
-        """Wait until a signal, or the end of the process, is there to be received."""
+        """Wait for a signal or the end of the process; return whether one is there."""
         return bool(self._poller.poll(timeout_s * 1000))
 
-    def hear(self) -> bytes:
+    def next_signal(self) -> bytes:
         """Wait for the next signal, for a second at most; hot path.
 
         Returns:
-            The signal; nothing where none came, or the worker has gone.
+            The signal; empty if none came or the worker has ended.
         """
         try:
-            return hear(self.wire.signals, self._spin_s)
+            return next_signal(self.wire.signals, self._spin_s)
         except OSError:
             return b""
 
-    def receive(self, heard: bytes = b"") -> Any:
-        """Return what the worker answered: None, or an object.
+    def receive(self, received: bytes = b"") -> Any:
+        """Return the worker's answer: None, or an object.
 
         Args:
-            heard: What `hear` returned; nothing waits for the signal here.
+            received: What `next_signal` returned; empty waits for a signal.
 
         Raises:
-            WorkerError: The worker has gone.
+            WorkerError: The worker has ended.
             EnvFailures: Environments raised.
         """
         try:
-            signal_ = heard or self.wire.receive()
+            signal_ = received or self.wire.receive()
             if signal_ == DONE:
                 return None
             answer = pickle.loads(self.wire.messages.recv_bytes())  # noqa: S301 - our own worker's
         except (EOFError, OSError) as error:
-            raise self.gone() from error
+            raise self.exit_error() from error
         if signal_ == FAILED:
             raise EnvFailures(answer)
         return answer
 
-    def gone(self) -> WorkerError:
-        """Say how the process ended."""
+    def exit_error(self) -> WorkerError:
+        """Return the error that says how the process ended."""
         self.process.join(1.0)
         code = self.process.exitcode
         how = "does not answer" if code is None else f"ended with {_describe_exit(code)}"
         return WorkerError(f"{self} {how}")
 
-    def dismiss(self) -> None:
-        """Ask the process to close its environments and to leave, if it still hears that."""
+    def request_close(self) -> None:
+        """Ask the process to close its environments and to exit, if it still runs."""
         with contextlib.suppress(OSError):
             self.wire.send(CLOSE)
 
     def end(self, polite_s: float = 0.0) -> None:
-        """Wait for the process to leave, then make it leave; free what it held here."""
+        """Wait for the process to exit, then kill it; free its resources here."""
         if self.ended:
             return
         self.process.join(polite_s)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-        self.ended = True  # only now: whoever interrupts the waiting may come back to it
+        self.ended = True  # only now: an interrupted wait may be repeated
         self.process.close()
         self.wire.close()
 

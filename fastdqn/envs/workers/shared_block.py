@@ -27,7 +27,7 @@ class RowSpec:
         obs_dtype: Dtype of the observation space, by name.
         action_shape: Shape of one action; () for a Discrete space.
         action_dtype: Dtype of the action space, by name.
-        num_masked: Actions that a mask speaks of, A; 0 where environments give no masks.
+        num_masked: Actions of a mask, A; 0 without masks.
     """
 
     num_envs: int
@@ -51,7 +51,7 @@ class RowSpec:
             num_envs: Environments, N.
             obs: Space of one observation; None where observations do not lie in the block.
             action: Space of one action; None where actions do not lie in the block.
-            num_masked: Actions that a mask speaks of.
+            num_masked: Actions of a mask.
 
         Raises:
             UsageError: A space has no fixed shape and numeric dtype.
@@ -99,14 +99,14 @@ class SharedBlock:
 
     Attributes:
         obs: [N, *O] what the policy acts on next: after an end, the first of the new episode.
-        final_obs: [N, *O] last observation of an episode that ended in this step within the
-            step; rows that did not end hold older contents.
+        final_obs: [N, *O] last observation of an episode that ended in this step and was reset
+            in it; rows that did not end hold older contents.
         action: [N, *A] the actions to take.
         reward: [N] float64.
         terminated: [N] bool.
         truncated: [N] bool.
         real: [N] bool; False where the step was only a reset (autoreset mode NEXT_STEP).
-        resting: [N] bool, set by the caller: not to be stepped; the row keeps what it holds.
+        resting: [N] bool, set by the caller: not to be stepped; the row stays as it is.
         episode_return: [N] float64, sum of rewards of the episode that ended last.
         episode_length: [N] int64, env steps of the episode that ended last.
         action_mask: [N, A] bool, what may be done in `obs`; [N, 0] without masks.
@@ -144,7 +144,7 @@ class SharedBlock:
         return rows
 
     def clear(self) -> None:
-        """Forget the last step: no reward, no end, every row real, nobody at rest."""
+        """Clear the last step: no reward, no end, every row real, no environment at rest."""
         self.reward[:] = 0.0
         self.terminated[:] = self.truncated[:] = self.resting[:] = False
         self.real[:] = True
@@ -155,7 +155,7 @@ class SharedBlock:
 
 
 def _shape_and_dtype(space: Space[Any] | None) -> tuple[tuple[int, ...], str]:
-    """Return what an array space says; no bytes at all for what does not lie in the block."""
+    """Return shape and dtype of an array space; None takes no bytes of the block."""
     if space is None:
         return (0,), "uint8"
     return tuple(space.shape or ()), np.dtype(space.dtype).name

@@ -1,4 +1,4 @@
-"""Supervision: how much patience failing workers deserve, and what is left of their rows."""
+"""Supervision of workers: deadlines, limits of restarts, and the rows of failed workers."""
 
 from __future__ import annotations
 
@@ -14,26 +14,33 @@ from fastdqn.envs.workers.failures import Failure
 from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.errors import UsageError, WorkerError
 
-__all__ = ["RestartBudget", "Supervision", "branch_of", "raised", "seeds_told", "silence"]
+__all__ = [
+    "RestartBudget",
+    "Supervision",
+    "failure_line",
+    "fresh_seeds",
+    "mark_unreal",
+    "seeds_text",
+]
 
 LONGEST_DELAY_S = 30.0
-SEEDS_TOLD = 4
+SEEDS_SHOWN = 4
 RESTARTS_TOLD = 1000
 
 
 @dataclass(frozen=True)
 class Supervision:
-    """How much patience workers deserve.
+    """Deadlines and limits of restarts.
 
     Attributes:
-        deadline_s: Seconds for a step, a reset or a start; longer is a hang.
+        deadline_s: Seconds for a step, a reset or a start; longer counts as a hang.
         max_restarts: Restarts of all workers within `window_s`; one more is an error.
         window_s: Length of that window, seconds.
         max_in_a_row: Restarts of one worker without a step between them; one more is an error.
         delay_s: Delay before the second restart in a row; it doubles from there.
 
     Raises:
-        UsageError: A value below its least.
+        UsageError: A value below its minimum.
     """
 
     deadline_s: float = 120.0
@@ -54,14 +61,14 @@ class Supervision:
 
 
 class RestartBudget:
-    """Counts restarts and says when there were too many.
+    """Counts restarts and raises when there were too many.
 
     Args:
         supervision: The limits.
 
     Attributes:
-        restarts: What befell each worker, the newest thousand; all in the first line, then, where
-            an environment raised, the traceback.
+        restarts: One message per restart, the newest thousand: a line, followed by the traceback
+            where an environment raised.
         count: Restarts so far.
     """
 
@@ -75,11 +82,11 @@ class RestartBudget:
         """Count one restart and return the seconds to wait before it.
 
         Args:
-            trouble: What befell the worker.
+            trouble: What happened to the worker.
             in_a_row: Restarts of this worker since its last step, this one included.
 
         Raises:
-            WorkerError: There were too many; tells the trouble, and in its last line the limit.
+            WorkerError: There were too many; the message ends with the limit.
         """
         now, limits = time.monotonic(), self.supervision
         first, newline, rest = trouble.partition("\n")
@@ -108,15 +115,15 @@ class RestartBudget:
         )
 
 
-def silence(rows: SharedBlock, start: int, stop: int) -> None:
-    """Mark the rows of some environments as no transitions: nothing happened there."""
+def mark_unreal(rows: SharedBlock, start: int, stop: int) -> None:
+    """Mark the rows of some environments as no transitions."""
     rows.real[start:stop] = False
     rows.reward[start:stop] = 0.0
     rows.terminated[start:stop] = rows.truncated[start:stop] = False
 
 
-def branch_of(seeds: Sequence[int | None], branch: int) -> list[int | None]:
-    """Return fresh seeds for restarted environments; None stays None."""
+def fresh_seeds(seeds: Sequence[int | None], branch: int) -> list[int | None]:
+    """Return new seeds for restarted environments; None stays None."""
     return [
         None
         if seed is None
@@ -125,14 +132,14 @@ def branch_of(seeds: Sequence[int | None], branch: int) -> list[int | None]:
     ]
 
 
-def raised(failures: Sequence[Failure]) -> str:
-    """Say in one line which environments raised, and what the last of them raised."""
+def failure_line(failures: Sequence[Failure]) -> str:
+    """Return one line: which environments raised, and the last of their errors."""
     envs = ", ".join(str(failure.env) for failure in failures)
     last, many = failures[-1], "s" * (len(failures) > 1)
     return f"environment{many} {envs} raised{last.doing}: {last.reason}"
 
 
-def seeds_told(seeds: Sequence[int | None]) -> str:
-    """Return the first of the seeds, to be told."""
-    more = ", ..." if len(seeds) > SEEDS_TOLD else ""
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds[:SEEDS_TOLD]))}{more}"
+def seeds_text(seeds: Sequence[int | None]) -> str:
+    """Return the first of the seeds, for a message."""
+    more = ", ..." if len(seeds) > SEEDS_SHOWN else ""
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds[:SEEDS_SHOWN]))}{more}"

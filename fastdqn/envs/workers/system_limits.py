@@ -1,4 +1,4 @@
-"""What the system must grant before workers start: open files and shared memory."""
+"""Limits of the system that are checked before workers start: open files, shared memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 FILES_PER_WORKER = 8
-"""A socket, a connection and a sentinel here; as many for a moment while the worker starts."""
+"""A socket, a connection and a sentinel; and three more for a moment while the worker starts."""
 SPARE_FILES = 32
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -29,10 +29,10 @@ def may_be_parent() -> bool:
 
 
 def refuse_unless_parent(got: str, way_out: str) -> None:
-    """Refuse workers of a process that may have none.
+    """Refuse to start workers from a process that may start none.
 
     Args:
-        got: What asks for workers.
+        got: The call or flag that needs workers.
         way_out: How to do without.
 
     Raises:
@@ -61,7 +61,7 @@ def refuse_unless_openable(num_workers: int) -> None:
     if hard == resource.RLIM_INFINITY or needed <= hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-        except (ValueError, OSError):  # more than the kernel gives to anybody
+        except (ValueError, OSError):  # more than the kernel grants
             granted = soft
         else:
             return
@@ -75,7 +75,7 @@ def refuse_unless_openable(num_workers: int) -> None:
 
 
 def refuse_unless_shareable(nbytes: int, num_envs: int) -> None:
-    """Compare the shared block with the room that shared memory has left.
+    """Refuse a shared block that does not fit into shared memory.
 
     Raises:
         UsageError: It does not fit.

@@ -1,4 +1,4 @@
-"""What a host of environments is to do."""
+"""The task of a host of environments."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ EnvFactory = Callable[[], gym.Env[Any, Any]]
 
 @dataclass(frozen=True)
 class Task:
-    """What a host is to do.
+    """The task of one host.
 
     Attributes:
         first_env: Index of its first environment in the whole vector.
         num_envs: Its environments.
         spec: Layout of the block, for all environments.
         autoreset_mode: Value of a Gymnasium AutoresetMode.
-        send_infos: Whether infos travel; if not, they are dropped here.
+        send_infos: Whether infos are sent to the caller; if not, they are dropped here.
         obs_space: Space of an observation that does not lie in the block, or None.
-        plain_actions: Whether actions in the block reach environments as Python numbers, which
-            they work with faster, and not as NumPy's.
-        refuse_masks: Whether an action mask in an info is refused, which would be passed over.
+        plain_actions: Whether environments get actions of the block as Python numbers, which are
+            faster than NumPy's.
+        refuse_masks: Whether an action mask in an info is refused, since it would be ignored.
     """
 
     first_env: int

@@ -1,8 +1,8 @@
-"""The worker process: it serves its hosts, one signal in, one signal out.
+"""The worker process: it answers each signal of its parent with one signal.
 
-A signal is one byte over a socket; everything else of a step lies in the shared block. Whatever
-does not fit into a byte follows over the connection beside the socket. When the parent dies, its
-ends close, and the worker closes its environments and leaves; see `lifeline` for the bound.
+A signal is one byte over a socket; all other data of a step lies in the shared block. What does
+not fit into a byte follows over the connection beside the socket. When the parent dies, its ends
+close, and the worker closes its environments and exits; see `parent_watch` for the time it has.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import cloudpickle
 from fastdqn.envs.specs.registrations import register
 from fastdqn.envs.workers.failures import EnvFailures, Failure
 from fastdqn.envs.workers.hosted_envs import HostedEnvs
-from fastdqn.envs.workers.lifeline import Parent, leave_signals_to_parent
+from fastdqn.envs.workers.parent_watch import Parent, ignore_group_signals
 from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.envs.workers.task import Task
 from fastdqn.foundation.streams import hold_streams
@@ -38,9 +38,9 @@ __all__ = [
     "FAILED",
     "PAYLOAD",
     "Wire",
-    "Work",
-    "hear",
+    "WorkerSetup",
     "new_wire",
+    "next_signal",
     "run_worker",
 ]
 
@@ -51,15 +51,15 @@ DONE, PAYLOAD, FAILED = b"d", b"p", b"f"
 let_others_run: Callable[[], None] = getattr(os, "sched_yield", partial(time.sleep, 0))
 
 
-def hear(signals: socket.socket, spin_s: float) -> bytes:
-    """Return the next signal; look for it again and again before going to sleep. Hot path.
+def next_signal(signals: socket.socket, spin_s: float) -> bytes:
+    """Return the next signal; poll for `spin_s` seconds before going to sleep. Hot path.
 
     Waking a process takes tens of microseconds, and on virtual machines far more. Between two
-    looks the core is offered to whoever else waits for it: where other programs run, too, that is
-    often the very process whose signal is looked for.
+    polls the core is offered to other processes: on a busy machine the sender of the signal is
+    often among them.
 
     Args:
-        signals: Where it comes from.
+        signals: The socket that the signal comes from.
         spin_s: Seconds to stay awake.
     """
     if spin_s:
@@ -74,11 +74,11 @@ def hear(signals: socket.socket, spin_s: float) -> bytes:
 
 @dataclass(frozen=True)
 class Wire:
-    """One end of the line between parent and worker.
+    """One end of the connection between parent and worker.
 
     Attributes:
         signals: A stream socket for single bytes.
-        messages: What does not fit into a byte, announced by one.
+        messages: A connection for what does not fit into a byte; a signal announces it.
     """
 
     signals: socket.socket
@@ -91,18 +91,18 @@ class Wire:
             self.messages.send_bytes(message)
 
     def receive(self, spin_s: float = 0.0) -> bytes:
-        """Wait for a signal, awake for so many seconds.
+        """Wait for a signal, awake for `spin_s` seconds.
 
         Raises:
             EOFError: The other end is closed.
         """
-        signal_ = hear(self.signals, spin_s)
+        signal_ = next_signal(self.signals, spin_s)
         if not signal_:
             raise EOFError
         return signal_
 
     def limit(self, seconds: float) -> None:
-        """Let a message that gets stuck half-way for so long be an OSError."""
+        """Raise OSError for a message that gets stuck half-way for so many seconds."""
         patience = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
         with socket.socket(fileno=os.dup(self.messages.fileno())) as end:
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
@@ -115,14 +115,14 @@ class Wire:
 
 
 def new_wire(context: Any) -> tuple[Wire, Wire]:
-    """Return the two ends of a new line, of a context of multiprocessing."""
+    """Return the two ends of a new connection, of a context of multiprocessing."""
     signals, messages = socket.socketpair(), context.Pipe()
     return Wire(signals[0], messages[0]), Wire(signals[1], messages[1])
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a worker process is born with.
+class WorkerSetup:
+    """What a worker process is started with.
 
     Attributes:
         tasks: One per group of environments.
@@ -130,9 +130,8 @@ class Work:
         block: Shared memory (a RawArray) for the rows.
         shared_obs: See `HostedEnvs`.
         semaphore: Limits how many workers run an environment at a time, or None.
-        parent_pid: The process that this one must not survive; 0 where a thread of it starts
-            this one and may end before; -1 where a fork server starts it, which ends with it.
-        spin_s: Seconds to stay awake for the next signal.
+        parent_pid: See `Parent`.
+        spin_s: Seconds to stay awake while waiting for the next signal.
         registry: What the parent has registered with Gymnasium; see `registrations`.
     """
 
@@ -146,17 +145,17 @@ class Work:
     registry: bytes = b""
 
 
-def run_worker(wire: Wire, work: Work, inherited: Sequence[Wire]) -> None:
-    """Serve until the parent says close or its ends close.
+def run_worker(wire: Wire, work: WorkerSetup, inherited: Sequence[Wire]) -> None:
+    """Serve until the parent asks to close, or ends.
 
     Args:
         wire: This worker's end.
         work: What to do.
-        inherited: Ends that a forked child holds by accident; closed first, since an end that
-            stays open here would hide the parent's death from other workers.
+        inherited: Ends of other connections that a forked child has inherited; closed first, since
+            an open one would hide the parent's death from other workers.
     """
-    leave_signals_to_parent()
-    hold_streams()  # what an environment prints must not cost its worker
+    ignore_group_signals()
+    hold_streams()  # printing must not cost the worker
     for end in inherited:
         end.close()
     parent = Parent(work.parent_pid)
@@ -167,7 +166,7 @@ def run_worker(wire: Wire, work: Work, inherited: Sequence[Wire]) -> None:
         HostedEnvs(task, fns, rows, work.shared_obs, work.semaphore)
         for task, fns in zip(work.tasks, env_fns, strict=True)
     ]
-    gc.freeze()  # what was imported stays; no collection needs to look at it
+    gc.freeze()  # imported objects stay; the collector need not scan them
     parent.serve(partial(_serve, wire, hosts, work.spin_s))
     for host in hosts:
         host.close()
@@ -187,7 +186,7 @@ def _serve(wire: Wire, hosts: Sequence[HostedEnvs], spin_s: float) -> bool:
             answer = None if message is None else cloudpickle.dumps(message)
     except EnvFailures as error:
         wire.send(FAILED, _pack(error.failures))
-    except Exception as error:  # e.g. what cannot be pickled
+    except Exception as error:  # e.g. a result that cannot be pickled
         wire.send(FAILED, _pack([hosts[0].failure(0, error)]))
     else:
         wire.send(DONE if answer is None else PAYLOAD, answer)
@@ -200,7 +199,7 @@ def _pack(failures: Sequence[Failure]) -> bytes:
 
 
 def _fit_to_travel(failure: Failure) -> Failure:
-    """Leave the exception out if the parent could not read it."""
+    """Return failures without exceptions that the parent could not unpickle."""
     try:
         pickle.loads(cloudpickle.dumps(failure))  # noqa: S301 - what was just written
     except Exception:

@@ -1,1 +1,1 @@
-"""Training on environments that speak NumPy: workers, and any VectorEnv."""
+"""Training on environments that return NumPy arrays: workers, and any VectorEnv."""

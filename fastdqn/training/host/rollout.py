@@ -1,4 +1,4 @@
-"""The rollout: environments become rows of the replay ring."""
+"""The rollout on the host: steps environments and writes transitions into the replay ring."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LARGEST = {
     for name in ("float16", "float32", "float64")
 }
 """Largest magnitude by dtype that is finite and stays so in float32."""
-NOBODY = np.zeros(0, np.int64)
+NO_ENVS = np.zeros(0, np.int64)
 FALSE, TRUE = b"\0", b"\1"
 
 Shown = tuple[Tensor, Tensor | None]
@@ -41,16 +41,16 @@ Shown = tuple[Tensor, Tensor | None]
 
 
 class HostRollout:
-    """Acts in N environments and writes what happens into the replay ring.
+    """Acts in N environments and writes their transitions into the replay ring.
 
     `send` and `collect` are the two halves of a vector step; between them the workers step and
-    the caller may learn. With two groups of environments (double buffering) a vector step is one
-    of a single group: while the caller acts for one group and learns, the other one steps.
+    the caller may learn. With two groups of environments (double buffering) a vector step steps
+    one group: while the caller acts for it and learns, the other group steps.
 
     Args:
-        source: The environments; between `collect` and `send` a group's rows are ours.
+        source: The environments; between `collect` and `send` a group's rows may be read here.
         policy: Chooses the actions.
-        replay: Takes the transitions; also holds what the environments show now.
+        replay: Gets the transitions; also holds the current observations.
 
     Attributes:
         env_steps: Real transitions so far.
@@ -62,8 +62,8 @@ class HostRollout:
         self.env_steps = 0
         self.episodes = 0
         self._groups = [_Group(source, i, replay.device) for i in range(source.num_groups)]
-        self._waiting: deque[_Group] = deque()  # whose rows are ours: they act next
-        self._stepping: deque[_Group] = deque()  # whose rows are the workers', the oldest first
+        self._waiting: deque[_Group] = deque()  # they act next
+        self._stepping: deque[_Group] = deque()  # they step now, the oldest first
 
     @property
     def num_envs(self) -> int:
@@ -82,11 +82,11 @@ class HostRollout:
 
     @property
     def restarts(self) -> Sequence[str]:
-        """What befell them, the newest last."""
+        """Why workers were restarted, the newest last."""
         return self.source.restarts
 
     def reset(self, seeds: Sequence[int]) -> None:
-        """Start new episodes everywhere; the running ones are cut, not joined."""
+        """Start new episodes everywhere; the running ones are cut."""
         self._stepping.clear()
         self.source.reset(seeds)
         self.replay.cut()
@@ -98,7 +98,7 @@ class HostRollout:
         self._waiting = deque(self._groups[first:] + self._groups[:first])
 
     def send(self, epsilon: float) -> None:
-        """Choose actions for the group that waits and start its step.
+        """Choose actions for the waiting groups and start their steps.
 
         The copy of the actions to the host is the one wait of a vector step.
         """
@@ -131,7 +131,7 @@ class HostRollout:
         group = self._stepping.popleft()
         rows, within_step = group.rows, self.source.resets_within_step
         ended = group.ended()
-        self._refuse_non_finite(group, ended if within_step else NOBODY)
+        self._refuse_non_finite(group, ended if within_step else NO_ENVS)
         real = rows.real if _holds(group.real, FALSE) else None
         step = group.arrived()
         self.replay.write(
@@ -177,7 +177,7 @@ class HostRollout:
     ) -> None:
         """Refuse a NaN, an infinity, or a number that float32 cannot hold; integers are fine.
 
-        The sum of squares tells in one pass that all is well, which it nearly always is.
+        One pass over the sum of squares finds nothing in nearly all cases.
         """
         flat = values.reshape(-1)
         if values.dtype.kind != "f" or np.dot(flat, flat) <= _LARGEST[values.dtype.name]:
@@ -195,20 +195,20 @@ class HostRollout:
 
 
 class _Group:
-    """A group of environments and what belongs to it.
+    """A group of environments with its rows and buffers.
 
     Attributes:
         index: Which group.
         first_env: Its first environment.
         rows: Its rows.
         on_host: Whether the replay reads the host's memory.
-        watched: What to look at after a step: name, values, the same flat, and the largest sum of
-            squares that tells that all is well.
-        real: Its flags of that name.
-        arrived: Returns what came with its last step, where the replay takes it from.
-        shown: Where what it shows lies on the device of the network, at every step; None on the
-            host where the replay alone has it in the dtype that the network takes.
-        action: [M] int64, its last actions, where the replay takes them from.
+        watched: What to check after a step: name, values, the same flat, and the largest sum of
+            squares of valid numbers.
+        real: The bytes of its column `real`.
+        arrived: Returns the rows of its last step, for the replay.
+        shown: Observations and masks at a fixed address on the network's device; None on the host
+            if only the replay has them in the dtype that the network takes.
+        action: [M] int64, its last actions, for the replay.
     """
 
     def __init__(self, source: EnvSource, index: int, device: torch.device) -> None:
@@ -238,17 +238,17 @@ class _Group:
             self.shown = SharedTransfer(self.rows).load().shown
 
     def ended(self) -> npt.NDArray[np.int64]:
-        """Return the environments whose episode has ended in this step, from 0; mostly nobody."""
+        """Return the environments whose episode has ended in this step, from 0; mostly none."""
         if _holds(self._terminated, TRUE) or _holds(self._truncated, TRUE):
             return np.flatnonzero(self.rows.terminated | self.rows.truncated)
-        return NOBODY
+        return NO_ENVS
 
 
 def _flags(column: Any) -> memoryview:
-    """Return bools as the bytes that `_holds` looks through."""
+    """Return bools as bytes for `_holds`."""
     return memoryview(column)
 
 
 def _holds(flags: memoryview, flag: bytes) -> bool:
-    """Return whether a flag is among bools, as `any` does, but sooner where they are few."""
+    """Return whether a flag is among bools; faster than `any` for few."""
     return flag in flags.tobytes()

@@ -1,4 +1,4 @@
-"""The loop: act, learn while the workers step, collect, write, look."""
+"""The loop over worker processes: act, learn while they step, collect, write, report."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["HostTrainer"]
 
 
 class HostTrainer(Trainer):
-    """Trains on what workers, or whoever else steps environments, bring through the host.
+    """Trains on the transitions of workers, or of another source on the host.
 
     Args:
-        rollout: Environments to rows.
-        learner: Rows to weights.
+        rollout: Steps the environments.
+        learner: Makes the updates.
         sampler: Chooses the batches.
         settings: Of every loop; see `TrainerSettings`.
     """
@@ -36,7 +36,7 @@ class HostTrainer(Trainer):
         self.sampler = sampler
 
     def vector_step(self) -> None:
-        """Act, learn while the workers step, collect, write, look."""
+        """Act, learn while the workers step, collect, write, check intervals."""
         rollout, lap = self.rollout, self.watch.lap
         before = rollout.env_steps
         lap("other")
@@ -51,11 +51,11 @@ class HostTrainer(Trainer):
         if episodes:
             self._count(episodes)
         if rollout.num_restarts > self.worker_restarts:
-            self._tell_restarts()
+            self._report_restarts()
         self._look(before, rollout.env_steps)
 
     def _learn(self) -> None:
-        """Do the updates that are owed for the env steps written so far."""
+        """Do the updates that are due after the env steps so far."""
         due = self.ratio.due(self.rollout.env_steps)
         if not due:
             return

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from fastdqn.algorithms.exploration import NUM_ACTING, explore
-from fastdqn.envs.tensor.membership import membership_of
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv, TensorStep
+from fastdqn.envs.tensor.space_membership import membership_of
 from fastdqn.errors import UsageError
+from fastdqn.foundation.copying import snapshot
 from fastdqn.networks.flat_network import FlatNetwork
-from fastdqn.replay import gather
 from fastdqn.replay.functional_ring import FunctionalRing
-from fastdqn.transition import Transitions
 
 __all__ = ["FAULT", "BlockTensors", "Iteration"]
 
@@ -37,8 +36,9 @@ class BlockTensors:
     Attributes:
         ends: [S, N] int32 of S vector steps, see `Iteration.record`.
         returns: [S, N] float32, see there.
-        uniform: [S, N, 2 + R] float32 in [0, 1): two for acting, then the environments' own.
-        random_bits: [U, B] int64 of U updates, see `FunctionalRing.draw`.
+        uniform: [S, N, 2 + C + R] float32 in [0, 1): two for acting and C for the network, then
+            the environments' own.
+        random_bits: [U, B + R'] int64 of U updates, see `Update.learn_from`.
     """
 
     ends: Tensor
@@ -50,7 +50,7 @@ class BlockTensors:
     def allocate(
         cls, steps: tuple[int, int], num_random: int, draws: tuple[int, int], device: torch.device
     ) -> BlockTensors:
-        """Allocate them for `steps` (S, N), R numbers of the environments, and `draws` (U, B)."""
+        """Allocate them for `steps` (S, N), R numbers beside acting, and `draws` (U, B + R')."""
         new = partial(torch.zeros, device=device)
         return cls(
             new(steps, dtype=torch.int32),
@@ -66,7 +66,7 @@ class Iteration:
     Args:
         env: The environments; `block` needs pure ones.
         network: Its latest parameters act.
-        learn: One update, in place, on a batch.
+        learn: Makes updates, in place, one for each row of random bits.
         ring: Where transitions are kept.
 
     Attributes:
@@ -76,18 +76,24 @@ class Iteration:
         holds: Tells of observations [N, *O] which ones the space holds, [N] bool.
         returns: [N] float32, return of each running episode.
         lengths: [N] int32, env steps of each running episode.
+        learn: See above.
+        num_acting: Uniform numbers of each environment that acting reads.
+        num_random: Those that a vector step reads besides the two that explore.
     """
 
     def __init__(
         self,
         env: TensorEnv,
         network: FlatNetwork,
-        learn: Callable[[Transitions], None],
+        learn: Callable[[Tensor], None],
         ring: FunctionalRing,
     ) -> None:
-        self.network, self.ring, self._learn = network, ring, learn
+        self.network, self.ring, self.learn = network, ring, learn
+        self.num_acting = NUM_ACTING + network.num_columns(env.num_envs)
+        self.num_random = self.num_acting - NUM_ACTING
         if isinstance(env, PureTensorEnv):
             self._pure = env
+            self.num_random += env.num_random
         new = partial(torch.zeros, device=network.flat.device)
         frames = ring.ring.frames
         self.holds = membership_of(env.single_observation_space, network.flat.device)
@@ -127,14 +133,14 @@ class Iteration:
             num_updates: Updates after them.
             ends: [S, N] int32, S vector steps in all; written, see `record`.
             returns: [S, N] float32; written, see `record`.
-            uniform: [S, N, 2 + R] float32 in [0, 1); read.
-            random_bits: [U, B] int64 in [0, 2^62), U updates in all; read.
+            uniform: [S, N, 2 + C + R] float32 in [0, 1); read.
+            random_bits: [U, B + R'] int64 in [0, 2^62), U updates in all; read.
         """
         repeats = len(ends) // num_steps if num_steps else len(random_bits) // num_updates
         for repeat in range(repeats):
             for row in range(repeat * num_steps, (repeat + 1) * num_steps):
                 self.act(uniform[row])
-                self.advance(uniform[row, :, NUM_ACTING:], ends[row], returns[row])
+                self.advance(uniform[row, :, self.num_acting :], ends[row], returns[row])
             self.learn(random_bits[repeat * num_updates : (repeat + 1) * num_updates])
 
     def advance(self, uniform: Tensor, ends: Tensor, returns: Tensor) -> None:
@@ -153,10 +159,12 @@ class Iteration:
         """Choose an action for what every environment shows, into `action`.
 
         Args:
-            uniform: [N, 2 or more] float32 in [0, 1); the first two are read.
+            uniform: [N, 2 + C or more] float32 in [0, 1); the first `num_acting` are read.
         """
+        network = self.network
         with torch.no_grad():
-            q = self.network(self.network.views(self.network.flat), self.shown)
+            numbers = network.numbers_in(uniform, NUM_ACTING)
+            q = network.q(network.views(network.flat), self.shown, numbers)
             self.action.copy_(explore(q, self.epsilon, uniform))
 
     def record(self, step: TensorStep, ends: Tensor, returns: Tensor) -> None:
@@ -193,20 +201,15 @@ class Iteration:
                 f"Return obs.to({self.shown.dtype}), or change the space.",
             )
 
-    def learn(self, random_bits: Tensor) -> None:
-        """Make one update for each row of `random_bits` [U, B] int64, which choose its batch."""
-        for row in random_bits.unbind(0):
-            self._learn(gather(self.ring.ring, self.ring.draw(row)))
-
     def snapshot(self, num_rows: int, others: Sequence[Tensor]) -> Callable[[], None]:
         """Copy what `num_rows` vector steps would change, and `others`; return what undoes it."""
-        tensors = (*self.state, *others)
-        kept = [tensor.clone() for tensor in tensors]
-        restore_ring = self.ring.snapshot(num_rows)
+        restore_others, restore_ring = (
+            snapshot((*self.state, *others)),
+            self.ring.snapshot(num_rows),
+        )
 
         def restore() -> None:
             restore_ring()
-            for tensor, value in zip(tensors, kept, strict=True):
-                tensor.copy_(value)
+            restore_others()
 
         return restore

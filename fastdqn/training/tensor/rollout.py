@@ -9,27 +9,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastdqn.envs.tensor.membership import holds_integers
-from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv
+from fastdqn.envs.tensor.protocol import TensorEnv
+from fastdqn.envs.tensor.space_membership import holds_integers
 from fastdqn.errors import NonFiniteError, UsageError
 from fastdqn.execution.modes import mode_of
 from fastdqn.execution.step import Progress
 from fastdqn.foundation.copying import Whole, copied
-from fastdqn.native import CudaUpdate, NativeUpdate
+from fastdqn.native import CudaUpdate, NativeUpdate, refuse_sampler
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.network_check import refuse_frames
+from fastdqn.replay import Sampler, UniformSampler
 from fastdqn.replay.functional_ring import MAX_BITS, FunctionalRing
+from fastdqn.replay.sampler import SamplerFactory
 from fastdqn.training.events import Episode
 from fastdqn.training.tensor.block_plan import Block
 from fastdqn.training.tensor.block_runner import BlockRunner
 from fastdqn.training.tensor.iteration import FAULT, BlockTensors, Iteration
-from fastdqn.transition import STORAGE_DTYPES, Transitions
+from fastdqn.transition import STORAGE_DTYPES
 
 __all__ = ["TensorRollout"]
 
@@ -43,13 +46,15 @@ class TensorRollout(Whole):
     Args:
         env: The environments.
         network: Shared with the learner; its latest parameters act.
-        learn: One update, in place, a pure step on a batch, such as `partial(learner.step,
-            learner.state)`; None for no updates.
+        learn: Makes updates, in place, given what draws the batches and random bits, such as
+            `partial(learner.learn_from, learner.state)`; None for no updates.
         capacity: Transitions to hold.
         batch_size: Transitions per update, B.
         seed: Seed of the environments and of everything that is drawn here.
         execution: `eager`, `native`, `compile`, `cudagraph` or `compile+cudagraph`.
         learned: Every tensor that `learn` writes; graphs need it, to leave no trace of warm-ups.
+        sampler: Builds what draws the batches.
+        num_random: Numbers that an update reads beside those that choose its batch.
         learn_natively: Makes what updates from a ring and an index in C, or on a card in CUDA C;
             `native` needs it.
 
@@ -73,19 +78,21 @@ class TensorRollout(Whole):
         self,
         env: TensorEnv,
         network: FlatNetwork,
-        learn: Callable[[Transitions], None] | None,
+        learn: Callable[[Sampler, Tensor], None] | None,
         *,
         capacity: int,
         batch_size: int,
         seed: int,
         execution: str = "eager",
         learned: Sequence[Tensor] = (),
+        sampler: SamplerFactory = UniformSampler,
+        num_random: int = 0,
         learn_natively: Callable[[], NativeUpdate | CudaUpdate] | None = None,
     ) -> None:
         self.device = network.flat.device
         _refuse(env, self.device, batch_size)
         self.env, self.batch_size = env, batch_size
-        self._learns, self._learned = learn is not None, tuple(learned)
+        self._learns, self._num_random = learn is not None, num_random
         self._learn_natively = learn_natively
         space = env.single_observation_space
         frame = space.shape or (), STORAGE_DTYPES[str(space.dtype)]
@@ -94,7 +101,10 @@ class TensorRollout(Whole):
         self.num_envs = env.num_envs
         self.earlier_steps = self.rows = self.updates = self.episodes = 0
         refuse_frames(network, self.ring.ring.frames, None, env.env_id)
-        self._iteration = Iteration(env, network, learn or (lambda _: None), self.ring)
+        self.sampler = sampler(self.ring, batch_size)
+        self._learned = *learned, *self.sampler.written()
+        learning = partial(learn or (lambda *_: None), self.sampler)
+        self._iteration = Iteration(env, network, learning, self.ring)
         self._calls: dict[Block, BlockTensors] = {}
         self._runners: dict[str, BlockRunner] = {}
         self._background: set[str] = set()
@@ -148,6 +158,7 @@ class TensorRollout(Whole):
             if self._learn_natively is None:
                 reason, way_out = "nothing here learns in C", "Give `learn_natively`."
                 raise UsageError("--execution native", reason, way_out)
+            refuse_sampler(self.sampler)
             native = self._learn_natively()
         given = self._iteration, self.env, mode, self._learned, self.device
         return BlockRunner(*given, background=background, native=native)
@@ -202,9 +213,9 @@ class TensorRollout(Whole):
         """Return the tensors of a call with new random numbers in them."""
         call = self._calls.get(block)
         if call is None:
-            own = self.env.num_random if isinstance(self.env, PureTensorEnv) else 0
+            own = self._iteration.num_random
             steps, draws = block.total_steps, block.total_updates
-            sizes = (steps, self.num_envs), own, (draws, self.batch_size)
+            sizes = (steps, self.num_envs), own, (draws, self.batch_size + self._num_random)
             call = self._calls[block] = BlockTensors.allocate(*sizes, self.device)
         call.uniform.uniform_(generator=self.generator)
         call.random_bits.random_(0, MAX_BITS, generator=self.generator)

@@ -471,12 +471,12 @@ def test_the_threads_come_back_when_no_environment_can_be_built() -> None:
 # How it runs
 
 
-def test_bfloat16_is_trained_with_and_told() -> None:
+def test_bfloat16_is_trained_with_and_reported() -> None:
     full, half = (small(precision=name).learn(400) for name in ("float32", "bf16"))
     assert half.learner.precision == "bf16"
     assert not same(copies(full), copies(half))
     assert {tensor.dtype for tensor in half.parameters().values()} == {torch.float32}
-    assert same(copies(full), copies(small().learn(400)))  # float32 is what nobody asked for
+    assert same(copies(full), copies(small().learn(400)))  # float32 is the default
 
 
 def test_a_device_that_computes_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,7 @@ def test_environments_and_exploration_go_on_with_new_numbers(tmp_path: Path) -> 
     assert second.env_seeds() == agent.env_seeds()
     assert not set(first) & set(second.env_seeds())
     assert drawn[0] != drawn[1]
-    batches = [one._sampler._generator.initial_seed() for one in (small(), second)]  # type: ignore[union-attr]
+    batches = [one._sampler.buffer.generator.initial_seed() for one in (small(), second)]  # type: ignore[union-attr]
     assert batches[0] != batches[1]
 
 

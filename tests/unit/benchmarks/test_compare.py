@@ -59,7 +59,7 @@ def test_more_than_a_tenth_worse_by_the_median_fails(base: Guard, now: Guard, wo
     assert verdict.fails == (word == "WORSE")
 
 
-def test_a_new_ratio_is_told_and_a_vanished_one_fails() -> None:
+def test_a_new_ratio_is_reported_and_a_vanished_one_fails() -> None:
     verdicts = compare(
         [higher("a", 1.0), lower("sample / torchrl", 1.0)],
         [higher("a", 1.0), higher("new", 1.0)],
@@ -146,7 +146,7 @@ def test_files_are_compared_without_measuring(
     assert comparison.main([str(base), str(slow), "--only", "a"]) == 1
 
 
-def test_another_machine_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_machine_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = written(tmp_path / "base.json", higher("a", 2.0), provenance={**HEADER, "cores": 16})
     now = written(tmp_path / "now.json", higher("a", 2.0))
     assert comparison.main([str(base), str(now)]) == 0
@@ -176,7 +176,7 @@ def test_a_base_of_another_kind_of_device_is_refused(tmp_path: Path) -> None:
 
 
 class Rehearsed:
-    """A group that comes to what it is told, one measurement after the other."""
+    """A group whose measurements are given, one after the other."""
 
     def __init__(self, *measurements: dict[str, float]) -> None:
         self.measurements = list(measurements)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import end_to_end, loop_parts
+from benchmarks import end_to_end
 from benchmarks.end_to_end import EndToEndGroup, Limits, LoopTimer, Setting
-from benchmarks.env_ratios import FusedGroup, SteppingGroup
-from benchmarks.graph_floor import GraphGroup
+from benchmarks.env_ratios import SteppingGroup, TensorEnvGroup
 from benchmarks.guards import EVERYTHING, Selection
 from benchmarks.loop_parts import PartsGroup
 from benchmarks.measure import Effort
@@ -112,26 +110,6 @@ def test_parts_are_timed_beside_plain_tensors() -> None:
     assert all(0.02 < guard.median < 50.0 for guard in measured.guards)
 
 
-@pytest.mark.parametrize("installed", [True, False])
-def test_torchrl_is_timed_where_it_is_installed(
-    installed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def sample(batch_size: int, device: torch.device) -> Callable[[], Any]:
-        assert batch_size == 256
-        return lambda: time.sleep(0.001)
-
-    monkeypatch.setattr(loop_parts, "has_torchrl", lambda: installed)
-    monkeypatch.setattr(loop_parts, "torchrl_sample", sample)
-    group = PartsGroup("cpu")
-    asked = Selection(only=("torchrl", "sample(256) / plain"))
-    measured = group.measure(TINY, asked)
-    beside = [guard for guard in measured.guards if "torchrl" in guard.name]
-    assert len(beside) == (2 if installed else 0)
-    assert all(guard.better == "lower" and guard.median < 1.0 for guard in beside)
-    assert ("torchrl" in measured.not_run) == (not installed)
-    assert any("torchrl" in name for name in group.ratios()) == installed
-
-
 # Environments
 
 
@@ -150,9 +128,8 @@ def test_every_ratio_has_a_name_of_its_own() -> None:
     groups = bench.groups_for(bench.Arguments(device="cpu"))
     names = [name for group in groups for name in group.ratios()]
     assert len(set(names)) == len(names)
-    fused = FusedGroup("cpu").ratios()
+    fused = TensorEnvGroup("cpu").ratios()
     assert fused == [f"fused {mode} x eager, cartpole 64 envs" for mode in _fast_modes()]
-    assert not any(isinstance(group, GraphGroup) for group in groups)
     assert all(EVERYTHING.takes(name) for name in names)
 
 
@@ -172,13 +149,3 @@ def test_quick_is_lander_and_one_update() -> None:
 def _fast_modes() -> list[str]:
     possible, _ = possible_modes(torch.device("cpu"))
     return [mode for mode in possible if mode != "eager"]
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_graphs_are_timed_beside_empty_ones() -> None:
-    group = GraphGroup(64, 64, "cuda")
-    measured = group.measure(TINY, EVERYTHING)
-    assert len(measured.guards) == len(group.ratios())
-    for guard in measured.guards:
-        assert guard.median > (1.0 if "empty" in guard.name else 0.0)

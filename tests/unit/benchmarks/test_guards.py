@@ -103,7 +103,7 @@ def test_things_are_timed_in_turns_and_backwards_every_other_time() -> None:
 
         return run_for
 
-    rounds = interleave({"a": timer("a"), "b": timer("b")}, Effort(2, 1.0, turns=2), "told")
+    rounds = interleave({"a": timer("a"), "b": timer("b")}, Effort(2, 1.0, turns=2), "timing")
     assert "".join(name for name, _ in asked) == "abba" + "baab"
     assert {seconds for _, seconds in asked} == {0.5}
     assert rounds[0] == [{"a": 1, "b": 2}, {"a": 4, "b": 3}]
@@ -122,7 +122,7 @@ def test_laps_are_as_long_as_one_call_of_the_slowest() -> None:
         time.sleep(0.02)
         return 1.0
 
-    interleave({"quick": quick, "slow": slow}, Effort(1, 0.01, turns=10), "told")
+    interleave({"quick": quick, "slow": slow}, Effort(1, 0.01, turns=10), "timing")
     assert asked[:3] == [PROBE_S] * 3
     assert asked[3:] == [pytest.approx(0.02, rel=0.5)] * 10
 

@@ -337,7 +337,7 @@ def test_of_two_presets_the_last_one_is_taken_whole(asked: list[Config]) -> None
     assert asked == [preset_config("cartpole")]
 
 
-# Help and the commands that only tell
+# Help and the commands that only print
 
 
 def test_help_is_printed_where_nothing_or_help_is_asked(
@@ -378,7 +378,7 @@ def test_the_help_of_train_shows_what_a_preset_fills_in(
         ("evaluate", ("PATH", "--episodes", "--seed", "Fresh episodes")),
         ("plot", ("PATH", "Draw the plots")),
         ("presets", ("List the presets",)),
-        ("doctor", ("what this machine offers",)),
+        ("doctor", ("what this machine has",)),
     ],
 )
 def test_every_command_has_a_help(
@@ -408,7 +408,7 @@ def test_presets_lists_every_preset_with_its_summary(
         assert preset.summary in out
 
 
-def test_doctor_tells_versions_devices_and_limits(
+def test_doctor_prints_versions_devices_and_limits(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -514,12 +514,12 @@ def test_plot_draws_the_pictures_again(
 
 
 @pytest.mark.parametrize(("workers", "message"), [(2, False), (3, True)])
-def test_more_workers_than_cores_are_told(
+def test_more_workers_than_cores_are_reported(
     workers: int, message: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorded_run, "available_cores", lambda: 2)
     console = Console(tmp_path / "log.txt")
-    recorded_run._tell_crowded(console, workers)
+    recorded_run._warn_crowded(console, workers)
     console.close()
     said = (tmp_path / "log.txt").read_text()
     assert ("3 workers share 2 cores and take turns; --num-workers 1 leaves" in said) is message

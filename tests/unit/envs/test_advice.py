@@ -97,7 +97,7 @@ def test_advice_for_observations_of_several_parts_works_as_it_is_written(
     DQN(wrapped, num_workers=0, **TINY).learn(66)
 
 
-def test_a_package_with_a_wrapper_of_its_own_is_told_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_advice_names_a_wrapper_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Showing, "__module__", "minigrid.envs.empty")
     space = Dict({"image": IMAGE, "mission": Mission()})
     assert "minigrid.wrappers.ImgObsWrapper(env)" in refused(partial(Showing, space)).way_out
@@ -286,7 +286,7 @@ def _in_daemon(connection: Any, num_workers: int | None, vectorizer: str) -> Non
 def test_a_daemonic_process_steps_its_environments_by_itself(
     num_workers: int | None, vectorizer: str, message: Any
 ) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe()
     process = context.Process(
         target=_in_daemon, args=(theirs, num_workers, vectorizer), daemon=True
@@ -302,7 +302,7 @@ def test_a_daemonic_process_steps_its_environments_by_itself(
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_an_environment_that_starts_processes_is_told_where_it_may() -> None:
+def test_an_environment_that_starts_processes_is_refused_with_the_place_where_it_may() -> None:
     with pytest.raises(AssertionError, match=r"num_workers=0 \(--num-workers 0\).*daemon=False"):
         GroupedVectorEnv([Parental], num_workers=1)
     for allowed in ({"num_workers": 0}, {"num_workers": 1, "daemon": False}):

@@ -26,7 +26,7 @@ from fastdqn.envs.workers.allocation import (
     timed_in_turns,
 )
 from fastdqn.envs.workers.supervision import Supervision
-from fastdqn.envs.workers.worker import hear
+from fastdqn.envs.workers.worker import next_signal
 from tests.oracles import (
     CounterEnv,
     CrashError,
@@ -46,7 +46,7 @@ FAST_S, SLOW_S = 1e-6, 1e-3
 
 
 @pytest.mark.parametrize(
-    ("cores", "question", "staff"),
+    ("cores", "question", "chosen"),
     [
         (4, (3, 8, FAST_S), Allocation(3)),
         (4, (9, 8, None), Allocation(8)),
@@ -64,23 +64,23 @@ FAST_S, SLOW_S = 1e-6, 1e-3
 def test_workers_are_woken_only_where_that_pays(
     cores: int,
     question: tuple[int | None, int, float | None],
-    staff: Allocation,
+    chosen: Allocation,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(allocation, "available_cores", lambda: cores)
-    assert choose_allocation(*question) == staff
+    assert choose_allocation(*question) == chosen
 
 
 STEP_S = 30e-6
 
 
 @pytest.mark.parametrize(
-    ("cores", "question", "staff"),
+    ("cores", "question", "chosen"),
     [
         # learning takes longer than everything else together: the worker has all environments
         (2, (16, STEP_S, 20 * STEP_S), Allocation(1)),
         (2, (16, STEP_S, 1.0), Allocation(1)),
-        # no learning: halves, the caller's a little larger since it wakes nobody
+        # no learning: halves, the caller's a little larger since it wakes no process
         (2, (16, STEP_S, 0.0), Allocation(1, 9)),
         (2, (16, STEP_S, 4 * STEP_S), Allocation(1, 7)),
         # waking a worker would take longer than doing it oneself
@@ -99,12 +99,12 @@ STEP_S = 30e-6
 def test_the_learners_core_steps_what_learning_leaves_time_for(
     cores: int,
     question: tuple[int, float | None, float],
-    staff: Allocation,
+    chosen: Allocation,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(allocation, "available_cores", lambda: cores)
     monkeypatch.setattr(allocation, "COLD", 1.0)
-    assert allocation_beside_learner(*question) == staff
+    assert allocation_beside_learner(*question) == chosen
 
 
 def test_learning_beside_environments_takes_longer_than_by_itself(
@@ -126,11 +126,11 @@ def test_while_groups_take_turns_handling_them_is_the_callers_work(
     monkeypatch.setattr(allocation, "available_cores", lambda: 2)
     monkeypatch.setattr(allocation, "HANDLING_S", 5 * STEP_S)
     monkeypatch.setattr(allocation, "COLD", 1.0)
-    staff = partial(allocation_beside_learner, 16, STEP_S)
-    assert staff(0.0, num_groups=2) == Allocation(1, 5)
-    assert staff(4 * STEP_S, num_groups=2) == Allocation(1, 3)
-    assert staff(11 * STEP_S, num_groups=2) == Allocation(1)
-    assert staff(0.0, num_groups=1) == Allocation(1, 9)
+    chosen = partial(allocation_beside_learner, 16, STEP_S)
+    assert chosen(0.0, num_groups=2) == Allocation(1, 5)
+    assert chosen(4 * STEP_S, num_groups=2) == Allocation(1, 3)
+    assert chosen(11 * STEP_S, num_groups=2) == Allocation(1)
+    assert chosen(0.0, num_groups=1) == Allocation(1, 9)
 
 
 def test_a_machine_that_slows_down_now_and_then_changes_no_share() -> None:
@@ -243,7 +243,9 @@ def test_two_groups_of_a_helped_vector_step_by_themselves(helped: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*ERROR")
 @pytest.mark.parametrize("unlucky", [0, 3])
-def test_an_error_is_raised_whoever_steps_the_environment(helped: Any, unlucky: int) -> None:
+def test_an_error_is_raised_whichever_process_steps_the_environment(
+    helped: Any, unlucky: int
+) -> None:
     envs = helped(one_of(partial(CrashingEnv, unlucky), unlucky, 4))
     envs.reset()
     with pytest.raises(CrashError) as raised:
@@ -339,11 +341,11 @@ def test_a_signal_is_heard_awake_or_asleep(spin_s: float, late_s: float) -> None
     timer = threading.Timer(late_s, theirs.send, [b"d"])
     timer.start()
     start = time.perf_counter()
-    assert hear(ours, spin_s) == b"d"
+    assert next_signal(ours, spin_s) == b"d"
     assert time.perf_counter() - start < 3
     timer.join()
     theirs.close()
-    assert hear(ours, spin_s) == b""  # the other end is closed
+    assert next_signal(ours, spin_s) == b""  # the other end is closed
     ours.close()
 
 
@@ -360,7 +362,7 @@ def test_who_is_awake_offers_the_core_to_others_between_two_looks(
             theirs.send(b"d")
 
     monkeypatch.setattr(worker, "let_others_run", let_others_run)
-    assert hear(ours, 60.0) == b"d"
+    assert next_signal(ours, 60.0) == b"d"
     assert len(offers) == 3
     ours.close()
     theirs.close()
@@ -371,7 +373,7 @@ def test_who_is_awake_goes_to_sleep_in_the_end() -> None:
     timer = threading.Timer(0.6, theirs.send, [b"d"])
     timer.start()
     before = time.thread_time()
-    assert hear(ours, 0.05) == b"d"
+    assert next_signal(ours, 0.05) == b"d"
     assert time.thread_time() - before < 0.3
     timer.join()
     ours.close()

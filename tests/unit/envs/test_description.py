@@ -156,7 +156,7 @@ def test_an_environment_that_lacks_a_library_is_refused_by_name() -> None:
         describe(mujoco)
 
 
-def test_what_a_constructor_raises_is_told_and_kept_as_the_cause() -> None:
+def test_what_a_constructor_raises_is_reported_and_is_the_cause() -> None:
     with pytest.raises(UsageError, match=r"cannot be built \(CrashError: out of luck\)") as refused:
         describe(partial(CrashingEnv, where="constructor"))
     assert isinstance(refused.value.__cause__, CrashError)
@@ -198,7 +198,7 @@ def test_observations_that_are_no_array_are_refused_with_a_wrapper(
     assert wrapper in refused.value.way_out
 
 
-def test_a_dict_environment_trains_once_it_is_wrapped_as_told() -> None:
+def test_a_dict_environment_trains_once_it_is_wrapped_as_advised() -> None:
     class DictEnv(CounterEnv):
         def __init__(self) -> None:
             super().__init__()

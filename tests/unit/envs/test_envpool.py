@@ -363,7 +363,7 @@ def test_closing_ends_the_threads_even_within_a_step() -> None:
 
 
 @needs_envpool
-def test_a_description_tells_what_envpool_says() -> None:
+def test_a_description_has_what_envpool_has() -> None:
     lander = describe_envpool("LunarLander-v3")
     assert (lander.obs_shape, lander.obs_dtype, lander.num_actions) == ((8,), "float32", 4)
     assert lander.solved_at == 200.0
@@ -403,7 +403,7 @@ def test_impossible_numbers_are_refused(source: Source) -> None:
         pool.reset([1, 2**31])
 
 
-def test_without_envpool_the_command_that_installs_it_is_told(
+def test_without_envpool_the_command_that_installs_it_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "envpool", None)

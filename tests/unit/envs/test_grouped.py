@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from functools import partial
+from multiprocessing import forkserver
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -445,7 +446,7 @@ def test_calls_that_would_go_round_the_rows_are_refused(envs: GroupedVectorEnv, 
         envs.call(name)
 
 
-def test_infos_stay_at_home_when_nobody_wants_them() -> None:
+def test_infos_are_not_sent_unless_they_are_wanted() -> None:
     factories = counters(2, 2, kind=TalkativeCounterEnv)
     vector = GroupedVectorEnv(factories, send_infos=False, num_workers=1, autoreset_mode=SAME_STEP)
     _, infos = vector.reset(seed=1)
@@ -474,6 +475,18 @@ def test_environments_are_dealt_out_evenly_and_in_order(
     assert vector.num_workers == len(hosted)
 
 
+@pytest.fixture
+def server_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A fork server that has imported nothing, in the place of the one of all tests."""
+    server = forkserver.ForkServer()
+    monkeypatch.setattr(forkserver, "_forkserver", server)
+    for name in ("ensure_running", "connect_to_new_process"):
+        monkeypatch.setattr(forkserver, name, getattr(server, name))
+    yield
+    server._stop()  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("server_of_its_own")
 @pytest.mark.parametrize("context", ["spawn", "forkserver"])
 def test_workers_never_load_pytorch(context: str) -> None:
     vector = GroupedVectorEnv(counters(2), num_workers=2, context=context)

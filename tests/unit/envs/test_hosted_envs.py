@@ -1,4 +1,4 @@
-"""The host of environments: a step leaves in the block what the environments tell."""
+"""The host of environments: a step leaves in the block what the environments return."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Environments in the caller's own process: they fail and are built anew, or they raise."""
+"""Environments in the caller's own process: they fail and are rebuilt, or they raise."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_the_budget_ends_with_what_the_environment_raised(error: Any) -> None:
     envs.close()
 
 
-def test_calls_raise_and_cost_nobody_anything() -> None:
+def test_calls_raise_and_cost_no_episode() -> None:
     envs = local(counters(2), Supervision())
     envs.reset(seed=1)
     with pytest.raises(AttributeError):

@@ -1,4 +1,4 @@
-"""Masks from the environment's word to the agent's: who is heard, and what is refused."""
+"""Masks from the environments to the agent: which are read, and which refused."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_an_agent_learns_and_is_evaluated_within_its_masks(
     assert len(stored.action) >= 300
     assert stored.next_action_mask is not None
     assert_masked(stored, RULES)
-    assert small(counter(kind)).evaluate(5).episodes == 5  # sync: a counter that raises is heard
+    assert small(counter(kind)).evaluate(5).episodes == 5  # sync: an error of a counter is raised
 
 
 @pytest.mark.parametrize("kind", [MaskedCounterEnv, DictMaskedCounterEnv])
@@ -168,7 +168,7 @@ def test_an_agent_of_a_vector_learns_within_its_masks(
 
 
 @pytest.mark.parametrize("kind", [MaskedCounterEnv, DictMaskedCounterEnv])
-def test_an_agent_that_is_told_to_ignores_masks(kind: type[MaskedCounterEnv]) -> None:
+def test_an_agent_ignores_masks_with_action_masks_off(kind: type[MaskedCounterEnv]) -> None:
     agent = small(counter(kind, strict=False), action_masks=False).learn(200)
     assert agent.replay.ring.masks is None
     envs = SyncVectorEnv([counter(kind, strict=False)] * 2)

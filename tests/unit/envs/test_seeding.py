@@ -14,7 +14,7 @@ def test_the_same_run_stream_and_round_give_the_same_seeds() -> None:
 
 
 def test_the_seeds_of_a_run_never_change_between_versions() -> None:
-    """Golden numbers: whoever changes them breaks every published run."""
+    """Golden numbers: a change breaks every published run."""
     assert seeds_of(0, Stream.TRAINING_ENVS, 3) == [2044266242, 306762826, 1633680383]
     assert seeds_of(1, Stream.EVALUATION_ENVS, 2, round_=3) == [792546614, 620323553]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from contextlib import closing
 from functools import lru_cache, partial
 from itertools import cycle
@@ -16,7 +18,12 @@ from gymnasium.vector import SyncVectorEnv
 from fastdqn import DQN, Supervision, UsageError
 from fastdqn.envs.description import describe, factory_of
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.sharing import refuse_shared_by_processes, refuse_the_same_again
+from fastdqn.envs.sharing import (
+    envs_in_use,
+    refuse_shared_by_processes,
+    refuse_the_same_again,
+    register_holder,
+)
 from fastdqn.envs.sources.source import make_source, source_of
 from fastdqn.envs.workers.allocation import Allocation
 from tests.oracles import CounterEnv, CrashError, CrashingEnv
@@ -144,7 +151,7 @@ def test_an_object_that_raised_and_comes_again_is_refused() -> None:
         with closing(envs):
             envs.reset(seed=0)
             envs.step(np.zeros(1, np.int64))
-            with pytest.raises(UsageError, match=r"^environment 0 that was to be built anew"):
+            with pytest.raises(UsageError, match=r"^environment 0 that was to be rebuilt"):
                 _step_or_reset(envs)
 
 
@@ -175,13 +182,13 @@ def test_vectors_may_follow_each_other_with_the_same_objects() -> None:
     for _ in range(2):
         with closing(GroupedVectorEnv([lambda: a, lambda: b], num_workers=0)) as envs:
             envs.reset(seed=0)
-    lent = SyncVectorEnv([lambda: a, lambda: b])
-    assert isinstance(small(lent).learn(60), DQN)
-    assert isinstance(small(lent).learn(60), DQN)
-    assert source_of(lent).num_envs == 2
+    given = SyncVectorEnv([lambda: a, lambda: b])
+    assert isinstance(small(given).learn(60), DQN)
+    assert isinstance(small(given).learn(60), DQN)
+    assert source_of(given).num_envs == 2
 
 
-class Counted:
+class ActionSpaceInfo:
     """Counts what it builds."""
 
     def __init__(self) -> None:
@@ -196,7 +203,7 @@ def test_a_factory_that_must_build_anew_is_not_called_again() -> None:
     first = CounterEnv()
     for factory in (CounterEnv, factory_of("CartPole-v1"), partial(gym.make, "CartPole-v1")):
         refuse_the_same_again(_refusing(factory), first)
-    counted = Counted()
+    counted = ActionSpaceInfo()
     refuse_the_same_again(counted, first)
     refuse_the_same_again(counted, first)
     assert counted.built == 1
@@ -214,7 +221,7 @@ def _refusing(factory: Any) -> Any:
 
 
 def test_few_environments_are_built_before_there_are_processes() -> None:
-    counted = Counted()
+    counted = ActionSpaceInfo()
     refuse_shared_by_processes([counted] * 8, [[(0, 4)], [(4, 8)]])
     assert counted.built == 0
     refuse_shared_by_processes([counted] * 8, [[(i, i + 1)] for i in range(8)])
@@ -226,3 +233,27 @@ def test_few_environments_are_built_before_there_are_processes() -> None:
 def test_a_factory_that_cannot_build_a_second_one_yet_is_left_to_its_next_call() -> None:
     calls = iter([CounterEnv()])
     refuse_the_same_again(lambda: next(calls), next(calls))
+
+
+def test_environments_in_use_stay_alive_while_others_are_compared_with_them() -> None:
+    """Otherwise a new environment could get the address of a freed one, and be refused."""
+
+    class Keeper:
+        vector = "a vector"
+
+        def __init__(self) -> None:
+            self.env = CounterEnv()
+
+        def held(self) -> list[tuple[int, Any]]:
+            return [(0, self.env)]
+
+    keeper = Keeper()
+    register_holder(keeper)
+    env = weakref.ref(keeper.env)
+    taken = envs_in_use()
+    del keeper
+    gc.collect()
+    assert env() is not None
+    del taken
+    gc.collect()
+    assert env() is None

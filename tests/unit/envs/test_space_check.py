@@ -21,7 +21,7 @@ from fastdqn.envs.sources.vector_check import VectorCheck
 from fastdqn.envs.space_check import MANY, Bounds, SpaceCheck
 from fastdqn.envs.workers.allocation import Allocation
 from fastdqn.envs.workers.observation_writer import CheckedWriter, NumberWriter, writers_over
-from fastdqn.envs.workers.starting import without_main_module
+from fastdqn.envs.workers.spawning import without_main_module
 from tests.drive import MODES
 from tests.unit.agent.test_dqn import small
 from tests.unruly import FallingEnv, LeavingEnv
@@ -360,7 +360,7 @@ def test_only_environments_that_are_taken_and_show_something_are_refused() -> No
                 check.take(obs, envs, np.array([False, False, True]))
 
 
-@pytest.mark.parametrize("vectorizer", ["sync", "lent"])
+@pytest.mark.parametrize("vectorizer", ["sync", "given"])
 def test_observations_are_compared_once_by_environments_of_ours_or_else_by_their_vector(
     vectorizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,7 +373,7 @@ def test_observations_are_compared_once_by_environments_of_ours_or_else_by_their
 
     monkeypatch.setattr(Bounds, "are_left", are_left)
     factory = partial(LeavingEnv, FEW, [1, 2], [1, 2])
-    if vectorizer == "lent":
+    if vectorizer == "given":
         source: EnvSource = source_of(SyncVectorEnv([factory] * 3))
     else:
         source = make_source(vectorizer, factory, describe(factory), 3)
@@ -383,7 +383,7 @@ def test_observations_are_compared_once_by_environments_of_ours_or_else_by_their
         for _ in range(2):
             source.send(np.zeros(3, np.int64))
             source.recv()
-    assert len(compared) == (2 if vectorizer == "lent" else 2 * 3)
+    assert len(compared) == (2 if vectorizer == "given" else 2 * 3)
 
 
 class BesideMask(LeavingEnv):
@@ -423,7 +423,7 @@ def test_float_bounds_are_hints_and_whole_floats_are_integers() -> None:
     )
 
 
-def test_an_agent_is_told_which_value_left_which_space() -> None:
+def test_an_agent_names_which_value_left_which_space() -> None:
     agent = small(partial(NUMBER, at=30), vectorizer="grouped", num_workers=0, num_envs=2)
     with pytest.raises(UsageError, match=r"^environment [01] with 5 for its observation: its"):
         agent.learn(400)

@@ -1,4 +1,4 @@
-"""The budget of restarts, fresh seeds, silent rows, and how trouble is told."""
+"""The budget of restarts, fresh seeds, rows that are not real, and messages."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.envs.workers.supervision import (
     RestartBudget,
     Supervision,
-    branch_of,
-    raised,
-    seeds_told,
-    silence,
+    failure_line,
+    fresh_seeds,
+    mark_unreal,
+    seeds_text,
 )
 from fastdqn.errors import UsageError, WorkerError
 
@@ -101,35 +101,35 @@ def test_a_negative_budget_is_refused() -> None:
 
 def test_branches_of_seeds_differ_from_each_other_and_repeat() -> None:
     seeds: list[int | None] = list(range(50))
-    branches = [branch_of(seeds, branch) for branch in range(1, 20)]
+    branches = [fresh_seeds(seeds, branch) for branch in range(1, 20)]
     everything = [seed for branch in [seeds, *branches] for seed in branch]
     assert len(set(everything)) == 20 * 50
     assert all(seed is not None and 0 <= seed < 2**31 for seed in everything)
-    assert branch_of(seeds, 3) == branches[2]
-    assert branch_of([None, 1], 3)[0] is None
+    assert fresh_seeds(seeds, 3) == branches[2]
+    assert fresh_seeds([None, 1], 3)[0] is None
 
 
-def test_silence_covers_some_environments_alone() -> None:
+def test_some_environments_alone_are_marked() -> None:
     rows = SharedBlock.allocate(RowSpec(4, (2,), "float32"))
     for array in (rows.reward, rows.terminated, rows.truncated, rows.obs):
         array[:] = 1
-    silence(rows, 1, 3)
+    mark_unreal(rows, 1, 3)
     assert rows.real.tolist() == [True, False, False, True]
     assert rows.reward.tolist() == [1, 0, 0, 1]
     assert rows.terminated.tolist() == rows.truncated.tolist() == [True, False, False, True]
     assert np.all(rows.obs == 1)
 
 
-def test_what_was_raised_is_told_in_one_line() -> None:
+def test_what_was_raised_is_named_in_one_line() -> None:
     one = Failure(3, None, "Traceback ...", "ValueError: two", " on action 1", ended=True)
     other = Failure(5, None, "Traceback ...", "OddError: no pickle", "", ended=True)
-    assert raised([one]) == "environment 3 raised on action 1: ValueError: two"
-    assert raised([one, other]) == "environments 3, 5 raised: OddError: no pickle"
+    assert failure_line([one]) == "environment 3 raised on action 1: ValueError: two"
+    assert failure_line([one, other]) == "environments 3, 5 raised: OddError: no pickle"
 
 
 @pytest.mark.parametrize(
     ("seeds", "message"),
     [([7], "seed 7"), ([1, None], "seeds 1, None"), (list(range(9)), "seeds 0, 1, 2, 3, ...")],
 )
-def test_some_seeds_are_told(seeds: list[int | None], message: str) -> None:
-    assert seeds_told(seeds) == message
+def test_some_seeds_are_named(seeds: list[int | None], message: str) -> None:
+    assert seeds_text(seeds) == message

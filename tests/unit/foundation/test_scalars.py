@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fastdqn import MLP, Learner, ReplayBuffer
+from fastdqn.algorithms.objectives import DQNObjective
 from fastdqn.errors import UsageError
 from fastdqn.foundation.scalars import as_bool, as_whole, python_scalar, whole, whole_numbers
 
@@ -79,5 +80,6 @@ def test_parts_take_numpys_scalars() -> None:
     network = MLP((np.int64(4),), np.int64(2), hidden_sizes=np.array([8, 8]))  # type: ignore[arg-type]
     learner = Learner(network, gamma=np.float32(0.5), double=np.False_)  # type: ignore[arg-type]
     replay = ReplayBuffer(1e2, num_envs=np.int32(4), obs_shape=(4.0,))  # type: ignore[arg-type]
-    assert (learner.gamma, learner.double, replay.num_envs) == (0.5, False, 4)
+    assert (learner.gamma, replay.num_envs) == (0.5, 4)
+    assert learner.objective == DQNObjective()
     assert network(torch.zeros(3, 4)).shape == (3, 2)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Mixin:
-    born = 0
+    count = 0
 
 
 class Noisy(Mixin, gym.Env[Any, Any]):
@@ -50,7 +50,7 @@ class Noisy(Mixin, gym.Env[Any, Any]):
 
     def __init__(self) -> None:
         cls = type(self)
-        cls.made, Mixin.born, cls.last = cls.made + 1, Mixin.born + 1, self
+        cls.made, Mixin.count, cls.last = cls.made + 1, Mixin.count + 1, self
         self.index = next(Noisy.ids)
         self.action_space = Discrete(50, seed=3)
         self.observation_space = Box(0, 1, (2,), seed=4)
@@ -96,7 +96,7 @@ def shown() -> list[str]:
         rngs[2].getstate(),
         rngs[3].np_random.bit_generator.state,
     ]
-    return [repr(value) for value in (data, Mixin.born, *numbers, *states)]
+    return [repr(value) for value in (data, Mixin.count, *numbers, *states)]
 
 
 def read() -> None:

@@ -21,7 +21,7 @@ from fastdqn.learner.learner import METRICS, Learner, LearnerState
 from fastdqn.learner.steps import UPDATES_PER_CALL
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
-from fastdqn.replay import Sampler, gather
+from fastdqn.replay import UniformSampler, gather
 from fastdqn.training.schedules import ReplayRatio
 from fastdqn.transition import Transitions
 from tests.compilers import SlowCompiler
@@ -528,7 +528,7 @@ def test_a_learner_asked_to_start_at_once_learns_eagerly_until_it_is_compiled(
     compiler: Any = SlowCompiler()
     monkeypatch.setattr(modes, "AheadOfTime", partial(AheadOfTime, process=compiler))
     torch.manual_seed(0)
-    learner, sampler = Learner(Branches()), Sampler(filled_ring(), 8)
+    learner, sampler = Learner(Branches()), UniformSampler(filled_ring(), 8)
     learner.execute_as("compile", background=True)
     learner.prepare(sampler, 3)  # calls of two and of one
     (step,) = learner.compiling
@@ -548,5 +548,5 @@ def test_a_replay_buffer_learns_from_rows_and_a_sampler_from_a_number_of_draws()
     with pytest.raises(UsageError, match=r"3 updates from a replay buffer: it chooses none\. Give"):
         learner.learn(replay, 3)
     with pytest.raises(UsageError, match="an index for a sampler"):
-        learner.learn(Sampler(replay, 8), replay.draw(3, 8))
+        learner.learn(UniformSampler(replay, 8), replay.draw(3, 8))
     assert int(learner.state.updates) == 0

@@ -15,6 +15,7 @@ from fastdqn.learner.learner import Learner
 from fastdqn.learner.precision import PRECISIONS, float32_products, refuse_precision
 from fastdqn.networks.mlp import MLP
 from tests.learner_settings import SETTINGS, written
+from tests.small_learners import Looking
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -103,21 +104,12 @@ def test_only_the_forward_passes_see_bfloat16(monkeypatch: pytest.MonkeyPatch) -
     """Losses, errors, targets and gradients are float32; layers are not."""
     learner = SETTINGS["huber, adam, soft, double, norm"].build(precision="bf16")
     seen: dict[str, set[torch.dtype]] = {name: set() for name in ("layer", "q", "loss", "grad")}
-    values, loss, clip, linear = (
-        learner._values,
-        learner._loss,
-        learner._clip,
-        torch.nn.functional.linear,
-    )
+    values, clip, linear = learner._outputs, learner._clip, torch.nn.functional.linear
 
     def valued(*given: Any) -> Tensor:
         q = values(*given)
         seen["q"].add(q.dtype)
         return q
-
-    def noted(error: Tensor) -> Tensor:
-        seen["loss"].add(error.dtype)
-        return loss(error)
 
     def clipped(grad: Tensor, norm: Tensor) -> Tensor:
         seen["grad"] |= {grad.dtype, norm.dtype}
@@ -128,8 +120,9 @@ def test_only_the_forward_passes_see_bfloat16(monkeypatch: pytest.MonkeyPatch) -
         seen["layer"].add(result.dtype)
         return result
 
-    monkeypatch.setattr(learner, "_values", valued)
-    monkeypatch.setattr(learner, "_loss", noted)
+    monkeypatch.setattr(learner, "_outputs", valued)
+    noted = Looking(look=lambda priority: seen["loss"].add(priority.dtype))
+    monkeypatch.setattr(learner, "objective", noted)
     monkeypatch.setattr(learner, "_clip", clipped)
     monkeypatch.setattr(torch.nn.functional, "linear", layer)
     learner.learn(SETTINGS["huber, adam, soft, double, norm"].sampler(), 1)

@@ -18,7 +18,7 @@ from fastdqn.native import CudaActor, CudaUpdate, NativeActor, NativeUpdate
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.policy import Policy
-from fastdqn.replay import ReplayBuffer, Ring, Sampler
+from fastdqn.replay import ReplayBuffer, Ring, UniformSampler
 from fastdqn.transition import Transitions
 from tests.emulated.card import has_compiler, make
 from tests.small_learners import Branches, filled_ring, random_batch
@@ -137,7 +137,7 @@ def test_a_learner_refuses_a_buffer_of_other_widths_in_every_way_of_running(
         with pytest.raises(UsageError, match=reason):
             learner.learn(replay, replay.draw(1, 8))
         with pytest.raises(UsageError, match=reason):
-            learner.learn(Sampler(replay, 8), 1)
+            learner.learn(UniformSampler(replay, 8), 1)
     with pytest.raises(UsageError, match="index"):
         learner.learn(fitting, fitting.draw(1, 8)[0])
     assert int(learner.state.updates) == 0
@@ -164,7 +164,7 @@ def test_a_ring_that_fits_is_looked_at_once_and_not_kept_alive() -> None:
         right(ring)
 
     learner._look_at = look  # type: ignore[method-assign]
-    sampler = Sampler(replay, 8)
+    sampler = UniformSampler(replay, 8)
     for _ in range(3):
         learner.learn(replay, replay.draw(1, 8))
         learner.learn(sampler, 1)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastdqn.algorithms.objectives import DoubleDQNObjective
 from fastdqn.algorithms.optimizers import Adam
 from fastdqn.errors import UsageError
 from fastdqn.native import c_library, why_no_library, why_not_native
@@ -25,8 +26,9 @@ from tests.small_learners import Branches, Descent
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache, and nothing loaded."""
+    """An empty cache, nothing loaded, and a compiler that does not optimize, which is quick."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cc, "FLAGS", ("-O0", *cc.FLAGS[1:]))
     c_library.load_library.cache_clear()
     yield tmp_path
     c_library.load_library.cache_clear()
@@ -134,13 +136,14 @@ def test_a_compiler_that_knows_no_native_tuning_compiles_without(
 
 def test_what_the_c_does_not_know_is_named() -> None:
     def why(module: nn.Module, optimizer: Any = None) -> str | None:
-        return why_not_native(FlatNetwork(module), optimizer or Adam())
+        return why_not_native(FlatNetwork(module), DoubleDQNObjective(), optimizer or Adam())
 
     assert why(MLP((4,), 2, (8,))) is None
     assert "Branches" in str(why(Branches()))
     assert "Descent" in str(why(MLP((4,), 2, (8,)), Descent()))
     assert "16 layers" in str(why(MLP((4,), 2, (2,) * 16)))
-    assert "meta" in str(why_not_native(FlatNetwork(MLP((4,), 2, ()), "meta"), Adam()))
+    meta = FlatNetwork(MLP((4,), 2, ()), "meta")
+    assert "meta" in str(why_not_native(meta, DoubleDQNObjective(), Adam()))
 
 
 class Doubled(MLP):
@@ -151,4 +154,5 @@ class Doubled(MLP):
 
 
 def test_a_subclass_of_the_mlp_is_not_taken_for_one() -> None:
-    assert "Doubled" in str(why_not_native(FlatNetwork(Doubled((4,), 2, (8,))), Adam()))
+    doubled = FlatNetwork(Doubled((4,), 2, (8,)))
+    assert "Doubled" in str(why_not_native(doubled, DoubleDQNObjective(), Adam()))

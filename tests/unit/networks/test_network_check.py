@@ -89,15 +89,16 @@ def test_a_network_that_does_not_fit_is_refused_at_construction(name: str) -> No
 
 @pytest.mark.parametrize("make", [WRONG["too wide"][0], WRONG["a tuple"][0]])
 def test_it_is_refused_for_whatever_environments(make: Callable[[], nn.Module]) -> None:
-    lent = SyncVectorEnv([lambda: gym.make(CARTPOLE)])
-    for env, settings in (
+    own = SyncVectorEnv([lambda: gym.make(CARTPOLE)])
+    given: tuple[tuple[Any, dict[str, Any]], ...] = (
         (CARTPOLE, {"vectorizer": "tensor"}),
         (lambda: gym.make(CARTPOLE), {}),
-        (lent, {}),
-    ):
+        (own, {}),
+    )
+    for env, settings in given:
         with pytest.raises(UsageError, match="network"):
             DQN(env, network=make(), **settings)
-    lent.close()
+    own.close()
 
 
 def test_one_hot_vectors_that_are_too_short_for_a_space_are_refused() -> None:
@@ -221,7 +222,7 @@ class OwnGenerator(nn.Module):
 
 
 class Counting(nn.Module):
-    """Changes with every call, by a buffer that no layer tells of."""
+    """Changes with every call, by a buffer that belongs to no layer."""
 
     calls: Tensor
 

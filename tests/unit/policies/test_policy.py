@@ -258,7 +258,7 @@ def _elsewhere(network: nn.Module | FlatNetwork, num_parameters: int | None = No
     policy, module = Policy(whole), whole.module
     count = policy.network.flat.numel() if num_parameters is None else num_parameters
     flat = SimpleNamespace(device=torch.device("cuda"), numel=lambda: count)
-    policy.network = SimpleNamespace(flat=flat, module=module)  # type: ignore[assignment]
+    policy.network = SimpleNamespace(flat=flat, module=module, q_values=None)  # type: ignore[assignment]
     return policy
 
 

@@ -55,6 +55,15 @@ class Reference:
         self.kept = [*self.kept, list(rows)][-(self.ring.num_rows - 1) :]
         self.shown = obs
 
+    def continues(self) -> list[bool]:
+        """Return of each transition whether the next row begins where it ends."""
+        begun = [{step[0] for step in row} for row in self.kept[1:]] + [set()]
+        return [
+            step[3] in after and not (step[4] or step[5])
+            for row, after in zip(self.kept, begun, strict=True)
+            for step in row
+        ]
+
     def all(self) -> list[tuple[Any, ...]]:
         return [transition for row in self.kept for transition in row]
 
@@ -66,7 +75,7 @@ def column(numbers: list[int]) -> Tensor:
 def drawable(ring: FunctionalRing, count: int) -> list[tuple[Any, ...]]:
     """Return what the draw yields for the bits 0 ... count - 1."""
     batch = gather(ring.ring, ring.draw(torch.arange(count)))
-    columns = [column.reshape(count).tolist() for column in batch.tensors()]
+    columns = [field.reshape(count).tolist() for field in batch.tensors() if field is not None]
     return list(zip(*columns, strict=True))
 
 
@@ -96,6 +105,10 @@ def test_what_can_be_drawn_is_what_a_plain_list_would_hold_in_order(
         want = reference.all()
         if want:
             assert drawable(ring, len(want)) == want
+            index = ring.draw(torch.arange(len(want)))
+            assert ring.ring.continues[index].tolist() == reference.continues()
+            head = ring._slots(ring.row)
+            assert not ring.ring.continues[head].any()
             again = ring.draw(torch.arange(len(want), 3 * len(want)))
             assert again.tolist() == ring.draw(torch.arange(len(want))).tolist() * 2
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fastdqn.errors import UsageError
-from fastdqn.replay import ReplayBuffer, Sampler
+from fastdqn.replay import NewestSampler, ReplayBuffer, UniformSampler, gather, uniform_of
+from fastdqn.replay.buffer import MAX_DRAW
 from tests.learner_settings import nothing_left_in
 from tests.small_learners import filled_ring, random_batch
 
@@ -26,29 +27,32 @@ def grow(replay: ReplayBuffer, seed: int, *, partial: bool) -> None:
 def test_the_halves_together_choose_what_the_ring_draws(newest: bool, partial_every: int) -> None:
     """At every fill of the ring, over its wrap, whole rows and partial ones."""
     rings = [ReplayBuffer(20, 2, (4,), seed=5) for _ in range(3)]
-    eager, halves = (Sampler(ring, BATCH, newest=newest) for ring in rings[1:])
+    one_by_one, together = (
+        (NewestSampler if newest else UniformSampler)(ring, BATCH) for ring in rings[1:]
+    )
     for step in range(45):
         for ring in rings:
             grow(ring, step, partial=bool(partial_every) and step % partial_every == 0)
         for count in (1, 3, 4):
             ring = rings[0]
             expected = ring.newest(count, BATCH) if newest else ring.draw(count, BATCH)
-            assert torch.equal(eager.draw(count), expected)
-            assert torch.equal(halves.index(halves.fill(count)), expected)
+            apart = [one_by_one.draw(bits)[0] for bits in one_by_one.fill(count)]
+            assert torch.equal(torch.stack(apart), expected)
+            assert torch.equal(together.draw(together.fill(count))[0], expected)
 
 
 def test_a_ring_filled_partly_is_drawn_as_far_as_it_is_filled() -> None:
     replay = ReplayBuffer(1000, 2, (4,))
-    sampler = Sampler(replay, 64)
+    sampler = UniformSampler(replay, 64)
     grow(replay, 0, partial=False)
-    assert set(sampler.index(sampler.fill(4)).flatten().tolist()) == {0, 1}
+    assert set(sampler.draw(sampler.fill(4))[0].flatten().tolist()) == {0, 1}
     grow(replay, 1, partial=False)
-    assert set(sampler.index(sampler.fill(4)).flatten().tolist()) == {0, 1, 2, 3}
+    assert set(sampler.draw(sampler.fill(4))[0].flatten().tolist()) == {0, 1, 2, 3}
 
 
 def test_memory_and_scalars_stay_where_graphs_read_them() -> None:
     replay = filled_ring()
-    sampler = Sampler(replay, BATCH)
+    sampler = UniformSampler(replay, BATCH)
     places = set()
     for step in range(50):
         places.add((sampler.fill(4).data_ptr(), sampler.fill(2).data_ptr()))
@@ -58,8 +62,8 @@ def test_memory_and_scalars_stay_where_graphs_read_them() -> None:
 
 
 def test_an_empty_ring_is_refused() -> None:
-    sampler = Sampler(ReplayBuffer(20, 2, (4,)), BATCH)
-    for choose in (sampler.draw, sampler.fill):
+    sampler = UniformSampler(ReplayBuffer(20, 2, (4,)), BATCH)
+    for choose in (sampler.random_bits, sampler.fill):
         with pytest.raises(UsageError, match="it is empty"):
             choose(1)
 
@@ -70,13 +74,47 @@ def test_a_rehearsal_draws_from_the_whole_ring_and_leaves_no_trace(
     filled: bool, newest: bool
 ) -> None:
     replay = filled_ring() if filled else ReplayBuffer(64, 2, (4,))
-    sampler = Sampler(replay, BATCH, newest=newest)
+    sampler = (NewestSampler if newest else UniformSampler)(replay, BATCH)
     with nothing_left_in(sampler):
         with sampler.rehearsal():
-            index = torch.cat([sampler.draw(4), sampler.index(sampler.fill(4))])
+            index, _ = sampler.draw(sampler.fill(8))
         assert index.min() >= 0
         assert index.max() < len(replay.ring.action)
     if filled:
         expected = filled_ring()
         drawn = expected.newest(2, BATCH) if newest else expected.draw(2, BATCH)
-        assert torch.equal(sampler.index(sampler.fill(2)), drawn)
+        assert torch.equal(sampler.draw(sampler.fill(2))[0], drawn)
+
+
+def test_numbers_of_the_update_are_drawn_beside_those_of_the_batches() -> None:
+    """For uniform draws and for the newest rows, whose own numbers stay as they are."""
+    for kind in (UniformSampler, NewestSampler):
+        sampler = kind(filled_ring(), BATCH)
+        filled = [sampler.fill(3, 100).clone() for _ in range(2)]
+        assert filled[0].shape == (3, BATCH + 100)
+        uniform = torch.stack([uniform_of(bits[:, BATCH:]) for bits in filled])
+        assert uniform.dtype is torch.float32
+        assert 0.0 <= float(uniform.min()) < 0.05
+        assert 0.95 < float(uniform.max()) < 1.0
+        assert not torch.equal(uniform[0], uniform[1])
+        rows = [sampler.draw(bits[:, :BATCH])[0] for bits in filled]
+        assert torch.equal(*rows) == (kind is NewestSampler)
+        assert rows[0].shape == (3, BATCH)
+
+
+def test_bits_become_numbers_below_one() -> None:
+    bits = torch.tensor([0, 1, 2**37, 2**38, 2**61, MAX_DRAW - 1])
+    assert uniform_of(bits).tolist() == [0.0, 0.0, 0.0, 2.0**-24, 0.5, 1 - 2.0**-24]
+
+
+def test_the_discount_of_a_batch_is_that_of_one_step_and_its_weight_goes_along() -> None:
+    replay = filled_ring()
+    rows = replay.newest(1, len(replay))[0]
+    weight = torch.rand(len(rows))
+    batch = gather(replay.ring, rows, 0.9, weight)
+    assert batch.discount is not None
+    assert batch.weight is weight
+    expected = [0.0 if over else pytest.approx(0.9) for over in batch.terminated.tolist()]
+    assert batch.discount.tolist() == expected
+    plain = gather(replay.ring, rows)
+    assert plain.discount is plain.weight is None

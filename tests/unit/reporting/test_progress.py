@@ -190,7 +190,7 @@ def test_plain_progress_says_evaluations_at_once(tmp_path: Path) -> None:
     assert _logged(tmp_path / "log") == said
 
 
-def test_cut_episodes_and_long_evaluations_are_told() -> None:
+def test_cut_episodes_and_long_evaluations_are_reported() -> None:
     out = io.StringIO()
     progress = PlainProgress(Console(None, stream=out), clock=_Clock())
     progress.evaluating(3, 100, 123_456)
@@ -256,7 +256,7 @@ def test_a_terminal_that_goes_away_costs_nothing_but_what_it_would_have_shown(
     assert _logged(tmp_path / "log")[0::3] == ["one", "two"]
 
 
-def test_a_log_on_a_full_disk_is_told_once_and_goes_on_when_there_is_room(
+def test_a_log_on_a_full_disk_is_reported_once_and_goes_on_when_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(file: int, content: bytes) -> int:

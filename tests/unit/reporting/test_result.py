@@ -61,7 +61,7 @@ def a_trainer(**changes: Any) -> HostTrainer:
     return cast("HostTrainer", SimpleNamespace(**{**parts, **changes}))
 
 
-def test_a_solved_run_is_told_in_full() -> None:
+def test_a_solved_run_is_reported_in_full() -> None:
     result = result_of(a_trainer(), Config(seed=7, preset="cartpole"), "CartPole-v1", "solved")
     total = result["wall_s"].pop("total")
     assert 60.0 <= total < 70.0
@@ -234,7 +234,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("target", LOSSES)
-def test_a_full_disk_costs_what_was_being_written_and_is_told_once(
+def test_a_full_disk_costs_what_was_being_written_and_is_reported_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -256,7 +256,7 @@ def test_a_full_disk_costs_what_was_being_written_and_is_told_once(
     assert message == [f"Could not write {words}: [Errno 28] No space left on device"]
 
 
-def test_a_run_tells_the_same_everywhere(tmp_path: Path) -> None:
+def test_a_run_reports_the_same_everywhere(tmp_path: Path) -> None:
     _run(tmp_path)
     result = json.loads((tmp_path / "result.json").read_text())
     reports = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

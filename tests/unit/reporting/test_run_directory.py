@@ -37,7 +37,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (Config(env_id="my.module:ALE/Pong v5"), "my.module-ALE-Pong-v5__double-dqn__0__"),
     ],
 )
-def test_the_name_tells_environment_algorithm_seed_and_time(config: Config, name: str) -> None:
+def test_the_name_has_environment_algorithm_seed_and_time(config: Config, name: str) -> None:
     path = make_run_dir(config)
     assert path.is_dir()
     assert re.fullmatch(rf"runs/{re.escape(name)}\d{{8}}-\d{{6}}", str(path))
@@ -85,7 +85,7 @@ def test_a_folder_that_takes_no_file_is_refused(
         make_run_dir(Config(run_dir=here / "run"))
 
 
-def test_the_config_tells_all_that_the_numbers_depend_on(
+def test_the_config_has_all_that_the_numbers_depend_on(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["/usr/bin/fastdqn", "train", "--run-dir", "my run"])

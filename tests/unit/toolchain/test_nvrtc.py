@@ -1,4 +1,4 @@
-"""What the host does for the card's kernels: compile once, keep, tell what went wrong."""
+"""What the host does for the card's kernels: compile once, store, report errors."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_equal_kernels_are_compiled_once_and_found_by_the_next_run(
     assert len(list(cache_dir().iterdir())) == 4
 
 
-def test_the_first_complaint_of_the_compiler_is_told_and_nothing_is_kept(
+def test_the_first_error_of_the_compiler_is_reported_and_nothing_is_stored(
     compiler: FakeNvrtc, source: Path
 ) -> None:
     source.write_text("wrong")

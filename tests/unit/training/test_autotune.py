@@ -16,7 +16,7 @@ from fastdqn.learner.learner import Learner
 from fastdqn.native import NativeActor
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.policy import Actor, EagerActor, Hosted, Policy
-from fastdqn.replay import ReplayBuffer, Sampler
+from fastdqn.replay import ReplayBuffer, Sampler, UniformSampler
 from fastdqn.training import autotune
 from fastdqn.training.autotune import (
     choose_ways,
@@ -39,7 +39,7 @@ def learner_of(clock: Clock | None = None, **took_s: float) -> tuple[Learner, Sa
     learner = Learner(MLP((4,), 2, (8,)))
     for way, seconds in took_s.items():
         run_by(learner, way.replace("_", "+"), partial(slow, clock or Clock(), seconds))
-    return learner, Sampler(ReplayBuffer(64, 2, (4,), seed=3), BATCH, due=2)
+    return learner, UniformSampler(ReplayBuffer(64, 2, (4,), seed=3), BATCH, due=2)
 
 
 def slow(clock: Clock, seconds: float, step: PureStep) -> Step:
@@ -93,7 +93,7 @@ def test_a_measurement_leaves_no_trace_in_weights_moments_counts_and_draws() -> 
             or (kept.isnan() & now.isnan()).all()
         )
     assert torch.equal(torch.get_rng_state(), default)
-    assert len(sampler.replay) == 0
+    assert len(sampler.buffer) == 0
 
 
 def test_a_graph_that_was_measured_is_not_captured_again() -> None:
@@ -102,7 +102,7 @@ def test_a_graph_that_was_measured_is_not_captured_again() -> None:
     run_by_graphs(learner, cuda)
     fastest_execution(learner, sampler, 4, ["cudagraph"])
     flags = torch.zeros(2, dtype=torch.bool)
-    sampler.replay.write(flags.long(), torch.ones(2), flags, flags, OBS)
+    sampler.buffer.write(flags.long(), torch.ones(2), flags, flags, OBS)
     learner.learn(sampler, 4)
     assert cuda.captures() == 1
     assert int(learner.state.updates) == 4
@@ -205,7 +205,7 @@ def _together(
     for way, seconds in took.items():
         run_by(learner, way, partial(slow, clock, seconds))
     policy = Policy(learner.network)
-    sampler = Sampler(ReplayBuffer(64, 2, (4,)), BATCH, due=2)
+    sampler = UniformSampler(ReplayBuffer(64, 2, (4,)), BATCH, due=2)
     return learner, policy, choose_ways(asked, learner, policy, sampler, expected_updates=10)
 
 
@@ -248,7 +248,7 @@ def test_on_the_cpu_the_c_is_measured_and_leaves_no_trace() -> None:
     learner, sampler = learner_of()
     policy = Policy(learner.network)
     before = [tensor.clone() for tensor in learner.state.written()]
-    generator = sampler.replay._generator.get_state()
+    generator = sampler.buffer.generator.get_state()
     message = choose_ways("auto", learner, policy, sampler, expected_updates=10**6)
     assert learner.execution == "native"
     assert re.match(r"measured per update: native \d+ us, eager \d+ us", message)
@@ -257,7 +257,7 @@ def test_on_the_cpu_the_c_is_measured_and_leaves_no_trace() -> None:
         torch.equal(mine, then) or (mine.isnan() & then.isnan()).all()
         for mine, then in zip(learner.state.written(), before, strict=True)
     )
-    assert torch.equal(sampler.replay._generator.get_state(), generator)
+    assert torch.equal(sampler.buffer.generator.get_state(), generator)
 
 
 def test_measuring_what_learning_takes_leaves_no_trace() -> None:
@@ -278,7 +278,7 @@ class Noisy(MLP):
 
 def test_measuring_a_network_that_draws_leaves_pytorchs_own_generator_alone() -> None:
     learner = Learner(Noisy((4,), 2, (8,)))
-    sampler = Sampler(ReplayBuffer(64, 2, (4,), seed=3), BATCH, due=2)
+    sampler = UniformSampler(ReplayBuffer(64, 2, (4,), seed=3), BATCH, due=2)
     before = torch.get_rng_state()
     learning_seconds(learner, sampler)
     fastest_execution(learner, sampler, 2, ["eager"])

@@ -280,7 +280,7 @@ def test_a_vector_in_groups_steps_as_gymnasiums_does(num_workers: int) -> None:
 @pytest.mark.parametrize(
     ("what", "at"), [("reward", 2), ("obs", 2), ("obs", 3), ("obs", 0)], ids=str
 )
-def test_a_nan_is_told_by_the_environments_own_number(what: str, at: int) -> None:
+def test_a_nan_is_reported_by_the_environments_own_number(what: str, at: int) -> None:
     """At step 3 it is the last observation of an episode, at 0 the first of all."""
     odd = partial(NonFiniteEnv, 4, what=what, at=at)
     rollout = rollout_of(source_of(_grouped(2, factories=one_of(odd, 4, 6))))

@@ -247,7 +247,7 @@ def test_the_bound_is_the_callers_or_at_least_the_environments_own(
     assert step_limit(asked, longest) == limit
 
 
-def test_a_long_evaluation_tells_how_far_it_is_now_and_then(
+def test_a_long_evaluation_reports_its_progress_now_and_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seconds = iter(range(1000))

@@ -189,7 +189,7 @@ def test_a_thousand_vector_steps_of_length_3_are_counted_without_the_resets(
 
 
 @every_mode
-def test_an_episode_is_told_at_the_env_step_at_which_it_ended(mode: AutoresetMode) -> None:
+def test_an_episode_is_reported_at_the_env_step_at_which_it_ended(mode: AutoresetMode) -> None:
     rollout = rollout_of(source_of(_sync(mode, 2, episode_length=3)))
     rollout.reset([0, 1])
     message = roll(rollout, 7)

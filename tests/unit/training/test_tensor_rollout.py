@@ -20,7 +20,7 @@ from fastdqn.execution.step import EagerStep
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
-from fastdqn.replay import gather
+from fastdqn.replay import Sampler, gather
 from fastdqn.training.events import Episode
 from fastdqn.training.tensor import block_runner
 from fastdqn.training.tensor.block_plan import Block
@@ -51,7 +51,7 @@ def rollout_of(env: TensorEnv, learner: Learner | None = None, **settings: Any) 
     """Return a rollout over `env`, with a small learner of its own if none is given."""
     size = int(np.prod(env.single_observation_space.shape or ()))
     learner = learner or Learner(MLP((size,), int(env.single_action_space.n), (8,)))
-    learn = partial(learner.step, learner.state)
+    learn = partial(learner.learn_from, learner.state)
     given = {"capacity": 60, "batch_size": 8, "seed": 0, **settings}
     return TensorRollout(env, learner.network, given.pop("learn", learn), **given)
 
@@ -98,9 +98,11 @@ def test_updates_come_after_the_steps_of_their_block_and_see_only_what_is_right(
     rules, tape = RULES["both"], list[tuple[int, int]]()
     rollout: TensorRollout
 
-    def learn(batch: Transitions) -> None:
-        assert_counts(batch, rules)
-        tape.append((int(rollout.ring.row), len(batch.action)))
+    def learn(sampler: Sampler, random_bits: Tensor) -> None:
+        for bits in random_bits:
+            batch = gather(sampler.ring, sampler.draw(bits)[0])
+            assert_counts(batch, rules)
+            tape.append((int(rollout.ring.row), len(batch.action)))
 
     rollout = rollout_of(kind(4, rules), learn=learn, batch_size=6)
     rollout.advance(Block(3, 2, 2), 0.5)
@@ -212,7 +214,7 @@ def test_exploring_and_what_is_explored_are_independent() -> None:
 def test_the_actor_sees_what_the_updates_write(kind: type[TensorCounter]) -> None:
     learner = preferring(0)
 
-    def learn(batch: Transitions) -> None:
+    def learn(sampler: Sampler, random_bits: Tensor) -> None:
         learner.state.online[-NUM_ACTIONS + 2] += 1.0
 
     rollout = rollout_of(kind(2), learner, learn=learn)
@@ -451,7 +453,8 @@ def test_a_warm_up_before_a_capture_leaves_no_trace(monkeypatch: pytest.MonkeyPa
         assert rollout.advance(block, 0.3) == plain.advance(block, 0.3)
     assert cuda.tape.count("replay") == 7
     assert cuda.tape.count("capture in pool 1") == 2
-    assert all(map(torch.equal, stored(rollout).tensors(), stored(plain).tensors()))
+    for mine_, theirs_ in zip(stored(rollout).tensors(), stored(plain).tensors(), strict=True):
+        assert mine_ is theirs_ or torch.equal(mine_, theirs_)  # type: ignore[arg-type]
     mine, theirs = learner.state, plain_learner.state
     assert torch.equal(mine.online, theirs.online)
     assert torch.equal(mine.target, theirs.target)

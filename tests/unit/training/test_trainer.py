@@ -104,7 +104,7 @@ class FakeEvaluator:
 
 
 class Stage:
-    """The fakes, the tape that they write, and the witness of the loop."""
+    """The fakes, the tape that they write, and the callback of the loop."""
 
     def __init__(self, clock: Clock, num_envs: int, ends: dict[int, int]) -> None:
         self.tape: list[str] = []
@@ -231,7 +231,7 @@ def test_five_vector_steps_happen_in_this_order(clock: Clock) -> None:
     ]
 
 
-def test_each_restart_of_a_worker_is_told_once_and_after_its_step(clock: Clock) -> None:
+def test_each_restart_of_a_worker_is_reported_once_and_after_its_step(clock: Clock) -> None:
     trainer, stage = staged(clock, until=8, starts=6)
     source = stage.rollout
     moments = iter([[], ["worker 0", "worker 1"], [], ["worker 0 again"]])
@@ -250,12 +250,12 @@ def test_each_restart_of_a_worker_is_told_once_and_after_its_step(clock: Clock) 
     assert trainer.worker_restarts == 3
 
 
-def test_what_a_compiler_beside_the_training_came_to_is_told_once(clock: Clock) -> None:
+def test_what_a_compiler_beside_the_training_came_to_is_reported_once(clock: Clock) -> None:
     trainer, stage = staged(clock, until=10, report=2)
     ready = SimpleNamespace(ready_after_s=None, failure=None)
     fails = SimpleNamespace(ready_after_s=None, failure=None)
     long_ago = SimpleNamespace(ready_after_s=3.0, failure=None)
-    stage.learner.compiling = [ready, fails, long_ago, len]
+    stage.learner.compiling = [ready, fails, long_ago]
     reports = iter(range(10))
 
     def finish() -> None:
@@ -396,7 +396,7 @@ def test_a_full_evaluation_that_reaches_the_goal_ends_the_run(clock: Clock) -> N
     assert stage.tape[-2:] == ["saw evaluation at 30: 101 True", "saw report at 30"]
 
 
-def test_a_full_evaluation_that_ended_early_is_told_and_not_kept(clock: Clock) -> None:
+def test_a_full_evaluation_that_ended_early_is_reported_and_not_kept(clock: Clock) -> None:
     trainer, stage = staged(
         clock, until=30, means=[(150.0, 99.0), (150.0, 40.0)], goal=100.0, evaluate=10
     )
@@ -484,7 +484,7 @@ def test_updates_that_were_skipped_are_found_without_an_interval_too(clock: Cloc
 # The clock
 
 
-def test_a_report_tells_where_the_time_went(clock: Clock) -> None:
+def test_a_report_shows_where_the_time_went(clock: Clock) -> None:
     trainer, stage = staged(clock, until=16, starts=0, ends={2: 1, 3: 1}, report=8)
     stage.learner.will_compile_s = 30.0
     trainer.run(SEEDS)

@@ -1,7 +1,7 @@
-"""Environments whose observations are theirs for one step only, made to hand over arrays for good.
+"""A wrapper that copies observations, for environments that reuse one array.
 
-Gymnasium's vectors keep what a step returned until after the reset that follows it. An environment
-that writes into one array for ever has overwritten it by then: copying is the way out, at once.
+Gymnasium's vectors read what a step returned only after the reset that follows it. An environment
+that writes every observation into one array has overwritten the last one by then.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from fastdqn.envs.space_check import ARRAYS, SpaceCheck
 from fastdqn.envs.workers.observation_writer import CheckedWriter
 from fastdqn.envs.workers.task import EnvFactory
 
-__all__ = ["OwnArrays", "own_arrays_in", "with_own_arrays"]
+__all__ = ["CopiedObservations", "copied_observations_in", "with_copied_observations"]
 
 
-class OwnArrays(gym.Wrapper[Any, Any, Any, Any]):
-    """Copies what an environment shows, into the dtype of its space; refuses what that cannot hold.
+class CopiedObservations(gym.Wrapper[Any, Any, Any, Any]):
+    """Copies observations into the dtype of their space; refuses what the space does not hold.
 
     Args:
         env: The environment.
-        index: Which one of a vector, to be named.
+        index: Its index in the vector, for messages.
     """
 
     def __init__(self, env: gym.Env[Any, Any], index: int) -> None:
@@ -36,34 +36,34 @@ class OwnArrays(gym.Wrapper[Any, Any, Any, Any]):
         self._own = _copier_of(env.observation_space, index)
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """Reset the environment and copy what it shows."""
+        """Reset the environment and copy its observation."""
         obs, info = self.env.reset(**kwargs)
         return self._own(obs), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step the environment and copy what it shows."""
+        """Step the environment and copy its observation."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         return self._own(obs), reward, terminated, truncated, info
 
 
-def with_own_arrays(factory: EnvFactory, index: int) -> gym.Env[Any, Any]:
-    """Build environment `index` of a vector, which hands over arrays for good."""
-    return OwnArrays(factory(), index)
+def with_copied_observations(factory: EnvFactory, index: int) -> gym.Env[Any, Any]:
+    """Build environment `index` of a vector, with copied observations."""
+    return CopiedObservations(factory(), index)
 
 
 @contextmanager
-def own_arrays_in(envs: VectorEnv[Any, Any, Any]) -> Iterator[None]:
-    """Let the environments of a SyncVectorEnv hand over arrays for good, until the end.
+def copied_observations_in(envs: VectorEnv[Any, Any, Any]) -> Iterator[None]:
+    """Copy the observations of a SyncVectorEnv's environments within this context.
 
     Args:
-        envs: Any vector; left as it is where its environments are not within reach.
+        envs: Any vector; left as it is if its environments cannot be reached.
     """
     vector = envs.unwrapped
     if not isinstance(vector, SyncVectorEnv):
         yield
         return
     given = list(vector.envs)
-    vector.envs[:] = [OwnArrays(env, index) for index, env in enumerate(given)]
+    vector.envs[:] = [CopiedObservations(env, index) for index, env in enumerate(given)]
     try:
         yield
     finally:
@@ -71,7 +71,7 @@ def own_arrays_in(envs: VectorEnv[Any, Any, Any]) -> Iterator[None]:
 
 
 def _copier_of(space: gym.Space[Any], index: int) -> Callable[[Any], Any]:
-    """Return what copies an observation of a space."""
+    """Return a function that copies an observation of a space."""
     if not isinstance(space, ARRAYS):
         return deepcopy
     block: Any = np.zeros((1, *(space.shape or ())), space.dtype)

@@ -1,4 +1,4 @@
-"""Environments that lack what a vector asks of them, though not what a training needs."""
+"""Environments that have `reset`, `step` and two spaces, but do not derive from gymnasium.Env."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import gymnasium as gym
 
 from fastdqn.envs.advice import refuse_unlike_env
 
-__all__ = ["Adopted", "as_env", "closing_quietly"]
+__all__ = ["DuckTypedEnv", "as_env", "closing_quietly"]
 
 
-class Adopted(gym.Env[Any, Any]):
-    """An environment that resets, steps and has two spaces, but is none of Gymnasium's class.
+class DuckTypedEnv(gym.Env[Any, Any]):
+    """A gymnasium.Env around an environment that resets, steps and has two spaces.
 
     Args:
         env: The environment.
@@ -30,7 +30,7 @@ class Adopted(gym.Env[Any, Any]):
         self.reset = env.reset  # type: ignore[method-assign]
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the environment has of its own."""
+        """Return an attribute of the environment."""
         if name == "env":  # not set yet: while it is unpickled
             raise AttributeError(name)
         return getattr(self.env, name)
@@ -44,12 +44,12 @@ def as_env(built: Any) -> gym.Env[Any, Any]:
     """Return what a factory built as an environment of Gymnasium's class.
 
     Raises:
-        UsageError: It is none at all.
+        UsageError: It is not an environment.
     """
     if isinstance(built, gym.Env):
         return built
     refuse_unlike_env(built, type(built).__name__)
-    return Adopted(built)
+    return DuckTypedEnv(built)
 
 
 def closing_quietly(factory: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:

@@ -1,4 +1,4 @@
-"""The moment in which a worker process is started: what it must not inherit, and whose it is."""
+"""Starting a worker process: what it must not inherit, and who its parent is."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
-from fastdqn.envs.workers.lifeline import HEARD_BY_PARENT
+from fastdqn.envs.workers.parent_watch import GROUP_SIGNALS
 
-__all__ = ["parent_pid", "signals_held", "without_main_module"]
+__all__ = ["parent_pid", "signals_blocked", "without_main_module"]
 
 
 @contextmanager
@@ -28,13 +28,14 @@ def without_main_module() -> Iterator[None]:
 
 
 @contextmanager
-def signals_held() -> Iterator[None]:
-    """Start a worker deaf to what is the parent's business, from its first line on.
+def signals_blocked() -> Iterator[None]:
+    """Block the signals that only the parent handles while a worker is started.
 
-    A fork server that is started with it stays deaf, so that a signal to all does not end it.
+    The worker unblocks them. A fork server that is started with it keeps them blocked, so that a
+    signal to the process group does not end it.
     """
-    resource_tracker.ensure_running()  # lifts the block when it starts by itself
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD_BY_PARENT)
+    resource_tracker.ensure_running()  # unblocks when it starts by itself
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
         yield
     finally:
@@ -42,7 +43,7 @@ def signals_held() -> Iterator[None]:
 
 
 def parent_pid(start_method: str) -> int:
-    """Return whose end a worker is to see; to the kernel that of a thread is the parent's."""
+    """Return the process whose end a worker watches; see `Parent`."""
     if start_method == "forkserver":
         return -1
     in_a_thread = threading.current_thread() is not threading.main_thread()

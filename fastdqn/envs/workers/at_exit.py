@@ -1,4 +1,4 @@
-"""Environments that their caller never closes are closed when the interpreter ends."""
+"""Environments that the caller never closes are closed when the interpreter ends."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Closable(Protocol):
 
 
 def closed_at_exit(pool: Closable) -> Any:
-    """Have a pool closed when the interpreter ends, if it lives by then.
+    """Close a pool when the interpreter ends, unless it was closed before.
 
     Returns:
-        What a pool that is closed calls `cancel` of.
+        A finalizer; a pool that is closed calls its `cancel`.
     """
     return Finalize(None, _close, args=(weakref.ref(pool),), exitpriority=BEFORE_CHILDREN_ARE_ENDED)
 

@@ -6,15 +6,15 @@ import os
 import signal
 import threading
 
-from fastdqn.envs.workers.lifeline import HEARD_BY_PARENT
-from fastdqn.envs.workers.starting import parent_pid, signals_held
+from fastdqn.envs.workers.parent_watch import GROUP_SIGNALS
+from fastdqn.envs.workers.spawning import parent_pid, signals_blocked
 
 
 def test_signals_that_are_the_parents_business_are_held_back_for_a_moment() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    with signals_held():
-        assert {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} == HEARD_BY_PARENT
-        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= HEARD_BY_PARENT
+    with signals_blocked():
+        assert {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} == GROUP_SIGNALS
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= GROUP_SIGNALS
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 

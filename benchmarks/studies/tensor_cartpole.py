@@ -1,9 +1,10 @@
-"""Env steps per second of the fused iteration: CartPole on the device, one update per vector step.
+"""`python -m benchmarks.studies.tensor_cartpole`: env steps per second of tensor CartPole.
 
-`python -m benchmarks.fused` prints a row per number of environments: eager and the fast way, timed
-in turns in one process. The settings are those of PureJaxRL's DQN: 120-84 units, batch 128, plain
-DQN, 10 and 64 environments. With `--beside COMMAND` that program is timed in the same turns: it
-reads a line with seconds, works for so long, and answers with its env steps per second.
+Each vector step is followed by an update, in the settings of PureJaxRL's DQN: 120-84 units, batch
+128, plain DQN, 10 and 64 environments. There is a row for each number of environments: eager and
+the fast mode, timed in turns in one process. With `--beside COMMAND` that program is timed in the
+same turns: it reads a line with seconds, works for so long, and answers with its env steps per
+second.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,16 +24,10 @@ import tyro
 from benchmarks.guards import faster
 from benchmarks.measure import Effort, Timer, interleave, medians
 from benchmarks.provenance import as_markdown, provenance, save_result
-from fastdqn.device import resolve_device, synchronize
-from fastdqn.envs.tensor import make_tensor_env
-from fastdqn.learner.learner import Learner
-from fastdqn.networks.mlp import MLP
-from fastdqn.training.tensor.block_plan import Block, plan
-from fastdqn.training.tensor.rollout import TensorRollout
+from benchmarks.tensor_rollout import build, rate
+from fastdqn.device import resolve_device
+from fastdqn.training.tensor.block_plan import plan
 
-HIDDEN, BATCH, CAPACITY = (120, 84), 128, 10_000
-EPSILON = 0.05
-FILL_STEPS = 2_000
 WARM_UP_S = 0.5
 BESIDE = "beside"
 
@@ -45,7 +39,7 @@ class Arguments:
     device: str = "auto"
     """cpu, cuda or auto."""
     execution: str = "auto"
-    """The fast way: native, compile, cudagraph, compile+cudagraph; auto is native."""
+    """The fast mode: native, compile, cudagraph, compile+cudagraph; auto is native."""
     envs: tuple[int, ...] = (10, 64)
     """Numbers of environments."""
     repeats: int = 16
@@ -60,55 +54,12 @@ class Arguments:
     """Write benchmarks/results/NAME.md and NAME.json."""
 
 
-def build(num_envs: int, execution: str, device: torch.device) -> TensorRollout:
-    """Return a rollout that has filled a part of its ring and made its first updates."""
-    torch.manual_seed(0)
-    env = make_tensor_env("CartPole-v1", num_envs, device)
-    learner = Learner(
-        MLP((4,), 2, HIDDEN),
-        double=False,
-        loss="mse",
-        learning_rate=2.5e-4,
-        clip_norm=None,
-        target="hard",
-        target_period=500,
-        device=device,
-    )
-    state = learner.state
-    learned = (state.online, state.target, *state.slots, state.updates, state.skipped)
-    rollout = TensorRollout(
-        env,
-        learner.network,
-        partial(learner.step, state),
-        capacity=CAPACITY,
-        batch_size=BATCH,
-        seed=0,
-        execution=execution,
-        learned=(*learned, state.metrics),
-        learn_natively=partial(learner.natively, state),
-    )
-    while rollout.env_steps < FILL_STEPS:
-        rollout.advance(Block(1, 0, 16, uncompiled=True), 1.0)
-    return rollout
-
-
-def rate(rollout: TensorRollout, block: Block, seconds: float) -> float:
-    """Return env steps per second over at least so many seconds."""
-    synchronize(rollout.device)
-    before, start = rollout.env_steps, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds:
-        rollout.advance(block, EPSILON)
-    synchronize(rollout.device)
-    elapsed = time.perf_counter() - start
-    return (rollout.env_steps - before) / elapsed
-
-
 def compare(num_envs: int, arguments: Arguments) -> dict[str, Any]:
-    """Time eager, fast and what is asked for beside them, in turns.
+    """Time eager, the fast mode and the program of `--beside`, in turns.
 
     Returns:
-        `num_envs`, `execution`, `compile_s`, median `rates` by name, and `ratios` of the fast way
-        to the others, each the median over rounds.
+        `num_envs`, `execution`, `compile_s`, median `rates` by name, and `ratios` of the fast
+        mode to the others, each the median over rounds.
     """
     device = resolve_device(arguments.device)
     fast = arguments.execution
@@ -132,13 +83,13 @@ def compare(num_envs: int, arguments: Arguments) -> dict[str, Any]:
         "compile_s": rollouts[fast].compile_s,
         "rates": medians(rounds),
         "ratios": {guard.name: guard.as_json() for guard in ratios},
-        "told": {guard.name: guard.spread for guard in ratios},
+        "spreads": {guard.name: guard.spread for guard in ratios},
     }
 
 
 @contextmanager
 def beside(command: str) -> Iterator[dict[str, Timer]]:
-    """Start a program that times itself when it is told to; no command is no program."""
+    """Start a program that times itself for as long as it is asked to; no command starts none."""
     if not command:
         yield {}
         return
@@ -163,14 +114,14 @@ def table(measured: list[dict[str, Any]]) -> str:
     """Return a row for each number of environments."""
     names, ratios = (
         list(dict.fromkeys(name for entry in measured for name in entry[part]))
-        for part in ("rates", "told")
+        for part in ("rates", "spreads")
     )
     head = ["envs", *(f"{name}, env steps/s" for name in names), "us per iteration", *ratios]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for entry in measured:
         each_s = entry["num_envs"] / entry["rates"][entry["execution"]]
         cells = [str(entry["num_envs"]), *(f"{entry['rates'][name]:,.0f}" for name in names)]
-        cells += [f"{each_s * 1e6:.0f}", *(entry["told"][name] for name in ratios)]
+        cells += [f"{each_s * 1e6:.0f}", *(entry["spreads"][name] for name in ratios)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -179,7 +130,7 @@ def main() -> None:
     """Measure, print, save."""
     arguments = tyro.cli(Arguments, description=Arguments.__doc__)
     torch.set_num_threads(1)
-    header = provenance("python -m benchmarks.fused")
+    header = provenance("python -m benchmarks.studies.tensor_cartpole")
     measured = [compare(num_envs, arguments) for num_envs in arguments.envs]
     legend = "Medians over all turns; a ratio is the median of the rounds' (lowest to highest)."
     text = "\n\n".join([as_markdown(header), legend, table(measured)])

@@ -1,4 +1,4 @@
-"""Which observations of tensor environments their space holds, decided on the device."""
+"""Whether a space holds the observations of tensor environments, computed on the device."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def holds_integers(space: Space[Any]) -> bool:
 
 
 def membership_of(space: Space[Any], device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return what tells for values [N, *O] which rows the space holds: [N] bool.
+    """Return a function of values [N, *O]: which rows the space holds, [N] bool.
 
     Floats need only be finite: their bounds are often hints. Integers are compared with their
-    bounds, unless the dtype says it all.
+    bounds, unless those are the dtype's.
 
     Args:
         space: Of one observation.
@@ -50,7 +50,7 @@ def _finite(values: Tensor) -> Tensor:
 
 
 def _limits(check: SpaceCheck, device: torch.device) -> tuple[Any, Any]:
-    """Return the bounds: plain numbers where they are the same everywhere."""
+    """Return the bounds, as plain numbers if they are the same everywhere."""
     low, high = check.low, check.high
     if np.ndim(low) == np.ndim(high) == 0:
         return int(low), int(high)

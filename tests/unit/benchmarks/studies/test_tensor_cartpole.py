@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from benchmarks.fused import BESIDE, Arguments, beside, compare, table
+from benchmarks.studies.tensor_cartpole import BESIDE, Arguments, beside, compare, table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -18,7 +18,7 @@ for line in sys.stdin:
 '"""
 
 
-def test_a_program_beside_is_told_for_how_long_and_answers_with_its_rate() -> None:
+def test_a_program_beside_gets_its_seconds_and_answers_with_its_rate() -> None:
     with beside(DOUBLES) as timers:
         assert [timers[BESIDE](seconds) for seconds in (0.5, 2.0)] == [1000.0, 4000.0]
 
@@ -35,7 +35,7 @@ def test_a_program_beside_is_ended_even_if_it_would_go_on() -> None:
     assert time.perf_counter() - start < 60
 
 
-def test_a_row_tells_all_rates_and_the_ratios_of_the_fast_way() -> None:
+def test_a_row_has_all_rates_and_the_ratios_of_the_fast_mode() -> None:
     arguments = Arguments(
         device="cpu", execution="eager", rounds=2, seconds=0.02, repeats=1, beside=DOUBLES
     )

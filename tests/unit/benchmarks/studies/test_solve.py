@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import solve
-from benchmarks.solve import CACHES, COLUMNS, first_update_s, main, row, split, summary
+from benchmarks.studies import solve
+from benchmarks.studies.solve import CACHES, COLUMNS, first_update_s, main, row, split, summary
 
 RESULT: dict[str, Any] = {
     "status": "solved",
@@ -82,10 +82,10 @@ def test_a_seed_that_was_not_solved_fails(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_command_is_started_with_the_environment_and_must_succeed(tmp_path: Path) -> None:
-    place = tmp_path / "told"
-    code = f"import os, pathlib; pathlib.Path({str(place)!r}).write_text(os.environ['TOLD'])"
-    assert solve.timed([sys.executable, "-c", code], {"TOLD": "so"}) > 0.0
-    assert place.read_text() == "so"
+    place = tmp_path / "written"
+    code = f"import os, pathlib; pathlib.Path({str(place)!r}).write_text(os.environ['GREETING'])"
+    assert solve.timed([sys.executable, "-c", code], {"GREETING": "hello"}) > 0.0
+    assert place.read_text() == "hello"
     with pytest.raises(subprocess.CalledProcessError):
         solve.timed([sys.executable, "-c", "raise SystemExit(3)"], {})
 

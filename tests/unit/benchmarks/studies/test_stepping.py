@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.steppers import KINDS, Crowd, open_steppers, step_source, step_vector, timer_of
-from benchmarks.stepping import ratios, spread, summary, tables
+from benchmarks.studies.stepping import ratios, spread, summary, tables
 from fastdqn.envs.description import describe
 from fastdqn.envs.sources.source import VectorSource
 from tests.drive import MODES, vector_of

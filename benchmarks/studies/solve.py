@@ -1,4 +1,4 @@
-"""`python -m benchmarks.solve`: run `fastdqn train` with many seeds and tell how long each took.
+"""`python -m benchmarks.studies.solve`: how long `fastdqn train` takes, with many seeds.
 
 Seconds run from the start of the command to its end, measured from outside: the interpreter, the
 imports, the compile, the evaluations and the plots are in them. By default every run starts cold,
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for seed in range(arguments.seeds):
             runs.append(train(arguments.preset, seed, shared, train_args))
             sys.stderr.write(row(runs[-1]) + "\n")
-    header = provenance("python -m benchmarks.solve")
+    header = provenance("python -m benchmarks.studies.solve")
     caches = "Caches warm." if arguments.warm else "Caches cold: empty at the start of each run."
     head = "| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|"
     lines = [as_markdown(header), "", caches, LEGEND, "", head, *map(row, runs), "", summary(runs)]

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.stepping`: env steps per second of random actions, nothing learning.
+"""`python -m benchmarks.studies.stepping`: env steps per second of random actions, no learning.
 
-Every way of stepping is built first and then timed in turn, round after round, so that what else
+Every kind of vector is built first and then timed in turn, round after round, so that what else
 the machine does falls on all alike. A step is a real transition: rows that only reset an
 environment take time and count nothing.
 """
@@ -39,7 +39,7 @@ of the ratios within each round. `-`: not to be had here or not asked for."""
 
 @dataclass(frozen=True)
 class Arguments:
-    """Time stepping alone, all ways in turn, and print rates and ratios."""
+    """Time stepping alone, all kinds in turn, and print rates and ratios."""
 
     rounds: int = 5
     """Rounds in which everything is timed once, in turn."""
@@ -50,7 +50,7 @@ class Arguments:
     env_id: tuple[str, ...] = ("LunarLander-v3", "CartPole-v1")
     """Gymnasium ids."""
     kinds: tuple[str, ...] = tuple(KINDS)
-    """Ways of stepping, by name."""
+    """Kinds of vectors, by name."""
     async_limit: int = 64
     """Most environments for AsyncVectorEnv, which starts a process for each."""
     quick: bool = False
@@ -71,7 +71,7 @@ def main() -> None:
         for env_id in arguments.env_id
         for n in arguments.envs
     ]
-    header = provenance("python -m benchmarks.stepping")
+    header = provenance("python -m benchmarks.studies.stepping")
     header["versions"]["envpool"] = _version("envpool")
     text = "\n\n".join([as_markdown(header), LEGEND, *tables(measured)])
     sys.stdout.write(text + "\n")

@@ -1,0 +1,1 @@
+"""Studies: measurements that answer one question, run by hand; no ratio of theirs is guarded."""

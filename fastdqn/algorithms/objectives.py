@@ -1,0 +1,176 @@
+"""What a network learns to be: an objective turns its outputs into Q-values and into losses.
+
+An objective knows no network. It names the passes whose outputs it reads, and is handed them; a
+new one is a class of its own, given to `DQN(objective=...)` or `Learner(objective=...)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+from fastdqn.algorithms.td_losses import (
+    LOSSES,
+    bootstrapped,
+    double_value,
+    largest_value,
+    td_error,
+)
+from fastdqn.errors import UsageError
+from fastdqn.foundation.scalars import as_bool
+from fastdqn.transition import Transitions
+
+__all__ = [
+    "DQNObjective",
+    "DoubleDQNObjective",
+    "Objective",
+    "Pass",
+    "objective_of",
+    "q_values_of",
+]
+
+
+class Pass(NamedTuple):
+    """One forward pass without a gradient.
+
+    Attributes:
+        network: Whose parameters; without a target network both are the online ones.
+        sees: The field of the batch that it is shown.
+    """
+
+    network: Literal["online", "target"]
+    sees: Literal["obs", "next_obs"]
+
+
+class Objective(Protocol):
+    """What an update makes smaller; pure functions of tensors that draw nothing and never wait.
+
+    The update shows `obs` to the online network, with a gradient, and makes the other passes that
+    the objective names. It weights the losses of the rows, averages them, and hands the
+    priorities to the sampler.
+    """
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """The passes that `loss` reads besides that of the online network over `obs`."""
+        ...
+
+    @property
+    def num_random(self) -> int:
+        """Uniform numbers that `loss` reads for each row; 0 costs nothing."""
+        ...
+
+    def q_values(self, outputs: Tensor, /) -> Tensor:
+        """Return Q-values [B, A] of the network's outputs [B, ...]; the largest one acts."""
+        ...
+
+    def loss(
+        self, outputs: Tensor, passes: Sequence[Tensor], batch: Transitions, random: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss and the priority of each row.
+
+        Args:
+            outputs: [B, ...] of the online network over `obs`; carries the gradient.
+            passes: The outputs of `passes`, in that order; no gradient flows into them.
+            batch: B transitions; their `discount` is given, their `weight` is the update's.
+            random: [B, num_random] float32 in [0, 1), or None for 0.
+
+        Returns:
+            [B] float32, the loss, and [B] float32 without a gradient, the priority: large where
+            there is much to learn. A DQN's is |TD error|.
+        """
+        ...
+
+
+TARGET_NEXT, ONLINE_NEXT = Pass("target", "next_obs"), Pass("online", "next_obs")
+
+
+@dataclass(frozen=True)
+class DQNObjective:
+    """DQN: the error against the target network's own best value.
+
+    Args:
+        error_loss: `huber` or `mse`, of the TD error.
+
+    Raises:
+        UsageError: There is no such loss.
+
+    Source:
+        Mnih et al. (2015), Human-level control through deep reinforcement learning,
+        Nature 518, algorithm 1.
+    """
+
+    error_loss: str = "huber"
+    passes: ClassVar[tuple[Pass, ...]] = (TARGET_NEXT,)
+    num_random: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        if self.error_loss not in LOSSES:
+            got, way_out = f"--loss {self.error_loss}", f"Choose {', '.join(LOSSES)}."
+            raise UsageError(got, "there is no such loss", way_out)
+
+    def q_values(self, outputs: Tensor, /) -> Tensor:
+        """Return the outputs [B, A] themselves."""
+        return outputs
+
+    def loss(
+        self, outputs: Tensor, passes: Sequence[Tensor], batch: Transitions, _: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss of the TD error and its magnitude; see `Objective`."""
+        value = self._next_value(passes, batch.next_action_mask)
+        assert batch.discount is not None
+        error = td_error(outputs, batch.action, bootstrapped(batch.reward, batch.discount, value))
+        return LOSSES[self.error_loss](error), error.detach().abs()
+
+    def _next_value(self, passes: Sequence[Tensor], action_mask: Tensor | None) -> Tensor:
+        (next_q,) = passes
+        return largest_value(next_q, action_mask)
+
+
+@dataclass(frozen=True)
+class DoubleDQNObjective(DQNObjective):
+    """Double DQN: the online network chooses the next action, the target network values it.
+
+    Source:
+        van Hasselt, Guez, Silver (2016), Deep reinforcement learning with double Q-learning,
+        arXiv:1509.06461, equation 4.
+    """
+
+    passes: ClassVar[tuple[Pass, ...]] = (TARGET_NEXT, ONLINE_NEXT)
+
+    def _next_value(self, passes: Sequence[Tensor], action_mask: Tensor | None) -> Tensor:
+        next_q_target, next_q_online = passes
+        return double_value(next_q_online, next_q_target, action_mask)
+
+
+def objective_of(objective: Objective | None, double: bool | None, loss: str | None) -> Objective:
+    """Return the objective that is given, or that of the two settings.
+
+    Args:
+        objective: The caller's own, or None.
+        double: Double DQN or DQN; None is Double DQN.
+        loss: See `DQNObjective`; None is `huber`.
+
+    Raises:
+        UsageError: An objective beside a setting that it decides, or a value that cannot be used.
+    """
+    if objective is not None:
+        given = {"double": double, "loss": loss}
+        for name, value in given.items():
+            if value is not None:
+                got, reason = f"{name}={value!r} beside an objective", "the objective decides it"
+                raise UsageError(got, reason, "Leave it out.")
+        return objective
+    if double is not None and not isinstance(as_bool(double), bool):
+        raise UsageError(f"double={double!r}", "it must be True or False", "Try True.")
+    kind = DQNObjective if double is not None and not double else DoubleDQNObjective
+    return kind("huber" if loss is None else loss)
+
+
+def q_values_of(objective: Objective) -> Callable[[Tensor], Tensor] | None:
+    """Return what turns outputs into Q-values for an objective; None where they are Q-values."""
+    plain = getattr(type(objective), "q_values", None) is DQNObjective.q_values
+    return None if plain else objective.q_values

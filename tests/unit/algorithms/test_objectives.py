@@ -1,0 +1,93 @@
+"""Objectives: which passes they read, what they return, and how settings choose one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastdqn.algorithms.objectives import (
+    DoubleDQNObjective,
+    DQNObjective,
+    Objective,
+    Pass,
+    objective_of,
+    q_values_of,
+)
+from fastdqn.errors import UsageError
+from fastdqn.learner.learner import Learner
+from fastdqn.networks.mlp import MLP
+from tests.small_learners import Looking, random_batch, with_factors
+
+
+def test_each_names_the_passes_that_its_equation_reads() -> None:
+    assert DQNObjective().passes == (Pass("target", "next_obs"),)
+    assert set(DoubleDQNObjective().passes) == {
+        Pass("target", "next_obs"),
+        Pass("online", "next_obs"),
+    }
+    assert DQNObjective.num_random == DoubleDQNObjective.num_random == 0
+
+
+@pytest.mark.parametrize("loss", ["huber", "mse"])
+@pytest.mark.parametrize("kind", [DQNObjective, DoubleDQNObjective])
+def test_a_row_has_a_loss_with_a_gradient_and_a_priority_without(
+    kind: type[DQNObjective], loss: str
+) -> None:
+    objective, batch = kind(loss), with_factors(random_batch())
+    outputs = torch.randn(8, 2, requires_grad=True)
+    passes = [torch.randn(8, 2) for _ in objective.passes]
+    losses, priority = objective.loss(outputs, passes, batch, None)
+    assert losses.shape == priority.shape == (8,)
+    assert losses.requires_grad
+    assert not priority.requires_grad
+    huber = torch.where(priority < 1, priority**2 / 2, priority - 0.5)
+    torch.testing.assert_close(losses.detach(), priority**2 if loss == "mse" else huber)
+
+
+@pytest.mark.parametrize(
+    ("double", "loss", "expected"),
+    [
+        (None, None, DoubleDQNObjective("huber")),
+        (False, None, DQNObjective("huber")),
+        (np.True_, "mse", DoubleDQNObjective("mse")),
+        (0, "mse", DQNObjective("mse")),
+    ],
+)
+def test_two_settings_choose_one(double: Any, loss: str | None, expected: Objective) -> None:
+    assert objective_of(None, double, loss) == expected
+    assert Learner(MLP((4,), 2), double=double, loss=loss).objective == expected
+
+
+@pytest.mark.parametrize("given", [{"double": True}, {"double": False}, {"loss": "huber"}])
+def test_an_objective_beside_a_setting_that_it_decides_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(given))}.*the objective decides it"):
+        Learner(MLP((4,), 2), objective=DQNObjective(), **given)
+
+
+def test_what_there_is_not_is_refused() -> None:
+    with pytest.raises(UsageError, match="Choose huber, mse"):
+        DQNObjective("cubic")
+    with pytest.raises(UsageError, match="must be True or False"):
+        objective_of(None, "yes", None)  # type: ignore[arg-type]
+
+
+class Halved(DQNObjective):
+    """Acts by half of the outputs."""
+
+    def q_values(self, outputs: Tensor, /) -> Tensor:
+        return outputs / 2
+
+
+def test_outputs_that_are_q_values_are_told_from_those_that_are_not() -> None:
+    assert q_values_of(DQNObjective()) is q_values_of(Looking()) is None
+    halve = q_values_of(Halved())
+    assert halve is not None
+    assert halve(torch.ones(2, 3)).tolist() == [[0.5] * 3] * 2
+    learner = Learner(MLP((4,), 2), objective=Halved())
+    network, obs = learner.network, torch.randn(3, 4)
+    views = network.views(network.flat)
+    assert torch.equal(network.q(views, obs), network(views, obs) / 2)
