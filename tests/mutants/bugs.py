@@ -39,7 +39,8 @@ from fastdqn.envs.workers.supervised_pool import SupervisedPool
 from fastdqn.envs.workers.supervision import RestartBudget
 from fastdqn.execution import modes
 from fastdqn.execution.cuda_graph import CudaGraphStep
-from fastdqn.execution.meanwhile import Meanwhile
+from fastdqn.execution.in_process import InProcess
+from fastdqn.execution.step import PlainUntilCompiled
 from fastdqn.foundation import copying, trial_env
 from fastdqn.learner import update
 from fastdqn.learner.learner import Learner, LearnerState
@@ -78,7 +79,8 @@ FIRE = "tests/faults/test_supervision.py::test_"
 RESTARTS = "tests/faults/test_restarts.py::test_"
 BUDGET = "tests/unit/envs/test_supervision.py::test_"
 LOCAL = "tests/unit/envs/test_local_pool.py::test_"
-MEANWHILE = "tests/unit/execution/test_meanwhile.py::test_"
+COMPILED = "tests/unit/execution/test_compile.py::test_"
+STEP = "tests/unit/execution/test_step.py::test_"
 MOVING = "tests/equivalence/test_moving_learning.py::test_"
 EXECUTION = "tests/unit/execution/test_modes.py::test_"
 CHECK = "tests/unit/networks/test_network_check.py::test_"
@@ -895,37 +897,37 @@ def a_trial_that_counts() -> None:
 # Beside a compiler
 
 
-@turns_red(
-    MEANWHILE + "it_runs_plain_until_it_is_compiled_and_moves_between_two_calls",
-)
+@turns_red(COMPILED + "a_thread_compiles_beside_the_calls")
 def a_call_that_waits_for_the_compiler() -> None:
-    right = Meanwhile._ask
+    right = InProcess.submit
 
-    def ask(self: Meanwhile, missing: Any) -> None:
-        right(self, missing)
-        while self._waiting:
-            time.sleep(0.01)
+    def submit(self: InProcess, *given: Any) -> Any:
+        future = right(self, *given)
+        if future is not None:
+            future.result(timeout=2.0)
+        return future
 
-    exchange("_ask", ask, Meanwhile)
+    exchange("submit", submit, InProcess)
 
 
 @turns_red(
-    MEANWHILE + "it_runs_plain_until_it_is_compiled_and_moves_between_two_calls",
-    MEANWHILE + "graphs_move_once_for_each_variant_and_leave_no_trace",
+    STEP + "it_runs_plain_until_it_is_compiled_and_moves_between_two_calls",
+    STEP + "graphs_move_once_for_each_variant_and_leave_no_trace",
     MOVING + "blocks_do_what_eager_blocks_do_whenever_they_move",
 )
 def a_step_that_is_done_in_both_forms_where_it_moves() -> None:
-    right = Meanwhile._move
+    right, moved = PlainUntilCompiled._move, set[int]()
 
-    def move(self: Meanwhile, args: tuple[Any, ...]) -> None:
-        if self.ready_after_s is None:
-            self._plain(*args)
-        right(self, args)
+    def move(self: PlainUntilCompiled, tensors: tuple[Tensor, ...]) -> None:
+        if id(self) not in moved:
+            moved.add(id(self))
+            self.plain(*tensors)
+        right(self, tensors)
 
-    exchange("_move", move, Meanwhile)
+    exchange("_move", move, PlainUntilCompiled)
 
 
-@turns_red(MEANWHILE + "a_move_that_fails_leaves_no_trace")
+@turns_red(STEP + "a_move_that_fails_leaves_no_trace")
 def a_warm_up_that_fails_and_stays() -> None:
     def rehearse(self: CudaGraphStep, args: tuple[Any, ...], restore: Callable[[], None]) -> None:
         self._step(*args)
@@ -934,9 +936,9 @@ def a_warm_up_that_fails_and_stays() -> None:
     exchange("_rehearse", rehearse, CudaGraphStep)
 
 
-@turns_red(MEANWHILE + "closed_it_forgets_what_is_not_ready_and_asks_for_nothing")
+@turns_red(COMPILED + "closed_it_forgets_what_a_thread_compiles_and_asks_for_nothing")
 def a_step_that_is_closed_and_moves() -> None:
-    exchange("close", lambda _: None, Meanwhile)
+    exchange("close", lambda _: None, InProcess)
 
 
 @turns_red(
