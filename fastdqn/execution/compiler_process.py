@@ -85,7 +85,7 @@ def main() -> int:
 
 
 def _private_pipes() -> tuple[BinaryIO, int]:
-    """Return the pipes from and to the parent, and let nobody else have them."""
+    """Return the pipes from and to the parent, and take them away from everything else."""
     source, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
     silence = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1):
@@ -97,7 +97,7 @@ def _attempt(request: Request) -> str:
     """Build; return what went wrong in one line, or nothing."""
     try:
         build(request)
-    except Exception as error:  # whatever it is, the parent goes on without
+    except Exception as error:  # of any kind; the parent goes on without the library
         reason = str(error).strip().partition("\n")[0]
         return f"{type(error).__name__}: {reason}"[:LONGEST_REASON]
     return ""

@@ -1,6 +1,6 @@
-"""How a pure step is run fast: the plain function, compiled, or captured in a CUDA graph.
+"""The modes of `--execution`: what each means for a pure step, and which one `auto` takes.
 
-The plain function is the truth. Everything here wraps it from outside, at one line.
+The plain function is the reference. Everything here wraps it from outside, at one line.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ COMPILING = ("compile", "compile+cudagraph")
 WORTH_COMPILING_UPDATES = 20_000
 """A cold compile (20 s on two cores) beside the trainer takes as long as so many small updates."""
 WORTH_TRYING_UPDATES = 1_000
-"""Fewer are done by the time that anything faster has been looked for."""
+"""Fewer take less time than a measurement."""
 SMALL_NETWORK_PARAMETERS = 1_000_000
 """Below this a network's arithmetic takes less than what MPS takes to start it, 25 us each time."""
 
 Measure = Callable[[Sequence[str]], tuple[str, str]]
-"""Tries ways to run; returns the fastest, and one clause that tells what was measured."""
+"""Times modes; returns the fastest, and one clause that says what was measured."""
 
 
 def choose_execution(
@@ -52,10 +52,10 @@ def choose_execution(
     device: torch.device,
     expected_updates: int,
     *,
-    fused: bool = False,
+    tensor_envs: bool = False,
     parameters: int = SMALL_NETWORK_PARAMETERS,
     measure: Measure | None = None,
-    why_not_native: Callable[[], str | None] = lambda: "nobody has looked",
+    why_not_native: Callable[[], str | None] = lambda: "not looked up",
 ) -> tuple[str, str]:
     """Turn `auto` into a mode and check the others against the machine.
 
@@ -63,9 +63,9 @@ def choose_execution(
         asked: What the user wants.
         device: Where the tensors live.
         expected_updates: Updates of the whole run.
-        fused: Whether environments and updates are one function.
+        tensor_envs: Whether environments and updates are one function.
         parameters: Of the network.
-        measure: Tries the ways that are worth it; None says only which rule holds.
+        measure: Times the modes that are worth it; None only applies the rules.
         why_not_native: Says why the step cannot run in C, or None; may take seconds.
 
     Returns:
@@ -81,7 +81,7 @@ def choose_execution(
         return "eager", _on_mps(parameters)
     if device.type == "cpu":
         return _on_the_cpu(expected_updates, measure, why_not_native)
-    if fused:
+    if tensor_envs:
         why_not = why_not_native()
         mode = "native" if why_not is None else "compile+cudagraph"
         message = "" if why_not is None else f"; not native: {why_not}"
@@ -184,7 +184,7 @@ class Mode:
 
 
 def mode_of(execution: str, device: torch.device) -> Mode:
-    """Return what a mode means on a device; `auto` is for those who choose.
+    """Return what a mode means on a device; `auto` has to be resolved before.
 
     Raises:
         UsageError: There is no such mode, or not on this device.
@@ -192,7 +192,7 @@ def mode_of(execution: str, device: torch.device) -> Mode:
     names = [name for name in EXECUTIONS if name != "auto"]
     if execution not in names:
         raise UsageError(
-            f"--execution {execution}", "a step runs in no such way", f"Choose {', '.join(names)}."
+            f"--execution {execution}", "a step has no such mode", f"Choose {', '.join(names)}."
         )
     native, graphs = execution == "native", execution in GRAPHS
     if graphs or native:
@@ -219,12 +219,12 @@ def run_step(
     snapshot: Callable[..., Callable[[], None]] | None = None,
     plain: Step | None = None,
     by_row: bool = False,
-    kept: bool = True,
+    static: bool = True,
     ahead: bool = False,
     background: bool = False,
     cuda: Any = torch.cuda,
 ) -> Step:
-    """Return what runs a pure step in a mode.
+    """Return the step that runs a pure function in a mode.
 
     Args:
         step: A function of tensors of fixed shapes that writes its results in place.
@@ -233,10 +233,10 @@ def run_step(
         snapshot: Copies what the step changes; see `CudaGraphStep`. Without it no graph is made.
         plain: What runs the step as a graph without a compiler, or None where nothing does yet.
         by_row: The step does the same for each row of its last tensor, one after another.
-        kept: Its tensors lie at one place at each call with such shapes.
-        ahead: On the CPU, compile ahead and keep the library; see `AheadOfTime`.
-        background: Start with what needs no compiler, and move when the rest is ready.
-        cuda: `torch.cuda`, or what stands in for it.
+        static: Its tensors lie at the same addresses at each call with such shapes.
+        ahead: On the CPU, compile ahead of time into a library on disk; see `AheadOfTime`.
+        background: Start with what needs no compiler, and change when the rest is ready.
+        cuda: `torch.cuda`, or a fake of it.
     """
     inner: Step = EagerStep(step)
     if mode.compiles:
@@ -245,8 +245,8 @@ def run_step(
         inner = CompiledStep(step, compiler, background=background, by_row=by_row)
     if not mode.graphs or snapshot is None:
         return inner
-    given: Any = {"device": device, "cuda": cuda, "static": not kept}
-    graph = CudaGraphStep(inner, snapshot, **given)
+    options: Any = {"device": device, "cuda": cuda, "copies_inputs": not static}
+    graph = CudaGraphStep(inner, snapshot, **options)
     if not (mode.compiles and background):
         return graph
-    return PlainUntilCompiled(plain or CudaGraphStep(EagerStep(step), snapshot, **given), graph)
+    return PlainUntilCompiled(plain or CudaGraphStep(EagerStep(step), snapshot, **options), graph)

@@ -1,7 +1,7 @@
 """One update as a pure step: a state and a batch in, the same state written in place.
 
 It knows its settings, the objective and the network, holds no tensor of its own, draws no random
-number and never looks at a value, so that it can be run as it is, compiled, or captured.
+number and never branches on a value, so that it can run eagerly, compiled, or in a graph.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ class Update(Whole):
         """Return outputs [B, ...] float32; the forward pass alone may be of lower precision."""
         if self.precision != "bf16":
             return self.network(parameters, obs, random)
-        # No cache of casts: a captured graph would read those of its warm-up.
+        # No cache of casts: a recorded graph would read those of its warm-up.
         with torch.autocast(obs.device.type, torch.bfloat16, cache_enabled=False):
             return self.network(parameters, obs, random).float()
 

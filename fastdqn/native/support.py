@@ -119,7 +119,7 @@ def why_not_native(
 ) -> str | None:
     """Return why these parts cannot be updated in C or in CUDA C, or None where they can.
 
-    What stands in no list here is refused. On the CPU the library is compiled at the first call.
+    Whatever is in no list here is refused. On the CPU the library is compiled at the first call.
 
     Args:
         network: On its device.

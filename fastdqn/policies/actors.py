@@ -1,4 +1,4 @@
-"""Faster ways to act on CUDA that choose what the policy itself would choose.
+"""Faster actors for CUDA, which choose what the policy itself would choose.
 
 Each of them is an `Actor`: `Policy.actor` is set to the one that acts.
 """
@@ -35,7 +35,7 @@ class GraphActor(Whole):
     Args:
         policy: Chooses.
         native: Chooses in its place: the same, by kernels of its own.
-        cuda: `torch.cuda`, or what stands in for it.
+        cuda: `torch.cuda`, or a fake of it.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class GraphActor(Whole):
         self._policy, self._native, self._cuda = policy, native, cuda
         self._device = device = policy.network.flat.device
         self._epsilon = torch.zeros((), device=device)
-        self._given = _on_host(torch.zeros(()), device)  # epsilon, which the graph takes over
+        self._epsilon_on_host = _on_host(torch.zeros(()), device)  # the graph copies it
         step = EagerStep(self._choose)
         self.step = CudaGraphStep(step, lambda *_: lambda: None, device=device, cuda=cuda)
         self._places: dict[Hashable, _Place] = {}
@@ -64,7 +64,7 @@ class GraphActor(Whole):
         Args:
             obs: [N, *O]; copied.
             epsilon: In [0, 1].
-            uniform: [N, 2] float32, in memory that is kept from call to call; read there.
+            uniform: [N, 2] float32, at the same address at each call.
             action_mask: [N, A] bool, or None; copied.
         """
         self._epsilon.fill_(epsilon)
@@ -82,7 +82,7 @@ class GraphActor(Whole):
     def on_host(
         self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None
     ) -> Hosted:
-        """Launch one graph, from observations at their place to actions on the host, and wait.
+        """Launch one graph, from observations to actions on the host, and wait.
 
         See `Actor`. One launch, since the host needs 4 us for each, on virtual machines 30.
         """
@@ -90,7 +90,7 @@ class GraphActor(Whole):
         if key not in self._places:
             self._places[key] = self._place(obs, action_mask)
         place = self._places[key]
-        self._given.fill_(epsilon)
+        self._epsilon_on_host.fill_(epsilon)
         self.step(place.action, place.obs, uniform, place.mask, place.chosen)
         synchronize(self._device)
         return place.action, place.seen
@@ -109,7 +109,7 @@ class GraphActor(Whole):
         chosen: Tensor | None,
     ) -> None:
         if chosen is not None:
-            self._epsilon.copy_(self._given, non_blocking=True)
+            self._epsilon.copy_(self._epsilon_on_host, non_blocking=True)
         if self._native is not None:
             self._native(obs, self._epsilon, uniform, mask, action)
         else:
@@ -119,7 +119,7 @@ class GraphActor(Whole):
 
 
 class _Place(NamedTuple):
-    """Where the graph of one group of environments reads and writes.
+    """Static inputs and outputs of the graph of one group of environments.
 
     Attributes:
         obs: [N, *O].
@@ -142,10 +142,10 @@ def _on_host(like: Tensor, device: torch.device) -> Tensor:
 
 
 class HostActor(Whole):
-    """Acts on the CPU with the parameters of this moment, which it brings over at each call.
+    """Acts on the CPU with the latest parameters, which it copies from the device at each call.
 
-    That pays where a network is so small that the card takes longer to start than the CPU to
-    finish. Waits for the device once; the actions go back to it.
+    That pays where a network is so small that launching on the card takes longer than computing on
+    the CPU. Waits for the device once; the actions go back to it.
 
     Args:
         policy: Chooses; its module may hold no buffers, which would stay on the device.

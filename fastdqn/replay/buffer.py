@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_DRAW", "ReplayBuffer"]
 
 MAX_DRAW = 2**62
-NOBODY = np.zeros(0, np.int64)
+NONE_ENDED = np.zeros(0, np.int64)
 Apart = npt.NDArray[np.bool_] | None
 """[M] True where a transition does not continue, whatever its flags say; None is nowhere."""
 NO_MASKS = ("an action mask", "this ring has none", "Build it with num_masked.")
@@ -52,7 +52,7 @@ NO_MASKS = ("an action mask", "this ring has none", "Build it with num_masked.")
 class ReplayBuffer(Whole):
     """The last `capacity` transitions of N environments, drawn uniformly.
 
-    Everything is allocated at birth. Writing copies into the ring; sampling copies out of it.
+    Everything is allocated at the start. Writing copies into the ring; sampling copies out of it.
 
     Args:
         capacity: Transitions to hold; rounded up to whole vector steps of a group.
@@ -94,12 +94,12 @@ class ReplayBuffer(Whole):
         num_groups: int = 1,
     ) -> None:
         self.device = torch.device(device)
-        capacity = whole("--buffer-size", capacity, least=1, way_out="Give more.")
-        num_envs = whole("--num-envs", num_envs, least=1, way_out="Give more.")
-        num_groups = whole("--env-groups", num_groups, least=1, way_out="Give more.")
+        capacity = whole("--buffer-size", capacity, least=1, way_out="Pass a larger number.")
+        num_envs = whole("--num-envs", num_envs, least=1, way_out="Pass a larger number.")
+        num_groups = whole("--env-groups", num_groups, least=1, way_out="Pass a larger number.")
         obs_shape = whole_numbers("obs_shape", obs_shape, way_out="Try (4,).")
-        given = (capacity, num_envs, obs_shape, obs_dtype, final_capacity)
-        sizes = RingSizes(*given, num_masked, num_groups)
+        shape = (capacity, num_envs, obs_shape, obs_dtype, final_capacity)
+        sizes = RingSizes(*shape, num_masked, num_groups)
         sizes.refuse_unless_fits(self.device)
         self.num_envs, self.num_groups = num_envs, num_groups
         self.num_rows, self.row_size = sizes.rows, sizes.row_size
@@ -182,10 +182,10 @@ class ReplayBuffer(Whole):
         self._starts.forget(row + self.num_groups - self.num_rows)
         step = (action, reward, terminated, truncated, obs)
         finals = (final_obs, action_mask, final_action_mask)
-        kept = NOBODY if final_obs is None or ended is None else ended
-        given, writer = (*step, *finals), self._writer
-        if writer is not None and writer.takes(given, len(kept), self.row_size):
-            self._write_at_once(writer, given, kept, real)
+        kept = NONE_ENDED if final_obs is None or ended is None else ended
+        values, writer = (*step, *finals), self._writer
+        if writer is not None and writer.takes(values, len(kept), self.row_size):
+            self._write_at_once(writer, values, kept, real)
             self._join(row, real)
             return
         before, cells = self._before(row), self._cells
@@ -240,8 +240,8 @@ class ReplayBuffer(Whole):
             return
         self._apart[group], before = unreal, self._before(row)
         if before is not None:
-            given = [envs for envs in (apart, unreal) if envs is not None]
-            envs = as_index(np.flatnonzero(np.any(given, 0)), self.device)
+            either = [envs for envs in (apart, unreal) if envs is not None]
+            envs = as_index(np.flatnonzero(np.any(either, 0)), self.device)
             self._cells.continues[before][envs] = False
 
     def publish(self, first: int, count: int) -> None:
@@ -255,7 +255,7 @@ class ReplayBuffer(Whole):
         self._published = (first, count)
 
     def extend(self, data: TensorDict) -> None:
-        """Append one vector step given as complete transitions, batch size [N].
+        """Append one vector step of complete transitions, batch size [N].
 
         For loops that are not fastdqn's. If `obs` is not what the previous call named as
         `next_obs` (an episode ended, or the caller jumped), both are kept. Waits for the device.
@@ -284,7 +284,7 @@ class ReplayBuffer(Whole):
         self.write(*step, action_mask=new.next_action_mask)
 
     def cut(self) -> None:
-        """Tell that the next `begin` of each group does not continue its last `write`.
+        """Cut the episodes: the next `begin` of each group does not continue its last `write`.
 
         Keeps what the environments show now as final observations. Waits for the device.
         """
@@ -356,7 +356,7 @@ class ReplayBuffer(Whole):
 
     def _final_places(self, row: int, count: int) -> npt.NDArray[np.int64]:
         """Return places for last observations of `row`; rows that need them are forgotten."""
-        places, lost = self._finals.give(row, count)
+        places, lost = self._finals.allocate(row, count)
         self._starts.forget(lost)
         return places + self._slots
 

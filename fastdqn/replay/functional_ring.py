@@ -36,7 +36,7 @@ class _FullSizes(RingSizes):
 
 
 class FunctionalRing:
-    """The last `capacity` transitions of N environments, for one compiled or captured function.
+    """The last `capacity` transitions of N environments, for compiled or recorded functions.
 
     Nothing here waits for the device or branches on a value; every method can be traced whole.
 
@@ -118,7 +118,7 @@ class FunctionalRing:
         self.row.add_(1)
 
     def cut(self) -> None:
-        """Tell that the next `begin` does not continue the last `write`.
+        """Cut the episodes: the next `begin` does not continue the last `write`.
 
         The last row then points to its own final observations, which `write` always keeps.
         """

@@ -71,12 +71,12 @@ class RowWriter:
 
     Args:
         ring: On a card.
-        window: [2] int64 there: what may be drawn, told after each row.
+        window: [2] int64 there: what may be drawn, written after each row.
         make: Compiles.
     """
 
     def __init__(self, ring: Ring, window: Tensor, make: Make = on_the_card) -> None:
-        self._kept = ring, window  # the kernel is given their addresses
+        self._alive = ring, window  # the kernel reads their addresses
         macros = macros_of(ring)
         self._word = WORDS[macros["WORD"]]
         self._device, self._frame = ring.frames.device, ring.frames.dtype

@@ -1,4 +1,4 @@
-"""Short measurements between ways to run, before a training, that leave no trace in it."""
+"""Autotuning: short measurements of modes and actors before a training; state is restored."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ from fastdqn.policies.actors import ACTORS, actor_of
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import Sampler
 
-__all__ = ["choose_ways", "fastest_actor", "fastest_execution", "learning_seconds"]
+__all__ = ["choose_modes", "fastest_actor", "fastest_execution", "learning_seconds"]
 
 CALLS, ROUNDS, ENOUGH_S = 10, 20, 0.2
 """Calls of a round, rounds at most, and seconds after which three rounds are enough."""
 ROUND_S = 0.05
-"""What a round may take: the plainest way is slow, and a run waits for the end of its trial."""
+"""Duration of a round at most: the eager mode is slow, and a run waits for the measurement."""
 MAX_UPDATES = 16
 LEARNING_CALLS = 3
 """About as long as the few env steps that learning is compared with."""
 
-Ways = tuple[str, str]
+Choice = tuple[str, str]
+"""The fastest candidate, and one clause that says what was measured."""
 
 
-def choose_ways(
+def choose_modes(
     asked: str, learner: Learner, policy: Policy, sampler: Sampler, *, expected_updates: int
 ) -> str:
-    """Decide how the learner and the policy are run, by measurement where that may tell.
+    """Choose the mode of the learner and the actor of the policy, by measurement where useful.
 
     Args:
         asked: What the user wants of the updates, one of EXECUTIONS. Asked for `eager`, the
-            policy stays plain too.
-        learner: Is told how to run.
-        policy: Is given the actor that was found fastest on CUDA, or that of the native way.
-        sampler: Its ring may be empty still.
+            policy acts eagerly, too.
+        learner: Its mode is set.
+        policy: Its actor is set: the fastest one on CUDA, the one in C with `native` on the CPU.
+        sampler: Its ring may still be empty.
         expected_updates: Of the whole run.
 
     Returns:
@@ -71,25 +72,25 @@ def choose_ways(
 
 def fastest_execution(
     learner: Learner, sampler: Sampler, updates: int, candidates: Sequence[str]
-) -> Ways:
-    """Run updates in each way and take the fastest; the learner runs so afterwards.
+) -> Choice:
+    """Time updates in each mode and set the learner to the fastest.
 
-    State and generators are brought back to the bit; graphs that were recorded stay valid, since
-    they were recorded over the very tensors.
+    State and generators are restored bit for bit; recorded graphs stay valid, since they read and
+    write the same tensors.
 
     Args:
-        learner: Is tried.
+        learner: Is timed.
         sampler: Chooses batches as if its ring were full.
         updates: In one call.
-        candidates: Modes, the first of which always runs; one that does not is told.
+        candidates: Modes; the first one has to run, and a later one that cannot is reported.
 
     Returns:
-        The mode, and one clause that tells what was measured.
+        The mode, and one clause that says what was measured.
     """
     restore = snapshot((*learner.state.written(), *sampler.written()))
 
-    def run(way: str) -> Callable[[], object]:
-        learner.execute_as(way)
+    def run(mode: str) -> Callable[[], object]:
+        learner.execute_as(mode)
         return partial(learner.learn, sampler, updates)
 
     with sampler.rehearsal(), generators_restored():
@@ -99,13 +100,13 @@ def fastest_execution(
 
 
 def learning_seconds(learner: Learner, sampler: Sampler | None) -> float:
-    """Time the updates of a vector step in the way that the learner runs now.
+    """Time the updates of a vector step in the mode that the learner runs in now.
 
-    They take nothing of the CPU that environments could use where the learner is elsewhere, and
-    cannot be told apart from the environments where there is no sampler. Leaves no trace.
+    The result is 0 where updates take no time of the CPU from environments (another device), and
+    in tensor environments, which have no sampler here. State and generators are restored.
 
     Args:
-        learner: Is tried.
+        learner: Is timed.
         sampler: Chooses batches as if its ring were full; None is 0 seconds.
     """
     if sampler is None or learner.device.type != "cpu":
@@ -132,25 +133,25 @@ def fastest_actor(
     obs: torch.Tensor,
     action_mask: torch.Tensor | None = None,
     kinds: Sequence[str] = ACTORS,
-) -> Ways:
-    """Choose actions in each way, bring them to the host, and let the fastest way act.
+) -> Choice:
+    """Time each actor, actions brought to the host included, and set the policy to the fastest.
 
     Draws nothing from the policy's generator, nor from PyTorch's own.
 
     Args:
-        policy: Is given the actor.
+        policy: Its actor is set.
         obs: [N, *O] on the device; read.
         action_mask: [N, A] bool beside it, or None.
         kinds: Some of ACTORS, the first of which always runs.
 
     Returns:
-        The kind, and one clause that tells what was measured.
+        The kind, and one clause that says what was measured.
     """
     if any(True for _ in policy.network.module.buffers()):
         kinds = [kind for kind in kinds if kind != "cpu copy"]
     if policy.network.flat.device.type != "cuda" or why_not_act(policy.network) is not None:
         kinds = [kind for kind in kinds if kind != "native"]
-    # Kept as the policy keeps its own, so that a captured actor finds one address.
+    # Allocated once, as the policy allocates its own: a recorded actor reads one address.
     columns = 2 + policy.network.num_columns(len(obs))
     uniform = torch.full((len(obs), columns), 0.5, device=obs.device)
     actors = {kind: actor_of(kind, policy) for kind in kinds}
@@ -170,7 +171,7 @@ def _compare(
     device: torch.device,
     units: int,
     restore: Callable[[], None],
-) -> Ways:
+) -> Choice:
     """Return the candidate of the fewest seconds, and all of their times, the fastest first."""
     seconds: dict[str, float] = {}
     failed: list[str] = []

@@ -116,7 +116,7 @@ def test_native_refuses_each_with_the_reason_and_auto_does_without(name: str, en
         agent.learn(total_timesteps=60)
     agent = agent_of(env, TOYS[name], "auto")
     learned(agent)
-    sampler = agent._sampler if agent._fused is None else agent._fused.sampler
+    sampler = agent._sampler if agent._tensor_rollout is None else agent._tensor_rollout.sampler
     assert REASONS[name] in str(agent.learner.why_not_native(sampler))
     assert agent.learner.execution == "eager"
 
@@ -194,8 +194,8 @@ def test_tensor_environments_draw_after_the_feedback_too() -> None:
     env = make_tensor_env("CartPole-v1", 2, "cpu")
     agent = DQN(env, sampler=OneAfterAnother, execution="eager", **{**SETTINGS, "replay_ratio": 2})
     agent.learn(total_timesteps=24)
-    assert agent._fused is not None
-    sampler = agent._fused.sampler
+    assert agent._tensor_rollout is not None
+    sampler = agent._tensor_rollout.sampler
     assert isinstance(sampler, OneAfterAnother)
     assert int(sampler.next) == int(sampler.drawn) == int(agent.learner.state.updates) == 16
     assert len(set(sampler.log[:16].tolist())) == 16

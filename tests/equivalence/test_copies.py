@@ -54,9 +54,9 @@ def all_of(agent: DQN) -> list[Tensor]:
         ring, replay = agent._sampler.ring, agent._sampler.buffer
         tensors += [ring.frames, ring.action, ring.reward, replay.generator.get_state()]
     else:
-        assert agent._fused is not None
-        ring = agent._fused.ring.ring
-        tensors += [ring.frames, ring.action, agent._fused.generator.get_state()]
+        assert agent._tensor_rollout is not None
+        ring = agent._tensor_rollout.ring.ring
+        tensors += [ring.frames, ring.action, agent._tensor_rollout.generator.get_state()]
     return [tensor.clone() for tensor in tensors]
 
 
@@ -280,13 +280,13 @@ def test_the_copy_of_what_updates_natively_writes_into_the_copies(kind: str) -> 
     learner = Learner(MLP((4,), 2, (8,)))
     how: Any = partial(CudaUpdate, make=make) if kind == "cuda" else NativeUpdate
     native = learner.natively(learner.state, how)
-    native.given(random_batch())
+    native.on_batch(random_batch())
     learner_twin, native_twin = copy.deepcopy((learner, native))
     assert not set(own(learner_twin.state)) & set(own(learner.state))
     before = learner.state.online.clone()
-    native_twin.given(random_batch(1))
+    native_twin.on_batch(random_batch(1))
     assert torch.equal(learner.state.online, before)
-    native.given(random_batch(1))
+    native.on_batch(random_batch(1))
     assert_same(list(learner_twin.state.written()), list(learner.state.written()))
 
 

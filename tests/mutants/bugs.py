@@ -81,7 +81,7 @@ BUDGET = "tests/unit/envs/test_supervision.py::test_"
 LOCAL = "tests/unit/envs/test_local_pool.py::test_"
 COMPILED = "tests/unit/execution/test_compile.py::test_"
 STEP = "tests/unit/execution/test_step.py::test_"
-MOVING = "tests/equivalence/test_moving_learning.py::test_"
+MOVING = "tests/equivalence/test_learning_while_compiling.py::test_"
 EXECUTION = "tests/unit/execution/test_modes.py::test_"
 CHECK = "tests/unit/networks/test_network_check.py::test_"
 BINDING = "tests/unit/native/test_binding.py::test_"
@@ -514,12 +514,12 @@ def next_observation_taken_after_the_reset() -> None:
 
 @turns_red(RING + "when_final_frames_run_out_the_ring_holds_fewer_but_never_wrong_ones")
 def final_frames_overwritten_while_in_use() -> None:
-    right = FinalObservations.give
+    right = FinalObservations.allocate
 
-    def give(self: FinalObservations, row: int, count: int) -> Any:
+    def allocate(self: FinalObservations, row: int, count: int) -> Any:
         return right(self, row, count)[0], -1
 
-    exchange("give", give, FinalObservations)
+    exchange("allocate", allocate, FinalObservations)
 
 
 @turns_red(RING + "a_cut_keeps_the_last_observation_of_running_episodes_only")

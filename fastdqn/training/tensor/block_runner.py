@@ -48,7 +48,7 @@ class BlockRunner:
         mode: How to run.
         learned: Every tensor that an update writes; graphs need it.
         device: Where everything lives.
-        background: Start at once, and compile meanwhile.
+        background: Start at once, and compile beside the training.
         native: Learns from a ring and an index in C, or on a card in CUDA C; `native` needs it.
         cuda: `torch.cuda`, or what stands in for it.
 
@@ -281,7 +281,7 @@ class BlockRunner:
 
     def _graph(self, block: Block, step: Step) -> CudaGraphStep:
         def keep() -> Callable[[], None]:
-            """Copy what the block changes, for the warm-up of its capture."""
+            """Copy what the block changes, for the warm-up of its recording."""
             state = self._env.state if isinstance(self._env, PureTensorEnv) else ()
             return self._iteration.snapshot(block.total_steps, (*state, *self._learned))
 

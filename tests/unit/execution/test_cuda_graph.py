@@ -222,7 +222,7 @@ def test_a_capture_that_fails_leaves_the_stream_as_it_was_and_can_be_tried_again
 
 
 def test_tensors_that_lie_elsewhere_each_time_are_copied_to_one_graph() -> None:
-    cuda, counting, step = captured(static=True)
+    cuda, counting, step = captured(copies_inputs=True)
     for number in range(1, 4):
         step(torch.ones(()), torch.full((4,), float(number))[::2])
     assert (step.captures, cuda.tape.count("replay")) == (1, 3)

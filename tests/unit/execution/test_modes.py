@@ -128,7 +128,9 @@ def test_what_was_asked_for_is_not_measured() -> None:
         assert choose_execution(way, CUDA, MANY, measure=measure) == (way, "as asked")
     for reason, mode in ((None, "native"), ("a reason", "compile+cudagraph")):
         why_not: Callable[[], str | None] = partial(str, reason) if reason else lambda: None
-        chosen, message = choose_execution("auto", CUDA, MANY, fused=True, why_not_native=why_not)
+        chosen, message = choose_execution(
+            "auto", CUDA, MANY, tensor_envs=True, why_not_native=why_not
+        )
         assert chosen == mode
         assert (reason or "one graph") in message
 

@@ -19,7 +19,7 @@ from fastdqn.policies.policy import Actor, EagerActor, Hosted, Policy
 from fastdqn.replay import ReplayBuffer, Sampler, UniformSampler
 from fastdqn.training import autotune
 from fastdqn.training.autotune import (
-    choose_ways,
+    choose_modes,
     fastest_actor,
     fastest_execution,
     learning_seconds,
@@ -206,7 +206,7 @@ def _together(
         run_by(learner, way, partial(slow, clock, seconds))
     policy = Policy(learner.network)
     sampler = UniformSampler(ReplayBuffer(64, 2, (4,)), BATCH, due=2)
-    return learner, policy, choose_ways(asked, learner, policy, sampler, expected_updates=10)
+    return learner, policy, choose_modes(asked, learner, policy, sampler, expected_updates=10)
 
 
 def test_auto_on_cuda_measures_updates_and_acting(
@@ -239,7 +239,7 @@ def test_asked_for_another_way_the_updates_are_not_measured_and_acting_is(
 def test_for_a_few_updates_nothing_is_measured_on_the_cpu() -> None:
     learner, sampler = learner_of()
     policy = Policy(learner.network)
-    message = choose_ways("auto", learner, policy, sampler, expected_updates=10)
+    message = choose_modes("auto", learner, policy, sampler, expected_updates=10)
     assert message == "10 updates are done sooner than a trial"
     assert isinstance(policy.actor, EagerActor)
 
@@ -249,7 +249,7 @@ def test_on_the_cpu_the_c_is_measured_and_leaves_no_trace() -> None:
     policy = Policy(learner.network)
     before = [tensor.clone() for tensor in learner.state.written()]
     generator = sampler.buffer.generator.get_state()
-    message = choose_ways("auto", learner, policy, sampler, expected_updates=10**6)
+    message = choose_modes("auto", learner, policy, sampler, expected_updates=10**6)
     assert learner.execution == "native"
     assert re.match(r"measured per update: native \d+ us, eager \d+ us", message)
     assert isinstance(policy.actor, NativeActor)

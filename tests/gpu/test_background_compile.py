@@ -16,7 +16,7 @@ from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.execution.step import EagerStep, PlainUntilCompiled, Progress
 from fastdqn.training.callbacks import NullCallback
 from fastdqn.training.trainer import Trainer
-from tests.gpu.test_fused import BLOCK, build, same_from_the_same_state
+from tests.gpu.test_tensor_iteration import BLOCK, build, same_from_the_same_state
 from tests.gpu.test_training import SMALL
 from tests.gpu.test_updates import no_waits
 from tests.learner_settings import SETTINGS, written
