@@ -31,7 +31,7 @@ __all__ = ["METRICS", "TARGETS", "LearnerState", "Update"]
 
 
 class Update(Whole):
-    """What one update does; see `fastdqn.learner.learner.Learner` for the settings.
+    """One update; see `fastdqn.learner.learner.Learner` for the settings.
 
     Attributes:
         earlier_updates: Those of a training that this one goes on from. The period of the hard
@@ -113,7 +113,7 @@ class Update(Whole):
 
         Args:
             state: Is written.
-            kind: Makes it; None is what suits the device.
+            kind: Builds it; None is the one for the device.
 
         Raises:
             UsageError: These settings, or this machine, do not allow it.
@@ -155,7 +155,7 @@ class Update(Whole):
         """Make one update; return the priorities [B], and whether it was made, a scalar bool."""
         if batch.discount is None:
             batch = replace(batch, discount=discount_of(batch.terminated, self.gamma))
-        own, *numbers = self._dealt(random, len(batch.action))
+        own, *numbers = self._split_random(random, len(batch.action))
         with torch.no_grad():
             others = self._passes(state, batch, numbers[1:])
             *found, priority = self._gradient(state, batch, others, numbers[0], own)
@@ -193,8 +193,8 @@ class Update(Whole):
         sizes = range(width + 1)
         return bisect_left(sizes, width, key=lambda size: size + self.num_random(size))
 
-    def _dealt(self, random: Tensor | None, batch_size: int) -> list[Tensor | None]:
-        """Deal out the numbers of an update: [B, R] for the objective, [R] for each pass."""
+    def _split_random(self, random: Tensor | None, batch_size: int) -> list[Tensor | None]:
+        """Split the numbers of an update: [B, R] for the objective, [R] for each pass."""
         count = 1 + len(self.objective.passes)
         if random is None:
             return [None] * (1 + count)
