@@ -148,17 +148,17 @@ def graphs_of(toy: Toy) -> tuple[Learner, RecordingCuda]:
 @pytest.mark.parametrize("name", [*TOYS, "together"])
 def test_graphs_learn_what_eager_learning_does(name: str) -> None:
     toy = {**TOYS, "together": together}[name]
-    (captured, cuda), eager = graphs_of(toy), learner_of(toy)
+    (recorded, cuda), eager = graphs_of(toy), learner_of(toy)
     samplers = [ByPriority(filled_ring(), 8) for _ in range(2)]
     born = eager.state.online.clone()
     for updates in (1, 4, 2, 7, 4):
-        for learner, sampler in zip((captured, eager), samplers, strict=True):
+        for learner, sampler in zip((recorded, eager), samplers, strict=True):
             learner.learn(sampler, updates)
             learner.learn(sampler.buffer, sampler.buffer.newest(2, 8))
             learner.update(random_batch(updates))
     assert cuda.captures() > 0
     assert (eager.state.online - born).norm() > 0.01
-    for mine, theirs in zip(captured.state.written(), eager.state.written(), strict=True):
+    for mine, theirs in zip(recorded.state.written(), eager.state.written(), strict=True):
         assert torch.equal(mine, theirs)
     assert torch.equal(samplers[0].priority, samplers[1].priority)
     assert not torch.equal(samplers[0].priority, torch.ones(64 + 2))

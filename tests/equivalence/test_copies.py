@@ -253,11 +253,11 @@ def test_the_copy_of_a_policy_explores_as_it_would() -> None:
         assert not torch.equal(twin.greedy(obs), before)
 
 
-@pytest.mark.parametrize("kind", ["captured", "cpu copy"])
+@pytest.mark.parametrize("kind", ["recorded", "cpu copy"])
 def test_the_copy_of_a_policy_with_another_actor_acts_by_its_own_network(kind: str) -> None:
     policy, obs = Policy(FlatNetwork(MLP((4,), 5, (8,)))), torch.randn(40, 4)
-    captured = GraphActor(policy, cuda=RecordingCuda())
-    actor = captured if kind == "captured" else HostActor(policy)
+    recorded = GraphActor(policy, cuda=RecordingCuda())
+    actor = recorded if kind == "recorded" else HostActor(policy)
     policy.actor = actor
     twin = copy.deepcopy(policy)
     assert type(twin.actor) is type(actor)

@@ -1,4 +1,4 @@
-"""The fused iteration compiled, against itself as it is; and that nothing compiles twice."""
+"""The iteration in tensor environments compiled against eager; and nothing compiles twice."""
 
 from __future__ import annotations
 
@@ -50,19 +50,21 @@ def run(rollout: TensorRollout) -> tuple[list[Episode], list[Tensor]]:
 
 @pytest.fixture(scope="module")
 def twins() -> Iterator[dict[str, list[tuple[TensorRollout, Learner]]]]:
-    """By kind and way: an eager rollout and a fast one, which have done nothing yet."""
+    """By kind and mode: an eager rollout and a fast one, which have done nothing yet."""
     yield {
-        f"{name}, {way}": [build(KINDS[name](3, RULES), execution) for execution in ("eager", way)]
-        for name, way in TRIED
+        f"{name}, {mode}": [
+            build(KINDS[name](3, RULES), execution) for execution in ("eager", mode)
+        ]
+        for name, mode in TRIED
     }
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(("name", "way"), TRIED)
+@pytest.mark.parametrize(("name", "mode"), TRIED)
 def test_fast_iterations_equal_eager_ones(
-    name: str, way: str, twins: dict[str, list[tuple[TensorRollout, Learner]]]
+    name: str, mode: str, twins: dict[str, list[tuple[TensorRollout, Learner]]]
 ) -> None:
-    (eager, eager_learner), (compiled, learner) = twins[f"{name}, {way}"]
+    (eager, eager_learner), (compiled, learner) = twins[f"{name}, {mode}"]
     born = learner.state.online.clone()
     message, drawn = run(eager)
     compiled_told, compiled_drawn = run(compiled)
@@ -83,11 +85,11 @@ def test_fast_iterations_equal_eager_ones(
     assert eager.compile_s == 0
 
 
-@pytest.mark.parametrize(("name", "way"), TRIED)
+@pytest.mark.parametrize(("name", "mode"), TRIED)
 def test_nothing_compiles_again(
-    name: str, way: str, twins: dict[str, list[tuple[TensorRollout, Learner]]]
+    name: str, mode: str, twins: dict[str, list[tuple[TensorRollout, Learner]]]
 ) -> None:
-    rollout, learner = twins[f"{name}, {way}"][1]
+    rollout, learner = twins[f"{name}, {mode}"][1]
     if not rollout.rows:
         rollout.advance(BLOCK, 0.5)
     seconds = rollout.compile_s

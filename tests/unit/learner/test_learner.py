@@ -351,7 +351,7 @@ def test_without_a_target_network_the_online_one_is_bootstrapped_from() -> None:
     assert torch.equal(learner.state.target, torch.full((4,), 1e6))
 
 
-def test_a_hard_target_without_period_waits_to_be_told() -> None:
+def test_a_hard_target_without_period_waits_for_sync_target() -> None:
     learner = _learner(target="hard", target_period=0, learning_rate=0.01)
     start = learner.state.target.clone()
     for seed in range(10):
