@@ -18,9 +18,10 @@ from torch import Tensor
 from fastdqn.algorithms.exploration import NUM_ACTING
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv, TensorStep
 from fastdqn.execution.compile import CompiledStep
-from fastdqn.execution.cuda_graph import CudaGraphStep, GraphPool
+from fastdqn.execution.cuda_graph import Cuda, CudaGraphStep, GraphPool
 from fastdqn.execution.in_process import InProcess
-from fastdqn.execution.modes import Mode, run_step
+from fastdqn.execution.modes import Mode
+from fastdqn.execution.run import run_step
 from fastdqn.execution.step import (
     ComposedStep,
     EagerStep,
@@ -66,7 +67,7 @@ class BlockRunner:
         *,
         background: bool = False,
         native: NativeUpdate | CudaUpdate | None = None,
-        cuda: Any = torch.cuda,
+        cuda: Cuda = torch.cuda,
     ) -> None:
         self._iteration, self._env, self._mode, self._device = iteration, env, mode, device
         self._learned, self._background, self._cuda = learned, background, cuda
