@@ -20,6 +20,7 @@ from fastdqn.algorithms.objectives import Objective
 from fastdqn.envs.provider import AnyEnv
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.tensor import TensorEnv
+from fastdqn.errors import CheckpointError
 from fastdqn.replay.sampler import SamplerFactory
 from fastdqn.training.checkpoint import SavedPolicy, load_policy, save_policy
 
@@ -78,7 +79,7 @@ class Persistent(Trainable):
                 none); a UserWarning says that the file does not hold them.
             network: The module whose parameters were saved, if it was the caller's own.
             objective: That of the training, if it was the caller's own; no file holds it.
-            sampler: Likewise.
+            sampler: Likewise; None draws as `replay` says.
             settings: Override saved settings.
 
         Raises:
@@ -89,6 +90,11 @@ class Persistent(Trainable):
         if not isinstance(saved, SavedPolicy):
             saved = load_policy(Path(saved))
         restored = restore(saved, env, settings, own_network=network is not None)
+        if restored.saved.objective is not None and objective is None:
+            raise CheckpointError(
+                f"{saved.folder} was trained with an objective of the caller's own, "
+                f"{restored.saved.objective}: pass it, DQN.load(folder, objective=...)"
+            )
         named = fitting(
             restored.settings,
             settings,
@@ -132,6 +138,7 @@ class Persistent(Trainable):
             self.config,
             self.description,
             type(self.network).__name__,
+            objective=self.origin.get("objective"),
             by_id=self._by_id,
             env_steps=env_steps,
             episodes=episodes,
