@@ -14,7 +14,7 @@ from torch import nn
 
 from fastdqn.agent.arguments import decided_by, fitting
 from fastdqn.agent.learning import Trainable
-from fastdqn.agent.loading import restore
+from fastdqn.agent.loading import Restored, restore
 from fastdqn.agent.saved_description import SavedDescription, write_description
 from fastdqn.algorithms.objectives import Objective
 from fastdqn.envs.provider import AnyEnv
@@ -90,11 +90,8 @@ class Persistent(Trainable):
         if not isinstance(saved, SavedPolicy):
             saved = load_policy(Path(saved))
         restored = restore(saved, env, settings, own_network=network is not None)
-        if restored.saved.objective is not None and objective is None:
-            raise CheckpointError(
-                f"{saved.folder} was trained with an objective of the caller's own, "
-                f"{restored.saved.objective}: pass it, DQN.load(folder, objective=...)"
-            )
+        if objective is None:
+            _refuse_own_objective(restored)
         named = fitting(
             restored.settings,
             settings,
@@ -144,4 +141,13 @@ class Persistent(Trainable):
             episodes=episodes,
             updates=self._ratio.updates,
             rounds=self._rounds,
+        )
+
+
+def _refuse_own_objective(restored: Restored) -> None:
+    """Refuse a policy that learned by an objective of the caller's own, which no file holds."""
+    if restored.saved.objective is not None:
+        raise CheckpointError(
+            f"{restored.folder} was trained with an objective of the caller's own, "
+            f"{restored.saved.objective}: pass it, DQN.load(folder, objective=...)"
         )
