@@ -90,8 +90,7 @@ class Persistent(Trainable):
         if not isinstance(saved, SavedPolicy):
             saved = load_policy(Path(saved))
         restored = restore(saved, env, settings, own_network=network is not None)
-        if objective is None:
-            _refuse_own_objective(restored)
+        _refuse_missing(objective, restored)
         named = fitting(
             restored.settings,
             settings,
@@ -99,8 +98,7 @@ class Persistent(Trainable):
             own_network=network is not None,
             others=decided_by(objective=objective, sampler=sampler),
         )
-        parts: dict[str, Any] = {"network": network, "objective": objective, "sampler": sampler}
-        agent = cls(restored.env, **parts, **named)
+        agent = cls(restored.env, network=network, objective=objective, sampler=sampler, **named)
         agent._given = settings
         restored.refuse_other_spaces(agent.description)
         saved.copy_into(agent.parameters())
@@ -144,9 +142,9 @@ class Persistent(Trainable):
         )
 
 
-def _refuse_own_objective(restored: Restored) -> None:
-    """Refuse a policy that learned by an objective of the caller's own, which no file holds."""
-    if restored.saved.objective is not None:
+def _refuse_missing(objective: Objective | None, restored: Restored) -> None:
+    """Refuse no objective for a policy that learned by one of the caller's, which no file holds."""
+    if objective is None and restored.saved.objective is not None:
         raise CheckpointError(
             f"{restored.folder} was trained with an objective of the caller's own, "
             f"{restored.saved.objective}: pass it, DQN.load(folder, objective=...)"
