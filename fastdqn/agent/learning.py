@@ -63,7 +63,7 @@ class Trainable(ABC):
         learner: Rows to weights.
         policy: Observations to actions.
         execution_reason: Why the learner runs in its execution mode.
-        origin: Names of the caller's environment and network, for config.json.
+        origin: Names of the caller's environment, network and other parts, for config.json.
     """
 
     config: Config
