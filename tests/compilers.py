@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from fastdqn.execution import compiled, variants
-from fastdqn.execution.compiler import CompileError, Request
-from fastdqn.execution.trace import COMPILER, Trace
+from fastdqn.execution import ahead, in_process
+from fastdqn.execution.compiler import Request
+from fastdqn.execution.trace import COMPILER, CompileError, Trace
 
 __all__ = ["HeldInductor", "Interpreted", "PromptCompiler", "SlowCompiler", "interpreted"]
 
@@ -92,7 +92,7 @@ def interpreted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Interpret
         loaded.append(Interpreted(path))
         return loaded[-1]
 
-    monkeypatch.setattr(variants, "load_library", load)
+    monkeypatch.setattr(ahead, "load_library", load)
     monkeypatch.setattr("fastdqn.execution.compile_cache.cache_dir", lambda: str(folder))
     return loaded
 
@@ -114,17 +114,17 @@ class HeldInductor:
         self.go, self.problem = threading.Event(), ""
         self.traces: list[Trace] = []
         self.calls = 0
-        monkeypatch.setattr(compiled, "_by_inductor", self._compile)
+        monkeypatch.setattr(in_process, "by_inductor", self._compile)
 
     def _compile(
         self, traced: Trace, tensors: Sequence[Tensor], options: dict[str, Any]
-    ) -> Callable[[Sequence[Tensor]], None]:
+    ) -> Callable[..., None]:
         self.traces.append(traced)
         assert self.go.wait(60)
         if self.problem:
             raise RuntimeError(self.problem)
 
-        def run(given: Sequence[Tensor]) -> None:
+        def run(*given: Tensor) -> None:
             self.calls += 1
             traced.graph(*given, *traced.held)
 

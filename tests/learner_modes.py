@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from fastdqn.learner.learner import UPDATES_PER_CALL, Learner
+import torch
+
+from fastdqn.execution.modes import mode_of
+from fastdqn.execution.step import PureStep, Step
+from fastdqn.learner.learner import Learner
 from fastdqn.learner.steps import LearnerSteps
 
 __all__ = ["learning_step", "run_by", "run_by_graphs"]
 
-PureStep = Callable[..., None]
+CUDA = torch.device("cuda")
 
 
 def run_by_graphs(
     learner: Learner, cuda: Any, mode: str = "cudagraph", *, background: bool = False
 ) -> None:
     """Let a mode be run by graphs of the stand-in `cuda`, from the next `execute_as` on."""
-    learner._modes[mode] = learner._steps_in(mode, cuda, background=background)
+    steps = learner._steps_in(mode_of(mode, CUDA), cuda, background=background)
+    learner._modes[mode] = steps
 
 
-def run_by(
-    learner: Learner,
-    mode: str,
-    wrap: Callable[[PureStep], PureStep],
-    sizes: Sequence[int] = UPDATES_PER_CALL,
-) -> None:
-    """Let a mode be run by what `wrap` makes of pure steps, from the next `execute_as` on."""
+def run_by(learner: Learner, mode: str, wrap: Callable[[PureStep], Step]) -> None:
+    """Let a mode be run by what `wrap` makes of pure steps, from the next `execute_as` on.
 
-    def runs(step: PureStep, plain: PureStep | None, **_: Any) -> PureStep:
+    Of indices that the caller gives, up to four rows come in a call.
+    """
+
+    def runs(step: PureStep, **_: Any) -> Step:
         return wrap(step)
 
     given = learner._updating, learner._learning_from, runs
-    learner._modes[mode] = LearnerSteps(*given, sizes=sizes)
+    learner._modes[mode] = LearnerSteps(mode_of("compile", learner.device), *given)
 
 
 def learning_step(learner: Learner) -> Any:

@@ -38,7 +38,7 @@ from fastdqn.envs.specs.wrapping import (
     typed_wrapper,
 )
 from fastdqn.errors import CheckpointError, UsageError
-from fastdqn.foundation.traces import trial_env
+from fastdqn.foundation.trial_env import trial_env
 from fastdqn.training.checkpoint import SavedPolicy
 
 __all__ = ["Restored", "restore"]

@@ -13,7 +13,7 @@ from gymnasium.vector import VectorEnv
 
 from fastdqn.envs.spaces import ARRAY_SPACES
 from fastdqn.errors import UsageError
-from fastdqn.foundation.traces import with_parts
+from fastdqn.foundation.trial_env import with_parts
 
 __all__ = ["checked_reset", "checked_step", "refuse_no_factory", "refuse_unlike_env", "wrapper_for"]
 

@@ -20,7 +20,7 @@ from fastdqn.envs.specs.construction import GIVEN, construction_of
 from fastdqn.envs.specs.ids import first_line, spec_of
 from fastdqn.envs.specs.registrations import importable
 from fastdqn.errors import UsageError
-from fastdqn.foundation.traces import trial_env
+from fastdqn.foundation.trial_env import trial_env
 from fastdqn.transition import STORAGE_DTYPES
 
 __all__ = [

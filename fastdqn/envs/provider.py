@@ -30,7 +30,7 @@ from fastdqn.envs.tensor import TensorEnv, make_tensor_env
 from fastdqn.envs.workers.allocation import Allocation, allocation_beside_learner, timed_in_turns
 from fastdqn.envs.workers.supervision import Supervision
 from fastdqn.errors import UsageError
-from fastdqn.foundation.traces import trial_env
+from fastdqn.foundation.trial_env import trial_env
 
 __all__ = [
     "AnyEnv",

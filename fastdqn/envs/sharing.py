@@ -19,7 +19,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from fastdqn.envs.workers.task import EnvFactory
 from fastdqn.errors import UsageError
-from fastdqn.foundation.traces import trial_env
+from fastdqn.foundation.trial_env import trial_env
 
 __all__ = [
     "EnvsInUse",

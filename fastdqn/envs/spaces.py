@@ -11,7 +11,7 @@ import gymnasium as gym
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 from gymnasium.vector.utils import batch_differing_spaces, batch_space
 
-from fastdqn.foundation.traces import trial_env
+from fastdqn.foundation.trial_env import trial_env
 
 __all__ = ["ARRAY_SPACES", "VectorSpaces", "measured_step_s", "read_spaces"]
 
@@ -54,7 +54,7 @@ def read_spaces(
 ) -> VectorSpaces:
     """Build one environment, read its spaces, close it; `different` reads those of all.
 
-    It leaves no side effect in this process; see `foundation.traces`.
+    It leaves no side effect in this process; see `foundation.trial_env`.
 
     Args:
         env_fns: Factories, one per environment.

@@ -21,22 +21,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Protocol
 
 from fastdqn.execution.compile_cache import Numerics
-from fastdqn.execution.trace import TensorSpec
+from fastdqn.execution.trace import CompileError, TensorSpec
 
-__all__ = ["AHEAD", "BACKGROUND", "CompileError", "Compiler", "Compiles", "Request"]
+__all__ = ["AHEAD", "BACKGROUND", "Compiler", "Request"]
 
 LINGER_S = 2.0
 """How long the process waits for more work; starting another one takes it three seconds."""
 MODULE = ("-P", "-m", "fastdqn.execution.compiler_process")
 EXIT_S = 1.0
 """How long a process that has closed its pipe may take to leave."""
-
-
-class CompileError(Exception):
-    """Nothing was compiled, for the reason given in one line."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +53,6 @@ class Request:
     last: int
     numerics: Numerics
     path: Path
-
-
-class Compiles(Protocol):
-    """Whoever compiles."""
-
-    def submit(self, request: Request) -> Future[None]:
-        """Ask for a library; the future ends when it lies on disk, or with a CompileError."""
-        ...
-
-    def withdraw(self, future: Future[None]) -> None:
-        """Ask no longer."""
-        ...
 
 
 class Compiler:

@@ -1,23 +1,23 @@
 """A step recorded once as a CUDA graph and replayed: one launch for everything in it.
 
 A graph holds addresses, not values. The arguments of a captured step are therefore tensors that
-the caller keeps and fills in place, and everything else that the step reads or writes must stay
-where it is. `StaticInputs` is for callers whose tensors lie elsewhere each time.
+the caller keeps and fills in place, or copies of those that lie elsewhere each time, and everything
+else that the step reads or writes must stay where it is.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastdqn.execution.step import Step
 from fastdqn.execution.trace import COMPILER
 
-__all__ = ["CudaGraphStep", "StaticInputs"]
+__all__ = ["CudaGraphStep", "GraphPool"]
 
 Restore = Callable[[], None]
 
@@ -26,11 +26,23 @@ CAPTURE_ERRORS = "thread_local"
 load what it compiled."""
 
 
+class GraphPool:
+    """The memory of some graphs, told by a handle that the first of them asks for."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def handle(self, cuda: Any) -> Any:
+        """Return the handle; `cuda` is `torch.cuda`, or what stands in for it."""
+        if self._handle is None:
+            self._handle = cuda.graph_pool_handle()
+        return self._handle
+
+
 class CudaGraphStep:
     """A step as CUDA graphs, one for each variant, all in one memory pool.
 
-    A variant is a set of arguments: its plain values, and the addresses and shapes of its
-    tensors, also of those in lists and dataclasses. The first call with a variant warms the step
+    A variant is a set of addresses and shapes of tensors. The first call with one warms the step
     up on a side stream (libraries allocate, compilers compile, autograd settles), takes back what
     that changed, records the graph and replays it; every later call replays it. A first call
     that fails has changed nothing; one that fails while another thread compiles is made as it is.
@@ -39,50 +51,107 @@ class CudaGraphStep:
     its own operations, the next may overwrite.
 
     Args:
-        step: Writes its results in place; never waits for the device.
+        step: Writes its results in place; never waits for the device. What it has to compile is
+            compiled at the first call, unless it says that it is not there yet.
         snapshot: Copies what `step` changes, given the arguments, and returns what brings it back.
         generators: Those that `step` draws from; each replay goes on where the last one stopped.
         warmups: Runs before a capture.
         device: Where the tensors live; None is the current CUDA device.
+        static: Copy the tensors to places that stay, for callers whose tensors lie elsewhere each
+            time; the step writes nothing into them.
+        pool: Memory that it shares with other steps that never run at the same time; None is its
+            own.
         cuda: `torch.cuda`, or what stands in for it.
 
     Attributes:
         captures: Graphs recorded so far.
-        compile_s: Seconds spent on warming up and recording, what `step` compiles included.
     """
 
     def __init__(
         self,
-        step: Callable[..., None],
+        step: Step,
         snapshot: Callable[..., Restore],
         *,
         generators: Sequence[torch.Generator] = (),
         warmups: int = 3,
         device: torch.device | None = None,
+        static: bool = False,
+        pool: GraphPool | None = None,
         cuda: Any = torch.cuda,
     ) -> None:
         self._step, self._keep = step, snapshot
         self._generators, self._warmups, self._cuda = tuple(generators), warmups, cuda
-        self._device = device
+        self._device, self._static = device, static
+        self._inputs: dict[Hashable, Tensor] = {}
         self._graphs: dict[Hashable, Any] = {}
-        self._pool: Any = None
-        self.compile_s = 0.0
+        self._pool = pool or GraphPool()
+        self._recording_s = 0.0
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is being compiled."""
+        return self._step.ready
+
+    @property
+    def ready_after_s(self) -> float | None:
+        """Seconds until what the step compiles was there; None before."""
+        return self._step.ready_after_s
+
+    @property
+    def failure(self) -> str | None:
+        """Why what the step compiles is not there."""
+        return self._step.failure
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds for which calls waited: for the step, for warming it up and for recording it."""
+        return self._recording_s + self._step.wait_s
 
     @property
     def captures(self) -> int:
         """Graphs recorded so far."""
         return len(self._graphs)
 
-    def __call__(self, *args: Any) -> None:
-        """Replay the graph of these arguments; records it first where it is new."""
-        key = tuple(_identity(arg) for arg in args)
-        graph = self._graphs.get(key) or self._new_graph(key, args)
+    def has(self, *tensors: Tensor) -> bool:
+        """Return whether all that a recording with such tensors needs is compiled."""
+        return self._step.has(*self._lying(tensors))
+
+    def prepare(self, *tensors: Tensor) -> None:
+        """Ask for what a recording with such tensors needs."""
+        self._step.prepare(*self._lying(tensors))
+
+    def close(self) -> None:
+        """Close the step."""
+        self._step.close()
+
+    def __call__(self, *given: Tensor | None) -> None:
+        """Replay the graph of these tensors; records it first where it is new."""
+        tensors = self._lying(given)
+        if self._static:
+            for place, tensor in zip(tensors, given, strict=True):
+                place.copy_(tensor)
+        key = tuple([_identity(tensor) for tensor in tensors])
+        graph = self._graphs.get(key) or self._new_graph(key, tensors)
         if graph is None:
-            self._step(*args)
+            self._step(*tensors)
         else:
             graph.replay()
 
-    def _new_graph(self, key: Hashable, args: tuple[Any, ...]) -> Any:
+    def _lying(self, tensors: Sequence[Any]) -> Sequence[Any]:
+        """Return the tensors that the graph of such tensors reads."""
+        if not self._static:
+            return tensors
+        return [self._input(number, tensor) for number, tensor in enumerate(tensors)]
+
+    def _input(self, number: int, tensor: Tensor) -> Tensor:
+        key = number, tensor.shape, tensor.dtype
+        place = self._inputs.get(key)
+        if place is None:
+            contiguous = torch.contiguous_format
+            place = self._inputs[key] = torch.empty_like(tensor, memory_format=contiguous)
+        return place
+
+    def _new_graph(self, key: Hashable, args: Sequence[Any]) -> Any:
         """Record the graph of these arguments.
 
         Returns:
@@ -98,15 +167,15 @@ class CudaGraphStep:
             return None
         return graph
 
-    def _capture(self, args: tuple[Any, ...]) -> Any:
-        start = time.perf_counter()
+    def _capture(self, args: Sequence[Any]) -> Any:
+        start, waited_s = time.perf_counter(), self._step.wait_s
         with self._cuda.device(self._device):  # None changes nothing
             self._warm_up(args)
             graph = self._record(args)
-        self.compile_s += time.perf_counter() - start
+        self._recording_s += time.perf_counter() - start - (self._step.wait_s - waited_s)
         return graph
 
-    def _warm_up(self, args: tuple[Any, ...]) -> None:
+    def _warm_up(self, args: Sequence[Any]) -> None:
         """Run the step a few times aside, and leave no trace of it."""
         restore = self._keep(*args)
         seeds = [generator.get_state() for generator in self._generators]
@@ -121,21 +190,20 @@ class CudaGraphStep:
             for generator, seed in zip(self._generators, seeds, strict=True):
                 generator.set_state(seed)
 
-    def _rehearse(self, args: tuple[Any, ...], restore: Restore) -> None:
+    def _rehearse(self, args: Sequence[Any], restore: Restore) -> None:
         try:
             self._step(*args)
         finally:
             restore()  # each time: what was kept need only cover one run
 
-    def _record(self, args: tuple[Any, ...]) -> Any:
-        if self._pool is None:
-            self._pool = self._cuda.graph_pool_handle()
+    def _record(self, args: Sequence[Any]) -> Any:
+        pool = self._pool.handle(self._cuda)
         graph = self._cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
         stream = self._cuda.current_stream()
         try:
-            with self._cuda.graph(graph, pool=self._pool, capture_error_mode=CAPTURE_ERRORS):
+            with self._cuda.graph(graph, pool=pool, capture_error_mode=CAPTURE_ERRORS):
                 self._step(*args)
         except BaseException:
             self._cuda.set_stream(stream)  # a capture that fails leaves its own one current
@@ -143,46 +211,6 @@ class CudaGraphStep:
         return graph
 
 
-class StaticInputs:
-    """A captured step for tensors that lie elsewhere at each call.
-
-    They are copied, queued and not waited for, into memory of its own, which the graphs read.
-    Dataclasses of tensors go through as they are: they must stay where they lie.
-
-    Args:
-        step: What is fed; writes nothing into the tensors that it is given by themselves.
-    """
-
-    def __init__(self, step: CudaGraphStep) -> None:
-        self.step = step
-        self._places: dict[Hashable, Tensor] = {}
-
-    @property
-    def compile_s(self) -> float:
-        """Seconds that the step spent on capturing so far."""
-        return self.step.compile_s
-
-    def __call__(self, *args: Any) -> None:
-        """Copy the tensors among the arguments to their places and run the step on these."""
-        self.step(*(self._placed(number, arg) for number, arg in enumerate(args)))
-
-    def _placed(self, number: int, arg: Any) -> Any:
-        if not isinstance(arg, Tensor):
-            return arg
-        key = number, arg.shape, arg.dtype
-        place = self._places.get(key)
-        if place is None:
-            place = self._places[key] = torch.empty_like(arg, memory_format=torch.contiguous_format)
-        return place.copy_(arg)
-
-
-def _identity(arg: Any) -> Hashable:
+def _identity(tensor: Tensor | None) -> Hashable:
     """Return what tells two arguments of a graph apart."""
-    if isinstance(arg, Tensor):
-        return arg.data_ptr(), tuple(arg.shape), arg.dtype
-    if isinstance(arg, list | tuple):
-        return tuple(_identity(part) for part in arg)
-    if is_dataclass(arg):
-        return type(arg), *(_identity(getattr(arg, field.name)) for field in fields(arg))
-    key: Hashable = arg
-    return key
+    return tensor if tensor is None else (tensor.data_ptr(), tensor.shape, tensor.dtype)

@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fastdqn.errors import UsageError
-from fastdqn.execution.background import Background
-from fastdqn.execution.compiled import Compiled, CompiledInside
+from fastdqn.execution.ahead import AheadOfTime
+from fastdqn.execution.compile import CompiledStep
 from fastdqn.execution.cuda_graph import CudaGraphStep
-from fastdqn.execution.meanwhile import Meanwhile
+from fastdqn.execution.in_process import InProcess
+from fastdqn.execution.step import EagerStep, PlainUntilCompiled, PureStep, Step
 
 __all__ = [
-    "COMPILING",
     "EXECUTIONS",
-    "GRAPHS",
     "WORTH_COMPILING_UPDATES",
-    "accelerate",
+    "Mode",
     "choose_execution",
     "chunks",
+    "mode_of",
     "refuse_execution",
-    "refuse_step_execution",
+    "run_step",
     "worth_trying",
 ]
 
@@ -163,19 +164,42 @@ def _has_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "c++", "clang++"))
 
 
-def refuse_step_execution(execution: str, device: torch.device) -> None:
-    """Refuse ways in which a pure step cannot be run; `auto` is for those who choose.
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """What a mode means for a step on some device.
+
+    Attributes:
+        name: One of EXECUTIONS, but not `auto`.
+        native: C or CUDA C does what it can of the step.
+        compiles: PyTorch compiles the step.
+        graphs: The step is recorded as a CUDA graph, as it is or compiled.
+        plain: The mode that does the same without PyTorch's compiler.
+    """
+
+    name: str
+    native: bool
+    compiles: bool
+    graphs: bool
+    plain: str
+
+
+def mode_of(execution: str, device: torch.device) -> Mode:
+    """Return what a mode means on a device; `auto` is for those who choose.
 
     Raises:
-        UsageError: There is no such way, or not on this device.
+        UsageError: There is no such mode, or not on this device.
     """
-    ways = [way for way in EXECUTIONS if way != "auto"]
-    if execution not in ways:
+    names = [name for name in EXECUTIONS if name != "auto"]
+    if execution not in names:
         raise UsageError(
-            f"--execution {execution}", "a step runs in no such way", f"Choose {', '.join(ways)}."
+            f"--execution {execution}", "a step runs in no such way", f"Choose {', '.join(names)}."
         )
-    if execution in GRAPHS or execution == "native":
+    native, graphs = execution == "native", execution in GRAPHS
+    if graphs or native:
         refuse_execution(execution, device)
+    graphs = graphs or (native and device.type == "cuda")
+    plain = execution if native else "cudagraph" if graphs else "eager"
+    return Mode(execution, native, execution in COMPILING, graphs, plain)
 
 
 def chunks(updates: int, sizes: Sequence[int]) -> list[int]:
@@ -187,47 +211,42 @@ def chunks(updates: int, sizes: Sequence[int]) -> list[int]:
     return calls
 
 
-def accelerate(
-    step: Callable[..., None],
-    execution: str,
+def run_step(
+    step: PureStep,
+    mode: Mode,
     device: torch.device,
-    snapshot: Callable[..., Callable[[], None]] | None = None,
-    cuda: Any = torch.cuda,
     *,
+    snapshot: Callable[..., Callable[[], None]] | None = None,
+    plain: Step | None = None,
     by_row: bool = False,
+    kept: bool = True,
+    ahead: bool = False,
     background: bool = False,
-) -> Callable[..., None]:
-    """Return `step` itself, or a stand-in that does the same to its arguments, but faster.
+    cuda: Any = torch.cuda,
+) -> Step:
+    """Return what runs a pure step in a mode.
 
     Args:
         step: A function of tensors of fixed shapes that writes its results in place.
-        execution: One of EXECUTIONS, but not `auto`.
+        mode: From `mode_of`.
         device: Where the tensors live.
-        snapshot: Copies what `step` changes; see `CudaGraphStep`. Graphs need it.
+        snapshot: Copies what the step changes; see `CudaGraphStep`. Without it no graph is made.
+        plain: What runs the step as a graph without a compiler, or None where nothing does yet.
+        by_row: The step does the same for each row of its last tensor, one after another.
+        kept: Its tensors lie at one place at each call with such shapes.
+        ahead: On the CPU, compile ahead and keep the library; see `AheadOfTime`.
+        background: Start with what needs no compiler, and move when the rest is ready.
         cuda: `torch.cuda`, or what stands in for it.
-        by_row: The step does the same for each row of its last argument, one after another.
-        background: Start with what needs no compiler, and move when the rest is ready; see
-            `Background` for the CPU and `Meanwhile` for CUDA.
-
-    Raises:
-        UsageError: There is no such way.
     """
-    if execution in GRAPHS and snapshot is not None:
-        plain = CudaGraphStep(step, snapshot, device=device, cuda=cuda)
-        if execution not in COMPILING:
-            return plain
-        inside = CompiledInside(step, device, by_row=by_row)
-        fast = CudaGraphStep(inside, snapshot, device=device, cuda=cuda)
-        return Meanwhile(plain, fast, inside.needs) if background else fast
-    if execution not in {"eager", "compile"}:
-        raise UsageError(
-            f"--execution {execution}", "a step runs in no such way", "Choose eager or compile."
-        )
-    if execution == "eager":
-        return step
-    if background and device.type == "cpu":
-        return Background(step, device, by_row=by_row)
-    if background and device.type == "cuda":
-        inside = CompiledInside(step, device, by_row=by_row)
-        return Meanwhile(step, inside, inside.needs, undone=False)
-    return Compiled(step, device, by_row=by_row)
+    inner: Step = EagerStep(step)
+    if mode.compiles:
+        kind = AheadOfTime if ahead and device.type == "cpu" and not mode.graphs else InProcess
+        compiler = kind(device, background=background)
+        inner = CompiledStep(step, compiler, background=background, by_row=by_row)
+    if not mode.graphs or snapshot is None:
+        return inner
+    given: Any = {"device": device, "cuda": cuda, "static": not kept}
+    graph = CudaGraphStep(inner, snapshot, **given)
+    if not (mode.compiles and background):
+        return graph
+    return PlainUntilCompiled(plain or CudaGraphStep(EagerStep(step), snapshot, **given), graph)

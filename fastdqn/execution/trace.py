@@ -7,8 +7,8 @@ is, whatever module of the user it came from, and its text says whether two step
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -22,11 +22,10 @@ from torch.utils._pytree import tree_map_only
 
 __all__ = [
     "COMPILER",
-    "FlatArguments",
+    "CompileError",
     "TensorSpec",
     "Trace",
     "UntraceableError",
-    "tensors_of",
     "trace",
 ]
 
@@ -35,7 +34,11 @@ COMPILER = threading.Lock()
 functions of PyTorch while they last, and a card may be spoken to meanwhile."""
 
 
-class UntraceableError(Exception):
+class CompileError(Exception):
+    """Nothing was compiled, for the reason given in one line."""
+
+
+class UntraceableError(CompileError):
     """A step that is not one fixed list of operations, for the reason given."""
 
 
@@ -69,10 +72,10 @@ class Trace:
     """A step as operations.
 
     Attributes:
-        graph: Takes the tensors of the arguments, then `held`; writes in place, returns nothing.
+        graph: Takes the step's tensors, then `held`; writes in place, returns nothing.
         specs: Of all of these.
-        held: Tensors that the step had besides its arguments, e.g. buffers of a module; the
-            step's own, so that what is written into them later is read.
+        held: Tensors that the step had besides those that it is given, e.g. buffers of a module;
+            the step's own, so that what is written into them later is read.
     """
 
     graph: GraphModule
@@ -80,95 +83,25 @@ class Trace:
     held: tuple[Tensor, ...]
 
 
-# Arguments and their tensors
-
-
-def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in arguments: tensors, None, and dataclasses, tuples and lists of them.
-
-    Raises:
-        UntraceableError: Something else is in there, whose changes nobody would notice.
-    """
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from tensors_of(part)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from tensors_of(getattr(value, field.name))
-    elif value is not None:
-        raise UntraceableError(f"an argument of the step holds a {type(value).__name__}")
-
-
-class FlatArguments:
-    """The tensors of a step's arguments, call by call, and what tells two calls apart.
-
-    A dataclass, tuple or list is looked into once, for as long as it comes again at its place:
-    its tensors are written in place and never exchanged.
-    """
-
-    def __init__(self) -> None:
-        self._seen: list[Any] = []
-        self._tensors: list[list[Tensor]] = []
-
-    def __call__(self, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Tensor]]:
-        """Return the variant of these arguments, hashable, and their tensors. Hot path.
-
-        Raises:
-            UntraceableError: They hold something else than tensors.
-        """
-        if len(args) != len(self._seen):
-            self._seen, self._tensors = [None] * len(args), [[]] * len(args)
-        variant: list[Any] = []
-        tensors: list[Tensor] = []
-        for place, arg in enumerate(args):
-            if isinstance(arg, Tensor):
-                tensors.append(arg)
-                variant += (arg.shape, arg.stride(), arg.dtype)
-                continue
-            if arg is not self._seen[place]:
-                self._tensors[place] = list(tensors_of(arg))
-                self._seen[place] = arg
-            found = self._tensors[place]
-            tensors += found
-            variant.append(len(found))
-        return tuple(variant), tensors
-
-
-def _rebuilt(value: Any, tensors: Iterator[Tensor]) -> Any:
-    """Return `value` with these tensors in place of its own."""
-    if isinstance(value, Tensor):
-        return next(tensors)
-    if isinstance(value, tuple | list):
-        parts = [_rebuilt(part, tensors) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    if value is None:
-        return None
-    parts = [_rebuilt(getattr(value, field.name), tensors) for field in fields(value)]
-    return type(value)(*parts)
-
-
 # Tracing
 
 
-def trace(step: Callable[..., None], args: tuple[Any, ...]) -> Trace:
-    """Write down what `step` does to arguments of these shapes; nothing is run or written.
+def trace(step: Callable[..., object], tensors: Sequence[Tensor]) -> Trace:
+    """Write down what `step` does to tensors of these shapes; nothing is run or written.
 
     Takes about 0.1 s per hundred operations, and twice that where the step holds tensors.
 
     Args:
         step: Writes its results in place; the same operations for any values in its tensors.
-        args: Tensors, and dataclasses, tuples and lists of tensors; looked at, never read.
+        tensors: Are looked at, never read.
 
     Raises:
         UntraceableError: It is not one fixed list of operations, or its tensors share memory.
     """
-    tensors = list(tensors_of(args))
     try:
-        graph, held = _written(step, args, tensors, [])
+        graph, held = _written(step, tensors, [])
         if held:  # now as inputs: PyTorch would write into tensors that it takes for constants
-            graph, more = _written(step, args, tensors, held)
+            graph, more = _written(step, tensors, held)
             if more:
                 raise UntraceableError("it reads tensors that are not made by PyTorch's operations")
     except UntraceableError:
@@ -183,7 +116,7 @@ def trace(step: Callable[..., None], args: tuple[Any, ...]) -> Trace:
 
 
 def _written(
-    step: Callable[..., None], args: tuple[Any, ...], tensors: list[Tensor], held: list[Tensor]
+    step: Callable[..., object], tensors: Sequence[Tensor], held: list[Tensor]
 ) -> tuple[GraphModule, list[Tensor]]:
     """Trace the step; return the graph, and the tensors that it holds besides `held`."""
     found: list[Tensor] = []
@@ -191,7 +124,7 @@ def _written(
     def flat(*stand_ins: Tensor) -> tuple[()]:
         given, others = stand_ins[: len(tensors)], stand_ins[len(tensors) :]
         with _StandIns(zip((*tensors, *held), (*given, *others), strict=True)) as mode:
-            step(*_rebuilt(args, iter(given)))
+            step(*given)
         found.extend(mode.found)
         return ()
 

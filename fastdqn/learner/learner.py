@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,30 +14,24 @@ from torch import Tensor, nn
 from fastdqn.algorithms.objectives import Objective, objective_of
 from fastdqn.algorithms.optimizers import Optimizer
 from fastdqn.errors import UsageError
-from fastdqn.execution.background import Background
-from fastdqn.execution.compiled import CompiledInside
-from fastdqn.execution.cuda_graph import CudaGraphStep, StaticInputs
-from fastdqn.execution.meanwhile import Meanwhile
-from fastdqn.execution.modes import COMPILING, GRAPHS, accelerate, chunks, refuse_step_execution
+from fastdqn.execution.modes import Mode, mode_of, run_step
+from fastdqn.execution.step import PureStep, Step
 from fastdqn.foundation.copying import copied, snapshot
 from fastdqn.learner.precision import float32_products
-from fastdqn.learner.steps import LearnerSteps, Source
+from fastdqn.learner.steps import LearnerSteps, Source, index_of, native_parts
 from fastdqn.learner.update import METRICS, TARGETS, LearnerState, Update
-from fastdqn.native import CudaUpdate, NativeUpdate, refuse_sampler
+from fastdqn.native import CudaUpdate, NativeUpdate
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.network_check import kind_of, refuse_batch, refuse_frames
 from fastdqn.replay import ReplayBuffer, Ring, Sampler
 from fastdqn.replay.buffer import MAX_DRAW
-from fastdqn.replay.sampler import GivenRows, RowSource, uniform_of
+from fastdqn.replay.sampler import GivenRows, uniform_of
 from fastdqn.transition import Transitions
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
 
 __all__ = ["METRICS", "TARGETS", "Learner", "LearnerState"]
-
-UPDATES_PER_CALL = (4, 2, 1)
-UPDATES_PER_GRAPH = (64, 32, 16, 8, 4, 2, 1)
 
 
 class Learner(Update):
@@ -132,8 +127,8 @@ class Learner(Update):
             UsageError: There is no such mode, or not on this device.
         """
         if execution not in self._modes:
-            refuse_step_execution(execution, self.device)
-            self._modes[execution] = self._steps_in(execution, background=background)
+            mode = mode_of(execution, self.device)
+            self._modes[execution] = self._steps_in(mode, background=background)
             self._background = (
                 self._background | {execution} if background else self._background - {execution}
             )
@@ -182,7 +177,7 @@ class Learner(Update):
                 index is none.
         """
         if isinstance(source, ReplayBuffer):
-            numbers = _index(updates)
+            numbers = index_of(updates)
             random_bits = self._random_bits(numbers.shape[:1], numbers.shape[1])
             if random_bits is not None:
                 numbers = torch.cat((numbers, random_bits), 1)
@@ -195,28 +190,20 @@ class Learner(Update):
 
     def prepare(self, sampler: Sampler, updates: int) -> None:
         """Ask for what calls with so many updates need, if it is compiled beside the trainer."""
-        step = self._steps.step_of(sampler)
-        if isinstance(step, Background):
-            for count in sorted(set(chunks(updates, UPDATES_PER_CALL)), reverse=True):
-                step.prepare(sampler.place(count, self.num_random(sampler.batch_size)))
+        self._steps.prepare(sampler, updates, self.num_random(sampler.batch_size))
 
     @property
-    def compiling(self) -> list[Any]:
+    def compiling(self) -> list[Step]:
         """The steps that learn from samplers, for those who tell when they are compiled."""
         return self._steps.learning
 
     def close(self) -> None:
         """Ask no compiler for anything any longer; what is not ready is forgotten."""
-        for mode, running in list(self._modes.items()):
-            steps = [running.update, *running.learning]
-            moving = [step for step in steps if isinstance(step, Background | Meanwhile)]
-            if all(step.ready for step in moving):
-                continue
-            for step in moving:
-                step.close()
-            del self._modes[mode]
-            if self.execution == mode:
-                self.execute_as("cudagraph" if mode in GRAPHS else "eager")
+        for execution, steps in list(self._modes.items()):
+            if not steps.close():
+                del self._modes[execution]
+                if self.execution == execution:
+                    self.execute_as(steps.mode.plain)
 
     def sync_target(self) -> None:
         """Copy the online parameters into the target."""
@@ -225,68 +212,43 @@ class Learner(Update):
     @property
     def compile_s(self) -> float:
         """Seconds spent compiling and recording so far, in the mode that runs now."""
-        steps = (self._steps.update, *self._steps.learning)
-        return sum(getattr(step, "compile_s", 0.0) for step in steps)
+        return sum(step.wait_s for step in self._steps.all)
 
     # How the pure steps are run
 
     def _steps_in(
-        self, execution: str, cuda: Any = torch.cuda, *, background: bool = False
+        self,
+        mode: Mode,
+        cuda: Any = torch.cuda,
+        *,
+        background: bool = False,
+        native: NativeUpdate | CudaUpdate | None = None,
     ) -> LearnerSteps:
         """Build the steps of a mode; `cuda` is `torch.cuda`, or what stands in for it."""
-        if execution == "native":
-            native = self.natively(self.state)
-            return self._native_steps(native, cuda, graphs=isinstance(native, CudaUpdate))
-        runs = partial(self._run, execution, cuda, background)
-        sizes = {"eager": (), "compile": UPDATES_PER_CALL}.get(execution, UPDATES_PER_GRAPH)
-        plain = None
-        if background and execution in GRAPHS and execution in COMPILING:
-            plain = self._modes.get("cudagraph") or self._steps_in("cudagraph", cuda)
-            self._modes["cudagraph"] = plain
-        return LearnerSteps(self._updating, self._learning_from, runs, sizes=sizes, plain=plain)
-
-    def _native_steps(
-        self, native: NativeUpdate | CudaUpdate, cuda: Any = torch.cuda, *, graphs: bool
-    ) -> LearnerSteps:
-        def updating(*fields: Tensor) -> None:
-            native.given(Transitions(*fields[:-1]))
-
-        def learning_from(source: Source) -> Callable[[Tensor], None]:
-            self._look_at(source.ring)
-            if isinstance(source, ReplayBuffer):
-                return partial(native, source.ring)
-            refuse_sampler(source)
-            return partial(native.sampled, weakref.proxy(source))
-
-        runs = partial(self._run, "cudagraph" if graphs else "eager", cuda, False)
-        sizes = UPDATES_PER_GRAPH if graphs else ()
-        return LearnerSteps(updating, learning_from, runs, sizes=sizes)
+        runs, plain = partial(self._run, mode, cuda, background and not mode.native), None
+        if mode.native:
+            parts = native_parts(native or self.natively(self.state), self._look_at)
+            return LearnerSteps(mode, *parts, runs)
+        if background and mode.compiles and mode.graphs:
+            as_it_is = replace(mode, name=mode.plain, compiles=False)
+            plain = self._modes.get(mode.plain) or self._steps_in(as_it_is, cuda=cuda)
+            self._modes[mode.plain] = plain
+        return LearnerSteps(mode, self._updating, self._learning_from, runs, plain)
 
     def _run(
         self,
-        execution: str,
+        mode: Mode,
         cuda: Any,
         background: bool,
-        step: Callable[..., None],
-        plain: Callable[..., None] | None,
+        step: PureStep,
         *,
-        by_row: bool,
-        kept: bool,
         written: Sequence[Tensor] = (),
-    ) -> Callable[..., None]:
+        **given: Any,
+    ) -> Step:
         """Return what runs a pure step in a mode; see `fastdqn.learner.steps.Runs`."""
-        device = self.device
-        if execution not in GRAPHS:
-            return accelerate(step, execution, device, by_row=by_row, background=background)
-        inside = CompiledInside(step, device, by_row=by_row) if execution in COMPILING else None
         tensors = *self.state.written(), *written
-        graph = CudaGraphStep(
-            inside or step, lambda *_: snapshot(tensors), device=device, cuda=cuda
-        )
-        fast = graph if kept else StaticInputs(graph)
-        if inside is None or plain is None:
-            return fast
-        return Meanwhile(plain, fast, lambda *args: inside.needs(*(a.contiguous() for a in args)))
+        how: dict[str, Any] = {"ahead": True, "background": background, "cuda": cuda, **given}
+        return run_step(step, mode, self.device, snapshot=lambda *_: snapshot(tensors), **how)
 
     def _updating(self, *given: Tensor | None) -> None:
         """Take one step on the fields of a batch, and random bits [R] or None; pure."""
@@ -315,10 +277,8 @@ class Learner(Update):
             alive = kept()
             assert alive is not None
             if isinstance(alive, ReplayBuffer):
-                rows: RowSource = GivenRows(alive.ring, self._batch_size_in(numbers.shape[1]))
-            else:
-                rows = alive
-            self.learn_from(state, rows, numbers)
+                alive = GivenRows(alive, self._batch_size_in(numbers.shape[1]))
+            self.learn_from(state, alive, numbers)
 
         return learn
 
@@ -332,14 +292,3 @@ class Learner(Update):
         twin._modes = {}
         twin.execute_as(self.execution, background=self.execution in self._background)
         return twin
-
-
-def _index(updates: int | Tensor) -> Tensor:
-    """Return an index [K, B] int64 that the caller gave, or refuse it."""
-    if not isinstance(updates, Tensor):
-        way_out = "Give `replay.draw(updates, batch_size)`, or a Sampler."
-        raise UsageError(f"{updates!r} updates from a replay buffer", "it chooses none", way_out)
-    if updates.ndim != 2 or updates.dtype is not torch.int64:
-        got = f"index {list(updates.shape)} {updates.dtype}"
-        raise UsageError(got, "it has a row [B] int64 for each update", "See `replay.draw`.")
-    return updates

@@ -4,77 +4,113 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from fastdqn.execution.modes import chunks
-from fastdqn.replay import ReplayBuffer, Sampler
+from fastdqn.errors import UsageError
+from fastdqn.execution.modes import Mode, chunks
+from fastdqn.execution.step import PureStep, Step
+from fastdqn.native import CudaUpdate, NativeUpdate, refuse_sampler
+from fastdqn.replay import ReplayBuffer, Ring, Sampler
+from fastdqn.transition import Transitions
 
-__all__ = ["LearnerSteps", "Runs", "Source"]
+__all__ = [
+    "UPDATES_PER_CALL",
+    "UPDATES_PER_GRAPH",
+    "LearnerSteps",
+    "Runs",
+    "Source",
+    "index_of",
+    "native_parts",
+]
 
 Source = Sampler | ReplayBuffer
 """What chooses rows of its ring by numbers [K, B]: random ones, or the rows themselves."""
 
 
+UPDATES_PER_CALL = (4, 2, 1)
+UPDATES_PER_GRAPH = (64, 32, 16, 8, 4, 2, 1)
+
+
 class Runs(Protocol):
-    """Makes what runs a pure step."""
+    """Makes what runs a pure step; see `fastdqn.execution.modes.run_step` for the arguments."""
 
     def __call__(
         self,
-        step: Callable[..., None],
-        plain: Callable[..., None] | None,
+        step: PureStep,
         *,
+        plain: Step | None,
         by_row: bool,
         kept: bool,
         written: Sequence[Tensor] = (),
-    ) -> Callable[..., None]:
-        """Return what does the same as a pure step, in some mode.
+    ) -> Step:
+        """Return what does the same as a pure step.
 
-        Args:
-            step: Writes its results in place.
-            plain: What runs the step without a compiler, or None where nothing does yet.
-            by_row: The step does the same for each row of its last argument, one after another.
-            kept: Its tensors lie at one place at each call with such shapes.
-            written: What it writes besides the learner's state.
+        `written` is what it writes besides the learner's state.
         """
-        ...
 
 
 class LearnerSteps:
     """Makes and keeps the steps of a learner in one mode.
 
     Args:
-        update: The pure step on the fields of a batch.
+        mode: How they run.
+        update: The pure step on the fields of a batch; None for one that is missing.
         learning: Returns the pure step that learns from a source, given numbers [K, B]; the step
             does not keep the source alive.
         runs: Makes what runs such a step.
-        sizes: Updates of one call, largest first, and down to 1; empty takes any number.
         plain: The steps that run until these ones are compiled, or None.
 
     Attributes:
-        update: Runs the step on the fields of a batch.
+        mode: See above.
     """
 
     def __init__(
         self,
-        update: Callable[..., None],
+        mode: Mode,
+        update: PureStep,
         learning: Callable[[Source], Callable[[Tensor], None]],
         runs: Runs,
-        *,
-        sizes: Sequence[int] = (),
         plain: LearnerSteps | None = None,
     ) -> None:
-        before = None if plain is None else plain.update
-        self.update: Callable[..., None] = runs(update, before, by_row=False, kept=False)
-        self._learning, self._runs, self._sizes, self._plain = learning, runs, sizes, plain
-        self._steps: dict[int, Callable[[Tensor], None]] = {}  # by id, for as long as it is one
+        self.mode = mode
+        self._updating = update
+        self._updates: dict[tuple[bool, ...], Step] = {}  # by which fields there are
+        self._learning, self._runs, self._plain = learning, runs, plain
+        self._sizes = _sizes(mode)
+        self._steps: dict[int, Step] = {}  # by id, for as long as it is one
         self._sources: dict[int, weakref.ref[Source]] = {}
 
     @property
-    def learning(self) -> list[Callable[[Tensor], None]]:
+    def all(self) -> list[Step]:
+        """All steps so far."""
+        return [*self._updates.values(), *self._steps.values()]
+
+    @property
+    def learning(self) -> list[Step]:
         """The steps of the sources so far."""
         return list(self._steps.values())
+
+    def update(self, *fields: Tensor | None) -> None:
+        """Take one optimizer step on the fields of a batch. Hot path."""
+        there = tuple([field is not None for field in fields])
+        step = self._updates.get(there) or self._update_of(there)
+        step(*[field for field in fields if field is not None])
+
+    def _update_of(self, there: tuple[bool, ...]) -> Step:
+        """Return the step on batches that have some of the fields."""
+        if there not in self._updates:
+            plain = None if self._plain is None else self._plain._update_of(there)
+
+            def update(*given: Tensor) -> None:
+                fields = iter(given)
+                self._updating(*(next(fields) if some else None for some in there))
+
+            self._updates[there] = self._runs(update, plain=plain, by_row=False, kept=False)
+        return self._updates[there]
 
     def learn(self, source: Source, numbers: Tensor) -> None:
         """Take one optimizer step for each row of `numbers` [K, B]. Hot path."""
@@ -88,7 +124,21 @@ class LearnerSteps:
             step(_placed(source, part))
             done += count
 
-    def step_of(self, source: Source) -> Callable[[Tensor], None]:
+    def prepare(self, sampler: Sampler, updates: int, num_random: int) -> None:
+        """Ask for what calls with so many updates need; see `Learner.prepare`."""
+        step = self.step_of(sampler)
+        for count in sorted(set(chunks(updates, UPDATES_PER_CALL)), reverse=True):
+            step.prepare(sampler.place(count, num_random))
+
+    def close(self) -> bool:
+        """Ask for nothing any longer, unless nothing is compiled now; return whether that is so."""
+        ready = all(step.ready for step in self.all)
+        if not ready:
+            for step in self.all:
+                step.close()
+        return ready
+
+    def step_of(self, source: Source) -> Step:
         """Return what learns from a source, made where it is new, and forgotten with it."""
         key = id(source)
         if key not in self._steps:
@@ -96,7 +146,8 @@ class LearnerSteps:
             kept = not isinstance(source, ReplayBuffer)
             pure = self._learning(source)
             written = source.written() if isinstance(source, Sampler) else ()
-            self._steps[key] = self._runs(pure, plain, by_row=True, kept=kept, written=written)
+            given: dict[str, Any] = {"plain": plain, "kept": kept, "written": written}
+            self._steps[key] = self._runs(pure, by_row=True, **given)
             self._sources[key] = weakref.ref(source, lambda _: self._forget(key))
         return self._steps[key]
 
@@ -109,3 +160,44 @@ def _placed(source: Source, part: Tensor) -> Tensor:
     if isinstance(source, ReplayBuffer):
         return part
     return source.place(len(part), part.shape[1] - source.batch_size).copy_(part)
+
+
+def _sizes(mode: Mode) -> tuple[int, ...]:
+    """Return of how many updates calls are made; eager and C take any number."""
+    if mode.graphs:
+        return UPDATES_PER_GRAPH
+    return UPDATES_PER_CALL if mode.compiles else ()
+
+
+def native_parts(
+    native: NativeUpdate | CudaUpdate, look_at: Callable[[Ring], None]
+) -> tuple[PureStep, Callable[[Source], Callable[[Tensor], None]]]:
+    """Return what `LearnerSteps` is given of a native update: `update` and `learning`.
+
+    Args:
+        native: Updates the state in C, or on a card in CUDA C.
+        look_at: Refuses a ring that the network does not fit.
+    """
+
+    def update(*fields: Tensor) -> None:
+        native.given(Transitions(*fields[:-1]))
+
+    def learning(source: Source) -> Callable[[Tensor], None]:
+        look_at(source.ring)
+        if isinstance(source, ReplayBuffer):
+            return partial(native, source.ring)
+        refuse_sampler(source)
+        return partial(native.sampled, weakref.proxy(source))
+
+    return update, learning
+
+
+def index_of(updates: int | Tensor) -> Tensor:
+    """Return an index [K, B] int64 that the caller gave, or refuse it."""
+    if not isinstance(updates, Tensor):
+        way_out = "Give `replay.draw(updates, batch_size)`, or a Sampler."
+        raise UsageError(f"{updates!r} updates from a replay buffer", "it chooses none", way_out)
+    if updates.ndim != 2 or updates.dtype is not torch.int64:
+        got = f"index {list(updates.shape)} {updates.dtype}"
+        raise UsageError(got, "it has a row [B] int64 for each update", "See `replay.draw`.")
+    return updates

@@ -24,8 +24,7 @@ from fastdqn.learner.settings import TARGETS, refuse_settings
 from fastdqn.learner.state import METRICS, LearnerState
 from fastdqn.native import CudaUpdate, Learned, NativeUpdate, why_not_native
 from fastdqn.networks.flat_network import FlatNetwork
-from fastdqn.replay import Sampler, gather
-from fastdqn.replay.sampler import RowSource, uniform_of
+from fastdqn.replay import Sampler, gather, uniform_of
 from fastdqn.transition import Transitions
 
 __all__ = ["METRICS", "TARGETS", "LearnerState", "Update"]
@@ -162,27 +161,27 @@ class Update(Whole):
             *found, priority = self._gradient(state, batch, others, numbers[0], own)
             return priority, self._commit(state, *found)
 
-    def learn_from(self, state: LearnerState, source: RowSource, random_bits: Tensor) -> None:
+    def learn_from(self, state: LearnerState, sampler: Sampler, random_bits: Tensor) -> None:
         """Make an update for each row of random bits, in order: draw, gather, learn, feed back.
 
-        Pure but for what it writes in place: the state, and what the source has `written()`.
+        Pure but for what it writes in place: the state, and what the sampler has `written()`.
 
         Args:
             state: Written, usually `self.state`.
-            source: Draws the batches, each after the update before it has fed its priorities back.
+            sampler: Draws the batches, each after the update before it has fed its priorities back.
             random_bits: [K, B + R] int64 in [0, 2^62): B numbers that choose the batch, then
                 `num_random(B)` that become the update's own.
         """
-        size, feeds, random = source.batch_size, bool(source.written()), None
+        size, feeds, random = sampler.batch_size, bool(sampler.written()), None
         if random_bits.shape[1] > size:
             random, random_bits = uniform_of(random_bits[:, size:]), random_bits[:, :size]
         with torch.no_grad():
-            for number, (rows, weight) in enumerate(_drawn(source, random_bits)):
-                batch = gather(source.ring, rows, self.gamma, weight)
+            for number, (rows, weight) in enumerate(_drawn(sampler, random_bits)):
+                batch = gather(sampler.ring, rows, self.gamma, weight)
                 own = None if random is None else random[number]
                 priority, made = self._step(state, batch, own)
                 if feeds:
-                    source.feedback(rows, torch.where(made, priority, torch.nan))
+                    sampler.feedback(rows, torch.where(made, priority, torch.nan))
 
     def num_random(self, batch_size: int) -> int:
         """Return how many uniform numbers an update reads: the objective's, then each pass's."""
@@ -283,14 +282,14 @@ class Update(Whole):
             state.target.lerp_(state.online, (due & fine).float())
 
 
-def _drawn(source: RowSource, random_bits: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _drawn(sampler: Sampler, random_bits: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Draw a batch for each row of [K, B] when it is asked for, or all at once: the same rows."""
-    if source.independent:
-        for rows in source.draw(random_bits)[0].unbind(0):
+    if sampler.independent:
+        for rows in sampler.draw(random_bits)[0].unbind(0):
             yield rows, None
     else:
         for bits in random_bits.unbind(0):
-            yield source.draw(bits)
+            yield sampler.draw(bits)
 
 
 def _weighted(losses: Tensor, weight: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.errors import UsageError, first_line
-from fastdqn.foundation.traces import generators_kept
+from fastdqn.foundation.trial_env import generators_restored
 from fastdqn.networks.flat_network import FlatNetwork
 
 __all__ = ["tried", "warn_if_random"]
@@ -31,7 +31,7 @@ def tried(network: FlatNetwork, shown: Tensor, where: str) -> int:
         UsageError: The network raises, returns anything but Q-values [B, A] with a gradient, or
             writes into the observations.
     """
-    with generators_kept():
+    with generators_restored():
         return _q_values(_twin(network), shown.clone(), shown, where)
 
 
@@ -73,7 +73,7 @@ def warn_if_random(network: FlatNetwork, shown: Tensor, stacklevel: int) -> None
         UsageError: It takes several observations, but not a single one.
     """
     name = type(network.module).__name__
-    with generators_kept(), torch.no_grad():
+    with generators_restored(), torch.no_grad():
         twin = _twin(network)
         if _is_random(twin, shown):
             twin.module.eval()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastdqn.device import synchronize
 from fastdqn.execution.cuda_graph import CudaGraphStep
+from fastdqn.execution.step import EagerStep
 from fastdqn.foundation.copying import Whole
 from fastdqn.native import CudaActor
 from fastdqn.policies.policy import Actor, EagerActor, Hosted, Policy
@@ -44,7 +45,8 @@ class GraphActor(Whole):
         self._device = device = policy.network.flat.device
         self._epsilon = torch.zeros((), device=device)
         self._given = _on_host(torch.zeros(()), device)  # epsilon, which the graph takes over
-        self.step = CudaGraphStep(self._choose, lambda *_: lambda: None, device=device, cuda=cuda)
+        step = EagerStep(self._choose)
+        self.step = CudaGraphStep(step, lambda *_: lambda: None, device=device, cuda=cuda)
         self._places: dict[Hashable, _Place] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphActor:

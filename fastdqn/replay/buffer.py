@@ -188,14 +188,12 @@ class ReplayBuffer(Whole):
             self._write_at_once(writer, given, kept, real)
             self._join(row, real)
             return
-        before = self._before(row)
+        before, cells = self._before(row), self._cells
         if before is not None:
-            continues, cells = self._cells.continues[before], self._cells
-            continues[:] = ~(cells.terminated[before] | cells.truncated[before])
-        self._cells.continues[self._places(row + self.num_groups)] = False
+            cells.continues[before] = ~(cells.terminated[before] | cells.truncated[before])
         self._join(row, real)
         self._show(row + self.num_groups, obs, action_mask)
-        here, cells = self._places(row), self._cells
+        here = self._places(row)
         cells.action[here] = action
         cells.reward[here] = reward
         cells.terminated[here] = terminated
@@ -238,9 +236,11 @@ class ReplayBuffer(Whole):
         """
         group = row % self.num_groups
         apart, unreal = self._apart[group], None if real is None or real.all() else ~real
-        self._apart[group] = unreal
-        given, before = [envs for envs in (apart, unreal) if envs is not None], self._before(row)
-        if given and before is not None:
+        if apart is None and unreal is None:
+            return
+        self._apart[group], before = unreal, self._before(row)
+        if before is not None:
+            given = [envs for envs in (apart, unreal) if envs is not None]
             envs = as_index(np.flatnonzero(np.any(given, 0)), self.device)
             self._cells.continues[before][envs] = False
 
@@ -324,13 +324,14 @@ class ReplayBuffer(Whole):
         return self._row + (group - self._row) % self.num_groups
 
     def _show(self, row: int, obs: Values, action_mask: Values | None) -> None:
-        """Write the frames of a row, and what may be done in them."""
+        """Write the frames of a row, and what may be done in them; nothing continues from here."""
         here, masks = self._places(row), self._cells.masks
         if masks is not None:
             masks[here] = True if action_mask is None else action_mask
         elif action_mask is not None:
             raise UsageError(*NO_MASKS)
         self._cells.frames[here] = obs
+        self._cells.continues[here] = False
 
     def _point_to_successor(self, row: int) -> None:
         """Let a row point to the frames of its successor, if an older use of it did not."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,12 +17,10 @@ from torch import Tensor
 from fastdqn.foundation.copying import Whole
 from fastdqn.replay.buffer import MAX_DRAW, ReplayBuffer
 from fastdqn.replay.functional_ring import FunctionalRing
-from fastdqn.replay.storage import Ring
 
 __all__ = [
     "GivenRows",
     "NewestSampler",
-    "RowSource",
     "Sampler",
     "SamplerFactory",
     "UniformSampler",
@@ -32,49 +29,6 @@ __all__ = [
 
 BITS_BESIDE_UNIFORM = 38
 """Of the 62 random bits of a number; the 24 that are left fill a float32 in [0, 1)."""
-
-
-class RowSource(Protocol):
-    """What an update asks for its rows; all of it pure, but that `feedback` writes in place.
-
-    Attributes:
-        ring: What the rows are of.
-        batch_size: Rows of a batch, B.
-        independent: Whether every number chooses its row by itself, whatever was learned before,
-            and all rows weigh alike: then `draw` may be given [K, B] for the batches of a call.
-    """
-
-    ring: Ring
-    batch_size: int
-    independent: bool
-
-    def draw(self, random_bits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the rows of a batch, and what their losses are weighted with.
-
-        Args:
-            random_bits: [B] int64 in [0, 2^62).
-
-        Returns:
-            [B] int64 for `gather(ring, rows)`, and [B] float32, or None for 1 everywhere.
-        """
-        ...
-
-    def feedback(self, rows: Tensor, priority: Tensor) -> None:
-        """Take the priorities of a batch, before the next one is drawn.
-
-        Args:
-            rows: [B] int64, as they were drawn; one may come twice.
-            priority: [B] float32 from the objective; NaN throughout where the update was skipped,
-                and then nothing may change.
-        """
-        ...
-
-    def written(self) -> tuple[Tensor, ...]:
-        """Return the tensors that `draw` and `feedback` write; without any, nothing is fed back.
-
-        Trials and warm-ups bring them back. They stay where they are.
-        """
-        ...
 
 
 class Sampler(Whole, ABC):
@@ -94,6 +48,8 @@ class Sampler(Whole, ABC):
 
     Attributes:
         ring: The tensors of `replay`.
+        independent: Whether every number chooses its row by itself, whatever was learned before,
+            and all rows weigh alike: then the batches of a call may be drawn at once.
     """
 
     kept_by = "Save the tensors of `sampler.ring`, and build another sampler."
@@ -111,13 +67,29 @@ class Sampler(Whole, ABC):
 
     @abstractmethod
     def draw(self, random_bits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the rows of a batch and their weights; see `RowSource`."""
+        """Return the rows of a batch, and what their losses are weighted with.
+
+        Args:
+            random_bits: [B] int64 in [0, 2^62); [K, B] of K batches, if `independent`.
+
+        Returns:
+            [B] int64 for `gather(sampler.ring, rows)`, and [B] float32, or None for 1 everywhere.
+        """
 
     def feedback(self, rows: Tensor, priority: Tensor) -> None:
-        """Take the priorities of a batch; see `RowSource`."""
+        """Take the priorities of a batch, before the next one is drawn; writes in place.
+
+        Args:
+            rows: [B] int64, as they were drawn; one may come twice.
+            priority: [B] float32 from the objective; NaN throughout where the update was skipped,
+                and then nothing may change.
+        """
 
     def written(self) -> tuple[Tensor, ...]:
-        """Return the tensors that `draw` and `feedback` write; see `RowSource`."""
+        """Return the tensors that `draw` and `feedback` write; without any, nothing is fed back.
+
+        Trials and warm-ups bring them back. They stay where they are.
+        """
         return ()
 
     # The host's half
@@ -137,12 +109,6 @@ class Sampler(Whole, ABC):
             UsageError: The buffer is empty.
         """
         self.buffer.publish(*self.span_on_host())
-        return self.random_bits(updates, num_random)
-
-    def random_bits(self, updates: int, num_random: int = 0) -> Tensor:
-        """Draw what `fill` draws, and publish nothing; see there."""
-        if not self._rehearsing:
-            self.buffer.refuse_empty()
         place = self.place(updates, num_random)
         self._draw_into(place)
         return place
@@ -170,11 +136,6 @@ class Sampler(Whole, ABC):
             return 0, len(self.ring.action)
         self.buffer.refuse_empty()
         return self.buffer.first, len(self.buffer)
-
-    @property
-    def order(self) -> Tensor:
-        """The transitions that may be drawn as the ring lists them, a circle [T * M] int64."""
-        return self.buffer.order
 
     def place(self, updates: int, num_random: int = 0) -> Tensor:
         """Return the memory that `fill` returns, as it is: for parts of a larger draw."""
@@ -240,29 +201,14 @@ class NewestSampler(Sampler):
             super()._draw_into(place[:, self.batch_size :])
 
 
-class GivenRows:
-    """Learns from rows that the caller chose: a row [B] of an index for each update.
-
-    Args:
-        ring: What they are of.
-        batch_size: Rows of a batch, B.
-    """
+class GivenRows(Sampler):
+    """Takes the rows that the caller chose: his index stands where the random bits do."""
 
     independent = True
 
-    def __init__(self, ring: Ring, batch_size: int) -> None:
-        self.ring, self.batch_size = ring, batch_size
-
     def draw(self, random_bits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return what is given as the rows."""
+        """Return what is given; all rows weigh alike."""
         return random_bits, None
-
-    def feedback(self, rows: Tensor, priority: Tensor) -> None:
-        """Take no priorities."""
-
-    def written(self) -> tuple[Tensor, ...]:
-        """Return nothing."""
-        return ()
 
 
 def uniform_of(random_bits: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from fastdqn.device import synchronize
 from fastdqn.errors import UsageError
 from fastdqn.execution.modes import choose_execution
 from fastdqn.foundation.copying import snapshot
-from fastdqn.foundation.traces import generators_kept
+from fastdqn.foundation.trial_env import generators_restored
 from fastdqn.learner.learner import Learner
 from fastdqn.native import NativeActor, why_not_act
 from fastdqn.policies.actors import ACTORS, actor_of
@@ -92,7 +92,7 @@ def fastest_execution(
         learner.execute_as(way)
         return partial(learner.learn, sampler, updates)
 
-    with sampler.rehearsal(), generators_kept():
+    with sampler.rehearsal(), generators_restored():
         best, message = _compare(candidates, run, learner.device, updates, restore)
     learner.keep_to(best)
     return best, f"measured per update: {message}"
@@ -113,7 +113,7 @@ def learning_seconds(learner: Learner, sampler: Sampler | None) -> float:
     written = *learner.state.written(), *sampler.written()
     restore, updates = snapshot(written), _due(sampler)
     try:
-        with sampler.rehearsal(), generators_kept():
+        with sampler.rehearsal(), generators_restored():
             run = partial(learner.learn, sampler, updates)
             run()
             elapsed_s = _timed(run, learner.device, LEARNING_CALLS)
@@ -158,7 +158,7 @@ def fastest_actor(
     def run(kind: str) -> Callable[[], object]:
         return partial(actors[kind].on_host, obs, 0.5, uniform, action_mask)
 
-    with generators_kept():
+    with generators_restored():
         best, message = _compare(kinds, run, policy.network.flat.device, 1, lambda: None)
     policy.actor = actors[best]
     return best, f"acting by {best}, measured per vector step: {message}"

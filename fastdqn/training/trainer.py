@@ -12,9 +12,10 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict, Unpack
+from typing import NotRequired, TypedDict, Unpack
 
 from fastdqn.errors import NonFiniteError
+from fastdqn.execution.step import Progress
 from fastdqn.learner.learner import Learner
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import Evaluation, EvaluationStopped, Evaluator
@@ -105,7 +106,7 @@ class Trainer(ABC):
         self.peak_sps = 0.0
         self.worker_restarts = 0
         self.watch = Stopwatch()
-        self._compiling: list[Any] = []  # steps that are not reported as ready yet
+        self._reported_steps: list[Progress] = []  # that are reported as compiled, or not
         self._first_update: tuple[int, float] | None = None
         self._reported = (rollout.env_steps, 0.0)
         self._begun_at = rollout.env_steps
@@ -128,10 +129,9 @@ class Trainer(ABC):
         self.rollout.reset(seeds)
         self.startup_s = time.perf_counter() - self.started
         self.watch = Stopwatch()
-        message = [step for step in self._steps() if hasattr(step, "ready_after_s")]
-        self._compiling = [step for step in message if step.ready_after_s is None]
+        self._reported_steps = [step for step in self._steps() if step.ready_after_s is not None]
 
-    def _steps(self) -> Sequence[Any]:
+    def _steps(self) -> Sequence[Progress]:
         """Return the steps that may be compiled while the training runs."""
         return self.learner.compiling
 
@@ -183,12 +183,14 @@ class Trainer(ABC):
 
     def _tell_compiled(self) -> None:
         """Report once for each step that it is compiled, or why not."""
-        for step in list(self._compiling):
+        for step in self._steps():
+            if step in self._reported_steps:
+                continue
             message = step.failure and f"not compiled: {step.failure}"
             if step.ready_after_s is not None and not message:
                 message = f"compiled after {step.ready_after_s:.0f} s"
             if message:
-                self._compiling.remove(step)
+                self._reported_steps.append(step)
                 self.callback.on_compiled(self.rollout.env_steps, message)
 
     def _count(self, episodes: list[Episode]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from fastdqn.execution.modes import mode_of
 from fastdqn.learner.learner import Learner
 from fastdqn.native import CudaUpdate, cuda_structs
 from fastdqn.native.cuda_config import Shape
@@ -111,6 +112,6 @@ def on_emulated_card(learner: Learner) -> Learner:
     native = learner.natively(learner.state, partial(CudaUpdate, make=make))
     assert isinstance(native, CudaUpdate)
 
-    learner._modes["native"] = learner._native_steps(native, graphs=False)
+    learner._modes["native"] = learner._steps_in(mode_of("native", learner.device), native=native)
     learner.execute_as("native")
     return learner

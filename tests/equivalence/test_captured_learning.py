@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fastdqn.execution.modes import chunks
-from fastdqn.learner import learner as learner_file
 from fastdqn.learner.learner import Learner
+from fastdqn.learner.steps import UPDATES_PER_GRAPH
 from fastdqn.replay import UniformSampler
 from tests.fake_cuda import RecordingCuda
 from tests.learner_modes import run_by_graphs
@@ -71,7 +71,7 @@ def test_a_call_is_one_replay_where_the_updates_have_a_graph() -> None:
         before = cuda.replays()
         learner.learn(sampler, updates)
         assert cuda.replays() == before + 1
-    assert chunks(27, learner_file.UPDATES_PER_GRAPH) == [16, 8, 2, 1]
+    assert chunks(27, UPDATES_PER_GRAPH) == [16, 8, 2, 1]
 
 
 def test_graphs_see_what_is_written_after_their_capture() -> None:

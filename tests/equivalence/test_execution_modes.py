@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from fastdqn.errors import UsageError
-from fastdqn.execution.compiled import Compiled
+from fastdqn.execution.ahead import AheadOfTime
+from fastdqn.execution.compile import CompiledStep
 from fastdqn.learner.learner import Learner, LearnerState
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, UniformSampler
-from tests.compilers import PromptCompiler
 from tests.learner_settings import NO_TARGET, PLAIN, SmallConv
 from tests.small_learners import Branches, filled_ring, random_batch
 
@@ -218,8 +217,9 @@ def test_nothing_compiles_again_after_the_first_calls(
             replay = replays[SETTINGS[name].masked]
             replay.begin(torch.randn(2, 4))
             if SETTINGS[name].from_ring:
-                learner.learn(replay, replay.draw(5, BATCH))
-                learner.learn(replay, replay.newest(4, BATCH))
+                own = MASKED if SETTINGS[name].masked else REPLAY
+                learner.learn(own, replay.draw(5, BATCH))
+                learner.learn(own, replay.newest(4, BATCH))
     assert dict(counters["stats"]) == graphs
     assert {name: learner.compile_s for name, learner in learners.items()} == seconds
 
@@ -230,7 +230,8 @@ def test_choosing_batches_compiles_with_the_update_and_reads_the_ring_anew() -> 
     learner, eager = setting.build("eager"), setting.build("eager")
     samplers = [UniformSampler(ReplayBuffer(40, 2, (4,)), BATCH) for _ in range(2)]
 
-    step = Compiled(learner._learning_from(samplers[1]), learner.device)
+    compiler = AheadOfTime(learner.device)
+    step = CompiledStep(learner._learning_from(samplers[1]), compiler)
     for number in range(60):
         row = random_batch(number, 2)
         real = row.terminated.numpy() if number % 9 == 5 else None
@@ -239,7 +240,7 @@ def test_choosing_batches_compiles_with_the_update_and_reads_the_ring_anew() -> 
             sampler.buffer.write(*given, real=real)
         eager.learn(samplers[0], 1)
         step(samplers[1].fill(1))
-    assert step.loaded + step.made + len(step._inside._runs) == 1
+    assert compiler.loaded + compiler.made == 1
     assert_alike(learner.state, eager.state, rtol=2e-4)
 
 
@@ -248,9 +249,10 @@ def test_nothing_of_a_learner_has_to_be_compiled_inside(
     names: tuple[str, ...], compiled: Compilers
 ) -> None:
     for learner in compiled.of(names).values():
-        for step in (learner._steps.update, *learner._steps.learning):
-            assert isinstance(step, Compiled)
-            assert step.fallback is None
+        for step in learner._steps.all:
+            assert isinstance(step, CompiledStep)
+            assert isinstance(step.compiler, AheadOfTime)
+            assert step.compiler.fallback is None
 
 
 @some_and_all
@@ -300,53 +302,6 @@ def test_the_actor_sees_what_compiled_updates_write(compiled: Compilers) -> None
             learner.update(replace(batch, reward=reward, terminated=terminated))
         assert policy.act(obs, 0.0).tolist() == [wanted] * 16
         assert policy.greedy(obs).tolist() == [wanted] * 16
-
-
-class Inside:
-    """Steps compiled in this process, as where no library can be made."""
-
-    def __init__(self, device: str, *, by_row: bool = False) -> None:
-        self.calls: list[int] = []
-        self.total, self.factor = torch.zeros(3), torch.tensor(1.0)
-        inside = PromptCompiler("out of order")
-        # The device only says how to compile; everything lies where it lies.
-        self.step = Compiled(self._add, torch.device(device), by_row=by_row, compiler=inside)
-
-    def _add(self, total: Tensor, rows: Tensor) -> None:
-        self.calls.append(len(rows))  # once for each trace
-        for row in rows.unbind(0):
-            total.add_(row * self.factor)
-
-    def __call__(self, rows: int) -> float:
-        self.step(self.total, torch.ones(rows, 3))
-        return float(self.total[0])
-
-
-def test_what_is_compiled_inside_reads_and_writes_what_the_step_holds() -> None:
-    inside = Inside("cpu")
-    assert [inside(2), inside(2)] == [2.0, 4.0]
-    inside.factor.fill_(10.0)
-    assert [inside(2), inside(1)] == [24.0, 34.0]
-    assert set(inside.calls) == {2, 1}
-    assert len(inside.step._inside._runs) == 2
-    assert inside.step.fallback == "out of order"
-    assert inside.step.compile_s > 0
-
-
-def test_on_a_card_one_row_is_compiled_for_any_number_of_rows() -> None:
-    inside = Inside("cuda", by_row=True)
-    assert [inside(3), inside(1), inside(16)] == [3.0, 4.0, 20.0]
-    assert set(inside.calls) == {1}
-    assert len(inside.step._inside._runs) == 1
-
-
-def test_a_step_that_looks_at_values_is_refused_by_name() -> None:
-    def step(x: Tensor) -> None:
-        if float(x.sum()) > 0:
-            x.zero_()
-
-    with pytest.raises(UsageError, match="--execution compile: the step cannot be compiled"):
-        Compiled(step, torch.device("cpu"))(torch.ones(3))
 
 
 @pytest.mark.usefixtures("compiled")

@@ -6,7 +6,6 @@ that waits until it is told to end: a call that waited for it would never return
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
@@ -14,10 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastdqn.execution.compiled import CompiledInside
 from fastdqn.execution.cuda_graph import CudaGraphStep
-from fastdqn.execution.meanwhile import Meanwhile
-from fastdqn.learner import learner as learner_file
+from fastdqn.execution.modes import mode_of
+from fastdqn.execution.step import EagerStep, PlainUntilCompiled, PureStep, Step, StepGroup
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.policy import Policy
@@ -25,8 +23,8 @@ from fastdqn.replay import UniformSampler
 from fastdqn.training import autotune
 from fastdqn.training.autotune import choose_ways
 from fastdqn.training.tensor.block_plan import Block
+from fastdqn.training.tensor.block_runner import BlockRunner
 from fastdqn.training.tensor.rollout import TensorRollout
-from fastdqn.training.tensor.torch_blocks import TorchBlocks
 from tests.clock import Clock
 from tests.compilers import HeldInductor
 from tests.fake_cuda import RecordingCuda
@@ -46,10 +44,6 @@ PLAN = (4, 1, 16, 5, 1, 4, 16, 5)
 
 @pytest.fixture
 def inductor(monkeypatch: pytest.MonkeyPatch) -> HeldInductor:
-    def on_a_card(step: Any, _: torch.device, **given: Any) -> CompiledInside:
-        return CompiledInside(step, torch.device("cuda"), **given)
-
-    monkeypatch.setattr(learner_file, "CompiledInside", on_a_card)
     return HeldInductor(monkeypatch)
 
 
@@ -68,10 +62,10 @@ def assert_alike(learner: Learner, other: Learner) -> None:
 
 def captures(step: Any) -> tuple[int, int]:
     """Return how many graphs were recorded of the step as it is, and of the compiled one."""
-    assert isinstance(step, Meanwhile)
-    assert isinstance(step._plain, CudaGraphStep)
-    assert isinstance(step._fast, CudaGraphStep)
-    return step._plain.captures, step._fast.captures
+    assert isinstance(step, PlainUntilCompiled)
+    assert isinstance(step.plain, CudaGraphStep)
+    assert isinstance(step.fast, CudaGraphStep)
+    return step.plain.captures, step.fast.captures
 
 
 @pytest.mark.parametrize("name", TRIED)
@@ -94,7 +88,7 @@ def test_what_is_learned_does_not_depend_on_when_it_moves(
             inductor.finish()
     (step,) = learner.compiling
     assert (step.failure, step.ready) == (None, True)
-    assert step.ready_after_s > 0
+    assert (step.ready_after_s or 0.0) > 0
     assert captures(step)[1] == 3  # of 16, 4 and 1, once each
     recorded = cuda.captures()
     for updates in PLAN:
@@ -120,8 +114,8 @@ def test_batches_and_indices_of_the_caller_move_too(inductor: HeldInductor) -> N
             one.learn(replay, index)
         assert_alike(learner, eager)
         inductor.finish()
-    for step in (learner._steps.update, learning_step(learner)):
-        assert isinstance(step, Meanwhile)
+    for step in learner._steps.all:
+        assert isinstance(step, PlainUntilCompiled)
         assert (step.failure, step.ready) == (None, True)
         assert step.ready_after_s
     assert len(inductor.traces) == 2
@@ -182,12 +176,12 @@ def test_auto_starts_without_a_compiler_and_records_nothing_twice(
     learner.device = torch.device("cuda")  # so it says; its tensors are the CPU's
     monkeypatch.setattr(learner, "_steps_in", partial(learner._steps_in, cuda=cuda))
 
-    def slow(step: Callable[..., None]) -> Callable[..., None]:
+    def slow(step: PureStep) -> Step:
         def slowly(*given: Any) -> None:
             clock.now += 1e-3
             step(*given)
 
-        return slowly
+        return EagerStep(slowly)
 
     run_by(learner, "eager", slow)
     sampler = UniformSampler(OWN.replay(), BATCH, due=2)
@@ -219,8 +213,9 @@ def rollout_of(kind: str, way: str = "eager", **given: Any) -> tuple[TensorRollo
     learn = partial(learner.learn_from, learner.state)
     rollout = TensorRollout(env, learner.network, learn, capacity=40, batch_size=8, seed=3)
     if way != "eager":
-        parts = rollout._iteration, env, way, learner.state.written(), torch.device("cuda")
-        rollout._blocks = TorchBlocks(*parts, **given)
+        cuda = torch.device("cuda")
+        parts = rollout._iteration, env, mode_of(way, cuda), learner.state.written(), cuda
+        rollout._blocks = BlockRunner(*parts, **given)
     return rollout, learner
 
 
@@ -249,10 +244,11 @@ def test_blocks_do_what_eager_blocks_do_whenever_they_move(
             assert inductor.calls == 0
         else:
             inductor.finish()
-        blocks = rollout._blocks
-    message = [step for step in blocks.compiling if step.ready_after_s]
-    assert len(message) == (1 if kind == "whole" else 3)
-    assert all(step.failure is None for step in blocks.compiling)
+    (steps,) = rollout.compiling
+    assert isinstance(steps, StepGroup)
+    assert len(steps.steps) == 3  # a whole block of each kind; or acting, recording and learning
+    assert steps.ready_after_s
+    assert steps.failure is None
     recorded, traced = cuda.captures(), len(inductor.traces)
     for block in BLOCKS:
         assert rollout.advance(block, 0.1) == plain.advance(block, 0.1)
@@ -265,8 +261,8 @@ def test_blocks_that_were_asked_for_by_name_wait(inductor: HeldInductor) -> None
     rollout, _ = rollout_of("whole", WAY, cuda=RecordingCuda())
     inductor.go.set()
     rollout.advance(BLOCKS[0], 0.5)
-    assert isinstance(rollout._blocks, TorchBlocks)
-    assert isinstance(rollout._blocks._fast, CudaGraphStep)
+    (step,) = rollout._blocks.steps.steps
+    assert isinstance(step, CudaGraphStep)
     assert inductor.calls == 2 * 4
 
 
@@ -279,5 +275,5 @@ def test_blocks_whose_compile_fails_stay_captured_and_say_so(inductor: HeldInduc
         inductor.finish("no space left")
     assert_same_rollouts(rollout, plain)
     assert_alike(learner, eager)
-    step = rollout._blocks.compiling[0]
+    (step,) = rollout._blocks.steps.steps
     assert (step.failure, captures(step)) == ("RuntimeError: no space left", (1, 0))

@@ -16,10 +16,12 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from fastdqn.execution.background import Background
+from fastdqn.execution.ahead import AheadOfTime
+from fastdqn.execution.compile import CompiledStep
 from fastdqn.execution.compile_cache import Numerics, load_library
-from fastdqn.execution.compiler import CompileError, Compiler, Request
-from fastdqn.execution.trace import TensorSpec
+from fastdqn.execution.compiler import Compiler, Request
+from fastdqn.execution.step import PureStep
+from fastdqn.execution.trace import CompileError, TensorSpec
 from fastdqn.learner.learner import Learner
 from tests.learner_modes import learning_step, run_by
 from tests.small_learners import Branches, filled_ring
@@ -54,11 +56,16 @@ def request(folder: Path) -> Request:
     return Request(b"no pickle", (spec,), 0, 0, Numerics.current(), folder / "none.pt2")
 
 
+def beside(process: Compiler, step: PureStep) -> CompiledStep:
+    compiler = AheadOfTime(CPU, background=True, process=process)
+    return CompiledStep(step, compiler, background=True, by_row=True)
+
+
 def learner(*, moving: Compiler | None = None) -> Learner:
     torch.manual_seed(0)
     built = Learner(Branches(), learning_rate=1e-3)
     if moving is not None:
-        run_by(built, "eager", partial(Background, device=CPU, by_row=True, compiler=moving))
+        run_by(built, "eager", partial(beside, moving))
         built.execute_as("eager")
     return built
 
@@ -110,13 +117,12 @@ def test_a_real_run_moves_without_a_seam_and_the_next_one_starts_compiled(
     )
     eager, moving = learner(), learner(moving=compiler)
     eager.learn(replay, index)
-    step = learning_step(moving)
-    assert isinstance(step, Background)
     moving.learn(replay, index[:100])
-    assert (step.state, step.made) == ("compiling", 0)
+    step = learning_step(moving)
+    assert (step.ready, _libraries(step)) == (False, (0, 0))
     pid = compiler.pid
-    wait_until(partial(_settled, step))
-    assert (step.failure, step.ready, step.made) == (None, True, 1)
+    wait_until(lambda: step.ready)
+    assert (step.failure, _libraries(step)) == (None, (0, 1))
     moving.learn(replay, index[100:])
     for name in ("online", "target"):
         mine, theirs = getattr(moving.state, name), getattr(eager.state, name)
@@ -133,15 +139,16 @@ def test_a_real_run_moves_without_a_seam_and_the_next_one_starts_compiled(
     for other in (again, twin):
         other.learn(replay, index)
         step = learning_step(other)
-        assert isinstance(step, Background)
-        assert (step.state, step.loaded, step.made) == ("compiled", 1, 0)
+        assert (step.ready, _libraries(step)) == (True, (1, 0))
     assert torch.equal(again.state.online, twin.state.online)
     assert compiler.starts == 1
     _assert_found_by_another_process(libraries)
 
 
-def _settled(step: Background) -> bool:
-    return step.state != "compiling"
+def _libraries(step: CompiledStep) -> tuple[int, int]:
+    """Return how many libraries were found, and how many were made."""
+    assert isinstance(step.compiler, AheadOfTime)
+    return step.compiler.loaded, step.compiler.made
 
 
 def _assert_found_by_another_process(libraries: Path) -> None:
@@ -151,10 +158,10 @@ def _assert_found_by_another_process(libraries: Path) -> None:
         f"import fastdqn.execution.compile_cache as c; c.cache_dir = lambda: {str(libraries)!r};"
         "l = t.learner(moving=t.Compiler());"
         "l.learn(t.filled_ring(), torch.zeros(4, 8, dtype=torch.int64));"
-        "s = t.learning_step(l); print(s.loaded, s.state)"
+        "s = t.learning_step(l); print(s.compiler.loaded, s.ready_after_s is not None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["1", "compiled"], done.stderr
+    assert done.stdout.split() == ["1", "True"], done.stderr
 
 
 def test_a_broken_library_is_deleted_and_missed(tmp_path: Path) -> None:
@@ -190,8 +197,7 @@ def test_a_killed_compiler_leaves_the_step_eager_and_nothing_behind(
     pid, _, started = _started(busy, libraries)
     os.kill(pid, signal.SIGKILL)
     step = learning_step(moving)
-    assert isinstance(step, Background)
-    wait_until(lambda: step.state == "failed")
+    wait_until(lambda: step.failure is not None)
     assert step.failure == "the compiler ended with SIGKILL (often out of memory)"
     moving.learn(replay, torch.zeros(4, 8, dtype=torch.int64))
     assert int(moving.state.updates) == 8

@@ -14,7 +14,6 @@ from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
 from fastdqn.training.tensor.block_plan import Block
 from fastdqn.training.tensor.rollout import TensorRollout
-from fastdqn.training.tensor.torch_blocks import TorchBlocks
 
 pytestmark = pytest.mark.cuda
 
@@ -56,9 +55,9 @@ def test_a_captured_block_is_the_eager_block(env_id: str) -> None:
     same_from_the_same_state(fast, plain)
     assert int(learner.state.updates) == int(eager.state.updates) == 200
     torch.testing.assert_close(learner.state.online, eager.state.online, rtol=1e-3, atol=1e-5)
-    assert isinstance(fast._blocks, TorchBlocks)
-    assert isinstance(fast._blocks._fast, CudaGraphStep)
-    assert fast._blocks._fast.captures == 1
+    (step,) = fast._blocks.steps.steps
+    assert isinstance(step, CudaGraphStep)
+    assert step.captures == 1
 
 
 @pytest.mark.parametrize("way", ["compile+cudagraph", "native"])

@@ -13,9 +13,8 @@ from torch import Tensor
 from fastdqn import DQN
 from fastdqn.execution import modes
 from fastdqn.execution.cuda_graph import CudaGraphStep
-from fastdqn.execution.meanwhile import Meanwhile
+from fastdqn.execution.step import EagerStep, PlainUntilCompiled, Progress
 from fastdqn.training.callbacks import NullCallback
-from fastdqn.training.tensor.torch_blocks import TorchBlocks
 from fastdqn.training.trainer import Trainer
 from tests.gpu.test_fused import BLOCK, build, same_from_the_same_state
 from tests.gpu.test_training import SMALL
@@ -49,8 +48,9 @@ def test_updates_start_captured_and_move_with_the_same_numbers(name: str) -> Non
     learner, eager = (setting.build("eager", "cuda") for _ in range(2))
     learner.execute_as(WAY, background=True)
     mine, theirs = (setting.sampler("cuda") for _ in range(2))
+    learner.prepare(mine, 1)
     (step,) = learner.compiling
-    assert isinstance(step, Meanwhile)
+    assert isinstance(step, PlainUntilCompiled)
     for number, updates in enumerate((4, 16, 4, 1, 16, 4, 5, 50)):
         learner.learn(mine, updates)
         eager.learn(theirs, updates)
@@ -83,7 +83,7 @@ def test_other_recordings_succeed_while_something_compiles() -> None:
         def add(total: Tensor) -> None:
             total.add_(torch.ones_like(total))
 
-        CudaGraphStep(add, lambda total: total.zero_)(total)
+        CudaGraphStep(EagerStep(add), lambda total: total.zero_)(total)
         recorded.append(float(total[0]))
 
     until(lambda: step.ready, record)
@@ -98,9 +98,7 @@ def test_other_recordings_succeed_while_something_compiles() -> None:
 def test_blocks_start_captured_and_move_with_the_same_numbers(env_id: str, way: str) -> None:
     (fast, learner), (plain, eager) = build(env_id, "eager"), build(env_id, "eager")
     fast.execute_as(way, background=True)
-    assert isinstance(fast._blocks, TorchBlocks)
-    step = fast._blocks.compiling[0]
-    assert isinstance(step, Meanwhile)
+    (step,) = fast.compiling
     for number in range(4):
         assert fast.advance(BLOCK, 0.5) == plain.advance(BLOCK, 0.5)
         if number == 0:
@@ -113,7 +111,7 @@ def test_blocks_start_captured_and_move_with_the_same_numbers(env_id: str, way: 
     torch.testing.assert_close(learner.state.online, eager.state.online, rtol=1e-3, atol=1e-5)
 
 
-def moves(trainer: Trainer, step: Meanwhile) -> None:
+def moves(trainer: Trainer, step: Progress) -> None:
     """Train until the first update, which waits for nobody, and until the step has moved."""
     updates = trainer.learner.state.updates
     until(lambda: int(updates), trainer.vector_step)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -74,14 +75,19 @@ def run(plan: dict[str, Sequence[str]]) -> Iterator[tuple[str, list[str], int]]:
         Name, lines of the plugin and pytest's code of each, in the order in which they end.
     """
     waiting, running = list(plan)[::-1], dict[int, tuple[str, Path]]()
-    with tempfile.TemporaryDirectory() as home:
+    home = Path(
+        tempfile.mkdtemp()
+    )  # a TemporaryDirectory would be deleted by the first fork's exit
+    try:
         while waiting or running:
             while waiting and len(running) < AT_A_TIME:
-                name, folder = waiting.pop(), Path(home) / str(len(waiting))
+                name, folder = waiting.pop(), home / str(len(waiting))
                 running[start(name, plan[name], folder)] = name, folder
             pid, status = os.wait()
             name, folder = running.pop(pid)
             yield name, lines_of(folder), os.waitstatus_to_exitcode(status)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def verdict(name: str, tests: Sequence[str], lines: list[str], code: int) -> tuple[bool, str]:

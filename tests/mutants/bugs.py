@@ -39,8 +39,9 @@ from fastdqn.envs.workers.supervised_pool import SupervisedPool
 from fastdqn.envs.workers.supervision import RestartBudget
 from fastdqn.execution import modes
 from fastdqn.execution.cuda_graph import CudaGraphStep
-from fastdqn.execution.meanwhile import Meanwhile
-from fastdqn.foundation import copying, traces
+from fastdqn.execution.in_process import InProcess
+from fastdqn.execution.step import PlainUntilCompiled
+from fastdqn.foundation import copying, trial_env
 from fastdqn.learner import update
 from fastdqn.learner.learner import Learner, LearnerState
 from fastdqn.native import NativeActor, binding
@@ -78,7 +79,8 @@ FIRE = "tests/faults/test_supervision.py::test_"
 RESTARTS = "tests/faults/test_restarts.py::test_"
 BUDGET = "tests/unit/envs/test_supervision.py::test_"
 LOCAL = "tests/unit/envs/test_local_pool.py::test_"
-MEANWHILE = "tests/unit/execution/test_meanwhile.py::test_"
+COMPILED = "tests/unit/execution/test_compile.py::test_"
+STEP = "tests/unit/execution/test_step.py::test_"
 MOVING = "tests/equivalence/test_moving_learning.py::test_"
 EXECUTION = "tests/unit/execution/test_modes.py::test_"
 CHECK = "tests/unit/networks/test_network_check.py::test_"
@@ -95,7 +97,7 @@ REUSED = "tests/equivalence/test_reused_arrays.py::test_"
 ACTIONS = "tests/equivalence/test_action_dtypes.py::test_"
 MAKE = "tests/unit/envs/test_description.py::test_"
 SEAMS = "tests/architecture/test_seams.py::test_"
-TRACES = "tests/unit/foundation/test_traces.py::test_"
+TRACES = "tests/unit/foundation/test_trial_env.py::test_"
 
 
 @dataclass(frozen=True)
@@ -367,8 +369,9 @@ def batches_of_a_call_drawn_together() -> None:
 
     def learn_from(self: Learner, state: LearnerState, source: Any, random_bits: Tensor) -> None:
         drawn = [source.draw(bits[: source.batch_size]) for bits in random_bits.unbind(0)]
-        for bits, batch in zip(torch.split(random_bits, 1), drawn, strict=True):
-            right(self, state, Drawn(source, batch), bits)
+        for number, batch in enumerate(drawn):
+            together: Any = Drawn(source, batch)
+            right(self, state, together, random_bits[number : number + 1])
 
     exchange("learn_from", learn_from, Learner)
 
@@ -883,48 +886,48 @@ def workers_that_know_gymnasiums_own_ids_alone() -> None:
     TRACES + "spaces_give_the_samples_that_they_give_with_gymnasiums_vectors",
 )
 def a_trial_that_moves_the_generators_of_spaces() -> None:
-    exchange("_undo_space", lambda _: lambda: None, traces)
+    exchange("_undo_space", lambda _: lambda: None, trial_env)
 
 
 @turns_red(TRACES + "a_trial_leaves_generators_and_classes_as_they_were")
 def a_trial_that_counts() -> None:
-    exchange("put_back", lambda _: None, traces._Data)
+    exchange("restore", lambda _: None, trial_env._Data)
 
 
 # Beside a compiler
 
 
-@turns_red(
-    MEANWHILE + "it_runs_plain_until_it_is_compiled_and_moves_between_two_calls",
-)
+@turns_red(COMPILED + "a_thread_compiles_beside_the_calls")
 def a_call_that_waits_for_the_compiler() -> None:
-    right = Meanwhile._ask
+    right = InProcess.submit
 
-    def ask(self: Meanwhile, missing: Any) -> None:
-        right(self, missing)
-        while self._waiting:
-            time.sleep(0.01)
+    def submit(self: InProcess, *given: Any) -> Any:
+        future = right(self, *given)
+        if future is not None:
+            future.result(timeout=2.0)
+        return future
 
-    exchange("_ask", ask, Meanwhile)
+    exchange("submit", submit, InProcess)
 
 
 @turns_red(
-    MEANWHILE + "it_runs_plain_until_it_is_compiled_and_moves_between_two_calls",
-    MEANWHILE + "graphs_move_once_for_each_variant_and_leave_no_trace",
+    STEP + "it_runs_plain_until_it_is_compiled_and_moves_between_two_calls",
+    STEP + "graphs_move_once_for_each_variant_and_leave_no_trace",
     MOVING + "blocks_do_what_eager_blocks_do_whenever_they_move",
 )
 def a_step_that_is_done_in_both_forms_where_it_moves() -> None:
-    right = Meanwhile._move
+    right, moved = PlainUntilCompiled._move, set[int]()
 
-    def move(self: Meanwhile, args: tuple[Any, ...]) -> None:
-        if self.ready_after_s is None:
-            self._plain(*args)
-        right(self, args)
+    def move(self: PlainUntilCompiled, tensors: tuple[Tensor, ...]) -> None:
+        if id(self) not in moved:
+            moved.add(id(self))
+            self.plain(*tensors)
+        right(self, tensors)
 
-    exchange("_move", move, Meanwhile)
+    exchange("_move", move, PlainUntilCompiled)
 
 
-@turns_red(MEANWHILE + "a_move_that_fails_leaves_no_trace")
+@turns_red(STEP + "a_move_that_fails_leaves_no_trace")
 def a_warm_up_that_fails_and_stays() -> None:
     def rehearse(self: CudaGraphStep, args: tuple[Any, ...], restore: Callable[[], None]) -> None:
         self._step(*args)
@@ -933,9 +936,9 @@ def a_warm_up_that_fails_and_stays() -> None:
     exchange("_rehearse", rehearse, CudaGraphStep)
 
 
-@turns_red(MEANWHILE + "closed_it_forgets_what_is_not_ready_and_asks_for_nothing")
+@turns_red(COMPILED + "closed_it_forgets_what_a_thread_compiles_and_asks_for_nothing")
 def a_step_that_is_closed_and_moves() -> None:
-    exchange("close", lambda _: None, Meanwhile)
+    exchange("close", lambda _: None, InProcess)
 
 
 @turns_red(

@@ -19,7 +19,7 @@ from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.masks import MASK
 from fastdqn.envs.workers.task import EnvFactory
 from fastdqn.errors import UsageError
-from fastdqn.foundation.traces import trial_env
+from fastdqn.foundation.trial_env import trial_env
 
 __all__ = ["ReuseWatch", "refuse_reused_arrays"]
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from fastdqn.envs.tensor.protocol import TensorEnv
 from fastdqn.envs.tensor.space_membership import holds_integers
 from fastdqn.errors import NonFiniteError, UsageError
-from fastdqn.execution.modes import refuse_step_execution
+from fastdqn.execution.modes import mode_of
+from fastdqn.execution.step import Progress
 from fastdqn.foundation.copying import Whole, copied
 from fastdqn.native import CudaUpdate, NativeUpdate, refuse_sampler
 from fastdqn.networks.flat_network import FlatNetwork
@@ -29,9 +30,8 @@ from fastdqn.replay.functional_ring import MAX_BITS, FunctionalRing
 from fastdqn.replay.sampler import SamplerFactory
 from fastdqn.training.events import Episode
 from fastdqn.training.tensor.block_plan import Block
+from fastdqn.training.tensor.block_runner import BlockRunner
 from fastdqn.training.tensor.iteration import FAULT, BlockTensors, Iteration
-from fastdqn.training.tensor.native_blocks import NativeBlocks
-from fastdqn.training.tensor.torch_blocks import TorchBlocks
 from fastdqn.transition import STORAGE_DTYPES
 
 __all__ = ["TensorRollout"]
@@ -106,15 +106,15 @@ class TensorRollout(Whole):
         learning = partial(learn or (lambda *_: None), self.sampler)
         self._iteration = Iteration(env, network, learning, self.ring)
         self._calls: dict[Block, BlockTensors] = {}
-        self._ways: dict[str, TorchBlocks | NativeBlocks] = {}
+        self._runners: dict[str, BlockRunner] = {}
         self._background: set[str] = set()
         self.execute_as(execution)
         self.reset([seed])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy environments, ring, generator and counts; how blocks are run is built anew."""
-        twin = copied(self, memo, anew=("_ways", "_blocks", "_calls"))
-        twin._ways, twin._calls = {}, {}
+        twin = copied(self, memo, anew=("_runners", "_blocks", "_calls"))
+        twin._runners, twin._calls = {}, {}
         twin.execute_as(self.execution, background=self.execution in self._background)
         return twin
 
@@ -128,46 +128,40 @@ class TensorRollout(Whole):
     @property
     def compile_s(self) -> float:
         """Seconds spent compiling so far."""
-        return sum(way.compile_s for way in self._ways.values())
+        return sum(runner.steps.wait_s for runner in self._runners.values())
 
     @property
-    def compiling(self) -> list[Any]:
-        """The steps that are compiled now, for those who tell when they are ready."""
-        return self._blocks.compiling
+    def compiling(self) -> list[Progress]:
+        """What is compiled now, for those who tell when it is ready."""
+        return [self._blocks.steps]
 
     def execute_as(self, execution: str, *, background: bool = False) -> None:
-        """Run blocks in this way from now on; everything else stays.
+        """Run blocks in this mode from now on; everything else stays.
 
         Args:
             execution: One of EXECUTIONS, but not `auto`.
             background: Start at once, and compile meanwhile, where that can be done.
 
         Raises:
-            UsageError: There is no such way, or not on this device.
+            UsageError: There is no such mode, or not on this device.
         """
-        refuse_step_execution(execution, self.device)
-        if execution not in self._ways:
-            self._ways[execution] = self._way(execution, background=background)
+        if execution not in self._runners:
+            self._runners[execution] = self._runner(execution, background=background)
             self._background = (
                 self._background | {execution} if background else self._background - {execution}
             )
-        self.execution, self._blocks = execution, self._ways[execution]
+        self.execution, self._blocks = execution, self._runners[execution]
 
-    def _way(self, execution: str, *, background: bool) -> TorchBlocks | NativeBlocks:
-        iteration, env = self._iteration, self.env
-        if execution != "native":
-            given = iteration, env, execution, self._learned, self.device
-            return TorchBlocks(*given, background=background)
-        if self._learn_natively is None:
-            raise UsageError(
-                "--execution native", "nothing here learns in C", "Give `learn_natively`."
-            )
-        refuse_sampler(self.sampler)
-        learn = self._learn_natively()
-        if isinstance(learn, NativeUpdate):
-            return NativeBlocks(iteration, env, learn, self.batch_size, background=background)
-        given = iteration, env, execution, self._learned, self.device
-        return TorchBlocks(*given, background=background, native=learn)
+    def _runner(self, execution: str, *, background: bool) -> BlockRunner:
+        mode, native = mode_of(execution, self.device), None
+        if mode.native:
+            if self._learn_natively is None:
+                reason, way_out = "nothing here learns in C", "Give `learn_natively`."
+                raise UsageError("--execution native", reason, way_out)
+            refuse_sampler(self.sampler)
+            native = self._learn_natively()
+        given = self._iteration, self.env, mode, self._learned, self.device
+        return BlockRunner(*given, background=background, native=native)
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Begin new episodes everywhere, and all random numbers anew; running episodes are cut.

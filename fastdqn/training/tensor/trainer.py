@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
+from fastdqn.execution.step import Progress
 from fastdqn.learner.learner import Learner
 from fastdqn.training.tensor.block_plan import UNROLLED, UNROLLED_IN_A_GRAPH, next_block, plan
 from fastdqn.training.tensor.rollout import TensorRollout
@@ -47,7 +48,7 @@ class TensorTrainer(Trainer):
             self._count(episodes)
         self._look(before, rollout.env_steps)
 
-    def _steps(self) -> Sequence[Any]:
+    def _steps(self) -> Sequence[Progress]:
         return self.rollout.compiling
 
     def _finish(self) -> None:

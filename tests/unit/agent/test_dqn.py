@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastdqn import DQN, CheckpointError, UsageError
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.execution.meanwhile import Meanwhile
+from fastdqn.execution.compile import CompiledStep
 from fastdqn.training.callbacks import NullCallback
 from fastdqn.training.events import Episode
 from tests.oracles import CounterEnv, CrashError, CrashingEnv, OffsetCounterEnv, OneStateEnv
@@ -502,4 +502,4 @@ def test_a_later_call_on_a_card_takes_the_way_of_the_first_one_again() -> None:
         agent._chosen, message = chosen, agent.execution_reason
         agent._choose_execution(10**6)
         assert (agent.learner.execution, agent.execution_reason) == (chosen, message)
-    assert isinstance(agent.learner._modes["compile"].learning[0], Meanwhile)
+    assert isinstance(agent.learner._modes["compile"].learning[0], CompiledStep)

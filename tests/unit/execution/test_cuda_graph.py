@@ -14,9 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdqn.execution.cuda_graph import CudaGraphStep
+from fastdqn.execution.cuda_graph import CudaGraphStep, GraphPool
+from fastdqn.execution.step import EagerStep
 from fastdqn.execution.trace import COMPILER
 from tests.fake_cuda import FakeStreams
+
+ONE, TWO = torch.ones(()), torch.full((), 2.0)
 
 
 class FakeGraph:
@@ -68,11 +71,11 @@ class Counting:
     def __init__(self, cuda: FakeCuda) -> None:
         self.total, self._cuda = torch.zeros(2), cuda
 
-    def step(self, times: int, amount: Tensor) -> None:
+    def step(self, times: Tensor, amount: Tensor) -> None:
         self._cuda.tape.append("step")
         self._cuda.launch(lambda: self.total.add_(amount * times))
 
-    def snapshot(self, times: int, amount: Tensor) -> Callable[[], None]:
+    def snapshot(self, times: Tensor, amount: Tensor) -> Callable[[], None]:
         kept = self.total.clone()
         self._cuda.tape.append("keep")
 
@@ -86,12 +89,16 @@ class Counting:
 def captured(**settings: Any) -> tuple[FakeCuda, Counting, CudaGraphStep]:
     cuda = FakeCuda()
     counting = Counting(cuda)
-    return cuda, counting, CudaGraphStep(counting.step, counting.snapshot, cuda=cuda, **settings)
+    return (
+        cuda,
+        counting,
+        CudaGraphStep(EagerStep(counting.step), counting.snapshot, cuda=cuda, **settings),
+    )
 
 
 def test_the_first_call_warms_up_aside_takes_it_back_records_and_replays() -> None:
     cuda, counting, step = captured(warmups=2)
-    step(1, torch.ones(2))
+    step(ONE, torch.ones(2))
     assert cuda.tape == [
         "keep",
         "side waits for main",
@@ -114,10 +121,10 @@ def test_the_first_call_warms_up_aside_takes_it_back_records_and_replays() -> No
 def test_later_calls_only_replay_and_read_what_the_tensors_hold_then() -> None:
     cuda, counting, step = captured()
     amount = torch.ones(2)
-    step(1, amount)
+    step(ONE, amount)
     cuda.tape.clear()
     amount.fill_(5.0)
-    step(1, amount)
+    step(ONE, amount)
     assert cuda.tape == ["replay"]
     assert counting.total.tolist() == [6.0, 6.0]
 
@@ -138,14 +145,14 @@ class DisturbedCuda(FakeCuda):
 def test_a_recording_that_a_compiler_disturbs_is_made_another_time() -> None:
     cuda = DisturbedCuda()
     counting, amount = Counting(cuda), torch.ones(2)
-    step = CudaGraphStep(counting.step, counting.snapshot, cuda=cuda, warmups=1)
+    step = CudaGraphStep(EagerStep(counting.step), counting.snapshot, cuda=cuda, warmups=1)
     with COMPILER:
-        step(1, amount)
+        step(ONE, amount)
     assert counting.total.tolist() == [1.0, 1.0]
     assert step.captures == 0
     cuda.disturbed = False
-    step(1, amount)
-    step(1, amount)
+    step(ONE, amount)
+    step(ONE, amount)
     assert counting.total.tolist() == [3.0, 3.0]
     assert step.captures == 1
     assert cuda.tape.count("replay") == 2
@@ -155,14 +162,14 @@ def test_a_recording_that_fails_by_itself_is_an_error() -> None:
     cuda = DisturbedCuda()
     counting = Counting(cuda)
     with pytest.raises(RuntimeError, match="during capture"):
-        CudaGraphStep(counting.step, counting.snapshot, cuda=cuda)(1, torch.ones(2))
+        CudaGraphStep(EagerStep(counting.step), counting.snapshot, cuda=cuda)(ONE, torch.ones(2))
     assert counting.total.tolist() == [0.0, 0.0]
 
 
-def test_another_value_or_another_tensor_is_another_graph_in_the_same_pool() -> None:
+def test_another_tensor_is_another_graph_in_the_same_pool() -> None:
     cuda, counting, step = captured()
     amount, other = torch.ones(2), torch.full((2,), 10.0)
-    for args in ((1, amount), (2, amount), (1, other), (1, amount), (2, amount)):
+    for args in ((ONE, amount), (TWO, amount), (ONE, other), (ONE, amount), (TWO, amount)):
         step(*args)
     assert step.captures == 3
     assert cuda.tape.count("new pool") == 1
@@ -173,8 +180,8 @@ def test_another_value_or_another_tensor_is_another_graph_in_the_same_pool() -> 
 def test_a_view_of_another_shape_is_another_graph() -> None:
     _, counting, step = captured()
     amount = torch.ones(2)
-    step(1, amount)
-    step(1, amount[:1])
+    step(ONE, amount)
+    step(ONE, amount[:1])
     assert step.captures == 2
     assert counting.total.tolist() == [2.0, 2.0]
 
@@ -188,7 +195,7 @@ def test_generators_are_registered_before_the_capture_and_warming_up_draws_nothi
         cuda.launch(lambda: place.uniform_(generator=generator))
 
     captured_step = CudaGraphStep(
-        step, lambda place: lambda: None, generators=[generator], warmups=1, cuda=cuda
+        EagerStep(step), lambda place: lambda: None, generators=[generator], warmups=1, cuda=cuda
     )
     captured_step(drawn)
     assert cuda.tape.index("generator registered") < cuda.tape.index("capture in pool 1")
@@ -204,7 +211,7 @@ def test_a_capture_that_fails_leaves_the_stream_as_it_was_and_can_be_tried_again
         cuda.launch(lambda: place.add_(1.0))
 
     total = torch.zeros(1)
-    captured_step = CudaGraphStep(step, lambda place: place.zero_, cuda=cuda)
+    captured_step = CudaGraphStep(EagerStep(step), lambda place: place.zero_, cuda=cuda)
     with pytest.raises(RuntimeError, match="capturing"):
         captured_step(total)
     assert cuda.tape[-1] == "main is current again"
@@ -212,6 +219,23 @@ def test_a_capture_that_fails_leaves_the_stream_as_it_was_and_can_be_tried_again
     failing, cuda.recording = False, None
     captured_step(total)
     assert total.tolist() == [1.0]
+
+
+def test_tensors_that_lie_elsewhere_each_time_are_copied_to_one_graph() -> None:
+    cuda, counting, step = captured(static=True)
+    for number in range(1, 4):
+        step(torch.ones(()), torch.full((4,), float(number))[::2])
+    assert (step.captures, cuda.tape.count("replay")) == (1, 3)
+    assert counting.total.tolist() == [6.0, 6.0]
+
+
+def test_steps_may_share_a_pool() -> None:
+    cuda, pool = FakeCuda(), GraphPool()
+    for _ in range(2):
+        counting = Counting(cuda)
+        step = EagerStep(counting.step)
+        CudaGraphStep(step, counting.snapshot, cuda=cuda, pool=pool)(ONE, torch.ones(2))
+    assert cuda.tape.count("new pool") == 1
 
 
 @pytest.mark.cuda
@@ -229,7 +253,7 @@ def test_a_captured_step_equals_a_plain_one_on_the_gpu() -> None:
     def add(amount: Tensor) -> None:
         total.add_(amount)
 
-    step = CudaGraphStep(add, snapshot)
+    step = CudaGraphStep(EagerStep(add), snapshot)
     for number in range(5):
         amount.fill_(float(number))
         step(amount)

@@ -12,17 +12,19 @@ import pytest
 import torch
 
 from fastdqn.errors import UsageError
-from fastdqn.execution.compiled import Compiled
+from fastdqn.execution.ahead import AheadOfTime
+from fastdqn.execution.compile import CompiledStep
 from fastdqn.execution.cuda_graph import CudaGraphStep
-from fastdqn.execution.meanwhile import Meanwhile
+from fastdqn.execution.in_process import InProcess
 from fastdqn.execution.modes import (
     GRAPHS,
     WORTH_COMPILING_UPDATES,
-    accelerate,
     choose_execution,
+    mode_of,
     refuse_execution,
-    refuse_step_execution,
+    run_step,
 )
+from fastdqn.execution.step import EagerStep, PlainUntilCompiled
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 MANY, FEW = WORTH_COMPILING_UPDATES, WORTH_COMPILING_UPDATES - 1
@@ -87,7 +89,7 @@ def test_auto_tells_why_the_c_cannot_run() -> None:
 
 
 def test_native_is_refused_elsewhere_than_on_the_cpu_and_on_cuda() -> None:
-    for refuse in (refuse_execution, refuse_step_execution):
+    for refuse in (refuse_execution, mode_of):
         with pytest.raises(UsageError, match="--execution native on mps: it runs on the CPU and"):
             refuse("native", MPS)
         refuse("native", CPU)
@@ -164,12 +166,12 @@ def test_eager_and_compile_are_taken_as_asked(device: torch.device, updates: int
 @pytest.mark.parametrize("way", GRAPHS)
 def test_graphs_are_refused_where_there_is_no_cuda(device: torch.device, way: str) -> None:
     wanted = rf"--execution {re.escape(way)} on {device}: .*--execution compile"
-    for refuse in (refuse_execution, refuse_step_execution):
+    for refuse in (refuse_execution, mode_of):
         with pytest.raises(UsageError, match=wanted):
             refuse(way, device)
         refuse(way, CUDA)
     with pytest.raises(UsageError, match="Choose eager, native, compile"):
-        refuse_step_execution("auto", device)
+        mode_of("auto", device)
 
 
 @pytest.mark.parametrize("asked", ["", "fast", "Eager"])
@@ -178,19 +180,52 @@ def test_an_unknown_mode_is_refused_with_the_list(asked: str) -> None:
         choose_execution(asked, CPU, MANY)
 
 
-def test_eager_runs_the_very_function() -> None:
-    def step() -> None:
-        raise AssertionError("never called")
+def snapshot(*_: torch.Tensor) -> Callable[[], None]:
+    return lambda: None
 
-    assert accelerate(step, "eager", CPU) is step
-    assert accelerate(step, "compile", CPU) is not step
-    snapshot: Any = lambda: lambda: None  # noqa: E731
-    assert isinstance(accelerate(step, "cudagraph", CUDA, snapshot), CudaGraphStep)
-    for background, kind in ((False, CudaGraphStep), (True, Meanwhile)):
-        fast = accelerate(step, "compile+cudagraph", CUDA, snapshot, background=background)
-        assert isinstance(fast, kind)
-    for background, inside in ((False, Compiled), (True, Meanwhile)):
-        assert isinstance(accelerate(step, "compile", CUDA, background=background), inside)
-    for way in ("auto", "", "cudagraph"):  # a graph without what takes its warm-up back
-        with pytest.raises(UsageError, match="Choose eager or compile"):
-            accelerate(step, way, CUDA)
+
+@pytest.mark.parametrize(
+    ("execution", "device", "facts"),
+    [
+        ("eager", CPU, (False, False, False, "eager")),
+        ("native", CPU, (True, False, False, "native")),
+        ("native", CUDA, (True, False, True, "native")),
+        ("compile", CPU, (False, True, False, "eager")),
+        ("cudagraph", CUDA, (False, False, True, "cudagraph")),
+        ("compile+cudagraph", CUDA, (False, True, True, "cudagraph")),
+    ],
+)
+def test_a_mode_is_what_its_name_says(
+    execution: str, device: torch.device, facts: tuple[Any, ...]
+) -> None:
+    mode = mode_of(execution, device)
+    assert (mode.native, mode.compiles, mode.graphs, mode.plain) == facts
+    assert mode.name == execution
+
+
+def test_a_step_runs_as_its_mode_says() -> None:
+    def run(execution: str, device: torch.device, **given: Any) -> Any:
+        mode = mode_of(execution, device)
+        return run_step(lambda: None, mode, device, snapshot=snapshot, **given)
+
+    for execution, device in (("eager", CPU), ("native", CPU)):
+        assert isinstance(run(execution, device), EagerStep)
+    for execution in ("cudagraph", "native", "compile+cudagraph"):
+        assert isinstance(run(execution, CUDA), CudaGraphStep)
+    moving = run("compile+cudagraph", CUDA, background=True)
+    assert isinstance(moving, PlainUntilCompiled)
+    assert isinstance(moving.plain, CudaGraphStep)
+    assert isinstance(moving.fast, CudaGraphStep)
+    plain = run("cudagraph", CUDA)
+    assert run("compile+cudagraph", CUDA, background=True, plain=plain).plain is plain
+    for device, ahead, kind in (
+        (CPU, True, AheadOfTime),
+        (CPU, False, InProcess),
+        (CUDA, True, InProcess),
+    ):
+        for background in (False, True):
+            step = run("compile", device, ahead=ahead, background=background)
+            assert isinstance(step, CompiledStep)
+            assert isinstance(step.compiler, kind)
+    no_graph = run_step(lambda: None, mode_of("cudagraph", CUDA), CUDA)
+    assert isinstance(no_graph, EagerStep)  # without what takes a warm-up back

@@ -3,82 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastdqn.execution.trace import FlatArguments, TensorSpec, UntraceableError, tensors_of, trace
-from fastdqn.learner.learner import Learner, LearnerState
-from fastdqn.replay import Ring, gather
+from fastdqn.execution.trace import TensorSpec, UntraceableError, trace
+from fastdqn.learner.learner import Learner
 from tests.small_learners import Branches, filled_ring
-
-
-@dataclass(frozen=True)
-class Pair:
-    first: Tensor
-    rest: list[Tensor]
-    nothing: Tensor | None = None
-
-
-class Named(NamedTuple):
-    left: Tensor
-    right: Tensor
-
-
-def test_the_tensors_of_arguments_come_in_order() -> None:
-    a, b, c, d, e = torch.arange(5.0).unbind(0)
-    args = (Pair(a, [b]), c, Named(d, e), None)
-    assert [int(tensor) for tensor in tensors_of(args)] == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("other", [3, "text", {"a": torch.ones(1)}, True])
-def test_arguments_that_could_change_unseen_are_refused(other: Any) -> None:
-    with pytest.raises(UntraceableError, match=type(other).__name__):
-        list(tensors_of((torch.ones(1), other)))
-
-
-def test_leaves_tell_shapes_strides_and_dtypes_apart() -> None:
-    pair, leaves = Pair(torch.ones(1), [torch.ones(2)]), FlatArguments()
-    kinds = [
-        torch.zeros(2, 3),
-        torch.zeros(3, 2),
-        torch.zeros(3, 2).T,
-        torch.zeros(2, 3, dtype=torch.float64),
-    ]
-    variants = {leaves((pair, kind))[0] for kind in kinds}
-    assert len(variants) == 4
-    assert leaves((pair, torch.ones(2, 3)))[0] in variants
-    variant, tensors = leaves((pair, kinds[0]))
-    assert [id(t) for t in tensors] == [id(pair.first), id(pair.rest[0]), id(kinds[0])]
-    other = replace(pair, first=torch.full((1,), 7.0))
-    assert leaves((other, kinds[0])) == (variant, [other.first, pair.rest[0], kinds[0]])
 
 
 def test_a_trace_does_what_the_step_does_and_tracing_does_nothing() -> None:
     torch.manual_seed(0)
     replay, learner = filled_ring(), Learner(Branches())
     learner.state.metrics.zero_()
-    args = (learner.state, replay.ring, torch.randint(64, (2, 8)))
-
-    def step(state: LearnerState, ring: Ring, index: Tensor) -> None:
-        for row in index.unbind(0):
-            learner._step(state, gather(ring, row))
-
-    before = [tensor.clone() for tensor in tensors_of(args)]
-    traced = trace(step, args)
-    assert all(map(torch.equal, before, tensors_of(args)))
-    copies = [tensor.clone() for tensor in tensors_of(args)]
+    index, learn = torch.randint(64, (2, 8)), learner._learning_from(replay)
+    before = [tensor.clone() for tensor in learner.state.written()]
+    traced = trace(learn, (index,))
+    assert all(map(torch.equal, before, learner.state.written()))
+    copies = [tensor.clone() for tensor in traced.held]
     with torch.no_grad():
-        traced.graph(*copies, *traced.held)
-    step(*args)
-    assert int(copies[4]) == 2
-    for mine, theirs in zip(copies, tensors_of(args), strict=True):
+        traced.graph(index, *copies)
+    learn(index)
+    assert int(learner.state.updates) == 2
+    for mine, theirs in zip(copies, traced.held, strict=True):
         assert torch.equal(mine, theirs)
-    assert not torch.equal(copies[0], before[0])
-    assert traced.specs == tuple(map(TensorSpec.of, (*copies, *traced.held)))
+    assert not torch.equal(learner.state.online, before[0])
+    assert traced.specs == tuple(map(TensorSpec.of, (index, *copies)))
+    held = {id(tensor) for tensor in traced.held}
+    assert held >= {id(tensor) for tensor in learner.state.written()}
 
 
 def test_what_a_step_holds_is_handed_in_and_stays_the_callers() -> None:
@@ -144,9 +98,9 @@ def test_a_step_that_is_no_list_of_operations_is_refused(
 def test_equal_steps_read_the_same_and_others_do_not() -> None:
     def text(**settings: Any) -> str:
         torch.manual_seed(0)
-        learner = Learner(Branches(), **settings)
+        learner, replay = Learner(Branches(), **settings), filled_ring()
         args = (torch.zeros(1, 8, dtype=torch.int64),)
-        return trace(learner._learning_from(filled_ring()), args).graph.code
+        return trace(learner._learning_from(replay), args).graph.code
 
     assert text() == text()
     assert len({text(), text(gamma=0.9), text(double=False), text(tau=0.1), text(loss="mse")}) == 5

@@ -15,9 +15,10 @@ from torch.nn import functional
 from fastdqn.algorithms.optimizers import Adam, AdamW, Optimizer, RMSprop
 from fastdqn.errors import UsageError
 from fastdqn.execution import modes
-from fastdqn.execution.background import Background
+from fastdqn.execution.ahead import AheadOfTime
 from fastdqn.execution.modes import chunks
-from fastdqn.learner.learner import METRICS, UPDATES_PER_CALL, Learner, LearnerState
+from fastdqn.learner.learner import METRICS, Learner, LearnerState
+from fastdqn.learner.steps import UPDATES_PER_CALL
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.replay import UniformSampler, gather
@@ -524,8 +525,8 @@ def test_values_that_cannot_be_used_are_refused_with_their_flag(setting: str, va
 def test_a_learner_asked_to_start_at_once_learns_eagerly_until_it_is_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compiler = SlowCompiler()
-    monkeypatch.setattr(modes, "Background", partial(Background, compiler=compiler))
+    compiler: Any = SlowCompiler()
+    monkeypatch.setattr(modes, "AheadOfTime", partial(AheadOfTime, process=compiler))
     torch.manual_seed(0)
     learner, sampler = Learner(Branches()), UniformSampler(filled_ring(), 8)
     learner.execute_as("compile", background=True)

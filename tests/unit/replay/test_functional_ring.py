@@ -90,7 +90,7 @@ def histories(draw: st.DrawFn) -> tuple[FunctionalRing, list[list[int] | None]]:
 
 
 @given(histories())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, report_multiple_bugs=False)
 def test_what_can_be_drawn_is_what_a_plain_list_would_hold_in_order(
     history: tuple[FunctionalRing, list[list[int] | None]],
 ) -> None:

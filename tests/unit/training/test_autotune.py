@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.errors import UsageError
+from fastdqn.execution.step import EagerStep, PureStep, Step
 from fastdqn.learner.learner import Learner
 from fastdqn.native import NativeActor
 from fastdqn.networks.mlp import MLP
@@ -42,12 +42,12 @@ def learner_of(clock: Clock | None = None, **took_s: float) -> tuple[Learner, Sa
     return learner, UniformSampler(ReplayBuffer(64, 2, (4,), seed=3), BATCH, due=2)
 
 
-def slow(clock: Clock, seconds: float, step: Callable[..., None]) -> Callable[..., None]:
+def slow(clock: Clock, seconds: float, step: PureStep) -> Step:
     def slowly(*given: Any) -> None:
         clock.now += seconds
         step(*given)
 
-    return slowly
+    return EagerStep(slowly)
 
 
 def test_the_fastest_way_wins_and_all_are_told(clock: Clock) -> None:
@@ -69,7 +69,7 @@ def test_a_way_that_cannot_be_compiled_is_told_and_left_out(clock: Clock) -> Non
     def refused(*_given: Any) -> None:
         raise UsageError("--execution compile", "it looks at a value", "Use eager.")
 
-    run_by(learner, "compile+cudagraph", lambda _: refused)
+    run_by(learner, "compile+cudagraph", lambda _: EagerStep(refused))
     best, message = fastest_execution(learner, sampler, 2, ["eager", "compile+cudagraph"])
     assert best == learner.execution == "eager"
     assert "compile+cudagraph cannot run (--execution compile: it looks at a value" in message
@@ -115,7 +115,7 @@ def test_a_way_that_cannot_run_is_told_and_left_out() -> None:
         learner.state.online.add_(1.0)
         raise RuntimeError("a wait within a graph\nand much more")
 
-    run_by(learner, "cudagraph", lambda _: broken)
+    run_by(learner, "cudagraph", lambda _: EagerStep(broken))
     before = learner.state.online.clone()
     best, message = fastest_execution(learner, sampler, 1, ["eager", "cudagraph"])
     assert best == learner.execution == "eager"
@@ -131,7 +131,7 @@ def test_where_not_even_the_first_way_runs_its_error_is_told() -> None:
         learner.state.online.add_(1.0)
         raise RuntimeError("no such thing")
 
-    run_by(learner, "eager", lambda _: broken)
+    run_by(learner, "eager", lambda _: EagerStep(broken))
     learner.execute_as("eager")
     with pytest.raises(RuntimeError, match="no such thing"):
         fastest_execution(learner, sampler, 1, ["eager"])

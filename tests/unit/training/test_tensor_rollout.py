@@ -15,15 +15,17 @@ from torch import Tensor
 from fastdqn.algorithms.exploration import explore
 from fastdqn.envs.tensor import CartPole, PureTensorEnv, TensorEnv
 from fastdqn.errors import NonFiniteError, UsageError
-from fastdqn.execution.cuda_graph import CudaGraphStep
+from fastdqn.execution.modes import mode_of
+from fastdqn.execution.step import EagerStep
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.replay import Sampler, gather
 from fastdqn.training.events import Episode
+from fastdqn.training.tensor import block_runner
 from fastdqn.training.tensor.block_plan import Block
+from fastdqn.training.tensor.block_runner import BlockRunner
 from fastdqn.training.tensor.rollout import TensorRollout
-from fastdqn.training.tensor.torch_blocks import TorchBlocks
 from fastdqn.transition import STORAGE_DTYPES, Transitions
 from tests.hotpath.test_hotpath import Calls, Operations
 from tests.oracles import CHAIN_GAMMA, CHAIN_Q, CounterRules
@@ -423,7 +425,7 @@ def test_updates_need_something_to_learn_with_and_from() -> None:
 # Capturing, without a GPU
 
 
-def test_a_warm_up_before_a_capture_leaves_no_trace() -> None:
+def test_a_warm_up_before_a_capture_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stand-in graph repeats the block, so that a captured run must equal a plain one."""
 
     def built() -> tuple[TensorRollout, Learner]:
@@ -437,14 +439,15 @@ def test_a_warm_up_before_a_capture_leaves_no_trace() -> None:
     (plain, plain_learner), (rollout, learner) = built(), built()
     cuda = FakeCuda()
 
-    blocks = rollout._blocks
-    assert isinstance(blocks, TorchBlocks)
-    run_whole = blocks._run_whole
+    class Launched(EagerStep):
+        def __call__(self, *tensors: Tensor) -> None:
+            cuda.launch(partial(super().__call__, *tensors))
 
-    def step(*args: Any) -> None:
-        cuda.launch(partial(run_whole, *args))
-
-    blocks.execution, blocks._fast = "cudagraph", CudaGraphStep(step, blocks._keep, cuda=cuda)
+    mode, device = mode_of("cudagraph", torch.device("cuda")), torch.device("cpu")
+    written = learner.state.written()
+    blocks = BlockRunner(rollout._iteration, rollout.env, mode, written, device, cuda=cuda)
+    monkeypatch.setattr(block_runner, "EagerStep", Launched)
+    rollout._blocks = blocks
     for block in [Block(2, 2, 2)] * 3 + [Block(3, 1)] + [Block(2, 2, 2)] * 3:
         assert rollout.advance(block, 0.3) == plain.advance(block, 0.3)
     assert cuda.tape.count("replay") == 7

@@ -255,7 +255,7 @@ def test_what_a_compiler_beside_the_training_came_to_is_reported_once(clock: Clo
     ready = SimpleNamespace(ready_after_s=None, failure=None)
     fails = SimpleNamespace(ready_after_s=None, failure=None)
     long_ago = SimpleNamespace(ready_after_s=3.0, failure=None)
-    stage.learner.compiling = [ready, fails, long_ago, len]
+    stage.learner.compiling = [ready, fails, long_ago]
     reports = iter(range(10))
 
     def finish() -> None:

@@ -26,7 +26,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Space
 
-__all__ = ["close_quietly", "generators_kept", "trial_env", "with_parts"]
+__all__ = ["close_quietly", "generators_restored", "trial_env", "with_parts"]
 
 CONTAINERS = (list, dict, set, deque)
 DATA = (
@@ -50,10 +50,10 @@ def trial_env(factory: Callable[[], gym.Env[Any, Any]]) -> Iterator[gym.Env[Any,
     Args:
         factory: Builds it.
     """
-    with generators_kept(), _classes_kept(), _process_kept():
+    with generators_restored(), _classes_restored(), _process_restored():
         env = factory()
         try:
-            with _spaces_kept(env):
+            with _spaces_restored(env):
                 yield env
         finally:
             close_quietly(env)
@@ -66,7 +66,7 @@ def close_quietly(env: Any) -> None:
 
 
 @contextmanager
-def generators_kept() -> Iterator[None]:
+def generators_restored() -> Iterator[None]:
     """Restore the global generators: of `random`, NumPy and, if it is loaded, PyTorch."""
     undo: list[Undo] = [
         partial(random.setstate, random.getstate()),
@@ -82,12 +82,12 @@ def generators_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        for put_back in undo:
-            put_back()
+        for restore in undo:
+            restore()
 
 
 @contextmanager
-def _process_kept() -> Iterator[None]:
+def _process_restored() -> Iterator[None]:
     """Restore the current folder and the blocked signals."""
     blocked, folder = signal.pthread_sigmask(signal.SIG_BLOCK, ()), ""
     with contextlib.suppress(OSError):  # the folder does not exist
@@ -104,7 +104,7 @@ def _process_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _spaces_kept(env: Any) -> Iterator[None]:
+def _spaces_restored(env: Any) -> Iterator[None]:
     """Restore the generators of an environment's spaces to their state after its constructor."""
     undo = [
         _undo_space(space)
@@ -114,8 +114,8 @@ def _spaces_kept(env: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        for put_back in undo:
-            put_back()
+        for restore in undo:
+            restore()
 
 
 def with_parts(space: Any) -> Iterator[Space[Any]]:
@@ -136,19 +136,19 @@ def _undo_space(space: Space[Any]) -> Undo:
     generator = space._np_random
     rewind = list(_undo(generator))
 
-    def put_back() -> None:
+    def restore() -> None:
         space._np_random = generator
         for undo in rewind:
             undo()
 
-    return put_back
+    return restore
 
 
 # Classes
 
 
 @contextmanager
-def _classes_kept() -> Iterator[None]:
+def _classes_restored() -> Iterator[None]:
     """Restore the data of the environments' classes, e.g. a counter of instances.
 
     A class that got new data of another type, e.g. a connection that its instances share, is left
@@ -159,7 +159,7 @@ def _classes_kept() -> Iterator[None]:
         yield
     finally:
         for data in before:
-            data.put_back()
+            data.restore()
 
 
 def _env_classes() -> set[type]:
@@ -197,7 +197,7 @@ class _Data:
     def _now(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self._kind).items() if name[:2] != "__"}
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Restore it, unless it may refer to something that stays."""
         now, before = self._now(), self._values
         changed = [

@@ -22,7 +22,7 @@ from fastdqn.envs.description import describe
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.provider import GymnasiumEnvs
 from fastdqn.envs.spaces import read_spaces
-from fastdqn.foundation.traces import generators_kept, trial_env
+from fastdqn.foundation.trial_env import generators_restored, trial_env
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -186,7 +186,7 @@ def test_spaces_give_the_samples_that_they_give_with_gymnasiums_vectors(
     ]
     message = []
     for make in vectors:
-        with generators_kept():
+        with generators_restored():
             envs = make()
             spaces = envs.single_action_space, envs.single_observation_space, envs.action_space
             message.append(repr([space.sample() for space in spaces for _ in range(3)]))

@@ -1,0 +1,215 @@
+"""A step compiled whole by PyTorch: one class, which traces it and asks a compiler for the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from typing import Protocol
+
+from torch import Tensor
+
+from fastdqn.errors import UsageError
+from fastdqn.execution.step import PureStep, in_one_line
+from fastdqn.execution.trace import CompileError, Trace, UntraceableError, trace
+
+__all__ = ["CompiledStep", "Compiles", "Form"]
+
+Form = Callable[..., object]
+"""Runs a step on tensors of one set of shapes."""
+
+
+class Compiles(Protocol):
+    """Turns a step into a compiled form.
+
+    Attributes:
+        repeats_rows: It makes a form of each number of rows; else a form takes a single one.
+    """
+
+    repeats_rows: bool
+
+    def submit(
+        self, traced: Callable[[], Trace], tensors: Sequence[Tensor], num_rows: int, /
+    ) -> Future[Form] | None:
+        """Ask for the form of a step; never waits for a compiler that works beside the calls.
+
+        Args:
+            traced: Traces the step, of a single row if it goes by row; may take a second.
+            tensors: Such as those that the form is called with; nothing is read.
+            num_rows: How often the step is repeated over rows of its last tensor; 0 is not at all.
+
+        Returns:
+            The form, or why there is none; None where it is the turn of another step.
+
+        Raises:
+            UntraceableError: The step is not one fixed list of operations.
+        """
+
+    def close(self) -> None:
+        """Ask for nothing any longer."""
+
+
+class CompiledStep:
+    """A step compiled once for each set of shapes of its tensors.
+
+    What is compiled is its trace, so that a call asks for nothing again, and how PyTorch follows
+    Python does not matter. Beside the calls, the step runs as it is until its compiled form is
+    there; it is traced in the call that first needs it. The numbers before and after differ by
+    rounding only, but the moment depends on the machine.
+
+    Args:
+        step: What to compile; writes its results in place.
+        compiler: Compiles.
+        background: Compile beside the calls; if False, they wait.
+        optional: Run the step as it is where it cannot be compiled, as in the background.
+        by_row: The step does the same for each row of its last tensor, one row after another.
+
+    Attributes:
+        failure: Why the step runs as it is, in one line; None where it does not.
+        wait_s: Seconds for which calls waited: for tracing and loading, and for compiling if they
+            do.
+
+    Raises:
+        UsageError: At a call that waits: the step is not one fixed list of operations.
+    """
+
+    def __init__(
+        self,
+        step: PureStep,
+        compiler: Compiles,
+        *,
+        background: bool = False,
+        optional: bool = False,
+        by_row: bool = False,
+    ) -> None:
+        self._step, self.compiler = step, compiler
+        self._background, self._optional, self._by_row = background, optional, by_row
+        self._single = by_row and not compiler.repeats_rows
+        self._traces: dict[Hashable, Trace] = {}
+        self._forms: dict[Hashable, Form] = {}
+        self._pending: dict[Hashable, Future[Form]] = {}
+        self._first_asked_s = self._last_there_s = 0.0
+        self.failure: str | None = None
+        self.wait_s = 0.0
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is being compiled."""
+        return all(future.done() for future in self._pending.values())
+
+    @property
+    def ready_after_s(self) -> float | None:
+        """Seconds from the first request until the last form was there; None before."""
+        if not (self._background and self._forms and self.ready):
+            return None
+        return self._last_there_s - self._first_asked_s
+
+    def __call__(self, *tensors: Tensor) -> None:
+        """Run the step, compiled if that is there."""
+        if not self._single:
+            self._run(tensors)
+            return
+        *others, rows = tensors
+        for row in range(len(rows)):
+            self._run((*others, rows[row : row + 1]))
+
+    def _run(self, tensors: Sequence[Tensor]) -> None:
+        key = _key(tensors)
+        (self._forms.get(key) or self._missing(key, tensors) or self._step)(*tensors)
+
+    def bound(self, *tensors: Tensor) -> Callable[[], None]:
+        """Return what runs on these very tensors, and looks at them no more once it is compiled."""
+        key, form = _key(tensors), self._forms.get(_key(tensors))
+
+        def run() -> None:
+            nonlocal form
+            if form is None:
+                form = self._forms.get(key) or self._missing(key, tensors)
+            (form or self._step)(*tensors)
+
+        return run
+
+    def has(self, *tensors: Tensor) -> bool:
+        """Return whether a call with tensors of such shapes finds everything compiled."""
+        return _key(self._one(tensors)) in self._forms
+
+    def prepare(self, *tensors: Tensor) -> None:
+        """Ask for the form of such shapes before the first call with them; runs nothing."""
+        one = self._one(tensors)
+        if self._background and not self.has(*one):
+            self._missing(_key(one), one)
+
+    def close(self) -> None:
+        """Ask for nothing any longer; what is there stays, and the rest runs as it is."""
+        self.compiler.close()
+
+    def _one(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return what is compiled at a time."""
+        return (*tensors[:-1], tensors[-1][:1]) if self._single else tensors
+
+    # What is not there yet
+
+    def _missing(self, key: Hashable, tensors: Sequence[Tensor]) -> Form | None:
+        """Ask for a form, and wait for it unless it is compiled beside the calls."""
+        if self.failure is not None or key in self._pending:
+            return None
+        start = time.perf_counter()
+        try:
+            form = self._ask(key, tensors)
+        except Exception as error:  # a compiler may fail in any way
+            if not (self._background or self._optional):
+                raise _refusal(error) from error
+            self.failure = _reason(error)
+            form = None
+        self.wait_s += time.perf_counter() - start
+        return form
+
+    def _ask(self, key: Hashable, tensors: Sequence[Tensor]) -> Form | None:
+        num_rows = len(tensors[-1]) if self._by_row and not self._single else 0
+        future = self.compiler.submit(partial(self._traced, tensors), tensors, num_rows)
+        if future is None:
+            return None
+        if not self._background:
+            form = self._forms[key] = future.result()
+            return form
+        self._first_asked_s = self._first_asked_s or time.perf_counter()
+        self._pending[key] = future
+        future.add_done_callback(partial(self._take, key))
+        return self._forms.get(key)
+
+    def _traced(self, tensors: Sequence[Tensor]) -> Trace:
+        """Return the trace for such tensors, of a single row where the step goes by row."""
+        one = (*tensors[:-1], tensors[-1][:1]) if self._by_row else tuple(tensors)
+        key = _key(one)
+        if key not in self._traces:
+            self._traces[key] = trace(self._step, one)
+        return self._traces[key]
+
+    def _take(self, key: Hashable, future: Future[Form]) -> None:
+        """Keep what was compiled for the next call; may come from another thread."""
+        try:
+            form = future.result()
+        except CancelledError:
+            return
+        except Exception as error:  # see above
+            self.failure = _reason(error)
+            return
+        self._last_there_s = time.perf_counter()
+        self._forms[key] = form
+
+
+def _key(tensors: Sequence[Tensor]) -> Hashable:
+    """Return what a compiled form depends on."""
+    return tuple([(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors])
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, CompileError) else in_one_line(error)
+
+
+def _refusal(error: Exception) -> Exception:
+    if not isinstance(error, UntraceableError):
+        return error
+    reason = f"the step cannot be compiled: {error}"
+    return UsageError("--execution compile", reason, "Use eager.")

@@ -1,0 +1,100 @@
+"""The compiler in this process: at once, or in a thread beside the calls."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+
+from fastdqn.execution.compile import Form
+from fastdqn.execution.trace import COMPILER, Trace
+
+__all__ = ["InProcess"]
+
+
+class InProcess:
+    """Compiles in this process: at once, or in a thread, one step at a time.
+
+    PyTorch keeps what it compiled on disk, in `TORCHINDUCTOR_CACHE_DIR`. While it compiles it may
+    set its default generators back to where they were; whoever draws beside it needs a generator
+    of their own.
+
+    Args:
+        device: Where tensors live; on the CPU the C++ wrapper is used.
+        background: Compile in a thread.
+    """
+
+    repeats_rows = False
+
+    def __init__(self, device: torch.device, *, background: bool = False) -> None:
+        self._cpu, self._background, self._closed = device.type == "cpu", background, False
+
+    def submit(
+        self, traced: Callable[[], Trace], tensors: Sequence[Tensor], _num_rows: int
+    ) -> Future[Form] | None:
+        """See `Compiles`."""
+        future: Future[Form] = Future()
+        if not self._background:
+            future.set_result(self.compile(traced(), tensors))
+            return future
+        if self._closed or not COMPILER.acquire(blocking=False):
+            return None
+        try:
+            given = future, traced(), tensors, torch.get_num_threads()
+            threading.Thread(target=self._beside, args=given, daemon=True).start()
+        except BaseException:
+            COMPILER.release()
+            raise
+        return future
+
+    def close(self) -> None:
+        """Forget what is compiled now."""
+        self._closed = True
+
+    def _beside(
+        self, future: Future[Form], traced: Trace, tensors: Sequence[Tensor], num_threads: int
+    ) -> None:
+        torch.set_num_threads(num_threads)  # a new thread has its own idea of it
+        try:
+            # A measurement would wait for the whole card, which may be recording meanwhile.
+            form = self.compile(traced, tensors, shape_padding=False)
+            future.cancel() if self._closed else future.set_result(form)
+        except Exception as error:  # a compiler may fail in any way
+            future.set_exception(error)
+        finally:
+            COMPILER.release()
+
+    def compile(self, traced: Trace, tensors: Sequence[Tensor], **options: bool) -> Form:
+        """Compile now, for tensors of which nothing is read but how they lie."""
+        return by_inductor(traced, tensors, {"cpp_wrapper": self._cpu, **options})
+
+
+def by_inductor(traced: Trace, tensors: Sequence[Tensor], options: dict[str, bool]) -> Form:
+    """Let PyTorch compile a trace; see `InProcess.compile`."""
+    from torch import _inductor as inductor  # noqa: PLC0415 - takes 1.5 s to load
+
+    place, held = torch.device(traced.specs[0].device), traced.held
+    with _quiet(), torch.cuda.device(place) if place.type == "cuda" else nullcontext():
+        compiled = inductor.compile(traced.graph, [*tensors, *held], options=options)
+
+    def run(*tensors: Tensor) -> None:
+        with torch.no_grad():
+            compiled(*tensors, *held)
+
+    return run
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let PyTorch not warn on the terminal that it misses what a compile for the CPU needs not."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before

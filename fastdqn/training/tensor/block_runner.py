@@ -1,0 +1,299 @@
+"""Runs blocks: act, step the environments and write their rows, draw and learn, in any mode.
+
+Where PyTorch runs them, a whole block is one pure function, compiled or recorded as one graph.
+Where native code acts and learns, what lies between is compiled. Environments that only speak
+tensors step eagerly between the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from fastdqn.algorithms.exploration import NUM_ACTING
+from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv, TensorStep
+from fastdqn.execution.compile import CompiledStep
+from fastdqn.execution.cuda_graph import CudaGraphStep, GraphPool
+from fastdqn.execution.in_process import InProcess
+from fastdqn.execution.modes import Mode, run_step
+from fastdqn.execution.step import (
+    ComposedStep,
+    EagerStep,
+    PlainUntilCompiled,
+    PureStep,
+    Step,
+    StepGroup,
+)
+from fastdqn.native import CudaActor, CudaUpdate, NativeActor, NativeUpdate
+from fastdqn.training.tensor.block_calls import Call, calls_of, in_turn, split
+from fastdqn.training.tensor.block_plan import Block
+from fastdqn.training.tensor.iteration import BlockTensors, Iteration
+
+__all__ = ["BlockRunner"]
+
+AnyStep = TypeVar("AnyStep", bound=Step)
+
+
+class BlockRunner:
+    """Runs the blocks of an iteration in one mode.
+
+    Args:
+        iteration: The parts.
+        env: The environments.
+        mode: How to run.
+        learned: Every tensor that an update writes; graphs need it.
+        device: Where everything lives.
+        background: Start at once, and compile meanwhile.
+        native: Learns from a ring and an index in C, or on a card in CUDA C; `native` needs it.
+        cuda: `torch.cuda`, or what stands in for it.
+
+    Attributes:
+        steps: All that is compiled or recorded.
+    """
+
+    def __init__(
+        self,
+        iteration: Iteration,
+        env: TensorEnv,
+        mode: Mode,
+        learned: Sequence[Tensor],
+        device: torch.device,
+        *,
+        background: bool = False,
+        native: NativeUpdate | CudaUpdate | None = None,
+        cuda: Any = torch.cuda,
+    ) -> None:
+        self._iteration, self._env, self._mode, self._device = iteration, env, mode, device
+        self._learned, self._background, self._cuda = learned, background, cuda
+        self._pool, self._epsilon = GraphPool(), 0.0
+        self.steps = StepGroup()
+        self._runs: dict[Block, Call] = {}
+        self._blocks: dict[Block, CompiledStep] = {}
+        self._index: dict[torch.Size, Tensor] = {}
+        self._run = self._run_of(native)
+
+    def __call__(self, block: Block, call: BlockTensors, epsilon: float) -> None:
+        """Run a block; one marked as uncompiled runs without PyTorch's compiler.
+
+        Args:
+            block: What to do.
+            call: Its tensors, the same at every call with it.
+            epsilon: Probability of exploring throughout.
+        """
+        self._epsilon = epsilon
+        run = self._runs.get(block)
+        if run is None:
+            run = self._runs[block] = self._run(block, call)
+        run()
+
+    def _run_of(self, native: NativeUpdate | CudaUpdate | None) -> Callable[..., Call]:
+        """Return what makes the run of a block, given its tensors."""
+        if not isinstance(self._env, PureTensorEnv):
+            return self._around(self._env, native if isinstance(native, NativeUpdate) else None)
+        if isinstance(native, NativeUpdate):
+            return self._in_c(native)
+        return self._whole if native is None else self._on_a_card(native)
+
+    # A block as one function
+
+    def _whole(self, block: Block, call: BlockTensors) -> Call:
+        """Return what runs a block as one function, its environments included."""
+        tensors = call.ends, call.returns, call.uniform, call.random_bits
+        whole = partial(self._iteration.block, block.num_steps, block.num_updates, *tensors)
+        graphs, compiles = self._mode.graphs, self._mode.compiles
+        if block.uncompiled or not (graphs or compiles):
+            return self._exploring(whole)
+        if not compiles:
+            return self._exploring(self._recorded(block, whole))
+        # A graph, or the device's queue, hides the calls: compiled once, for a single repeat.
+        one = replace(block, repeats=1) if graphs or self._device.type != "cpu" else block
+        parts = split(tensors, one, block.repeats // one.repeats)
+        compiled = self._compiled_of(one)
+        calls = [compiled.bound(*part) for part in parts]
+        if not graphs:
+            return self._exploring(in_turn(calls))
+        fast = ComposedStep(in_turn(calls), [(compiled, parts[0])])
+        return self._exploring(self._recorded(block, whole, fast))
+
+    def _compiled_of(self, block: Block) -> CompiledStep:
+        if block not in self._blocks:
+            step = partial(self._iteration.block, block.num_steps, block.num_updates)
+            self._blocks[block] = self._compiled(step, counted=not self._mode.graphs)
+        return self._blocks[block]
+
+    # A block in parts
+
+    def _in_c(self, native: NativeUpdate) -> Callable[[Block, BlockTensors], Call]:
+        """Act and learn in C; the environments, their rows and the draws are one function."""
+        between = self._compiled(self._between, optional=True)
+        act = self._acting_in_c()
+
+        def learn(random_bits: Tensor, drawn: bool) -> Call:
+            ring, index = self._iteration.ring, self._place(random_bits)
+            bound = native.bound(ring.ring, index)
+            return bound if drawn else in_turn([partial(self._draw, index, random_bits), bound])
+
+        def make(block: Block, call: BlockTensors) -> Call:
+            bind = partial(partial, self._between) if block.uncompiled else between.bound
+
+            def advance(uniform: Tensor, *others: Tensor) -> Call:
+                return bind(uniform[:, NUM_ACTING:], *others)
+
+            return in_turn(calls_of(block, call, act, advance, learn))
+
+        return make
+
+    def _on_a_card(self, native: CudaUpdate) -> Callable[[Block, BlockTensors], Call]:
+        """Act and learn by the card's own kernels, within a graph."""
+        iteration = self._iteration
+        actor = CudaActor(iteration.network, native.make)
+        advances = self._compiled(iteration.advance, counted=False)
+        draws = self._compiled(self._draw, counted=False)
+
+        def calls(block: Block, call: BlockTensors, *, compiled: bool) -> Call:
+            def act(uniform: Tensor) -> Call:
+                given = iteration.shown, iteration.epsilon, uniform, None, iteration.action
+                return partial(actor, *given)
+
+            def advance(uniform: Tensor, ends: Tensor, returns: Tensor, _: Tensor) -> Call:
+                given = uniform[:, NUM_ACTING:], ends, returns
+                return advances.bound(*given) if compiled else partial(iteration.advance, *given)
+
+            def learn(random_bits: Tensor, _: bool) -> Call:
+                given = self._place(random_bits), random_bits
+                draw = draws.bound(*given) if compiled else partial(self._draw, *given)
+                return in_turn([draw, partial(native, iteration.ring.ring, given[0])])
+
+            return in_turn(calls_of(block, call, act, advance, learn))
+
+        def make(block: Block, call: BlockTensors) -> Call:
+            if block.uncompiled:
+                return self._whole(block, call)
+            needs: list[tuple[Step, tuple[Tensor, ...]]] = []
+            if block.num_steps:
+                given = call.uniform[0, :, NUM_ACTING:], call.ends[0], call.returns[0]
+                needs.append((advances, given))
+            if block.num_updates:
+                random_bits = call.random_bits[: block.num_updates]
+                needs.append((draws, (self._place(random_bits), random_bits)))
+            fast = ComposedStep(calls(block, call, compiled=True), needs)
+            return self._exploring(self._recorded(block, calls(block, call, compiled=False), fast))
+
+        return make
+
+    def _around(
+        self, env: TensorEnv, native: NativeUpdate | None
+    ) -> Callable[[Block, BlockTensors], Call]:
+        """Let environments step by themselves between the parts.
+
+        They bring new tensors at each step, which no graph can read.
+        """
+        iteration, mode = self._iteration, self._mode
+        mode = replace(mode, compiles=mode.compiles or mode.native)
+        given: Any = {"ahead": True, "background": self._background, "cuda": self._cuda}
+        run: Any = partial(run_step, mode=mode, device=self._device, **given)
+        record = self._counted(run(self._record))
+
+        def advance(_uniform: Tensor, ends: Tensor, returns: Tensor, _: Tensor) -> Call:
+            def step() -> None:
+                new = env.step(iteration.action)
+                fields = new.obs, new.final_obs, new.reward, new.terminated, new.truncated
+                record(*fields, ends, returns)
+
+            return step
+
+        if native is not None:
+            in_c = self._acting_in_c()
+
+            def learn_in_c(random_bits: Tensor, _: bool) -> Call:
+                ring = iteration.ring
+                return lambda: native(ring.ring, ring.draw(random_bits))
+
+            return lambda block, call: in_turn(calls_of(block, call, in_c, advance, learn_in_c))
+        acts = self._counted(run(iteration.act))
+        keep = lambda _: iteration.snapshot(0, self._learned)  # noqa: E731
+        learns = self._counted(run(iteration.learn, by_row=True, snapshot=keep))
+
+        def act(uniform: Tensor) -> Call:
+            return partial(acts, uniform)
+
+        def learn(random_bits: Tensor, _: bool) -> Call:
+            return partial(learns, random_bits)
+
+        def make(block: Block, call: BlockTensors) -> Call:
+            return self._exploring(in_turn(calls_of(block, call, act, advance, learn)))
+
+        return make
+
+    def _acting_in_c(self) -> Callable[[Tensor], Call]:
+        actor, iteration = NativeActor(self._iteration.network), self._iteration
+
+        def act(uniform: Tensor) -> Call:
+            choose = actor.bound(iteration.shown, uniform[:, :NUM_ACTING], iteration.action)
+            return lambda: choose(self._epsilon)
+
+        return act
+
+    def _between(self, uniform: Tensor, ends: Tensor, returns: Tensor, random_bits: Tensor) -> None:
+        """Let the environments step, write their rows, and choose what to learn from."""
+        self._iteration.advance(uniform, ends, returns)
+        self._draw(self._place(random_bits), random_bits)
+
+    def _draw(self, index: Tensor, random_bits: Tensor) -> None:
+        index.copy_(self._iteration.ring.draw(random_bits))
+
+    def _record(self, *tensors: Tensor) -> None:
+        *step, ends, returns = tensors
+        self._iteration.record(TensorStep(*step), ends, returns)
+
+    def _place(self, random_bits: Tensor) -> Tensor:
+        """Return where the rows that `random_bits` choose are written."""
+        index = self._index.get(random_bits.shape)
+        if index is None:
+            index = self._index[random_bits.shape] = torch.zeros_like(random_bits)
+        return index
+
+    # How steps are run
+
+    def _compiled(
+        self, step: PureStep, *, optional: bool = False, counted: bool = True
+    ) -> CompiledStep:
+        """Return a step that is compiled in this process."""
+        compiler = InProcess(self._device, background=self._background)
+        made = CompiledStep(step, compiler, background=self._background, optional=optional)
+        return self._counted(made) if counted else made  # by the graph that it is recorded in
+
+    def _counted(self, step: AnyStep) -> AnyStep:
+        self.steps.steps.append(step)
+        return step
+
+    def _recorded(self, block: Block, plain: Call, fast: Step | None = None) -> Step:
+        """Return graphs of a block: of its fast form, or of the plain one until that is there."""
+        graph = self._graph(block, fast or EagerStep(plain))
+        if fast is None or not self._background:
+            return self._counted(graph)
+        return self._counted(PlainUntilCompiled(self._graph(block, EagerStep(plain)), graph))
+
+    def _graph(self, block: Block, step: Step) -> CudaGraphStep:
+        def keep() -> Callable[[], None]:
+            """Copy what the block changes, for the warm-up of its capture."""
+            state = self._env.state if isinstance(self._env, PureTensorEnv) else ()
+            return self._iteration.snapshot(block.total_steps, (*state, *self._learned))
+
+        given: Any = {"device": self._device, "pool": self._pool, "cuda": self._cuda}
+        return CudaGraphStep(step, keep, **given)
+
+    def _exploring(self, run: Call) -> Call:
+        """Return what writes epsilon where the parts read it, and then runs."""
+        write = self._iteration.epsilon.fill_
+
+        def explore() -> None:
+            write(self._epsilon)
+            run()
+
+        return explore
