@@ -1,4 +1,4 @@
-"""Autotuning: short measurements of modes and actors before a training; state is restored."""
+"""Short measurements of modes and actors before a training, which restore its state."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import torch
 
 from fastdqn.device import synchronize
 from fastdqn.errors import UsageError
-from fastdqn.execution.modes import choose_execution
+from fastdqn.execution.modes import choose_execution, is_auto, mode_of
 from fastdqn.foundation.copying import snapshot
 from fastdqn.foundation.trial_env import generators_restored
 from fastdqn.learner.learner import Learner
-from fastdqn.native import NativeActor, why_not_act
-from fastdqn.policies.actors import ACTORS, actor_of
+from fastdqn.native import NativeActor
+from fastdqn.policies.actors import actor_of, actors_for
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import Sampler
 
-__all__ = ["choose_modes", "fastest_actor", "fastest_execution", "learning_seconds"]
+__all__ = ["fastest_actor", "fastest_mode", "learning_seconds", "tune"]
 
 CALLS, ROUNDS, ENOUGH_S = 10, 20, 0.2
 """Calls of a round, rounds at most, and seconds after which three rounds are enough."""
 ROUND_S = 0.05
-"""Duration of a round at most: the eager mode is slow, and a run waits for the measurement."""
+"""Seconds of a round at most: the eager mode is slow, and a run waits for the measurement."""
 MAX_UPDATES = 16
 LEARNING_CALLS = 3
 """About as long as the few env steps that learning is compared with."""
 
 Choice = tuple[str, str]
-"""The fastest candidate, and one clause that says what was measured."""
+"""The name of the fastest, and one clause with what was measured."""
 
 
-def choose_modes(
+def tune(
     asked: str, learner: Learner, policy: Policy, sampler: Sampler, *, expected_updates: int
 ) -> str:
     """Choose the mode of the learner and the actor of the policy, by measurement where useful.
@@ -57,20 +57,21 @@ def choose_modes(
         learner.device,
         expected_updates,
         parameters=learner.state.online.numel(),
-        measure=partial(fastest_execution, learner, sampler, _due(sampler)),
+        measure=partial(fastest_mode, learner, sampler, _due(sampler)),
         why_not_native=partial(learner.why_not_native, sampler),
     )
-    learner.execute_as(mode, background=asked == "auto")
+    learner.execute_as(mode, background=is_auto(asked))
     learner.prepare(sampler, _due(sampler))
-    if mode == "native" and learner.device.type == "cpu":
+    runs = mode_of(mode, learner.device)
+    if runs.native and not runs.graphs:
         policy.actor = NativeActor(policy.network)
-    if learner.device.type != "cuda" or asked == "eager":
+    if learner.device.type != "cuda" or (runs.eager and not is_auto(asked)):
         return reason
     _, message = fastest_actor(policy, sampler.buffer.shown(), sampler.buffer.shown_mask())
     return f"{reason}; {message}"
 
 
-def fastest_execution(
+def fastest_mode(
     learner: Learner, sampler: Sampler, updates: int, candidates: Sequence[str]
 ) -> Choice:
     """Time updates in each mode and set the learner to the fastest.
@@ -100,7 +101,7 @@ def fastest_execution(
 
 
 def learning_seconds(learner: Learner, sampler: Sampler | None) -> float:
-    """Time the updates of a vector step in the mode that the learner runs in now.
+    """Time the updates of a vector step in the learner's mode.
 
     The result is 0 where updates take no time of the CPU from environments (another device), and
     in tensor environments, which have no sampler here. State and generators are restored.
@@ -129,10 +130,7 @@ def _due(sampler: Sampler) -> int:
 
 
 def fastest_actor(
-    policy: Policy,
-    obs: torch.Tensor,
-    action_mask: torch.Tensor | None = None,
-    kinds: Sequence[str] = ACTORS,
+    policy: Policy, obs: torch.Tensor, action_mask: torch.Tensor | None = None
 ) -> Choice:
     """Time each actor, actions brought to the host included, and set the policy to the fastest.
 
@@ -142,18 +140,14 @@ def fastest_actor(
         policy: Its actor is set.
         obs: [N, *O] on the device; read.
         action_mask: [N, A] bool beside it, or None.
-        kinds: Some of ACTORS, the first of which always runs.
 
     Returns:
         The kind, and one clause that says what was measured.
     """
-    if any(True for _ in policy.network.module.buffers()):
-        kinds = [kind for kind in kinds if kind != "cpu copy"]
-    if policy.network.flat.device.type != "cuda" or why_not_act(policy.network) is not None:
-        kinds = [kind for kind in kinds if kind != "native"]
     # Allocated once, as the policy allocates its own: a recorded actor reads one address.
     columns = 2 + policy.network.num_columns(len(obs))
     uniform = torch.full((len(obs), columns), 0.5, device=obs.device)
+    kinds = actors_for(policy)
     actors = {kind: actor_of(kind, policy) for kind in kinds}
 
     def run(kind: str) -> Callable[[], object]:

@@ -59,7 +59,8 @@ class Setting:
         if self.from_ring:
             generator = torch.Generator().manual_seed(0)
             index = torch.randint(64, (updates, BATCH), generator=generator)
-            learner.learn(MASKED if self.masked else REPLAY, index)
+            for part in torch.split(index, 5):  # in chunks of 4 and of 1
+                learner.learn(MASKED if self.masked else REPLAY, part)
             return
         for seed in range(updates):
             given = random_batch(seed, BATCH, obs_size=self.obs_size, masked=self.masked)
@@ -81,7 +82,19 @@ SETTINGS = {
         lambda: MLP((4,), 2, (8,)), {"precision": "bf16"}, False, True
     ),
 }
-RING = "ring, huber, adam, soft, double, norm"
+RING, GIVEN = "ring, huber, adam, soft, double, norm", "masks, given, plain"
+QUICK = (RING, GIVEN)
+each_setting = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in SETTINGS],
+)
+some_and_all = pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(QUICK, id="some"),
+        pytest.param(tuple(SETTINGS), id="all", marks=pytest.mark.slow),
+    ],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -97,9 +110,9 @@ class Compilers(dict[str, Learner]):
         SETTINGS[name].feed(self[name], 5)
         return self[name]
 
-    def all(self) -> dict[str, Learner]:
-        """Return one for each of SETTINGS."""
-        return {name: self[name] for name in SETTINGS}
+    def of(self, names: tuple[str, ...]) -> dict[str, Learner]:
+        """Return those of some settings."""
+        return {name: self[name] for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +140,7 @@ def assert_alike(state: LearnerState, other: LearnerState, rtol: float) -> None:
     torch.testing.assert_close(state.metrics, other.metrics, rtol=rtol, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@each_setting
 def test_compiled_learning_equals_eager_learning(name: str, compiled: Compilers) -> None:
     setting = SETTINGS[name]
     learner, eager = start(compiled[name], setting), setting.build("eager")
@@ -153,9 +166,8 @@ def test_one_learner_compiles_batches_with_and_without_masks(
     compiled: Compilers,
 ) -> None:
     """The mask is one more tensor: both kinds of batch go through the same learner in turn."""
-    name = "masks, given, plain"
-    setting = SETTINGS[name]
-    learner, eager = start(compiled[name], setting), setting.build("eager")
+    setting = SETTINGS[GIVEN]
+    learner, eager = start(compiled[GIVEN], setting), setting.build("eager")
     for seed in range(20):
         batch = random_batch(seed, BATCH, masked=seed % 2 == 0)
         learner.update(batch)
@@ -178,7 +190,7 @@ def test_updates_in_chunks_are_updates_one_by_one_when_compiled(
     compiled: Compilers,
 ) -> None:
     setting, learner = SETTINGS[RING], compiled[RING]
-    index = torch.randint(64, (21, BATCH))
+    index = torch.randint(64, (9, BATCH))
     start(learner, setting).learn(REPLAY, index)
     together = [tensor.clone() for tensor in _tensors(learner.state)]
     start(learner, setting)
@@ -188,8 +200,11 @@ def test_updates_in_chunks_are_updates_one_by_one_when_compiled(
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
 
 
-def test_nothing_compiles_again_after_the_first_calls(compiled: Compilers) -> None:
-    learners = compiled.all()
+@some_and_all
+def test_nothing_compiles_again_after_the_first_calls(
+    names: tuple[str, ...], compiled: Compilers
+) -> None:
+    learners = compiled.of(names)
     graphs = dict(counters["stats"])
     seconds = {name: learner.compile_s for name, learner in learners.items()}
     assert min(seconds.values()) > 0
@@ -229,18 +244,23 @@ def test_choosing_batches_compiles_with_the_update_and_reads_the_ring_anew() -> 
     assert_alike(learner.state, eager.state, rtol=2e-4)
 
 
-def test_nothing_of_a_learner_has_to_be_compiled_inside(compiled: Compilers) -> None:
-    for learner in compiled.all().values():
+@some_and_all
+def test_nothing_of_a_learner_has_to_be_compiled_inside(
+    names: tuple[str, ...], compiled: Compilers
+) -> None:
+    for learner in compiled.of(names).values():
         for step in learner._steps.all:
             assert isinstance(step, CompiledStep)
             assert isinstance(step.compiler, AheadOfTime)
             assert step.compiler.fallback is None
 
 
+@some_and_all
 def test_a_compiled_update_that_is_not_finite_changes_nothing(
-    compiled: Compilers,
+    names: tuple[str, ...], compiled: Compilers
 ) -> None:
-    for name, setting in SETTINGS.items():
+    for name in names:
+        setting = SETTINGS[name]
         if setting.from_ring:
             continue
         learner = start(compiled[name], setting)
@@ -253,10 +273,12 @@ def test_a_compiled_update_that_is_not_finite_changes_nothing(
         assert (int(learner.state.updates), int(learner.state.skipped)) == (3, 1)
 
 
+@some_and_all
 def test_the_learning_rate_is_read_anew_by_compiled_updates(
-    compiled: Compilers,
+    names: tuple[str, ...], compiled: Compilers
 ) -> None:
-    for name, setting in SETTINGS.items():
+    for name in names:
+        setting = SETTINGS[name]
         learner = start(compiled[name], setting)
         learner.state.learning_rate.zero_()
         before = learner.state.online.clone()
@@ -269,8 +291,7 @@ def test_the_learning_rate_is_read_anew_by_compiled_updates(
 
 def test_the_actor_sees_what_compiled_updates_write(compiled: Compilers) -> None:
     """No stale weights: rewards for one action make that action the greedy one."""
-    name = "adamw, amsgrad, no target, both clips"
-    learner = start(compiled[name], SETTINGS[name])
+    learner = start(compiled[GIVEN], SETTINGS[GIVEN])
     policy, obs = Policy(learner.network), torch.randn(16, 4)
     learner.state.learning_rate.fill_(0.02)
     for wanted in (1, 0):
@@ -287,17 +308,17 @@ def test_the_actor_sees_what_compiled_updates_write(compiled: Compilers) -> None
 def test_a_learner_can_change_its_execution_between_updates() -> None:
     setting = SETTINGS[RING]
     learner, eager = setting.build("eager"), setting.build("eager")
-    index = torch.randint(64, (60, BATCH))
+    index = torch.randint(64, (15, BATCH))
     eager.learn(REPLAY, index)
-    learner.learn(REPLAY, index[:20])
+    learner.learn(REPLAY, index[:5])
     state, kept = learner.state, learner.state.online.clone()
     learner.execute_as("compile")
     assert learner.execution == "compile"
     assert learner.state is state
     assert torch.equal(state.online, kept)
     assert learner.compile_s == 0.0
-    learner.learn(REPLAY, index[20:40])
+    learner.learn(REPLAY, index[5:10])
     assert learner.compile_s > 0.0
     learner.execute_as("eager")
-    learner.learn(REPLAY, index[40:])
+    learner.learn(REPLAY, index[10:])
     assert_alike(learner.state, eager.state, rtol=1e-4)

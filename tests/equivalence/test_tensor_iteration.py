@@ -25,6 +25,13 @@ ITERATIONS = 200
 RULES = CounterRules((2, 5, 1, 3), "alternating")
 TRIED = (("whole", "compile"), ("whole", "native"), ("around", "native"))
 """Around environments that step by themselves, `compile` would compile the same parts again."""
+each_tried = pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        pytest.param(name, mode, marks=[pytest.mark.slow] * (mode == "compile"))
+        for name, mode in TRIED
+    ],
+)
 KINDS: dict[str, Any] = {"whole": PureCounter, "around": TensorCounter}
 
 
@@ -60,7 +67,7 @@ def twins() -> Iterator[dict[str, list[tuple[TensorRollout, Learner]]]]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(("name", "mode"), TRIED)
+@each_tried
 def test_fast_iterations_equal_eager_ones(
     name: str, mode: str, twins: dict[str, list[tuple[TensorRollout, Learner]]]
 ) -> None:
@@ -85,7 +92,7 @@ def test_fast_iterations_equal_eager_ones(
     assert eager.compile_s == 0
 
 
-@pytest.mark.parametrize(("name", "mode"), TRIED)
+@each_tried
 def test_nothing_compiles_again(
     name: str, mode: str, twins: dict[str, list[tuple[TensorRollout, Learner]]]
 ) -> None:

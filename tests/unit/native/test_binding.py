@@ -408,19 +408,26 @@ def test_a_one_hot_observation_out_of_range_is_an_error(
     assert int(learner.state.updates) == 1
 
 
-def test_compiled_or_on_a_card_it_changes_nothing_and_is_counted(one_thread: None) -> None:
-    learners = {"compile": Learner(MLP((), 2, (4,), one_hot=5), execution="compile")}
-    if has_compiler():
-        learners["card"] = Learner(MLP((), 2, (4,), one_hot=5))
-    for name, learner in learners.items():
-        update = learner.update if name == "compile" else native_of(learner, "cuda").on_batch
-        for where in ((7, 1), (1, 7)):
-            before = learner.state.online.clone()
-            update(one_hot_batch(*where))
-            assert torch.equal(learner.state.online, before)
-        assert (int(learner.state.updates), int(learner.state.skipped)) == (2, 2)
-        update(one_hot_batch(4, 0))
-        assert not torch.equal(learner.state.online, before)
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param("compiled", marks=pytest.mark.slow),
+        pytest.param("on a card", marks=EMULATED),
+    ],
+)
+def test_compiled_or_on_a_card_it_changes_nothing_and_is_counted(
+    where: str, one_thread: None
+) -> None:
+    execution = "compile" if where == "compiled" else "eager"
+    learner = Learner(MLP((), 2, (4,), one_hot=5), execution=execution)
+    update = learner.update if where == "compiled" else native_of(learner, "cuda").on_batch
+    for observations in ((7, 1), (1, 7)):
+        before = learner.state.online.clone()
+        update(one_hot_batch(*observations))
+        assert torch.equal(learner.state.online, before)
+    assert (int(learner.state.updates), int(learner.state.skipped)) == (2, 2)
+    update(one_hot_batch(4, 0))
+    assert not torch.equal(learner.state.online, before)
 
 
 @pytest.mark.parametrize("native", [False, True])
