@@ -29,7 +29,7 @@ from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.reporting.run_directory import make_run_dir
 from fastdqn.training.autotune import learning_seconds, tune
-from fastdqn.training.callbacks import Callback, NullCallback
+from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import Evaluator, step_limit
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.schedules import ReplayRatio
@@ -124,7 +124,7 @@ class Trainable(ABC):
         if self._run_dir is not None:
             return self._learn_in(self._run_dir, total_timesteps, callback)
         refuse_unwritten(self._caller_settings, self.config, has_callback=callback is not None)
-        with self.trainer(total_timesteps, callback or NullCallback()) as trainer:
+        with self.trainer(total_timesteps, callback or Callback()) as trainer:
             trainer.run(self.env_seeds())
         return self
 

@@ -25,7 +25,7 @@ from fastdqn.networks.mlp import MLP
 from fastdqn.policies.actors import GraphActor, HostActor
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, UniformSampler
-from fastdqn.training.callbacks import NullCallback
+from fastdqn.training.callbacks import Callback
 from tests.emulated.card import has_compiler, make
 from tests.equivalence.test_native import replay_of
 from tests.fake_cuda import RecordingCuda
@@ -154,7 +154,7 @@ def test_a_copy_of_a_copy_and_of_several_agents_at_once_are_wholes() -> None:
         assert_same(all_of(each), all_of(agent))
 
 
-class CopiesAt(NullCallback):
+class CopiesAt(Callback):
     """Copies an agent in the middle of a training."""
 
     def __init__(self, agent: DQN, episode: int) -> None:

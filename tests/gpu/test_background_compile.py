@@ -14,7 +14,7 @@ from fastdqn import DQN
 from fastdqn.execution import modes
 from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.execution.step import EagerStep, PlainUntilCompiled, Progress
-from fastdqn.training.callbacks import NullCallback
+from fastdqn.training.callbacks import Callback
 from fastdqn.training.trainer import Trainer
 from tests.gpu.test_tensor_iteration import BLOCK, build, same_from_the_same_state
 from tests.gpu.test_training import SMALL
@@ -126,7 +126,7 @@ def moves(trainer: Trainer, step: Progress) -> None:
 def test_auto_trains_a_network_of_ones_own_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modes, "WORTH_COMPILING_UPDATES", 1)
     agent = DQN("CartPole-v1", network=Branches(), **SMALL)
-    with agent.trainer(10**7, NullCallback()) as trainer:
+    with agent.trainer(10**7, Callback()) as trainer:
         assert agent.learner.execution == MODE
         assert "cudagraph" in agent.execution_reason
         (step,) = agent.learner.compiling
@@ -139,7 +139,7 @@ def test_auto_trains_a_network_of_ones_own_at_once(monkeypatch: pytest.MonkeyPat
 def test_auto_trains_in_tensor_environments_at_once(native: bool) -> None:
     given: dict[str, Any] = {**SMALL, "vectorizer": "tensor"}
     agent = DQN("CartPole-v1", network=None if native else Branches(), **given)
-    with agent.trainer(10**8, NullCallback()) as trainer:
+    with agent.trainer(10**8, Callback()) as trainer:
         assert agent.learner.execution == ("native" if native else MODE)
         rollout: Any = trainer.rollout
         trainer.begin(agent.env_seeds())
