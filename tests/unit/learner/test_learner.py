@@ -545,7 +545,7 @@ def test_a_learner_asked_to_start_at_once_learns_eagerly_until_it_is_compiled(
 
 def test_a_replay_buffer_learns_from_rows_and_a_sampler_from_a_number_of_draws() -> None:
     learner, replay = _learner(), filled_ring()
-    with pytest.raises(UsageError, match=r"3 updates from a replay buffer: it chooses none\. Give"):
+    with pytest.raises(UsageError, match=r"3 updates from a replay buffer: it chooses none\. Pass"):
         learner.learn(replay, 3)
     with pytest.raises(UsageError, match="an index for a sampler"):
         learner.learn(UniformSampler(replay, 8), replay.draw(3, 8))
