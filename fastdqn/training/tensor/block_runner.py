@@ -158,18 +158,17 @@ class BlockRunner:
 
         def calls(block: Block, call: BlockTensors, *, compiled: bool) -> Call:
             def act(uniform: Tensor) -> Call:
-                shown, epsilon = iteration.shown, iteration.epsilon
-                return partial(actor, shown, epsilon, uniform, None, iteration.action)
+                parts = iteration.shown, iteration.epsilon, uniform, None, iteration.action
+                return partial(actor, *parts)
 
             def advance(uniform: Tensor, ends: Tensor, returns: Tensor, _: Tensor) -> Call:
                 step = uniform[:, NUM_ACTING:], ends, returns
                 return advances.bound(*step) if compiled else partial(iteration.advance, *step)
 
             def learn(random_bits: Tensor, _: bool) -> Call:
-                index = self._place(random_bits)
-                bind = draws.bound if compiled else partial(partial, self._draw)
-                update = partial(native, iteration.ring.ring, index)
-                return in_turn([bind(index, random_bits), update])
+                choice = self._place(random_bits), random_bits
+                draw = draws.bound(*choice) if compiled else partial(self._draw, *choice)
+                return in_turn([draw, partial(native, iteration.ring.ring, choice[0])])
 
             return in_turn(calls_of(block, call, act, advance, learn))
 
