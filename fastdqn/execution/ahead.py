@@ -105,7 +105,7 @@ class AheadOfTime:
 
 
 def _inside(compiler: InProcess, traced: Trace, tensors: Sequence[Tensor], num_rows: int) -> Form:
-    """Compile in this process; what goes by row, a single one of them."""
+    """Compile in this process; a step by row is compiled for a single row."""
     if not num_rows:
         return compiler.compile(traced, tensors)
     form = compiler.compile(traced, (*tensors[:-1], tensors[-1][:1]))

@@ -44,7 +44,7 @@ class Request:
         num_rows: Repeats the operations for each row of the input at `last`; 0 does not.
         last: Which input that is.
         numerics: How to compute.
-        path: Where the library goes, whole or not at all.
+        path: Of the library, which is written atomically.
     """
 
     graph: bytes
@@ -62,8 +62,9 @@ class Compiler:
 
     Args:
         niceness: Added to that of this process.
-        command: Arguments of the Python that is started; it speaks as `compiler_process` does.
-        linger_s: Seconds for which an idle process is kept.
+        command: Arguments of the Python that is started; its protocol is that of
+            `compiler_process`.
+        linger_s: Seconds after which an idle process ends.
 
     Attributes:
         starts: Processes started so far.

@@ -38,7 +38,7 @@ Requests = queue.SimpleQueue[tuple[int, Request]]
 
 
 class _Step(nn.Module):
-    """A trace, repeated over rows of one of its inputs if asked."""
+    """A trace, repeated over rows of one of its inputs if requested."""
 
     def __init__(self, request: Request) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class _Step(nn.Module):
 
 
 def build(request: Request) -> None:
-    """Compile what is asked for and put the library in its place, whole."""
+    """Compile a request and write the library atomically."""
     request.numerics.apply()
     device = torch.device(request.specs[0].device)
     if device.type == "cuda":
@@ -72,7 +72,7 @@ def build(request: Request) -> None:
 
 
 def main() -> int:
-    """Build what is asked for until the parent has gone."""
+    """Serve requests until the parent has ended."""
     source, answers = _private_pipes()
     parent, requests = os.getppid(), Requests()
     threading.Thread(target=_receive, args=(source, requests), daemon=True).start()
@@ -113,7 +113,7 @@ def _receive(source: BinaryIO, requests: Requests) -> None:
 
 
 def _watch(parent: int) -> None:
-    """Notice that the parent has gone, even where its children hold the pipe open."""
+    """Notice that the parent has ended, even where its children hold the pipe open."""
     while os.getppid() == parent:
         time.sleep(LOOK_INTERVAL_S)
     _end()

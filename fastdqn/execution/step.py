@@ -108,7 +108,7 @@ class StepGroup:
 
     @property
     def ready_after_s(self) -> float | None:
-        """Seconds until the last one that was asked for was there; None before."""
+        """Seconds until the last requested one was ready; None before."""
         seconds = [step.ready_after_s for step in self.steps]
         there = [second for second in seconds if second is not None]
         return max(there) if there and self.ready else None
@@ -166,8 +166,8 @@ class PlainUntilCompiled:
     """Two forms of a step: one that runs at once, and one whose parts have to be compiled.
 
     It moves from one to the other between two calls, for each set of shapes by itself. What has
-    to be compiled is asked for after the plain form has run, so that this records undisturbed.
-    Where that fails, or the first call of the fast form does, the plain form goes on.
+    to be compiled is requested after the plain form has run, so that its recording is undisturbed.
+    If compiling fails, or the first call of the fast form, the plain form is used from then on.
 
     Args:
         plain: Runs at once.

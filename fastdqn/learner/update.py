@@ -34,7 +34,7 @@ class Update(Whole):
     """One update; see `fastdqn.learner.learner.Learner` for the settings.
 
     Attributes:
-        earlier_updates: Those of a training that this one goes on from. The period of the hard
+        earlier_updates: Those of a training that this one continues. The period of the hard
             target counts on from them; the optimizer does not: its moments start at zero, and so
             does the count that corrects their bias, `state.updates`.
     """
@@ -283,7 +283,7 @@ class Update(Whole):
 
 
 def _drawn(sampler: Sampler, random_bits: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Draw a batch for each row of [K, B] when it is asked for, or all at once: the same rows."""
+    """Yield a batch for each row of [K, B], drawn in turn, or all at once if independent."""
     if sampler.independent:
         for rows in sampler.draw(random_bits)[0].unbind(0):
             yield rows, None

@@ -129,7 +129,7 @@ class NativeActor(Whole):
     def on_host(
         self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None
     ) -> tuple[Tensor, npt.NDArray[np.int64]]:
-        """Do the same for observations and masks that lie at one place at every call. Hot path.
+        """Do the same for observations and masks at the same address at every call. Hot path.
 
         Returns:
             [N] int64 as a tensor and as an array; both are overwritten by the next call with
@@ -177,7 +177,7 @@ class NativeActor(Whole):
         self._uniform, self._rows, self._row = uniform, rows, uniform.stride(0)
 
     def bound(self, obs: Tensor, uniform: Tensor, out: Tensor) -> Callable[[float], None]:
-        """Return what chooses for tensors that stay where they are, given epsilon; see `__call__`.
+        """Return a function of epsilon that acts on tensors that never move; see `__call__`.
 
         They are checked, and their addresses are looked up, here; the calls use no PyTorch.
         """

@@ -151,7 +151,7 @@ class HostActor(Whole):
 
     def __init__(self, policy: Policy) -> None:
         self._policy, self._device = policy, policy.network.flat.device
-        self._kept: dict[str, Tensor] = {}
+        self._memory: dict[str, Tensor] = {}
         self._flat = self._host("parameters", policy.network.flat)
         self._views = policy.network.views(self._flat)
 
@@ -172,23 +172,23 @@ class HostActor(Whole):
         """Return them on the device and on the host; see `Actor`."""
         policy = self._policy
         self._flat.copy_(policy.network.flat, non_blocking=True)
-        seen = self._brought("obs", obs)
-        drawn = self._brought("uniform", uniform)
-        mask = None if action_mask is None else self._brought("mask", action_mask)
+        seen = self._copied("obs", obs)
+        drawn = self._copied("uniform", uniform)
+        mask = None if action_mask is None else self._copied("mask", action_mask)
         synchronize(self._device)
         chosen = policy.choose(seen, epsilon, drawn, mask, parameters=self._views)
         sent = self._host("action", chosen).copy_(chosen)
         return sent.to(self._device, non_blocking=True, copy=True), chosen.numpy()
 
-    def _brought(self, name: str, tensor: Tensor) -> Tensor:
+    def _copied(self, name: str, tensor: Tensor) -> Tensor:
         return self._host(name, tensor).copy_(tensor, non_blocking=True)
 
     def _host(self, name: str, like: Tensor) -> Tensor:
-        """Return memory of the host, pinned for CUDA, that is kept from call to call."""
-        kept = self._kept.get(name)
-        if kept is None or kept.shape != like.shape:
-            kept = self._kept[name] = _on_host(like, self._device)
-        return kept
+        """Return memory of the host, pinned for CUDA, the same at each call."""
+        memory = self._memory.get(name)
+        if memory is None or memory.shape != like.shape:
+            memory = self._memory[name] = _on_host(like, self._device)
+        return memory
 
 
 def actors_for(policy: Policy) -> list[str]:

@@ -152,7 +152,7 @@ class Policy(Whole):
         """Do what `act` does and bring the actions to the host. Waits for the device once.
 
         Args:
-            obs: [N, *O] on the device, at one place at every call.
+            obs: [N, *O] on the device, at the same address at every call.
             epsilon: In [0, 1].
             action_mask: [N, A] bool beside `obs`, likewise, or None.
 
@@ -222,7 +222,7 @@ class Policy(Whole):
     def greedy_on_host(
         self, obs: Tensor, action_mask: Tensor | None = None
     ) -> npt.NDArray[np.int64]:
-        """Do what `greedy` does, where observations and masks lie at one place at every call.
+        """Do what `greedy` does, with observations and masks at the same address at every call.
 
         Returns:
             [N] int64; may be overwritten by the next call.

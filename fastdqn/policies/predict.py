@@ -83,26 +83,26 @@ def _array_of(values: Any, name: str) -> Array:
 
 
 def _tensor_of(array: Array, env: EnvDescription, device: torch.device) -> torch.Tensor:
-    """Return observations [B, *O] as the network takes them; the caller's memory is not kept.
+    """Return observations [B, *O] as the network takes them; always a copy.
 
     Raises:
         UsageError: A number is none that the space's dtype, or its counts, hold.
     """
     stored = "float32" if env.obs_dtype == "float64" else env.obs_dtype
     if array.dtype == stored:
-        kept = np.array(array, stored, order="C")
+        stored_obs = np.array(array, stored, order="C")
     else:
         with np.errstate(all="ignore"):
-            kept = np.array(array, stored, order="C")
-    if kept.dtype.kind != "f":
+            stored_obs = np.array(array, stored, order="C")
+    if stored_obs.dtype.kind != "f":
         _refuse_outside(array, env)
-    elif not np.isfinite(kept).all():
+    elif not np.isfinite(stored_obs).all():
         raise UsageError(
-            f"observation with {array[~np.isfinite(kept)].flat[0]}",
+            f"observation with {array[~np.isfinite(stored_obs)].flat[0]}",
             f"it is no finite number of {stored}",
             "Pass finite numbers.",
         )
-    return torch.from_numpy(kept).to(device)
+    return torch.from_numpy(stored_obs).to(device)
 
 
 def _refuse_outside(values: Array, env: EnvDescription) -> None:

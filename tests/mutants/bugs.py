@@ -530,7 +530,7 @@ def episodes_joined_over_a_cut() -> None:
 @turns_red(RING + "what_was_written_stays_when_the_caller_reuses_its_arrays")
 def final_observations_aliased() -> None:
     """The frames of an end are copied one step late, when the caller has reused their array."""
-    right = ReplayBuffer._keep_final
+    right = ReplayBuffer._store_final
     late: list[Tensor] = []
 
     def keep_final(self: ReplayBuffer, row: int, envs: Any, frames: Tensor, masks: Any) -> None:
@@ -544,7 +544,7 @@ def final_observations_aliased() -> None:
             self.ring.frames[late[0]] = late[2][late[1]]
         return len(self._starts)
 
-    exchange("_keep_final", keep_final, ReplayBuffer)
+    exchange("_store_final", keep_final, ReplayBuffer)
     exchange("__len__", length, ReplayBuffer)
 
 
