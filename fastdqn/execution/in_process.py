@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -54,7 +56,9 @@ class InProcess:
                 trace = traced()
                 traced = lambda: trace  # noqa: E731
             arguments = future, traced, tensors, torch.get_num_threads()
-            threading.Thread(target=self._beside, args=arguments, daemon=True).start()
+            thread = threading.Thread(target=self._beside, args=arguments, daemon=True)
+            atexit.register(_stop, thread)
+            thread.start()
         except BaseException:
             COMPILER.release()
             raise
@@ -79,11 +83,19 @@ class InProcess:
         except Exception as error:  # a compiler may fail in any way
             future.set_exception(error)
         finally:
+            atexit.unregister(_stop)  # one thread compiles at a time
             COMPILER.release()
 
     def compile(self, traced: Trace, tensors: Sequence[Tensor], **options: bool) -> Form:
         """Compile now, for tensors of which nothing is read but how they lie."""
         return by_inductor(traced, tensors, {"cpp_wrapper": self._cpu, **options})
+
+
+def _stop(thread: threading.Thread) -> None:
+    """Stop a thread that compiles: Python aborts if it ends while that is inside PyTorch."""
+    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    raise_in(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+    thread.join()
 
 
 def by_inductor(traced: Trace, tensors: Sequence[Tensor], options: dict[str, bool]) -> Form:
