@@ -1,8 +1,8 @@
 """What was compiled once is loaded ever after: libraries on disk, found by what they compute.
 
 They lie in the folder `fastdqn` of PyTorch's own compile cache, `TORCHINDUCTOR_CACHE_DIR` or
-`torchinductor_<user>` in the folder for temporary files. Nothing there is needed: whoever deletes
-it waits for a compiler once more. The name is a hash of the operations, of the tensors' shapes and
+`torchinductor_<user>` in the folder for temporary files. They may be deleted
+and are then compiled once more. The name is a hash of the operations, of the tensors' shapes and
 of whatever else decides about the machine code, so that equal steps of any run hit, and a changed
 source, version or machine misses.
 """

@@ -107,7 +107,7 @@ class Compiler:
         return future
 
     def withdraw(self, future: Future[None]) -> None:
-        """Ask no longer; ends the process if nobody else asks for anything."""
+        """Ask no longer; ends the process if nothing else is asked for."""
         future.cancel()
         with self._lock:
             self._pending = {n: f for n, f in self._pending.items() if f is not future}

@@ -85,7 +85,7 @@ def main() -> int:
 
 
 def _private_pipes() -> tuple[BinaryIO, int]:
-    """Return the pipes from and to the parent, and let nobody else have them."""
+    """Return the pipes from and to the parent; nothing else in this process can use them."""
     source, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
     silence = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1):

@@ -33,7 +33,7 @@ load what it compiled."""
 
 
 class GraphPool:
-    """The memory of some graphs, told by a handle that the first of them asks for."""
+    """The memory of some graphs; the first of them asks CUDA for it."""
 
     def __init__(self) -> None:
         self._handle: object = None
@@ -161,7 +161,7 @@ class CudaGraphStep:
         """Record the graph of these arguments.
 
         Returns:
-            The graph; None where somebody compiles meanwhile, which a recording may not survive:
+            The graph; None where another thread compiles, which a recording may not survive:
             then the step runs as it is, and the next call tries again.
         """
         compiling = COMPILER.locked()
@@ -218,5 +218,5 @@ class CudaGraphStep:
 
 
 def _identity(tensor: Tensor | None) -> Hashable:
-    """Return what tells two arguments of a graph apart."""
+    """Return the part of a graph's key that stands for an argument."""
     return tensor if tensor is None else (tensor.data_ptr(), tensor.shape, tensor.dtype)

@@ -21,8 +21,8 @@ class InProcess:
     """Compiles in this process: at once, or in a thread, one step at a time.
 
     PyTorch keeps what it compiled on disk, in `TORCHINDUCTOR_CACHE_DIR`. While it compiles it may
-    set its default generators back to where they were; whoever draws beside it needs a generator
-    of their own.
+    set its default generators back to where they were; draws beside it need a generator of their
+    own.
 
     Args:
         device: Where tensors live; on the CPU the C++ wrapper is used.

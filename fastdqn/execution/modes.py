@@ -77,7 +77,7 @@ SMALL_NETWORK_PARAMETERS = 1_000_000
 """Below this a network's arithmetic takes less than what MPS takes to start it, 25 us each time."""
 
 Measure = Callable[[Sequence[str]], tuple[str, str]]
-"""Tries ways to run; returns the fastest, and one clause that tells what was measured."""
+"""Tries modes; returns the fastest, and one clause with what was measured."""
 
 
 def choose_execution(
@@ -88,7 +88,7 @@ def choose_execution(
     fused: bool = False,
     parameters: int = SMALL_NETWORK_PARAMETERS,
     measure: Measure | None = None,
-    why_not_native: Callable[[], str | None] = lambda: "nobody has looked",
+    why_not_native: Callable[[], str | None] = lambda: "not checked",
 ) -> tuple[str, str]:
     """Turn `auto` into a mode and check the others against the machine.
 

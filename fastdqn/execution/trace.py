@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 COMPILER = threading.Lock()
-"""Held by whoever writes a step down or compiles it in this process, beside the loop: both exchange
-functions of PyTorch while they last, and a card may be spoken to meanwhile."""
+"""Held while a step is traced or compiled in this process beside the loop: both exchange functions
+of PyTorch while they last, and calls to a card may fail meanwhile."""
 
 
 class CompileError(Exception):
@@ -87,7 +87,7 @@ class Trace:
 
 
 def trace(step: Callable[..., object], tensors: Sequence[Tensor]) -> Trace:
-    """Write down what `step` does to tensors of these shapes; nothing is run or written.
+    """Trace what `step` does to tensors of these shapes; nothing is run or written.
 
     Takes about 0.1 s per hundred operations, and twice that where the step holds tensors.
 

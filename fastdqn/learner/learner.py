@@ -196,7 +196,7 @@ class Learner(Update):
 
     @property
     def compiling(self) -> list[Step]:
-        """The steps that learn from samplers, for those who tell when they are compiled."""
+        """The steps that learn from samplers; a trainer reports when they are compiled."""
         return self._steps.learning
 
     def close(self) -> None:

@@ -36,12 +36,12 @@ Choice = tuple[str, str]
 def tune(
     asked: str, learner: Learner, policy: Policy, sampler: Sampler, *, expected_updates: int
 ) -> str:
-    """Decide how the learner and the policy are run, by measurement where that may tell.
+    """Decide how the learner and the policy run, by measurement where that helps.
 
     Args:
         asked: What the user wants of the updates, one of EXECUTIONS. Asked for `eager`, the
             policy stays plain too.
-        learner: Is told how to run.
+        learner: Its mode is set.
         policy: Is given the actor that was found fastest on CUDA, or the C.
         sampler: Its ring may be empty still.
         expected_updates: Of the whole run.
@@ -83,10 +83,10 @@ def fastest_mode(
         learner: Is tried.
         sampler: Chooses batches as if its ring were full.
         updates: In one call.
-        candidates: Modes, the first of which always runs; one that does not is told.
+        candidates: Modes, the first of which always runs; one that fails is named in the clause.
 
     Returns:
-        The mode, and one clause that tells what was measured.
+        The mode, and one clause with what was measured.
     """
     restore = snapshot((*learner.state.written(), *sampler.written()))
 
@@ -104,7 +104,7 @@ def learning_seconds(learner: Learner, sampler: Sampler | None) -> float:
     """Time the updates of a vector step in the learner's mode.
 
     They take nothing of the CPU that environments could use where the learner is elsewhere, and
-    cannot be told apart from the environments where there is no sampler. Leaves no trace.
+    cannot be separated from the environments where there is no sampler. Leaves no trace.
 
     Args:
         learner: Is tried.
@@ -142,7 +142,7 @@ def fastest_actor(
         action_mask: [N, A] bool beside it, or None.
 
     Returns:
-        The kind, and one clause that tells what was measured.
+        The kind, and one clause with what was measured.
     """
     # Kept as the policy keeps its own, so that a captured actor finds one address.
     columns = 2 + policy.network.num_columns(len(obs))

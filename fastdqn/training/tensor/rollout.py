@@ -132,7 +132,7 @@ class TensorRollout(Whole):
 
     @property
     def compiling(self) -> list[Progress]:
-        """What is compiled now, for those who tell when it is ready."""
+        """What is compiled now, so that a trainer can report when it is ready."""
         return [self._blocks.steps]
 
     def execute_as(self, execution: str, *, background: bool = False) -> None:

@@ -144,7 +144,7 @@ def test_mps_tells_that_the_cpu_is_likely_faster_for_a_small_network() -> None:
 def test_without_a_compiler_auto_is_eager_on_the_cpu_and_says_why() -> None:
     assert choose_execution("auto", CPU, MANY) == (
         "eager",
-        "not native: nobody has looked; no C++ compiler on the PATH",
+        "not native: not checked; no C++ compiler on the PATH",
     )
     assert choose_execution("auto", CUDA, MANY)[0] == "cudagraph"
 
