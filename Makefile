@@ -37,7 +37,7 @@ format: $(STAMP) ## Rewrite the code in the project's format
 test: $(STAMP) ## Run the tests, JOBS at a time (2; about four minutes on two cores)
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not learning and not cuda and not dropin and not slow' $(ARGS)
 
-test-slow: $(STAMP) ## Run the tests that take minutes: the C under sanitizers
+test-slow: $(STAMP) ## Run the tests that take minutes: whole runs, everything compiled, the C under sanitizers
 	$(BIN)/python -m pytest $(PARALLEL) -m slow --timeout 900 $(ARGS)
 
 dropin: $(STAMP) ## Compare GroupedVectorEnv with Gymnasium's AsyncVectorEnv, call by call

@@ -101,6 +101,7 @@ def test_each_toy_trains_acts_and_is_saved(name: str, env: str, tmp_path: Path) 
             DQN.load(tmp_path / "toy", network=TOYS[name]().get("network"), env=ENVS[env]())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", ENVS)
 def test_together_they_train_compiled_as_eagerly(env: str) -> None:
     eager, compiled = (agent_of(env, together, how) for how in ("eager", "compile"))
