@@ -59,7 +59,7 @@ class Setting:
         if self.from_ring:
             generator = torch.Generator().manual_seed(0)
             index = torch.randint(64, (updates, BATCH), generator=generator)
-            for part in index.split(5):  # in chunks of 4 and of 1
+            for part in torch.split(index, 5):  # in chunks of 4 and of 1
                 learner.learn(MASKED if self.masked else REPLAY, part)
             return
         for seed in range(updates):
