@@ -21,14 +21,14 @@ from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.provider import EnvProvider
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.errors import UsageError
-from fastdqn.execution.modes import choose_execution
+from fastdqn.execution.modes import choose_execution, is_auto
 from fastdqn.foundation.scalars import whole
 from fastdqn.learner.learner import Learner
 from fastdqn.learner.precision import float32_products
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.reporting.run_directory import make_run_dir
-from fastdqn.training.autotune import choose_ways, learning_seconds
+from fastdqn.training.autotune import learning_seconds, tune
 from fastdqn.training.callbacks import Callback, NullCallback
 from fastdqn.training.evaluation import Evaluator, step_limit
 from fastdqn.training.host.rollout import HostRollout
@@ -63,7 +63,7 @@ class Trainable(ABC):
         learner: Rows to weights.
         policy: Observations to actions.
         execution_reason: Why the learner runs in its execution mode.
-        origin: Names of the caller's environment and network, for config.json.
+        origin: Names of the caller's environment, network and other parts, for config.json.
     """
 
     config: Config
@@ -218,14 +218,14 @@ class Trainable(ABC):
                 fused=True,
                 why_not_native=partial(learner.why_not_native, self._fused.sampler),
             )
-            self._fused.execute_as(mode, background=asked == "auto")
+            self._fused.execute_as(mode, background=is_auto(asked))
             learner.execution = mode
         elif self._sampler is not None and (first or learner.device.type != "cuda"):
             parts = asked, learner, self.policy, self._sampler
-            self.execution_reason = choose_ways(*parts, expected_updates=expected)
+            self.execution_reason = tune(*parts, expected_updates=expected)
             self._chosen = learner.execution
         else:  # steps that were not compiled by the end of the last call are compiled now
-            learner.execute_as(self._chosen, background=asked == "auto")
+            learner.execute_as(self._chosen, background=is_auto(asked))
             if self._sampler is not None:
                 learner.prepare(self._sampler, max(self._sampler.due, 1))
 

@@ -14,12 +14,13 @@ from torch import nn
 
 from fastdqn.agent.arguments import decided_by, fitting
 from fastdqn.agent.learning import Trainable
-from fastdqn.agent.loading import restore
+from fastdqn.agent.loading import Restored, restore
 from fastdqn.agent.saved_description import SavedDescription, write_description
 from fastdqn.algorithms.objectives import Objective
 from fastdqn.envs.provider import AnyEnv
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.tensor import TensorEnv
+from fastdqn.errors import CheckpointError
 from fastdqn.replay.sampler import SamplerFactory
 from fastdqn.training.checkpoint import SavedPolicy, load_policy, save_policy
 
@@ -78,7 +79,7 @@ class Persistent(Trainable):
                 none); a UserWarning says that the file does not hold them.
             network: The module whose parameters were saved, if it was the caller's own.
             objective: That of the training, if it was the caller's own; no file holds it.
-            sampler: Likewise.
+            sampler: Likewise; None draws as `replay` says.
             settings: Override saved settings.
 
         Raises:
@@ -89,6 +90,7 @@ class Persistent(Trainable):
         if not isinstance(saved, SavedPolicy):
             saved = load_policy(Path(saved))
         restored = restore(saved, env, settings, own_network=network is not None)
+        _refuse_missing(objective, restored)
         named = fitting(
             restored.settings,
             settings,
@@ -96,8 +98,7 @@ class Persistent(Trainable):
             own_network=network is not None,
             others=decided_by(objective=objective, sampler=sampler),
         )
-        parts: dict[str, Any] = {"network": network, "objective": objective, "sampler": sampler}
-        agent = cls(restored.env, **parts, **named)
+        agent = cls(restored.env, network=network, objective=objective, sampler=sampler, **named)
         agent._given = settings
         restored.refuse_other_spaces(agent.description)
         saved.copy_into(agent.parameters())
@@ -132,9 +133,19 @@ class Persistent(Trainable):
             self.config,
             self.description,
             type(self.network).__name__,
+            objective=self.origin.get("objective"),
             by_id=self._by_id,
             env_steps=env_steps,
             episodes=episodes,
             updates=self._ratio.updates,
             rounds=self._rounds,
+        )
+
+
+def _refuse_missing(objective: Objective | None, restored: Restored) -> None:
+    """Refuse no objective for a policy that learned by one of the caller's, which no file holds."""
+    if objective is None and restored.saved.objective is not None:
+        raise CheckpointError(
+            f"{restored.folder} was trained with an objective of the caller's own, "
+            f"{restored.saved.objective}: pass it, DQN.load(folder, objective=...)"
         )

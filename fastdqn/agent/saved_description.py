@@ -40,6 +40,7 @@ class SavedDescription:
         construction: How the environment of a factory was made; None of an id, and of policies
             that are older than this entry.
         network: Name of the network's class.
+        objective: Name of the caller's own objective, or None.
         obs_shape: Shape of one observation.
         obs_dtype: Its dtype, by name.
         num_actions: Actions, A.
@@ -52,6 +53,7 @@ class SavedDescription:
     settings: Mapping[str, Any]
     construction: Construction | None
     network: str
+    objective: str | None
     obs_shape: tuple[int, ...]
     obs_dtype: str
     num_actions: int
@@ -66,6 +68,7 @@ def write_description(
     env: EnvDescription,
     network: str,
     *,
+    objective: str | None,
     by_id: bool,
     env_steps: int,
     episodes: int,
@@ -78,13 +81,15 @@ def write_description(
         config: The settings.
         env: One environment.
         network: Name of the network's class.
+        objective: Name of the caller's own objective, or None.
         by_id: Whether the environment was passed by its id.
         env_steps: See `SavedDescription`, as for the other counts.
         episodes: See there.
         updates: See there.
         rounds: See there.
     """
-    made = {} if by_id else {"env": dict(env.construction)}
+    made: dict[str, Any] = {} if by_id else {"env": dict(env.construction)}
+    made |= {} if objective is None else {"objective": objective}
     return {
         "env_id": env.env_id,
         **made,
@@ -111,6 +116,9 @@ def read_description(description: Mapping[str, Any]) -> SavedDescription:
         settings=_settings(description.get("config")),
         construction=_construction(description.get("env")),
         network=_checked("network", description.get("network"), _is_text, "a short text"),
+        objective=None
+        if "objective" not in description
+        else _checked("objective", description["objective"], _is_text, "a short text"),
         obs_shape=tuple(_checked("obs_shape", description.get("obs_shape"), _is_shape, "a shape")),
         obs_dtype=_checked(
             "obs_dtype", description.get("obs_dtype"), _is_dtype, "a dtype of tensors"

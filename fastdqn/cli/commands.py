@@ -19,6 +19,7 @@ from fastdqn import __version__
 from fastdqn.cli.arguments import parse, words_after
 from fastdqn.config import Config
 from fastdqn.errors import FastDQNError, UsageError
+from fastdqn.execution.modes import may_be_native
 from fastdqn.foundation.formatting import format_return
 from fastdqn.foundation.streams import forgiving_streams
 from fastdqn.presets import PRESETS, preset_config
@@ -125,7 +126,7 @@ def _train(argv: list[str], started: float) -> int:
     if words_after(argv, "--run-dir") == [""]:
         raise UsageError("--run-dir ''", "it is no path", "Name a folder, or leave it out.")
     config = parse(Config, "train", argv, default=_preset_of(argv))
-    if config.execution in {"auto", "native"}:
+    if may_be_native(config.execution):
         begin_to_compile(MLP)  # while another core loads PyTorch
     from fastdqn.cli.train import train  # noqa: PLC0415 - PyTorch is loaded only where it is needed
 

@@ -17,9 +17,15 @@ from torch import Tensor
 from fastdqn.execution.step import Step
 from fastdqn.execution.trace import COMPILER
 
-__all__ = ["CudaGraphStep", "GraphPool"]
+__all__ = ["Cuda", "CudaGraphStep", "GraphPool"]
 
 Restore = Callable[[], None]
+Cuda = Any
+"""`torch.cuda`, or what stands in for it; a module, and so without a type."""
+Graph = Any
+"""What `torch.cuda.CUDAGraph` makes."""
+Arguments = Sequence[Any]
+"""Tensors, and None for one that is missing, which steps need not know."""
 
 CAPTURE_ERRORS = "thread_local"
 """Which calls to CUDA a recording forbids: those of its own thread. Another one may compile, and
@@ -30,9 +36,9 @@ class GraphPool:
     """The memory of some graphs, told by a handle that the first of them asks for."""
 
     def __init__(self) -> None:
-        self._handle: Any = None
+        self._handle: object = None
 
-    def handle(self, cuda: Any) -> Any:
+    def handle(self, cuda: Cuda) -> object:
         """Return the handle; `cuda` is `torch.cuda`, or what stands in for it."""
         if self._handle is None:
             self._handle = cuda.graph_pool_handle()
@@ -77,13 +83,13 @@ class CudaGraphStep:
         device: torch.device | None = None,
         static: bool = False,
         pool: GraphPool | None = None,
-        cuda: Any = torch.cuda,
+        cuda: Cuda = torch.cuda,
     ) -> None:
         self._step, self._keep = step, snapshot
         self._generators, self._warmups, self._cuda = tuple(generators), warmups, cuda
         self._device, self._static = device, static
         self._inputs: dict[Hashable, Tensor] = {}
-        self._graphs: dict[Hashable, Any] = {}
+        self._graphs: dict[Hashable, Graph] = {}
         self._pool = pool or GraphPool()
         self._recording_s = 0.0
 
@@ -137,7 +143,7 @@ class CudaGraphStep:
         else:
             graph.replay()
 
-    def _lying(self, tensors: Sequence[Any]) -> Sequence[Any]:
+    def _lying(self, tensors: Arguments) -> Arguments:
         """Return the tensors that the graph of such tensors reads."""
         if not self._static:
             return tensors
@@ -151,7 +157,7 @@ class CudaGraphStep:
             place = self._inputs[key] = torch.empty_like(tensor, memory_format=contiguous)
         return place
 
-    def _new_graph(self, key: Hashable, args: Sequence[Any]) -> Any:
+    def _new_graph(self, key: Hashable, args: Arguments) -> Graph:
         """Record the graph of these arguments.
 
         Returns:
@@ -167,7 +173,7 @@ class CudaGraphStep:
             return None
         return graph
 
-    def _capture(self, args: Sequence[Any]) -> Any:
+    def _capture(self, args: Arguments) -> Graph:
         start, waited_s = time.perf_counter(), self._step.wait_s
         with self._cuda.device(self._device):  # None changes nothing
             self._warm_up(args)
@@ -175,7 +181,7 @@ class CudaGraphStep:
         self._recording_s += time.perf_counter() - start - (self._step.wait_s - waited_s)
         return graph
 
-    def _warm_up(self, args: Sequence[Any]) -> None:
+    def _warm_up(self, args: Arguments) -> None:
         """Run the step a few times aside, and leave no trace of it."""
         restore = self._keep(*args)
         seeds = [generator.get_state() for generator in self._generators]
@@ -190,13 +196,13 @@ class CudaGraphStep:
             for generator, seed in zip(self._generators, seeds, strict=True):
                 generator.set_state(seed)
 
-    def _rehearse(self, args: Sequence[Any], restore: Restore) -> None:
+    def _rehearse(self, args: Arguments, restore: Restore) -> None:
         try:
             self._step(*args)
         finally:
             restore()  # each time: what was kept need only cover one run
 
-    def _record(self, args: Sequence[Any]) -> Any:
+    def _record(self, args: Arguments) -> Graph:
         pool = self._pool.handle(self._cuda)
         graph = self._cuda.CUDAGraph()
         for generator in self._generators:

@@ -27,12 +27,17 @@ class InProcess:
     Args:
         device: Where tensors live; on the CPU the C++ wrapper is used.
         background: Compile in a thread.
+        traces_beside: Trace in that thread, too, for steps that hold no module: what modules do is
+            exchanged for the whole process while one is traced.
     """
 
     repeats_rows = False
 
-    def __init__(self, device: torch.device, *, background: bool = False) -> None:
+    def __init__(
+        self, device: torch.device, *, background: bool = False, traces_beside: bool = False
+    ) -> None:
         self._cpu, self._background, self._closed = device.type == "cpu", background, False
+        self._traces_beside = traces_beside
 
     def submit(
         self, traced: Callable[[], Trace], tensors: Sequence[Tensor], _num_rows: int
@@ -45,7 +50,10 @@ class InProcess:
         if self._closed or not COMPILER.acquire(blocking=False):
             return None
         try:
-            given = future, traced(), tensors, torch.get_num_threads()
+            if not self._traces_beside:
+                trace = traced()
+                traced = lambda: trace  # noqa: E731
+            given = future, traced, tensors, torch.get_num_threads()
             threading.Thread(target=self._beside, args=given, daemon=True).start()
         except BaseException:
             COMPILER.release()
@@ -57,12 +65,16 @@ class InProcess:
         self._closed = True
 
     def _beside(
-        self, future: Future[Form], traced: Trace, tensors: Sequence[Tensor], num_threads: int
+        self,
+        future: Future[Form],
+        traced: Callable[[], Trace],
+        tensors: Sequence[Tensor],
+        num_threads: int,
     ) -> None:
         torch.set_num_threads(num_threads)  # a new thread has its own idea of it
         try:
             # A measurement would wait for the whole card, which may be recording meanwhile.
-            form = self.compile(traced, tensors, shape_padding=False)
+            form = self.compile(traced(), tensors, shape_padding=False)
             future.cancel() if self._closed else future.set_result(form)
         except Exception as error:  # a compiler may fail in any way
             future.set_exception(error)

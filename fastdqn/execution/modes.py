@@ -1,23 +1,19 @@
-"""How a pure step is run fast: the plain function, compiled, or captured in a CUDA graph.
+"""Execution modes: their names and what they mean, which of them a machine allows, and `auto`.
 
-The plain function is the truth. Everything here wraps it from outside, at one line.
+Names are compared here alone; others read the facts of a `Mode`. Loads no PyTorch.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import torch
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from fastdqn.errors import UsageError
-from fastdqn.execution.ahead import AheadOfTime
-from fastdqn.execution.compile import CompiledStep
-from fastdqn.execution.cuda_graph import CudaGraphStep
-from fastdqn.execution.in_process import InProcess
-from fastdqn.execution.step import EagerStep, PlainUntilCompiled, PureStep, Step
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "EXECUTIONS",
@@ -25,17 +21,54 @@ __all__ = [
     "Mode",
     "choose_execution",
     "chunks",
+    "is_auto",
+    "may_be_native",
     "mode_of",
     "refuse_execution",
-    "run_step",
     "worth_trying",
 ]
 
-EXECUTIONS = ("auto", "eager", "native", "compile", "cudagraph", "compile+cudagraph")
-GRAPHS = ("cudagraph", "compile+cudagraph")
-"""Those that record the step as a CUDA graph, as it is or compiled."""
-COMPILING = ("compile", "compile+cudagraph")
-"""Those that compile the step."""
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """What a mode means for a step.
+
+    Attributes:
+        name: As in `--execution`.
+        native: C or CUDA C does what it can of the step.
+        compiles: PyTorch compiles the step.
+        graphs: The step is recorded as a CUDA graph, as it is or compiled.
+    """
+
+    name: str
+    native: bool = False
+    compiles: bool = False
+    graphs: bool = False
+
+    @property
+    def eager(self) -> bool:
+        """Whether the step runs as it is."""
+        return not (self.native or self.compiles or self.graphs)
+
+    @property
+    def plain(self) -> str:
+        """The name of the mode that does the same without PyTorch's compiler."""
+        if self.native:
+            return self.name
+        return "cudagraph" if self.graphs else "eager"
+
+
+MODES = {
+    mode.name: mode
+    for mode in (
+        Mode("eager"),
+        Mode("native", native=True),
+        Mode("compile", compiles=True),
+        Mode("cudagraph", graphs=True),
+        Mode("compile+cudagraph", compiles=True, graphs=True),
+    )
+}
+EXECUTIONS = ("auto", *MODES)
 WORTH_COMPILING_UPDATES = 20_000
 """A cold compile (20 s on two cores) beside the trainer takes as long as so many small updates."""
 WORTH_TRYING_UPDATES = 1_000
@@ -75,7 +108,7 @@ def choose_execution(
         UsageError: The mode is unknown or cannot run on this device.
     """
     refuse_execution(asked, device)
-    if asked != "auto":
+    if not is_auto(asked):
         return asked, "as asked"
     if device.type == "mps":
         return "eager", _on_mps(parameters)
@@ -99,23 +132,26 @@ def refuse_execution(asked: str, device: torch.device) -> None:
         raise UsageError(
             f"--execution {asked}", "there is no such mode", f"Choose {', '.join(EXECUTIONS)}."
         )
-    if asked == "compile" and device.type == "cpu" and not _has_compiler():
+    mode = MODES.get(asked)
+    if mode is None:
+        return
+    if mode.native and device.type not in {"cpu", "cuda"}:
         raise UsageError(
-            "--execution compile",
-            "PyTorch compiles for the CPU with a C++ compiler, and none is on the PATH",
-            "Install g++ or clang++, or use --execution eager.",
-        )
-    if asked == "native" and device.type not in {"cpu", "cuda"}:
-        raise UsageError(
-            f"--execution native on {device}",
+            f"--execution {asked} on {device}",
             "it runs on the CPU and on CUDA",
             "Use --execution eager, or --device cpu.",
         )
-    if asked in GRAPHS and device.type != "cuda":
+    if mode.graphs and device.type != "cuda":
         raise UsageError(
             f"--execution {asked} on {device}",
             "CUDA graphs need CUDA",
             "Use --execution compile, or --device cuda.",
+        )
+    if mode.compiles and device.type == "cpu" and not _has_compiler():
+        raise UsageError(
+            f"--execution {asked}",
+            "PyTorch compiles for the CPU with a C++ compiler, and none is on the PATH",
+            "Install g++ or clang++, or use --execution eager.",
         )
 
 
@@ -134,7 +170,7 @@ def _on_cuda(expected_updates: int, measure: Measure | None, *, native: bool) ->
     if measure is None:
         return "native" if native else "cudagraph", "a run measures before it starts"
     mode, message = measure(worth_trying(native=native))
-    if mode == "cudagraph" and not native and expected_updates >= WORTH_COMPILING_UPDATES:
+    if MODES[mode].graphs and not native and expected_updates >= WORTH_COMPILING_UPDATES:
         return "compile+cudagraph", f"{message}; {expected_updates:,} updates repay a compile"
     return mode, message
 
@@ -164,42 +200,30 @@ def _has_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "c++", "clang++"))
 
 
-@dataclass(frozen=True, slots=True)
-class Mode:
-    """What a mode means for a step on some device.
-
-    Attributes:
-        name: One of EXECUTIONS, but not `auto`.
-        native: C or CUDA C does what it can of the step.
-        compiles: PyTorch compiles the step.
-        graphs: The step is recorded as a CUDA graph, as it is or compiled.
-        plain: The mode that does the same without PyTorch's compiler.
-    """
-
-    name: str
-    native: bool
-    compiles: bool
-    graphs: bool
-    plain: str
-
-
 def mode_of(execution: str, device: torch.device) -> Mode:
     """Return what a mode means on a device; `auto` is for those who choose.
 
     Raises:
         UsageError: There is no such mode, or not on this device.
     """
-    names = [name for name in EXECUTIONS if name != "auto"]
-    if execution not in names:
+    mode = MODES.get(execution)
+    if mode is None:
         raise UsageError(
-            f"--execution {execution}", "a step runs in no such way", f"Choose {', '.join(names)}."
+            f"--execution {execution}", "a step runs in no such way", f"Choose {', '.join(MODES)}."
         )
-    native, graphs = execution == "native", execution in GRAPHS
-    if graphs or native:
+    if mode.native or mode.graphs:
         refuse_execution(execution, device)
-    graphs = graphs or (native and device.type == "cuda")
-    plain = execution if native else "cudagraph" if graphs else "eager"
-    return Mode(execution, native, execution in COMPILING, graphs, plain)
+    return replace(mode, graphs=mode.graphs or (mode.native and device.type == "cuda"))
+
+
+def is_auto(asked: str) -> bool:
+    """Return whether the mode is left to the run; then no call ever waits for a compiler."""
+    return asked == "auto"
+
+
+def may_be_native(asked: str) -> bool:
+    """Return whether the C may be needed."""
+    return is_auto(asked) or MODES[asked].native
 
 
 def chunks(updates: int, sizes: Sequence[int]) -> list[int]:
@@ -209,44 +233,3 @@ def chunks(updates: int, sizes: Sequence[int]) -> list[int]:
         count, updates = divmod(updates, size)
         calls += [size] * count
     return calls
-
-
-def run_step(
-    step: PureStep,
-    mode: Mode,
-    device: torch.device,
-    *,
-    snapshot: Callable[..., Callable[[], None]] | None = None,
-    plain: Step | None = None,
-    by_row: bool = False,
-    kept: bool = True,
-    ahead: bool = False,
-    background: bool = False,
-    cuda: Any = torch.cuda,
-) -> Step:
-    """Return what runs a pure step in a mode.
-
-    Args:
-        step: A function of tensors of fixed shapes that writes its results in place.
-        mode: From `mode_of`.
-        device: Where the tensors live.
-        snapshot: Copies what the step changes; see `CudaGraphStep`. Without it no graph is made.
-        plain: What runs the step as a graph without a compiler, or None where nothing does yet.
-        by_row: The step does the same for each row of its last tensor, one after another.
-        kept: Its tensors lie at one place at each call with such shapes.
-        ahead: On the CPU, compile ahead and keep the library; see `AheadOfTime`.
-        background: Start with what needs no compiler, and move when the rest is ready.
-        cuda: `torch.cuda`, or what stands in for it.
-    """
-    inner: Step = EagerStep(step)
-    if mode.compiles:
-        kind = AheadOfTime if ahead and device.type == "cpu" and not mode.graphs else InProcess
-        compiler = kind(device, background=background)
-        inner = CompiledStep(step, compiler, background=background, by_row=by_row)
-    if not mode.graphs or snapshot is None:
-        return inner
-    given: Any = {"device": device, "cuda": cuda, "static": not kept}
-    graph = CudaGraphStep(inner, snapshot, **given)
-    if not (mode.compiles and background):
-        return graph
-    return PlainUntilCompiled(plain or CudaGraphStep(EagerStep(step), snapshot, **given), graph)

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from fastdqn.algorithms.objectives import Objective, objective_of
 from fastdqn.algorithms.optimizers import Optimizer
 from fastdqn.errors import UsageError
-from fastdqn.execution.modes import Mode, mode_of, run_step
+from fastdqn.execution.cuda_graph import Cuda
+from fastdqn.execution.modes import Mode, mode_of
+from fastdqn.execution.run import run_step
 from fastdqn.execution.step import PureStep, Step
 from fastdqn.foundation.copying import copied, snapshot
 from fastdqn.learner.precision import float32_products
@@ -219,7 +221,7 @@ class Learner(Update):
     def _steps_in(
         self,
         mode: Mode,
-        cuda: Any = torch.cuda,
+        cuda: Cuda = torch.cuda,
         *,
         background: bool = False,
         native: NativeUpdate | CudaUpdate | None = None,
@@ -238,7 +240,7 @@ class Learner(Update):
     def _run(
         self,
         mode: Mode,
-        cuda: Any,
+        cuda: Cuda,
         background: bool,
         step: PureStep,
         *,

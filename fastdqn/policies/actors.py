@@ -6,7 +6,7 @@ Each of them is an `Actor`: `Policy.actor` is set to the one that acts.
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 
 from fastdqn.device import synchronize
-from fastdqn.execution.cuda_graph import CudaGraphStep
+from fastdqn.execution.cuda_graph import Cuda, CudaGraphStep
 from fastdqn.execution.step import EagerStep
 from fastdqn.foundation.copying import Whole
-from fastdqn.native import CudaActor
+from fastdqn.native import CudaActor, why_not_act
 from fastdqn.policies.policy import Actor, EagerActor, Hosted, Policy
 
-__all__ = ["ACTORS", "GraphActor", "HostActor", "actor_of"]
-
-ACTORS = ("eager", "cudagraph", "native", "cpu copy")
+__all__ = ["GraphActor", "HostActor", "actor_of", "actors_for"]
 
 
 class GraphActor(Whole):
@@ -39,7 +37,7 @@ class GraphActor(Whole):
     """
 
     def __init__(
-        self, policy: Policy, native: CudaActor | None = None, cuda: Any = torch.cuda
+        self, policy: Policy, native: CudaActor | None = None, cuda: Cuda = torch.cuda
     ) -> None:
         self._policy, self._native, self._cuda = policy, native, cuda
         self._device = device = policy.network.flat.device
@@ -193,10 +191,25 @@ class HostActor(Whole):
         return kept
 
 
+def actors_for(policy: Policy) -> list[str]:
+    """Return the kinds of actors that may act for a policy, the plainest first."""
+    network = policy.network
+    kinds = ["eager", "cudagraph"]
+    if network.flat.device.type == "cuda" and why_not_act(network) is None:
+        kinds.append("native")
+    if not any(True for _ in network.module.buffers()):  # which would stay on the device
+        kinds.append("cpu copy")
+    return kinds
+
+
 def actor_of(kind: str, policy: Policy) -> Actor:
-    """Return an actor of the kind, one of ACTORS."""
-    if kind == "cudagraph":
-        return GraphActor(policy)
-    if kind == "native":
-        return GraphActor(policy, CudaActor(policy.network))
-    return HostActor(policy) if kind == "cpu copy" else EagerActor(policy)
+    """Return an actor of a kind, see `actors_for`."""
+    return ACTORS[kind](policy)
+
+
+ACTORS: Mapping[str, Callable[[Policy], Actor]] = {
+    "eager": EagerActor,
+    "cudagraph": GraphActor,
+    "native": lambda policy: GraphActor(policy, CudaActor(policy.network)),
+    "cpu copy": HostActor,
+}

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import Whole
 from fastdqn.replay.buffer import MAX_DRAW, ReplayBuffer
 from fastdqn.replay.functional_ring import FunctionalRing
@@ -118,8 +119,14 @@ class Sampler(Whole, ABC):
 
     @property
     def buffer(self) -> ReplayBuffer:
-        """The ring that the host writes into; tensor environments fill theirs on the device."""
-        assert isinstance(self.replay, ReplayBuffer)
+        """The ring that the host writes into.
+
+        Raises:
+            UsageError: Tensor environments fill it, on the device, and draw the numbers there.
+        """
+        if not isinstance(self.replay, ReplayBuffer):
+            got, reason = "the host's half of a sampler", "tensor environments fill its ring"
+            raise UsageError(got, reason, "Call draw(random_bits) with numbers of your own.")
         return self.replay
 
     def reseed(self, seed: int) -> None:

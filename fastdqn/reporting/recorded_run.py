@@ -38,7 +38,7 @@ class TrainableAgent(Protocol):
         description: One of its environments.
         learner: Makes the updates.
         execution_reason: Why the learner runs in its execution mode.
-        origin: Names of the caller's environment and network, for config.json.
+        origin: Names of the caller's environment, network and other parts, for config.json.
     """
 
     config: Config
@@ -158,7 +158,7 @@ def refuse_missing_tensorboard(config: Config) -> None:
 
 def _introduce(console: Console, agent: TrainableAgent) -> None:
     config = agent.config
-    algorithm = "Double DQN" if config.double else "DQN"
+    algorithm = agent.origin.get("objective", "Double DQN" if config.double else "DQN")
     hidden = f"hidden {' '.join(map(str, config.hidden_sizes)) or 'none'}"
     console.say(
         f"{algorithm} on {agent.description.env_id}, seed {config.seed}: {config.num_envs} "

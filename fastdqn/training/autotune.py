@@ -1,4 +1,4 @@
-"""Short measurements between ways to run, before a training, that leave no trace in it."""
+"""Short measurements of modes and actors, before a training, that leave no trace in it."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ import torch
 
 from fastdqn.device import synchronize
 from fastdqn.errors import UsageError
-from fastdqn.execution.modes import choose_execution
+from fastdqn.execution.modes import choose_execution, is_auto, mode_of
 from fastdqn.foundation.copying import snapshot
 from fastdqn.foundation.trial_env import generators_restored
 from fastdqn.learner.learner import Learner
-from fastdqn.native import NativeActor, why_not_act
-from fastdqn.policies.actors import ACTORS, actor_of
+from fastdqn.native import NativeActor
+from fastdqn.policies.actors import actor_of, actors_for
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import Sampler
 
-__all__ = ["choose_ways", "fastest_actor", "fastest_execution", "learning_seconds"]
+__all__ = ["fastest_actor", "fastest_mode", "learning_seconds", "tune"]
 
 CALLS, ROUNDS, ENOUGH_S = 10, 20, 0.2
 """Calls of a round, rounds at most, and seconds after which three rounds are enough."""
 ROUND_S = 0.05
-"""What a round may take: the plainest way is slow, and a run waits for the end of its trial."""
+"""What a round may take: the plainest mode is slow, and a run waits for the end of its trial."""
 MAX_UPDATES = 16
 LEARNING_CALLS = 3
 """About as long as the few env steps that learning is compared with."""
 
-Ways = tuple[str, str]
+Choice = tuple[str, str]
+"""The name of the fastest, and one clause with what was measured."""
 
 
-def choose_ways(
+def tune(
     asked: str, learner: Learner, policy: Policy, sampler: Sampler, *, expected_updates: int
 ) -> str:
     """Decide how the learner and the policy are run, by measurement where that may tell.
@@ -41,7 +42,7 @@ def choose_ways(
         asked: What the user wants of the updates, one of EXECUTIONS. Asked for `eager`, the
             policy stays plain too.
         learner: Is told how to run.
-        policy: Is given the actor that was found fastest on CUDA, or that of the native way.
+        policy: Is given the actor that was found fastest on CUDA, or the C.
         sampler: Its ring may be empty still.
         expected_updates: Of the whole run.
 
@@ -56,23 +57,24 @@ def choose_ways(
         learner.device,
         expected_updates,
         parameters=learner.state.online.numel(),
-        measure=partial(fastest_execution, learner, sampler, _due(sampler)),
+        measure=partial(fastest_mode, learner, sampler, _due(sampler)),
         why_not_native=partial(learner.why_not_native, sampler),
     )
-    learner.execute_as(mode, background=asked == "auto")
+    learner.execute_as(mode, background=is_auto(asked))
     learner.prepare(sampler, _due(sampler))
-    if mode == "native" and learner.device.type == "cpu":
+    runs = mode_of(mode, learner.device)
+    if runs.native and not runs.graphs:
         policy.actor = NativeActor(policy.network)
-    if learner.device.type != "cuda" or asked == "eager":
+    if learner.device.type != "cuda" or (runs.eager and not is_auto(asked)):
         return reason
     _, message = fastest_actor(policy, sampler.buffer.shown(), sampler.buffer.shown_mask())
     return f"{reason}; {message}"
 
 
-def fastest_execution(
+def fastest_mode(
     learner: Learner, sampler: Sampler, updates: int, candidates: Sequence[str]
-) -> Ways:
-    """Run updates in each way and take the fastest; the learner runs so afterwards.
+) -> Choice:
+    """Run updates in each mode and take the fastest; the learner runs in it afterwards.
 
     State and generators are brought back to the bit; graphs that were recorded stay valid, since
     they were recorded over the very tensors.
@@ -88,8 +90,8 @@ def fastest_execution(
     """
     restore = snapshot((*learner.state.written(), *sampler.written()))
 
-    def run(way: str) -> Callable[[], object]:
-        learner.execute_as(way)
+    def run(mode: str) -> Callable[[], object]:
+        learner.execute_as(mode)
         return partial(learner.learn, sampler, updates)
 
     with sampler.rehearsal(), generators_restored():
@@ -99,7 +101,7 @@ def fastest_execution(
 
 
 def learning_seconds(learner: Learner, sampler: Sampler | None) -> float:
-    """Time the updates of a vector step in the way that the learner runs now.
+    """Time the updates of a vector step in the learner's mode.
 
     They take nothing of the CPU that environments could use where the learner is elsewhere, and
     cannot be told apart from the environments where there is no sampler. Leaves no trace.
@@ -128,12 +130,9 @@ def _due(sampler: Sampler) -> int:
 
 
 def fastest_actor(
-    policy: Policy,
-    obs: torch.Tensor,
-    action_mask: torch.Tensor | None = None,
-    kinds: Sequence[str] = ACTORS,
-) -> Ways:
-    """Choose actions in each way, bring them to the host, and let the fastest way act.
+    policy: Policy, obs: torch.Tensor, action_mask: torch.Tensor | None = None
+) -> Choice:
+    """Choose actions by each actor, bring them to the host, and let the fastest act.
 
     Draws nothing from the policy's generator, nor from PyTorch's own.
 
@@ -141,18 +140,14 @@ def fastest_actor(
         policy: Is given the actor.
         obs: [N, *O] on the device; read.
         action_mask: [N, A] bool beside it, or None.
-        kinds: Some of ACTORS, the first of which always runs.
 
     Returns:
         The kind, and one clause that tells what was measured.
     """
-    if any(True for _ in policy.network.module.buffers()):
-        kinds = [kind for kind in kinds if kind != "cpu copy"]
-    if policy.network.flat.device.type != "cuda" or why_not_act(policy.network) is not None:
-        kinds = [kind for kind in kinds if kind != "native"]
     # Kept as the policy keeps its own, so that a captured actor finds one address.
     columns = 2 + policy.network.num_columns(len(obs))
     uniform = torch.full((len(obs), columns), 0.5, device=obs.device)
+    kinds = actors_for(policy)
     actors = {kind: actor_of(kind, policy) for kind in kinds}
 
     def run(kind: str) -> Callable[[], object]:
@@ -170,7 +165,7 @@ def _compare(
     device: torch.device,
     units: int,
     restore: Callable[[], None],
-) -> Ways:
+) -> Choice:
     """Return the candidate of the fewest seconds, and all of their times, the fastest first."""
     seconds: dict[str, float] = {}
     failed: list[str] = []

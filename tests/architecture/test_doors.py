@@ -131,6 +131,21 @@ def test_nothing_is_printed_but_by_a_console() -> None:
     assert refused(check) == []
 
 
+def test_names_of_execution_modes_are_compared_in_one_file() -> None:
+    """Others read the facts of a `Mode`, so that a new mode is a line of one table."""
+    names = {"eager", "native", "compile", "cudagraph", "compile+cudagraph", "cpu copy"}
+
+    def check(path: Path) -> Iterator[str]:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Compare):
+                said = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+                if said & names:
+                    yield ast.unparse(node)
+
+    found = {line.partition(":")[0] for line in refused(check)}
+    assert found <= {"execution/modes.py"}
+
+
 # What is public
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fastdqn
-from fastdqn import DQN, Learner, ReplayBuffer, UsageError, make_tensor_env
+from fastdqn import DQN, CheckpointError, Learner, ReplayBuffer, UsageError, make_tensor_env
 from fastdqn.replay.functional_ring import FunctionalRing
 from tests.architecture.toys import ByPriority, EachHead, Heads, Munchausen, Noisy, OneAfterAnother
 from tests.fake_cuda import RecordingCuda
@@ -90,11 +90,15 @@ def learned(agent: DQN, steps: int = 60) -> Tensor:
 def test_each_toy_trains_acts_and_is_saved(name: str, env: str, tmp_path: Path) -> None:
     agent = agent_of(env, TOYS[name], "eager")
     assert learned(agent) > 0.01
+    assert set(TOYS[name]()) <= set(agent.origin)
     obs = torch.randn(5, 4)
     assert agent.predict(obs).shape == (5,)
     agent.save(tmp_path / "toy")
     again = DQN.load(tmp_path / "toy", **TOYS[name](), env=ENVS[env]())
     assert (again.predict(obs) == agent.predict(obs)).all()
+    if "objective" in agent.origin:
+        with pytest.raises(CheckpointError, match=r"objective of the caller's own, .*pass it"):
+            DQN.load(tmp_path / "toy", network=TOYS[name]().get("network"), env=ENVS[env]())
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from fastdqn.networks.mlp import MLP
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import UniformSampler
 from fastdqn.training import autotune
-from fastdqn.training.autotune import choose_ways
+from fastdqn.training.autotune import tune
 from fastdqn.training.tensor.block_plan import Block
 from fastdqn.training.tensor.block_runner import BlockRunner
 from fastdqn.training.tensor.rollout import TensorRollout
@@ -185,7 +185,7 @@ def test_auto_starts_without_a_compiler_and_records_nothing_twice(
 
     run_by(learner, "eager", slow)
     sampler = UniformSampler(OWN.replay(), BATCH, due=2)
-    message = choose_ways("auto", learner, Policy(learner.network), sampler, expected_updates=10**6)
+    message = tune("auto", learner, Policy(learner.network), sampler, expected_updates=10**6)
     assert learner.execution == WAY
     assert message.startswith(
         "measured per update: cudagraph 0 us, eager 500 us; 1,000,000 updates"

@@ -157,7 +157,7 @@ def _assert_found_by_another_process(libraries: Path) -> None:
         f"t.torch.set_num_threads({torch.get_num_threads()});"
         f"import fastdqn.execution.compile_cache as c; c.cache_dir = lambda: {str(libraries)!r};"
         "l = t.learner(moving=t.Compiler());"
-        "l.learn(t.filled_ring(), torch.zeros(4, 8, dtype=torch.int64));"
+        "r = t.filled_ring(); l.learn(r, torch.zeros(4, 8, dtype=torch.int64));"
         "s = t.learning_step(l); print(s.compiler.loaded, s.ready_after_s is not None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

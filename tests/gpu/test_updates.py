@@ -15,7 +15,7 @@ from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
 from fastdqn.replay import ReplayBuffer, UniformSampler
-from fastdqn.training.autotune import fastest_execution
+from fastdqn.training.autotune import fastest_mode
 from tests.learner_modes import learning_step
 from tests.learner_settings import BATCH, SETTINGS, nothing_left_in, written
 
@@ -188,7 +188,7 @@ def test_a_measurement_on_the_card_leaves_no_trace() -> None:
     before = written(learner.state)
     default = torch.cuda.get_rng_state()
     with nothing_left_in(sampler):
-        best, message = fastest_execution(learner, sampler, 4, ["eager", "cudagraph"])
+        best, message = fastest_mode(learner, sampler, 4, ["eager", "cudagraph"])
     assert best == learner.execution
     assert "eager" in message
     assert "cudagraph" in message
@@ -207,7 +207,7 @@ def test_a_module_that_waits_is_told_and_left_out_and_the_learner_still_learns()
     torch.manual_seed(0)
     learner = Learner(Waiting((4,), 2, (8,)), device="cuda")
     sampler = UniformSampler(SETTINGS[MANY_SHAPES].replay("cuda"), BATCH)
-    best, message = fastest_execution(learner, sampler, 2, ["eager", "cudagraph"])
+    best, message = fastest_mode(learner, sampler, 2, ["eager", "cudagraph"])
     assert best == "eager"
     assert "cudagraph cannot run" in message
     before = learner.state.online.clone()

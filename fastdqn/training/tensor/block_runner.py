@@ -18,9 +18,10 @@ from torch import Tensor
 from fastdqn.algorithms.exploration import NUM_ACTING
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv, TensorStep
 from fastdqn.execution.compile import CompiledStep
-from fastdqn.execution.cuda_graph import CudaGraphStep, GraphPool
+from fastdqn.execution.cuda_graph import Cuda, CudaGraphStep, GraphPool
 from fastdqn.execution.in_process import InProcess
-from fastdqn.execution.modes import Mode, run_step
+from fastdqn.execution.modes import Mode
+from fastdqn.execution.run import run_step
 from fastdqn.execution.step import (
     ComposedStep,
     EagerStep,
@@ -66,7 +67,7 @@ class BlockRunner:
         *,
         background: bool = False,
         native: NativeUpdate | CudaUpdate | None = None,
-        cuda: Any = torch.cuda,
+        cuda: Cuda = torch.cuda,
     ) -> None:
         self._iteration, self._env, self._mode, self._device = iteration, env, mode, device
         self._learned, self._background, self._cuda = learned, background, cuda
@@ -130,7 +131,7 @@ class BlockRunner:
 
     def _in_c(self, native: NativeUpdate) -> Callable[[Block, BlockTensors], Call]:
         """Act and learn in C; the environments, their rows and the draws are one function."""
-        between = self._compiled(self._between, optional=True)
+        between = self._compiled(self._between, alone=True)
         act = self._acting_in_c()
 
         def learn(random_bits: Tensor, drawn: bool) -> Call:
@@ -261,11 +262,12 @@ class BlockRunner:
     # How steps are run
 
     def _compiled(
-        self, step: PureStep, *, optional: bool = False, counted: bool = True
+        self, step: PureStep, *, alone: bool = False, counted: bool = True
     ) -> CompiledStep:
-        """Return a step that is compiled in this process."""
-        compiler = InProcess(self._device, background=self._background)
-        made = CompiledStep(step, compiler, background=self._background, optional=optional)
+        """Return a step that is compiled in this process; `alone` is one beside native code."""
+        beside = self._background
+        compiler = InProcess(self._device, background=beside, traces_beside=alone)
+        made = CompiledStep(step, compiler, background=beside, optional=alone)
         return self._counted(made) if counted else made  # by the graph that it is recorded in
 
     def _counted(self, step: AnyStep) -> AnyStep:
@@ -281,7 +283,6 @@ class BlockRunner:
 
     def _graph(self, block: Block, step: Step) -> CudaGraphStep:
         def keep() -> Callable[[], None]:
-            """Copy what the block changes, for the warm-up of its capture."""
             state = self._env.state if isinstance(self._env, PureTensorEnv) else ()
             return self._iteration.snapshot(block.total_steps, (*state, *self._learned))
 

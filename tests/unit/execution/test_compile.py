@@ -76,7 +76,7 @@ def test_it_starts_eagerly_and_moves_between_two_calls(loaded: list[Interpreted]
         never(rows)
     assert torch.equal(step.total, never.total)
     assert moving.ready_after_s is not None
-    assert 0 < moving.wait_s < 5
+    assert 0 < moving.wait_s < 60  # tracing; the compiler is held
 
 
 def test_each_shape_moves_by_itself_and_is_asked_for_once(loaded: list[Interpreted]) -> None:
@@ -310,6 +310,25 @@ def test_a_thread_compiles_beside_the_calls(monkeypatch: pytest.MonkeyPatch) -> 
         never(rows)
     assert torch.equal(step.total, never.total)
     assert (step.calls, inductor.calls, len(inductor.traces)) == (3, 2, 1)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_step_is_traced_in_the_call_or_beside_it(
+    beside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inductor, threads = HeldInductor(monkeypatch), set[bool]()
+
+    def step(x: Tensor) -> None:
+        if isinstance(x, torch._subclasses.FakeTensor):
+            threads.add(threading.current_thread() is threading.main_thread())
+        x.add_(1)
+
+    compiler = InProcess(CPU, background=True, traces_beside=beside)
+    moving, x = CompiledStep(step, compiler, background=True), torch.zeros(3)
+    moving(x)
+    inductor.finish()
+    moving(x)
+    assert (x.tolist(), inductor.calls, threads) == ([2.0] * 3, 1, {not beside})
 
 
 def test_one_step_is_compiled_at_a_time_and_no_call_waits_for_its_turn(

@@ -17,13 +17,15 @@ from fastdqn.execution.compile import CompiledStep
 from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.execution.in_process import InProcess
 from fastdqn.execution.modes import (
-    GRAPHS,
+    EXECUTIONS,
     WORTH_COMPILING_UPDATES,
     choose_execution,
+    is_auto,
+    may_be_native,
     mode_of,
     refuse_execution,
-    run_step,
 )
+from fastdqn.execution.run import run_step
 from fastdqn.execution.step import EagerStep, PlainUntilCompiled
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
@@ -163,7 +165,7 @@ def test_eager_and_compile_are_taken_as_asked(device: torch.device, updates: int
 
 
 @pytest.mark.parametrize("device", [CPU, MPS])
-@pytest.mark.parametrize("way", GRAPHS)
+@pytest.mark.parametrize("way", ["cudagraph", "compile+cudagraph"])
 def test_graphs_are_refused_where_there_is_no_cuda(device: torch.device, way: str) -> None:
     wanted = rf"--execution {re.escape(way)} on {device}: .*--execution compile"
     for refuse in (refuse_execution, mode_of):
@@ -201,6 +203,12 @@ def test_a_mode_is_what_its_name_says(
     mode = mode_of(execution, device)
     assert (mode.native, mode.compiles, mode.graphs, mode.plain) == facts
     assert mode.name == execution
+    assert mode.eager == (execution == "eager")
+
+
+def test_only_auto_and_native_may_need_the_c() -> None:
+    assert [name for name in EXECUTIONS if may_be_native(name)] == ["auto", "native"]
+    assert [name for name in EXECUTIONS if is_auto(name)] == ["auto"]
 
 
 def test_a_step_runs_as_its_mode_says() -> None:

@@ -9,6 +9,7 @@ import torch
 from fastdqn.errors import UsageError
 from fastdqn.replay import NewestSampler, ReplayBuffer, UniformSampler, gather, uniform_of
 from fastdqn.replay.buffer import MAX_DRAW
+from fastdqn.replay.functional_ring import FunctionalRing
 from tests.learner_settings import nothing_left_in
 from tests.small_learners import filled_ring, random_batch
 
@@ -117,3 +118,9 @@ def test_the_discount_of_a_batch_is_that_of_one_step_and_its_weight_goes_along()
     assert batch.discount.tolist() == expected
     plain = gather(replay.ring, rows)
     assert plain.discount is plain.weight is None
+
+
+def test_the_numbers_of_a_ring_on_the_device_are_not_drawn_by_the_host() -> None:
+    sampler = UniformSampler(FunctionalRing(6, 2, (1,)), BATCH)
+    with pytest.raises(UsageError, match="tensor environments fill its ring"):
+        sampler.fill(1)

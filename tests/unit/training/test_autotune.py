@@ -19,10 +19,10 @@ from fastdqn.policies.policy import Actor, EagerActor, Hosted, Policy
 from fastdqn.replay import ReplayBuffer, Sampler, UniformSampler
 from fastdqn.training import autotune
 from fastdqn.training.autotune import (
-    choose_ways,
     fastest_actor,
-    fastest_execution,
+    fastest_mode,
     learning_seconds,
+    tune,
 )
 from tests.clock import Clock
 from tests.fake_cuda import RecordingCuda
@@ -53,14 +53,14 @@ def slow(clock: Clock, seconds: float, step: PureStep) -> Step:
 def test_the_fastest_way_wins_and_all_are_told(clock: Clock) -> None:
     learner, sampler = learner_of(clock, eager=600e-6, cudagraph=80e-6, compile_cudagraph=30e-6)
     ways = ["eager", "cudagraph", "compile+cudagraph"]
-    best, message = fastest_execution(learner, sampler, 2, ways)
+    best, message = fastest_mode(learner, sampler, 2, ways)
     assert best == learner.execution == "compile+cudagraph"
     assert message == (
         "measured per update: compile+cudagraph 15 us, cudagraph 40 us, eager 300 us"
     )
     assert list(learner._modes) == [best]  # what the others held is free again
     learner, sampler = learner_of(clock, eager=20e-6, cudagraph=80e-6)
-    assert fastest_execution(learner, sampler, 2, ways[:2])[0] == learner.execution == "eager"
+    assert fastest_mode(learner, sampler, 2, ways[:2])[0] == learner.execution == "eager"
 
 
 def test_a_way_that_cannot_be_compiled_is_told_and_left_out(clock: Clock) -> None:
@@ -70,7 +70,7 @@ def test_a_way_that_cannot_be_compiled_is_told_and_left_out(clock: Clock) -> Non
         raise UsageError("--execution compile", "it looks at a value", "Use eager.")
 
     run_by(learner, "compile+cudagraph", lambda _: EagerStep(refused))
-    best, message = fastest_execution(learner, sampler, 2, ["eager", "compile+cudagraph"])
+    best, message = fastest_mode(learner, sampler, 2, ["eager", "compile+cudagraph"])
     assert best == learner.execution == "eager"
     assert "compile+cudagraph cannot run (--execution compile: it looks at a value" in message
 
@@ -82,7 +82,7 @@ def test_a_measurement_leaves_no_trace_in_weights_moments_counts_and_draws() -> 
     before = written(learner.state)
     default = torch.get_rng_state()
     with nothing_left_in(sampler):
-        fastest_execution(learner, sampler, 4, ["eager", "cudagraph"])
+        fastest_mode(learner, sampler, 4, ["eager", "cudagraph"])
     assert cuda.replays() >= 5  # three rounds, however slow the machine, and two calls before
     for kept, now in zip(before, written(learner.state), strict=True):
         assert (
@@ -100,7 +100,7 @@ def test_a_graph_that_was_measured_is_not_captured_again() -> None:
     learner, sampler = learner_of()
     cuda = RecordingCuda()
     run_by_graphs(learner, cuda)
-    fastest_execution(learner, sampler, 4, ["cudagraph"])
+    fastest_mode(learner, sampler, 4, ["cudagraph"])
     flags = torch.zeros(2, dtype=torch.bool)
     sampler.buffer.write(flags.long(), torch.ones(2), flags, flags, OBS)
     learner.learn(sampler, 4)
@@ -117,7 +117,7 @@ def test_a_way_that_cannot_run_is_told_and_left_out() -> None:
 
     run_by(learner, "cudagraph", lambda _: EagerStep(broken))
     before = learner.state.online.clone()
-    best, message = fastest_execution(learner, sampler, 1, ["eager", "cudagraph"])
+    best, message = fastest_mode(learner, sampler, 1, ["eager", "cudagraph"])
     assert best == learner.execution == "eager"
     assert message.endswith("cudagraph cannot run (a wait within a graph)")
     assert torch.equal(learner.state.online, before)
@@ -134,7 +134,7 @@ def test_where_not_even_the_first_way_runs_its_error_is_told() -> None:
     run_by(learner, "eager", lambda _: EagerStep(broken))
     learner.execute_as("eager")
     with pytest.raises(RuntimeError, match="no such thing"):
-        fastest_execution(learner, sampler, 1, ["eager"])
+        fastest_mode(learner, sampler, 1, ["eager"])
     assert torch.equal(learner.state.online, before)
 
 
@@ -206,7 +206,7 @@ def _together(
         run_by(learner, way, partial(slow, clock, seconds))
     policy = Policy(learner.network)
     sampler = UniformSampler(ReplayBuffer(64, 2, (4,)), BATCH, due=2)
-    return learner, policy, choose_ways(asked, learner, policy, sampler, expected_updates=10)
+    return learner, policy, tune(asked, learner, policy, sampler, expected_updates=10)
 
 
 def test_auto_on_cuda_measures_updates_and_acting(
@@ -239,7 +239,7 @@ def test_asked_for_another_way_the_updates_are_not_measured_and_acting_is(
 def test_for_a_few_updates_nothing_is_measured_on_the_cpu() -> None:
     learner, sampler = learner_of()
     policy = Policy(learner.network)
-    message = choose_ways("auto", learner, policy, sampler, expected_updates=10)
+    message = tune("auto", learner, policy, sampler, expected_updates=10)
     assert message == "10 updates are done sooner than a trial"
     assert isinstance(policy.actor, EagerActor)
 
@@ -249,7 +249,7 @@ def test_on_the_cpu_the_c_is_measured_and_leaves_no_trace() -> None:
     policy = Policy(learner.network)
     before = [tensor.clone() for tensor in learner.state.written()]
     generator = sampler.buffer.generator.get_state()
-    message = choose_ways("auto", learner, policy, sampler, expected_updates=10**6)
+    message = tune("auto", learner, policy, sampler, expected_updates=10**6)
     assert learner.execution == "native"
     assert re.match(r"measured per update: native \d+ us, eager \d+ us", message)
     assert isinstance(policy.actor, NativeActor)
@@ -281,7 +281,7 @@ def test_measuring_a_network_that_draws_leaves_pytorchs_own_generator_alone() ->
     sampler = UniformSampler(ReplayBuffer(64, 2, (4,), seed=3), BATCH, due=2)
     before = torch.get_rng_state()
     learning_seconds(learner, sampler)
-    fastest_execution(learner, sampler, 2, ["eager"])
+    fastest_mode(learner, sampler, 2, ["eager"])
     assert torch.equal(torch.get_rng_state(), before)
     with sampler.rehearsal():
         learner.learn(sampler, 1)
