@@ -27,7 +27,7 @@ from benchmarks.naive import NaiveDQN
 from benchmarks.update_modes import updates_of
 from fastdqn import DQN
 from fastdqn.device import available_cores, resolve_device, synchronize
-from fastdqn.training.callbacks import NullCallback
+from fastdqn.training.callbacks import Callback
 from fastdqn.training.host.trainer import HostTrainer
 from fastdqn.training.stopwatch import ACTIVITIES
 
@@ -221,7 +221,7 @@ def _agent(setting: Setting, ratio: float) -> DQN:
 
 @contextmanager
 def _warm(agent: DQN) -> Iterator[HostTrainer]:
-    with agent.trainer(None, NullCallback()) as trainer:
+    with agent.trainer(None, Callback()) as trainer:
         assert isinstance(trainer, HostTrainer)
         trainer.begin(agent.env_seeds())
         while trainer.rollout.env_steps < WARM_UP_STEPS or not trainer.ratio.updates:

@@ -52,13 +52,13 @@ __all__ = [
     "SAMPLERS",
     "build_config",
     "build_flat",
-    "build_fused",
     "build_learner",
     "build_loop",
     "build_network",
     "build_replay",
     "build_sampler",
     "build_schedule",
+    "build_tensor_rollout",
     "refuse_machine",
     "refuse_unless_evaluable",
 ]
@@ -229,7 +229,7 @@ def build_schedule(config: Config) -> Schedule:
     return schedules[config.epsilon_schedule]()
 
 
-def build_fused(
+def build_tensor_rollout(
     config: Config, env: TensorEnv, network: FlatNetwork, learner: Learner, make: SamplerFactory
 ) -> TensorRollout:
     """Build the rollout of tensor environments, updates included.

@@ -126,7 +126,7 @@ class HeldInductor:
 
         def run(*given: Tensor) -> None:
             self.calls += 1
-            traced.graph(*given, *traced.held)
+            traced.graph(*given, *traced.constants)
 
         return run
 

@@ -1,6 +1,6 @@
 """A stand-in for `torch.cuda` whose graphs are recorded from what PyTorch really does on the CPU.
 
-While a graph is captured every operation is noted with the tensors that it read and wrote; a
+While a graph is recorded every operation is noted with the tensors that it read and wrote; a
 replay does the same operations on the same tensors again. As on a card, Python does not run at a
 replay, what it computed then is frozen, fresh results keep their memory, and capturing itself
 changes nothing: what was written meanwhile is taken back.
@@ -127,7 +127,7 @@ class FakeStreams:
 
 
 class RecordingCuda(FakeStreams):
-    """Its graphs record what PyTorch does while they are captured."""
+    """Its graphs record what PyTorch does while they are recorded."""
 
     def CUDAGraph(self) -> Graph:
         return Graph(self.tape)

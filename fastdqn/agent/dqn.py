@@ -31,9 +31,9 @@ from fastdqn.build import (
     SAMPLERS,
     build_config,
     build_flat,
-    build_fused,
     build_learner,
     build_sampler,
+    build_tensor_rollout,
     refuse_machine,
     refuse_unless_evaluable,
 )
@@ -88,7 +88,7 @@ class DQN(Persistent, Whole):
         sampler: SamplerFactory | None = None,
         **settings: Any,
     ) -> None:
-        self._given: Mapping[str, Any] = settings
+        self._caller_settings: Mapping[str, Any] = settings
         refuse_second_id(settings)
         refuse_decided(settings, objective=objective, sampler=sampler)
         settings = with_plain_arguments(settings)
@@ -109,7 +109,7 @@ class DQN(Persistent, Whole):
         parts = {"network": network, "objective": objective, "sampler": sampler}
         self.origin |= {name: name_of(part) for name, part in parts.items() if part is not None}
         warn_without_effect(
-            self._given,
+            self._caller_settings,
             self._provider.fixed,
             builds=self._provider.builds,
             own_network=network is not None,
@@ -124,13 +124,13 @@ class DQN(Persistent, Whole):
         Environments that the caller built are shared: let one agent learn in them at a time. A run
         directory stays the original's.
         """
-        if self._fused is not None and not self._provider.builds:
-            memo[id(self._fused.env)] = self._fused.env
+        if self._tensor_rollout is not None and not self._provider.builds:
+            memo[id(self._tensor_rollout.env)] = self._tensor_rollout.env
         twin = copied(self, memo, shared=("_provider", "description"), anew=("_rollout",))
         twin._rollout, running = None, self._rollout
         twin._run_dir = twin._recorded = None
         twin.config = replace(self.config, run_dir=None)
-        twin._given = without_run_directory(self._given)
+        twin._caller_settings = without_run_directory(self._caller_settings)
         if running is not None:  # a copy of the middle of a training begins where that is now
             twin._env_steps, twin._episodes = running.env_steps, running.episodes
         return twin
@@ -139,7 +139,7 @@ class DQN(Persistent, Whole):
     def from_config(cls, config: Config) -> Self:
         """Build the agent of a whole `Config`."""
         agent = cls(config.env_id, **{k: v for k, v in vars(config).items() if k != "env_id"})
-        agent._given = chosen_in(config)
+        agent._caller_settings = chosen_in(config)
         return agent
 
     def _build(
@@ -160,9 +160,9 @@ class DQN(Persistent, Whole):
         self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
         self.learner = build_learner(config, flat, objective)
         make = sampler or SAMPLERS[config.replay]
-        self._fused = self._sampler = None
+        self._tensor_rollout = self._sampler = None
         if tensors is not None:
-            self._fused = build_fused(config, tensors, flat, self.learner, make)
+            self._tensor_rollout = build_tensor_rollout(config, tensors, flat, self.learner, make)
         else:
             self._sampler = build_sampler(config, self.description, device, make)
         self._ratio = ReplayRatio(config.replay_ratio, config.learning_starts)

@@ -29,7 +29,7 @@ from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.reporting.run_directory import make_run_dir
 from fastdqn.training.autotune import learning_seconds, tune
-from fastdqn.training.callbacks import Callback, NullCallback
+from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import Evaluator, step_limit
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.schedules import ReplayRatio
@@ -72,9 +72,9 @@ class Trainable(ABC):
     policy: Policy
     execution_reason: str
     origin: dict[str, str]
-    _given: Mapping[str, Any]
+    _caller_settings: Mapping[str, Any]
     _provider: EnvProvider
-    _fused: TensorRollout | None
+    _tensor_rollout: TensorRollout | None
     _sampler: Sampler | None
     _ratio: ReplayRatio
     _chosen: str
@@ -123,8 +123,8 @@ class Trainable(ABC):
         self._run_dir = folder_of(run_dir) or self._run_dir
         if self._run_dir is not None:
             return self._learn_in(self._run_dir, total_timesteps, callback)
-        refuse_unwritten(self._given, self.config, has_callback=callback is not None)
-        with self.trainer(total_timesteps, callback or NullCallback()) as trainer:
+        refuse_unwritten(self._caller_settings, self.config, has_callback=callback is not None)
+        with self.trainer(total_timesteps, callback or Callback()) as trainer:
             trainer.run(self.env_seeds())
         return self
 
@@ -166,7 +166,7 @@ class Trainable(ABC):
             if self._provider.builds:
                 evaluator = self._new_evaluator(config.seed, config.eval_episodes)
                 stack.callback(evaluator.close)
-            self._rollout = rollout = self._fused or self._new_rollout(stack)
+            self._rollout = rollout = self._tensor_rollout or self._new_rollout(stack)
             try:
                 yield build_loop(
                     config,
@@ -210,15 +210,15 @@ class Trainable(ABC):
         asked, learner = self.config.execution, self.learner
         expected = int(self.config.replay_ratio * timesteps)
         first = self.execution_reason == NOT_TRAINED  # what CUDA measures holds afterwards
-        if self._fused is not None:
+        if self._tensor_rollout is not None:
             mode, self.execution_reason = choose_execution(
                 asked,
                 learner.device,
                 expected,
-                fused=True,
-                why_not_native=partial(learner.why_not_native, self._fused.sampler),
+                tensor_envs=True,
+                why_not_native=partial(learner.why_not_native, self._tensor_rollout.sampler),
             )
-            self._fused.execute_as(mode, background=is_auto(asked))
+            self._tensor_rollout.execute_as(mode, background=is_auto(asked))
             learner.execution = mode
         elif self._sampler is not None and (first or learner.device.type != "cuda"):
             parts = asked, learner, self.policy, self._sampler

@@ -99,7 +99,7 @@ class Persistent(Trainable):
             others=decided_by(objective=objective, sampler=sampler),
         )
         agent = cls(restored.env, network=network, objective=objective, sampler=sampler, **named)
-        agent._given = settings
+        agent._caller_settings = settings
         restored.refuse_other_spaces(agent.description)
         saved.copy_into(agent.parameters())
         agent._go_on_from(restored.saved)
@@ -112,8 +112,11 @@ class Persistent(Trainable):
         self.learner.sync_target()
         self.learner.go_on_from(saved.updates)
         self._ratio.go_on_from(saved.env_steps, saved.updates)
-        if self._fused is not None:
-            self._fused.earlier_steps, self._fused.episodes = saved.env_steps, saved.episodes
+        if self._tensor_rollout is not None:
+            self._tensor_rollout.earlier_steps, self._tensor_rollout.episodes = (
+                saved.env_steps,
+                saved.episodes,
+            )
         seed = partial(seeds_of, self.config.seed, count=1, round_=saved.rounds)
         self.policy.reseed(seed(Stream.EXPLORATION)[0])
         if self._sampler is not None:

@@ -1,7 +1,7 @@
-"""What a network learns to be: an objective turns its outputs into Q-values and into losses.
+"""Objectives: a network's outputs become Q-values, and outputs and a batch become losses.
 
-An objective knows no network. It names the passes whose outputs it reads, and is handed them; a
-new one is a class of its own, given to `DQN(objective=...)` or `Learner(objective=...)`.
+An objective knows no network. It names the forward passes that it reads and receives their outputs;
+a new one is a class of its own, passed to `DQN(objective=...)` or `Learner(objective=...)`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Pass(NamedTuple):
 
     Attributes:
         network: Whose parameters; without a target network both are the online ones.
-        sees: The field of the batch that it is shown.
+        sees: The field of the batch that is its input.
     """
 
     network: Literal["online", "target"]
@@ -46,11 +46,11 @@ class Pass(NamedTuple):
 
 
 class Objective(Protocol):
-    """What an update makes smaller; pure functions of tensors that draw nothing and never wait.
+    """What an update minimizes; pure functions of tensors that draw nothing and never wait.
 
-    The update shows `obs` to the online network, with a gradient, and makes the other passes that
-    the objective names. It weights the losses of the rows, averages them, and hands the
-    priorities to the sampler.
+    The update runs the online network on `obs`, with a gradient, and the other passes that the
+    objective names. It weights the losses of the rows, averages them, and feeds the priorities
+    back to the sampler.
     """
 
     @property
@@ -75,7 +75,7 @@ class Objective(Protocol):
         Args:
             outputs: [B, ...] of the online network over `obs`; carries the gradient.
             passes: The outputs of `passes`, in that order; no gradient flows into them.
-            batch: B transitions; their `discount` is given, their `weight` is the update's.
+            batch: B transitions with their `discount`; the update applies their `weight`.
             random: [B, num_random] float32 in [0, 1), or None for 0.
 
         Returns:
@@ -147,7 +147,7 @@ class DoubleDQNObjective(DQNObjective):
 
 
 def objective_of(objective: Objective | None, double: bool | None, loss: str | None) -> Objective:
-    """Return the objective that is given, or that of the two settings.
+    """Return the caller's objective, or that of the two settings.
 
     Args:
         objective: The caller's own, or None.
@@ -158,8 +158,7 @@ def objective_of(objective: Objective | None, double: bool | None, loss: str | N
         UsageError: An objective beside a setting that it decides, or a value that cannot be used.
     """
     if objective is not None:
-        given = {"double": double, "loss": loss}
-        for name, value in given.items():
+        for name, value in {"double": double, "loss": loss}.items():
             if value is not None:
                 got, reason = f"{name}={value!r} beside an objective", "the objective decides it"
                 raise UsageError(got, reason, "Leave it out.")

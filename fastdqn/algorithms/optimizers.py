@@ -1,7 +1,7 @@
 """Optimizers on one flat parameter vector, as pure functions of tensors.
 
 Each takes the parameters, the gradient and its own slots and returns new ones; the learner
-writes them back in place. Written out, so that one compiled or captured step holds them whole.
+writes them back in place. Written out, so that one compiled or recorded step holds them whole.
 """
 
 from __future__ import annotations

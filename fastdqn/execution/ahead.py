@@ -25,7 +25,7 @@ class AheadOfTime:
 
     Args:
         device: Where tensors live.
-        background: Whether calls go on meanwhile.
+        background: Whether calls go on while it compiles.
         process: Makes what is not on disk; None is the one that suits `background`.
 
     Attributes:
@@ -60,7 +60,7 @@ class AheadOfTime:
             found = Future()
             found.set_result(_inside(InProcess(self._device), step, tensors, num_rows))
         finally:
-            self.close()  # of an interrupted wait nothing is wanted any longer
+            self.close()  # cancels the request of an interrupted wait
         return found
 
     def _submit(self, traced: Trace, tensors: Sequence[Tensor], num_rows: int) -> Future[Form]:
@@ -99,13 +99,13 @@ class AheadOfTime:
         found.set_result(_bound(library, traced))
 
     def close(self) -> None:
-        """Ask for nothing any longer."""
+        """Cancel what is pending."""
         while self._waiting:
             self._process.withdraw(self._waiting.pop())
 
 
 def _inside(compiler: InProcess, traced: Trace, tensors: Sequence[Tensor], num_rows: int) -> Form:
-    """Compile in this process; what goes by row, a single one of them."""
+    """Compile in this process; a step by row is compiled for a single row."""
     if not num_rows:
         return compiler.compile(traced, tensors)
     form = compiler.compile(traced, (*tensors[:-1], tensors[-1][:1]))
@@ -119,10 +119,10 @@ def _inside(compiler: InProcess, traced: Trace, tensors: Sequence[Tensor], num_r
 
 
 def _bound(library: Library, traced: Trace) -> Form:
-    """Let a library run with the tensors that its step holds."""
-    held = traced.held
+    """Let a library run with the constants of its step."""
+    constants = traced.constants
 
     def run(*tensors: Tensor) -> None:
-        library([*tensors, *held])
+        library([*tensors, *constants])
 
     return run

@@ -1,4 +1,4 @@
-"""A step compiled whole by PyTorch: one class, which traces it and asks a compiler for the rest."""
+"""A step compiled whole by PyTorch: one class, which traces it and has a compiler do the rest."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Compiles(Protocol):
         """
 
     def close(self) -> None:
-        """Ask for nothing any longer."""
+        """Cancel what is pending."""
 
 
 class CompiledStep:
@@ -119,7 +119,7 @@ class CompiledStep:
         (self._forms.get(key) or self._missing(key, tensors) or self._step)(*tensors)
 
     def bound(self, *tensors: Tensor) -> Callable[[], None]:
-        """Return what runs on these very tensors, and looks at them no more once it is compiled."""
+        """Return the step on these very tensors, unchecked once it is compiled."""
         key, form = _key(tensors), self._forms.get(_key(tensors))
 
         def run() -> None:
@@ -141,7 +141,7 @@ class CompiledStep:
             self._missing(_key(one), one)
 
     def close(self) -> None:
-        """Ask for nothing any longer; what is there stays, and the rest runs as it is."""
+        """Cancel what is pending; what is there stays, and the rest runs uncompiled."""
         self.compiler.close()
 
     def _one(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -187,7 +187,7 @@ class CompiledStep:
         return self._traces[key]
 
     def _take(self, key: Hashable, future: Future[Form]) -> None:
-        """Keep what was compiled for the next call; may come from another thread."""
+        """Store the compiled form for the next call; may run in another thread."""
         try:
             form = future.result()
         except CancelledError:

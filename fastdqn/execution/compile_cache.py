@@ -1,8 +1,8 @@
-"""What was compiled once is loaded ever after: libraries on disk, found by what they compute.
+"""The disk cache of compiled steps: libraries, named by a hash of what they compute.
 
 They lie in the folder `fastdqn` of PyTorch's own compile cache, `TORCHINDUCTOR_CACHE_DIR` or
-`torchinductor_<user>` in the folder for temporary files. They may be deleted
-and are then compiled once more. The name is a hash of the operations, of the tensors' shapes and
+`torchinductor_<user>` in the folder for temporary files. It may be deleted; then
+steps are compiled again. The name is a hash of the operations, of the tensors' shapes and
 of whatever else decides about the machine code, so that equal steps of any run hit, and a changed
 source, version or machine misses.
 """

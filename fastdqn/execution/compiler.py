@@ -1,7 +1,7 @@
 """The compiler: a process beside the trainer that turns traces into libraries on disk.
 
-It says nothing on the terminal, works off one request after another, and is there only while there
-is work. It ends with its parent, however that ends, and takes along whatever it has started.
+It prints nothing, compiles one request after another, and lives only while there is work. It ends
+with its parent, however that ends, together with the processes that it has started.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EXIT_S = 1.0
 
 @dataclass(frozen=True)
 class Request:
-    """What shall be compiled; it is sent as it is.
+    """One request to the compiler process, pickled.
 
     Attributes:
         graph: The operations, pickled: a GraphModule of PyTorch's own operations.
@@ -44,7 +44,7 @@ class Request:
         num_rows: Repeats the operations for each row of the input at `last`; 0 does not.
         last: Which input that is.
         numerics: How to compute.
-        path: Where the library goes, whole or not at all.
+        path: Of the library, which is written atomically.
     """
 
     graph: bytes
@@ -62,8 +62,9 @@ class Compiler:
 
     Args:
         niceness: Added to that of this process.
-        command: Arguments of the Python that is started; it speaks as `compiler_process` does.
-        linger_s: Seconds for which an idle process is kept.
+        command: Arguments of the Python that is started; its protocol is that of
+            `compiler_process`.
+        linger_s: Seconds after which an idle process ends.
 
     Attributes:
         starts: Processes started so far.
@@ -107,7 +108,7 @@ class Compiler:
         return future
 
     def withdraw(self, future: Future[None]) -> None:
-        """Ask no longer; ends the process if nothing else is asked for."""
+        """Cancel a request; ends the process if it was the last one."""
         future.cancel()
         with self._lock:
             self._pending = {n: f for n, f in self._pending.items() if f is not future}

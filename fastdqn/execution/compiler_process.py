@@ -38,7 +38,7 @@ Requests = queue.SimpleQueue[tuple[int, Request]]
 
 
 class _Step(nn.Module):
-    """A trace, repeated over rows of one of its inputs if asked."""
+    """A trace, repeated over rows of one of its inputs if requested."""
 
     def __init__(self, request: Request) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class _Step(nn.Module):
 
 
 def build(request: Request) -> None:
-    """Compile what is asked for and put the library in its place, whole."""
+    """Compile a request and write the library atomically."""
     request.numerics.apply()
     device = torch.device(request.specs[0].device)
     if device.type == "cuda":
@@ -72,7 +72,7 @@ def build(request: Request) -> None:
 
 
 def main() -> int:
-    """Build what is asked for until the parent has gone."""
+    """Serve requests until the parent has ended."""
     source, answers = _private_pipes()
     parent, requests = os.getppid(), Requests()
     threading.Thread(target=_receive, args=(source, requests), daemon=True).start()
@@ -85,7 +85,7 @@ def main() -> int:
 
 
 def _private_pipes() -> tuple[BinaryIO, int]:
-    """Return the pipes from and to the parent; nothing else in this process can use them."""
+    """Return the pipes from and to the parent, and take them away from everything else."""
     source, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
     silence = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1):
@@ -97,7 +97,7 @@ def _attempt(request: Request) -> str:
     """Build; return what went wrong in one line, or nothing."""
     try:
         build(request)
-    except Exception as error:  # whatever it is, the parent goes on without
+    except Exception as error:  # of any kind; the parent goes on without the library
         reason = str(error).strip().partition("\n")[0]
         return f"{type(error).__name__}: {reason}"[:LONGEST_REASON]
     return ""
@@ -113,7 +113,7 @@ def _receive(source: BinaryIO, requests: Requests) -> None:
 
 
 def _watch(parent: int) -> None:
-    """Notice that the parent has gone, even where its children hold the pipe open."""
+    """Notice that the parent has ended, even where its children hold the pipe open."""
     while os.getppid() == parent:
         time.sleep(LOOK_INTERVAL_S)
     _end()

@@ -1,8 +1,8 @@
 """A step recorded once as a CUDA graph and replayed: one launch for everything in it.
 
-A graph holds addresses, not values. The arguments of a captured step are therefore tensors that
-the caller keeps and fills in place, or copies of those that lie elsewhere each time, and everything
-else that the step reads or writes must stay where it is.
+A graph holds addresses, not values. Its arguments are therefore static inputs: tensors that the
+caller fills in place, or copies that are made here of tensors that lie elsewhere at each call. All
+else that the step reads or writes must never move.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ __all__ = ["Cuda", "CudaGraphStep", "GraphPool"]
 
 Restore = Callable[[], None]
 Cuda = Any
-"""`torch.cuda`, or what stands in for it; a module, and so without a type."""
+"""`torch.cuda`, or a fake of it; a module, and so without a type."""
 Graph = Any
 """What `torch.cuda.CUDAGraph` makes."""
 Arguments = Sequence[Any]
 """Tensors, and None for one that is missing, which steps need not know."""
 
 CAPTURE_ERRORS = "thread_local"
-"""Which calls to CUDA a recording forbids: those of its own thread. Another one may compile, and
-load what it compiled."""
+"""Which unsafe calls to CUDA a recording forbids: those of its own thread. Another thread may
+compile, and load what it compiled."""
 
 
 class GraphPool:
-    """The memory of some graphs; the first of them asks CUDA for it."""
+    """The shared memory of some graphs: a handle, allocated by the first of them."""
 
     def __init__(self) -> None:
         self._handle: object = None
 
     def handle(self, cuda: Cuda) -> object:
-        """Return the handle; `cuda` is `torch.cuda`, or what stands in for it."""
+        """Return the handle; `cuda` is `torch.cuda`, or a fake of it."""
         if self._handle is None:
             self._handle = cuda.graph_pool_handle()
         return self._handle
@@ -49,25 +49,25 @@ class CudaGraphStep(StepGroup):
     """A step as CUDA graphs, one for each variant, all in one memory pool.
 
     A variant is a set of addresses and shapes of tensors. The first call with one warms the step
-    up on a side stream (libraries allocate, compilers compile, autograd settles), takes back what
+    up on a side stream (libraries allocate, compilers compile, autograd settles), restores what
     that changed, records the graph and replays it; every later call replays it. A first call
-    that fails has changed nothing; one that fails while another thread compiles is made as it is.
+    that fails has changed nothing; one that fails while another thread compiles runs unrecorded.
 
-    Graphs share the pool because they never run at the same time: what one keeps in it between
-    its own operations, the next may overwrite.
+    Graphs share the pool because they never run at the same time: the next one may overwrite the
+    intermediate results of the last.
 
     Args:
         step: Writes its results in place; never waits for the device. What it has to compile is
             compiled at the first call, unless it says that it is not there yet.
-        snapshot: Copies what `step` changes, given the arguments, and returns what brings it back.
+        snapshot: Copies what `step` changes, called with the arguments; returns what restores it.
         generators: Those that `step` draws from; each replay goes on where the last one stopped.
-        warmups: Runs before a capture.
+        warmups: Runs before a recording.
         device: Where the tensors live; None is the current CUDA device.
-        static: Copy the tensors to places that stay, for callers whose tensors lie elsewhere each
-            time; the step writes nothing into them.
+        copies_inputs: Copy the tensors into static inputs, for callers whose tensors lie elsewhere
+            at each call; the step writes nothing into them.
         pool: Memory that it shares with other steps that never run at the same time; None is its
             own.
-        cuda: `torch.cuda`, or what stands in for it.
+        cuda: `torch.cuda`, or a fake of it.
 
     Attributes:
         captures: Graphs recorded so far.
@@ -81,14 +81,14 @@ class CudaGraphStep(StepGroup):
         generators: Sequence[torch.Generator] = (),
         warmups: int = 3,
         device: torch.device | None = None,
-        static: bool = False,
+        copies_inputs: bool = False,
         pool: GraphPool | None = None,
         cuda: Cuda = torch.cuda,
     ) -> None:
         super().__init__([step])
-        self._step, self._keep = step, snapshot
+        self._step, self._snapshot = step, snapshot
         self._generators, self._warmups, self._cuda = tuple(generators), warmups, cuda
-        self._device, self._static = device, static
+        self._device, self._copies_inputs = device, copies_inputs
         self._inputs: dict[Hashable, Tensor] = {}
         self._graphs: dict[Hashable, Graph] = {}
         self._pool = pool or GraphPool()
@@ -106,17 +106,17 @@ class CudaGraphStep(StepGroup):
 
     def has(self, *tensors: Tensor) -> bool:
         """Return whether all that a recording with such tensors needs is compiled."""
-        return self._step.has(*self._lying(tensors))
+        return self._step.has(*self._static_inputs(tensors))
 
     def prepare(self, *tensors: Tensor) -> None:
         """Ask for what a recording with such tensors needs."""
-        self._step.prepare(*self._lying(tensors))
+        self._step.prepare(*self._static_inputs(tensors))
 
-    def __call__(self, *given: Tensor | None) -> None:
+    def __call__(self, *arguments: Tensor | None) -> None:
         """Replay the graph of these tensors; records it first where it is new."""
-        tensors = self._lying(given)
-        if self._static:
-            for place, tensor in zip(tensors, given, strict=True):
+        tensors = self._static_inputs(arguments)
+        if self._copies_inputs:
+            for place, tensor in zip(tensors, arguments, strict=True):
                 place.copy_(tensor)
         key = tuple([_identity(tensor) for tensor in tensors])
         graph = self._graphs.get(key) or self._new_graph(key, tensors)
@@ -125,9 +125,9 @@ class CudaGraphStep(StepGroup):
         else:
             graph.replay()
 
-    def _lying(self, tensors: Arguments) -> Arguments:
+    def _static_inputs(self, tensors: Arguments) -> Arguments:
         """Return the tensors that the graph of such tensors reads."""
-        if not self._static:
+        if not self._copies_inputs:
             return tensors
         return [self._input(number, tensor) for number, tensor in enumerate(tensors)]
 
@@ -143,8 +143,8 @@ class CudaGraphStep(StepGroup):
         """Record the graph of these arguments.
 
         Returns:
-            The graph; None where another thread compiles, which a recording may not survive:
-            then the step runs as it is, and the next call tries again.
+            The graph; None where a recording failed while another thread compiled: then the step
+            runs unrecorded, and the next call tries again.
         """
         compiling = COMPILER.locked()
         try:
@@ -164,8 +164,8 @@ class CudaGraphStep(StepGroup):
         return graph
 
     def _warm_up(self, args: Arguments) -> None:
-        """Run the step a few times aside, and leave no trace of it."""
-        restore = self._keep(*args)
+        """Run the step a few times on a side stream, and restore what it changed."""
+        restore = self._snapshot(*args)
         seeds = [generator.get_state() for generator in self._generators]
         stream = self._cuda.Stream()
         stream.wait_stream(self._cuda.current_stream())
@@ -182,7 +182,7 @@ class CudaGraphStep(StepGroup):
         try:
             self._step(*args)
         finally:
-            restore()  # each time: what was kept need only cover one run
+            restore()  # each time: the snapshot covers a single run
 
     def _record(self, args: Arguments) -> Graph:
         pool = self._pool.handle(self._cuda)
@@ -200,5 +200,5 @@ class CudaGraphStep(StepGroup):
 
 
 def _identity(tensor: Tensor | None) -> Hashable:
-    """Return the part of a graph's key that stands for an argument."""
+    """Return the key of an argument: address, shape and dtype."""
     return tensor if tensor is None else (tensor.data_ptr(), tensor.shape, tensor.dtype)

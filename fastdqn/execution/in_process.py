@@ -20,15 +20,15 @@ __all__ = ["InProcess"]
 class InProcess:
     """Compiles in this process: at once, or in a thread, one step at a time.
 
-    PyTorch keeps what it compiled on disk, in `TORCHINDUCTOR_CACHE_DIR`. While it compiles it may
-    set its default generators back to where they were; draws beside it need a generator of their
-    own.
+    PyTorch caches compiled code on disk, in `TORCHINDUCTOR_CACHE_DIR`. While it compiles it may set
+    its default generators back to where they were; code that draws at that time needs generators
+    of its own.
 
     Args:
         device: Where tensors live; on the CPU the C++ wrapper is used.
         background: Compile in a thread.
-        traces_beside: Trace in that thread, too, for steps that hold no module: what modules do is
-            exchanged for the whole process while one is traced.
+        traces_beside: Trace in that thread, too, for steps that hold no module: tracing replaces
+            methods of modules for the whole process.
     """
 
     repeats_rows = False
@@ -53,15 +53,15 @@ class InProcess:
             if not self._traces_beside:
                 trace = traced()
                 traced = lambda: trace  # noqa: E731
-            given = future, traced, tensors, torch.get_num_threads()
-            threading.Thread(target=self._beside, args=given, daemon=True).start()
+            arguments = future, traced, tensors, torch.get_num_threads()
+            threading.Thread(target=self._beside, args=arguments, daemon=True).start()
         except BaseException:
             COMPILER.release()
             raise
         return future
 
     def close(self) -> None:
-        """Forget what is compiled now."""
+        """Drop what is being compiled."""
         self._closed = True
 
     def _beside(
@@ -71,9 +71,9 @@ class InProcess:
         tensors: Sequence[Tensor],
         num_threads: int,
     ) -> None:
-        torch.set_num_threads(num_threads)  # a new thread has its own idea of it
+        torch.set_num_threads(num_threads)  # the setting is per thread
         try:
-            # A measurement would wait for the whole card, which may be recording meanwhile.
+            # Measuring padded shapes would wait for the card while a graph may be recorded there.
             form = self.compile(traced(), tensors, shape_padding=False)
             future.cancel() if self._closed else future.set_result(form)
         except Exception as error:  # a compiler may fail in any way
@@ -90,20 +90,20 @@ def by_inductor(traced: Trace, tensors: Sequence[Tensor], options: dict[str, boo
     """Let PyTorch compile a trace; see `InProcess.compile`."""
     from torch import _inductor as inductor  # noqa: PLC0415 - takes 1.5 s to load
 
-    place, held = torch.device(traced.specs[0].device), traced.held
+    place, constants = torch.device(traced.specs[0].device), traced.constants
     with _quiet(), torch.cuda.device(place) if place.type == "cuda" else nullcontext():
-        compiled = inductor.compile(traced.graph, [*tensors, *held], options=options)
+        compiled = inductor.compile(traced.graph, [*tensors, *constants], options=options)
 
     def run(*tensors: Tensor) -> None:
         with torch.no_grad():
-            compiled(*tensors, *held)
+            compiled(*tensors, *constants)
 
     return run
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let PyTorch not warn on the terminal that it misses what a compile for the CPU needs not."""
+    """Silence a warning of PyTorch about tools that compiling for the CPU does not need."""
     logger = logging.getLogger("torch.utils.cpp_extension")
     before, logger.disabled = logger.disabled, True
     try:

@@ -72,12 +72,12 @@ EXECUTIONS = ("auto", *MODES)
 WORTH_COMPILING_UPDATES = 20_000
 """A cold compile (20 s on two cores) beside the trainer takes as long as so many small updates."""
 WORTH_TRYING_UPDATES = 1_000
-"""Fewer are done by the time that anything faster has been looked for."""
+"""Fewer take less time than a measurement."""
 SMALL_NETWORK_PARAMETERS = 1_000_000
 """Below this a network's arithmetic takes less than what MPS takes to start it, 25 us each time."""
 
 Measure = Callable[[Sequence[str]], tuple[str, str]]
-"""Tries modes; returns the fastest, and one clause with what was measured."""
+"""Times modes; returns the fastest, and one clause that says what was measured."""
 
 
 def choose_execution(
@@ -85,10 +85,10 @@ def choose_execution(
     device: torch.device,
     expected_updates: int,
     *,
-    fused: bool = False,
+    tensor_envs: bool = False,
     parameters: int = SMALL_NETWORK_PARAMETERS,
     measure: Measure | None = None,
-    why_not_native: Callable[[], str | None] = lambda: "not checked",
+    why_not_native: Callable[[], str | None] = lambda: "not looked up",
 ) -> tuple[str, str]:
     """Turn `auto` into a mode and check the others against the machine.
 
@@ -96,9 +96,9 @@ def choose_execution(
         asked: What the user wants.
         device: Where the tensors live.
         expected_updates: Updates of the whole run.
-        fused: Whether environments and updates are one function.
+        tensor_envs: Whether environments and updates are one function.
         parameters: Of the network.
-        measure: Tries the ways that are worth it; None says only which rule holds.
+        measure: Times the modes that are worth it; None only applies the rules.
         why_not_native: Says why the step cannot run in C, or None; may take seconds.
 
     Returns:
@@ -114,7 +114,7 @@ def choose_execution(
         return "eager", _on_mps(parameters)
     if device.type == "cpu":
         return _on_the_cpu(expected_updates, measure, why_not_native)
-    if fused:
+    if tensor_envs:
         why_not = why_not_native()
         mode = "native" if why_not is None else "compile+cudagraph"
         message = "" if why_not is None else f"; not native: {why_not}"
@@ -201,7 +201,7 @@ def _has_compiler() -> bool:
 
 
 def mode_of(execution: str, device: torch.device) -> Mode:
-    """Return what a mode means on a device; `auto` is for those who choose.
+    """Return what a mode means on a device; `auto` has to be resolved before.
 
     Raises:
         UsageError: There is no such mode, or not on this device.
@@ -209,7 +209,7 @@ def mode_of(execution: str, device: torch.device) -> Mode:
     mode = MODES.get(execution)
     if mode is None:
         raise UsageError(
-            f"--execution {execution}", "a step runs in no such way", f"Choose {', '.join(MODES)}."
+            f"--execution {execution}", "a step has no such mode", f"Choose {', '.join(MODES)}."
         )
     if mode.native or mode.graphs:
         refuse_execution(execution, device)

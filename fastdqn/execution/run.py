@@ -28,12 +28,12 @@ def run_step(
     snapshot: Callable[..., Callable[[], None]] | None = None,
     plain: Step | None = None,
     by_row: bool = False,
-    kept: bool = True,
+    static: bool = True,
     ahead: bool = False,
     background: bool = False,
     cuda: Cuda = torch.cuda,
 ) -> Step:
-    """Return what runs a pure step in a mode.
+    """Return the step that runs a pure function in a mode.
 
     Args:
         step: A function of tensors of fixed shapes that writes its results in place.
@@ -42,10 +42,10 @@ def run_step(
         snapshot: Copies what the step changes; see `CudaGraphStep`. Without it no graph is made.
         plain: What runs the step as a graph without a compiler, or None where nothing does yet.
         by_row: The step does the same for each row of its last tensor, one after another.
-        kept: Its tensors lie at one place at each call with such shapes.
-        ahead: On the CPU, compile ahead and keep the library; see `AheadOfTime`.
-        background: Start with what needs no compiler, and move when the rest is ready.
-        cuda: `torch.cuda`, or what stands in for it.
+        static: Its tensors lie at the same addresses at each call with such shapes.
+        ahead: On the CPU, compile ahead of time into a library on disk; see `AheadOfTime`.
+        background: Start with what needs no compiler, and change when the rest is ready.
+        cuda: `torch.cuda`, or a fake of it.
     """
     inner: Step = EagerStep(step)
     if mode.compiles:
@@ -54,8 +54,8 @@ def run_step(
         inner = CompiledStep(step, compiler, background=background, by_row=by_row)
     if not mode.graphs or snapshot is None:
         return inner
-    given: Any = {"device": device, "cuda": cuda, "static": not kept}
-    graph = CudaGraphStep(inner, snapshot, **given)
+    options: Any = {"device": device, "cuda": cuda, "copies_inputs": not static}
+    graph = CudaGraphStep(inner, snapshot, **options)
     if not (mode.compiles and background):
         return graph
-    return PlainUntilCompiled(plain or CudaGraphStep(EagerStep(step), snapshot, **given), graph)
+    return PlainUntilCompiled(plain or CudaGraphStep(EagerStep(step), snapshot, **options), graph)

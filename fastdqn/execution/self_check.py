@@ -1,7 +1,7 @@
-"""Whether a device computes what the CPU computes, asked once before it is trusted.
+"""A check, once per run, that a device computes what the CPU computes.
 
-A few operations of MPS have returned wrong numbers in some versions of PyTorch and macOS, without
-an error. Those that a wrong result of would spoil a training silently are tried on fixed numbers.
+Some versions of PyTorch and macOS have returned wrong numbers on MPS without an error. The
+operations that a training depends on are compared on fixed numbers.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "lerp_": _lerp,
     "remainder_ on int64": _remainder,
 }
-"""What acting, drawing, learning and writing rest on."""
+"""The operations of acting, drawing, learning and writing."""
 
 
 def check_device(device: torch.device, operations: Mapping[str, Operation] = OPERATIONS) -> None:

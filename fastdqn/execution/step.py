@@ -24,7 +24,7 @@ values in them. Whatever else it reads and writes stays where it lies."""
 
 
 class Progress(Protocol):
-    """What may be asked of anything that is compiled while it runs; from any thread."""
+    """How far the compiling of a step is; readable from any thread."""
 
     @property
     def ready(self) -> bool:
@@ -43,10 +43,10 @@ class Progress(Protocol):
 
     @property
     def wait_s(self) -> float:
-        """Seconds for which calls waited so far: for tracing, compiling, loading and recording."""
+        """Seconds that calls waited so far: for tracing, compiling, loading and recording."""
 
     def close(self) -> None:
-        """Ask no compiler for anything any longer; what is compiled stays."""
+        """Cancel what is being compiled; what is ready stays."""
 
 
 class Step(Progress, Protocol):
@@ -92,7 +92,7 @@ class EagerStep:
 
 
 class StepGroup:
-    """Steps that are asked as one.
+    """Steps whose progress is that of one.
 
     Args:
         steps: The steps; more may be appended.
@@ -166,8 +166,8 @@ class PlainUntilCompiled(StepGroup):
     """Two forms of a step: one that runs at once, and one whose parts have to be compiled.
 
     It moves from one to the other between two calls, for each set of shapes by itself. What has
-    to be compiled is asked for after the plain form has run, so that this records undisturbed.
-    Where that fails, or the first call of the fast form does, the plain form goes on.
+    to be compiled is requested after the plain form has run, so that its recording is undisturbed.
+    If compiling fails, or the first call of the fast form, the plain form is used from then on.
 
     Args:
         plain: Runs at once.
@@ -210,5 +210,5 @@ class PlainUntilCompiled(StepGroup):
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return the kind of an error and the first line of what it says."""
+    """Return the type of an error and the first line of its message."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

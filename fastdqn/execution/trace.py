@@ -1,7 +1,7 @@
-"""A step written down as plain operations on tensors: what a compiler has to know, and no more.
+"""Traces: a step as a list of plain tensor operations, the input of a compiler.
 
-A trace holds no Python of the step and no value of a tensor. It goes to another process as it
-is, whatever module of the user it came from, and its text says whether two steps are equal.
+A trace holds no Python of the step and no value of a tensor. It can be sent to another process
+whatever module of the user it came from, and its text says whether two steps are equal.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ __all__ = [
 ]
 
 COMPILER = threading.Lock()
-"""Held while a step is traced or compiled in this process beside the loop: both exchange functions
-of PyTorch while they last, and calls to a card may fail meanwhile."""
+"""Held while a step is traced or compiled in this process beside the training: both replace
+functions of PyTorch for that time, and may call CUDA."""
 
 
 class CompileError(Exception):
-    """Nothing was compiled, for the reason given in one line."""
+    """Nothing was compiled; the message says why in one line."""
 
 
 class UntraceableError(CompileError):
-    """A step that is not one fixed list of operations, for the reason given."""
+    """A step is not one fixed list of operations; the message says why."""
 
 
 class TensorSpec(NamedTuple):
@@ -72,36 +72,36 @@ class Trace:
     """A step as operations.
 
     Attributes:
-        graph: Takes the step's tensors, then `held`; writes in place, returns nothing.
+        graph: Takes the step's tensors, then `constants`; writes in place, returns nothing.
         specs: Of all of these.
-        held: Tensors that the step had besides those that it is given, e.g. buffers of a module;
-            the step's own, so that what is written into them later is read.
+        constants: Tensors that the step reads besides its arguments, e.g. buffers of a module; the
+            step's own, so that what is written into them later is read.
     """
 
     graph: GraphModule
     specs: tuple[TensorSpec, ...]
-    held: tuple[Tensor, ...]
+    constants: tuple[Tensor, ...]
 
 
 # Tracing
 
 
 def trace(step: Callable[..., object], tensors: Sequence[Tensor]) -> Trace:
-    """Trace what `step` does to tensors of these shapes; nothing is run or written.
+    """Record the operations of `step` on tensors of these shapes; nothing is run or written.
 
-    Takes about 0.1 s per hundred operations, and twice that where the step holds tensors.
+    Takes about 0.1 s per hundred operations, and twice that where the step reads constants.
 
     Args:
         step: Writes its results in place; the same operations for any values in its tensors.
-        tensors: Are looked at, never read.
+        tensors: Only their shapes, strides, dtypes and devices are read.
 
     Raises:
         UntraceableError: It is not one fixed list of operations, or its tensors share memory.
     """
     try:
-        graph, held = _written(step, tensors, [])
-        if held:  # now as inputs: PyTorch would write into tensors that it takes for constants
-            graph, more = _written(step, tensors, held)
+        graph, constants = _traced(step, tensors, [])
+        if constants:  # now as inputs: PyTorch would otherwise fold them into its code
+            graph, more = _traced(step, tensors, constants)
             if more:
                 raise UntraceableError("it reads tensors that are not made by PyTorch's operations")
     except UntraceableError:
@@ -109,26 +109,25 @@ def trace(step: Callable[..., object], tensors: Sequence[Tensor]) -> Trace:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise UntraceableError(f"{type(error).__name__}: {reason}") from error
-    held += _lift(graph)
-    everything = (*tensors, *held)
+    constants += _lift(graph)
+    everything = (*tensors, *constants)
     _refuse_shared(everything)
-    return Trace(graph, tuple(map(TensorSpec.of, everything)), tuple(held))
+    return Trace(graph, tuple(map(TensorSpec.of, everything)), tuple(constants))
 
 
-def _written(
-    step: Callable[..., object], tensors: Sequence[Tensor], held: list[Tensor]
+def _traced(
+    step: Callable[..., object], tensors: Sequence[Tensor], constants: list[Tensor]
 ) -> tuple[GraphModule, list[Tensor]]:
-    """Trace the step; return the graph, and the tensors that it holds besides `held`."""
+    """Trace the step; return the graph, and the tensors that it reads besides `constants`."""
     found: list[Tensor] = []
 
     def flat(*stand_ins: Tensor) -> tuple[()]:
-        given, others = stand_ins[: len(tensors)], stand_ins[len(tensors) :]
-        with _StandIns(zip((*tensors, *held), (*given, *others), strict=True)) as mode:
-            step(*given)
+        with _StandIns(zip((*tensors, *constants), stand_ins, strict=True)) as mode:
+            step(*stand_ins[: len(tensors)])
         found.extend(mode.found)
         return ()
 
-    return make_fx(flat, tracing_mode="fake")(*tensors, *held), found
+    return make_fx(flat, tracing_mode="fake")(*tensors, *constants), found
 
 
 class _StandIns(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -175,7 +174,7 @@ def _lift(graph: GraphModule) -> list[Tensor]:
     for node in list(graph.graph.find_nodes(op="get_attr")):
         if node.target not in inputs:
             with graph.graph.inserting_after(last):
-                last = inputs[node.target] = graph.graph.placeholder(f"held_{len(constants)}")
+                last = inputs[node.target] = graph.graph.placeholder(f"constant_{len(constants)}")
             constants.append(getattr(graph, node.target))
         node.replace_all_uses_with(inputs[node.target])
         graph.graph.erase_node(node)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from fastdqn.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["LineFile", "RecordFile", "read_lines"]
+__all__ = ["LineFile", "RecordFile", "TableFormat"]
+
+Row = TypeVar("Row")
 
 BUFFER_BYTES = 8_192
 WAITING_BYTES = 2**22
@@ -128,25 +132,66 @@ def _write_all(file: int, content: bytes) -> None:
         rest = rest[os.write(file, rest) :]
 
 
-def read_lines(path: Path, header: str, what: str, name: str) -> list[str]:
-    """Return the finished lines after the header; a torn header counts as none at all.
+@dataclass(frozen=True)
+class TableFormat:
+    """A CSV file of a run: a header, then one line per row.
 
-    Args:
-        path: The file.
+    Attributes:
         header: Its first line.
-        what: Kind of the file, for messages.
         name: Its name in the folder of a run.
-
-    Raises:
-        UsageError: The header is another one.
-        OSError: The file is missing or cannot be read.
+        row: What a row is, for messages, e.g. `an episode`.
     """
-    *whole, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    first = whole[0] if whole else torn
-    if first != header and (whole or not header.startswith(torn)):
-        raise UsageError(
-            str(path),
-            f"not {what}: it starts with {first[:60]!r} and not with {header!r}",
-            f"Give the {name} of a run, or move this file away.",
-        )
-    return whole[1:]
+
+    header: str
+    name: str
+    row: str
+
+    def open(self, path: Path) -> LineFile:
+        """Open a file to append lines to; a new one begins with the header.
+
+        Raises:
+            UsageError: The file begins with another header; it is left as it was.
+            OSError: It cannot be written.
+        """
+        if path.exists():
+            self._lines(path)
+        file = LineFile(path)
+        if file.is_new:
+            file.add(self.header)
+            file.flush()
+        return file
+
+    def read(self, path: Path, parse: Callable[[list[str]], Row]) -> list[Row]:
+        """Return the rows of a file; a last line without its end, left by a crash, is ignored.
+
+        Args:
+            path: The file.
+            parse: Makes a row of the cells of a line; raises a ValueError if it cannot.
+
+        Raises:
+            UsageError: The header is another one, or a line cannot be parsed.
+            OSError: The file is missing or cannot be read.
+        """
+        rows = []
+        for number, line in enumerate(self._lines(path), start=2):
+            try:
+                rows.append(parse(line.split(",")))
+            except ValueError as error:
+                raise UsageError(
+                    f"{path}, line {number}",
+                    f"{line[:60]!r} is not {self.row} ({self.header})",
+                    "Repair or delete that line.",
+                ) from error
+        return rows
+
+    def _lines(self, path: Path) -> list[str]:
+        """Return the finished lines after the header; a torn header counts as none at all."""
+        *whole, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        first = whole[0] if whole else torn
+        if first != self.header and (whole or not self.header.startswith(torn)):
+            raise UsageError(
+                str(path),
+                f"not {self.row} log: it starts with {first[:60]!r} and not with {self.header!r}",
+                f"Pass the {self.name} of a run, or move this file away.",
+            )
+        return whole[1:]

@@ -1,4 +1,4 @@
-"""The learner: replayed rows become weights, by a pure step that is run as fast as one likes."""
+"""The learner: batches become weights, by a pure step that runs in any execution mode."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Learner(Update):
         self.generator = torch.Generator(self.device).manual_seed(0)
         self._modes: dict[str, LearnerSteps] = {}
         self._background: set[str] = set()
-        self._batch: tuple[Any, ...] = ()  # of the last batch, what was looked at
+        self._batch: tuple[Any, ...] = ()  # kind of the last batch, checked
         self.execute_as(execution)
 
     # The calls
@@ -118,12 +118,11 @@ class Learner(Update):
     def execute_as(self, execution: str, *, background: bool = False) -> None:
         """Run the pure steps in this mode from now on; the state stays as it is.
 
-        Steps of a mode that was taken before go on as they were left: nothing is compiled or
-        recorded twice.
+        Steps of a mode that ran before are used again: nothing is compiled or recorded twice.
 
         Args:
             execution: One of EXECUTIONS, but not `auto`.
-            background: Start at once, and compile beside the trainer, where that can be done.
+            background: Start at once, and compile beside the training, where possible.
 
         Raises:
             UsageError: There is no such mode, or not on this device.
@@ -142,7 +141,7 @@ class Learner(Update):
         self.execute_as(self.execution)
 
     def keep_to(self, execution: str) -> None:
-        """Run in this mode, and free what the others hold."""
+        """Run in this mode, and free the steps of the others."""
         self.execute_as(execution)
         self._modes = {execution: self._steps}
 
@@ -158,12 +157,12 @@ class Learner(Update):
         Raises:
             UsageError: Its fields are not as documented, or not what the network takes.
         """
-        given = batch if isinstance(batch, Transitions) else Transitions.from_tensordict(batch)
-        if (kind := kind_of(given)) != self._batch:
-            refuse_batch(self.network, given)
+        rows = batch if isinstance(batch, Transitions) else Transitions.from_tensordict(batch)
+        if (kind := kind_of(rows)) != self._batch:
+            refuse_batch(self.network, rows)
             self._batch = kind
         with float32_products(self.precision, self.device):
-            self._steps.update(*given.tensors(), self._random_bits((), len(given.action)))
+            self._steps.update(*rows.tensors(), self._random_bits((), len(rows.action)))
         return self.state.metrics
 
     def learn(self, source: Source, updates: int | Tensor) -> None:
@@ -176,7 +175,7 @@ class Learner(Update):
 
         Raises:
             UsageError: The network does not take what the ring holds, the ring is empty, or the
-                index is none.
+                index is not one.
         """
         if isinstance(source, ReplayBuffer):
             numbers = index_of(updates)
@@ -186,7 +185,7 @@ class Learner(Update):
         elif isinstance(updates, int):
             numbers = source.fill(updates, self.num_random(source.batch_size))
         else:
-            raise UsageError("an index for a sampler", "it draws", "Give a number of updates.")
+            raise UsageError("an index for a sampler", "it draws", "Pass a number of updates.")
         with float32_products(self.precision, self.device):
             self._steps.learn(source, numbers)
 
@@ -196,11 +195,11 @@ class Learner(Update):
 
     @property
     def compiling(self) -> list[Step]:
-        """The steps that learn from samplers; a trainer reports when they are compiled."""
+        """The steps that learn from samplers, to report when they are compiled."""
         return self._steps.learning
 
     def close(self) -> None:
-        """Ask no compiler for anything any longer; what is not ready is forgotten."""
+        """Cancel what is still being compiled; such modes go on uncompiled."""
         for execution, steps in list(self._modes.items()):
             if not steps.close():
                 del self._modes[execution]
@@ -226,10 +225,10 @@ class Learner(Update):
         background: bool = False,
         native: NativeUpdate | CudaUpdate | None = None,
     ) -> LearnerSteps:
-        """Build the steps of a mode; `cuda` is `torch.cuda`, or what stands in for it."""
+        """Build the steps of a mode; `cuda` is `torch.cuda`, or a fake of it."""
         runs, plain = partial(self._run, mode, cuda, background and not mode.native), None
         if mode.native:
-            parts = native_parts(native or self.natively(self.state), self._look_at)
+            parts = native_parts(native or self.natively(self.state), self._check_ring)
             return LearnerSteps(mode, *parts, runs)
         if background and mode.compiles and mode.graphs:
             as_it_is = replace(mode, name=mode.plain, compiles=False)
@@ -245,16 +244,16 @@ class Learner(Update):
         step: PureStep,
         *,
         written: Sequence[Tensor] = (),
-        **given: Any,
+        **options: Any,
     ) -> Step:
         """Return what runs a pure step in a mode; see `fastdqn.learner.steps.Runs`."""
         tensors = *self.state.written(), *written
-        how: dict[str, Any] = {"ahead": True, "background": background, "cuda": cuda, **given}
+        how: dict[str, Any] = {"ahead": True, "background": background, "cuda": cuda, **options}
         return run_step(step, mode, self.device, snapshot=lambda *_: snapshot(tensors), **how)
 
-    def _updating(self, *given: Tensor | None) -> None:
+    def _updating(self, *arguments: Tensor | None) -> None:
         """Take one step on the fields of a batch, and random bits [R] or None; pure."""
-        *fields, random_bits = given
+        *fields, random_bits = arguments
         random = None if random_bits is None else uniform_of(random_bits)
         self._step(self.state, Transitions(*fields), random)  # type: ignore[arg-type]
 
@@ -272,11 +271,11 @@ class Learner(Update):
         Raises:
             UsageError: The network does not take what its ring holds.
         """
-        self._look_at(source.ring)
-        kept, state = weakref.ref(source), self.state
+        self._check_ring(source.ring)
+        reference, state = weakref.ref(source), self.state
 
         def learn(numbers: Tensor) -> None:
-            alive = kept()
+            alive = reference()
             assert alive is not None
             if isinstance(alive, ReplayBuffer):
                 alive = GivenRows(alive, self._batch_size_in(numbers.shape[1]))
@@ -284,7 +283,7 @@ class Learner(Update):
 
         return learn
 
-    def _look_at(self, ring: Ring) -> None:
+    def _check_ring(self, ring: Ring) -> None:
         """Refuse a ring that the network does not fit."""
         refuse_frames(self.network, ring.frames, ring.masks, "the replay buffer")
 

@@ -39,8 +39,8 @@ def refuse_precision(precision: str, device: torch.device) -> None:
 def float32_products(precision: str, device: torch.device) -> AbstractContextManager[None]:
     """Let CUDA multiply float32 matrices with all their bits, or only those of TF32.
 
-    PyTorch holds this for the whole process, and by default lets convolutions drop
-    bits. What was set before is set again afterwards. Other devices are left alone.
+    PyTorch has one such setting for the whole process, and by default lets convolutions drop bits.
+    The former settings are restored afterwards. Other devices are left alone.
 
     Args:
         precision: `tf32` drops bits, everything else keeps them.

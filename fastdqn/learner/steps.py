@@ -44,7 +44,7 @@ class Runs(Protocol):
         *,
         plain: Step | None,
         by_row: bool,
-        kept: bool,
+        static: bool,
         written: Sequence[Tensor] = (),
     ) -> Step:
         """Return what does the same as a pure step.
@@ -54,7 +54,7 @@ class Runs(Protocol):
 
 
 class LearnerSteps:
-    """Makes and keeps the steps of a learner in one mode.
+    """Builds and caches the steps of a learner in one mode.
 
     Args:
         mode: How they run.
@@ -81,7 +81,7 @@ class LearnerSteps:
         self._updates: dict[tuple[bool, ...], Step] = {}  # by which fields there are
         self._learning, self._runs, self._plain = learning, runs, plain
         self._sizes = _sizes(mode)
-        self._steps: dict[int, Step] = {}  # by id, for as long as it is one
+        self._steps: dict[int, Step] = {}  # by id of the source, as long as it lives
         self._sources: dict[int, weakref.ref[Source]] = {}
 
     @property
@@ -105,11 +105,11 @@ class LearnerSteps:
         if there not in self._updates:
             plain = None if self._plain is None else self._plain._update_of(there)
 
-            def update(*given: Tensor) -> None:
-                fields = iter(given)
+            def update(*present: Tensor) -> None:
+                fields = iter(present)
                 self._updating(*(next(fields) if some else None for some in there))
 
-            self._updates[there] = self._runs(update, plain=plain, by_row=False, kept=False)
+            self._updates[there] = self._runs(update, plain=plain, by_row=False, static=False)
         return self._updates[there]
 
     def learn(self, source: Source, numbers: Tensor) -> None:
@@ -131,7 +131,7 @@ class LearnerSteps:
             step.prepare(sampler.place(count, num_random))
 
     def close(self) -> bool:
-        """Ask for nothing any longer, unless nothing is compiled now; return whether that is so."""
+        """Cancel what is still being compiled; return whether everything was ready."""
         ready = all(step.ready for step in self.all)
         if not ready:
             for step in self.all:
@@ -139,15 +139,15 @@ class LearnerSteps:
         return ready
 
     def step_of(self, source: Source) -> Step:
-        """Return what learns from a source, made where it is new, and forgotten with it."""
+        """Return the step that learns from a source; built once, dropped with the source."""
         key = id(source)
         if key not in self._steps:
             plain = None if self._plain is None else self._plain.step_of(source)
-            kept = not isinstance(source, ReplayBuffer)
+            static = not isinstance(source, ReplayBuffer)
             pure = self._learning(source)
             written = source.written() if isinstance(source, Sampler) else ()
-            given: dict[str, Any] = {"plain": plain, "kept": kept, "written": written}
-            self._steps[key] = self._runs(pure, by_row=True, **given)
+            options: dict[str, Any] = {"plain": plain, "static": static, "written": written}
+            self._steps[key] = self._runs(pure, by_row=True, **options)
             self._sources[key] = weakref.ref(source, lambda _: self._forget(key))
         return self._steps[key]
 
@@ -156,34 +156,34 @@ class LearnerSteps:
 
 
 def _placed(source: Source, part: Tensor) -> Tensor:
-    """Move numbers to where those of a call of this size lie, so that one graph reads both."""
+    """Copy numbers to the static input of a call of this size, so that one graph reads both."""
     if isinstance(source, ReplayBuffer):
         return part
     return source.place(len(part), part.shape[1] - source.batch_size).copy_(part)
 
 
 def _sizes(mode: Mode) -> tuple[int, ...]:
-    """Return of how many updates calls are made; eager and C take any number."""
+    """Return how many updates a call may have; eager and C take any number."""
     if mode.graphs:
         return UPDATES_PER_GRAPH
     return UPDATES_PER_CALL if mode.compiles else ()
 
 
 def native_parts(
-    native: NativeUpdate | CudaUpdate, look_at: Callable[[Ring], None]
+    native: NativeUpdate | CudaUpdate, check_ring: Callable[[Ring], None]
 ) -> tuple[PureStep, Callable[[Source], Callable[[Tensor], None]]]:
-    """Return what `LearnerSteps` is given of a native update: `update` and `learning`.
+    """Return the arguments `update` and `learning` of `LearnerSteps` for a native update.
 
     Args:
         native: Updates the state in C, or on a card in CUDA C.
-        look_at: Refuses a ring that the network does not fit.
+        check_ring: Refuses a ring that the network does not fit.
     """
 
     def update(*fields: Tensor) -> None:
-        native.given(Transitions(*fields[:-1]))
+        native.on_batch(Transitions(*fields[:-1]))
 
     def learning(source: Source) -> Callable[[Tensor], None]:
-        look_at(source.ring)
+        check_ring(source.ring)
         if isinstance(source, ReplayBuffer):
             return partial(native, source.ring)
         refuse_sampler(source)
@@ -193,9 +193,9 @@ def native_parts(
 
 
 def index_of(updates: int | Tensor) -> Tensor:
-    """Return an index [K, B] int64 that the caller gave, or refuse it."""
+    """Return the caller's index [K, B] int64, or refuse it."""
     if not isinstance(updates, Tensor):
-        way_out = "Give `replay.draw(updates, batch_size)`, or a Sampler."
+        way_out = "Pass `replay.draw(updates, batch_size)`, or a Sampler."
         raise UsageError(f"{updates!r} updates from a replay buffer", "it chooses none", way_out)
     if updates.ndim != 2 or updates.dtype is not torch.int64:
         got = f"index {list(updates.shape)} {updates.dtype}"

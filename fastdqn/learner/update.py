@@ -1,7 +1,7 @@
 """One update as a pure step: a state and a batch in, the same state written in place.
 
 It knows its settings, the objective and the network, holds no tensor of its own, draws no random
-number and never looks at a value, so that it can be run as it is, compiled, or captured.
+number and never branches on a value, so that it can run eagerly, compiled, or in a graph.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ __all__ = ["METRICS", "TARGETS", "LearnerState", "Update"]
 
 
 class Update(Whole):
-    """What one update does; see `fastdqn.learner.learner.Learner` for the settings.
+    """One update; see `fastdqn.learner.learner.Learner` for the settings.
 
     Attributes:
-        earlier_updates: Those of a training that this one goes on from. The period of the hard
+        earlier_updates: Those of a training that this one continues. The period of the hard
             target counts on from them; the optimizer does not: its moments start at zero, and so
             does the count that corrects their bias, `state.updates`.
     """
@@ -113,7 +113,7 @@ class Update(Whole):
 
         Args:
             state: Is written.
-            kind: Makes it; None is what suits the device.
+            kind: Builds it; None is the one for the device.
 
         Raises:
             UsageError: These settings, or this machine, do not allow it.
@@ -155,7 +155,7 @@ class Update(Whole):
         """Make one update; return the priorities [B], and whether it was made, a scalar bool."""
         if batch.discount is None:
             batch = replace(batch, discount=discount_of(batch.terminated, self.gamma))
-        own, *numbers = self._dealt(random, len(batch.action))
+        own, *numbers = self._split_random(random, len(batch.action))
         with torch.no_grad():
             others = self._passes(state, batch, numbers[1:])
             *found, priority = self._gradient(state, batch, others, numbers[0], own)
@@ -193,8 +193,8 @@ class Update(Whole):
         sizes = range(width + 1)
         return bisect_left(sizes, width, key=lambda size: size + self.num_random(size))
 
-    def _dealt(self, random: Tensor | None, batch_size: int) -> list[Tensor | None]:
-        """Deal out the numbers of an update: [B, R] for the objective, [R] for each pass."""
+    def _split_random(self, random: Tensor | None, batch_size: int) -> list[Tensor | None]:
+        """Split the numbers of an update: [B, R] for the objective, [R] for each pass."""
         count = 1 + len(self.objective.passes)
         if random is None:
             return [None] * (1 + count)
@@ -217,7 +217,7 @@ class Update(Whole):
         """Return outputs [B, ...] float32; the forward pass alone may be of lower precision."""
         if self.precision != "bf16":
             return self.network(parameters, obs, random)
-        # No cache of casts: a captured graph would read those of its warm-up.
+        # No cache of casts: a recorded graph would read those of its warm-up.
         with torch.autocast(obs.device.type, torch.bfloat16, cache_enabled=False):
             return self.network(parameters, obs, random).float()
 
@@ -283,7 +283,7 @@ class Update(Whole):
 
 
 def _drawn(sampler: Sampler, random_bits: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Draw a batch for each row of [K, B] when it is asked for, or all at once: the same rows."""
+    """Yield a batch for each row of [K, B], drawn in turn, or all at once if independent."""
     if sampler.independent:
         for rows in sampler.draw(random_bits)[0].unbind(0):
             yield rows, None

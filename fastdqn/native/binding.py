@@ -1,8 +1,8 @@
-"""What C and CUDA C rely on, compared with what they are given when its addresses are looked up.
+"""Checks of the tensors whose addresses C and CUDA C get.
 
-They read by the network's sizes what others store by theirs: a width, a dtype or a stride that
-differs would be read beyond its end. What only a call knows (whether an index lies in the ring)
-is looked at by the C itself.
+Native code reads by the network's sizes what others store by theirs: a width, a dtype or a stride
+that differs would be read beyond its end. What only a call knows (whether an index lies in the
+ring) is checked by the C itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
     "refuse_uniform",
 ]
 
-WAY_OUT = "Give it as documented, or use --execution eager."
+WAY_OUT = "Pass it as documented, or use --execution eager."
 
 
 def refuse_tensor(
@@ -51,7 +51,7 @@ def refuse_tensor(
         or not tensor.is_contiguous()
     ):
         raise UsageError(
-            f"{name} {_told(tensor)}",
+            f"{name} {_described(tensor)}",
             f"native code reads {list(wanted)} {dtype} on {device}, contiguous",
             WAY_OUT,
         )
@@ -93,7 +93,9 @@ def refuse_index(numbers: Tensor, device: torch.device) -> None:
     """
     if numbers.ndim != 2:
         raise UsageError(
-            f"index {_told(numbers)}", "it has a row [B] for every update", "Give [K, B] int64."
+            f"index {_described(numbers)}",
+            "it has a row [B] for every update",
+            "Pass [K, B] int64.",
         )
     refuse_tensor("index", numbers, numbers.shape, torch.int64, device)
 
@@ -128,7 +130,7 @@ def refuse_uniform(uniform: Tensor, rows: int, device: torch.device) -> None:
     fine = uniform.dtype == torch.float32 and uniform.device == device
     if not (fits and fine and uniform.stride(1) == 1):
         raise UsageError(
-            f"uniform numbers {_told(uniform)}",
+            f"uniform numbers {_described(uniform)}",
             f"acting reads [{rows}, 2] float32 on {device}, two in a row",
             "Draw them with torch.rand(len(obs), 2).",
         )
@@ -147,12 +149,14 @@ def _refuse_frames(network: FlatNetwork, frames: Tensor, name: str) -> None:
     if frames.dtype not in DTYPES:
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise UsageError(
-            f"{name} {_told(frames)}", f"native code reads {known}", "Store them in one of these."
+            f"{name} {_described(frames)}",
+            f"native code reads {known}",
+            "Store them in one of these.",
         )
     num_actions_of(network, frames[:1], name)
     if getattr(network.module, "one_hot", 0) and frames.is_floating_point():
         reason = "one-hot vectors are made of whole numbers"
-        raise UsageError(f"{name} {_told(frames)}", reason, "Store them as int64.")
+        raise UsageError(f"{name} {_described(frames)}", reason, "Store them as int64.")
     refuse_tensor(name, frames, frames.shape, frames.dtype, network.flat.device)
 
 
@@ -161,8 +165,8 @@ def _actions(network: FlatNetwork) -> int:
     return sizes[-1]
 
 
-def _told(tensor: Tensor) -> str:
-    """Return what of a tensor matters here, in words."""
+def _described(tensor: Tensor) -> str:
+    """Return shape, dtype, device and strides in words."""
     apart = "" if tensor.is_contiguous() else f", strides {list(tensor.stride())}"
     dtype = str(tensor.dtype).removeprefix("torch.")
     return f"{list(tensor.shape)} {dtype} on {tensor.device}{apart}"

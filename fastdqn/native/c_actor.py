@@ -22,17 +22,17 @@ from fastdqn.networks.flat_network import FlatNetwork
 __all__ = ["NativeActor"]
 
 MAX_PLACES = 64
-"""That are known at a time; each group of environments has one, and an evaluation another."""
+"""Addresses of observations cached at most; each group and each evaluation has one."""
 
 
 class _Place(NamedTuple):
-    """What acting for observations at one place takes, looked up once; it keeps none of them alive.
+    """Arguments of acting for observations at one address; keeps none of them alive.
 
     Attributes:
         shape: Of the observations, [N, *O].
         dtype: Of the observations.
         mask_shape: Of the masks, or None.
-        given: What the C takes first: plan, observations, masks.
+        arguments: The first ones of the C function: plan, observations, masks.
         action: [N] int64.
         seen: The same as an array.
     """
@@ -40,7 +40,7 @@ class _Place(NamedTuple):
     shape: torch.Size
     dtype: torch.dtype
     mask_shape: torch.Size | None
-    given: tuple[int | None, int, int | None]
+    arguments: tuple[int | None, int, int | None]
     action: Tensor
     seen: npt.NDArray[np.int64]
 
@@ -52,7 +52,7 @@ def _is_mask(mask: Tensor, shape: torch.Size | None) -> bool:
 class NativeActor(Whole):
     """Chooses epsilon-greedy actions with the latest parameters of an MLP on the CPU.
 
-    Tensors are looked at where they are new; the calls ask no more than whether they are known.
+    Tensors are checked when they are new; later calls only look whether they are known.
 
     Args:
         network: Of an MLP on the CPU.
@@ -98,7 +98,7 @@ class NativeActor(Whole):
             out: [N] int64, contiguous; written.
 
         Returns:
-            [N] int64, counted from 0: `out` if it was given.
+            [N] int64, counted from 0: `out` unless that is None.
 
         Raises:
             IndexError: A one-hot observation is out of range.
@@ -119,7 +119,7 @@ class NativeActor(Whole):
         else:
             refuse_out(out, rows, self._device)
         if uniform is not self._uniform or rows != self._rows:
-            self._know(uniform, rows)
+            self._check_uniform(uniform, rows)
         draws = uniform.data_ptr(), self._row
         answer = self._act(plan.address, obs.data_ptr(), mask, *draws, epsilon, out.data_ptr())
         if answer:
@@ -129,7 +129,7 @@ class NativeActor(Whole):
     def on_host(
         self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None
     ) -> tuple[Tensor, npt.NDArray[np.int64]]:
-        """Do the same for observations and masks that lie at one place at every call. Hot path.
+        """Do the same for observations and masks at the same address at every call. Hot path.
 
         Returns:
             [N] int64 as a tensor and as an array; both are overwritten by the next call with
@@ -149,15 +149,15 @@ class NativeActor(Whole):
         ):
             place = self._place(obs, action_mask)
         if uniform is not self._uniform or len(place.seen) != self._rows:
-            self._know(uniform, len(place.seen))
+            self._check_uniform(uniform, len(place.seen))
         draws = uniform.data_ptr(), self._row
-        answer = self._act(*place.given, *draws, epsilon, place.action.data_ptr())
+        answer = self._act(*place.arguments, *draws, epsilon, place.action.data_ptr())
         if answer:
             raise wrong(answer)
         return place.action, place.seen
 
     def _place(self, obs: Tensor, action_mask: Tensor | None) -> _Place:
-        """Look at observations and masks that are new at their place."""
+        """Check observations and masks that are new at their address."""
         refuse_obs(self._network, obs)
         refuse_masks(self._network, action_mask, len(obs))
         plan = self._plans.get((obs.shape, obs.dtype)) or self._open(obs)
@@ -165,33 +165,32 @@ class NativeActor(Whole):
         mask = None if action_mask is None else action_mask.data_ptr()
         if len(self._places) == MAX_PLACES:
             self._places.clear()
-        shape, given = obs.shape, (plan.address, address, mask)
+        shape, arguments = obs.shape, (plan.address, address, mask)
         mask_shape = None if action_mask is None else action_mask.shape
-        place = _Place(shape, obs.dtype, mask_shape, given, action, action.numpy())
+        place = _Place(shape, obs.dtype, mask_shape, arguments, action, action.numpy())
         self._places[address, mask] = place
         return place
 
-    def _know(self, uniform: Tensor, rows: int) -> None:
-        """Look at random numbers that are new; usually they are drawn into one place for ever."""
+    def _check_uniform(self, uniform: Tensor, rows: int) -> None:
+        """Check random numbers that are new; usually they are drawn into the same memory."""
         refuse_uniform(uniform, rows, self._device)
         self._uniform, self._rows, self._row = uniform, rows, uniform.stride(0)
 
     def bound(self, obs: Tensor, uniform: Tensor, out: Tensor) -> Callable[[float], None]:
-        """Return what chooses for tensors that stay where they are, given epsilon; see `__call__`.
+        """Return a function of epsilon that acts on tensors that never move; see `__call__`.
 
-        They are looked at, and their addresses are looked up, here; the calls ask nothing of
-        PyTorch.
+        They are checked, and their addresses are looked up, here; the calls use no PyTorch.
         """
         refuse_obs(self._network, obs)
         refuse_uniform(uniform, len(obs), self._device)
         refuse_out(out, len(obs), self._device)
         plan = self._plans.get((obs.shape, obs.dtype)) or self._open(obs)
-        act, kept = self._act, (plan, obs, uniform, out)
-        given = (plan.address, obs.data_ptr(), None, uniform.data_ptr(), uniform.stride(0))
+        act, alive = self._act, (plan, obs, uniform, out)
+        arguments = (plan.address, obs.data_ptr(), None, uniform.data_ptr(), uniform.stride(0))
         written = out.data_ptr()
 
-        def choose(epsilon: float, _: object = kept) -> None:
-            answer = act(*given, epsilon, written)
+        def choose(epsilon: float, _: object = alive) -> None:
+            answer = act(*arguments, epsilon, written)
             if answer:
                 raise wrong(answer)
 

@@ -16,7 +16,7 @@ SOURCE = MLP
 
 
 def why_no_library() -> str | None:
-    """Return why the library cannot be had here, or None; compiles it if nobody has yet."""
+    """Return why the library cannot be had here, or None; compiles it if it is not on disk."""
     try:
         load_library()
     except UsageError as error:
@@ -41,7 +41,7 @@ def load_library() -> ctypes.CDLL:
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    """Tell ctypes what the functions take."""
+    """Declare the argument types of the functions."""
     pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     library.fastdqn_open.restype = pointer
     library.fastdqn_open.argtypes = [pointer]

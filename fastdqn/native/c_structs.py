@@ -32,7 +32,7 @@ WRONG = {
     2: "an action is none of the network's, or a next index does not lie in the ring",
     3: BEYOND_ONE_HOT,
 }
-"""What the C answers when it refuses to learn or to act."""
+"""Error codes of the C functions."""
 
 MAX_LAYERS = 16
 DTYPES = {
@@ -49,7 +49,7 @@ DTYPES = {
 
 RING_FIELDS = ("frames", "next_index", "action", "reward", "terminated", "masks")
 ROW_FIELDS = ("discount", "weight")
-"""Of a batch that brings its own; of a ring they are not there."""
+"""Of a batch with factors of its own; null for a ring."""
 
 
 class Settings(ctypes.Structure):
@@ -111,7 +111,7 @@ def settings_of(network: FlatNetwork, batch: int, dtype: torch.dtype) -> Setting
 
 
 def wrong(answer: int) -> IndexError:
-    """Return the error that an answer of the C, other than 0, stands for."""
+    """Return the error of a code other than 0."""
     return IndexError(WRONG[answer])
 
 
@@ -135,5 +135,5 @@ class Plan(Whole):
         weakref.finalize(self, library.fastdqn_close, self.address)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
-        """Refuse: what holds a plan opens one of its own."""
+        """Refuse: an owner that is copied opens a plan of its own."""
         raise TypeError("the memory of a native call is not copied")

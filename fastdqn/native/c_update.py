@@ -60,7 +60,7 @@ class NativeUpdate(Whole):
         self._plans: dict[tuple[int, torch.dtype], Plan] = {}
         self._ring: Ring | None = None
         self._sampler: Sampler | None = None
-        self._batch: tuple[Any, ...] = ()  # what is told apart of the batches that fit
+        self._batch: tuple[Any, ...] = ()  # kind of the last batch, checked
         self._indices: dict[int, Tensor] = {}
         self._addresses, self._starts = RingAddresses(), StartsAddresses()
 
@@ -94,12 +94,12 @@ class NativeUpdate(Whole):
         refuse_ring(self._network, ring)
         refuse_index(index, self._network.flat.device)
         plan, addresses = self._plan_of(ring, index), _addresses_of(ring)
-        kept = plan, ring, index, addresses
-        given = (plan.address, ctypes.byref(addresses), None, index.data_ptr(), len(index))
+        alive = plan, ring, index, addresses
+        arguments = (plan.address, ctypes.byref(addresses), None, index.data_ptr(), len(index))
         update = self._update
 
-        def learn(_: object = kept) -> None:
-            answer = update(*given)
+        def learn(_: object = alive) -> None:
+            answer = update(*arguments)
             if answer:
                 raise wrong(answer)
 
@@ -127,8 +127,8 @@ class NativeUpdate(Whole):
             refuse_ring(self._network, ring)
             self._ring, self._addresses = ring, _addresses_of(ring)
         plan = self._plan_of(ring, numbers)
-        given = (ctypes.byref(self._addresses), starts, numbers.data_ptr(), len(numbers))
-        answer = self._update(plan.address, *given)
+        arguments = (ctypes.byref(self._addresses), starts, numbers.data_ptr(), len(numbers))
+        answer = self._update(plan.address, *arguments)
         if answer:
             raise wrong(answer)
 
@@ -136,8 +136,8 @@ class NativeUpdate(Whole):
         key = numbers.shape[1], ring.frames.dtype
         return self._plans.get(key) or self._open(key)
 
-    def given(self, batch: Transitions) -> None:
-        """Make one update on a batch that the caller holds; see `__call__`."""
+    def on_batch(self, batch: Transitions) -> None:
+        """Make one update on a batch of the caller's; see `__call__`."""
         kind = kind_of(batch)
         if kind != self._batch:
             refuse_batch(self._network, batch)
@@ -160,8 +160,8 @@ class NativeUpdate(Whole):
             setattr(settings, name, tensor.data_ptr())
         for number, slot in enumerate(self._slots):
             settings.slots[number] = slot.data_ptr()
-        kept = (self._network.flat, *self._tensors.values(), *self._slots)
-        self._plans[key] = Plan(settings, *kept)
+        alive = (self._network.flat, *self._tensors.values(), *self._slots)
+        self._plans[key] = Plan(settings, *alive)
         return self._plans[key]
 
 

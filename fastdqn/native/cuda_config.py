@@ -70,7 +70,7 @@ class Shape:
 
     @property
     def macros(self) -> dict[str, str]:
-        """What the compiler is given."""
+        """Macros of the kernels, name -> value."""
         numbers = {
             "LAYERS": len(self.sizes) - 1,
             "BATCH": self.batch,

@@ -40,14 +40,14 @@ __all__ = ["CudaActor", "CudaUpdate"]
 class CudaUpdate(Whole):
     """Updates a learner's state in place. Queues a few kernels; never waits for the card.
 
-    The calls allocate only when a batch size or a dtype is new, and can be captured.
+    The calls allocate only when a batch size or a dtype is new. CUDA graphs can record them.
 
     Args:
         learned: Of an MLP on a card.
         make: Compiles the kernels.
 
     Attributes:
-        make: See above, for those who act beside it.
+        make: See above; actors compile by it, too.
     """
 
     def __init__(self, learned: Learned, make: Make = on_the_card) -> None:
@@ -104,7 +104,7 @@ class CudaUpdate(Whole):
         self._run(sampler.ring, random_bits)
 
     def gather(self, sampler: Sampler, random_bits: Tensor) -> None:
-        """Gather the batches and learn nothing: for those who time it alone; see `sampled`."""
+        """Gather the batches and learn nothing, to time that alone; see `sampled`."""
         self._choose_by(sampler)
         self._gather(self._ready(sampler.ring, random_bits), random_bits)
 
@@ -117,8 +117,8 @@ class CudaUpdate(Whole):
         call.first, call.count = first.data_ptr(), count.data_ptr()
         call.newest = isinstance(sampler, NewestSampler)
 
-    def given(self, batch: Transitions) -> None:
-        """Make one update on a batch that the caller holds; see `__call__`."""
+    def on_batch(self, batch: Transitions) -> None:
+        """Make one update on a batch of the caller's; see `__call__`."""
         refuse_batch(self._network, batch)
         ring, own = batch_as_ring(batch), own_factors(batch)
         for name, tensor in own.items():
@@ -200,7 +200,7 @@ class CudaActor(Whole):
         action_mask: Tensor | None,
         out: Tensor,
     ) -> None:
-        """Choose an action for every environment. Queues two kernels; can be captured.
+        """Choose an action for every environment. Queues two kernels; can be recorded.
 
         Args:
             obs: [N, *O] contiguous.

@@ -81,16 +81,16 @@ class Learned:
 
     def __post_init__(self) -> None:
         flat, slots = self.network.flat, self.optimizer.num_slots
-        device, given = flat.device, self.tensors
+        device, tensors = flat.device, self.tensors
         if len(self.slots) != slots:
             got = f"{len(self.slots)} slots for {type(self.optimizer).__name__}"
             raise UsageError(got, f"it keeps {slots}", "Build the state for this optimizer.")
-        vectors = {"bootstrap": given["bootstrap"], **dict(zip(SLOTS, self.slots, strict=False))}
+        vectors = {"bootstrap": tensors["bootstrap"], **dict(zip(SLOTS, self.slots, strict=False))}
         for name, vector in vectors.items():
             refuse_tensor(name, vector, flat.shape, torch.float32, device)
         for name, dtype in SCALARS.items():
-            refuse_tensor(name, given[name], (), dtype, device)
-        refuse_tensor("metrics", given["metrics"], (NUM_METRICS,), torch.float32, device)
+            refuse_tensor(name, tensors[name], (), dtype, device)
+        refuse_tensor("metrics", tensors["metrics"], (NUM_METRICS,), torch.float32, device)
 
     @property
     def double_dqn(self) -> bool:
@@ -106,8 +106,8 @@ class Learned:
     @property
     def bounds(self) -> dict[str, float]:
         """Bounds on the gradient by the names of the C; infinity is none."""
-        given = {"clip_norm": self.clip_norm, "clip_value": self.clip_value}
-        return {name: math.inf if bound is None else bound for name, bound in given.items()}
+        bounds = {"clip_norm": self.clip_norm, "clip_value": self.clip_value}
+        return {name: math.inf if bound is None else bound for name, bound in bounds.items()}
 
 
 def why_not_native(
@@ -119,7 +119,7 @@ def why_not_native(
 ) -> str | None:
     """Return why these parts cannot be updated in C or in CUDA C, or None where they can.
 
-    What stands in no list here is refused. On the CPU the library is compiled at the first call.
+    Whatever is in no list here is refused. On the CPU the library is compiled at the first call.
 
     Args:
         network: On its device.
@@ -216,9 +216,9 @@ def batch_as_ring(batch: Transitions) -> Ring:
 
 
 def own_factors(batch: Transitions) -> dict[str, Tensor]:
-    """Return the discount and the weight that a batch brings, by the names of the C."""
-    given = {name: getattr(batch, name) for name in ROW_FIELDS}
-    return {name: tensor.contiguous() for name, tensor in given.items() if tensor is not None}
+    """Return the discount and the weight of a batch, by the names of the C."""
+    factors = {name: getattr(batch, name) for name in ROW_FIELDS}
+    return {name: tensor.contiguous() for name, tensor in factors.items() if tensor is not None}
 
 
 def _stored(frames: Tensor) -> Tensor:

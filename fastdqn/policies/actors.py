@@ -1,4 +1,4 @@
-"""Faster ways to act on CUDA that choose what the policy itself would choose.
+"""Faster actors for CUDA, which choose what the policy itself would choose.
 
 Each of them is an `Actor`: `Policy.actor` is set to the one that acts.
 """
@@ -33,7 +33,7 @@ class GraphActor(Whole):
     Args:
         policy: Chooses.
         native: Chooses in its place: the same, by kernels of its own.
-        cuda: `torch.cuda`, or what stands in for it.
+        cuda: `torch.cuda`, or a fake of it.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class GraphActor(Whole):
         self._policy, self._native, self._cuda = policy, native, cuda
         self._device = device = policy.network.flat.device
         self._epsilon = torch.zeros((), device=device)
-        self._given = _on_host(torch.zeros(()), device)  # epsilon, which the graph takes over
+        self._epsilon_on_host = _on_host(torch.zeros(()), device)  # the graph copies it
         step = EagerStep(self._choose)
         self.step = CudaGraphStep(step, lambda *_: lambda: None, device=device, cuda=cuda)
         self._places: dict[Hashable, _Place] = {}
@@ -62,7 +62,7 @@ class GraphActor(Whole):
         Args:
             obs: [N, *O]; copied.
             epsilon: In [0, 1].
-            uniform: [N, 2] float32, in memory that is kept from call to call; read there.
+            uniform: [N, 2] float32, at the same address at each call.
             action_mask: [N, A] bool, or None; copied.
         """
         self._epsilon.fill_(epsilon)
@@ -80,7 +80,7 @@ class GraphActor(Whole):
     def on_host(
         self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None
     ) -> Hosted:
-        """Launch one graph, from observations at their place to actions on the host, and wait.
+        """Launch one graph, from observations to actions on the host, and wait.
 
         See `Actor`. One launch, since the host needs 4 us for each, on virtual machines 30.
         """
@@ -88,7 +88,7 @@ class GraphActor(Whole):
         if key not in self._places:
             self._places[key] = self._place(obs, action_mask)
         place = self._places[key]
-        self._given.fill_(epsilon)
+        self._epsilon_on_host.fill_(epsilon)
         self.step(place.action, place.obs, uniform, place.mask, place.chosen)
         synchronize(self._device)
         return place.action, place.seen
@@ -107,7 +107,7 @@ class GraphActor(Whole):
         chosen: Tensor | None,
     ) -> None:
         if chosen is not None:
-            self._epsilon.copy_(self._given, non_blocking=True)
+            self._epsilon.copy_(self._epsilon_on_host, non_blocking=True)
         if self._native is not None:
             self._native(obs, self._epsilon, uniform, mask, action)
         else:
@@ -117,7 +117,7 @@ class GraphActor(Whole):
 
 
 class _Place(NamedTuple):
-    """Where the graph of one group of environments reads and writes.
+    """Static inputs and outputs of the graph of one group of environments.
 
     Attributes:
         obs: [N, *O].
@@ -140,10 +140,10 @@ def _on_host(like: Tensor, device: torch.device) -> Tensor:
 
 
 class HostActor(Whole):
-    """Acts on the CPU with the parameters of this moment, which it brings over at each call.
+    """Acts on the CPU with the latest parameters, which it copies from the device at each call.
 
-    That pays where a network is so small that the card takes longer to start than the CPU to
-    finish. Waits for the device once; the actions go back to it.
+    That pays where a network is so small that launching on the card takes longer than computing on
+    the CPU. Waits for the device once; the actions go back to it.
 
     Args:
         policy: Chooses; its module may hold no buffers, which would stay on the device.
@@ -151,7 +151,7 @@ class HostActor(Whole):
 
     def __init__(self, policy: Policy) -> None:
         self._policy, self._device = policy, policy.network.flat.device
-        self._kept: dict[str, Tensor] = {}
+        self._memory: dict[str, Tensor] = {}
         self._flat = self._host("parameters", policy.network.flat)
         self._views = policy.network.views(self._flat)
 
@@ -172,23 +172,23 @@ class HostActor(Whole):
         """Return them on the device and on the host; see `Actor`."""
         policy = self._policy
         self._flat.copy_(policy.network.flat, non_blocking=True)
-        seen = self._brought("obs", obs)
-        drawn = self._brought("uniform", uniform)
-        mask = None if action_mask is None else self._brought("mask", action_mask)
+        seen = self._copied("obs", obs)
+        drawn = self._copied("uniform", uniform)
+        mask = None if action_mask is None else self._copied("mask", action_mask)
         synchronize(self._device)
         chosen = policy.choose(seen, epsilon, drawn, mask, parameters=self._views)
         sent = self._host("action", chosen).copy_(chosen)
         return sent.to(self._device, non_blocking=True, copy=True), chosen.numpy()
 
-    def _brought(self, name: str, tensor: Tensor) -> Tensor:
+    def _copied(self, name: str, tensor: Tensor) -> Tensor:
         return self._host(name, tensor).copy_(tensor, non_blocking=True)
 
     def _host(self, name: str, like: Tensor) -> Tensor:
-        """Return memory of the host, pinned for CUDA, that is kept from call to call."""
-        kept = self._kept.get(name)
-        if kept is None or kept.shape != like.shape:
-            kept = self._kept[name] = _on_host(like, self._device)
-        return kept
+        """Return memory of the host, pinned for CUDA, the same at each call."""
+        memory = self._memory.get(name)
+        if memory is None or memory.shape != like.shape:
+            memory = self._memory[name] = _on_host(like, self._device)
+        return memory
 
 
 def actors_for(policy: Policy) -> list[str]:

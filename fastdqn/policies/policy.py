@@ -20,16 +20,16 @@ from fastdqn.networks.mlp import MLP
 __all__ = ["Actor", "EagerActor", "Hosted", "Policy", "epsilon_greedy"]
 
 SMALL_PARAMETERS = 1_000_000
-"""Of a network that one core runs for a few observations sooner than a card is asked."""
+"""Up to this size one core runs a few observations sooner than a launch on a card takes."""
 
 Hosted = tuple[Tensor, npt.NDArray[np.int64]]
 """Actions [N] int64 on the device, and the same on the host."""
 
 
 class Actor(Protocol):
-    """One way to turn what environments show into actions.
+    """Turns observations into actions; there are several implementations.
 
-    All of them choose alike from equal arguments: observations [N, *O] on the device of the
+    All choose alike from equal arguments: observations [N, *O] on the device of the
     network, epsilon in [0, 1], uniform numbers [N, 2] float32 in [0, 1), and masks [N, A] bool or
     None.
     """
@@ -43,7 +43,7 @@ class Actor(Protocol):
     def on_host(
         self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None, /
     ) -> Hosted:
-        """Do the same for observations and masks that lie at one place at every call.
+        """Do the same for observations and masks at the same address at every call.
 
         Returns:
             [N] int64 on the device and on the host; both may be overwritten by the next call with
@@ -152,7 +152,7 @@ class Policy(Whole):
         """Do what `act` does and bring the actions to the host. Waits for the device once.
 
         Args:
-            obs: [N, *O] on the device, at one place at every call.
+            obs: [N, *O] on the device, at the same address at every call.
             epsilon: In [0, 1].
             action_mask: [N, A] bool beside `obs`, likewise, or None.
 
@@ -166,7 +166,7 @@ class Policy(Whole):
         self._generator.manual_seed(seed)
 
     def _drawn(self, num_envs: int) -> Tensor:
-        """Return new uniform numbers [N, 2 + C], C for the network, in memory that is kept."""
+        """Return new uniform numbers [N, 2 + C], C for the network, in memory that is reused."""
         if len(self._uniform) != num_envs:
             columns = NUM_ACTING + self.network.num_columns(num_envs)
             self._uniform = self._uniform.new_empty(num_envs, columns)
@@ -200,9 +200,9 @@ class Policy(Whole):
             return explore(q, epsilon, uniform, action_mask)
 
     def to_play(self) -> Policy:
-        """Return a policy that is greedy as this one is now, where a small step is quickest.
+        """Return a greedy policy with the parameters of this moment, on the fastest device for it.
 
-        A card takes longer to be asked than the CPU takes for a small MLP, which is copied there.
+        A launch on a card takes longer than a small MLP on the CPU, which is copied there.
         """
         network = self.network
         small = network.flat.numel() <= SMALL_PARAMETERS and type(network.module) is MLP
@@ -222,7 +222,7 @@ class Policy(Whole):
     def greedy_on_host(
         self, obs: Tensor, action_mask: Tensor | None = None
     ) -> npt.NDArray[np.int64]:
-        """Do what `greedy` does, where observations and masks lie at one place at every call.
+        """Do what `greedy` does, with observations and masks at the same address at every call.
 
         Returns:
             [N] int64; may be overwritten by the next call.
@@ -230,7 +230,7 @@ class Policy(Whole):
         return self.actor.on_host(obs, 0.0, self._never_for(obs), action_mask)[1]
 
     def _never_for(self, obs: Tensor) -> Tensor:
-        """Return numbers [N, 2 + C] that explore nowhere, in memory that is kept.
+        """Return numbers [N, 2 + C] that explore nowhere, in memory that is reused.
 
         Those of the network are one half, where noise that is symmetric vanishes.
         """

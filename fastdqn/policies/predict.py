@@ -28,8 +28,8 @@ def predict(
 ) -> npt.NDArray[Any]:
     """Return the greedy action of an observation, or the actions of a batch of them.
 
-    What is given is copied where it does not lie as the network reads it: other strides, byte
-    orders and dtypes, read-only memory, tensors on other devices or with a gradient.
+    Observations are copied where the network cannot read them in place: other strides, byte orders
+    and dtypes, read-only memory, tensors on other devices or with a gradient.
 
     Args:
         policy: Acts.
@@ -74,46 +74,46 @@ def _array_of(values: Any, name: str) -> Array:
         array = np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
         reason = f"it cannot become one array ({first_line(error)})"
-        raise UsageError(name, reason, "Give an array, a list or a tensor of numbers.") from error
+        raise UsageError(name, reason, "Pass an array, a list or a tensor of numbers.") from error
     if array.dtype.kind not in NUMBERS:
         raise UsageError(
-            f"{name} of dtype {array.dtype}", "it holds no real numbers", "Give real numbers."
+            f"{name} of dtype {array.dtype}", "it holds no real numbers", "Pass real numbers."
         )
     return array
 
 
 def _tensor_of(array: Array, env: EnvDescription, device: torch.device) -> torch.Tensor:
-    """Return observations [B, *O] as the network takes them; the caller's memory is not kept.
+    """Return observations [B, *O] as the network takes them; always a copy.
 
     Raises:
         UsageError: A number is none that the space's dtype, or its counts, hold.
     """
     stored = "float32" if env.obs_dtype == "float64" else env.obs_dtype
     if array.dtype == stored:
-        kept = np.array(array, stored, order="C")
+        stored_obs = np.array(array, stored, order="C")
     else:
         with np.errstate(all="ignore"):
-            kept = np.array(array, stored, order="C")
-    if kept.dtype.kind != "f":
+            stored_obs = np.array(array, stored, order="C")
+    if stored_obs.dtype.kind != "f":
         _refuse_outside(array, env)
-    elif not np.isfinite(kept).all():
+    elif not np.isfinite(stored_obs).all():
         raise UsageError(
-            f"observation with {array[~np.isfinite(kept)].flat[0]}",
+            f"observation with {array[~np.isfinite(stored_obs)].flat[0]}",
             f"it is no finite number of {stored}",
-            "Give finite numbers.",
+            "Pass finite numbers.",
         )
-    return torch.from_numpy(kept).to(device)
+    return torch.from_numpy(stored_obs).to(device)
 
 
-def _refuse_outside(given: Array, env: EnvDescription) -> None:
+def _refuse_outside(values: Array, env: EnvDescription) -> None:
     """Refuse whole numbers that would be cut or wrapped, or that the space does not hold."""
     check = SpaceCheck(env.obs_space, env.obs_shape, np.dtype(env.obs_dtype))
-    wrong = check.wrong(given)
+    wrong = check.wrong(values)
     if wrong is not None:
         raise UsageError(
-            f"observation with {given[wrong].flat[0]}",
+            f"observation with {values[wrong].flat[0]}",
             f"it is none of {env.obs_space}",
-            "Give observations as the environment does.",
+            "Pass observations as the environment returns them.",
         )
 
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_DRAW", "ReplayBuffer"]
 
 MAX_DRAW = 2**62
-NOBODY = np.zeros(0, np.int64)
+NONE_ENDED = np.zeros(0, np.int64)
 Apart = npt.NDArray[np.bool_] | None
 """[M] True where a transition does not continue, whatever its flags say; None is nowhere."""
 NO_MASKS = ("an action mask", "this ring has none", "Build it with num_masked.")
@@ -52,7 +52,7 @@ NO_MASKS = ("an action mask", "this ring has none", "Build it with num_masked.")
 class ReplayBuffer(Whole):
     """The last `capacity` transitions of N environments, drawn uniformly.
 
-    Everything is allocated at birth. Writing copies into the ring; sampling copies out of it.
+    Everything is allocated at the start. Writing copies into the ring; sampling copies out of it.
 
     Args:
         capacity: Transitions to hold; rounded up to whole vector steps of a group.
@@ -64,7 +64,7 @@ class ReplayBuffer(Whole):
         final_capacity: Final observations to hold, F; None is one per transition for small
             observations and one per eight for images. If episodes end more often than that, the
             ring holds fewer transitions, never wrong ones.
-        num_masked: Actions that a mask speaks of, A; 0 stores no masks.
+        num_masked: Actions of a mask, A; 0 stores no masks.
         num_groups: Groups of M = N / G neighbouring environments that are stepped in turn, G.
 
     Attributes:
@@ -94,12 +94,12 @@ class ReplayBuffer(Whole):
         num_groups: int = 1,
     ) -> None:
         self.device = torch.device(device)
-        capacity = whole("--buffer-size", capacity, least=1, way_out="Give more.")
-        num_envs = whole("--num-envs", num_envs, least=1, way_out="Give more.")
-        num_groups = whole("--env-groups", num_groups, least=1, way_out="Give more.")
+        capacity = whole("--buffer-size", capacity, least=1, way_out="Pass a larger number.")
+        num_envs = whole("--num-envs", num_envs, least=1, way_out="Pass a larger number.")
+        num_groups = whole("--env-groups", num_groups, least=1, way_out="Pass a larger number.")
         obs_shape = whole_numbers("obs_shape", obs_shape, way_out="Try (4,).")
-        given = (capacity, num_envs, obs_shape, obs_dtype, final_capacity)
-        sizes = RingSizes(*given, num_masked, num_groups)
+        shape = (capacity, num_envs, obs_shape, obs_dtype, final_capacity)
+        sizes = RingSizes(*shape, num_masked, num_groups)
         sizes.refuse_unless_fits(self.device)
         self.num_envs, self.num_groups = num_envs, num_groups
         self.num_rows, self.row_size = sizes.rows, sizes.row_size
@@ -182,10 +182,10 @@ class ReplayBuffer(Whole):
         self._starts.forget(row + self.num_groups - self.num_rows)
         step = (action, reward, terminated, truncated, obs)
         finals = (final_obs, action_mask, final_action_mask)
-        kept = NOBODY if final_obs is None or ended is None else ended
-        given, writer = (*step, *finals), self._writer
-        if writer is not None and writer.takes(given, len(kept), self.row_size):
-            self._write_at_once(writer, given, kept, real)
+        finished = NONE_ENDED if final_obs is None or ended is None else ended
+        values, writer = (*step, *finals), self._writer
+        if writer is not None and writer.takes(values, len(finished), self.row_size):
+            self._write_at_once(writer, values, finished, real)
             self._join(row, real)
             return
         before, cells = self._before(row), self._cells
@@ -199,8 +199,8 @@ class ReplayBuffer(Whole):
         cells.terminated[here] = terminated
         cells.truncated[here] = truncated
         self._point_to_successor(row)
-        if final_obs is not None and kept.size:
-            self._keep_final(row, kept, final_obs, final_action_mask)
+        if final_obs is not None and finished.size:
+            self._store_final(row, finished, final_obs, final_action_mask)
         self._starts.append(row, real)
         self._row += 1
 
@@ -225,14 +225,14 @@ class ReplayBuffer(Whole):
         self._row += 1
 
     def _before(self, row: int) -> slice | None:
-        """Return where the row before lies of the same group, or None where it is not kept."""
+        """Return the place of the same group's row before, or None where it is overwritten."""
         before = row - self.num_groups
         return self._places(before) if before >= 0 and self.num_rows > 2 * self.num_groups else None
 
     def _join(self, row: int, real: npt.NDArray[np.bool_] | None) -> None:
         """Let nothing continue in `row` that was cut, is no transition, or is followed by none.
 
-        By the flags alone, which were looked at before, all do that did not end their episode.
+        The flags alone, which were read before, let all continue that did not end their episode.
         """
         group = row % self.num_groups
         apart, unreal = self._apart[group], None if real is None or real.all() else ~real
@@ -240,8 +240,8 @@ class ReplayBuffer(Whole):
             return
         self._apart[group], before = unreal, self._before(row)
         if before is not None:
-            given = [envs for envs in (apart, unreal) if envs is not None]
-            envs = as_index(np.flatnonzero(np.any(given, 0)), self.device)
+            either = [envs for envs in (apart, unreal) if envs is not None]
+            envs = as_index(np.flatnonzero(np.any(either, 0)), self.device)
             self._cells.continues[before][envs] = False
 
     def publish(self, first: int, count: int) -> None:
@@ -255,10 +255,10 @@ class ReplayBuffer(Whole):
         self._published = (first, count)
 
     def extend(self, data: TensorDict) -> None:
-        """Append one vector step given as complete transitions, batch size [N].
+        """Append one vector step of complete transitions, batch size [N].
 
         For loops that are not fastdqn's. If `obs` is not what the previous call named as
-        `next_obs` (an episode ended, or the caller jumped), both are kept. Waits for the device.
+        `next_obs` (an episode ended, or the caller jumped), both are stored. Waits for the device.
 
         Args:
             data: Keys obs, action, reward, next_obs, terminated, truncated; copied. A ring with
@@ -278,22 +278,22 @@ class ReplayBuffer(Whole):
                 f"this ring takes one transition per environment, obs {list(shown.shape)}",
                 "Extend it by one vector step at a time.",
             )
-        self._keep_shown(self._row - 1, (shown != new.obs).reshape(self.num_envs, -1).any(1))
+        self._store_shown(self._row - 1, (shown != new.obs).reshape(self.num_envs, -1).any(1))
         shown.copy_(new.obs)  # the mask stays: it is that of the last step's next observation
         step = (new.action, new.reward, new.terminated, new.truncated, new.next_obs)
         self.write(*step, action_mask=new.next_action_mask)
 
     def cut(self) -> None:
-        """Tell that the next `begin` of each group does not continue its last `write`.
+        """Cut the episodes: the next `begin` of each group does not continue its last `write`.
 
-        Keeps what the environments show now as final observations. Waits for the device.
+        Stores what the environments show now as final observations. Waits for the device.
         """
         everyone = torch.ones(self.row_size, dtype=torch.bool, device=self.device)
         for row in range(self._row - self.num_groups, self._row):
-            self._keep_shown(row, everyone)
+            self._store_shown(row, everyone)
 
-    def _keep_shown(self, row: int, left: Tensor) -> None:
-        """Keep what the environments in `left` [M] bool show since `row`, if it points there.
+    def _store_shown(self, row: int, left: Tensor) -> None:
+        """Store what the environments in `left` [M] bool show since `row`, if it points there.
 
         Whatever comes next does not continue what they did last.
         """
@@ -305,7 +305,7 @@ class ReplayBuffer(Whole):
         left = left & (self.ring.next_index[self._places(row)] < self._slots)
         envs = np.flatnonzero(left.cpu().numpy())
         if envs.size:
-            self._keep_final(row, envs, self.shown(group), self.shown_mask(group))
+            self._store_final(row, envs, self.shown(group), self.shown_mask(group))
 
     def _places(self, row: int) -> slice:
         """Return where the transitions of a row lie, and its frames."""
@@ -339,12 +339,12 @@ class ReplayBuffer(Whole):
             here, after = self._places(row), self._places(row + self.num_groups)
             torch.arange(after.start, after.stop, out=self.ring.next_index[here])
 
-    def _keep_final(
+    def _store_final(
         self, row: int, envs: npt.NDArray[np.int64], frames: Values, masks: Values | None
     ) -> None:
         """Copy the frames of `envs` behind the ring and let the transitions of `row` point there.
 
-        The copies take the places of the oldest ones; rows that still needed those are forgotten.
+        The copies take the places of the oldest ones; rows that still needed those are dropped.
         """
         places = self._final_places(row, len(envs))
         index, target = as_index(envs, self.device), as_index(places, self.device)
@@ -355,8 +355,8 @@ class ReplayBuffer(Whole):
             cells.masks[target] = True if masks is None else masks[index]
 
     def _final_places(self, row: int, count: int) -> npt.NDArray[np.int64]:
-        """Return places for last observations of `row`; rows that need them are forgotten."""
-        places, lost = self._finals.give(row, count)
+        """Return places for last observations of `row`; rows that need them are dropped."""
+        places, lost = self._finals.allocate(row, count)
         self._starts.forget(lost)
         return places + self._slots
 

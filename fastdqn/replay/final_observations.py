@@ -18,26 +18,26 @@ class FinalObservations:
 
     def __init__(self, size: int, num_rows: int) -> None:
         self._size, self._num_rows = size, num_rows
-        self._given = 0  # places so far
+        self._used = 0  # places so far
         self._served = np.full(size, -1, np.int64)  # row that a place serves
         self._points_away = [False] * num_rows
 
-    def give(self, row: int, count: int) -> tuple[npt.NDArray[np.int64], int]:
-        """Give the oldest places to last observations of a row.
+    def allocate(self, row: int, count: int) -> tuple[npt.NDArray[np.int64], int]:
+        """Take the oldest places for last observations of a row.
 
         Returns:
             [count] places, counted from 0, and the newest row that they served until now, which
             can no longer be drawn, nor can the rows before it; -1 is none.
         """
-        places = (self._given + np.arange(count)) % self._size
+        places = (self._used + np.arange(count)) % self._size
         lost = int(self._served[places].max(initial=-1))
         self._served[places] = row
         self._points_away[row % self._num_rows] = count > 0
-        self._given += count
+        self._used += count
         return places, lost
 
     def take_back(self, row: int) -> bool:
-        """Return whether the place of a row in the ring was left pointing here by an older row."""
+        """Return whether an older row at this place of the ring points to final observations."""
         place = row % self._num_rows
         away, self._points_away[place] = self._points_away[place], False
         return away

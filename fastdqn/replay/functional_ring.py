@@ -36,7 +36,7 @@ class _FullSizes(RingSizes):
 
 
 class FunctionalRing:
-    """The last `capacity` transitions of N environments, for one compiled or captured function.
+    """The last `capacity` transitions of N environments, for compiled or recorded functions.
 
     Nothing here waits for the device or branches on a value; every method can be traced whole.
 
@@ -101,7 +101,7 @@ class FunctionalRing:
             terminated: [N] bool.
             truncated: [N] bool.
             obs: [N, *O] what the environments show now.
-            final_obs: [N, *O] the true next observations; kept for all, read where one ended.
+            final_obs: [N, *O] the true next observations; stored for all, read where one ended.
         """
         ring, here, following = self.ring, self._slots(self.row), self._slots(self.row + 1)
         final = here + len(ring.action)
@@ -118,9 +118,9 @@ class FunctionalRing:
         self.row.add_(1)
 
     def cut(self) -> None:
-        """Tell that the next `begin` does not continue the last `write`.
+        """Cut the episodes: the next `begin` does not continue the last `write`.
 
-        The last row then points to its own final observations, which `write` always keeps.
+        The last row then points to its own final observations, which `write` always stores.
         """
         last = self._slots(self.row - 1)
         pointed = torch.where(
@@ -168,13 +168,13 @@ class FunctionalRing:
         ).ravel()
         frames = torch.cat((here, here + len(self.ring.action)))
         fields = [getattr(self.ring, field) for field in ROW_FIELDS]
-        row, kept = self.row.clone(), [field[here] for field in fields]
-        kept_frames = self.ring.frames[frames]
+        row, values = self.row.clone(), [field[here] for field in fields]
+        saved_frames = self.ring.frames[frames]
 
         def restore() -> None:
             self.row.copy_(row)
-            self.ring.frames[frames] = kept_frames
-            for field, value in zip(fields, kept, strict=True):
+            self.ring.frames[frames] = saved_frames
+            for field, value in zip(fields, values, strict=True):
                 field[here] = value
 
         return restore

@@ -26,7 +26,7 @@ THREADS = 32
 MOST_ENDED = 192
 """As in ring.cu."""
 WORDS = {"float4": 16, "unsigned": 4, "unsigned char": 1}
-"""What is copied at a time, as CUDA C calls it -> its bytes; each lies at a multiple of them."""
+"""Type that is copied at a time -> its bytes, which are its alignment, too."""
 FIELDS = ("frames", "next_index", "action", "reward", "terminated", "truncated", "continues")
 """Of the ring, in the order of `Call`; masks come last, where there are any."""
 NEW_FIELDS = ("new_action", "new_reward", "new_terminated", "new_truncated", "obs")
@@ -71,12 +71,12 @@ class RowWriter:
 
     Args:
         ring: On a card.
-        window: [2] int64 there: what may be drawn, told after each row.
+        window: [2] int64 there: what may be drawn, written after each row.
         make: Compiles.
     """
 
     def __init__(self, ring: Ring, window: Tensor, make: Make = on_the_card) -> None:
-        self._kept = ring, window  # the kernel is given their addresses
+        self._alive = ring, window  # the kernel reads their addresses
         macros = macros_of(ring)
         self._word = WORDS[macros["WORD"]]
         self._device, self._frame = ring.frames.device, ring.frames.dtype
@@ -100,7 +100,7 @@ class RowWriter:
 
         Args:
             step: Action, reward, terminated, truncated, obs, and more or None.
-            num_ended: Final observations that are kept.
+            num_ended: Final observations that are stored.
             rows: Transitions of a row of the ring, M.
         """
         frame = self._frame
@@ -132,7 +132,7 @@ class RowWriter:
             places: Of its first transition, of the first frame that is shown now, and of the first
                 transition that it may continue, or -1.
             window: What may be drawn afterwards.
-            ended: Environments whose last observation is kept.
+            ended: Environments whose last observation is stored.
             final_places: The frames that take them.
         """
         call = self._call

@@ -1,8 +1,8 @@
-"""Choosing batches by tensors alone, so that a compiled or captured step can do it too.
+"""Choosing batches by tensors alone, so that a compiled or recorded step can do it, too.
 
-What the host knows, where the stored transitions begin and how many they are, is written into the
-ring's `window` on the device before each use; the random numbers lie in memory that stays where it
-is.
+What only the host knows (where the stored transitions begin and how many there are) is written
+into the ring's `window` on the device before each use; the random numbers lie in memory that never
+moves.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BITS_BESIDE_UNIFORM = 38
 class Sampler(Whole, ABC):
     """Chooses what is learned; a new way to choose is a class that says how it draws.
 
-    `fill` is the host's half, which goes before a compiled or captured step: it publishes where
+    `fill` is the host's half, which goes before a compiled or recorded step: it publishes where
     the stored transitions begin, and draws random numbers. `draw` and `feedback` are the pure half,
     which goes into the step, in turns: each batch is drawn after the update before it has fed its
     priorities back, unless the sampler is `independent` of them. Both rings are read through
@@ -45,7 +45,7 @@ class Sampler(Whole, ABC):
     Args:
         replay: Where transitions are stored.
         batch_size: Transitions of a batch, B.
-        due: Batches that are usually asked for at a time; tells those who measure.
+        due: Batches that a call usually asks for; measurements use as many.
 
     Attributes:
         ring: The tensors of `replay`.
@@ -89,7 +89,7 @@ class Sampler(Whole, ABC):
     def written(self) -> tuple[Tensor, ...]:
         """Return the tensors that `draw` and `feedback` write; without any, nothing is fed back.
 
-        Trials and warm-ups bring them back. They stay where they are.
+        Measurements and warm-ups restore them. They never move.
         """
         return ()
 
@@ -189,7 +189,7 @@ class UniformSampler(Sampler):
 class NewestSampler(Sampler):
     """Takes the newest transitions, the same ones in every batch: learning without replay.
 
-    Its random bits tell how far back from the newest; while fewer are stored, the newest repeat.
+    Its random bits say how far back from the newest; while fewer are stored, the newest repeat.
     """
 
     independent = True
@@ -209,12 +209,12 @@ class NewestSampler(Sampler):
 
 
 class GivenRows(Sampler):
-    """Takes the rows that the caller chose: his index stands where the random bits do."""
+    """Takes the rows that the caller chose: their index takes the place of the random bits."""
 
     independent = True
 
     def draw(self, random_bits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return what is given; all rows weigh alike."""
+        """Return the rows themselves; all weigh alike."""
         return random_bits, None
 
 

@@ -28,12 +28,12 @@ class RingSizes:
     """What a ring of `capacity` transitions of N environments comes to.
 
     Args:
-        capacity: Transitions asked for.
+        capacity: Transitions requested.
         num_envs: Environments, N.
         obs_shape: Shape of one observation.
         obs_dtype: Dtype in which observations are stored.
-        final_capacity: Final observations asked for, or None for a choice by size.
-        num_masked: Actions that a mask speaks of, A; 0 without masks.
+        final_capacity: Final observations requested, or None for a choice by size.
+        num_masked: Actions of a mask, A; 0 without masks.
         num_groups: Groups of environments that are stepped in turn, G.
 
     Raises:
@@ -55,7 +55,9 @@ class RingSizes:
             ("--env-groups", self.num_groups),
         ):
             if value < 1:
-                raise UsageError(f"{name} {value}", "it must be at least 1", "Give more.")
+                raise UsageError(
+                    f"{name} {value}", "it must be at least 1", "Pass a larger number."
+                )
         if self.num_envs % self.num_groups:
             raise UsageError(
                 f"--env-groups {self.num_groups}",
@@ -83,7 +85,7 @@ class RingSizes:
         """Final frames, F; at least one per environment."""
         if self.final_capacity is not None:
             return max(self.final_capacity, self.num_envs)
-        most = self.slots - self.row_size  # all that may be drawn, and what a cut keeps late
+        most = self.slots - self.row_size  # all that may be drawn, and what a cut stores late
         small = self._frame_bytes <= SMALL_OBS_BYTES
         return max(most if small else most // 8, self.num_envs)
 
@@ -131,5 +133,5 @@ def ring_bytes(
     num_groups: int = 1,
 ) -> int:
     """Return the bytes that a ReplayBuffer of these sizes allocates on its device."""
-    given = (capacity, num_envs, obs_shape, obs_dtype)
-    return RingSizes(*given, num_masked=num_masked, num_groups=num_groups).nbytes
+    shape = (capacity, num_envs, obs_shape, obs_dtype)
+    return RingSizes(*shape, num_masked=num_masked, num_groups=num_groups).nbytes

@@ -68,7 +68,7 @@ def gather(
         ring: Read.
         index: [B] int64.
         gamma: Discount per env step, of which the batch's `discount` is made; None makes none.
-        weight: [B] float32, goes along as it is; or None.
+        weight: [B] float32, becomes that of the batch; or None.
     """
     take = torch.index_select  # half the time of indexing with a tensor
     following, terminated = take(ring.next_index, 0, index), take(ring.terminated, 0, index)

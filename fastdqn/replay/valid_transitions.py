@@ -15,8 +15,8 @@ __all__ = ["ValidTransitions"]
 class ValidTransitions:
     """The flat transitions that may be drawn, oldest first.
 
-    While every row is whole the list is what it was born as, 0, 1, 2, ..., and nothing is
-    written. Rows in which some environments only reset enter with fewer transitions; once the
+    While every row is whole the list stays as it began, 0, 1, 2, ..., and nothing is written. Rows
+    in which some environments only reset enter with fewer transitions; once the
     last of those has left the draw, the list is put back in order.
 
     Args:
@@ -66,7 +66,7 @@ class ValidTransitions:
         self._list[: len(new) - tail] = new[tail:]
 
     def _put_in_order(self, row: int) -> None:
-        """Return to the list of the birth: all rows that may be drawn, up to `row`, are whole."""
+        """Return to the initial list: all rows that may be drawn, up to `row`, are whole."""
         torch.arange(len(self._list), out=self._list)
         self._first, self._last = self._oldest * self.row_size, row * self.row_size
         self._in_order = True

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import numpy.typing as npt
 
-from fastdqn.errors import UsageError
-from fastdqn.foundation.line_file import LineFile, read_lines
+from fastdqn.foundation.line_file import TableFormat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from fastdqn.training.events import Episode
 
@@ -26,9 +24,7 @@ __all__ = [
     "solved_threshold",
 ]
 
-HEADER = "episode,env_step,return,length,status"
-FILE = (HEADER, "an episode log", "episodes.csv")
-"""Header, kind and name of the file."""
+FORMAT = TableFormat("episode,env_step,return,length,status", "episodes.csv", "an episode")
 LARGEST = 2**53
 """Largest count: a float64 holds all up to it exactly."""
 
@@ -124,14 +120,9 @@ class EpisodeLog:
     """
 
     def __init__(self, path: Path, *, env_id: str, solved_at: float | None) -> None:
-        if path.exists():
-            read_lines(path, *FILE)
         self._env_id = env_id
         self._solved_at = solved_at
-        self._file = LineFile(path)
-        if self._file.is_new:
-            self._file.add(HEADER)
-            self._file.flush()
+        self._file = FORMAT.open(path)
 
     def write(self, episodes: Sequence[Episode]) -> None:
         """Append one line per episode; reading it back gives the same float."""
@@ -149,12 +140,7 @@ class EpisodeLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _line(self, episode: Episode) -> str:
@@ -202,8 +188,7 @@ def read_episodes(path: Path) -> EpisodeTable:
         UsageError: The header is another one, or a line is not an episode.
         OSError: The file is missing or cannot be read.
     """
-    lines = enumerate(read_lines(path, *FILE), start=2)
-    rows = [_parse(path, number, line) for number, line in lines]
+    rows = FORMAT.read(path, _parse)
     return EpisodeTable(
         episode=np.array([row[0] for row in rows], dtype=np.int64),
         env_step=np.array([row[1] for row in rows], dtype=np.int64),
@@ -213,16 +198,9 @@ def read_episodes(path: Path) -> EpisodeTable:
     )
 
 
-def _parse(path: Path, number: int, line: str) -> tuple[int, int, float, int, str]:
-    try:
-        episode, env_step, return_, length, status = line.split(",")
-        whole = int(episode), int(env_step), int(length)
-        if max(map(abs, whole)) > LARGEST:
-            raise ValueError("no count")
-        return whole[0], whole[1], float(return_), whole[2], status
-    except ValueError as error:
-        raise UsageError(
-            f"{path}, line {number}",
-            f"{line[:60]!r} is not an episode ({HEADER})",
-            "Repair or delete that line.",
-        ) from error
+def _parse(cells: list[str]) -> tuple[int, int, float, int, str]:
+    episode, env_step, return_, length, status = cells
+    counts = int(episode), int(env_step), int(length)
+    if max(map(abs, counts)) > LARGEST:
+        raise ValueError("no count")
+    return counts[0], counts[1], float(return_), counts[2], status

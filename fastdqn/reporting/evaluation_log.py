@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fastdqn.errors import UsageError
-from fastdqn.foundation.line_file import LineFile, read_lines
+from fastdqn.foundation.line_file import TableFormat
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,9 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluationLog", "EvaluationTable", "no_evaluations", "read_evaluations"]
 
-HEADER = "env_step,wall_s,mean,std,episodes,best"
-FILE = (HEADER, "an evaluation log", "evaluations.csv")
-"""Header, kind and name of the file."""
+FORMAT = TableFormat("env_step,wall_s,mean,std,episodes,best", "evaluations.csv", "an evaluation")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,10 +61,7 @@ class EvaluationLog:
     def __init__(self, path: Path) -> None:
         earlier = read_evaluations(path).mean if path.exists() else np.zeros(0)
         self._best = max(earlier[np.isfinite(earlier)].tolist(), default=-math.inf)
-        self._file = LineFile(path)
-        if self._file.is_new:
-            self._file.add(HEADER)
-            self._file.flush()
+        self._file = FORMAT.open(path)
 
     def is_best(self, mean: float) -> bool:
         """Return whether a mean return is above those of all evaluations so far."""
@@ -113,8 +107,7 @@ def read_evaluations(path: Path) -> EvaluationTable:
         UsageError: The header is another one, or a line is not an evaluation.
         OSError: The file is missing or cannot be read.
     """
-    lines = read_lines(path, *FILE)
-    return _table([_parse(path, number, line) for number, line in enumerate(lines, start=2)])
+    return _table(FORMAT.read(path, _parse))
 
 
 Row = tuple[int, float, float, float, int, bool]
@@ -131,13 +124,6 @@ def _table(rows: list[Row]) -> EvaluationTable:
     )
 
 
-def _parse(path: Path, number: int, line: str) -> Row:
-    try:
-        env_step, wall_s, mean, std, episodes, best = line.split(",")
-        return int(env_step), float(wall_s), float(mean), float(std), int(episodes), bool(int(best))
-    except ValueError as error:
-        raise UsageError(
-            f"{path}, line {number}",
-            f"{line[:60]!r} is not an evaluation ({HEADER})",
-            "Repair or delete that line.",
-        ) from error
+def _parse(cells: list[str]) -> Row:
+    env_step, wall_s, mean, std, episodes, best = cells
+    return int(env_step), float(wall_s), float(mean), float(std), int(episodes), bool(int(best))

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor
@@ -20,6 +19,7 @@ from fastdqn.reporting.panel import evaluating_line, evaluation_line, report_lin
 from fastdqn.reporting.progress import Progress, make_progress
 from fastdqn.reporting.result import result_of, write_json_whole
 from fastdqn.reporting.run_directory import write_config
+from fastdqn.training.callbacks import Callback
 from fastdqn.training.checkpoint import save_checkpoint
 from fastdqn.training.evaluation import Evaluation
 from fastdqn.training.events import Episode, EvaluationReport, Report
@@ -30,7 +30,7 @@ __all__ = ["RunRecorder"]
 POLICY = "the policy"
 
 
-class RunRecorder:
+class RunRecorder(Callback):
     """Writes all files of a run except the plots: logs, checkpoints, config.json, result.json.
 
     On a full disk a file is written later, when there is room. The failure is printed once and
@@ -189,12 +189,7 @@ class RunRecorder:
         """Return itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the files."""
         self.end_progress()
         with self._reporting_failure("episodes.csv"):

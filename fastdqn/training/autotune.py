@@ -1,4 +1,4 @@
-"""Short measurements of modes and actors, before a training, that leave no trace in it."""
+"""Short measurements of modes and actors before a training, which restore its state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["fastest_actor", "fastest_mode", "learning_seconds", "tune"]
 CALLS, ROUNDS, ENOUGH_S = 10, 20, 0.2
 """Calls of a round, rounds at most, and seconds after which three rounds are enough."""
 ROUND_S = 0.05
-"""What a round may take: the plainest mode is slow, and a run waits for the end of its trial."""
+"""Seconds of a round at most: the eager mode is slow, and a run waits for the measurement."""
 MAX_UPDATES = 16
 LEARNING_CALLS = 3
 """About as long as the few env steps that learning is compared with."""
@@ -36,14 +36,14 @@ Choice = tuple[str, str]
 def tune(
     asked: str, learner: Learner, policy: Policy, sampler: Sampler, *, expected_updates: int
 ) -> str:
-    """Decide how the learner and the policy run, by measurement where that helps.
+    """Choose the mode of the learner and the actor of the policy, by measurement where useful.
 
     Args:
         asked: What the user wants of the updates, one of EXECUTIONS. Asked for `eager`, the
-            policy stays plain too.
+            policy acts eagerly, too.
         learner: Its mode is set.
-        policy: Is given the actor that was found fastest on CUDA, or the C.
-        sampler: Its ring may be empty still.
+        policy: Its actor is set: the fastest one on CUDA, the one in C with `native` on the CPU.
+        sampler: Its ring may still be empty.
         expected_updates: Of the whole run.
 
     Returns:
@@ -74,19 +74,19 @@ def tune(
 def fastest_mode(
     learner: Learner, sampler: Sampler, updates: int, candidates: Sequence[str]
 ) -> Choice:
-    """Run updates in each mode and take the fastest; the learner runs in it afterwards.
+    """Time updates in each mode and set the learner to the fastest.
 
-    State and generators are brought back to the bit; graphs that were recorded stay valid, since
-    they were recorded over the very tensors.
+    State and generators are restored bit for bit; recorded graphs stay valid, since they read and
+    write the same tensors.
 
     Args:
-        learner: Is tried.
+        learner: Is timed.
         sampler: Chooses batches as if its ring were full.
         updates: In one call.
-        candidates: Modes, the first of which always runs; one that fails is named in the clause.
+        candidates: Modes; the first one has to run, and a later one that cannot is reported.
 
     Returns:
-        The mode, and one clause with what was measured.
+        The mode, and one clause that says what was measured.
     """
     restore = snapshot((*learner.state.written(), *sampler.written()))
 
@@ -103,11 +103,11 @@ def fastest_mode(
 def learning_seconds(learner: Learner, sampler: Sampler | None) -> float:
     """Time the updates of a vector step in the learner's mode.
 
-    They take nothing of the CPU that environments could use where the learner is elsewhere, and
-    cannot be separated from the environments where there is no sampler. Leaves no trace.
+    The result is 0 where updates take no time of the CPU from environments (another device), and
+    in tensor environments, which have no sampler here. State and generators are restored.
 
     Args:
-        learner: Is tried.
+        learner: Is timed.
         sampler: Chooses batches as if its ring were full; None is 0 seconds.
     """
     if sampler is None or learner.device.type != "cpu":
@@ -132,19 +132,19 @@ def _due(sampler: Sampler) -> int:
 def fastest_actor(
     policy: Policy, obs: torch.Tensor, action_mask: torch.Tensor | None = None
 ) -> Choice:
-    """Choose actions by each actor, bring them to the host, and let the fastest act.
+    """Time each actor, actions brought to the host included, and set the policy to the fastest.
 
     Draws nothing from the policy's generator, nor from PyTorch's own.
 
     Args:
-        policy: Is given the actor.
+        policy: Its actor is set.
         obs: [N, *O] on the device; read.
         action_mask: [N, A] bool beside it, or None.
 
     Returns:
-        The kind, and one clause with what was measured.
+        The kind, and one clause that says what was measured.
     """
-    # Kept as the policy keeps its own, so that a captured actor finds one address.
+    # Allocated once, as the policy allocates its own: a recorded actor reads one address.
     columns = 2 + policy.network.num_columns(len(obs))
     uniform = torch.full((len(obs), columns), 0.5, device=obs.device)
     kinds = actors_for(policy)

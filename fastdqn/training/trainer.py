@@ -163,7 +163,7 @@ class Trainer(ABC):
             report = self.report()
             self.peak_sps = max(self.peak_sps, report.sps)
             self.callback.on_report(report)
-            self._tell_compiled()
+            self._report_compiled()
         if _crossed(self.intervals.checkpoint, before, now):
             self.callback.on_checkpoint(self)
         target_return, running = self.stop_at_return, self.status == "running"
@@ -181,7 +181,7 @@ class Trainer(ABC):
         for message in rollout.restarts[-new:]:
             self.callback.on_restart(self.rollout.env_steps, message)
 
-    def _tell_compiled(self) -> None:
+    def _report_compiled(self) -> None:
         """Report once for each step that it is compiled, or why not."""
         for step in self._steps():
             if step in self._reported_steps:

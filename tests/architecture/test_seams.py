@@ -121,7 +121,7 @@ def test_native_refuses_each_with_the_reason_and_auto_does_without(name: str, en
         agent.learn(total_timesteps=60)
     agent = agent_of(env, TOYS[name], "auto")
     learned(agent)
-    sampler = agent._sampler if agent._fused is None else agent._fused.sampler
+    sampler = agent._sampler if agent._tensor_rollout is None else agent._tensor_rollout.sampler
     assert REASONS[name] in str(agent.learner.why_not_native(sampler))
     assert agent.learner.execution == "eager"
 
@@ -153,17 +153,17 @@ def graphs_of(toy: Toy) -> tuple[Learner, RecordingCuda]:
 @pytest.mark.parametrize("name", [*TOYS, "together"])
 def test_graphs_learn_what_eager_learning_does(name: str) -> None:
     toy = {**TOYS, "together": together}[name]
-    (captured, cuda), eager = graphs_of(toy), learner_of(toy)
+    (recorded, cuda), eager = graphs_of(toy), learner_of(toy)
     samplers = [ByPriority(filled_ring(), 8) for _ in range(2)]
     born = eager.state.online.clone()
     for updates in (1, 4, 2, 7, 4):
-        for learner, sampler in zip((captured, eager), samplers, strict=True):
+        for learner, sampler in zip((recorded, eager), samplers, strict=True):
             learner.learn(sampler, updates)
             learner.learn(sampler.buffer, sampler.buffer.newest(2, 8))
             learner.update(random_batch(updates))
     assert cuda.captures() > 0
     assert (eager.state.online - born).norm() > 0.01
-    for mine, theirs in zip(captured.state.written(), eager.state.written(), strict=True):
+    for mine, theirs in zip(recorded.state.written(), eager.state.written(), strict=True):
         assert torch.equal(mine, theirs)
     assert torch.equal(samplers[0].priority, samplers[1].priority)
     assert not torch.equal(samplers[0].priority, torch.ones(64 + 2))
@@ -201,8 +201,8 @@ def test_tensor_environments_draw_after_the_feedback_too() -> None:
     env = make_tensor_env("CartPole-v1", 2, "cpu")
     agent = DQN(env, sampler=OneAfterAnother, execution="eager", **{**SETTINGS, "replay_ratio": 2})
     agent.learn(total_timesteps=24)
-    assert agent._fused is not None
-    sampler = agent._fused.sampler
+    assert agent._tensor_rollout is not None
+    sampler = agent._tensor_rollout.sampler
     assert isinstance(sampler, OneAfterAnother)
     assert int(sampler.next) == int(sampler.drawn) == int(agent.learner.state.updates) == 16
     assert len(set(sampler.log[:16].tolist())) == 16

@@ -25,7 +25,7 @@ from fastdqn.networks.mlp import MLP
 from fastdqn.policies.actors import GraphActor, HostActor
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer, UniformSampler
-from fastdqn.training.callbacks import NullCallback
+from fastdqn.training.callbacks import Callback
 from tests.emulated.card import has_compiler, make
 from tests.equivalence.test_native import replay_of
 from tests.fake_cuda import RecordingCuda
@@ -54,9 +54,9 @@ def all_of(agent: DQN) -> list[Tensor]:
         ring, replay = agent._sampler.ring, agent._sampler.buffer
         tensors += [ring.frames, ring.action, ring.reward, replay.generator.get_state()]
     else:
-        assert agent._fused is not None
-        ring = agent._fused.ring.ring
-        tensors += [ring.frames, ring.action, agent._fused.generator.get_state()]
+        assert agent._tensor_rollout is not None
+        ring = agent._tensor_rollout.ring.ring
+        tensors += [ring.frames, ring.action, agent._tensor_rollout.generator.get_state()]
     return [tensor.clone() for tensor in tensors]
 
 
@@ -154,7 +154,7 @@ def test_a_copy_of_a_copy_and_of_several_agents_at_once_are_wholes() -> None:
         assert_same(all_of(each), all_of(agent))
 
 
-class CopiesAt(NullCallback):
+class CopiesAt(Callback):
     """Copies an agent in the middle of a training."""
 
     def __init__(self, agent: DQN, episode: int) -> None:
@@ -253,11 +253,11 @@ def test_the_copy_of_a_policy_explores_as_it_would() -> None:
         assert not torch.equal(twin.greedy(obs), before)
 
 
-@pytest.mark.parametrize("kind", ["captured", "cpu copy"])
+@pytest.mark.parametrize("kind", ["recorded", "cpu copy"])
 def test_the_copy_of_a_policy_with_another_actor_acts_by_its_own_network(kind: str) -> None:
     policy, obs = Policy(FlatNetwork(MLP((4,), 5, (8,)))), torch.randn(40, 4)
-    captured = GraphActor(policy, cuda=RecordingCuda())
-    actor = captured if kind == "captured" else HostActor(policy)
+    recorded = GraphActor(policy, cuda=RecordingCuda())
+    actor = recorded if kind == "recorded" else HostActor(policy)
     policy.actor = actor
     twin = copy.deepcopy(policy)
     assert type(twin.actor) is type(actor)
@@ -280,13 +280,13 @@ def test_the_copy_of_what_updates_natively_writes_into_the_copies(kind: str) -> 
     learner = Learner(MLP((4,), 2, (8,)))
     how: Any = partial(CudaUpdate, make=make) if kind == "cuda" else NativeUpdate
     native = learner.natively(learner.state, how)
-    native.given(random_batch())
+    native.on_batch(random_batch())
     learner_twin, native_twin = copy.deepcopy((learner, native))
     assert not set(own(learner_twin.state)) & set(own(learner.state))
     before = learner.state.online.clone()
-    native_twin.given(random_batch(1))
+    native_twin.on_batch(random_batch(1))
     assert torch.equal(learner.state.online, before)
-    native.given(random_batch(1))
+    native.on_batch(random_batch(1))
     assert_same(list(learner_twin.state.written()), list(learner.state.written()))
 
 

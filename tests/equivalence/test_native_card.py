@@ -56,7 +56,7 @@ def pair(module: MLP, device: str, **arguments: Any) -> tuple[Learner, Learner]:
 
 
 def native_of(learner: Learner, device: str) -> CudaUpdate:
-    """Return what updates a learner on the card, uncaptured."""
+    """Return what updates a learner on the card, unrecorded."""
     builder: Maker = on_the_card if device == "cuda" else make
     native = learner.natively(learner.state, partial(CudaUpdate, make=builder))
     assert isinstance(native, CudaUpdate)

@@ -12,7 +12,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from fastdqn import DQN
-from fastdqn.training.callbacks import NullCallback
+from fastdqn.training.callbacks import Callback
 from tests.drive import everything_in
 from tests.oracles import (
     CounterRules,
@@ -106,7 +106,7 @@ def test_an_agent_that_builds_its_environments_restarts_them_too() -> None:
     factory = partial(MortalEnv, 0, LENGTHS, "alternating", kills=0.003)
     settings: dict[str, Any] = {"num_envs": 4, "num_workers": 2, "hidden_sizes": (8,)}
     agent = DQN(factory, batch_size=16, learning_starts=100, **settings)
-    with agent.trainer(1500, NullCallback()) as trainer:
+    with agent.trainer(1500, Callback()) as trainer:
         trainer.run(agent.env_seeds())
     assert trainer.worker_restarts == trainer.rollout.num_restarts >= 1
     assert len(agent.replay) == trainer.rollout.env_steps >= 1500

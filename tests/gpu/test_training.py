@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("execution", ["eager", "cudagraph", "compile+cudagraph", "native"])
-def test_a_small_training_runs_in_every_way(execution: str) -> None:
+def test_a_small_training_runs_in_every_mode(execution: str) -> None:
     agent = DQN("CartPole-v1", **SMALL, execution=execution)
     before = agent.learner.state.online.clone()
     agent.learn(2000)
@@ -40,8 +40,8 @@ def test_a_small_training_runs_in_every_way(execution: str) -> None:
     assert int(agent.learner.state.updates) == 1150
 
 
-def test_eager_and_captured_trainings_are_the_same_run() -> None:
-    agents = [DQN("CartPole-v1", **SMALL, execution=way) for way in ("eager", "cudagraph")]
+def test_eager_and_recorded_trainings_are_the_same_run() -> None:
+    agents = [DQN("CartPole-v1", **SMALL, execution=mode) for mode in ("eager", "cudagraph")]
     for agent in agents:
         agent.learn(1200)
     mine, theirs = (agent.learner.state.online for agent in agents)

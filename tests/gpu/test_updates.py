@@ -1,4 +1,4 @@
-"""Updates on a card: every way of running them learns the same, and none of them waits."""
+"""Updates on a card: every mode learns the same, and none waits."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ PLAN = (4, 1, 16, 8, 2, 4, 5, 16, 27, 1, 16, 100)
 FASTER = ("compile", "cudagraph", "compile+cudagraph", "native")
 MANY_SHAPES = "huber, adam, soft, double, norm"
 COMPILED = (MANY_SHAPES, "masks, double", "convolutions, hard")
-"""Settings that are compiled as well; the others are only captured, to save minutes."""
+"""Settings that are compiled as well; the others are only recorded, to save minutes."""
 NOT_NATIVE = ("a user's module, weight decay, no clip", "convolutions, hard")
 PAIRS = [
-    (name, way)
+    (name, mode)
     for name in SETTINGS
-    for way in FASTER
-    if way == "cudagraph" or name not in (NOT_NATIVE if way == "native" else ())
-    if way in {"cudagraph", "native"} or name in COMPILED
+    for mode in FASTER
+    if mode == "cudagraph" or name not in (NOT_NATIVE if mode == "native" else ())
+    if mode in {"cudagraph", "native"} or name in COMPILED
 ]
 
 
@@ -52,10 +52,10 @@ def captures(learner: Learner) -> int:
     return step.captures if isinstance(step, CudaGraphStep) else 0
 
 
-@pytest.mark.parametrize(("name", "way"), PAIRS)
-def test_every_way_learns_what_eager_learning_does(name: str, way: str) -> None:
+@pytest.mark.parametrize(("name", "mode"), PAIRS)
+def test_every_mode_learns_what_eager_learning_does(name: str, mode: str) -> None:
     setting = SETTINGS[name]
-    learners = [setting.build(way, "cuda"), setting.build("eager", "cuda")]
+    learners = [setting.build(mode, "cuda"), setting.build("eager", "cuda")]
     samplers = [setting.sampler("cuda") for _ in learners]
     born = learners[1].state.online.clone()
     for learner, sampler in zip(learners, samplers, strict=True):
@@ -67,13 +67,13 @@ def test_every_way_learns_what_eager_learning_does(name: str, way: str) -> None:
     for mine, theirs in zip(fast, eager, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=5e-4, atol=2e-6)
     assert torch.equal(samplers[0].fill(3), samplers[1].fill(3))
-    assert captures(learners[0]) == (0 if way == "compile" else 7)
+    assert captures(learners[0]) == (0 if mode == "compile" else 7)
 
 
-@pytest.mark.parametrize("way", ["eager", *FASTER])
-def test_updates_never_wait_and_nothing_is_compiled_or_recorded_again(way: str) -> None:
+@pytest.mark.parametrize("mode", ["eager", *FASTER])
+def test_updates_never_wait_and_nothing_is_compiled_or_recorded_again(mode: str) -> None:
     setting = SETTINGS[MANY_SHAPES]
-    learner, sampler = setting.build(way, "cuda"), setting.sampler("cuda")
+    learner, sampler = setting.build(mode, "cuda"), setting.sampler("cuda")
     for updates in (27, 4):
         learner.learn(sampler, updates)
     seconds, recorded = learner.compile_s, captures(learner)
@@ -87,10 +87,10 @@ def test_updates_never_wait_and_nothing_is_compiled_or_recorded_again(way: str) 
         learner.state.metrics.tolist()
 
 
-@pytest.mark.parametrize("way", ["cudagraph", "compile+cudagraph", "native"])
-def test_schedules_go_through_graphs(way: str) -> None:
+@pytest.mark.parametrize("mode", ["cudagraph", "compile+cudagraph", "native"])
+def test_schedules_go_through_graphs(mode: str) -> None:
     setting = SETTINGS[MANY_SHAPES]
-    learner, sampler = setting.build(way, "cuda"), setting.sampler("cuda")
+    learner, sampler = setting.build(mode, "cuda"), setting.sampler("cuda")
     learner.learn(sampler, 4)
     before = learner.state.online.clone()
     learner.state.learning_rate.zero_()
@@ -103,8 +103,8 @@ def test_schedules_go_through_graphs(way: str) -> None:
 
 def test_memory_is_steady_over_a_thousand_updates() -> None:
     setting = SETTINGS[MANY_SHAPES]
-    for way in ("eager", "cudagraph", "native"):
-        learner, sampler = setting.build(way, "cuda"), setting.sampler("cuda")
+    for mode in ("eager", "cudagraph", "native"):
+        learner, sampler = setting.build(mode, "cuda"), setting.sampler("cuda")
         for updates in (16, 4, 16):
             learner.learn(sampler, updates)
         gc.collect()  # of earlier learners
@@ -114,13 +114,13 @@ def test_memory_is_steady_over_a_thousand_updates() -> None:
             learner.learn(sampler, 16)
             learner.learn(sampler, 4)
         torch.cuda.synchronize()
-        assert torch.cuda.memory_allocated() == allocated, way
-        assert torch.cuda.memory_reserved() == reserved, way
+        assert torch.cuda.memory_allocated() == allocated, mode
+        assert torch.cuda.memory_reserved() == reserved, mode
 
 
 def test_batches_and_indices_of_the_caller_go_through_graphs() -> None:
     setting = SETTINGS["masks, double"]
-    learners = [setting.build(way, "cuda") for way in ("cudagraph", "eager")]
+    learners = [setting.build(mode, "cuda") for mode in ("cudagraph", "eager")]
     replay = setting.replay("cuda")
     for _ in range(40):
         index = replay.draw(5, BATCH)
@@ -136,11 +136,11 @@ def test_batches_and_indices_of_the_caller_go_through_graphs() -> None:
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
-@pytest.mark.parametrize("way", ["eager", "cudagraph", "compile+cudagraph"])
-def test_lower_precisions_learn_about_the_same_in_every_way(precision: str, way: str) -> None:
+@pytest.mark.parametrize("mode", ["eager", "cudagraph", "compile+cudagraph"])
+def test_lower_precisions_learn_about_the_same_in_every_way(precision: str, mode: str) -> None:
     setting = SETTINGS[MANY_SHAPES]
     learners = [
-        setting.build(way, "cuda", precision=precision),
+        setting.build(mode, "cuda", precision=precision),
         setting.build("eager", "cuda", precision=precision),
         setting.build("eager", "cuda"),
     ]
@@ -197,7 +197,7 @@ def test_a_measurement_on_the_card_leaves_no_trace() -> None:
         assert torch.equal(kept.nan_to_num(), now.nan_to_num())
 
 
-def test_a_module_that_waits_is_told_and_left_out_and_the_learner_still_learns() -> None:
+def test_a_module_that_waits_is_reported_and_left_out_and_the_learner_still_learns() -> None:
     """A capture that fails on a card must not spoil what runs after it."""
 
     class Waiting(MLP):

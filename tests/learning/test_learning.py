@@ -8,7 +8,7 @@ import pytest
 
 from fastdqn import DQN, Config
 from fastdqn.presets import preset_config
-from fastdqn.training.callbacks import NullCallback
+from fastdqn.training.callbacks import Callback
 
 pytestmark = pytest.mark.learning
 
@@ -17,7 +17,7 @@ UNSEEN_SEED = 987_654
 
 def trained(config: Config) -> tuple[DQN, str]:
     agent = DQN.from_config(config)
-    with agent.trainer(None, NullCallback()) as trainer:
+    with agent.trainer(None, Callback()) as trainer:
         status = trainer.run(agent.env_seeds())
     return agent, status
 

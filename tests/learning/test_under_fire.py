@@ -11,7 +11,7 @@ from fastdqn import DQN
 from fastdqn.envs.description import describe, factory_of
 from fastdqn.envs.sources.source import make_source
 from fastdqn.presets import preset_config
-from fastdqn.training.callbacks import NullCallback
+from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import evaluate
 from tests.frail import frail_cartpole
 
@@ -22,7 +22,7 @@ def test_cartpole_that_crashes_and_stalls_still_balances() -> None:
     """Its evaluations, too, play in environments that crash and stall."""
     settings = {**vars(preset_config("cartpole")), "num_workers": 4}
     agent = DQN(frail_cartpole, **{k: v for k, v in settings.items() if k != "env_id"})
-    with agent.trainer(None, NullCallback()) as trainer:
+    with agent.trainer(None, Callback()) as trainer:
         assert trainer.run(agent.env_seeds()) == "solved"
         assert trainer.evaluator is not None
         evaluated_in = trainer.evaluator._source

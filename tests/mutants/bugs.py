@@ -81,7 +81,7 @@ BUDGET = "tests/unit/envs/test_supervision.py::test_"
 LOCAL = "tests/unit/envs/test_local_pool.py::test_"
 COMPILED = "tests/unit/execution/test_compile.py::test_"
 STEP = "tests/unit/execution/test_step.py::test_"
-MOVING = "tests/equivalence/test_moving_learning.py::test_"
+MOVING = "tests/equivalence/test_learning_while_compiling.py::test_"
 EXECUTION = "tests/unit/execution/test_modes.py::test_"
 CHECK = "tests/unit/networks/test_network_check.py::test_"
 BINDING = "tests/unit/native/test_binding.py::test_"
@@ -514,12 +514,12 @@ def next_observation_taken_after_the_reset() -> None:
 
 @turns_red(RING + "when_final_frames_run_out_the_ring_holds_fewer_but_never_wrong_ones")
 def final_frames_overwritten_while_in_use() -> None:
-    right = FinalObservations.give
+    right = FinalObservations.allocate
 
-    def give(self: FinalObservations, row: int, count: int) -> Any:
+    def allocate(self: FinalObservations, row: int, count: int) -> Any:
         return right(self, row, count)[0], -1
 
-    exchange("give", give, FinalObservations)
+    exchange("allocate", allocate, FinalObservations)
 
 
 @turns_red(RING + "a_cut_keeps_the_last_observation_of_running_episodes_only")
@@ -530,7 +530,7 @@ def episodes_joined_over_a_cut() -> None:
 @turns_red(RING + "what_was_written_stays_when_the_caller_reuses_its_arrays")
 def final_observations_aliased() -> None:
     """The frames of an end are copied one step late, when the caller has reused their array."""
-    right = ReplayBuffer._keep_final
+    right = ReplayBuffer._store_final
     late: list[Tensor] = []
 
     def keep_final(self: ReplayBuffer, row: int, envs: Any, frames: Tensor, masks: Any) -> None:
@@ -544,7 +544,7 @@ def final_observations_aliased() -> None:
             self.ring.frames[late[0]] = late[2][late[1]]
         return len(self._starts)
 
-    exchange("_keep_final", keep_final, ReplayBuffer)
+    exchange("_store_final", keep_final, ReplayBuffer)
     exchange("__len__", length, ReplayBuffer)
 
 

@@ -180,7 +180,7 @@ WRITES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "if (0)",
         (WRITER,),
     ),
-    "card: the window is not told": ("call.window[1] = call.count;", "", (WRITER,)),
+    "card: the window is not written": ("call.window[1] = call.count;", "", (WRITER,)),
     "card: no mask allows nothing": ("from ? from[i] : 1", "from ? from[i] : 0", (WRITER,)),
 }
 """The same of ring.cu."""

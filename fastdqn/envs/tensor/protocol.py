@@ -2,7 +2,7 @@
 
 `TensorEnv` is all that an adapter for a simulator on the GPU has to implement (Isaac Lab,
 ManiSkill, Brax, Playground). `PureTensorEnv` adds what lets a whole training iteration,
-environment included, be compiled or captured as one.
+environment included, be compiled or recorded as one.
 """
 
 from __future__ import annotations

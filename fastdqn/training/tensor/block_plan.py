@@ -19,8 +19,8 @@ UNROLLED_IN_A_GRAPH = 16
 """The same on CUDA, where one is compiled and recorded so often, and each call waits once."""
 DECIMALS = 10**6
 """Largest denominator that a replay ratio given as a decimal number is taken to mean."""
-RARE_STEPS = 16
-"""Vector steps without an update that are taken between two looks at the log."""
+IDLE_STEPS = 16
+"""Vector steps without an update between two reads of the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def next_block(
 
     That is the planned block wherever it comes out right. Else, before learning starts, at its
     very first step, near `until`, and where rounding moves the account by one, it is something
-    smaller and rare. Paying the account is left to the caller.
+    smaller and uncompiled. The caller counts the updates.
 
     Args:
         account: The updates made so far, and those owed.
@@ -96,7 +96,7 @@ def next_block(
         planned: From `plan`.
         until: Env steps at which the run ends; passed by less than one vector step.
     """
-    waiting = Block(1, 0, RARE_STEPS, uncompiled=True)
+    waiting = Block(1, 0, IDLE_STEPS, uncompiled=True)
     for block in (planned, replace(planned, repeats=1, uncompiled=planned.repeats > 1), waiting):
         after = env_steps + block.total_steps * num_envs
         if after <= until and account.due(after) == block.total_updates:

@@ -1,8 +1,8 @@
 """Runs blocks: act, step the environments and write their rows, draw and learn, in any mode.
 
 Where PyTorch runs them, a whole block is one pure function, compiled or recorded as one graph.
-Where native code acts and learns, what lies between is compiled. Environments that only speak
-tensors step eagerly between the parts.
+Where native code acts and learns, what lies between is compiled. Tensor environments that
+are not pure step eagerly between the parts.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class BlockRunner:
         mode: How to run.
         learned: Every tensor that an update writes; graphs need it.
         device: Where everything lives.
-        background: Start at once, and compile meanwhile.
+        background: Start at once, and compile beside the training.
         native: Learns from a ring and an index in C, or on a card in CUDA C; `native` needs it.
-        cuda: `torch.cuda`, or what stands in for it.
+        cuda: `torch.cuda`, or a fake of it.
 
     Attributes:
         steps: All that is compiled or recorded.
@@ -158,17 +158,17 @@ class BlockRunner:
 
         def calls(block: Block, call: BlockTensors, *, compiled: bool) -> Call:
             def act(uniform: Tensor) -> Call:
-                given = iteration.shown, iteration.epsilon, uniform, None, iteration.action
-                return partial(actor, *given)
+                parts = iteration.shown, iteration.epsilon, uniform, None, iteration.action
+                return partial(actor, *parts)
 
             def advance(uniform: Tensor, ends: Tensor, returns: Tensor, _: Tensor) -> Call:
-                given = uniform[:, NUM_ACTING:], ends, returns
-                return advances.bound(*given) if compiled else partial(iteration.advance, *given)
+                step = uniform[:, NUM_ACTING:], ends, returns
+                return advances.bound(*step) if compiled else partial(iteration.advance, *step)
 
             def learn(random_bits: Tensor, _: bool) -> Call:
-                given = self._place(random_bits), random_bits
-                draw = draws.bound(*given) if compiled else partial(self._draw, *given)
-                return in_turn([draw, partial(native, iteration.ring.ring, given[0])])
+                choice = self._place(random_bits), random_bits
+                draw = draws.bound(*choice) if compiled else partial(self._draw, *choice)
+                return in_turn([draw, partial(native, iteration.ring.ring, choice[0])])
 
             return in_turn(calls_of(block, call, act, advance, learn))
 
@@ -177,8 +177,8 @@ class BlockRunner:
                 return self._whole(block, call)
             needs: list[tuple[Step, tuple[Tensor, ...]]] = []
             if block.num_steps:
-                given = call.uniform[0, :, NUM_ACTING:], call.ends[0], call.returns[0]
-                needs.append((advances, given))
+                step = call.uniform[0, :, NUM_ACTING:], call.ends[0], call.returns[0]
+                needs.append((advances, step))
             if block.num_updates:
                 random_bits = call.random_bits[: block.num_updates]
                 needs.append((draws, (self._place(random_bits), random_bits)))
@@ -196,8 +196,8 @@ class BlockRunner:
         """
         iteration, mode = self._iteration, self._mode
         mode = replace(mode, compiles=mode.compiles or mode.native)
-        given: Any = {"ahead": True, "background": self._background, "cuda": self._cuda}
-        run: Any = partial(run_step, mode=mode, device=self._device, **given)
+        options: Any = {"ahead": True, "background": self._background, "cuda": self._cuda}
+        run: Any = partial(run_step, mode=mode, device=self._device, **options)
         record = self._counted(run(self._record))
 
         def advance(_uniform: Tensor, ends: Tensor, returns: Tensor, _: Tensor) -> Call:
@@ -217,8 +217,8 @@ class BlockRunner:
 
             return lambda block, call: in_turn(calls_of(block, call, in_c, advance, learn_in_c))
         acts = self._counted(run(iteration.act))
-        keep = lambda _: iteration.snapshot(0, self._learned)  # noqa: E731
-        learns = self._counted(run(iteration.learn, by_row=True, snapshot=keep))
+        save = lambda _: iteration.snapshot(0, self._learned)  # noqa: E731
+        learns = self._counted(run(iteration.learn, by_row=True, snapshot=save))
 
         def act(uniform: Tensor) -> Call:
             return partial(acts, uniform)
@@ -282,12 +282,12 @@ class BlockRunner:
         return self._counted(PlainUntilCompiled(self._graph(block, EagerStep(plain)), graph))
 
     def _graph(self, block: Block, step: Step) -> CudaGraphStep:
-        def keep() -> Callable[[], None]:
+        def save() -> Callable[[], None]:
             state = self._env.state if isinstance(self._env, PureTensorEnv) else ()
             return self._iteration.snapshot(block.total_steps, (*state, *self._learned))
 
-        given: Any = {"device": self._device, "pool": self._pool, "cuda": self._cuda}
-        return CudaGraphStep(step, keep, **given)
+        options: Any = {"device": self._device, "pool": self._pool, "cuda": self._cuda}
+        return CudaGraphStep(step, save, **options)
 
     def _exploring(self, run: Call) -> Call:
         """Return what writes epsilon where the parts read it, and then runs."""

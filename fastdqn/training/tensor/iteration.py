@@ -1,8 +1,8 @@
 """One training iteration on the device: act, step, write and learn as pure steps of tensors.
 
-Each part reads and writes tensors that were born with the iteration and stay where they are. It
-draws no random number, takes no count from the host and never looks at a value: what it needs of
-these comes in as tensors. Each therefore runs as it is, compiled, or captured, and so does a
+Each part reads and writes tensors that are allocated with the iteration and never move. It draws
+no random number, takes no count from the host and never branches on a value: what it needs of
+these comes in as tensors. Each therefore runs eagerly, compiled, or in a CUDA graph, and so does a
 block of them, environments included, where the environments are pure.
 """
 
@@ -31,7 +31,7 @@ FAULT = -(2**31)
 
 @dataclass(frozen=True, slots=True)
 class BlockTensors:
-    """What the host hands to a block and reads from it: born once, filled in place.
+    """What the host passes to a block and reads from it: allocated once, filled in place.
 
     Attributes:
         ends: [S, N] int32 of S vector steps, see `Iteration.record`.
@@ -67,13 +67,13 @@ class Iteration:
         env: The environments; `block` needs pure ones.
         network: Its latest parameters act.
         learn: Makes updates, in place, one for each row of random bits.
-        ring: Where transitions are kept.
+        ring: Stores the transitions.
 
     Attributes:
         epsilon: Scalar float32, probability of exploring; write into it to change it.
         shown: [N, *O] what the environments show now.
         action: [N] int64, the last actions.
-        holds: Tells of observations [N, *O] which ones the space holds, [N] bool.
+        holds: Returns of observations [N, *O] which ones the space holds, [N] bool.
         returns: [N] float32, return of each running episode.
         lengths: [N] int32, env steps of each running episode.
         learn: See above.

@@ -1,8 +1,8 @@
-"""The fused rollout: environments that speak tensors, fed and learned from without the host.
+"""The rollout of tensor environments: vector steps and updates as one function on the device.
 
-A block of vector steps and updates is one function of tensors, run as it is, compiled, or as one
-CUDA graph. Random numbers are drawn before it and handed in; afterwards the host looks once, at
-the log of the episodes that ended.
+A block of vector steps and updates is one function of tensors, run eagerly, compiled, or as one
+CUDA graph. Random numbers are drawn before it and passed in; afterwards the host reads once, the
+log of the episodes that ended.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ __all__ = ["TensorRollout"]
 
 
 class TensorRollout(Whole):
-    """Acts in N tensor environments, keeps what happens and learns from it, all on one device.
+    """Acts in N tensor environments, stores transitions and learns from them, all on one device.
 
-    Where the environments are pure, a whole block is one function. Where they only speak
-    tensors, they step eagerly between the parts of it; observations stay on the device too.
+    Where the environments are pure, a whole block is one function. Other tensor environments step
+    eagerly between the parts of it; observations stay on the device, too.
 
     Args:
         env: The environments.
@@ -52,7 +52,7 @@ class TensorRollout(Whole):
         batch_size: Transitions per update, B.
         seed: Seed of the environments and of everything that is drawn here.
         execution: `eager`, `native`, `compile`, `cudagraph` or `compile+cudagraph`.
-        learned: Every tensor that `learn` writes; graphs need it, to leave no trace of warm-ups.
+        learned: Every tensor that `learn` writes; graphs restore them after their warm-ups.
         sampler: Builds what draws the batches.
         num_random: Numbers that an update reads beside those that choose its batch.
         learn_natively: Makes what updates from a ring and an index in C, or on a card in CUDA C;
@@ -132,7 +132,7 @@ class TensorRollout(Whole):
 
     @property
     def compiling(self) -> list[Progress]:
-        """What is compiled now, so that a trainer can report when it is ready."""
+        """What is being compiled, to report when it is ready."""
         return [self._blocks.steps]
 
     def execute_as(self, execution: str, *, background: bool = False) -> None:
@@ -140,7 +140,7 @@ class TensorRollout(Whole):
 
         Args:
             execution: One of EXECUTIONS, but not `auto`.
-            background: Start at once, and compile meanwhile, where that can be done.
+            background: Start at once, and compile beside the training, where possible.
 
         Raises:
             UsageError: There is no such mode, or not on this device.
@@ -156,7 +156,7 @@ class TensorRollout(Whole):
         mode, native = mode_of(execution, self.device), None
         if mode.native:
             if self._learn_natively is None:
-                reason, way_out = "nothing here learns in C", "Give `learn_natively`."
+                reason, way_out = "nothing here learns in C", "Pass `learn_natively`."
                 raise UsageError("--execution native", reason, way_out)
             refuse_sampler(self.sampler)
             native = self._learn_natively()
@@ -185,7 +185,7 @@ class TensorRollout(Whole):
         """Do a block, then look at the device once. Hot path.
 
         Args:
-            block: What to do; one marked as rare runs eagerly.
+            block: What to do; one marked as uncompiled runs eagerly.
             epsilon: Probability of exploring throughout the block.
 
         Returns:
@@ -197,7 +197,7 @@ class TensorRollout(Whole):
                 learn with, or nothing yet to learn from.
         """
         if block.num_updates and not self._learns:
-            raise UsageError(f"{block}", "there is nothing to learn with", "Give `learn`.")
+            raise UsageError(f"{block}", "there is nothing to learn with", "Pass `learn`.")
         if block.num_updates and not (self.rows or block.num_steps):
             raise UsageError(f"{block}", "the ring is empty", "Begin with a vector step.")
         episodes: list[Episode] = []
@@ -286,7 +286,7 @@ def _refuse(env: TensorEnv, device: torch.device, batch_size: int) -> None:
     if env.device != device:
         raise UsageError(
             f"{env.env_id} on {env.device} and a network on {device}",
-            "a fused iteration has one device",
+            "an iteration in tensor environments has one device",
             f"Build the environments with device={str(device)!r}.",
         )
     if batch_size < 1:

@@ -15,7 +15,7 @@ __all__ = ["TensorTrainer"]
 
 
 class TensorTrainer(Trainer):
-    """Trains in tensor environments; all time but looking on counts as `learn`.
+    """Trains in tensor environments; all time but reports and evaluations counts as `learn`.
 
     Args:
         rollout: Environments, ring and updates, as one function.
@@ -33,7 +33,7 @@ class TensorTrainer(Trainer):
         self._planned = plan(self.ratio.ratio, rollout.num_envs, unrolled)
 
     def vector_step(self) -> None:
-        """Do the next block, then look."""
+        """Run the next block, then check the intervals."""
         rollout, before = self.rollout, self.rollout.env_steps
         block = next_block(self.ratio, before, rollout.num_envs, self._planned, until=self.until)
         self.watch.lap("other")
@@ -52,4 +52,4 @@ class TensorTrainer(Trainer):
         return self.rollout.compiling
 
     def _finish(self) -> None:
-        """Owe nothing: a block ends with its updates."""
+        """Do nothing: a block ends with its updates."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fastdqn import DQN, CheckpointError, UsageError
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.execution.compile import CompiledStep
-from fastdqn.training.callbacks import NullCallback
+from fastdqn.training.callbacks import Callback
 from fastdqn.training.events import Episode
 from tests.oracles import CounterEnv, CrashError, CrashingEnv, OffsetCounterEnv, OneStateEnv
 
@@ -50,7 +50,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-class Returns(NullCallback):
+class Returns(Callback):
     """Keeps the episodes that it sees."""
 
     def __init__(self) -> None:
@@ -447,7 +447,7 @@ def test_the_callers_generators_and_threads_are_left_alone(tmp_path: Path) -> No
 
 def test_the_loop_computes_with_the_threads_of_the_setting() -> None:
     threads = torch.get_num_threads()
-    with small(cpu_threads=threads + 1).trainer(100, NullCallback()):
+    with small(cpu_threads=threads + 1).trainer(100, Callback()):
         assert torch.get_num_threads() == threads + 1
     assert torch.get_num_threads() == threads
 

@@ -13,7 +13,7 @@ import torch
 from fastdqn import DQN
 from fastdqn.build import build_schedule
 from fastdqn.cli.commands import main
-from fastdqn.training.callbacks import NullCallback
+from fastdqn.training.callbacks import Callback
 from fastdqn.training.events import Episode, Report
 from tests.small_agents import SMALL
 
@@ -44,7 +44,7 @@ def epsilon(agent: DQN) -> float:
     return build_schedule(agent.config)(message["env_steps"], message["episodes"])
 
 
-class Seen(NullCallback):
+class Seen(Callback):
     """Keeps the reports and the episodes, and saves the agent at the first report."""
 
     def __init__(self, agent: DQN | None = None, folder: Path | None = None) -> None:

@@ -82,7 +82,7 @@ class Halved(DQNObjective):
         return outputs / 2
 
 
-def test_outputs_that_are_q_values_are_told_from_those_that_are_not() -> None:
+def test_outputs_that_are_q_values_are_reported_from_those_that_are_not() -> None:
     assert q_values_of(DQNObjective()) is q_values_of(Looking()) is None
     halve = q_values_of(Halved())
     assert halve is not None

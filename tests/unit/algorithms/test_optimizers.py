@@ -83,7 +83,7 @@ def test_two_hundred_steps_equal_torch(ours: Optimizer, theirs: Theirs) -> None:
 
 
 def test_all_settings_compared_with_torch_differ_from_each_other() -> None:
-    """Else the comparison could not tell one from another."""
+    """Else the comparison could not distinguish them."""
     ends = torch.stack([_run(optimizer, 0.01)[-1] for _, optimizer, _ in PAIRS])
     apart = torch.cdist(ends, ends) + torch.eye(len(PAIRS))
     assert apart.min() > 1e-3

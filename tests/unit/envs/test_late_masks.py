@@ -18,7 +18,7 @@ from fastdqn.envs.description import describe
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.sources.source import source_of
 from fastdqn.envs.tensor import make_tensor_env
-from fastdqn.training.callbacks import NullCallback
+from fastdqn.training.callbacks import Callback
 from tests.drive import MODES, everything_in
 from tests.masked import NUM_ACTIONS, MuchLaterMaskedCounterEnv, allowed
 from tests.unit.agent.test_dqn import small
@@ -41,7 +41,7 @@ def late(**kwargs: Any) -> Any:
     return partial(MuchLaterMaskedCounterEnv, -1, 5, "alternating", **kwargs)
 
 
-class NoRestart(NullCallback):
+class NoRestart(Callback):
     def on_restart(self, env_steps: int, message: str) -> None:
         raise AssertionError(message)
 

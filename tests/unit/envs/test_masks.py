@@ -27,7 +27,7 @@ from fastdqn.envs.masks import (
     with_mask_in_info,
 )
 from fastdqn.envs.sources.source import make_source
-from fastdqn.training.callbacks import NullCallback
+from fastdqn.training.callbacks import Callback
 from tests.drive import MODES, everything_in
 from tests.masked import (
     NUM_ACTIONS,
@@ -125,7 +125,7 @@ def test_a_mask_of_another_shape_names_its_environment(masks: Any, shape: str) -
 # Agents
 
 
-class Undisturbed(NullCallback):
+class Undisturbed(Callback):
     """Fails where a worker is restarted, as it is where a counter raises."""
 
     def on_restart(self, env_steps: int, message: str) -> None:

@@ -151,7 +151,7 @@ def test_a_second_start_finds_what_the_first_one_left(loaded: list[Interpreted])
     assert step.total.tolist() == [6.0] * 3
 
 
-def test_a_failure_leaves_it_eager_and_is_told_in_one_line(loaded: list[Interpreted]) -> None:
+def test_a_failure_leaves_it_eager_and_is_reported_in_one_line(loaded: list[Interpreted]) -> None:
     step, process = Adder(), SlowCompiler()
     moving, rows = ahead(step, process), torch.ones(2, 3)
     moving(rows)

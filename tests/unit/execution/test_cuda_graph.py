@@ -55,7 +55,7 @@ class FakeCuda(FakeStreams):
         self.recording = graph
         yield
         self.recording = None
-        self.tape.append("captured")
+        self.tape.append("recorded")
 
     def launch(self, work: Callable[[], object]) -> None:
         """Do the work of an operation, or only note it while a graph is recorded."""
@@ -86,7 +86,7 @@ class Counting:
         return restore
 
 
-def captured(**settings: Any) -> tuple[FakeCuda, Counting, CudaGraphStep]:
+def recorded(**settings: Any) -> tuple[FakeCuda, Counting, CudaGraphStep]:
     cuda = FakeCuda()
     counting = Counting(cuda)
     return (
@@ -97,7 +97,7 @@ def captured(**settings: Any) -> tuple[FakeCuda, Counting, CudaGraphStep]:
 
 
 def test_the_first_call_warms_up_aside_takes_it_back_records_and_replays() -> None:
-    cuda, counting, step = captured(warmups=2)
+    cuda, counting, step = recorded(warmups=2)
     step(ONE, torch.ones(2))
     assert cuda.tape == [
         "keep",
@@ -112,14 +112,14 @@ def test_the_first_call_warms_up_aside_takes_it_back_records_and_replays() -> No
         "new pool",
         "capture in pool 1",
         "step",
-        "captured",
+        "recorded",
         "replay",
     ]
     assert counting.total.tolist() == [1.0, 1.0]
 
 
 def test_later_calls_only_replay_and_read_what_the_tensors_hold_then() -> None:
-    cuda, counting, step = captured()
+    cuda, counting, step = recorded()
     amount = torch.ones(2)
     step(ONE, amount)
     cuda.tape.clear()
@@ -167,7 +167,7 @@ def test_a_recording_that_fails_by_itself_is_an_error() -> None:
 
 
 def test_another_tensor_is_another_graph_in_the_same_pool() -> None:
-    cuda, counting, step = captured()
+    cuda, counting, step = recorded()
     amount, other = torch.ones(2), torch.full((2,), 10.0)
     for args in ((ONE, amount), (TWO, amount), (ONE, other), (ONE, amount), (TWO, amount)):
         step(*args)
@@ -178,7 +178,7 @@ def test_another_tensor_is_another_graph_in_the_same_pool() -> None:
 
 
 def test_a_view_of_another_shape_is_another_graph() -> None:
-    _, counting, step = captured()
+    _, counting, step = recorded()
     amount = torch.ones(2)
     step(ONE, amount)
     step(ONE, amount[:1])
@@ -194,10 +194,10 @@ def test_generators_are_registered_before_the_capture_and_warming_up_draws_nothi
         cuda.tape.append("step")
         cuda.launch(lambda: place.uniform_(generator=generator))
 
-    captured_step = CudaGraphStep(
+    recorded_step = CudaGraphStep(
         EagerStep(step), lambda place: lambda: None, generators=[generator], warmups=1, cuda=cuda
     )
-    captured_step(drawn)
+    recorded_step(drawn)
     assert cuda.tape.index("generator registered") < cuda.tape.index("capture in pool 1")
     assert torch.equal(drawn, torch.rand(1, generator=torch.Generator().manual_seed(3)))
 
@@ -211,18 +211,18 @@ def test_a_capture_that_fails_leaves_the_stream_as_it_was_and_can_be_tried_again
         cuda.launch(lambda: place.add_(1.0))
 
     total = torch.zeros(1)
-    captured_step = CudaGraphStep(EagerStep(step), lambda place: place.zero_, cuda=cuda)
+    recorded_step = CudaGraphStep(EagerStep(step), lambda place: place.zero_, cuda=cuda)
     with pytest.raises(RuntimeError, match="capturing"):
-        captured_step(total)
+        recorded_step(total)
     assert cuda.tape[-1] == "main is current again"
-    assert captured_step.captures == 0
+    assert recorded_step.captures == 0
     failing, cuda.recording = False, None
-    captured_step(total)
+    recorded_step(total)
     assert total.tolist() == [1.0]
 
 
 def test_tensors_that_lie_elsewhere_each_time_are_copied_to_one_graph() -> None:
-    cuda, counting, step = captured(static=True)
+    cuda, counting, step = recorded(copies_inputs=True)
     for number in range(1, 4):
         step(torch.ones(()), torch.full((4,), float(number))[::2])
     assert (step.captures, cuda.tape.count("replay")) == (1, 3)
@@ -239,7 +239,7 @@ def test_steps_may_share_a_pool() -> None:
 
 
 @pytest.mark.cuda
-def test_a_captured_step_equals_a_plain_one_on_the_gpu() -> None:
+def test_a_recorded_step_equals_a_plain_one_on_the_gpu() -> None:
     total, amount = torch.zeros(4, device="cuda"), torch.ones(4, device="cuda")
 
     def snapshot(amount: Tensor) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""Which way a step is run: what is chosen, and what is refused."""
+"""Modes: which one is chosen, and what is refused."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def nothing() -> None:
 def test_auto_measures_the_c_against_the_plain_step_where_both_can_run() -> None:
     tried: list[str] = []
 
-    def measure(ways: Sequence[str]) -> tuple[str, str]:
-        tried.extend(ways)
+    def measure(candidates: Sequence[str]) -> tuple[str, str]:
+        tried.extend(candidates)
         return "native", "measured"
 
     given: Any = {"measure": measure, "why_not_native": nothing}
@@ -106,9 +106,9 @@ def test_on_cuda_auto_measures_what_needs_no_compiler_and_compiles_what_repays_i
 ) -> None:
     tried: list[str] = []
 
-    def measure(ways: Sequence[str]) -> tuple[str, str]:
-        tried.extend(ways)
-        return ways[fastest], "measured: so much"
+    def measure(candidates: Sequence[str]) -> tuple[str, str]:
+        tried.extend(candidates)
+        return candidates[fastest], "measured: so much"
 
     given: Any = {"measure": measure, "why_not_native": lambda: reason}
     mode, message = choose_execution("auto", CUDA, updates, **given)
@@ -121,8 +121,8 @@ def test_on_cuda_auto_measures_what_needs_no_compiler_and_compiles_what_repays_i
 
 
 def test_what_was_asked_for_is_not_measured() -> None:
-    def measure(ways: Sequence[str]) -> tuple[str, str]:
-        raise AssertionError("nobody asked")
+    def measure(candidates: Sequence[str]) -> tuple[str, str]:
+        raise AssertionError("a measurement")
 
     for device in (CPU, MPS):
         choose_execution("auto", device, FEW, measure=measure)
@@ -130,7 +130,9 @@ def test_what_was_asked_for_is_not_measured() -> None:
         assert choose_execution(way, CUDA, MANY, measure=measure) == (way, "as asked")
     for reason, mode in ((None, "native"), ("a reason", "compile+cudagraph")):
         why_not: Callable[[], str | None] = partial(str, reason) if reason else lambda: None
-        chosen, message = choose_execution("auto", CUDA, MANY, fused=True, why_not_native=why_not)
+        chosen, message = choose_execution(
+            "auto", CUDA, MANY, tensor_envs=True, why_not_native=why_not
+        )
         assert chosen == mode
         assert (reason or "one graph") in message
 
@@ -144,7 +146,7 @@ def test_mps_tells_that_the_cpu_is_likely_faster_for_a_small_network() -> None:
 def test_without_a_compiler_auto_is_eager_on_the_cpu_and_says_why() -> None:
     assert choose_execution("auto", CPU, MANY) == (
         "eager",
-        "not native: not checked; no C++ compiler on the PATH",
+        "not native: not looked up; no C++ compiler on the PATH",
     )
     assert choose_execution("auto", CUDA, MANY)[0] == "cudagraph"
 

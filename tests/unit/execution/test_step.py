@@ -19,7 +19,7 @@ CUDA = torch.device("cuda")
 
 
 class Compiling(EagerStep):
-    """A step that is compiled when it is told to, by the number of its rows; it adds 1.
+    """A step that is compiled on request, by the number of its rows; it adds 1.
 
     Attributes:
         asked: Numbers of rows that were asked for, in order.
@@ -87,7 +87,7 @@ def test_each_shape_moves_by_itself() -> None:
     assert tape[2:] == ["fast 2", "plain 1", "asked 1", "fast 2", "fast 1"]
 
 
-def test_a_compile_that_failed_is_told_and_asked_for_no_more() -> None:
+def test_a_compile_that_failed_is_reported_and_asked_for_no_more() -> None:
     tape, fast, step = built()
     step(torch.zeros(2))
     fast.failure = "no such luck"

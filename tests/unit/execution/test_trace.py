@@ -22,16 +22,16 @@ def test_a_trace_does_what_the_step_does_and_tracing_does_nothing() -> None:
     before = [tensor.clone() for tensor in learner.state.written()]
     traced = trace(learn, (index,))
     assert all(map(torch.equal, before, learner.state.written()))
-    copies = [tensor.clone() for tensor in traced.held]
+    copies = [tensor.clone() for tensor in traced.constants]
     with torch.no_grad():
         traced.graph(index, *copies)
     learn(index)
     assert int(learner.state.updates) == 2
-    for mine, theirs in zip(copies, traced.held, strict=True):
+    for mine, theirs in zip(copies, traced.constants, strict=True):
         assert torch.equal(mine, theirs)
     assert not torch.equal(learner.state.online, before[0])
     assert traced.specs == tuple(map(TensorSpec.of, (index, *copies)))
-    held = {id(tensor) for tensor in traced.held}
+    held = {id(tensor) for tensor in traced.constants}
     assert held >= {id(tensor) for tensor in learner.state.written()}
 
 
@@ -43,10 +43,10 @@ def test_what_a_step_holds_is_handed_in_and_stays_the_callers() -> None:
 
     traced = trace(step, (torch.ones(3),))
     assert total.tolist() == [0.0] * 3
-    assert {id(tensor) for tensor in traced.held} == {id(scale), id(total)}
+    assert {id(tensor) for tensor in traced.constants} == {id(scale), id(total)}
     assert not list(traced.graph.graph.find_nodes(op="get_attr"))
     scale.fill_(10.0)
-    traced.graph(torch.ones(3), *traced.held)
+    traced.graph(torch.ones(3), *traced.constants)
     assert total.tolist() == [10.0] * 3
 
 
@@ -62,7 +62,7 @@ def test_a_step_on_held_tensors_alone_writes_nothing_while_it_is_traced() -> Non
     x = torch.full((3,), 5.0)
     traced = trace(step, (x,))
     assert (x.tolist(), count.tolist(), other.tolist()) == ([5.0] * 3, [0.0] * 3, [1.0] * 3)
-    traced.graph(x, *traced.held)
+    traced.graph(x, *traced.constants)
     assert (x.tolist(), count.tolist()) == ([3.0] * 3, [3.0] * 3)
 
 

@@ -351,7 +351,7 @@ def test_without_a_target_network_the_online_one_is_bootstrapped_from() -> None:
     assert torch.equal(learner.state.target, torch.full((4,), 1e6))
 
 
-def test_a_hard_target_without_period_waits_to_be_told() -> None:
+def test_a_hard_target_without_period_waits_for_sync_target() -> None:
     learner = _learner(target="hard", target_period=0, learning_rate=0.01)
     start = learner.state.target.clone()
     for seed in range(10):
@@ -545,7 +545,7 @@ def test_a_learner_asked_to_start_at_once_learns_eagerly_until_it_is_compiled(
 
 def test_a_replay_buffer_learns_from_rows_and_a_sampler_from_a_number_of_draws() -> None:
     learner, replay = _learner(), filled_ring()
-    with pytest.raises(UsageError, match=r"3 updates from a replay buffer: it chooses none\. Give"):
+    with pytest.raises(UsageError, match=r"3 updates from a replay buffer: it chooses none\. Pass"):
         learner.learn(replay, 3)
     with pytest.raises(UsageError, match="an index for a sampler"):
         learner.learn(UniformSampler(replay, 8), replay.draw(3, 8))

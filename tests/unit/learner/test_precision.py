@@ -1,4 +1,4 @@
-"""Precision: what is refused, what PyTorch is told, and what bfloat16 does and does not touch."""
+"""Precision: what is refused, how PyTorch is set, and what bfloat16 does and does not touch."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def switches() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def _told() -> tuple[str, bool]:
+def _settings_of_cuda() -> tuple[str, bool]:
     return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.usefixtures("switches")
 @pytest.mark.parametrize("was", [("highest", True), ("high", True), ("highest", False)])
-def test_cuda_is_told_and_what_was_told_before_comes_back(was: tuple[str, bool]) -> None:
+def test_cuda_is_reported_and_what_was_told_before_comes_back(was: tuple[str, bool]) -> None:
     torch.set_float32_matmul_precision(was[0])
     torch.backends.cudnn.allow_tf32 = was[1]
     for precision, message in {
@@ -66,18 +66,18 @@ def test_cuda_is_told_and_what_was_told_before_comes_back(was: tuple[str, bool])
         "tf32": ("high", True),
     }.items():
         with float32_products(precision, CUDA):
-            assert _told() == message
-        assert _told() == was
+            assert _settings_of_cuda() == message
+        assert _settings_of_cuda() == was
         with float32_products(precision, CPU):
-            assert _told() == was
+            assert _settings_of_cuda() == was
 
 
 @pytest.mark.usefixtures("switches")
-def test_products_are_told_even_if_an_update_raises() -> None:
-    was = _told()
+def test_products_are_reported_even_if_an_update_raises() -> None:
+    was = _settings_of_cuda()
     with pytest.raises(ValueError, match="inside"), float32_products("tf32", CUDA):
         raise ValueError("inside")
-    assert _told() == was
+    assert _settings_of_cuda() == was
 
 
 def _learned(name: str, precision: str, updates: int = 40) -> Learner:

@@ -157,13 +157,13 @@ def test_a_ring_that_fits_is_looked_at_once_and_not_kept_alive() -> None:
 
     learner, replay = learner_of(execution="eager"), filled_ring()
     looks: list[Ring] = []
-    right = learner._look_at
+    right = learner._check_ring
 
     def look(ring: Ring) -> None:
         looks.append(ring)
         right(ring)
 
-    learner._look_at = look  # type: ignore[method-assign]
+    learner._check_ring = look  # type: ignore[method-assign]
     sampler = UniformSampler(replay, 8)
     for _ in range(3):
         learner.learn(replay, replay.draw(1, 8))
@@ -219,7 +219,7 @@ def test_a_batch_that_is_not_as_documented_is_refused(name: str, execution: str)
 @pytest.mark.parametrize("name", batches(random_batch()))
 def test_a_card_refuses_the_same_batches(name: str) -> None:
     with pytest.raises(UsageError):
-        native_of(learner_of(), "cuda").given(batches(random_batch())[name])
+        native_of(learner_of(), "cuda").on_batch(batches(random_batch())[name])
 
 
 # Acting
@@ -420,7 +420,7 @@ def test_compiled_or_on_a_card_it_changes_nothing_and_is_counted(
 ) -> None:
     execution = "compile" if where == "compiled" else "eager"
     learner = Learner(MLP((), 2, (4,), one_hot=5), execution=execution)
-    update = learner.update if where == "compiled" else native_of(learner, "cuda").given
+    update = learner.update if where == "compiled" else native_of(learner, "cuda").on_batch
     for observations in ((7, 1), (1, 7)):
         before = learner.state.online.clone()
         update(one_hot_batch(*observations))

@@ -1,4 +1,4 @@
-"""Compiling the C: once per machine, whole or not at all, and told where it cannot be done."""
+"""Compiling the C: once per machine, whole or not at all, and refused where it cannot be done."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_broken_library_in_the_cache_is_not_the_end(home: Path) -> None:
     assert c_library.load_library().fastdqn_open
 
 
-def test_without_a_compiler_the_way_out_is_told(
+def test_without_a_compiler_the_way_out_is_reported(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(home))

@@ -1,4 +1,4 @@
-"""Faster ways to act: each chooses what the policy itself would, to the number."""
+"""Faster actors: each chooses what the policy itself would, to the number."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def policy_of(seed: int = 0) -> Policy:
     return Policy(FlatNetwork(MLP((4,), ACTIONS, (8,))), seed)
 
 
-def captured(policy: Policy) -> tuple[GraphActor, RecordingCuda]:
+def recorded(policy: Policy) -> tuple[GraphActor, RecordingCuda]:
     cuda = RecordingCuda()
     return GraphActor(policy, cuda=cuda), cuda
 
 
 ACTORS: dict[str, Callable[[Policy], Actor]] = {
-    "captured": lambda policy: captured(policy)[0],
+    "recorded": lambda policy: recorded(policy)[0],
     "on the host": HostActor,
 }
 each_actor = pytest.mark.parametrize("make", ACTORS.values(), ids=list(ACTORS))
@@ -104,9 +104,9 @@ def test_every_update_changes_the_weights_that_act(make: Callable[[Policy], Acto
     assert changes > 3
 
 
-def test_a_graph_is_captured_once_and_replayed_for_every_step() -> None:
+def test_a_graph_is_recorded_once_and_replayed_for_every_step() -> None:
     policy = policy_of()
-    policy.actor, cuda = captured(policy)
+    policy.actor, cuda = recorded(policy)
     for step in range(20):
         policy.act(seen(step)[0], 0.1 * (step % 3))
     assert (cuda.captures(), cuda.replays()) == (1, 20)
@@ -122,7 +122,7 @@ def _masked(step: int) -> tuple[Tensor, float, Tensor]:
 
 def test_the_capture_itself_draws_nothing() -> None:
     policy, plain = policy_of(), policy_of()
-    policy.actor, _ = captured(policy)
+    policy.actor, _ = recorded(policy)
     policy.act(seen(0)[0], 0.5)
     plain.act(seen(0)[0], 0.5)
     assert torch.equal(policy._generator.get_state(), plain._generator.get_state())
@@ -139,7 +139,7 @@ def test_a_module_of_the_users_own_acts_through_a_graph() -> None:
     torch.manual_seed(0)
     network = FlatNetwork(Branches())
     plain, policy = Policy(network), Policy(network)
-    policy.actor, _ = captured(policy)
+    policy.actor, _ = recorded(policy)
     for step in range(10):
         obs, _ = seen(step)
         assert torch.equal(policy.act(obs, 0.4), plain.act(obs, 0.4))

@@ -38,7 +38,7 @@ class Reference:
         self.ring.begin(column(self.shown))
 
     def write(self, ends: list[int]) -> None:
-        """Write a row; `ends` tells by environment 0: goes on, 1: terminated, 2: truncated."""
+        """Write a row; `ends` says by environment 0: goes on, 1: terminated, 2: truncated."""
         final, action, reward = self.fresh(), self.fresh(), self.fresh()
         first = self.fresh()
         obs = [new if end else true for new, true, end in zip(first, final, ends, strict=True)]

@@ -25,7 +25,7 @@ from gymnasium.vector import SyncVectorEnv
 from fastdqn import DQN, Config, UsageError
 from fastdqn.cli.commands import main
 from fastdqn.reporting.plots import plot_run
-from fastdqn.training.callbacks import NullCallback
+from fastdqn.training.callbacks import Callback
 from fastdqn.training.events import Report
 
 SMALL: dict[str, Any] = {
@@ -185,7 +185,7 @@ def test_a_script_that_is_terminated_leaves_what_the_command_would(tmp_path: Pat
 def test_a_handler_of_the_callers_own_is_left_where_it_is(tmp_path: Path) -> None:
     seen: list[Any] = []
 
-    class Looks(NullCallback):
+    class Looks(Callback):
         def on_report(self, report: Any) -> None:
             seen.append(signal.getsignal(signal.SIGTERM))
 
@@ -268,7 +268,7 @@ def test_another_agent_does_not_go_on_in_a_folder(tmp_path: Path) -> None:
 # Ends before its time
 
 
-class Raises(NullCallback):
+class Raises(Callback):
     def __init__(self, error: BaseException) -> None:
         self.error = error
 

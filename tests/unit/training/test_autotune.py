@@ -1,4 +1,4 @@
-"""Choosing by measurement: the fastest wins, all are told, and the training notices nothing."""
+"""Choosing by measurement: the fastest wins, all are reported, and the training is not changed."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ BATCH, OBS = 8, torch.zeros(2, 4)
 
 
 def learner_of(clock: Clock | None = None, **took_s: float) -> tuple[Learner, Sampler]:
-    """Build a learner over an empty ring, and ways that really learn and take so long a call."""
+    """Build a learner over an empty ring, with fake modes that really learn, so long a call."""
     torch.manual_seed(0)
     learner = Learner(MLP((4,), 2, (8,)))
-    for way, seconds in took_s.items():
-        run_by(learner, way.replace("_", "+"), partial(slow, clock or Clock(), seconds))
+    for mode, seconds in took_s.items():
+        run_by(learner, mode.replace("_", "+"), partial(slow, clock or Clock(), seconds))
     return learner, UniformSampler(ReplayBuffer(64, 2, (4,), seed=3), BATCH, due=2)
 
 
@@ -50,20 +50,20 @@ def slow(clock: Clock, seconds: float, step: PureStep) -> Step:
     return EagerStep(slowly)
 
 
-def test_the_fastest_way_wins_and_all_are_told(clock: Clock) -> None:
+def test_the_fastest_mode_wins_and_all_are_reported(clock: Clock) -> None:
     learner, sampler = learner_of(clock, eager=600e-6, cudagraph=80e-6, compile_cudagraph=30e-6)
-    ways = ["eager", "cudagraph", "compile+cudagraph"]
-    best, message = fastest_mode(learner, sampler, 2, ways)
+    candidates = ["eager", "cudagraph", "compile+cudagraph"]
+    best, message = fastest_mode(learner, sampler, 2, candidates)
     assert best == learner.execution == "compile+cudagraph"
     assert message == (
         "measured per update: compile+cudagraph 15 us, cudagraph 40 us, eager 300 us"
     )
     assert list(learner._modes) == [best]  # what the others held is free again
     learner, sampler = learner_of(clock, eager=20e-6, cudagraph=80e-6)
-    assert fastest_mode(learner, sampler, 2, ways[:2])[0] == learner.execution == "eager"
+    assert fastest_mode(learner, sampler, 2, candidates[:2])[0] == learner.execution == "eager"
 
 
-def test_a_way_that_cannot_be_compiled_is_told_and_left_out(clock: Clock) -> None:
+def test_a_mode_that_cannot_be_compiled_is_reported_and_left_out(clock: Clock) -> None:
     learner, sampler = learner_of(clock, eager=600e-6, compile_cudagraph=30e-6)
 
     def refused(*_given: Any) -> None:
@@ -96,7 +96,7 @@ def test_a_measurement_leaves_no_trace_in_weights_moments_counts_and_draws() -> 
     assert len(sampler.buffer) == 0
 
 
-def test_a_graph_that_was_measured_is_not_captured_again() -> None:
+def test_a_graph_that_was_measured_is_not_recorded_again() -> None:
     learner, sampler = learner_of()
     cuda = RecordingCuda()
     run_by_graphs(learner, cuda)
@@ -108,7 +108,7 @@ def test_a_graph_that_was_measured_is_not_captured_again() -> None:
     assert int(learner.state.updates) == 4
 
 
-def test_a_way_that_cannot_run_is_told_and_left_out() -> None:
+def test_a_mode_that_cannot_run_is_reported_and_left_out() -> None:
     learner, sampler = learner_of()
 
     def broken(*_: Any) -> None:
@@ -123,7 +123,7 @@ def test_a_way_that_cannot_run_is_told_and_left_out() -> None:
     assert torch.equal(learner.state.online, before)
 
 
-def test_where_not_even_the_first_way_runs_its_error_is_told() -> None:
+def test_where_not_even_the_first_mode_runs_its_error_is_reported() -> None:
     learner, sampler = learner_of()
     before = learner.state.online.clone()
 
@@ -202,8 +202,8 @@ def _together(
     learner = Learner(MLP((4,), 2, (8,)))
     learner.device = torch.device("cuda")  # so it says; its tensors are the CPU's
     took = {"eager": 600e-6, "cudagraph": 80e-6, "native": 30e-6, "compile": 1.0}
-    for way, seconds in took.items():
-        run_by(learner, way, partial(slow, clock, seconds))
+    for mode, seconds in took.items():
+        run_by(learner, mode, partial(slow, clock, seconds))
     policy = Policy(learner.network)
     sampler = UniformSampler(ReplayBuffer(64, 2, (4,)), BATCH, due=2)
     return learner, policy, tune(asked, learner, policy, sampler, expected_updates=10)

@@ -19,7 +19,7 @@ from fastdqn.envs.description import describe
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.sources.source import GroupedSource, make_source, source_of
 from fastdqn.policies.policy import Hosted
-from fastdqn.training.callbacks import NullCallback
+from fastdqn.training.callbacks import Callback
 from fastdqn.training.events import Episode
 from fastdqn.training.host.rollout import HostRollout
 from tests.drive import everything_in, roll, rollout_of, vector_of
@@ -301,7 +301,7 @@ def _reset_and_roll(rollout: HostRollout, vector_steps: int) -> None:
 # Agents
 
 
-class Returns(NullCallback):
+class Returns(Callback):
     """Keeps the episodes that it sees."""
 
     def __init__(self) -> None:
@@ -334,7 +334,7 @@ def test_updates_per_env_step_are_exact_at_every_moment(
 ) -> None:
     settings = {"num_envs": num_envs, "env_groups": num_groups, "replay_ratio": ratio}
     agent = DQN(CounterEnv, num_workers=0, **{**SMALL, **settings})
-    with agent.trainer(200, NullCallback()) as trainer:
+    with agent.trainer(200, Callback()) as trainer:
         trainer.begin(agent.env_seeds())
         steps = 0
         while trainer.status == "running":

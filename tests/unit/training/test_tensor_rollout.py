@@ -1,4 +1,4 @@
-"""The fused rollout: what it stores, learns, counts and tells, against plain Python."""
+"""The rollout of tensor environments: what it stores, learns, counts and reports."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_reset_cuts_the_running_episodes(kind: type[TensorCounter]) -> None:
     assert len(stored(rollout).action) == 14 * 3
 
 
-# What is told
+# Reports
 
 
 @each_kind
@@ -373,7 +373,7 @@ def test_floats_from_a_space_of_integers_are_refused_by_their_dtype() -> None:
         rollout_of(env)
 
 
-def test_a_fault_that_the_ring_no_longer_holds_is_told_all_the_same() -> None:
+def test_a_fault_that_the_ring_no_longer_holds_is_reported_all_the_same() -> None:
     env = PureCounter(4)
     env.bad_at["reward"] = (1, 2, math.nan)
     rollout = rollout_of(env, capacity=8)
@@ -426,7 +426,7 @@ def test_updates_need_something_to_learn_with_and_from() -> None:
 
 
 def test_a_warm_up_before_a_capture_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in graph repeats the block, so that a captured run must equal a plain one."""
+    """The stand-in graph repeats the block, so that a recorded run must equal a plain one."""
 
     def built() -> tuple[TensorRollout, Learner]:
         torch.manual_seed(0)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from fastdqn.errors import NonFiniteError
+from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import Evaluation, EvaluationStopped, Evaluator
 from fastdqn.training.events import Episode, Report
 from fastdqn.training.host.rollout import HostRollout
@@ -103,7 +104,7 @@ class FakeEvaluator:
         return Evaluation(np.array([self.full_mean] * count), np.array([1] * count))
 
 
-class Stage:
+class Stage(Callback):
     """The fakes, the tape that they write, and the callback of the loop."""
 
     def __init__(self, clock: Clock, num_envs: int, ends: dict[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""The way to the device: what aliases, what is copied, and in which dtypes."""
+"""Transfers to the device: what aliases, what is copied, and in which dtypes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Learning that moves from one graph to another equals eager learning, whenever it moves.
 
 The graphs are stand-ins that record real operations (`tests.fake_cuda`), and the compiler is one
-that waits until it is told to end: a call that waited for it would never return.
+that waits until the test lets it end: a call that waited for it would never return.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.tensor_oracles import PureCounter, TensorCounter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-WAY = "compile+cudagraph"
+MODE = "compile+cudagraph"
 OWN = SETTINGS["a user's module, weight decay, no clip"]
 TRIED = ("a user's module, weight decay, no clip", "convolutions, hard", "masks, plain, newest")
 PLAN = (4, 1, 16, 5, 1, 4, 16, 5)
@@ -50,8 +50,8 @@ def inductor(monkeypatch: pytest.MonkeyPatch) -> HeldInductor:
 def moving(learner: Learner, *, background: bool = True) -> RecordingCuda:
     """Let a learner run by graphs of the stand-in, compiled when that is done."""
     cuda = RecordingCuda()
-    run_by_graphs(learner, cuda, WAY, background=background)
-    learner.execute_as(WAY)
+    run_by_graphs(learner, cuda, MODE, background=background)
+    learner.execute_as(MODE)
     return cuda
 
 
@@ -121,7 +121,7 @@ def test_batches_and_indices_of_the_caller_move_too(inductor: HeldInductor) -> N
     assert len(inductor.traces) == 2
 
 
-def test_where_compiling_fails_it_stays_captured_and_says_so(inductor: HeldInductor) -> None:
+def test_where_compiling_fails_it_stays_recorded_and_says_so(inductor: HeldInductor) -> None:
     learner, eager = OWN.build(), OWN.build()
     moving(learner)
     mine, theirs = OWN.sampler(), OWN.sampler()
@@ -152,7 +152,7 @@ def test_closed_a_learner_forgets_the_compile_and_goes_on_by_the_same_graphs(
     inductor.finish()
     learner.learn(sampler, 4)
     learner.close()
-    assert learner.execution == WAY  # which is there
+    assert learner.execution == MODE  # which is there
     assert captures(learning_step(learner)) == (1, 1)
     assert int(learner.state.updates) == 16
 
@@ -186,7 +186,7 @@ def test_auto_starts_without_a_compiler_and_records_nothing_twice(
     run_by(learner, "eager", slow)
     sampler = UniformSampler(OWN.replay(), BATCH, due=2)
     message = tune("auto", learner, Policy(learner.network), sampler, expected_updates=10**6)
-    assert learner.execution == WAY
+    assert learner.execution == MODE
     assert message.startswith(
         "measured per update: cudagraph 0 us, eager 500 us; 1,000,000 updates"
     )
@@ -205,16 +205,16 @@ RULES = CounterRules((2, 5, 1, 3), "alternating")
 BLOCKS = (Block(1, 1, 2), Block(1, 2), Block(1, 1, 2), Block(1, 2), Block(3, 0))
 
 
-def rollout_of(kind: str, way: str = "eager", **given: Any) -> tuple[TensorRollout, Learner]:
+def rollout_of(kind: str, mode: str = "eager", **given: Any) -> tuple[TensorRollout, Learner]:
     """Build a rollout on the CPU that runs its blocks as it would on a card."""
     torch.manual_seed(0)
     env = KINDS[kind](3, RULES)
     learner = Learner(MLP((3,), int(env.single_action_space.n), (8,), scale=0.1))
     learn = partial(learner.learn_from, learner.state)
     rollout = TensorRollout(env, learner.network, learn, capacity=40, batch_size=8, seed=3)
-    if way != "eager":
+    if mode != "eager":
         cuda = torch.device("cuda")
-        parts = rollout._iteration, env, mode_of(way, cuda), learner.state.written(), cuda
+        parts = rollout._iteration, env, mode_of(mode, cuda), learner.state.written(), cuda
         rollout._blocks = BlockRunner(*parts, **given)
     return rollout, learner
 
@@ -233,7 +233,7 @@ def test_blocks_do_what_eager_blocks_do_whenever_they_move(
     kind: str, moves_at: int, inductor: HeldInductor
 ) -> None:
     cuda = RecordingCuda()
-    rollout, learner = rollout_of(kind, WAY, background=True, cuda=cuda)
+    rollout, learner = rollout_of(kind, MODE, background=True, cuda=cuda)
     plain, eager = rollout_of(kind)
     for number in range(15):
         block = BLOCKS[number % len(BLOCKS)]
@@ -258,7 +258,7 @@ def test_blocks_do_what_eager_blocks_do_whenever_they_move(
 
 
 def test_blocks_that_were_asked_for_by_name_wait(inductor: HeldInductor) -> None:
-    rollout, _ = rollout_of("whole", WAY, cuda=RecordingCuda())
+    rollout, _ = rollout_of("whole", MODE, cuda=RecordingCuda())
     inductor.go.set()
     rollout.advance(BLOCKS[0], 0.5)
     (step,) = rollout._blocks.steps.steps
@@ -266,9 +266,9 @@ def test_blocks_that_were_asked_for_by_name_wait(inductor: HeldInductor) -> None
     assert inductor.calls == 2 * 4
 
 
-def test_blocks_whose_compile_fails_stay_captured_and_say_so(inductor: HeldInductor) -> None:
+def test_blocks_whose_compile_fails_stay_recorded_and_say_so(inductor: HeldInductor) -> None:
     cuda = RecordingCuda()
-    rollout, learner = rollout_of("whole", WAY, background=True, cuda=cuda)
+    rollout, learner = rollout_of("whole", MODE, background=True, cuda=cuda)
     plain, eager = rollout_of("whole")
     for _ in range(4):
         assert rollout.advance(BLOCKS[0], 0.5) == plain.advance(BLOCKS[0], 0.5)

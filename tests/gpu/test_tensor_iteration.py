@@ -48,7 +48,7 @@ def same_from_the_same_state(fast: TensorRollout, plain: TensorRollout) -> None:
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "MountainCar-v0", "Acrobot-v1"])
-def test_a_captured_block_is_the_eager_block(env_id: str) -> None:
+def test_a_recorded_block_is_the_eager_block(env_id: str) -> None:
     (fast, learner), (plain, eager) = build(env_id, "cudagraph"), build(env_id, "eager")
     for _ in range(50):
         assert fast.advance(BLOCK, 0.5) == plain.advance(BLOCK, 0.5)
@@ -60,9 +60,9 @@ def test_a_captured_block_is_the_eager_block(env_id: str) -> None:
     assert step.captures == 1
 
 
-@pytest.mark.parametrize("way", ["compile+cudagraph", "native"])
-def test_a_compiled_and_captured_block_is_close_and_recorded_once(way: str) -> None:
-    fast, plain = (build("CartPole-v1", how)[0] for how in (way, "eager"))
+@pytest.mark.parametrize("mode", ["compile+cudagraph", "native"])
+def test_a_compiled_and_recorded_block_is_close_and_recorded_once(mode: str) -> None:
+    fast, plain = (build("CartPole-v1", how)[0] for how in (mode, "eager"))
     for _ in range(3):
         for rollout in (fast, plain):
             rollout.advance(BLOCK, 0.5)

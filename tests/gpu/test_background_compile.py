@@ -1,4 +1,4 @@
-"""Nobody waits for a compiler on a card: what starts captured, and moves when it is compiled."""
+"""Compiling beside a training on a card: it starts with graphs, and moves when it is compiled."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fastdqn import DQN
 from fastdqn.execution import modes
 from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.execution.step import EagerStep, PlainUntilCompiled, Progress
-from fastdqn.training.callbacks import NullCallback
+from fastdqn.training.callbacks import Callback
 from fastdqn.training.trainer import Trainer
-from tests.gpu.test_fused import BLOCK, build, same_from_the_same_state
+from tests.gpu.test_tensor_iteration import BLOCK, build, same_from_the_same_state
 from tests.gpu.test_training import SMALL
 from tests.gpu.test_updates import no_waits
 from tests.learner_settings import SETTINGS, written
@@ -24,7 +24,7 @@ from tests.small_learners import Branches
 
 pytestmark = pytest.mark.cuda
 
-WAY = "compile+cudagraph"
+MODE = "compile+cudagraph"
 PATIENCE_S = 100.0
 
 
@@ -43,10 +43,10 @@ def rest() -> None:
 @pytest.mark.parametrize(
     "name", ["a user's module, weight decay, no clip", "convolutions, hard", "masks, double"]
 )
-def test_updates_start_captured_and_move_with_the_same_numbers(name: str) -> None:
+def test_updates_start_recorded_and_move_with_the_same_numbers(name: str) -> None:
     setting = SETTINGS[name]
     learner, eager = (setting.build("eager", "cuda") for _ in range(2))
-    learner.execute_as(WAY, background=True)
+    learner.execute_as(MODE, background=True)
     mine, theirs = (setting.sampler("cuda") for _ in range(2))
     learner.prepare(mine, 1)
     (step,) = learner.compiling
@@ -72,7 +72,7 @@ def test_other_recordings_succeed_while_something_compiles() -> None:
     """As when an evaluation acts by a graph of its own."""
     setting = SETTINGS["convolutions, hard"]
     learner, sampler = setting.build("eager", "cuda"), setting.sampler("cuda")
-    learner.execute_as(WAY, background=True)
+    learner.execute_as(MODE, background=True)
     learner.learn(sampler, 4)
     (step,) = learner.compiling
     recorded: list[float] = []
@@ -93,11 +93,11 @@ def test_other_recordings_succeed_while_something_compiles() -> None:
     assert step.ready_after_s is not None
 
 
-@pytest.mark.parametrize("way", [WAY, "native"])
+@pytest.mark.parametrize("mode", [MODE, "native"])
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1"])
-def test_blocks_start_captured_and_move_with_the_same_numbers(env_id: str, way: str) -> None:
+def test_blocks_start_recorded_and_move_with_the_same_numbers(env_id: str, mode: str) -> None:
     (fast, learner), (plain, eager) = build(env_id, "eager"), build(env_id, "eager")
-    fast.execute_as(way, background=True)
+    fast.execute_as(mode, background=True)
     (step,) = fast.compiling
     for number in range(4):
         assert fast.advance(BLOCK, 0.5) == plain.advance(BLOCK, 0.5)
@@ -112,7 +112,7 @@ def test_blocks_start_captured_and_move_with_the_same_numbers(env_id: str, way: 
 
 
 def moves(trainer: Trainer, step: Progress) -> None:
-    """Train until the first update, which waits for nobody, and until the step has moved."""
+    """Train until the first update, which waits for no compiler, and until the step has moved."""
     updates = trainer.learner.state.updates
     until(lambda: int(updates), trainer.vector_step)
     assert step.ready_after_s is None
@@ -126,8 +126,8 @@ def moves(trainer: Trainer, step: Progress) -> None:
 def test_auto_trains_a_network_of_ones_own_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modes, "WORTH_COMPILING_UPDATES", 1)
     agent = DQN("CartPole-v1", network=Branches(), **SMALL)
-    with agent.trainer(10**7, NullCallback()) as trainer:
-        assert agent.learner.execution == WAY
+    with agent.trainer(10**7, Callback()) as trainer:
+        assert agent.learner.execution == MODE
         assert "cudagraph" in agent.execution_reason
         (step,) = agent.learner.compiling
         trainer.begin(agent.env_seeds())
@@ -139,8 +139,8 @@ def test_auto_trains_a_network_of_ones_own_at_once(monkeypatch: pytest.MonkeyPat
 def test_auto_trains_in_tensor_environments_at_once(native: bool) -> None:
     given: dict[str, Any] = {**SMALL, "vectorizer": "tensor"}
     agent = DQN("CartPole-v1", network=None if native else Branches(), **given)
-    with agent.trainer(10**8, NullCallback()) as trainer:
-        assert agent.learner.execution == ("native" if native else WAY)
+    with agent.trainer(10**8, Callback()) as trainer:
+        assert agent.learner.execution == ("native" if native else MODE)
         rollout: Any = trainer.rollout
         trainer.begin(agent.env_seeds())
         moves(trainer, rollout.compiling[0])

@@ -31,7 +31,7 @@ SHORT = (4, 1, 16, 2, 4, 5, 16, 1)
 """Updates by call; LONG ones are recorded in graphs of 1, 2, 4, 8, 16, 32 and 64."""
 
 
-def captured(setting: Setting, **changes: Any) -> tuple[Learner, RecordingCuda]:
+def recorded(setting: Setting, **changes: Any) -> tuple[Learner, RecordingCuda]:
     """Build a learner that runs by graphs of the stand-in."""
     learner, cuda = setting.build(**changes), RecordingCuda()
     run_by_graphs(learner, cuda)
@@ -47,7 +47,7 @@ def assert_same(learner: Learner, other: Learner) -> None:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_sampled_graphs_learn_what_eager_learning_does(name: str) -> None:
     setting = SETTINGS[name]
-    (learner, cuda), eager = captured(setting), setting.build()
+    (learner, cuda), eager = recorded(setting), setting.build()
     mine, theirs, replay = setting.sampler(), setting.sampler(), setting.replay()
     born = eager.state.online.clone()
     plan, captures = (LONG, 7) if setting is PLAIN else (SHORT, 4)
@@ -64,7 +64,7 @@ def test_sampled_graphs_learn_what_eager_learning_does(name: str) -> None:
 
 
 def test_a_call_is_one_replay_where_the_updates_have_a_graph() -> None:
-    learner, cuda = captured(PLAIN)
+    learner, cuda = recorded(PLAIN)
     sampler = PLAIN.sampler()
     for updates in (1, 2, 4, 8, 16):
         learner.learn(sampler, updates)
@@ -76,7 +76,7 @@ def test_a_call_is_one_replay_where_the_updates_have_a_graph() -> None:
 
 def test_graphs_see_what_is_written_after_their_capture() -> None:
     """New rows, more of them, and another learning rate, without another capture."""
-    (learner, cuda), eager = captured(PLAIN), PLAIN.build()
+    (learner, cuda), eager = recorded(PLAIN), PLAIN.build()
     rings = [filled_ring(rows=20), filled_ring(rows=20)]
     samplers = [UniformSampler(ring, BATCH) for ring in rings]
     for step in range(60):
@@ -97,7 +97,7 @@ def test_graphs_see_what_is_written_after_their_capture() -> None:
 @pytest.mark.parametrize("masked", [False, True])
 def test_batches_and_indices_that_the_caller_brings_are_fed_to_graphs(masked: bool) -> None:
     setting = Setting(masked=masked)
-    (learner, cuda), eager = captured(setting), setting.build()
+    (learner, cuda), eager = recorded(setting), setting.build()
     replay = setting.replay()
     for seed in range(40):
         batch = random_batch(seed, BATCH, masked=masked)
@@ -110,7 +110,7 @@ def test_batches_and_indices_that_the_caller_brings_are_fed_to_graphs(masked: bo
 
 
 def test_another_ring_is_another_graph() -> None:
-    (learner, cuda), eager = captured(PLAIN), PLAIN.build()
+    (learner, cuda), eager = recorded(PLAIN), PLAIN.build()
     rings = [filled_ring(rows=rows) for rows in (32, 20)]
     samplers = [[UniformSampler(ring, BATCH) for ring in rings] for _ in range(2)]
     for number in range(12):
@@ -126,7 +126,7 @@ def test_another_ring_is_another_graph() -> None:
 
 
 def test_an_update_that_is_not_finite_changes_nothing_in_a_graph() -> None:
-    learner, _ = captured(PLAIN)
+    learner, _ = recorded(PLAIN)
     replay = filled_ring()
     sampler = UniformSampler(replay, BATCH)
     learner.learn(sampler, 4)
@@ -139,7 +139,7 @@ def test_an_update_that_is_not_finite_changes_nothing_in_a_graph() -> None:
 
 
 def test_a_capture_leaves_no_trace_but_its_own_replay() -> None:
-    (learner, _), eager = captured(PLAIN), PLAIN.build()
+    (learner, _), eager = recorded(PLAIN), PLAIN.build()
     sampler, other = PLAIN.sampler(), PLAIN.sampler()
     with nothing_left_in(other):
         index, _ = other.draw(torch.arange(BATCH).expand(1, BATCH))
@@ -154,7 +154,7 @@ def test_a_capture_leaves_no_trace_but_its_own_replay() -> None:
 
 
 def test_a_graph_that_would_wait_for_the_device_is_refused() -> None:
-    learner, _ = captured(PLAIN)
+    learner, _ = recorded(PLAIN)
     learner.objective = Looking(look=lambda priority: priority.sum().item())
     with pytest.raises(RuntimeError, match="capturing"):
         learner.learn(PLAIN.sampler(), 1)
@@ -174,7 +174,7 @@ def _counted_on_the_host(learner: Learner) -> None:
 
 
 def _rate_on_the_host(learner: Learner) -> None:
-    """Read the learning rate when the graph is captured, and never again."""
+    """Read the learning rate when the graph is recorded, and never again."""
     optimizer = learner._optimizer
 
     def frozen(flat: Tensor, grad: Tensor, slots: Any, step: Tensor, rate: Tensor) -> Any:
@@ -189,7 +189,7 @@ def test_what_the_host_computes_at_the_capture_is_seen_to_be_frozen(
 ) -> None:
     """The comparison of this file can fail: bugs of graphs make a difference in the stand-in."""
     setting = SETTINGS["convolutions, hard"]
-    (learner, _), eager = captured(setting), setting.build()
+    (learner, _), eager = recorded(setting), setting.build()
     plant(learner)
     mine, theirs = setting.sampler(), setting.sampler()
     for rate in (1e-3, 1e-2):

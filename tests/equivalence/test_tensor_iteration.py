@@ -1,4 +1,4 @@
-"""The fused iteration compiled, against itself as it is; and that nothing compiles twice."""
+"""The iteration in tensor environments compiled against eager; and nothing compiles twice."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ RULES = CounterRules((2, 5, 1, 3), "alternating")
 TRIED = (("whole", "compile"), ("whole", "native"), ("around", "native"))
 """Around environments that step by themselves, `compile` would compile the same parts again."""
 each_tried = pytest.mark.parametrize(
-    ("name", "way"),
-    [pytest.param(name, way, marks=[pytest.mark.slow] * (way == "compile")) for name, way in TRIED],
+    ("name", "mode"),
+    [
+        pytest.param(name, mode, marks=[pytest.mark.slow] * (mode == "compile"))
+        for name, mode in TRIED
+    ],
 )
 KINDS: dict[str, Any] = {"whole": PureCounter, "around": TensorCounter}
 
@@ -54,19 +57,21 @@ def run(rollout: TensorRollout) -> tuple[list[Episode], list[Tensor]]:
 
 @pytest.fixture(scope="module")
 def twins() -> Iterator[dict[str, list[tuple[TensorRollout, Learner]]]]:
-    """By kind and way: an eager rollout and a fast one, which have done nothing yet."""
+    """By kind and mode: an eager rollout and a fast one, which have done nothing yet."""
     yield {
-        f"{name}, {way}": [build(KINDS[name](3, RULES), execution) for execution in ("eager", way)]
-        for name, way in TRIED
+        f"{name}, {mode}": [
+            build(KINDS[name](3, RULES), execution) for execution in ("eager", mode)
+        ]
+        for name, mode in TRIED
     }
     torch._dynamo.reset()
 
 
 @each_tried
 def test_fast_iterations_equal_eager_ones(
-    name: str, way: str, twins: dict[str, list[tuple[TensorRollout, Learner]]]
+    name: str, mode: str, twins: dict[str, list[tuple[TensorRollout, Learner]]]
 ) -> None:
-    (eager, eager_learner), (compiled, learner) = twins[f"{name}, {way}"]
+    (eager, eager_learner), (compiled, learner) = twins[f"{name}, {mode}"]
     born = learner.state.online.clone()
     message, drawn = run(eager)
     compiled_told, compiled_drawn = run(compiled)
@@ -89,9 +94,9 @@ def test_fast_iterations_equal_eager_ones(
 
 @each_tried
 def test_nothing_compiles_again(
-    name: str, way: str, twins: dict[str, list[tuple[TensorRollout, Learner]]]
+    name: str, mode: str, twins: dict[str, list[tuple[TensorRollout, Learner]]]
 ) -> None:
-    rollout, learner = twins[f"{name}, {way}"][1]
+    rollout, learner = twins[f"{name}, {mode}"][1]
     if not rollout.rows:
         rollout.advance(BLOCK, 0.5)
     seconds = rollout.compile_s
