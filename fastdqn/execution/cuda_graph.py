@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdqn.execution.step import Step
+from fastdqn.execution.step import Step, StepGroup
 from fastdqn.execution.trace import COMPILER
 
 __all__ = ["Cuda", "CudaGraphStep", "GraphPool"]
@@ -45,7 +45,7 @@ class GraphPool:
         return self._handle
 
 
-class CudaGraphStep:
+class CudaGraphStep(StepGroup):
     """A step as CUDA graphs, one for each variant, all in one memory pool.
 
     A variant is a set of addresses and shapes of tensors. The first call with one warms the step
@@ -85,6 +85,7 @@ class CudaGraphStep:
         pool: GraphPool | None = None,
         cuda: Cuda = torch.cuda,
     ) -> None:
+        super().__init__([step])
         self._step, self._snapshot = step, snapshot
         self._generators, self._warmups, self._cuda = tuple(generators), warmups, cuda
         self._device, self._copies_inputs = device, copies_inputs
@@ -94,24 +95,9 @@ class CudaGraphStep:
         self._recording_s = 0.0
 
     @property
-    def ready(self) -> bool:
-        """Whether nothing is being compiled."""
-        return self._step.ready
-
-    @property
-    def ready_after_s(self) -> float | None:
-        """Seconds until what the step compiles was there; None before."""
-        return self._step.ready_after_s
-
-    @property
-    def failure(self) -> str | None:
-        """Why what the step compiles is not there."""
-        return self._step.failure
-
-    @property
     def wait_s(self) -> float:
         """Seconds for which calls waited: for the step, for warming it up and for recording it."""
-        return self._recording_s + self._step.wait_s
+        return self._recording_s + super().wait_s
 
     @property
     def captures(self) -> int:
@@ -125,10 +111,6 @@ class CudaGraphStep:
     def prepare(self, *tensors: Tensor) -> None:
         """Ask for what a recording with such tensors needs."""
         self._step.prepare(*self._static_inputs(tensors))
-
-    def close(self) -> None:
-        """Close the step."""
-        self._step.close()
 
     def __call__(self, *arguments: Tensor | None) -> None:
         """Replay the graph of these tensors; records it first where it is new."""

@@ -108,10 +108,10 @@ class StepGroup:
 
     @property
     def ready_after_s(self) -> float | None:
-        """Seconds until the last requested one was ready; None before."""
+        """Seconds until the last one that was asked for was there; None before, and on failure."""
         seconds = [step.ready_after_s for step in self.steps]
         there = [second for second in seconds if second is not None]
-        return max(there) if there and self.ready else None
+        return max(there) if there and self.ready and not self.failure else None
 
     @property
     def failure(self) -> str | None:
@@ -162,7 +162,7 @@ class ComposedStep(StepGroup):
             step.prepare(*tensors)
 
 
-class PlainUntilCompiled:
+class PlainUntilCompiled(StepGroup):
     """Two forms of a step: one that runs at once, and one whose parts have to be compiled.
 
     It moves from one to the other between two calls, for each set of shapes by itself. What has
@@ -175,28 +175,14 @@ class PlainUntilCompiled:
     """
 
     def __init__(self, plain: Step, fast: Step) -> None:
+        super().__init__([plain, fast])
         self.plain, self.fast = plain, fast
         self._cannot_run: str | None = None
 
     @property
-    def ready(self) -> bool:
-        """Whether nothing is being compiled."""
-        return self.fast.ready
-
-    @property
-    def ready_after_s(self) -> float | None:
-        """Seconds from the first request until the last form was there; None before."""
-        return None if self.failure else self.fast.ready_after_s
-
-    @property
     def failure(self) -> str | None:
         """Why the plain form stays, or None."""
-        return self._cannot_run or self.fast.failure
-
-    @property
-    def wait_s(self) -> float:
-        """Seconds for which calls of both forms waited."""
-        return self.plain.wait_s + self.fast.wait_s
+        return self._cannot_run or super().failure
 
     def __call__(self, *tensors: Tensor) -> None:
         """Run the step in the fastest form that is there; never waits for a compiler."""
@@ -221,10 +207,6 @@ class PlainUntilCompiled:
 
     def prepare(self, *tensors: Tensor) -> None:
         """Ask for nothing: the plain form runs first."""
-
-    def close(self) -> None:
-        """Cancel what is not ready; what is there stays."""
-        self.fast.close()
 
 
 def in_one_line(error: BaseException) -> str:

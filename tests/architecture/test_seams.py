@@ -169,7 +169,9 @@ def test_graphs_learn_what_eager_learning_does(name: str) -> None:
     assert not torch.equal(samplers[0].priority, torch.ones(64 + 2))
 
 
-@pytest.mark.parametrize("mode", ["eager", "compile", "cudagraph"])
+@pytest.mark.parametrize(
+    "mode", ["eager", pytest.param("compile", marks=pytest.mark.slow), "cudagraph"]
+)
 def test_each_batch_is_drawn_after_the_feedback_of_the_one_before(mode: str) -> None:
     """Feedback names exactly one row to be drawn next; drawn together, all rows were the first."""
     learner, replay = learner_of(dict), filled_ring()

@@ -334,7 +334,7 @@ def test_a_constructor_that_fails_later_is_given_up_after_growing_delays(
             envs.step([0, 0])
             steps += 1
     assert time.monotonic() - start > 0.2 + 0.4 + (3 * 0.5 if how == "hangs" else 0)
-    assert steps > 100  # the other worker did not wait
+    assert steps > 20  # the other worker did not wait, or there would be four
     reasons = {
         "raises": "environment 0 raised: HalfPicklableError: out of parts; ",
         "exits": "ended with exit code 9",

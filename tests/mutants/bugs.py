@@ -620,8 +620,11 @@ def forbidden_actions_in_the_target() -> None:
     MASKED_VECTORS + "an_evaluation_does_the_best_of_what_is_allowed",
 )
 def forbidden_actions_when_greedy() -> None:
-    right = policy.Policy.greedy
-    exchange("greedy", lambda self, obs, _mask=None: right(self, obs), policy.Policy)
+    def free(greedy: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda self, obs, _mask=None: greedy(self, obs)
+
+    exchange("greedy", free(policy.Policy.greedy), policy.Policy)
+    exchange("greedy_on_host", free(policy.Policy.greedy_on_host), policy.Policy)
 
 
 @turns_red(MASKS + "the_masked_taxi_never_stands_still_and_the_free_one_does")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from fastdqn.envs import grouped
+from fastdqn.envs import grouped, spaces
 from fastdqn.envs.description import factory_of
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.provider import GymnasiumEnvs
@@ -166,7 +166,10 @@ def test_timing_ends_soon_where_learning_is_slow() -> None:
     assert learn_s > 0
 
 
-def test_a_slow_environment_is_left_to_workers_and_a_fast_one_is_not() -> None:
+def test_a_slow_environment_is_left_to_workers_and_a_fast_one_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(spaces, "PATIENCE_S", 0.5)  # of a busy machine
     for factory, processes in ((CounterEnv, 0), (partial(HangingEnv, at=0, sleep_s=0.02), 2)):
         envs = GroupedVectorEnv([factory] * 2)
         assert envs.num_workers == len(envs.processes) == min(processes, envs.num_workers)

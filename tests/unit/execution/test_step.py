@@ -122,9 +122,9 @@ def test_steps_are_asked_as_one() -> None:
     assert (group.ready, group.ready_after_s) == (False, None)
     assert isinstance(steps[0], Compiling)
     steps[0].finish()
-    steps[1].wait_s, steps[2].failure = 2.0, "no such luck"
     assert (group.ready, group.ready_after_s) == (True, 3.0)
-    assert (group.failure, group.wait_s) == ("no such luck", 2.0)
+    steps[1].wait_s, steps[2].failure = 2.0, "no such luck"
+    assert (group.failure, group.wait_s, group.ready_after_s) == ("no such luck", 2.0, None)
 
 
 def test_a_composed_step_is_there_when_its_parts_are() -> None:

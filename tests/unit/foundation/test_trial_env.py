@@ -18,6 +18,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Tuple
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from fastdqn import DQN
+from fastdqn.envs import spaces
 from fastdqn.envs.description import describe
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.provider import GymnasiumEnvs
@@ -121,7 +122,10 @@ TRIALS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", TRIALS)
-def test_a_trial_leaves_generators_and_classes_as_they_were(name: str) -> None:
+def test_a_trial_leaves_generators_and_classes_as_they_were(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spaces, "PATIENCE_S", 5.0)  # of a busy machine
     before = shown()
     TRIALS[name]()
     assert shown() == before
