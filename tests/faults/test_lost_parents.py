@@ -230,8 +230,9 @@ def test_programs_of_environments_are_closed_where_a_signal_to_all_ends_the_pare
         os.killpg(trainer.pid, number)
         trainer.wait()
         deadline = time.monotonic() + SECONDS_TO_NOTICE
-        lives = lambda: _group_lives(trainer.pid) or _programs_that_run(tmp_path)  # noqa: E731
-        while lives() and time.monotonic() < deadline:
+        while time.monotonic() < deadline and (
+            _group_lives(trainer.pid) or _programs_that_run(tmp_path)
+        ):
             time.sleep(0.02)
         assert not _group_lives(trainer.pid)
         assert _programs_that_run(tmp_path) == []
