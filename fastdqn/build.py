@@ -30,7 +30,7 @@ from fastdqn.networks.mlp import mlp_for
 from fastdqn.networks.network_check import refuse_unfit
 from fastdqn.presets import preset_config
 from fastdqn.replay import NewestSampler, ReplayBuffer, Sampler, UniformSampler
-from fastdqn.replay.sampler import SamplerFactory
+from fastdqn.replay.sampler import SamplerFactory, sampler_of
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import Evaluator
 from fastdqn.training.host.rollout import HostRollout
@@ -188,7 +188,7 @@ def build_sampler(
     config: Config, env: EnvDescription, device: torch.device, make: SamplerFactory
 ) -> Sampler:
     """Build the replay ring and its sampler."""
-    sampler = make(build_replay(config, env, device), config.batch_size)
+    sampler = sampler_of(make, build_replay(config, env, device), config.batch_size)
     sampler.due = round(config.replay_ratio * config.num_envs / config.env_groups)
     return sampler
 

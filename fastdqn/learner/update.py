@@ -20,7 +20,7 @@ from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import Whole
 from fastdqn.foundation.scalars import whole
 from fastdqn.learner.precision import refuse_precision
-from fastdqn.learner.settings import TARGETS, refuse_settings
+from fastdqn.learner.settings import TARGETS, refuse_other_rows, refuse_settings
 from fastdqn.learner.state import METRICS, LearnerState
 from fastdqn.native import CudaUpdate, Learned, NativeUpdate, why_not_native
 from fastdqn.networks.flat_network import FlatNetwork
@@ -234,6 +234,7 @@ class Update(Whole):
             leaves = [view.detach().requires_grad_() for view in self.network.views(state.online)]
             outputs = self._outputs(leaves, batch.obs, numbers)
             losses, priority = self.objective.loss(outputs, others, batch, own)
+            refuse_other_rows(self.objective, batch, losses, priority)
             if batch.weight is not None:
                 losses = _weighted(losses, batch.weight)
             share = torch.full_like(losses, 1 / len(losses))  # of each row in the mean
@@ -293,7 +294,4 @@ def _drawn(sampler: Sampler, random_bits: Tensor) -> Iterator[tuple[Tensor, Tens
 
 
 def _weighted(losses: Tensor, weight: Tensor) -> Tensor:
-    if losses.shape != weight.shape:
-        got = f"losses {tuple(losses.shape)}, weight {tuple(weight.shape)}"
-        raise ValueError(f"{got}: want [B], [B]")
     return weight * losses

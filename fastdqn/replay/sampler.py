@@ -25,6 +25,7 @@ __all__ = [
     "Sampler",
     "SamplerFactory",
     "UniformSampler",
+    "sampler_of",
     "uniform_of",
 ]
 
@@ -173,6 +174,29 @@ class Sampler(Whole, ABC):
 
 SamplerFactory = Callable[[ReplayBuffer | FunctionalRing, int], Sampler]
 """Builds a sampler for a ring and a batch size."""
+
+
+def sampler_of(
+    make: SamplerFactory, replay: ReplayBuffer | FunctionalRing, batch_size: int
+) -> Sampler:
+    """Build a sampler; refuse what is none, is of another ring, or writes what it does not name.
+
+    Raises:
+        UsageError: Says what was built.
+    """
+    built: object = make(replay, batch_size)
+    way_out = "Pass DQN(sampler=...) what builds a Sampler from a ring and a batch size."
+    if not isinstance(built, Sampler):
+        raise UsageError(f"a sampler of {type(built).__name__}", "it is no Sampler", way_out)
+    if built.replay is not replay or built.batch_size != batch_size:
+        got = f"a {type(built).__name__} of batches of {built.batch_size}"
+        reason = f"it is to draw batches of {batch_size} from the ring that it is handed"
+        raise UsageError(got, reason, way_out)
+    kind = type(built)
+    if kind.feedback is not Sampler.feedback and kind.written is Sampler.written:
+        got, reason = f"the feedback of {kind.__name__}", "it writes no tensor that it names"
+        raise UsageError(got, reason, "Let `written` return the tensors that it writes.")
+    return built
 
 
 class UniformSampler(Sampler):

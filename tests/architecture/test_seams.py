@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fastdqn
 from fastdqn import DQN, CheckpointError, Learner, ReplayBuffer, UsageError, make_tensor_env
 from fastdqn.replay.functional_ring import FunctionalRing
+from fastdqn.replay.sampler import UniformSampler
 from tests.architecture.toys import ByPriority, EachHead, Heads, Munchausen, Noisy, OneAfterAnother
 from tests.fake_cuda import RecordingCuda
 from tests.learner_modes import run_by_graphs
@@ -244,3 +245,43 @@ def test_both_rings_are_read_alike() -> None:
             found.append(source.nth(torch.arange(int(count)), first).tolist())
         assert found[0] == found[1]
         assert torch.equal(replay.ring.continues, ring.ring.continues)
+
+
+@pytest.mark.parametrize("what", ["losses", "priorities"])
+@pytest.mark.parametrize("shape", [(), (1, 8), (8, 1), (5,)], ids=str)
+def test_losses_and_priorities_of_other_shapes_are_refused(
+    what: str, shape: tuple[int, ...]
+) -> None:
+    class Other(fastdqn.DoubleDQNObjective):
+        def loss(self, *given: Any) -> tuple[Tensor, Tensor]:
+            losses, priority = super().loss(*given)
+            other = (losses if what == "losses" else priority).mean().expand(shape)
+            return (other, priority) if what == "losses" else (losses, other)
+
+    learner = Learner(fastdqn.MLP((4,), 2, (8,)), objective=Other())
+    with pytest.raises(UsageError, match=rf"{what} \[.*\] for 8 rows, objective Other"):
+        learner.update(random_batch(0, 8))
+
+
+@pytest.mark.parametrize("env", ENVS)
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        (lambda _, __: None, "a sampler of NoneType"),
+        (lambda ring, _: ByPriority(ring, 7), "batches of 7"),
+        (lambda _, size: ByPriority(filled_ring(), size), "from the ring that it is handed"),
+        (lambda _, __: ByPriority, "a sampler of ABCMeta"),
+    ],
+)
+def test_a_sampler_of_something_else_is_refused(env: str, factory: Any, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        agent_of(env, lambda: {"sampler": factory}, "eager").learn(total_timesteps=60)
+
+
+def test_a_sampler_that_is_fed_back_names_what_it_writes() -> None:
+    class Unnamed(UniformSampler):
+        def feedback(self, rows: Tensor, priority: Tensor) -> None:
+            self.seen = rows, priority
+
+    with pytest.raises(UsageError, match="the feedback of Unnamed"):
+        agent_of("workers", lambda: {"sampler": Unnamed}, "eager").learn(total_timesteps=60)

@@ -27,7 +27,7 @@ from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.network_check import refuse_frames
 from fastdqn.replay import Sampler, UniformSampler
 from fastdqn.replay.functional_ring import MAX_BITS, FunctionalRing
-from fastdqn.replay.sampler import SamplerFactory
+from fastdqn.replay.sampler import SamplerFactory, sampler_of
 from fastdqn.training.events import Episode
 from fastdqn.training.tensor.block_plan import Block
 from fastdqn.training.tensor.block_runner import BlockRunner
@@ -101,7 +101,7 @@ class TensorRollout(Whole):
         self.num_envs = env.num_envs
         self.earlier_steps = self.rows = self.updates = self.episodes = 0
         refuse_frames(network, self.ring.ring.frames, None, env.env_id)
-        self.sampler = sampler(self.ring, batch_size)
+        self.sampler = sampler_of(sampler, self.ring, batch_size)
         self._learned = *learned, *self.sampler.written()
         learning = partial(learn or (lambda *_: None), self.sampler)
         self._iteration = Iteration(env, network, learning, self.ring)
