@@ -30,6 +30,7 @@ __all__ = [
     "Pass",
     "objective_of",
     "q_values_of",
+    "refuse_other_rows",
 ]
 
 
@@ -173,3 +174,20 @@ def q_values_of(objective: Objective) -> Callable[[Tensor], Tensor] | None:
     """Return what turns outputs into Q-values for an objective; None where they are Q-values."""
     plain = getattr(type(objective), "q_values", None) is DQNObjective.q_values
     return None if plain else objective.q_values
+
+
+def refuse_other_rows(
+    objective: object, batch: Transitions, losses: Tensor, priority: Tensor
+) -> None:
+    """Refuse losses, priorities and weights that are not one number for each row of a batch.
+
+    Raises:
+        UsageError: Another shape, which would broadcast or weigh the rows otherwise.
+    """
+    name, rows = type(objective).__name__, batch.action.shape
+    found = {"losses": losses, "priorities": priority, "weights": batch.weight}
+    for what, tensor in found.items():
+        if tensor is not None and tensor.shape != rows:
+            got = f"{what} {list(tensor.shape)} for {rows[0]} rows, objective {name}"
+            way_out = "Let `loss` return [B], [B]; let `draw` return weights [B]."
+            raise UsageError(got, "each row has one number", way_out)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from fastdqn.errors import UsageError
 from fastdqn.foundation.scalars import refuse_unless_finite
-from fastdqn.transition import Transitions
 
-__all__ = ["TARGETS", "refuse_other_rows", "refuse_settings"]
+__all__ = ["TARGETS", "refuse_settings"]
 
 TARGETS = ("soft", "hard", "none")
 
@@ -46,20 +43,3 @@ def refuse_settings(
 def _refuse_unless(fine: bool, got: str, reason: str, way_out: str) -> None:
     if not fine:
         raise UsageError(got, reason, way_out)
-
-
-def refuse_other_rows(
-    objective: object, batch: Transitions, losses: Tensor, priority: Tensor
-) -> None:
-    """Refuse losses, priorities and weights that are not one number for each row of a batch.
-
-    Raises:
-        UsageError: Another shape, which would broadcast or weigh the rows otherwise.
-    """
-    name, rows = type(objective).__name__, batch.action.shape
-    found = {"losses": losses, "priorities": priority, "weights": batch.weight}
-    for what, tensor in found.items():
-        if tensor is not None and tensor.shape != rows:
-            got = f"{what} {list(tensor.shape)} for {rows[0]} rows, objective {name}"
-            way_out = "Let `loss` return [B], [B]; let `draw` return weights [B]."
-            raise UsageError(got, "each row has one number", way_out)

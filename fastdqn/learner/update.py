@@ -13,14 +13,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fastdqn.algorithms.objectives import Objective, q_values_of
+from fastdqn.algorithms.objectives import Objective, q_values_of, refuse_other_rows
 from fastdqn.algorithms.optimizers import Adam, Optimizer, clip_by_norm, clip_by_value
 from fastdqn.algorithms.td_losses import discount_of
 from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import Whole
 from fastdqn.foundation.scalars import whole
 from fastdqn.learner.precision import refuse_precision
-from fastdqn.learner.settings import TARGETS, refuse_other_rows, refuse_settings
+from fastdqn.learner.settings import TARGETS, refuse_settings
 from fastdqn.learner.state import METRICS, LearnerState
 from fastdqn.native import CudaUpdate, Learned, NativeUpdate, why_not_native
 from fastdqn.networks.flat_network import FlatNetwork
@@ -235,8 +235,7 @@ class Update(Whole):
             outputs = self._outputs(leaves, batch.obs, numbers)
             losses, priority = self.objective.loss(outputs, others, batch, own)
             refuse_other_rows(self.objective, batch, losses, priority)
-            if batch.weight is not None:
-                losses = _weighted(losses, batch.weight)
+            losses = _weighted(losses, batch.weight)
             share = torch.full_like(losses, 1 / len(losses))  # of each row in the mean
             parts = torch.autograd.grad(losses, leaves, share, materialize_grads=True)
         grad = torch.cat([part.reshape(-1) for part in parts])
@@ -293,5 +292,5 @@ def _drawn(sampler: Sampler, random_bits: Tensor) -> Iterator[tuple[Tensor, Tens
             yield sampler.draw(bits)
 
 
-def _weighted(losses: Tensor, weight: Tensor) -> Tensor:
-    return weight * losses
+def _weighted(losses: Tensor, weight: Tensor | None) -> Tensor:
+    return losses if weight is None else weight * losses
