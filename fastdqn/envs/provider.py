@@ -7,10 +7,10 @@ tensor environments that the caller built there is one, and no second can be bui
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium as gym
 import torch
@@ -19,15 +19,21 @@ from gymnasium.vector import VectorEnv
 from fastdqn.config import Config
 from fastdqn.device import available_cores
 from fastdqn.envs.advice import refuse_no_factory
-from fastdqn.envs.description import EnvDescription, EnvFactory, describe, factory_of
-from fastdqn.envs.given_envs import GivenTensorEnv, GivenVectorEnv, Learning
-from fastdqn.envs.masks import refuse_useless_expectation, with_mask_in_info
+from fastdqn.envs.description import (
+    EnvDescription,
+    EnvFactory,
+    describe,
+    describe_spaces,
+    factory_of,
+)
+from fastdqn.envs.masks import MASK, refuse_useless_expectation, with_mask_in_info
+from fastdqn.envs.sources.copied_observations import copied_observations_in
 from fastdqn.envs.sources.envpool import describe_envpool, make_envpool_source
-from fastdqn.envs.sources.source import VECTORIZERS, EnvSource, make_source
+from fastdqn.envs.sources.source import VECTORIZERS, EnvSource, make_source, source_of
 from fastdqn.envs.spaces import measured_step_s
 from fastdqn.envs.specs.wrapping import factory_with, refuse_what_is_not_built
 from fastdqn.envs.tensor import TensorEnv, make_tensor_env
-from fastdqn.envs.workers.allocation import Allocation, allocation_beside_learner, timed_in_turns
+from fastdqn.envs.workers.allocation import allocation_beside_learner, timed_in_turns
 from fastdqn.envs.workers.supervision import Supervision
 from fastdqn.errors import UsageError
 from fastdqn.foundation.trial_env import trial_env
@@ -44,41 +50,52 @@ __all__ = [
 ]
 
 AnyEnv = str | EnvFactory | VectorEnv[Any, Any, Any] | TensorEnv
+Learning = Callable[[], float]
+"""Times the learning of a vector step; seconds."""
 
 
-class EnvProvider(Protocol):
+class EnvProvider:
     """Provides the environments of an agent.
 
     Attributes:
         description: One environment.
         fixed: Settings that the environments decide, such as `num_envs`.
         builds: Whether fresh environments can be built, e.g. for an evaluation.
+        kind: Of environments, for messages.
     """
 
     description: EnvDescription
-    fixed: Mapping[str, int]
-    builds: bool
+    fixed: Mapping[str, int] = MappingProxyType({})
+    builds = True
+    kind = ""
 
-    def training(self, config: Config, learning: Learning) -> Any:
+    def training(self, config: Config, learning: Learning) -> AbstractContextManager[EnvSource]:  # noqa: ARG002
         """Return a context manager of the EnvSource of a training.
 
         Args:
             config: Its settings.
             learning: Times the learning of a vector step at each call; seconds.
         """
+        raise self._cannot_build()
 
-    def evaluation(self, config: Config, num_envs: int) -> EnvSource:
+    def evaluation(self, config: Config, num_envs: int) -> EnvSource:  # noqa: ARG002
         """Build environments apart from those of the training.
 
         Raises:
             UsageError: They cannot be built.
         """
+        raise self._cannot_build()
 
-    def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:
+    def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:  # noqa: ARG002
         """Return the tensor environments of a training; None where there are none."""
+        return None
+
+    def _cannot_build(self) -> UsageError:
+        got, way_out = f"an agent of {self.kind}", "Pass an id or a factory."
+        return UsageError(got, "it cannot build environments", way_out)
 
 
-class GymnasiumEnvs:
+class GymnasiumEnvs(EnvProvider):
     """Environments of Gymnasium, built from a factory.
 
     Args:
@@ -89,49 +106,29 @@ class GymnasiumEnvs:
         UsageError: DQN cannot train on them.
     """
 
-    fixed: Mapping[str, int] = MappingProxyType({})
-    builds = True
-
     def __init__(self, factory: EnvFactory, **masks: bool) -> None:
         self.factory = partial(with_mask_in_info, factory)
         self.description = describe(self.factory, **masks)
 
-    @contextmanager
-    def training(self, config: Config, learning: Learning) -> Iterator[EnvSource]:
+    def training(self, config: Config, learning: Learning) -> AbstractContextManager[EnvSource]:
         """Build the environments of a training, and close them afterwards."""
-        allocation, groups = None, config.env_groups
-        if config.num_workers is None:
-            step_s, learn_s = self._seconds(learning)
-            each = config.num_envs // groups
-            allocation = allocation_beside_learner(each, step_s, learn_s, num_groups=groups)
-        with closing(self._source(config, config.num_envs, groups, allocation)) as source:
-            yield source
+        return closing(self._source(config, config.num_envs, config.env_groups, learning))
 
     def evaluation(self, config: Config, num_envs: int) -> EnvSource:
         """Build environments apart from those of the training."""
-        allocation = None
-        if config.num_workers is None:
-            allocation = allocation_beside_learner(num_envs, self.description.step_s, 0.0)
-        return self._source(config, num_envs, allocation=allocation)
-
-    def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:  # noqa: ARG002
-        """Return None: these return NumPy arrays."""
-        return None
-
-    def _seconds(self, learning: Learning) -> tuple[float | None, float]:
-        """Return the seconds of an env step (None if workers step all) and of learning."""
-        if self.description.step_s is None:
-            return None, 0.0
-        with trial_env(self.factory) as env:
-            return timed_in_turns(partial(measured_step_s, env), learning)
+        return self._source(config, num_envs)
 
     def _source(
         self,
         config: Config,
         num_envs: int,
         num_groups: int = 1,
-        allocation: Allocation | None = None,
+        learning: Learning | None = None,
     ) -> EnvSource:
+        allocation, each = None, num_envs // num_groups
+        if config.num_workers is None:
+            seconds = self._seconds(learning)
+            allocation = allocation_beside_learner(each, *seconds, num_groups=num_groups)
         vectorizer = config.vectorizer if config.vectorizer in VECTORIZERS else "grouped"
         return make_source(
             vectorizer,
@@ -144,8 +141,15 @@ class GymnasiumEnvs:
             allocation=allocation,
         )
 
+    def _seconds(self, learning: Learning | None) -> tuple[float | None, float]:
+        """Return the seconds of an env step (None if workers step all) and of learning."""
+        if learning is None or self.description.step_s is None:
+            return self.description.step_s, 0.0
+        with trial_env(self.factory) as env:
+            return timed_in_turns(partial(measured_step_s, env), learning)
 
-class EnvPoolEnvs:
+
+class EnvPoolEnvs(EnvProvider):
     """Environments of EnvPool, also for the evaluation.
 
     Args:
@@ -155,27 +159,18 @@ class EnvPoolEnvs:
         UsageError: It is not installed, or does not have the id.
     """
 
-    fixed: Mapping[str, int] = MappingProxyType({})
-    builds = True
-
     def __init__(self, env_id: str) -> None:
         self.env_id = env_id
         self.description = describe_envpool(env_id)
 
-    @contextmanager
-    def training(self, config: Config, learning: Learning) -> Iterator[EnvSource]:  # noqa: ARG002
+    def training(self, config: Config, learning: Learning) -> AbstractContextManager[EnvSource]:  # noqa: ARG002
         """Build a pool for a training, and close it afterwards."""
         threads = config.num_workers or max(1, available_cores() - 1)
-        with closing(make_envpool_source(self.env_id, config.num_envs, threads)) as source:
-            yield source
+        return closing(make_envpool_source(self.env_id, config.num_envs, threads))
 
     def evaluation(self, config: Config, num_envs: int) -> EnvSource:
         """Build a pool apart from that of the training."""
         return make_envpool_source(self.env_id, num_envs, config.num_workers or None)
-
-    def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:  # noqa: ARG002
-        """Return None: these return NumPy arrays."""
-        return None
 
 
 class TensorEnvs(GymnasiumEnvs):
@@ -196,6 +191,60 @@ class TensorEnvs(GymnasiumEnvs):
     def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:
         """Build the environments of a training on a device."""
         return make_tensor_env(self.env_id, num_envs, device)
+
+
+class GivenVectorEnv(EnvProvider):
+    """A VectorEnv of the caller, trained in as it is and left for the caller to close.
+
+    It is reset once, to see whether its infos hold action masks.
+
+    Args:
+        envs: The vector.
+        masks: Whether to obey its action masks.
+        expect_masks: Whether there will be masks though the first infos hold none.
+
+    Raises:
+        UsageError: DQN cannot train on it.
+    """
+
+    builds, kind = False, "a VectorEnv"
+
+    def __init__(
+        self, envs: VectorEnv[Any, Any, Any], *, masks: bool = True, expect_masks: bool = False
+    ) -> None:
+        self.envs = envs
+        in_infos = masks and (MASK in envs.reset()[1] or expect_masks)
+        self.source = source_of(envs, masks_in_infos=in_infos, obey_masks=masks)
+        self.description = self.source.description
+        self.fixed = {"num_envs": envs.num_envs, "env_groups": self.source.num_groups}
+
+    @contextmanager
+    def training(self, config: Config, learning: Learning) -> Iterator[EnvSource]:  # noqa: ARG002
+        """Return the vector itself as a source."""
+        with copied_observations_in(self.envs):
+            yield self.source
+
+
+class GivenTensorEnv(EnvProvider):
+    """Tensor environments of the caller, trained in as they are.
+
+    Args:
+        env: The environments.
+
+    Raises:
+        UsageError: DQN cannot train on them.
+    """
+
+    builds, kind = False, "a tensor environment"
+
+    def __init__(self, env: TensorEnv) -> None:
+        self.env, self.fixed = env, {"num_envs": env.num_envs}
+        spaces = env.single_observation_space, env.single_action_space
+        self.description = describe_spaces(env.env_id, *spaces)
+
+    def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:  # noqa: ARG002
+        """Return the caller's environments."""
+        return self.env
 
 
 def env_provider_of(

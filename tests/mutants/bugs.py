@@ -24,7 +24,7 @@ from fastdqn.agent.persistence import Persistent
 from fastdqn.agent.saved_description import SavedDescription
 from fastdqn.algorithms import exploration, objectives, td_losses
 from fastdqn.algorithms.optimizers import Adam
-from fastdqn.envs import given_envs, masks, sharing
+from fastdqn.envs import masks, provider, sharing
 from fastdqn.envs.sources import reused_arrays, source, vector_source
 from fastdqn.envs.sources.reused_arrays import ReuseWatch
 from fastdqn.envs.sources.source import GroupedSource
@@ -1108,7 +1108,7 @@ def observations_of_vectors_copied_unseen() -> None:
     REUSED + "its_masks_are_copied_too",
 )
 def arrays_of_a_lent_vector_that_stay_the_environments_own() -> None:
-    exchange("copied_observations_in", lambda _: contextlib.nullcontext(), given_envs)
+    exchange("copied_observations_in", lambda _: contextlib.nullcontext(), provider)
     exchange("look", lambda *_, **__: None, ReuseWatch)
 
 
