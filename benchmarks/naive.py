@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastdqn.envs.description import describe, factory_of
+from fastdqn.envs.description import describe
+from fastdqn.envs.specs.ids import factory_of
 
 Memory = deque[tuple[np.ndarray, int, float, np.ndarray, bool]]
 

@@ -19,10 +19,11 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from benchmarks.measure import Timer, bare_timer, repeat
 from fastdqn.device import available_cores
-from fastdqn.envs.description import describe, factory_of
+from fastdqn.envs.description import describe
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.sources.envpool import EnvPoolSource
 from fastdqn.envs.sources.source import EnvSource, make_source
+from fastdqn.envs.specs.ids import factory_of
 from fastdqn.envs.workers.allocation import Allocation
 from fastdqn.envs.workers.spawning import without_main_module
 from fastdqn.errors import UsageError

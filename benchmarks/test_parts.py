@@ -11,8 +11,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.random_replay import NUM_ENVS, random_replay, random_step
 from benchmarks.update_modes import learner_of, possible_modes, updates_of
-from fastdqn.envs.description import describe, factory_of
+from fastdqn.envs.description import describe
 from fastdqn.envs.sources.source import EnvSource, make_source
+from fastdqn.envs.specs.ids import factory_of
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.policy import Policy

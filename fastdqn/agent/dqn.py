@@ -42,7 +42,7 @@ from fastdqn.device import resolve_device
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.provider import AnyEnv, env_provider_of
 from fastdqn.envs.seeding import Stream, seeds_of
-from fastdqn.envs.specs.wrapping import CONFIGURING, with_plain_arguments
+from fastdqn.envs.specs.plain_values import CONFIGURING, with_plain_arguments
 from fastdqn.foundation.copying import Whole, copied
 from fastdqn.foundation.scalars import whole
 from fastdqn.policies.policy import Policy

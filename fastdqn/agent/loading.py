@@ -9,34 +9,31 @@ from __future__ import annotations
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import gymnasium as gym
 
 from fastdqn.agent.saved_description import SavedDescription, read_description, refuse_other_shapes
-from fastdqn.envs.description import EnvDescription, factory_of, for_workers
+from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.provider import AnyEnv
 from fastdqn.envs.specs.construction import (
     FORWARDING,
     Construction,
-    UsedWrapper,
     bare_env,
     chain_of,
     rebuilt,
-    why_not_from_a_file,
-    why_too_large,
 )
-from fastdqn.envs.specs.ids import first_line
-from fastdqn.envs.specs.plain_values import NotPlainError
-from fastdqn.envs.specs.wrapping import (
+from fastdqn.envs.specs.ids import factory_of, first_line, for_workers
+from fastdqn.envs.specs.plain_values import (
     CONFIGURING,
-    read_wrapper,
+    NotPlainError,
+    names_of,
     spelled_arguments,
-    typed_wrapper,
 )
+from fastdqn.envs.specs.wrapping import Wrapper, read_wrapper
 from fastdqn.errors import CheckpointError, UsageError
 from fastdqn.foundation.trial_env import trial_env
 from fastdqn.training.checkpoint import SavedPolicy
@@ -76,7 +73,7 @@ class Restored:
                 self.folder,
                 f"it was trained with observations {was[0]} {was[1]} and {was[2]} actions, and "
                 f"{env.env_id} has {now[0]} {now[1]} and {now[2]}",
-                _name_it(self.folder, env.env_id),
+                _command(Construction(env.env_id), self.folder),
             )
 
 
@@ -117,13 +114,13 @@ def restore(
         found = env
     elif made is None:
         found = named or saved_id
-        _refuse_unknown(saved_id, {**kept, **given}, given, folder, named=named is not None)
+        _refuse_unknown(saved_id, kept, given, folder, named=named is not None)
     elif configured:
         found = named or made.env_id or _bare(saved_id)
-        kept.update(_configured(made, saved_id, folder, own_wrappers="wrapper" in given))
+        kept |= _configured(_as_named(made, saved_id), folder, own_wrappers="wrapper" in given)
     else:
         found, more = _rebuilding(made, saved_id, folder, named)
-        kept.update(more)
+        kept |= more
     return Restored(found, {**kept, **given}, read, folder, env is None and not configured)
 
 
@@ -136,22 +133,24 @@ def _refuse_own_network(saved: SavedDescription) -> None:
 
 
 def _refuse_unknown(
-    env_id: str, used: Mapping[str, Any], given: Mapping[str, Any], folder: str, *, named: bool
+    env_id: str, kept: Mapping[str, Any], given: Mapping[str, Any], folder: str, *, named: bool
 ) -> None:
     """Refuse a saved id, arguments and wrappers that only the caller may name."""
-    kwargs, wrappers = used.get("env_kwargs") or {}, used.get("wrapper") or ()
-    command = _name_it(folder, env_id, kwargs, wrappers)
+    used = {**kept, **given}
+    wrappers = tuple(map(read_wrapper, names_of(used.get("wrapper"))))
+    saved = Construction(env_id, used.get("env_kwargs") or {}, wrappers)
     module, _, name = env_id.rpartition(":")
+    reason = ""
     if module and module not in sys.modules and not named:
         reason = f"its environment {env_id} is of a module that no file may have imported"
-        raise UsageError(folder, reason, command)
-    if name in FORWARDING and kwargs and "env_kwargs" not in given:
-        raise UsageError(folder, f"{name} imports what its arguments name", command)
-    for text in () if "wrapper" in given else wrappers:
-        _refuse_from_file(text, folder, command)
-    unknown = "" if named or used.get("vectorizer") in {"envpool", "tensor"} else _unknown(env_id)
-    if unknown:
-        raise UsageError(folder, unknown, command)
+    elif name in FORWARDING and saved.kwargs and "env_kwargs" not in given:
+        reason = f"{name} imports what its arguments name"
+    elif "wrapper" not in given:
+        reason = _why_not_wrapped(wrappers)
+    if not reason and not named and used.get("vectorizer") not in {"envpool", "tensor"}:
+        reason = _unknown(env_id)
+    if reason:
+        raise UsageError(folder, reason, _command(saved, folder))
 
 
 def _unknown(env_id: str) -> str:
@@ -163,14 +162,9 @@ def _unknown(env_id: str) -> str:
     return ""
 
 
-def _refuse_from_file(text: str, folder: str, command: str) -> None:
-    wrapper = read_wrapper(text)
-    why_not = f"{text} is of the caller's own" if wrapper.module else ""
-    arguments = {**wrapper.kwargs, "*": list(wrapper.args)}
-    why_not = why_not or why_too_large(arguments, wrapper.name)
-    why_not = why_not or why_not_from_a_file(wrapper.name)
-    if why_not:
-        raise UsageError(folder, f"its wrapper cannot be put on again: {why_not}", command)
+def _why_not_wrapped(wrappers: Iterable[Wrapper]) -> str:
+    why_not = next(filter(None, (wrapper.why_no_file() for wrapper in wrappers)), "")
+    return why_not and f"its wrapper cannot be put on again: {why_not}"
 
 
 def _rebuilding(
@@ -180,25 +174,26 @@ def _rebuilding(
 
     The settings of that id are returned with it.
     """
-    if not made.why_not:
+    why_not = made.why_not
+    if not why_not:
         unknown = _unknown(named or made.env_id)
         if unknown:
-            raise UsageError(folder, unknown, _command(made, saved_id, folder))
+            raise UsageError(folder, unknown, _command(_as_named(made, saved_id), folder))
         spec = for_workers(gym.registry[made.env_id])
-        factory = partial(rebuilt, spec, made.kwargs or {}, made.wrappers)
-        why_not = _why_not_built(factory) if any(w.why_not for w in made.wrappers) else ""
+        factory = partial(rebuilt, spec, made.kwargs, made.wrappers)
+        why_not = _why_not_built(factory) if _why_not_wrapped(made.wrappers) else ""
         if not why_not:
             return factory, {}
-    reason = f"its environment {saved_id} cannot be built again: {made.why_not or why_not}"
-    kwargs, around = _as_named(made)
-    if not named or any(wrapper.why_not for wrapper in around):
-        raise UsageError(folder, reason, _command(made, saved_id, folder))
+    reason = f"its environment {saved_id} cannot be built again: {why_not}"
+    around = _as_named(made, saved_id)
+    if not named or _why_not_wrapped(around.wrappers):
+        raise UsageError(folder, reason, _command(around, folder))
     warnings.warn(
         f"{named} is made as it is registered here, and not as it was saved in {folder}: {reason}."
         " Give env_kwargs and wrapper to say how it is made.",
         stacklevel=4,
     )
-    return named, {"env_kwargs": kwargs, "wrapper": tuple(typed_wrapper(w)[0] for w in around)}
+    return named, _settings_of(around)
 
 
 def _why_not_built(factory: Callable[[], gym.Env[Any, Any]]) -> str:
@@ -212,46 +207,48 @@ def _why_not_built(factory: Callable[[], gym.Env[Any, Any]]) -> str:
         return f"it cannot be built ({type(error).__name__}: {first_line(error)})"
 
 
-def _configured(
-    made: Construction, saved_id: str, folder: str, *, own_wrappers: bool
-) -> dict[str, Any]:
+def _configured(saved: Construction, folder: str, *, own_wrappers: bool) -> dict[str, Any]:
     """Return the settings of an id whose arguments or wrappers the caller replaces."""
-    kwargs, around = _as_named(made)
-    if own_wrappers:
-        return {"env_kwargs": kwargs}
-    typed = [typed_wrapper(wrapper) for wrapper in around]
-    for wrapper, (text, whole) in zip(around, typed, strict=True):
-        why_not = wrapper.why_not or ("" if whole else f"the arguments of {text} are no literals")
-        if why_not:
-            reason = f"its wrapper cannot be put on again: {why_not}"
-            raise UsageError(folder, reason, _command(made, saved_id, folder))
-    return {"env_kwargs": kwargs, "wrapper": tuple(text for text, _ in typed)}
+    for wrapper in () if own_wrappers else saved.wrappers:
+        text, whole = wrapper.typed()
+        reason = _why_not_wrapped([wrapper])
+        if not (reason or whole):
+            reason = f"its wrapper cannot be put on again: the arguments of {text} are no literals"
+        if reason:
+            raise UsageError(folder, reason, _command(saved, folder))
+    return _settings_of(saved)
 
 
-def _as_named(made: Construction) -> tuple[dict[str, Any], tuple[UsedWrapper, ...]]:
-    """Return arguments of `gymnasium.make`, and the wrappers around its result.
+def _settings_of(saved: Construction) -> dict[str, Any]:
+    around = tuple(wrapper.typed()[0] for wrapper in saved.wrappers)
+    return {"env_kwargs": dict(saved.kwargs), "wrapper": around}
+
+
+def _as_named(made: Construction, saved_id: str) -> Construction:
+    """Return an environment with arguments of `gymnasium.make` and the wrappers around its result.
 
     Wrappers of the registration and of the entry point are not among them.
     """
-    kwargs, spec = dict(made.kwargs or {}), gym.registry.get(made.env_id)
+    kwargs, spec = dict(made.kwargs), gym.registry.get(made.env_id)
+    made = replace(made, env_id=made.env_id or (saved_id if saved_id in gym.registry else ""))
     if spec is None:
-        return kwargs, made.wrappers
+        return made
     rest = made.wrappers[_num_inside(partial(bare_env, spec, kwargs), made.wrappers) :]
     added = [extra.entry_point.rpartition(":")[2] for extra in spec.additional_wrappers]
     names = [wrapper.name for wrapper in rest]
-    limit = rest[0].kwargs if names[:1] == ["TimeLimit"] and rest[0].module is None else None
+    limit = rest[0].kwargs if names[:1] == ["TimeLimit"] and not rest[0].module else None
     extra_limit = bool(added) and names[1 : 1 + len(added)] == added
     if limit and (spec.max_episode_steps is not None or extra_limit):
-        rest = rest[1:]
+        rest, names = rest[1:], names[1:]
         if limit.get("max_episode_steps") != spec.max_episode_steps:
             kwargs.update(limit)
     elif spec.max_episode_steps is not None:
         kwargs["max_episode_steps"] = -1
-    are_leading = [wrapper.name for wrapper in rest[: len(added)]] == added
-    return kwargs, rest[len(added) :] if are_leading else rest
+    rest = rest[len(added) :] if names[: len(added)] == added else rest
+    return replace(made, kwargs=kwargs, wrappers=rest)
 
 
-def _num_inside(factory: Callable[[], gym.Env[Any, Any]], wrappers: tuple[UsedWrapper, ...]) -> int:
+def _num_inside(factory: Callable[[], gym.Env[Any, Any]], wrappers: tuple[Wrapper, ...]) -> int:
     """Return how many of the wrappers an entry point adds."""
     try:
         with trial_env(factory) as env:
@@ -265,35 +262,23 @@ def _bare(env_id: str) -> str:
     return env_id.rpartition(":")[2]
 
 
-def _command(made: Construction, saved_id: str, folder: str) -> str:
-    """Return the command for an environment of a factory, with all of its wrappers."""
-    kwargs, around = _as_named(made)
-    typed = [typed_wrapper(wrapper) for wrapper in around]
-    lost = [text for text, whole in typed if not whole]
-    env_id = made.env_id or (saved_id if saved_id in gym.registry else "")
-    command = _name_it(folder, env_id, kwargs, [text for text, _ in typed])
-    if lost:
-        command += f" The arguments of {', '.join(lost)} are not saved: add them, if it took some."
-    if made.why_not and env_id:
-        command += " Its arguments and wrappers are not saved: add --env-kwargs and --wrapper."
-    return command
-
-
-def _name_it(
-    folder: str,
-    env_id: str,
-    kwargs: Mapping[str, Any] | None = None,
-    wrappers: Any = (),
-) -> str:
-    """Return the advice to name the environment, which no file may."""
-    if not env_id:
+def _command(saved: Construction, folder: str) -> str:
+    """Return the advice to name the environment, which no file may, with all of its wrappers."""
+    if not saved.env_id:
         return (
             "Pass it yourself: DQN.load(folder, env=...) from Python, or fastdqn evaluate with "
             "--env-id, and --env-kwargs and --wrapper where it has some."
         )
-    words = ["fastdqn", "evaluate", folder, "--env-id", env_id]
-    if kwargs:
-        words += ["--env-kwargs", *spelled_arguments(kwargs)]
-    if wrappers:
-        words += ["--wrapper", *wrappers]
-    return f"Name it yourself: {shlex.join(words)}, or DQN.load(folder, env=...) from Python."
+    typed = [wrapper.typed() for wrapper in saved.wrappers]
+    words = ["fastdqn", "evaluate", folder, "--env-id", saved.env_id]
+    if saved.kwargs:
+        words += ["--env-kwargs", *spelled_arguments(saved.kwargs)]
+    if typed:
+        words += ["--wrapper", *(text for text, _ in typed)]
+    command = f"Name it yourself: {shlex.join(words)}, or DQN.load(folder, env=...) from Python."
+    lost = [text for text, whole in typed if not whole]
+    if lost:
+        command += f" The arguments of {', '.join(lost)} are not saved: add them, if it took some."
+    if saved.why_not:
+        command += " Its arguments and wrappers are not saved: add --env-kwargs and --wrapper."
+    return command

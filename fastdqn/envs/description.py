@@ -17,8 +17,8 @@ from fastdqn.envs.masks import MASK, refuse_mask_shape
 from fastdqn.envs.sharing import refuse_the_same_again
 from fastdqn.envs.spaces import measured_step_s
 from fastdqn.envs.specs.construction import GIVEN, construction_of
-from fastdqn.envs.specs.ids import first_line, spec_of
-from fastdqn.envs.specs.registrations import importable
+from fastdqn.envs.specs.ids import first_line
+from fastdqn.envs.workers.task import EnvFactory
 from fastdqn.errors import UsageError
 from fastdqn.foundation.trial_env import trial_env
 from fastdqn.transition import STORAGE_DTYPES
@@ -28,11 +28,7 @@ __all__ = [
     "EnvFactory",
     "describe",
     "describe_spaces",
-    "factory_of",
-    "for_workers",
 ]
-
-EnvFactory = Callable[[], gym.Env[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -71,31 +67,6 @@ class EnvDescription:
     step_s: float | None = field(default=None, compare=False)
     construction: Mapping[str, Any] = field(default_factory=lambda: GIVEN, compare=False)
     max_episode_steps: int | None = None
-
-
-def factory_of(env_id: str, **kwargs: Any) -> EnvFactory:
-    """Return a picklable factory for a registered id.
-
-    The spec travels with the factory, so that an id registered in the caller's script is known
-    in the worker too. Gymnasium's per-step checks are left out: `describe` checks once, and
-    this package never steps before a reset.
-
-    Args:
-        env_id: `Name-v0`, `namespace/Name-v0` or `module:Name-v0`.
-        kwargs: Passed to the environment's constructor.
-
-    Raises:
-        UsageError: The id is not registered; close matches are named.
-    """
-    return partial(gym.make, for_workers(spec_of(env_id)), disable_env_checker=True, **kwargs)
-
-
-def for_workers(spec: EnvSpec) -> EnvSpec:
-    """Return a spec for other processes: entry points in the caller's script become objects.
-
-    Workers do not run that script.
-    """
-    return importable(replace(spec, order_enforce=False))
 
 
 def describe(

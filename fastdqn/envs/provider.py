@@ -19,19 +19,15 @@ from gymnasium.vector import VectorEnv
 from fastdqn.config import Config
 from fastdqn.device import available_cores
 from fastdqn.envs.advice import refuse_no_factory
-from fastdqn.envs.description import (
-    EnvDescription,
-    EnvFactory,
-    describe,
-    describe_spaces,
-    factory_of,
-)
+from fastdqn.envs.description import EnvDescription, EnvFactory, describe, describe_spaces
 from fastdqn.envs.masks import MASK, refuse_useless_expectation, with_mask_in_info
 from fastdqn.envs.sources.copied_observations import copied_observations_in
 from fastdqn.envs.sources.envpool import describe_envpool, make_envpool_source
 from fastdqn.envs.sources.source import VECTORIZERS, EnvSource, make_source, source_of
 from fastdqn.envs.spaces import measured_step_s
-from fastdqn.envs.specs.wrapping import factory_with, refuse_what_is_not_built
+from fastdqn.envs.specs.ids import factory_of
+from fastdqn.envs.specs.plain_values import refuse_what_is_not_built
+from fastdqn.envs.specs.wrapping import factory_with
 from fastdqn.envs.tensor import TensorEnv, make_tensor_env
 from fastdqn.envs.workers.allocation import allocation_beside_learner, timed_in_turns
 from fastdqn.envs.workers.supervision import Supervision

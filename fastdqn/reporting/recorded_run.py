@@ -16,7 +16,7 @@ from torch import Tensor
 from fastdqn.config import Config
 from fastdqn.device import available_cores
 from fastdqn.envs.description import EnvDescription
-from fastdqn.envs.specs.wrapping import spelled_arguments
+from fastdqn.envs.specs.plain_values import spelled_arguments
 from fastdqn.errors import FastDQNError, UsageError, WorkerError
 from fastdqn.foundation.formatting import format_figure
 from fastdqn.learner.learner import Learner

@@ -333,7 +333,7 @@ NO_GUARD = """
 import warnings
 import gymnasium as gym
 from fastdqn import GroupedVectorEnv
-from fastdqn.envs.description import factory_of
+from fastdqn.envs.specs.ids import factory_of
 from tests.oracles import CounterEnv
 
 print("the script runs", flush=True)

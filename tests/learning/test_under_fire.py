@@ -8,8 +8,9 @@ from contextlib import closing
 import pytest
 
 from fastdqn import DQN
-from fastdqn.envs.description import describe, factory_of
+from fastdqn.envs.description import describe
 from fastdqn.envs.sources.source import make_source
+from fastdqn.envs.specs.ids import factory_of
 from fastdqn.presets import preset_config
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import evaluate

@@ -1,4 +1,4 @@
-"""From an environment's id to its registered spec, with imports and advice.
+"""From an environment's id to its registered spec or a factory, with imports and advice.
 
 A module that an id names is looked for in the current folder first, as `python -m` does.
 """
@@ -9,15 +9,21 @@ import difflib
 import importlib
 import re
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
+from fastdqn import errors
+from fastdqn.envs.specs.registrations import importable
+from fastdqn.envs.workers.task import EnvFactory
 from fastdqn.errors import UsageError
 
-__all__ = ["first_line", "import_from_here", "spec_of"]
+__all__ = ["factory_of", "first_line", "for_workers", "import_from_here", "spec_of"]
 
 FAMILIES = (
     (re.compile(r"ALE/|\w+(NoFrameskip|Deterministic|-ram)", re.I), "ale_py", "fastdqn[atari]"),
@@ -44,6 +50,31 @@ def spec_of(env_id: str) -> EnvSpec:
         return gym.spec(name)
     except gym.error.Error as error:
         raise UsageError(f"--env-id {env_id}", _reason(error), _close_matches(name)) from None
+
+
+def factory_of(env_id: str, **kwargs: Any) -> EnvFactory:
+    """Return a picklable factory for a registered id.
+
+    The spec travels with the factory, so that an id registered in the caller's script is known
+    in the worker too. Gymnasium's per-step checks are left out: `describe` checks once, and
+    this package never steps before a reset.
+
+    Args:
+        env_id: `Name-v0`, `namespace/Name-v0` or `module:Name-v0`.
+        kwargs: Passed to the environment's constructor.
+
+    Raises:
+        UsageError: The id is not registered; close matches are named.
+    """
+    return partial(gym.make, for_workers(spec_of(env_id)), disable_env_checker=True, **kwargs)
+
+
+def for_workers(spec: EnvSpec) -> EnvSpec:
+    """Return a spec for other processes: entry points in the caller's script become objects.
+
+    Workers do not run that script.
+    """
+    return importable(replace(spec, order_enforce=False))
 
 
 def import_from_here(module: str) -> ModuleType:
@@ -138,5 +169,4 @@ def _namespace(env_id: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """Return the reason without Gymnasium's own suggestion, since we add ours."""
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return first.partition(" Did you mean")[0].rstrip(".")
+    return errors.first_line(error).partition(" Did you mean")[0].rstrip(".")

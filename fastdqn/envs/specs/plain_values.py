@@ -5,13 +5,40 @@ Tuples and dtypes, which JSON lacks, are marked, so that they come back as what 
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import json
 import math
-from collections.abc import Mapping
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["NotPlainError", "from_plain", "to_plain"]
+from fastdqn.errors import UsageError
+from fastdqn.foundation.scalars import are_names, as_names
+
+__all__ = [
+    "CONFIGURING",
+    "MAX_BYTES",
+    "NotPlainError",
+    "from_plain",
+    "names_of",
+    "plain_env_kwargs",
+    "refuse_what_is_not_built",
+    "spelled",
+    "spelled_arguments",
+    "to_plain",
+    "with_plain_arguments",
+]
+
+CONFIGURING = ("env_kwargs", "wrapper")
+"""Settings that say how the environments of an id are built."""
+MAX_BYTES = 200_000
+"""Of all arguments of an environment as JSON."""
+OURS = ("id", "disable_env_checker")
+"""Arguments of `gymnasium.make` that are given here already."""
 
 TUPLE, DTYPE = "$tuple", "$dtype"
 MAX_DEPTH = 16
@@ -97,3 +124,99 @@ def _dtype_name(value: Any) -> str | None:
         isinstance(value, type) and issubclass(value, np.generic)
     )
     return np.dtype(value).name if is_dtype else None
+
+
+# Settings that hold them
+
+
+def plain_env_kwargs(given: Any) -> dict[str, Any]:
+    """Check arguments of an environment; numbers of numpy become Python's.
+
+    Raises:
+        UsageError: A name or a value that JSON cannot hold.
+    """
+    if not isinstance(given, Mapping):
+        raise UsageError(
+            f"env_kwargs {given!r}", "it is no mapping of names", 'Give {"name": value}.'
+        )
+    try:
+        for key in given:
+            if not (isinstance(key, str) and key.isidentifier()) or key in OURS:
+                raise NotPlainError(f"no argument of an environment, {key}")
+        noted = to_plain(dict(given))
+        if len(json.dumps(noted)) > MAX_BYTES:
+            raise NotPlainError(f"of more than {MAX_BYTES:,} bytes")
+        plain: dict[str, Any] = from_plain(noted)
+    except NotPlainError as error:
+        raise UsageError(
+            f"--env-kwargs {spelled(given)}",
+            f"one is {error}",
+            "Give numbers, text, lists and dicts; for all else pass a factory from Python.",
+        ) from None
+    return plain
+
+
+def with_plain_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with arguments and wrappers as Config has them; None is left out.
+
+    Raises:
+        UsageError: JSON cannot hold one.
+    """
+    plain = {k: v for k, v in settings.items() if v is not None or k not in CONFIGURING}
+    if "env_kwargs" in plain:
+        plain["env_kwargs"] = plain_env_kwargs(plain["env_kwargs"])
+    if "wrapper" in plain:
+        plain["wrapper"] = names_of(plain["wrapper"])
+    return plain
+
+
+def names_of(given: Any) -> tuple[str, ...]:
+    """Return wrappers as a tuple; one may be a string.
+
+    Raises:
+        UsageError: They are none.
+    """
+    names: Any = as_names(given)
+    if not are_names(names):
+        raise UsageError(f"--wrapper {given!r}", "it is no list of names", "Give (name, ...).")
+    return tuple(names)
+
+
+def refuse_what_is_not_built(
+    env_kwargs: Mapping[str, Any] | None, wrappers: Sequence[str] | None
+) -> None:
+    """Refuse arguments and wrappers for environments that Gymnasium does not build from an id.
+
+    Raises:
+        UsageError: There are arguments or wrappers.
+    """
+    for flag, given in (("--env-kwargs", env_kwargs), ("--wrapper", wrappers)):
+        if given:
+            typed = spelled(given) if isinstance(given, Mapping) else shlex.join(names_of(given))
+            raise UsageError(
+                f"{flag} {typed}",
+                "it configures what Gymnasium builds from an id, and these environments come from "
+                "elsewhere (the caller, EnvPool, or tensors)",
+                "Configure them where they are built, or pass an id and leave --vectorizer out.",
+            )
+
+
+def spelled(kwargs: Mapping[str, Any]) -> str:
+    """Return arguments as they are typed after --env-kwargs, quoted for a shell."""
+    return shlex.join(spelled_arguments(kwargs))
+
+
+def spelled_arguments(kwargs: Mapping[str, Any]) -> list[str]:
+    """Return arguments as --env-kwargs reads them, a word each, not yet quoted for a shell."""
+    return [f"{key}={_spelled_value(value)}" for key, value in kwargs.items()]
+
+
+def _spelled_value(value: Any) -> str:
+    """Return a value as it is typed; text that reads as text is not quoted."""
+    other = {"true", "false", "none", "null", "nan", "infinity"}
+    if not isinstance(value, str) or value.lower() in other:
+        return repr(value)
+    with contextlib.suppress(ValueError, SyntaxError):
+        ast.literal_eval(value)
+        return repr(value)  # it would be taken for a number
+    return value if re.fullmatch(r"[\w./:-]+", value) else repr(value)

@@ -1,4 +1,4 @@
-"""Environments of an id with arguments and wrappers that the caller names.
+"""Wrappers by name: as the caller writes them, and as they were found around an environment.
 
 FlattenObservation            one of Gymnasium's own
 TimeLimit(max_episode_steps=100)
@@ -8,62 +8,53 @@ my_module:MyWrapper(3)        the caller's; the module is imported, as those of 
 from __future__ import annotations
 
 import ast
-import contextlib
-import json
 import re
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import gymnasium as gym
 
-from fastdqn.envs.description import EnvFactory, factory_of
-from fastdqn.envs.specs.construction import UsedWrapper, gymnasium_wrapper
-from fastdqn.envs.specs.ids import first_line, import_from_here
-from fastdqn.envs.specs.plain_values import NotPlainError, from_plain, to_plain
+from fastdqn.envs.specs.ids import factory_of, first_line, import_from_here
+from fastdqn.envs.specs.plain_values import names_of, plain_env_kwargs, spelled, to_plain
+from fastdqn.envs.workers.task import EnvFactory
 from fastdqn.errors import UsageError
-from fastdqn.foundation.scalars import are_names, as_names
 
-__all__ = [
-    "CONFIGURING",
-    "NamedWrapper",
-    "factory_with",
-    "plain_env_kwargs",
-    "read_wrapper",
-    "refuse_what_is_not_built",
-    "spelled_arguments",
-    "typed_wrapper",
-    "with_plain_arguments",
-]
+__all__ = ["Wrapper", "factory_with", "gymnasium_wrapper", "read_wrapper"]
 
-CONFIGURING = ("env_kwargs", "wrapper")
-"""Settings that say how the environments of an id are built."""
-WRAPPER = re.compile(r"(?:([A-Za-z_][\w.]*):)?([A-Za-z_]\w*)(\(.*\))?", re.DOTALL)
-MAX_TEXT, MAX_BYTES = 2_000, 200_000
-"""Of a wrapper's words, and of all arguments of an environment as JSON."""
-OURS = ("id", "disable_env_checker")
-"""Arguments of `gymnasium.make` that are given here already."""
+WRITTEN = re.compile(r"(?:([A-Za-z_][\w.]*):)?([A-Za-z_]\w*)(\(.*\))?", re.DOTALL)
+MAX_TEXT = 2_000
+REFUSED: Mapping[str, str] = {
+    "NormalizeObservation": "its running mean is not saved",
+    "RecordVideo": "it writes files",
+    "HumanRendering": "it opens a window",
+}
+"""Gymnasium's own wrappers that no file may name."""
+LARGEST, LARGEST_COUNT = 4_096, 2**53
+"""Of a whole number in a wrapper's arguments, since it may be a size; and of a count."""
+COUNTS = frozenset({"max_episode_steps", "buffer_length"})
 
 
 @dataclass(frozen=True)
-class NamedWrapper:
-    """A wrapper as the caller names it.
+class Wrapper:
+    """A wrapper by name.
 
     Attributes:
-        text: How it was written.
-        module: Where it is; empty for those of Gymnasium.
         name: Of its class, or of a function that takes an environment and returns one.
+        module: Where it is; empty for those of Gymnasium.
+        kwargs: Its arguments by name; None where they are not known, or not plain.
         args: Its arguments after the environment.
-        kwargs: Its arguments by name.
+        text: How the caller wrote it; empty if it was found.
+        why_unknown: Why its arguments are not known, or empty.
     """
 
-    text: str
-    module: str
     name: str
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    module: str
+    kwargs: Mapping[str, Any] | None
+    args: tuple[Any, ...] = ()
+    text: str = ""
+    why_unknown: str = ""
 
     def around(self, env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
         """Wrap an environment; imports the module.
@@ -73,7 +64,7 @@ class NamedWrapper:
         """
         wrap = self.found()
         try:
-            wrapped = wrap(env, *self.args, **self.kwargs)
+            wrapped = wrap(env, *self.args, **(self.kwargs or {}))
         except Exception as error:  # a wrapper may raise any exception
             reason = f"it cannot be put around {env} ({type(error).__name__}: {first_line(error)})"
             way_out = f"Give the arguments that it takes: '{self.name}(name=value)'."
@@ -89,10 +80,10 @@ class NamedWrapper:
             UsageError: There is none.
         """
         if not self.module:
-            try:
-                return gymnasium_wrapper(self.name)
-            except KeyError:
-                raise self._refused(f"Gymnasium has no wrapper {self.name}") from None
+            found = gymnasium_wrapper(self.name)
+            if found is None:
+                raise self._refused(f"Gymnasium has no wrapper {self.name}")
+            return found
         try:
             found = getattr(import_from_here(self.module), self.name)
         except Exception as error:  # importing may raise any exception
@@ -106,27 +97,71 @@ class NamedWrapper:
         way_out = "Name one of gymnasium.wrappers, or one of yours as module:Name."
         return UsageError(f"--wrapper {self.text}", reason, way_out)
 
+    def typed(self) -> tuple[str, bool]:
+        """Return it as text for a command, and whether that holds all of its arguments."""
+        if self.text:
+            return self.text, True
+        name = f"{self.module}:{self.name}" if self.module else self.name
+        words = ", ".join(f"{key}={value!r}" for key, value in (self.kwargs or {}).items())
+        text = f"{name}({words})" if words else name
+        try:
+            return text, read_wrapper(text).kwargs == self.kwargs
+        except UsageError:
+            return name, False
 
-def read_wrapper(text: Any) -> NamedWrapper:
+    def why_no_file(self) -> str:
+        """Return why no file may have it put on; empty where one may."""
+        if self.module:
+            return f"{self.module}:{self.name} is a wrapper of the caller's own"
+        if self.kwargs is None:
+            return self.why_unknown
+        for key, value in {**self.kwargs, "*": self.args}.items():
+            for number in _whole_numbers(value):
+                if abs(number) > (LARGEST_COUNT if key in COUNTS else LARGEST):
+                    return f"the argument {key} of {self.name} is {number}"
+        if self.name in REFUSED:
+            return f"no file may ask for {self.name}: {REFUSED[self.name]}"
+        return "" if gymnasium_wrapper(self.name) else f"Gymnasium has no wrapper {self.name}"
+
+
+def gymnasium_wrapper(name: str) -> type[gym.Wrapper[Any, Any, Any, Any]] | None:
+    """Return a wrapper of Gymnasium; None where it has none, or something of it is missing."""
+    try:
+        wrapper = getattr(gym.wrappers, name) if name in gym.wrappers.__all__ else None
+    except (AttributeError, ImportError, gym.error.Error):
+        return None
+    return wrapper if isinstance(wrapper, type) and issubclass(wrapper, gym.Wrapper) else None
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _whole_numbers(part)
+    elif isinstance(value, int):
+        yield value
+
+
+def read_wrapper(text: Any) -> Wrapper:
     """Parse a wrapper's text; nothing is imported or evaluated.
 
     Raises:
         UsageError: It is not `Name` or `Name(arguments)`, with or without `module:`.
     """
     fine = isinstance(text, str) and len(text) <= MAX_TEXT and text.isprintable()
-    match = WRAPPER.fullmatch(text.strip()) if fine else None
-    args, kwargs = _arguments(match[3]) if match else (None, {})
-    if match is None or args is None:
+    match = WRITTEN.fullmatch(text.strip()) if fine else None
+    arguments = _arguments(match[3]) if match else None
+    if match is None or arguments is None:
         raise UsageError(
             f"--wrapper {str(text)[:200]}",
             "it is no name with plain arguments",
             "Write it like FlattenObservation, 'TimeLimit(max_episode_steps=100)' or "
             "my_module:MyWrapper.",
         )
-    return NamedWrapper(text, match[1] or "", match[2], args, kwargs)
+    args, kwargs = arguments
+    return Wrapper(match[2], match[1] or "", kwargs, args, text)
 
 
-def _arguments(words: str | None) -> tuple[tuple[Any, ...] | None, dict[str, Any]]:
+def _arguments(words: str | None) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Read `(1, name="x")`; None if it is not a call with plain values."""
     try:
         call: Any = ast.parse(f"wrapper{words or '()'}", mode="eval").body
@@ -134,69 +169,11 @@ def _arguments(words: str | None) -> tuple[tuple[Any, ...] | None, dict[str, Any
         kwargs = {key.arg: ast.literal_eval(key.value) for key in call.keywords}
         to_plain([list(args), kwargs])
     except (AttributeError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        return None, {}
-    return (args, kwargs) if isinstance(call.func, ast.Name) else (None, {})
+        return None
+    return (args, kwargs) if isinstance(call.func, ast.Name) else None
 
 
-def typed_wrapper(wrapper: UsedWrapper) -> tuple[str, bool]:
-    """Return a wrapper as text for a command, and whether that holds all of its arguments."""
-    name = f"{wrapper.module}:{wrapper.name}" if wrapper.module else wrapper.name
-    words = ", ".join(f"{key}={value!r}" for key, value in (wrapper.kwargs or {}).items())
-    text = f"{name}({words})" if words else name
-    try:
-        whole = read_wrapper(text).kwargs == wrapper.kwargs
-    except UsageError:
-        return name, False
-    return text, whole
-
-
-def plain_env_kwargs(given: Any) -> dict[str, Any]:
-    """Check arguments of an environment; numbers of numpy become Python's.
-
-    Raises:
-        UsageError: A name or a value that JSON cannot hold.
-    """
-    if not isinstance(given, Mapping):
-        raise UsageError(
-            f"env_kwargs {given!r}", "it is no mapping of names", 'Give {"name": value}.'
-        )
-    try:
-        for key in given:
-            if not (isinstance(key, str) and key.isidentifier()) or key in OURS:
-                raise NotPlainError(f"no argument of an environment, {key}")
-        noted = to_plain(dict(given))
-        if len(json.dumps(noted)) > MAX_BYTES:
-            raise NotPlainError(f"of more than {MAX_BYTES:,} bytes")
-        plain: dict[str, Any] = from_plain(noted)
-    except NotPlainError as error:
-        raise UsageError(
-            f"--env-kwargs {_spelled(given)}",
-            f"one is {error}",
-            "Give numbers, text, lists and dicts; for all else pass a factory from Python.",
-        ) from None
-    return plain
-
-
-def with_plain_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with arguments and wrappers as Config has them; None is left out.
-
-    Raises:
-        UsageError: JSON cannot hold one.
-    """
-    plain = {k: v for k, v in settings.items() if v is not None or k not in CONFIGURING}
-    if "env_kwargs" in plain:
-        plain["env_kwargs"] = plain_env_kwargs(plain["env_kwargs"])
-    if "wrapper" in plain:
-        plain["wrapper"] = _names(plain["wrapper"])
-    return plain
-
-
-def _names(given: Any) -> tuple[str, ...]:
-    """Return the wrappers as a tuple; one may be given as a string."""
-    names: Any = as_names(given)
-    if not are_names(names):
-        raise UsageError(f"--wrapper {given!r}", "it is no list of names", "Give (name, ...).")
-    return tuple(names)
+# Environments of an id with arguments and wrappers
 
 
 def factory_with(
@@ -213,34 +190,15 @@ def factory_with(
         UsageError: One of them cannot be used.
     """
     kwargs = plain_env_kwargs(env_kwargs or {})
-    named = tuple(map(read_wrapper, _names(wrappers)))
+    named = tuple(map(read_wrapper, names_of(wrappers)))
     for wrapper in named:
         wrapper.found()
     factory = factory_of(env_id, **kwargs)
-    return partial(_made, factory, _spelled(kwargs), named) if kwargs or named else factory
-
-
-def refuse_what_is_not_built(
-    env_kwargs: Mapping[str, Any] | None, wrappers: Sequence[str] | None
-) -> None:
-    """Refuse arguments and wrappers for environments that Gymnasium does not build from an id.
-
-    Raises:
-        UsageError: There are arguments or wrappers.
-    """
-    for flag, given in (("--env-kwargs", env_kwargs), ("--wrapper", wrappers)):
-        if given:
-            typed = _spelled(given) if isinstance(given, Mapping) else shlex.join(_names(given))
-            raise UsageError(
-                f"{flag} {typed}",
-                "it configures what Gymnasium builds from an id, and these environments come from "
-                "elsewhere (the caller, EnvPool, or tensors)",
-                "Configure them where they are built, or pass an id and leave --vectorizer out.",
-            )
+    return partial(_made, factory, spelled(kwargs), named) if kwargs or named else factory
 
 
 def _made(
-    factory: EnvFactory, spelled_kwargs: str, wrappers: tuple[NamedWrapper, ...]
+    factory: EnvFactory, spelled_kwargs: str, wrappers: tuple[Wrapper, ...]
 ) -> gym.Env[Any, Any]:
     try:
         env = factory()
@@ -256,23 +214,3 @@ def _made(
     for wrapper in wrappers:
         env = wrapper.around(env)
     return env
-
-
-def _spelled(kwargs: Mapping[str, Any]) -> str:
-    return shlex.join(spelled_arguments(kwargs))
-
-
-def spelled_arguments(kwargs: Mapping[str, Any]) -> list[str]:
-    """Return arguments as --env-kwargs reads them, a word each, not yet quoted for a shell."""
-    return [f"{key}={_spelled_value(value)}" for key, value in kwargs.items()]
-
-
-def _spelled_value(value: Any) -> str:
-    """Return a value as it is typed; text that reads as text is not quoted."""
-    other = {"true", "false", "none", "null", "nan", "infinity"}
-    if not isinstance(value, str) or value.lower() in other:
-        return repr(value)
-    with contextlib.suppress(ValueError, SyntaxError):
-        ast.literal_eval(value)
-        return repr(value)  # it would be taken for a number
-    return value if re.fullmatch(r"[\w./:-]+", value) else repr(value)

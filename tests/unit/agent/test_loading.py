@@ -479,7 +479,7 @@ def test_evaluate_plays_what_was_trained_in(
     capsys.readouterr()
     assert main(["evaluate", str(run), *EVALUATE]) == 2
     message = capsys.readouterr().err
-    assert f"{__name__}:mine is of the caller's own" in message
+    assert f"{__name__}:mine is a wrapper of the caller's own" in message
     command = message.partition("fastdqn evaluate ")[2].partition(", or DQN.load")[0]
     typed = command.replace("'", "").split()
     assert typed[1:] == [

@@ -15,9 +15,9 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from fastdqn.envs import grouped, spaces
-from fastdqn.envs.description import factory_of
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.provider import GymnasiumEnvs
+from fastdqn.envs.specs.ids import factory_of
 from fastdqn.envs.workers import allocation, worker
 from fastdqn.envs.workers.allocation import (
     Allocation,

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Text, Tuple
 
-from fastdqn.envs.description import describe, describe_spaces, factory_of
+from fastdqn.envs.description import describe, describe_spaces
 from fastdqn.envs.grouped import GroupedVectorEnv
+from fastdqn.envs.specs.ids import factory_of
 from fastdqn.errors import UsageError
 from tests.oracles import ArrayRewardEnv, CounterEnv, CrashError, CrashingEnv, OffsetCounterEnv
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import gymnasium as gym
 import pytest
 
-from fastdqn.envs.description import describe, factory_of
-from fastdqn.envs.specs.ids import spec_of
+from fastdqn.envs.description import describe
+from fastdqn.envs.specs.ids import factory_of, spec_of
 from fastdqn.envs.specs.wrapping import factory_with
 from fastdqn.errors import UsageError
 

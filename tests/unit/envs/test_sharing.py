@@ -16,7 +16,7 @@ import pytest
 from gymnasium.vector import SyncVectorEnv
 
 from fastdqn import DQN, Supervision, UsageError
-from fastdqn.envs.description import describe, factory_of
+from fastdqn.envs.description import describe
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.sharing import (
     envs_in_use,
@@ -25,6 +25,7 @@ from fastdqn.envs.sharing import (
     register_holder,
 )
 from fastdqn.envs.sources.source import make_source, source_of
+from fastdqn.envs.specs.ids import factory_of
 from fastdqn.envs.workers.allocation import Allocation
 from tests.oracles import CounterEnv, CrashError, CrashingEnv
 from tests.unit.agent.test_dqn import small

@@ -11,9 +11,10 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from fastdqn.envs.description import describe, factory_of
+from fastdqn.envs.description import describe
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.sources.source import GroupedSource, VectorSource, make_source, source_of
+from fastdqn.envs.specs.ids import factory_of
 from fastdqn.errors import UsageError
 from tests.batched import BatchedCounter
 from tests.drive import MODES, everything_in, roll, rollout_of, vector_of
