@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,10 +41,10 @@ class SavedDescription:
         construction: How the environment of a factory was made; None of an id, and of policies
             that are older than this entry.
         network: Name of the network's class.
-        objective: Name of the caller's own objective, or None.
         obs_shape: Shape of one observation.
         obs_dtype: Its dtype, by name.
         num_actions: Actions, A.
+        objective: Name of the caller's own objective, or None.
         env_steps: Real transitions.
         updates: Optimizer steps.
         episodes: Finished episodes.
@@ -53,14 +54,14 @@ class SavedDescription:
     settings: Mapping[str, Any]
     construction: Construction | None
     network: str
-    objective: str | None
     obs_shape: tuple[int, ...]
     obs_dtype: str
     num_actions: int
-    env_steps: int
-    updates: int
-    episodes: int
-    rounds: int
+    objective: str | None = None
+    env_steps: int = 0
+    updates: int = 0
+    episodes: int = 0
+    rounds: int = 0
 
 
 def write_description(
@@ -70,10 +71,7 @@ def write_description(
     *,
     objective: str | None,
     by_id: bool,
-    env_steps: int,
-    episodes: int,
-    updates: int,
-    rounds: int,
+    **counts: int,
 ) -> dict[str, Any]:
     """Return the description of a policy: plain JSON values.
 
@@ -83,20 +81,14 @@ def write_description(
         network: Name of the network's class.
         objective: Name of the caller's own objective, or None.
         by_id: Whether the environment was passed by its id.
-        env_steps: See `SavedDescription`, as for the other counts.
-        episodes: See there.
-        updates: See there.
-        rounds: See there.
+        counts: Those of `SavedDescription`.
     """
     made: dict[str, Any] = {} if by_id else {"env": dict(env.construction)}
     made |= {} if objective is None else {"objective": objective}
     return {
         "env_id": env.env_id,
         **made,
-        "env_steps": env_steps,
-        "episodes": episodes,
-        "updates": updates,
-        "rounds": rounds,
+        **counts,
         "obs_shape": list(env.obs_shape),
         "obs_dtype": env.obs_dtype,
         "num_actions": env.num_actions,
@@ -111,20 +103,15 @@ def read_description(description: Mapping[str, Any]) -> SavedDescription:
     Raises:
         CheckpointError: A value is missing, of another type or out of range; names it.
     """
-    counts = ("env_steps", "updates", "episodes", "rounds")
+    defaults = vars(SavedDescription)
     return SavedDescription(
         settings=_settings(description.get("config")),
         construction=_construction(description.get("env")),
-        network=_checked("network", description.get("network"), _is_text, "a short text"),
-        objective=None
-        if "objective" not in description
-        else _checked("objective", description["objective"], _is_text, "a short text"),
-        obs_shape=tuple(_checked("obs_shape", description.get("obs_shape"), _is_shape, "a shape")),
-        obs_dtype=_checked(
-            "obs_dtype", description.get("obs_dtype"), _is_dtype, "a dtype of tensors"
-        ),
-        num_actions=_checked("num_actions", description.get("num_actions"), _is_size, "at least 1"),
-        **{name: _checked(name, description.get(name, 0), _is_count, "a count") for name in counts},
+        **{
+            name: _checked(name, description.get(name), *check)
+            for name, check in _VALUES.items()
+            if name in description or name not in defaults
+        },
     )
 
 
@@ -185,51 +172,39 @@ def _setting(field: Field[Any], value: Any) -> Any:
     kind, _, optional = str(field.type).partition(" | ")
     if value is None and (optional or kind == "Path"):
         return None
-    fine, what = _KINDS.get("Literal" if kind.startswith("Literal") else kind, _KINDS["str"])
-    if field.name == "cpu_threads":
-        fine, what = (lambda v: _is_size(v) and v <= MAX_THREADS), f"1 to {MAX_THREADS}"
-    _checked(f"setting {field.name}", value, fine, what)
-    if kind == "dict[str, Any]":
-        return from_plain(value)
+    check = _THREADS if field.name == "cpu_threads" else _KINDS.get(kind, _TEXT)
+    value = _checked(f"setting {field.name}", value, *check)
+    return from_plain(value) if kind == "dict[str, Any]" else value
+
+
+def _checked(name: str, value: Any, fine: Callable[[Any], bool], what: str) -> Any:
+    """Return a value that is fine, a list as a tuple."""
+    if not fine(value):
+        text = repr(value)
+        short = text if len(text) <= 60 else text[:57] + "..."
+        raise CheckpointError(f"its {name} is {short}, and must be {what}")
     return tuple(value) if isinstance(value, list) else value
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) is float or _is_whole(value)
+def _whole_within(least: int, most: int, value: Any) -> bool:
+    return type(value) is int and least <= value <= most
 
 
-def _is_whole(value: Any) -> bool:
-    return type(value) is int and abs(value) <= LARGEST_SETTING
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= LARGEST
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and 1 <= value < 2**31
+_is_whole = partial(_whole_within, -LARGEST_SETTING, LARGEST_SETTING)
+_is_count = partial(_whole_within, 0, LARGEST)
+_is_size = partial(_whole_within, 1, 2**31 - 1)
 
 
 def _is_text(value: Any) -> bool:
     return type(value) is str and len(value) <= MAX_WORDS and value.isprintable()
 
 
-def _is_dtype(value: Any) -> bool:
-    return _is_text(value) and value in STORAGE_DTYPES
+def _is_list(fine: Callable[[Any], bool], value: Any, most: int = MAX_LENGTH) -> bool:
+    return isinstance(value, list) and len(value) <= most and all(map(fine, value))
 
 
 def _is_shape(value: Any) -> bool:
-    if not isinstance(value, list) or len(value) > MAX_DIMENSIONS:
-        return False
-    return all(map(_is_count, value)) and math.prod(value) <= LARGEST
-
-
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= MAX_LENGTH and all(map(_is_size, value))
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= MAX_LENGTH and all(map(_is_text, value))
+    return _is_list(_is_count, value, MAX_DIMENSIONS) and math.prod(value) <= LARGEST
 
 
 def _are_arguments(value: Any) -> bool:
@@ -239,29 +214,27 @@ def _are_arguments(value: Any) -> bool:
         return False
 
 
-_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+_Check = tuple[Callable[[Any], bool], str]
+_TEXT: _Check = (_is_text, "a short text")
+_THREADS: _Check = (partial(_whole_within, 1, MAX_THREADS), f"1 to {MAX_THREADS}")
+_VALUES: Mapping[str, _Check] = {
+    "network": _TEXT,
+    "objective": _TEXT,
+    "obs_shape": (_is_shape, "a shape"),
+    "obs_dtype": (lambda v: _is_text(v) and v in STORAGE_DTYPES, "a dtype of tensors"),
+    "num_actions": (_is_size, "at least 1"),
+    **dict.fromkeys(("env_steps", "updates", "episodes", "rounds"), (_is_count, "a count")),
+}
+"""The check of a value of a description, and its name in messages."""
+_KINDS: Mapping[str, _Check] = {
     "int": (_is_whole, "a whole number"),
-    "float": (_is_number, "a number"),
+    "float": (lambda value: type(value) is float or _is_whole(value), "a number"),
     "bool": (lambda value: type(value) is bool, "true or false"),
-    "str": (_is_text, "a short text"),
-    "Path": (_is_text, "a short text"),
-    "Literal": (_is_text, "a short text"),
-    "tuple[int, ...]": (_are_sizes, "a list of sizes"),
-    "tuple[str, ...]": (_are_texts, "a list of short texts"),
+    "tuple[int, ...]": (partial(_is_list, _is_size), "a list of sizes"),
+    "tuple[str, ...]": (partial(_is_list, _is_text), "a list of short texts"),
     "dict[str, Any]": (_are_arguments, "names and plain values"),
 }
-"""Type of a field -> the check of a value in a file, and its name in messages."""
-
-
-def _checked(name: str, value: Any, fine: Callable[[Any], bool], what: str) -> Any:
-    if not fine(value):
-        raise CheckpointError(f"its {name} is {_short(value)}, and must be {what}")
-    return value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+"""Type of a field -> the check of a value in a file; all others are short texts."""
 
 
 def _construction(noted: Any) -> Construction | None:

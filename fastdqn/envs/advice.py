@@ -59,18 +59,15 @@ def refuse_unlike_env(env: Any, name: str) -> None:
             f"its factory built a vector of environments, {type(env).__name__}",
             "Pass the vector itself, DQN(vector), or a factory of one environment.",
         )
-    spaces = [getattr(env, kind, None) for kind in ("action_space", "observation_space")]
-    if _is_old(env) or any(map(_is_old, spaces)):
+    spaces = (getattr(env, kind, None) for kind in ("action_space", "observation_space"))
+    if any(map(_is_old, (env, *spaces))):
         raise UsageError(
             f"environment {name}",
             "it is made for the old package gym, which Gymnasium has replaced",
             OLD_PACKAGE,
         )
-    missing = [
-        what
-        for what in ("reset", "step", "action_space", "observation_space")
-        if getattr(env, what, None) is None
-    ]
+    needed = ("reset", "step", "action_space", "observation_space")
+    missing = [what for what in needed if getattr(env, what, None) is None]
     if missing:
         raise UsageError(
             f"environment {name}",
@@ -86,13 +83,14 @@ def _is_old(thing: Any) -> bool:
     )
 
 
-def checked_reset(returned: Any, name: str) -> tuple[Any, Mapping[str, Any]]:
-    """Return what a reset returned, an observation and an info.
+def checked_reset(returned: Any, name: str) -> Mapping[str, Any]:
+    """Return the info that a reset returned.
 
     Raises:
-        UsageError: It returned something else.
+        UsageError: It did not return an observation and an info.
     """
-    if not (isinstance(returned, tuple) and len(returned) == 2 and _may_be_info(returned[1])):
+    pair = isinstance(returned, tuple) and len(returned) == 2
+    if not (pair and isinstance(returned[1], Mapping | None)):
         raise UsageError(
             f"environment {name}",
             "its reset returned only an observation, as the old gym API has it, where Gymnasium's "
@@ -100,7 +98,7 @@ def checked_reset(returned: Any, name: str) -> tuple[Any, Mapping[str, Any]]:
             "End its reset with `return obs, {}`, and let it take seed and options: "
             "def reset(self, *, seed=None, options=None).",
         )
-    return returned[0], _checked_info(returned[1], name, "reset", "return obs, {}")
+    return _checked_info(returned[1], name, "reset", "return obs, {}")
 
 
 def checked_step(returned: Any, name: str) -> Mapping[str, Any]:
@@ -126,11 +124,6 @@ def checked_step(returned: Any, name: str) -> Mapping[str, Any]:
     return _checked_info(returned[4], name, "step", way_out)
 
 
-def _may_be_info(second: Any) -> bool:
-    """Return whether the second of two values can be an info, and not a part of an observation."""
-    return second is None or isinstance(second, Mapping)
-
-
 def _checked_info(info: Any, name: str, call: str, way_out: str) -> Mapping[str, Any]:
     if not isinstance(info, Mapping):
         raise UsageError(
@@ -151,22 +144,21 @@ def wrapper_for(obs: Space[Any], env: Any = None) -> str:
         obs: The space.
         env: The environment, if known: some packages bring wrappers of their own.
     """
-    own = _own_wrapper(env)
+    own = ""
+    if type(getattr(env, "unwrapped", None)).__module__.partition(".")[0] == "minigrid":
+        own = "; or minigrid.wrappers.ImgObsWrapper(env), which shows the picture alone"
     if _flattens(obs):
         some = "; FilterObservation(env, [...]) picks some of its parts first"
         return f"Wrap it: {_example('FlattenObservation(gymnasium.make(...))')}{some}{own}"
-    parts: list[tuple[Any, Space[Any]]] = []
-    if isinstance(obs, Dict):
-        parts = list(obs.spaces.items())
-    elif isinstance(obs, Tuple):
-        parts = list(enumerate(obs.spaces))
-    keys = [key for key, part in parts if _flattens(part)]
+    spaces: Any = obs.spaces if isinstance(obs, Dict | Tuple) else {}
+    parts = dict(spaces if isinstance(spaces, Mapping) else enumerate(spaces))
+    keys = [key for key, part in parts.items() if _flattens(part)]
     if not keys:
         return (
             "Wrap it so that it returns a numeric array: gymnasium.wrappers.TransformObservation"
             f"(env, lambda obs: ..., gymnasium.spaces.Box(...)){own}"
         )
-    others = ", ".join(repr(key) for key, _ in parts if key not in keys)
+    others = ", ".join(repr(key) for key in parts if key not in keys)
     wrapped = f"FlattenObservation(FilterObservation(gymnasium.make(...), {keys!r}))"
     return f"Leave out {others}, which makes no array: {_example(wrapped)}{own}"
 
@@ -174,13 +166,6 @@ def wrapper_for(obs: Space[Any], env: Any = None) -> str:
 def _example(wrapped: str) -> str:
     wrappers = [w for w in ("FilterObservation", "FlattenObservation") if w in wrapped]
     return f"from gymnasium.wrappers import {', '.join(wrappers)}; DQN(lambda: {wrapped})"
-
-
-def _own_wrapper(env: Any) -> str:
-    module = type(getattr(env, "unwrapped", None)).__module__.partition(".")[0]
-    if module == "minigrid":
-        return "; or minigrid.wrappers.ImgObsWrapper(env), which shows the picture alone"
-    return ""
 
 
 def _flattens(space: Space[Any]) -> bool:

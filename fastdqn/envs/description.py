@@ -86,21 +86,24 @@ def describe(
     name = _name_of(factory)
     with trial_env(partial(_tried, factory, name, "built")) as env:
         refuse_unlike_env(env, name)
-        spec: EnvSpec | None = getattr(env, "spec", None)
-        solved_at, env_id = (spec.reward_threshold, spec.id) if spec else (None, name)
+        spec: Any = getattr(env, "spec", None)
         described = describe_spaces(
-            env_id, env.observation_space, env.action_space, solved_at, env=env
+            spec.id if spec else name,
+            env.observation_space,
+            env.action_space,
+            spec.reward_threshold if spec else None,
+            env=env,
         )
-        _, info = checked_reset(_tried(partial(env.reset, seed=0), name, "reset"), name)
+        info = checked_reset(_tried(partial(env.reset, seed=0), name, "reset"), name)
         info_of_step = _info_of_a_step(env, name)
-        num_masked = 0
-        if masks:
-            info = info_of_step if info.get(MASK) is None else info
-            num_masked = described.num_actions if expect_masks else _num_masked(described, info)
+        mask = info_of_step.get(MASK) if info.get(MASK) is None else info[MASK]
+        if masks and not expect_masks and mask is not None:
+            shown = f"environment {described.env_id}"
+            refuse_mask_shape(shown, np.shape(mask), described.num_actions)
         described = replace(
             described,
             max_episode_steps=spec.max_episode_steps if spec else None,
-            num_masked=num_masked,
+            num_masked=described.num_actions if masks and (expect_masks or mask is not None) else 0,
             obeys_masks=masks,
             step_s=measured_step_s(env) if _is_gymnasiums(env) else None,
             construction=construction_of(env),
@@ -116,11 +119,7 @@ def _is_gymnasiums(env: Any) -> bool:
 
 
 def _info_of_a_step(env: gym.Env[Any, Any], name: str) -> Mapping[str, Any]:
-    """Return the info of one step; empty where the step fails, which the training will report.
-
-    Raises:
-        UsageError: It does not return what Gymnasium's environments return.
-    """
+    """Return the info of one step; empty where the step fails, which the training will report."""
     space: Any = env.action_space
     try:
         result = env.step(space.start)
@@ -143,19 +142,6 @@ def _tried(call: Callable[[], Any], name: str, done: str) -> Any:
             if old
             else "Install what it needs or fix its factory.",
         ) from error
-
-
-def _num_masked(described: EnvDescription, info: Mapping[str, Any]) -> int:
-    """Return the number of actions of a mask in the info; 0 without one.
-
-    Raises:
-        UsageError: It differs from the number of actions.
-    """
-    if info.get(MASK) is None:
-        return 0
-    env, num_actions = f"environment {described.env_id}", described.num_actions
-    refuse_mask_shape(env, np.shape(info[MASK]), num_actions)
-    return num_actions
 
 
 def describe_spaces(
@@ -195,16 +181,9 @@ def describe_spaces(
             wrapper_for(obs, env),
         )
     shape, dtype = tuple(obs.shape or ()), _storable(env_id, obs)
-    return EnvDescription(
-        env_id,
-        obs,
-        shape,
-        dtype,
-        int(action.n),
-        int(action.start),
-        solved_at,
-        action_dtype=np.dtype(action.dtype).name,
-    )
+    actions = int(action.n), int(action.start)
+    action_dtype = np.dtype(action.dtype).name
+    return EnvDescription(env_id, obs, shape, dtype, *actions, solved_at, action_dtype=action_dtype)
 
 
 def _storable(env_id: str, obs: Space[Any]) -> str:
@@ -238,17 +217,10 @@ def _refuse_actions_beyond(env_id: str, action: Discrete) -> None:
 
 
 def _name_of(factory: EnvFactory) -> str:
-    if isinstance(factory, partial) and factory.args and _is_ours(factory):
-        return _name_of(factory.args[0])
-    spec = factory.args[0] if isinstance(factory, partial) and factory.args else None
-    if isinstance(spec, EnvSpec):
-        return spec.id
-    if isinstance(factory, partial):
-        return _name_of(factory.func)
-    return getattr(factory, "__name__", type(factory).__name__)
-
-
-def _is_ours(factory: partial[Any]) -> bool:
-    """Return whether a factory is one of ours around another."""
-    module = getattr(factory.func, "__module__", None) or ""
-    return module.startswith("fastdqn.envs.") and callable(factory.args[0])
+    if not isinstance(factory, partial):
+        return getattr(factory, "__name__", type(factory).__name__)
+    first, *_ = *factory.args, None
+    if isinstance(first, EnvSpec):
+        return first.id
+    ours = (getattr(factory.func, "__module__", None) or "").startswith("fastdqn.envs.")
+    return _name_of(first if ours and callable(first) else factory.func)

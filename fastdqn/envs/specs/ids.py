@@ -49,7 +49,8 @@ def spec_of(env_id: str) -> EnvSpec:
     try:
         return gym.spec(name)
     except gym.error.Error as error:
-        raise UsageError(f"--env-id {env_id}", _reason(error), _close_matches(name)) from None
+        reason = first_line(error).partition(". Have you")[0]  # without its own guesses
+        raise UsageError(f"--env-id {env_id}", reason, _close_matches(name)) from None
 
 
 def factory_of(env_id: str, **kwargs: Any) -> EnvFactory:
@@ -82,8 +83,7 @@ def import_from_here(module: str) -> ModuleType:
 
     Workers look for modules where this process does.
 
-    Args:
-        module: Its name; importing it may raise any exception.
+    Importing it may raise any exception.
     """
     if module not in sys.modules and not sys.flags.safe_path:
         _look_here()
@@ -138,14 +138,6 @@ def _import_family(env_id: str) -> None:
                 f"({first_line(error)})",
                 f'Run: pip install "{package}"',
             ) from None
-
-
-def _reason(error: Exception) -> str:
-    """Return why Gymnasium does not know an id, without its own guesses."""
-    first = first_line(error)
-    if isinstance(error, gym.error.NamespaceNotFound):
-        return first.partition(". Have you")[0]
-    return first
 
 
 def _close_matches(name: str) -> str:

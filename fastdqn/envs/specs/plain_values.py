@@ -11,7 +11,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,6 @@ MAX_BYTES = 200_000
 OURS = ("id", "disable_env_checker")
 """Arguments of `gymnasium.make` that are given here already."""
 
-TUPLE, DTYPE = "$tuple", "$dtype"
 MAX_DEPTH = 16
 LARGEST = 2**64
 DTYPES = (
@@ -65,19 +64,11 @@ def to_plain(value: Any, depth: int = 0) -> Any:
     """
     if isinstance(value, np.bool_ | np.integer | np.float64):
         value = value.item()
-    if value is None or type(value) in {bool, int, float, str}:
-        return _refuse_number(value)
-    if depth == MAX_DEPTH:
-        raise NotPlainError(f"more than {MAX_DEPTH} levels deep")
-    if type(value) is list:
-        return [to_plain(part, depth + 1) for part in value]
     if type(value) is tuple:
-        return {TUPLE: [to_plain(part, depth + 1) for part in value]}
-    if isinstance(value, Mapping):
-        return {_name(key): to_plain(part, depth + 1) for key, part in value.items()}
+        return {"$tuple": to_plain(list(value), depth)}
     if _dtype_name(value) in DTYPES:
-        return {DTYPE: _dtype_name(value)}
-    raise NotPlainError(f"of type {type(value).__name__}")
+        return {"$dtype": _dtype_name(value)}
+    return _converted(value, to_plain, depth)
 
 
 def from_plain(value: Any, depth: int = 0) -> Any:
@@ -90,40 +81,37 @@ def from_plain(value: Any, depth: int = 0) -> Any:
     Raises:
         NotPlainError: `to_plain` does not write such a value.
     """
-    if value is None or type(value) in {bool, int, float, str}:
-        return _refuse_number(value)
-    if depth == MAX_DEPTH:
-        raise NotPlainError(f"more than {MAX_DEPTH} levels deep")
-    if type(value) is list:
-        return [from_plain(part, depth + 1) for part in value]
-    if type(value) is not dict:
-        raise NotPlainError(f"of type {type(value).__name__}")
-    if value.keys() == {TUPLE} and type(value[TUPLE]) is list:
-        return tuple(from_plain(part, depth + 1) for part in value[TUPLE])
-    if value.keys() == {DTYPE} and type(value[DTYPE]) is str and value[DTYPE] in DTYPES:
-        return np.dtype(value[DTYPE]).type
-    return {_name(key): from_plain(part, depth + 1) for key, part in value.items()}
+    match value:
+        case {"$tuple": list(parts)} if len(value) == 1:
+            return tuple(from_plain(parts, depth))
+        case {"$dtype": str(name)} if len(value) == 1 and name in DTYPES:
+            return np.dtype(name).type
+    return _converted(value, from_plain, depth)
 
 
-def _refuse_number(value: Any) -> Any:
+def _converted(value: Any, convert: Callable[[Any, int], Any], depth: int) -> Any:
+    """Return a scalar as it is, and a list or a dict of converted parts."""
     if type(value) is int and abs(value) > LARGEST:
         raise NotPlainError("a number beyond 64 bits")
     if type(value) is float and not math.isfinite(value):
         raise NotPlainError(f"the number {value}")
-    return value
-
-
-def _name(key: Any) -> str:
-    if type(key) is not str or key.startswith("$"):
-        raise NotPlainError(f"a dict with the key {key!r}")
-    return key
+    if value is None or type(value) in {bool, int, float, str}:
+        return value
+    if depth == MAX_DEPTH:
+        raise NotPlainError(f"more than {MAX_DEPTH} levels deep")
+    if type(value) is list:
+        return [convert(part, depth + 1) for part in value]
+    if not isinstance(value, Mapping):
+        raise NotPlainError(f"of type {type(value).__name__}")
+    for key in value:
+        if type(key) is not str or key.startswith("$"):
+            raise NotPlainError(f"a dict with the key {key!r}")
+    return {key: convert(part, depth + 1) for key, part in value.items()}
 
 
 def _dtype_name(value: Any) -> str | None:
-    is_dtype = isinstance(value, np.dtype) or (
-        isinstance(value, type) and issubclass(value, np.generic)
-    )
-    return np.dtype(value).name if is_dtype else None
+    is_scalar_type = isinstance(value, type) and issubclass(value, np.generic)
+    return np.dtype(value).name if is_scalar_type or isinstance(value, np.dtype) else None
 
 
 # Settings that hold them
@@ -163,19 +151,14 @@ def with_plain_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: JSON cannot hold one.
     """
     plain = {k: v for k, v in settings.items() if v is not None or k not in CONFIGURING}
-    if "env_kwargs" in plain:
-        plain["env_kwargs"] = plain_env_kwargs(plain["env_kwargs"])
-    if "wrapper" in plain:
-        plain["wrapper"] = names_of(plain["wrapper"])
+    for name, as_plain in (("env_kwargs", plain_env_kwargs), ("wrapper", names_of)):
+        if name in plain:
+            plain[name] = as_plain(plain[name])
     return plain
 
 
 def names_of(given: Any) -> tuple[str, ...]:
-    """Return wrappers as a tuple; one may be a string.
-
-    Raises:
-        UsageError: They are none.
-    """
+    """Return wrappers as a tuple, one as a tuple of one; UsageError if they are no names."""
     names: Any = as_names(given)
     if not are_names(names):
         raise UsageError(f"--wrapper {given!r}", "it is no list of names", "Give (name, ...).")
