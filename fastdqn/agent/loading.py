@@ -100,7 +100,6 @@ def restore(
     try:
         read = read_description(saved.description)
         if not own_network:
-            _refuse_own_network(read)
             refuse_other_shapes(read, saved.parameters)
     except CheckpointError as error:
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
@@ -122,14 +121,6 @@ def restore(
         found, more = _rebuilding(made, saved_id, folder, named)
         kept |= more
     return Restored(found, {**kept, **given}, read, folder, env is None and not configured)
-
-
-def _refuse_own_network(saved: SavedDescription) -> None:
-    if saved.network != "MLP":
-        raise CheckpointError(
-            f"it holds the parameters of another network than an MLP, {saved.network}: pass it, "
-            "DQN.load(folder, network=...)"
-        )
 
 
 def _refuse_unknown(
@@ -181,7 +172,7 @@ def _rebuilding(
             raise UsageError(folder, unknown, _command(_as_named(made, saved_id), folder))
         spec = for_workers(gym.registry[made.env_id])
         factory = partial(rebuilt, spec, made.kwargs, made.wrappers)
-        why_not = _why_not_built(factory) if _why_not_wrapped(made.wrappers) else ""
+        why_not = _tried(factory)[1] if _why_not_wrapped(made.wrappers) else ""
         if not why_not:
             return factory, {}
     reason = f"its environment {saved_id} cannot be built again: {why_not}"
@@ -196,15 +187,15 @@ def _rebuilding(
     return named, _settings_of(around)
 
 
-def _why_not_built(factory: Callable[[], gym.Env[Any, Any]]) -> str:
-    """Build an environment whose entry point may add wrappers; return why it fails, or empty."""
+def _tried(factory: Callable[[], gym.Env[Any, Any]]) -> tuple[list[str], str]:
+    """Build an environment; return the names of its wrappers, or none and why it fails."""
     try:
-        with trial_env(factory):
-            return ""
+        with trial_env(factory) as env:
+            return [type(wrapper).__name__ for wrapper in chain_of(env)], ""
     except NotPlainError as error:
-        return str(error)
+        return [], str(error)
     except Exception as error:  # an entry point may raise any exception
-        return f"it cannot be built ({type(error).__name__}: {first_line(error)})"
+        return [], f"it cannot be built ({type(error).__name__}: {first_line(error)})"
 
 
 def _configured(saved: Construction, folder: str, *, own_wrappers: bool) -> dict[str, Any]:
@@ -229,13 +220,15 @@ def _as_named(made: Construction, saved_id: str) -> Construction:
 
     Wrappers of the registration and of the entry point are not among them.
     """
-    kwargs, spec = dict(made.kwargs), gym.registry.get(made.env_id)
+    kwargs, rest, spec = dict(made.kwargs), made.wrappers, gym.registry.get(made.env_id)
     made = replace(made, env_id=made.env_id or (saved_id if saved_id in gym.registry else ""))
     if spec is None:
         return made
-    rest = made.wrappers[_num_inside(partial(bare_env, spec, kwargs), made.wrappers) :]
-    added = [extra.entry_point.rpartition(":")[2] for extra in spec.additional_wrappers]
     names = [wrapper.name for wrapper in rest]
+    inside, _ = _tried(partial(bare_env, spec, kwargs))
+    if names[: len(inside)] == inside:
+        rest, names = rest[len(inside) :], names[len(inside) :]
+    added = [extra.entry_point.rpartition(":")[2] for extra in spec.additional_wrappers]
     limit = rest[0].kwargs if names[:1] == ["TimeLimit"] and not rest[0].module else None
     extra_limit = bool(added) and names[1 : 1 + len(added)] == added
     if limit and (spec.max_episode_steps is not None or extra_limit):
@@ -246,16 +239,6 @@ def _as_named(made: Construction, saved_id: str) -> Construction:
         kwargs["max_episode_steps"] = -1
     rest = rest[len(added) :] if names[: len(added)] == added else rest
     return replace(made, kwargs=kwargs, wrappers=rest)
-
-
-def _num_inside(factory: Callable[[], gym.Env[Any, Any]], wrappers: tuple[Wrapper, ...]) -> int:
-    """Return how many of the wrappers an entry point adds."""
-    try:
-        with trial_env(factory) as env:
-            inside = [type(wrapper).__name__ for wrapper in chain_of(env)]
-    except Exception:  # an entry point may raise any exception; it is raised again later
-        return 0
-    return len(inside) if inside == [w.name for w in wrappers[: len(inside)]] else 0
 
 
 def _bare(env_id: str) -> str:

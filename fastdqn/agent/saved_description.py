@@ -103,16 +103,17 @@ def read_description(description: Mapping[str, Any]) -> SavedDescription:
     Raises:
         CheckpointError: A value is missing, of another type or out of range; names it.
     """
-    defaults = vars(SavedDescription)
-    return SavedDescription(
-        settings=_settings(description.get("config")),
-        construction=_construction(description.get("env")),
-        **{
-            name: _checked(name, description.get(name), *check)
-            for name, check in _VALUES.items()
-            if name in description or name not in defaults
-        },
-    )
+    values = {
+        name: _checked(name, description.get(name), *check)
+        for name, check in _VALUES.items()
+        if name in description or not hasattr(SavedDescription, name)  # it has no default
+    }
+    settings, noted = _settings(description.get("config")), description.get("env")
+    try:
+        made = None if noted is None else Construction.read(noted)
+    except NotPlainError as error:
+        raise CheckpointError(f"its env holds {error}") from None
+    return SavedDescription(settings, made, **values)
 
 
 def refuse_other_shapes(saved: SavedDescription, tensors: Mapping[str, Tensor]) -> None:
@@ -121,21 +122,26 @@ def refuse_other_shapes(saved: SavedDescription, tensors: Mapping[str, Tensor]) 
     Raises:
         CheckpointError: They are of another network, or not finite.
     """
+    if saved.network != "MLP":
+        raise CheckpointError(
+            f"it holds the parameters of another network than an MLP, {saved.network}: pass it, "
+            "DQN.load(folder, network=...)"
+        )
     sizes = (*saved.settings.get("hidden_sizes", Config.hidden_sizes), saved.num_actions)
     names = {f"layers.{i}.{part}" for i in range(len(sizes)) for part in ("weight", "bias")}
     if names != tensors.keys():
         raise CheckpointError(f"it says that it has {len(sizes)} layers, and holds others")
     inputs = _inputs(saved, tensors["layers.0.weight"])
     for i, size in enumerate(sizes):
-        for part, shape in (("weight", (size, inputs)), ("bias", (size,))):
-            tensor = tensors[f"layers.{i}.{part}"]
+        for name, shape in ((f"layers.{i}.weight", (size, inputs)), (f"layers.{i}.bias", (size,))):
+            tensor = tensors[name]
             if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
                 raise CheckpointError(
-                    f"its layers.{i}.{part} is of shape {tuple(tensor.shape)} and {tensor.dtype}, "
+                    f"its {name} is of shape {tuple(tensor.shape)} and {tensor.dtype}, "
                     f"and {shape} and float32 in its description"
                 )
             if not bool(torch.isfinite(tensor).all()):
-                raise CheckpointError(f"its layers.{i}.{part} holds a number that is not finite")
+                raise CheckpointError(f"its {name} holds a number that is not finite")
         inputs = size
 
 
@@ -235,10 +241,3 @@ _KINDS: Mapping[str, _Check] = {
     "dict[str, Any]": (_are_arguments, "names and plain values"),
 }
 """Type of a field -> the check of a value in a file; all others are short texts."""
-
-
-def _construction(noted: Any) -> Construction | None:
-    try:
-        return None if noted is None else Construction.read(noted)
-    except NotPlainError as error:
-        raise CheckpointError(f"its env holds {error}") from None

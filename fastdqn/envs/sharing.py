@@ -53,7 +53,9 @@ class Holder(Protocol):
 EnvsInUse = dict[int, tuple[int, Any, Any]]
 """By the id of an environment's core: its index, its vector, and the core itself, which stays alive
 so that no new environment gets its id."""
-_holders: weakref.WeakSet[Any] = weakref.WeakSet()
+_holders: weakref.WeakSet[Holder] = weakref.WeakSet()
+register_holder = _holders.add
+"""Note a holder of environments in this process, for as long as it lives."""
 _builds_anew: weakref.WeakSet[Any] = weakref.WeakSet()
 """Factories that were seen to build anew."""
 
@@ -67,11 +69,6 @@ def core_of(env: Any) -> Any:
 # In one process
 
 
-def register_holder(holder: Holder) -> None:
-    """Note a holder of environments in this process, for as long as it lives."""
-    _holders.add(holder)
-
-
 def envs_in_use() -> EnvsInUse:
     """Return the environments that live holders in this process hold now."""
     return {
@@ -82,13 +79,13 @@ def envs_in_use() -> EnvsInUse:
 
 
 def refuse_shared(taken: EnvsInUse, env: Any, index: int, vector: Any) -> None:
-    """Refuse an environment that is in use; register any other.
+    """Refuse an environment that is in use; enter any other in `taken`.
 
     Args:
         taken: Environments that are in use; written.
         env: What a factory returned.
         index: Its index in the vector.
-        vector: The vector.
+        vector: See `Holder`.
 
     Raises:
         UsageError: It is another environment already; names both.
@@ -125,22 +122,17 @@ def refuse_the_same_again(factory: EnvFactory, first: Any, pair: tuple[int, int]
     Raises:
         UsageError: It returned the same again.
     """
-    if not _must_build_anew(factory) and _same_again(factory, first):
-        raise _one_object(*pair)
-
-
-def _same_again(factory: EnvFactory, first: Any) -> bool:
-    """Return whether a factory returns or wraps the same object; False where it raises."""
+    if _must_build_anew(factory):
+        return
     try:
         with trial_env(factory) as second:
             same = core_of(second) is core_of(first)
     except Exception:
-        return False
+        return
     if same:
-        return True
+        raise _one_object(*pair)
     with contextlib.suppress(TypeError):  # neither hashable nor to be referred to weakly
         _builds_anew.add(factory)
-    return False
 
 
 def refuse_shared_by_processes(

@@ -982,7 +982,7 @@ def wrappers_that_come_with_the_environment_put_on_again() -> None:
     def chain_of(env: Any) -> list[Any]:
         return []
 
-    exchange("_why_not_built", lambda _: "", loading)
+    exchange("_tried", lambda _: ([], ""), loading)
     exchange("chain_of", chain_of, construction)
 
 
