@@ -161,10 +161,7 @@ def _why_not_wrapped(wrappers: Iterable[Wrapper]) -> str:
 def _rebuilding(
     made: Construction, saved_id: str, folder: str, named: str | None
 ) -> tuple[AnyEnv, dict[str, Any]]:
-    """Return a factory of the saved environment, or else the id that the caller named.
-
-    The settings of that id are returned with it.
-    """
+    """Return a factory of the saved environment, or the id that the caller named, with settings."""
     why_not = made.why_not
     if not why_not:
         unknown = _unknown(named or made.env_id)

@@ -73,15 +73,15 @@ def write_description(
     by_id: bool,
     **counts: int,
 ) -> dict[str, Any]:
-    """Return the description of a policy: plain JSON values.
+    """Return the description of a policy, plain JSON values; see `SavedDescription`.
 
     Args:
         config: The settings.
         env: One environment.
-        network: Name of the network's class.
-        objective: Name of the caller's own objective, or None.
+        network: See there, as for `objective`.
+        objective: See there.
         by_id: Whether the environment was passed by its id.
-        counts: Those of `SavedDescription`.
+        counts: `env_steps`, `episodes`, `updates` and `rounds`.
     """
     made: dict[str, Any] = {} if by_id else {"env": dict(env.construction)}
     made |= {} if objective is None else {"objective": objective}

@@ -154,12 +154,7 @@ def describe_spaces(
 ) -> EnvDescription:
     """Check the two spaces of one environment and describe them.
 
-    Args:
-        env_id: Its name in messages.
-        obs: Of an observation.
-        action: Of an action.
-        solved_at: See `EnvDescription`.
-        env: The environment, if known, for advice about wrappers of its package.
+    `env`, if known, is for advice about wrappers of its package.
 
     Raises:
         UsageError: The action space is not Discrete, or the observation has no fixed shape, no

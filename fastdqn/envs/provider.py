@@ -65,30 +65,30 @@ class EnvProvider:
     builds = True
     kind = ""
 
-    def training(self, config: Config, learning: Learning) -> AbstractContextManager[EnvSource]:  # noqa: ARG002
-        """Return a context manager of the EnvSource of a training.
+    def training(self, config: Config, learning: Learning) -> AbstractContextManager[EnvSource]:
+        """Build the environments of a training; the context manager closes them.
 
         Args:
             config: Its settings.
             learning: Times the learning of a vector step at each call; seconds.
         """
-        raise self._cannot_build()
+        return closing(self._source(config, config.num_envs, learning))
 
-    def evaluation(self, config: Config, num_envs: int) -> EnvSource:  # noqa: ARG002
+    def evaluation(self, config: Config, num_envs: int) -> EnvSource:
         """Build environments apart from those of the training.
 
         Raises:
             UsageError: They cannot be built.
         """
-        raise self._cannot_build()
+        return self._source(config, num_envs, None)
 
     def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:  # noqa: ARG002
         """Return the tensor environments of a training; None where there are none."""
         return None
 
-    def _cannot_build(self) -> UsageError:
+    def _source(self, config: Config, num_envs: int, learning: Learning | None) -> EnvSource:  # noqa: ARG002
         got, way_out = f"an agent of {self.kind}", "Pass an id or a factory."
-        return UsageError(got, "it cannot build environments", way_out)
+        raise UsageError(got, "it cannot build environments", way_out)
 
 
 class GymnasiumEnvs(EnvProvider):
@@ -106,28 +106,14 @@ class GymnasiumEnvs(EnvProvider):
         self.factory = partial(with_mask_in_info, factory)
         self.description = describe(self.factory, **masks)
 
-    def training(self, config: Config, learning: Learning) -> AbstractContextManager[EnvSource]:
-        """Build the environments of a training, and close them afterwards."""
-        return closing(self._source(config, config.num_envs, config.env_groups, learning))
-
-    def evaluation(self, config: Config, num_envs: int) -> EnvSource:
-        """Build environments apart from those of the training."""
-        return self._source(config, num_envs)
-
-    def _source(
-        self,
-        config: Config,
-        num_envs: int,
-        num_groups: int = 1,
-        learning: Learning | None = None,
-    ) -> EnvSource:
+    def _source(self, config: Config, num_envs: int, learning: Learning | None) -> EnvSource:
+        num_groups = 1 if learning is None else config.env_groups
         allocation, each = None, num_envs // num_groups
         if config.num_workers is None:
             seconds = self._seconds(learning)
             allocation = allocation_beside_learner(each, *seconds, num_groups=num_groups)
-        vectorizer = config.vectorizer if config.vectorizer in VECTORIZERS else "grouped"
         return make_source(
-            vectorizer,
+            config.vectorizer if config.vectorizer in VECTORIZERS else "grouped",
             self.factory,
             self.description,
             num_envs,
@@ -159,14 +145,9 @@ class EnvPoolEnvs(EnvProvider):
         self.env_id = env_id
         self.description = describe_envpool(env_id)
 
-    def training(self, config: Config, learning: Learning) -> AbstractContextManager[EnvSource]:  # noqa: ARG002
-        """Build a pool for a training, and close it afterwards."""
-        threads = config.num_workers or max(1, available_cores() - 1)
-        return closing(make_envpool_source(self.env_id, config.num_envs, threads))
-
-    def evaluation(self, config: Config, num_envs: int) -> EnvSource:
-        """Build a pool apart from that of the training."""
-        return make_envpool_source(self.env_id, num_envs, config.num_workers or None)
+    def _source(self, config: Config, num_envs: int, learning: Learning | None) -> EnvSource:
+        beside = None if learning is None else max(1, available_cores() - 1)
+        return make_envpool_source(self.env_id, num_envs, config.num_workers or beside)
 
 
 class TensorEnvs(GymnasiumEnvs):
@@ -192,22 +173,12 @@ class TensorEnvs(GymnasiumEnvs):
 class GivenVectorEnv(EnvProvider):
     """A VectorEnv of the caller, trained in as it is and left for the caller to close.
 
-    It is reset once, to see whether its infos hold action masks.
-
-    Args:
-        envs: The vector.
-        masks: Whether to obey its action masks.
-        expect_masks: Whether there will be masks though the first infos hold none.
-
-    Raises:
-        UsageError: DQN cannot train on it.
+    It is reset once, to see whether its infos hold action masks. Arguments as of `env_provider_of`.
     """
 
     builds, kind = False, "a VectorEnv"
 
-    def __init__(
-        self, envs: VectorEnv[Any, Any, Any], *, masks: bool = True, expect_masks: bool = False
-    ) -> None:
+    def __init__(self, envs: VectorEnv[Any, Any, Any], *, masks: bool, expect_masks: bool) -> None:
         self.envs = envs
         in_infos = masks and (MASK in envs.reset()[1] or expect_masks)
         self.source = source_of(envs, masks_in_infos=in_infos, obey_masks=masks)
@@ -222,14 +193,7 @@ class GivenVectorEnv(EnvProvider):
 
 
 class GivenTensorEnv(EnvProvider):
-    """Tensor environments of the caller, trained in as they are.
-
-    Args:
-        env: The environments.
-
-    Raises:
-        UsageError: DQN cannot train on them.
-    """
+    """Tensor environments of the caller, trained in as they are."""
 
     builds, kind = False, "a tensor environment"
 

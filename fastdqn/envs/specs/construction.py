@@ -105,11 +105,7 @@ def _text(noted: Any) -> str:
 
 
 def construction_of(env: gym.Env[Any, Any]) -> dict[str, Any]:
-    """Note how an environment was made.
-
-    Returns:
-        Plain JSON values: id, kwargs and wrappers, or why_not.
-    """
+    """Note how an environment was made, in plain JSON values: id, kwargs, wrappers; or why_not."""
     spec = env.unwrapped.spec
     if not isinstance(spec, EnvSpec):
         return {WHY_NOT: "it was not made by gymnasium.make, which alone notes how"}
@@ -157,12 +153,7 @@ def _entry(spec: EnvSpec) -> str:
 def rebuilt(
     spec: EnvSpec, kwargs: Mapping[str, Any], wrappers: tuple[Wrapper, ...]
 ) -> gym.Env[Any, Any]:
-    """Make an environment again.
-
-    Args:
-        spec: As it is registered now.
-        kwargs: All arguments of its constructor.
-        wrappers: All around it, the innermost first, those of its entry point included.
+    """Make an environment of a spec again, with all arguments and wrappers of a `Construction`.
 
     Raises:
         NotPlainError: A wrapper is neither Gymnasium's own nor one of the registered spec.

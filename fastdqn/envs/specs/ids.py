@@ -39,7 +39,7 @@ def spec_of(env_id: str) -> EnvSpec:
         env_id: `Name-v0`, `namespace/Name-v0` or `module:Name-v0`, whose module is imported.
 
     Raises:
-        UsageError: The id is not registered, or its module cannot be imported.
+        UsageError: The id is not registered (names close ones), or its module cannot be imported.
     """
     module, _, name = env_id.rpartition(":")
     if module:
@@ -54,18 +54,14 @@ def spec_of(env_id: str) -> EnvSpec:
 
 
 def factory_of(env_id: str, **kwargs: Any) -> EnvFactory:
-    """Return a picklable factory for a registered id.
+    """Return a picklable factory for a registered id and arguments of its constructor.
 
     The spec travels with the factory, so that an id registered in the caller's script is known
     in the worker too. Gymnasium's per-step checks are left out: `describe` checks once, and
     this package never steps before a reset.
 
-    Args:
-        env_id: `Name-v0`, `namespace/Name-v0` or `module:Name-v0`.
-        kwargs: Passed to the environment's constructor.
-
     Raises:
-        UsageError: The id is not registered; close matches are named.
+        UsageError: See `spec_of`.
     """
     return partial(gym.make, for_workers(spec_of(env_id)), disable_env_checker=True, **kwargs)
 
@@ -93,25 +89,22 @@ def import_from_here(module: str) -> ModuleType:
 def _import(module: str, env_id: str) -> None:
     try:
         import_from_here(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise _broken(module, env_id, error) from error
-        file = f"{module.split('.', maxsplit=1)[0]}.py"
+    except Exception as error:  # a module may raise any exception
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        first = first_line(error)
+        if missing and f"{module}.".startswith(f"{missing}."):
+            file = f"{module.split('.', maxsplit=1)[0]}.py"
+            raise UsageError(
+                f"--env-id {env_id}",
+                first,
+                f"Run it in the folder of {file}, put that folder on PYTHONPATH, or install "
+                f"{module}.",
+            ) from None
         raise UsageError(
             f"--env-id {env_id}",
-            first_line(error),
-            f"Run it in the folder of {file}, put that folder on PYTHONPATH, or install {module}.",
-        ) from None
-    except Exception as error:  # a module may raise any exception
-        raise _broken(module, env_id, error) from error
-
-
-def _broken(module: str, env_id: str, error: Exception) -> UsageError:
-    return UsageError(
-        f"--env-id {env_id}",
-        f"the module {module} cannot be imported ({type(error).__name__}: {first_line(error)})",
-        "Write an id as module:Name-v0, e.g. myenvs:Grid-v0 for myenvs.py, and fix the module.",
-    )
+            f"the module {module} cannot be imported ({type(error).__name__}: {first})",
+            "Write an id as module:Name-v0, e.g. myenvs:Grid-v0 for myenvs.py, and fix the module.",
+        ) from error
 
 
 def _look_here() -> None:
@@ -127,10 +120,9 @@ def _look_here() -> None:
 def _import_family(env_id: str) -> None:
     """Import the package that is known to register such an id."""
     for ids, module, package in FAMILIES:
-        if not ids.match(env_id):
-            continue
         try:
-            importlib.import_module(module)
+            if ids.match(env_id):
+                importlib.import_module(module)
         except ImportError as error:
             raise UsageError(
                 f"--env-id {env_id}",

@@ -37,15 +37,10 @@ LARGEST_BYTES = 2**24
 
 
 class PickledCreator:
-    """A creator of environments that is not unpickled before it is called.
+    """A class or function that makes environments, and is not unpickled before it is called.
 
-    Unpickling may import a module that most workers do not need.
-
-    Args:
-        creator: A class or a function.
-
-    Raises:
-        ValueError: It is too large to be sent to every worker.
+    Unpickling may import a module that most workers do not need. ValueError if it is too large to
+    be sent to every worker.
     """
 
     def __init__(self, creator: Callable[..., Any]) -> None:
@@ -143,10 +138,7 @@ def register(packed: bytes) -> None:
     """Register the ids of `packed_registry` in this process, once.
 
     Other specs under the same ids are replaced. Modules that register the same ids once more, when
-    a factory imports them, cause no warning.
-
-    Args:
-        packed: Empty bytes are an empty registry.
+    a factory imports them, cause no warning. Empty bytes are an empty registry.
     """
     if not packed or hash(packed) in _ARRIVED:
         return
@@ -165,11 +157,7 @@ def register(packed: bytes) -> None:
 
 
 def explained(error: Exception) -> Exception:
-    """Return an error of the same class that says what to write, if a worker cannot build.
-
-    Args:
-        error: Raised by a factory.
-    """
+    """Return an error of a factory, and of one in a worker with what to write."""
     if multiprocessing.parent_process() is None:
         return error
     if isinstance(error, AssertionError) and "daemonic processes are not allowed" in str(error):
