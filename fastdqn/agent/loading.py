@@ -19,20 +19,9 @@ import gymnasium as gym
 from fastdqn.agent.saved_description import SavedDescription, read_description, refuse_other_shapes
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.provider import AnyEnv
-from fastdqn.envs.specs.construction import (
-    FORWARDING,
-    Construction,
-    bare_env,
-    chain_of,
-    rebuilt,
-)
+from fastdqn.envs.specs.construction import FORWARDING, Construction, bare_env, chain_of, rebuilt
 from fastdqn.envs.specs.ids import factory_of, first_line, for_workers
-from fastdqn.envs.specs.plain_values import (
-    CONFIGURING,
-    NotPlainError,
-    names_of,
-    spelled_arguments,
-)
+from fastdqn.envs.specs.plain_values import CONFIGURING, NotPlainError, names_of, spelled_arguments
 from fastdqn.envs.specs.wrapping import Wrapper, read_wrapper
 from fastdqn.errors import CheckpointError, UsageError
 from fastdqn.foundation.trial_env import trial_env

@@ -131,7 +131,9 @@ def refuse_other_shapes(saved: SavedDescription, tensors: Mapping[str, Tensor]) 
     names = {f"layers.{i}.{part}" for i in range(len(sizes)) for part in ("weight", "bias")}
     if names != tensors.keys():
         raise CheckpointError(f"it says that it has {len(sizes)} layers, and holds others")
-    inputs = _inputs(saved, tensors["layers.0.weight"])
+    first, one_number = tensors["layers.0.weight"], not saved.obs_shape
+    one_hot = one_number and not saved.obs_dtype.startswith("float")  # an input per value
+    inputs = first.shape[1] if one_hot and first.ndim == 2 else math.prod(saved.obs_shape)
     for i, size in enumerate(sizes):
         for name, shape in ((f"layers.{i}.weight", (size, inputs)), (f"layers.{i}.bias", (size,))):
             tensor = tensors[name]
@@ -143,14 +145,6 @@ def refuse_other_shapes(saved: SavedDescription, tensors: Mapping[str, Tensor]) 
             if not bool(torch.isfinite(tensor).all()):
                 raise CheckpointError(f"its {name} holds a number that is not finite")
         inputs = size
-
-
-def _inputs(saved: SavedDescription, first: Tensor) -> int:
-    """Return the inputs of a network; a single number may be one-hot, with an input per value."""
-    one_hot = not saved.obs_shape and not saved.obs_dtype.startswith("float")
-    if one_hot and first.ndim == 2:
-        return first.shape[1]
-    return math.prod(saved.obs_shape)
 
 
 # Settings

@@ -23,12 +23,7 @@ from fastdqn.errors import UsageError
 from fastdqn.foundation.trial_env import trial_env
 from fastdqn.transition import STORAGE_DTYPES
 
-__all__ = [
-    "EnvDescription",
-    "EnvFactory",
-    "describe",
-    "describe_spaces",
-]
+__all__ = ["EnvDescription", "EnvFactory", "describe", "describe_spaces"]
 
 
 @dataclass(frozen=True)

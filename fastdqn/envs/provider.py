@@ -132,10 +132,7 @@ class GymnasiumEnvs(EnvProvider):
 
 
 class EnvPoolEnvs(EnvProvider):
-    """Environments of EnvPool, also for the evaluation.
-
-    Args:
-        env_id: EnvPool's id.
+    """Environments of EnvPool, by its id, also for the evaluation.
 
     Raises:
         UsageError: It is not installed, or does not have the id.
@@ -152,9 +149,6 @@ class EnvPoolEnvs(EnvProvider):
 
 class TensorEnvs(GymnasiumEnvs):
     """Tensor environments for training, Gymnasium's own of the same id for the evaluation.
-
-    Args:
-        env_id: An id that both have.
 
     Raises:
         UsageError: There are no tensor environments of that id.

@@ -23,7 +23,6 @@ from fastdqn.foundation.trial_env import trial_env
 
 __all__ = [
     "EnvsInUse",
-    "Holder",
     "core_of",
     "envs_in_use",
     "refuse_shared",
@@ -37,12 +36,8 @@ DEEP, WIDE = 4, 100
 COLLECTIONS = (list, tuple, set, dict)
 
 
-class Holder(Protocol):
-    """Holds environments in this process.
-
-    Attributes:
-        vector: The same object for all holders of one vector.
-    """
+class _Holder(Protocol):
+    """Holds environments of a vector, the same object for all of its holders."""
 
     vector: Any
 
@@ -53,7 +48,7 @@ class Holder(Protocol):
 EnvsInUse = dict[int, tuple[int, Any, Any]]
 """By the id of an environment's core: its index, its vector, and the core itself, which stays alive
 so that no new environment gets its id."""
-_holders: weakref.WeakSet[Holder] = weakref.WeakSet()
+_holders: weakref.WeakSet[_Holder] = weakref.WeakSet()
 register_holder = _holders.add
 """Note a holder of environments in this process, for as long as it lives."""
 _builds_anew: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -81,12 +76,6 @@ def envs_in_use() -> EnvsInUse:
 def refuse_shared(taken: EnvsInUse, env: Any, index: int, vector: Any) -> None:
     """Refuse an environment that is in use; enter any other in `taken`.
 
-    Args:
-        taken: Environments that are in use; written.
-        env: What a factory returned.
-        index: Its index in the vector.
-        vector: See `Holder`.
-
     Raises:
         UsageError: It is another environment already; names both.
     """
@@ -111,16 +100,12 @@ def _one_object(first: int, second: int, *, apart: bool = False) -> UsageError:
 
 
 def refuse_the_same_again(factory: EnvFactory, first: Any, pair: tuple[int, int] = (0, 1)) -> None:
-    """Build one more environment and compare it with the first.
+    """Build one more environment and compare it with the first, which is closed.
 
-    Args:
-        factory: Called at most once, and not at all if it is known to build anew; an exception is
-            left to later calls.
-        first: What it returned before, closed.
-        pair: Indices of the two, for the message.
+    A factory that is known to build anew is not called; an exception is left to later calls.
 
     Raises:
-        UsageError: It returned the same again.
+        UsageError: It returned the same again; names the indices of the pair.
     """
     if _must_build_anew(factory):
         return

@@ -7,7 +7,7 @@ does not note cannot be repeated: attributes that were set afterwards, wrappers 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -109,10 +109,10 @@ def construction_of(env: gym.Env[Any, Any]) -> dict[str, Any]:
     spec = env.unwrapped.spec
     if not isinstance(spec, EnvSpec):
         return {WHY_NOT: "it was not made by gymnasium.make, which alone notes how"}
-    noted = {"id": spec.id, **_plain_arguments(spec.kwargs, spec.id)}
-    if WHY_NOT in noted:
-        return {WHY_NOT: noted[WHY_NOT]}
-    noted["wrappers"] = list(map(_note_wrapper, chain_of(env)))
+    arguments = _plain_arguments(spec.kwargs, spec.id)
+    if WHY_NOT in arguments:
+        return {WHY_NOT: arguments[WHY_NOT]}
+    noted = {"id": spec.id, **arguments, "wrappers": list(map(_note_wrapper, chain_of(env)))}
     if _entry(spec) != _entry(gym.registry.get(spec.id, spec)):
         return {WHY_NOT: f"{spec.id} is registered as something else than what was made"}
     if len(json.dumps(noted)) > MAX_BYTES:
@@ -183,11 +183,8 @@ def bare_env(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
 
 def chain_of(env: Any) -> list[gym.Wrapper[Any, Any, Any, Any]]:
     """Return the wrappers around an environment that matter, the innermost first."""
-    found = [wrapper for wrapper in _wrappers_of(env) if type(wrapper) not in QUIET]
-    return found[::-1]
-
-
-def _wrappers_of(env: Any) -> Iterator[gym.Wrapper[Any, Any, Any, Any]]:
+    found: list[gym.Wrapper[Any, Any, Any, Any]] = []
     while isinstance(env, gym.Wrapper):
-        yield env
+        found += [] if type(env) in QUIET else [env]
         env = env.env
+    return found[::-1]

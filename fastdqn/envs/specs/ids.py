@@ -5,6 +5,7 @@ A module that an id names is looked for in the current folder first, as `python 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import re
@@ -82,7 +83,11 @@ def import_from_here(module: str) -> ModuleType:
     Importing it may raise any exception.
     """
     if module not in sys.modules and not sys.flags.safe_path:
-        _look_here()
+        with contextlib.suppress(OSError):  # the folder does not exist any longer
+            here = str(Path.cwd())
+            if not {"", here} & set(sys.path):
+                sys.path.insert(0, here)
+        importlib.invalidate_caches()  # the file may be new
     return importlib.import_module(module)
 
 
@@ -107,16 +112,6 @@ def _import(module: str, env_id: str) -> None:
         ) from error
 
 
-def _look_here() -> None:
-    try:
-        here = str(Path.cwd())
-    except OSError:  # the folder does not exist any longer
-        return
-    if not {"", here} & set(sys.path):
-        sys.path.insert(0, here)
-    importlib.invalidate_caches()  # the file may be new
-
-
 def _import_family(env_id: str) -> None:
     """Import the package that is known to register such an id."""
     for ids, module, package in FAMILIES:
@@ -134,21 +129,17 @@ def _import_family(env_id: str) -> None:
 
 def _close_matches(name: str) -> str:
     """Name what is registered in the same namespace, and like it."""
-    space = _namespace(name)
-    within = [known for known in gym.registry if _namespace(known) == space]
+    spaces = {known: known.rpartition("/")[0].lower() for known in (name, *gym.registry)}
+    within = [known for known in gym.registry if spaces[known] == spaces[name]]
     by_lower = {known.lower(): known for known in within}
     close = [by_lower[m] for m in difflib.get_close_matches(name.lower(), by_lower, 4, 0.55)]
     if close:
         return f"Did you mean {', '.join(close)}?"
-    known = sum(not _namespace(known) for known in gym.registry)
+    bare = sum(not spaces[known] for known in gym.registry)
     return (
-        f"Gymnasium knows {known} ids, such as LunarLander-v3 and CartPole-v1. If another package "
+        f"Gymnasium knows {bare} ids, such as LunarLander-v3 and CartPole-v1. If another package "
         f"registers it when it is imported, name that, too: --env-id package:{name}"
     )
-
-
-def _namespace(env_id: str) -> str:
-    return env_id.rpartition("/")[0].lower()
 
 
 def first_line(error: BaseException) -> str:
