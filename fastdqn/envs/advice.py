@@ -140,9 +140,7 @@ def _checked_info(info: Any, name: str, call: str, way_out: str) -> Mapping[str,
 def wrapper_for(obs: Space[Any], env: Any = None) -> str:
     """Return the advice that makes one array of the observations of a space.
 
-    Args:
-        obs: The space.
-        env: The environment, if known: some packages bring wrappers of their own.
+    If the environment is known, wrappers of its own package are named, too.
     """
     own = ""
     if type(getattr(env, "unwrapped", None)).__module__.partition(".")[0] == "minigrid":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
+from gymnasium.spaces import Discrete, Space
 
 from fastdqn.envs.advice import checked_reset, checked_step, refuse_unlike_env, wrapper_for
 from fastdqn.envs.masks import MASK, refuse_mask_shape
 from fastdqn.envs.sharing import refuse_the_same_again
-from fastdqn.envs.spaces import measured_step_s
+from fastdqn.envs.spaces import ARRAY_SPACES, measured_step_s
 from fastdqn.envs.specs.construction import GIVEN, construction_of
 from fastdqn.envs.specs.ids import first_line
 from fastdqn.envs.workers.task import EnvFactory
@@ -155,54 +155,54 @@ def describe_spaces(
         UsageError: The action space is not Discrete, or the observation has no fixed shape, no
             numbers at all, or a dtype that no tensor holds.
     """
+    for got, reason, way_out in _faults(obs, action, env):
+        raise UsageError(f"environment {env_id} with {got}", reason, way_out)
+    discrete: Any = action
+    return EnvDescription(
+        env_id,
+        obs,
+        obs_shape=tuple(obs.shape or ()),
+        obs_dtype=np.dtype(obs.dtype).name,
+        num_actions=int(discrete.n),
+        first_action=int(discrete.start),
+        solved_at=solved_at,
+        action_dtype=np.dtype(action.dtype).name,
+    )
+
+
+def _faults(obs: Space[Any], action: Space[Any], env: Any) -> Iterator[tuple[str, str, str]]:
+    """Name what DQN cannot train on, the reason and the way out."""
     if not isinstance(action, Discrete):
-        raise UsageError(
-            f"environment {env_id} with action space {action}",
+        yield (
+            f"action space {action}",
             "a deep Q-network chooses among finitely many actions (Discrete)",
             "Choose another --env-id, or wrap it so that it offers a few fixed actions: "
             "gymnasium.wrappers.TransformAction(env, lambda i: ACTIONS[i], "
             "gymnasium.spaces.Discrete(len(ACTIONS))).",
         )
-    _refuse_actions_beyond(env_id, action)
-    if not isinstance(obs, Box | Discrete | MultiBinary | MultiDiscrete):
-        raise UsageError(
-            f"environment {env_id} with {type(obs).__name__} observations",
-            "the network takes one array of a fixed shape",
-            wrapper_for(obs, env),
+        return
+    last, kind = int(action.start) + int(action.n) - 1, np.dtype(action.dtype)
+    largest = min(np.iinfo(kind).max, np.iinfo(np.int64).max)  # they are chosen as int64
+    if last > largest:
+        yield (
+            f"action space {action} of {kind}",
+            f"its last action is {last}, and {largest} is the largest that can be sent",
+            "Let the space start at a smaller number or have a wider dtype.",
         )
-    shape, dtype = tuple(obs.shape or ()), _storable(env_id, obs)
-    actions = int(action.n), int(action.start)
-    action_dtype = np.dtype(action.dtype).name
-    return EnvDescription(env_id, obs, shape, dtype, *actions, solved_at, action_dtype=action_dtype)
-
-
-def _storable(env_id: str, obs: Space[Any]) -> str:
-    """Return the name of the dtype in which observations are stored."""
+    if not isinstance(obs, ARRAY_SPACES):
+        reason = "the network takes one array of a fixed shape"
+        yield f"{type(obs).__name__} observations", reason, wrapper_for(obs, env)
     if 0 in (obs.shape or ()):
-        raise UsageError(
-            f"environment {env_id} with observations of shape {obs.shape}",
+        yield (
+            f"observations of shape {obs.shape}",
             "they hold no numbers to learn from",
             "Let it show at least one, e.g. Box(0, 1, (1,)).",
         )
-    dtype = np.dtype(obs.dtype)
-    if dtype.name not in STORAGE_DTYPES:
-        raise UsageError(
-            f"environment {env_id} with {dtype} observations",
+    if np.dtype(obs.dtype).name not in STORAGE_DTYPES:
+        yield (
+            f"{np.dtype(obs.dtype)} observations",
             "PyTorch has no such dtype to store them in",
             "Wrap it with gymnasium.wrappers.DtypeObservation(env, numpy.float32).",
-        )
-    return dtype.name
-
-
-def _refuse_actions_beyond(env_id: str, action: Discrete) -> None:
-    """Refuse actions that int64, in which they are chosen, or their own dtype cannot hold."""
-    last, dtype = int(action.start) + int(action.n) - 1, np.dtype(action.dtype)
-    largest = min(np.iinfo(dtype).max, np.iinfo(np.int64).max)
-    if last > largest:
-        raise UsageError(
-            f"environment {env_id} with action space {action} of {dtype}",
-            f"its last action is {last}, and {largest} is the largest that can be sent",
-            "Let the space start at a smaller number or have a wider dtype.",
         )
 
 

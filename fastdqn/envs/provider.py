@@ -34,16 +34,7 @@ from fastdqn.envs.workers.supervision import Supervision
 from fastdqn.errors import UsageError
 from fastdqn.foundation.trial_env import trial_env
 
-__all__ = [
-    "AnyEnv",
-    "EnvPoolEnvs",
-    "EnvProvider",
-    "GivenTensorEnv",
-    "GivenVectorEnv",
-    "GymnasiumEnvs",
-    "TensorEnvs",
-    "env_provider_of",
-]
+__all__ = ["AnyEnv", "EnvProvider", "GymnasiumEnvs", "env_provider_of"]
 
 AnyEnv = str | EnvFactory | VectorEnv[Any, Any, Any] | TensorEnv
 Learning = Callable[[], float]

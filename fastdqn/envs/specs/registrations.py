@@ -22,14 +22,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from fastdqn.envs.workers.task import EnvFactory
 
-__all__ = [
-    "PickledCreator",
-    "RegisteringFactory",
-    "explained",
-    "importable",
-    "packed_registry",
-    "register",
-]
+__all__ = ["RegisteringFactory", "explained", "importable", "packed_registry", "register"]
 
 SIMPLE = (str, int, float, bool, bytes, type(None))
 LARGEST_BYTES = 2**24

@@ -179,12 +179,9 @@ def _arguments(words: str | None) -> tuple[tuple[Any, ...], dict[str, Any]] | No
 def factory_with(
     env_id: str, env_kwargs: Mapping[str, Any] | None, wrappers: Sequence[str] | None
 ) -> EnvFactory:
-    """Return a picklable factory for an id, arguments and wrappers.
+    """Return a picklable factory for an id, arguments and wrappers, the innermost first.
 
-    Args:
-        env_id: As in `factory_of`.
-        env_kwargs: Arguments of the environment's constructor, and `max_episode_steps`.
-        wrappers: See `read_wrapper`; the first one is the innermost.
+    Arguments are those of the environment's constructor, and `max_episode_steps`.
 
     Raises:
         UsageError: One of them cannot be used.
