@@ -52,5 +52,9 @@ class CheckpointError(FastDQNError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its class if that is empty."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """Return the first line of an error's message, or the name of its class if that is empty.
+
+    Suggestions of Gymnasium are left out, since messages end with ours.
+    """
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first.partition(" Did you mean")[0].rstrip(".")

@@ -20,10 +20,10 @@ from fastdqn.agent.saved_description import SavedDescription, read_description, 
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.provider import AnyEnv
 from fastdqn.envs.specs.construction import FORWARDING, Construction, bare_env, chain_of, rebuilt
-from fastdqn.envs.specs.ids import factory_of, first_line, for_workers
+from fastdqn.envs.specs.ids import factory_of, for_workers
 from fastdqn.envs.specs.plain_values import CONFIGURING, NotPlainError, names_of, spelled_arguments
 from fastdqn.envs.specs.wrapping import Wrapper, read_wrapper
-from fastdqn.errors import CheckpointError, UsageError
+from fastdqn.errors import CheckpointError, UsageError, first_line
 from fastdqn.foundation.trial_env import trial_env
 from fastdqn.training.checkpoint import SavedPolicy
 
@@ -73,13 +73,8 @@ def restore(
 
     The saved id, named by the caller or not, keeps the saved arguments and wrappers. A wrapper that
     cannot be applied again is refused with the command to type. Where the file does not hold them,
-    the id that the caller names is made as it is registered, with a UserWarning.
-
-    Args:
-        saved: As it was read.
-        env: The caller's environment; None takes the saved one.
-        given: The caller's settings.
-        own_network: Whether the caller passed the network.
+    the id that the caller names is made as it is registered, with a UserWarning. Without the
+    caller's own network the saved one must be an MLP.
 
     Raises:
         CheckpointError: A value of the file is invalid.
@@ -94,8 +89,9 @@ def restore(
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
     kept = dict(read.settings)
     saved_id, made = kept.pop("env_id"), read.construction
+    bare_id = saved_id.rpartition(":")[2]
     configured = any(name in given for name in CONFIGURING)
-    named = env if isinstance(env, str) and _bare(env) == _bare(saved_id) else None
+    named = env if isinstance(env, str) and env.rpartition(":")[2] == bare_id else None
     found: AnyEnv
     if env is not None and named is None:
         kept = {name: value for name, value in kept.items() if name not in CONFIGURING}
@@ -104,7 +100,7 @@ def restore(
         found = named or saved_id
         _refuse_unknown(saved_id, kept, given, folder, named=named is not None)
     elif configured:
-        found = named or made.env_id or _bare(saved_id)
+        found = named or made.env_id or bare_id
         kept |= _configured(_as_named(made, saved_id), folder, own_wrappers="wrapper" in given)
     else:
         found, more = _rebuilding(made, saved_id, folder, named)
@@ -188,10 +184,11 @@ def _configured(saved: Construction, folder: str, *, own_wrappers: bool) -> dict
     """Return the settings of an id whose arguments or wrappers the caller replaces."""
     for wrapper in () if own_wrappers else saved.wrappers:
         text, whole = wrapper.typed()
-        reason = _why_not_wrapped([wrapper])
-        if not (reason or whole):
-            reason = f"its wrapper cannot be put on again: the arguments of {text} are no literals"
-        if reason:
+        why_not = wrapper.why_no_file() or (
+            "" if whole else f"the arguments of {text} are no literals"
+        )
+        if why_not:
+            reason = f"its wrapper cannot be put on again: {why_not}"
             raise UsageError(folder, reason, _command(saved, folder))
     return _settings_of(saved)
 
@@ -225,10 +222,6 @@ def _as_named(made: Construction, saved_id: str) -> Construction:
         kwargs["max_episode_steps"] = -1
     rest = rest[len(added) :] if names[: len(added)] == added else rest
     return replace(made, kwargs=kwargs, wrappers=rest)
-
-
-def _bare(env_id: str) -> str:
-    return env_id.rpartition(":")[2]
 
 
 def _command(saved: Construction, folder: str) -> str:

@@ -75,13 +75,7 @@ def write_description(
 ) -> dict[str, Any]:
     """Return the description of a policy, plain JSON values; see `SavedDescription`.
 
-    Args:
-        config: The settings.
-        env: One environment.
-        network: See there, as for `objective`.
-        objective: See there.
-        by_id: Whether the environment was passed by its id.
-        counts: `env_steps`, `episodes`, `updates` and `rounds`.
+    How the environment was made is left out where it was passed by its id.
     """
     made: dict[str, Any] = {} if by_id else {"env": dict(env.construction)}
     made |= {} if objective is None else {"objective": objective}

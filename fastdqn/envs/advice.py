@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import gymnasium as gym
 from gymnasium.spaces import Dict, Space, Text, Tuple
@@ -15,7 +15,7 @@ from fastdqn.envs.spaces import ARRAY_SPACES
 from fastdqn.errors import UsageError
 from fastdqn.foundation.trial_env import with_parts
 
-__all__ = ["checked_reset", "checked_step", "refuse_no_factory", "refuse_unlike_env", "wrapper_for"]
+__all__ = ["checked_info", "refuse_no_factory", "refuse_unlike_env", "wrapper_for"]
 
 OLD_PACKAGE = (
     "Use the environment's version for Gymnasium; or derive its class from gymnasium.Env, with "
@@ -23,6 +23,23 @@ OLD_PACKAGE = (
     "terminated, truncated, info); or pip install shimmy and pass lambda: "
     "shimmy.GymV26CompatibilityV0(env=gym.make(..., disable_env_checker=True)), or "
     "GymV21CompatibilityV0(env=...) for one that is older than gym 0.26"
+)
+
+ENDS = {"reset": "return obs, {}", "step": "return obs, reward, terminated, truncated, {}"}
+OTHER_RESET = (
+    "its reset returned only an observation, as the old gym API has it, where Gymnasium's is "
+    "(obs, info)",
+    f"End its reset with `{ENDS['reset']}`, and let it take seed and options: "
+    "def reset(self, *, seed=None, options=None).",
+)
+OLD_STEP = (
+    "its step returned four values, as the old gym API has it, where Gymnasium's are five",
+    "End its step with `return obs, reward, terminated, truncated, info`: terminated says that "
+    "the task has ended, truncated that a time limit cut it.",
+)
+OTHER_STEP = (
+    "its step must return five values: obs, reward, terminated, truncated, info",
+    f"End its step with `{ENDS['step']}`.",
 )
 
 
@@ -83,53 +100,23 @@ def _is_old(thing: Any) -> bool:
     )
 
 
-def checked_reset(returned: Any, name: str) -> Mapping[str, Any]:
-    """Return the info that a reset returned.
+def checked_info(call: Literal["reset", "step"], returned: Any, name: str) -> Mapping[str, Any]:
+    """Return the info that a reset or a step of an environment returned.
 
     Raises:
-        UsageError: It did not return an observation and an info.
+        UsageError: It returned other values than Gymnasium's, or the last is not an info.
     """
-    pair = isinstance(returned, tuple) and len(returned) == 2
-    if not (pair and isinstance(returned[1], Mapping | None)):
-        raise UsageError(
-            f"environment {name}",
-            "its reset returned only an observation, as the old gym API has it, where Gymnasium's "
-            "is (obs, info)",
-            "End its reset with `return obs, {}`, and let it take seed and options: "
-            "def reset(self, *, seed=None, options=None).",
-        )
-    return _checked_info(returned[1], name, "reset", "return obs, {}")
-
-
-def checked_step(returned: Any, name: str) -> Mapping[str, Any]:
-    """Return the info that a step returned.
-
-    Raises:
-        UsageError: It did not return five values, or the last is not an info.
-    """
-    if isinstance(returned, tuple) and len(returned) == 4:
-        raise UsageError(
-            f"environment {name}",
-            "its step returned four values, as the old gym API has it, where Gymnasium's are five",
-            "End its step with `return obs, reward, terminated, truncated, info`: terminated says "
-            "that the task has ended, truncated that a time limit cut it.",
-        )
-    if not (isinstance(returned, tuple) and len(returned) == 5):
-        raise UsageError(
-            f"environment {name}",
-            "its step must return five values: obs, reward, terminated, truncated, info",
-            "End its step with `return obs, reward, terminated, truncated, {}`.",
-        )
-    way_out = "return obs, reward, terminated, truncated, {}"
-    return _checked_info(returned[4], name, "step", way_out)
-
-
-def _checked_info(info: Any, name: str, call: str, way_out: str) -> Mapping[str, Any]:
+    count = len(returned) if isinstance(returned, tuple) else 1
+    if call == "reset" and not (count == 2 and isinstance(returned[1], Mapping | None)):
+        raise UsageError(f"environment {name}", *OTHER_RESET)
+    if call == "step" and count != 5:
+        raise UsageError(f"environment {name}", *(OLD_STEP if count == 4 else OTHER_STEP))
+    info = returned[-1]
     if not isinstance(info, Mapping):
         raise UsageError(
             f"environment {name}",
             f"its {call} returned {info!r} for an info, which must be a dict",
-            f"End its {call} with `{way_out}`.",
+            f"End its {call} with `{ENDS[call]}`.",
         )
     return info
 

@@ -12,14 +12,13 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Discrete, Space
 
-from fastdqn.envs.advice import checked_reset, checked_step, refuse_unlike_env, wrapper_for
+from fastdqn.envs.advice import checked_info, refuse_unlike_env, wrapper_for
 from fastdqn.envs.masks import MASK, refuse_mask_shape
 from fastdqn.envs.sharing import refuse_the_same_again
 from fastdqn.envs.spaces import ARRAY_SPACES, measured_step_s
 from fastdqn.envs.specs.construction import GIVEN, construction_of
-from fastdqn.envs.specs.ids import first_line
 from fastdqn.envs.workers.task import EnvFactory
-from fastdqn.errors import UsageError
+from fastdqn.errors import UsageError, first_line
 from fastdqn.foundation.trial_env import trial_env
 from fastdqn.transition import STORAGE_DTYPES
 
@@ -89,7 +88,7 @@ def describe(
             spec.reward_threshold if spec else None,
             env=env,
         )
-        info = checked_reset(_tried(partial(env.reset, seed=0), name, "reset"), name)
+        info = checked_info("reset", _tried(partial(env.reset, seed=0), name, "reset"), name)
         info_of_step = _info_of_a_step(env, name)
         mask = info_of_step.get(MASK) if info.get(MASK) is None else info[MASK]
         if masks and not expect_masks and mask is not None:
@@ -120,7 +119,7 @@ def _info_of_a_step(env: gym.Env[Any, Any], name: str) -> Mapping[str, Any]:
         result = env.step(space.start)
     except (Exception, SystemExit):
         return {}
-    return checked_step(result, name)
+    return checked_info("step", result, name)
 
 
 def _tried(call: Callable[[], Any], name: str, done: str) -> Any:

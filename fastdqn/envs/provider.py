@@ -38,7 +38,7 @@ __all__ = ["AnyEnv", "EnvProvider", "GymnasiumEnvs", "env_provider_of"]
 
 AnyEnv = str | EnvFactory | VectorEnv[Any, Any, Any] | TensorEnv
 Learning = Callable[[], float]
-"""Times the learning of a vector step; seconds."""
+"""Times the learning of a vector step at each call; seconds."""
 
 
 class EnvProvider:
@@ -57,12 +57,7 @@ class EnvProvider:
     kind = ""
 
     def training(self, config: Config, learning: Learning) -> AbstractContextManager[EnvSource]:
-        """Build the environments of a training; the context manager closes them.
-
-        Args:
-            config: Its settings.
-            learning: Times the learning of a vector step at each call; seconds.
-        """
+        """Build the environments of a training; the context manager closes them."""
         return closing(self._source(config, config.num_envs, learning))
 
     def evaluation(self, config: Config, num_envs: int) -> EnvSource:

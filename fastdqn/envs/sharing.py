@@ -126,11 +126,8 @@ def refuse_shared_by_processes(
     """Refuse factories that hand one object to environments of several processes.
 
     Environments of one process are compared there. Of the others, one is built here for each
-    factory that is used twice, or whose functions hold the same environment.
-
-    Args:
-        env_fns: One per environment.
-        shares: (first, last + 1) environments by process and group.
+    factory that is used twice, or whose functions hold the same environment. The shares are
+    (first, last + 1) environments by process and group.
 
     Raises:
         UsageError: Names the two environments.

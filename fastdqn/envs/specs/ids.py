@@ -19,12 +19,11 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-from fastdqn import errors
 from fastdqn.envs.specs.registrations import importable
 from fastdqn.envs.workers.task import EnvFactory
-from fastdqn.errors import UsageError
+from fastdqn.errors import UsageError, first_line
 
-__all__ = ["factory_of", "first_line", "for_workers", "import_from_here", "spec_of"]
+__all__ = ["factory_of", "for_workers", "import_from_here", "spec_of"]
 
 FAMILIES = (
     (re.compile(r"ALE/|\w+(NoFrameskip|Deterministic|-ram)", re.I), "ale_py", "fastdqn[atari]"),
@@ -140,8 +139,3 @@ def _close_matches(name: str) -> str:
         f"Gymnasium knows {bare} ids, such as LunarLander-v3 and CartPole-v1. If another package "
         f"registers it when it is imported, name that, too: --env-id package:{name}"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """Return the reason without Gymnasium's own suggestion, since we add ours."""
-    return errors.first_line(error).partition(" Did you mean")[0].rstrip(".")

@@ -27,7 +27,6 @@ __all__ = [
     "names_of",
     "plain_env_kwargs",
     "refuse_what_is_not_built",
-    "spelled",
     "spelled_arguments",
     "to_plain",
     "with_plain_arguments",
@@ -137,7 +136,7 @@ def plain_env_kwargs(given: Any) -> dict[str, Any]:
         plain: dict[str, Any] = from_plain(noted)
     except NotPlainError as error:
         raise UsageError(
-            f"--env-kwargs {spelled(given)}",
+            f"--env-kwargs {shlex.join(spelled_arguments(given))}",
             f"one is {error}",
             "Give numbers, text, lists and dicts; for all else pass a factory from Python.",
         ) from None
@@ -175,18 +174,13 @@ def refuse_what_is_not_built(
     """
     for flag, given in (("--env-kwargs", env_kwargs), ("--wrapper", wrappers)):
         if given:
-            typed = spelled(given) if isinstance(given, Mapping) else shlex.join(names_of(given))
+            words = spelled_arguments(given) if isinstance(given, Mapping) else names_of(given)
             raise UsageError(
-                f"{flag} {typed}",
+                f"{flag} {shlex.join(words)}",
                 "it configures what Gymnasium builds from an id, and these environments come from "
                 "elsewhere (the caller, EnvPool, or tensors)",
                 "Configure them where they are built, or pass an id and leave --vectorizer out.",
             )
-
-
-def spelled(kwargs: Mapping[str, Any]) -> str:
-    """Return arguments as they are typed after --env-kwargs, quoted for a shell."""
-    return shlex.join(spelled_arguments(kwargs))
 
 
 def spelled_arguments(kwargs: Mapping[str, Any]) -> list[str]:

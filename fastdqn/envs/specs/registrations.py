@@ -24,7 +24,6 @@ from fastdqn.envs.workers.task import EnvFactory
 
 __all__ = ["RegisteringFactory", "explained", "importable", "packed_registry", "register"]
 
-SIMPLE = (str, int, float, bool, bytes, type(None))
 LARGEST_BYTES = 2**24
 """A creator with more pickled bytes is sent only with the factories that use it."""
 
@@ -43,16 +42,12 @@ class PickledCreator:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Build an environment."""
-        return self._creator(*args, **kwargs)
-
-    @property
-    def _creator(self) -> Any:
-        return pickle.loads(self._packed)  # noqa: S301 - packed by the parent process
+        return pickle.loads(self._packed)(*args, **kwargs)  # noqa: S301 - packed by the parent
 
     @property
     def metadata(self) -> Any:
         """The creator's metadata, which Gymnasium reads; AttributeError if it has none."""
-        return self._creator.metadata
+        return pickle.loads(self._packed).metadata  # noqa: S301 - as above
 
 
 class RegisteringFactory:
@@ -117,7 +112,7 @@ def _is_simple(value: Any) -> bool:
         return all(map(_is_simple, value)) and all(map(_is_simple, value.values()))
     if type(value) in {list, tuple}:
         return all(map(_is_simple, value))
-    return type(value) in SIMPLE
+    return type(value) in {str, int, float, bool, bytes, type(None)}
 
 
 # Receiving

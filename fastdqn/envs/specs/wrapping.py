@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +17,10 @@ from typing import Any
 
 import gymnasium as gym
 
-from fastdqn.envs.specs.ids import factory_of, first_line, import_from_here
-from fastdqn.envs.specs.plain_values import names_of, plain_env_kwargs, spelled, to_plain
+from fastdqn.envs.specs.ids import factory_of, import_from_here
+from fastdqn.envs.specs.plain_values import names_of, plain_env_kwargs, spelled_arguments, to_plain
 from fastdqn.envs.workers.task import EnvFactory
-from fastdqn.errors import UsageError
+from fastdqn.errors import UsageError, first_line
 
 __all__ = ["Wrapper", "factory_with", "gymnasium_wrapper", "read_wrapper"]
 
@@ -191,7 +192,8 @@ def factory_with(
     for wrapper in named:
         wrapper.found()
     factory = factory_of(env_id, **kwargs)
-    return partial(_made, factory, spelled(kwargs), named) if kwargs or named else factory
+    spelled = shlex.join(spelled_arguments(kwargs))
+    return partial(_made, factory, spelled, named) if kwargs or named else factory
 
 
 def _made(
