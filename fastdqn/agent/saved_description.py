@@ -166,7 +166,7 @@ def _setting(field: Field[Any], value: Any) -> Any:
     kind, _, optional = str(field.type).partition(" | ")
     if value is None and (optional or kind == "Path"):
         return None
-    check = _THREADS if field.name == "cpu_threads" else _KINDS.get(kind, _TEXT)
+    check = _KINDS.get(field.name) or _KINDS.get(kind, _TEXT)
     value = _checked(f"setting {field.name}", value, *check)
     return from_plain(value) if kind == "dict[str, Any]" else value
 
@@ -210,7 +210,6 @@ def _are_arguments(value: Any) -> bool:
 
 _Check = tuple[Callable[[Any], bool], str]
 _TEXT: _Check = (_is_text, "a short text")
-_THREADS: _Check = (partial(_whole_within, 1, MAX_THREADS), f"1 to {MAX_THREADS}")
 _VALUES: Mapping[str, _Check] = {
     "network": _TEXT,
     "objective": _TEXT,
@@ -221,6 +220,7 @@ _VALUES: Mapping[str, _Check] = {
 }
 """The check of a value of a description, and its name in messages."""
 _KINDS: Mapping[str, _Check] = {
+    "cpu_threads": (partial(_whole_within, 1, MAX_THREADS), f"1 to {MAX_THREADS}"),
     "int": (_is_whole, "a whole number"),
     "float": (lambda value: type(value) is float or _is_whole(value), "a number"),
     "bool": (lambda value: type(value) is bool, "true or false"),
@@ -228,4 +228,4 @@ _KINDS: Mapping[str, _Check] = {
     "tuple[str, ...]": (partial(_is_list, _is_text), "a list of short texts"),
     "dict[str, Any]": (_are_arguments, "names and plain values"),
 }
-"""Type of a field -> the check of a value in a file; all others are short texts."""
+"""Name or type of a field -> the check of a value in a file; all others are short texts."""

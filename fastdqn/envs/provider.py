@@ -118,11 +118,7 @@ class GymnasiumEnvs(EnvProvider):
 
 
 class EnvPoolEnvs(EnvProvider):
-    """Environments of EnvPool, by its id, also for the evaluation.
-
-    Raises:
-        UsageError: It is not installed, or does not have the id.
-    """
+    """Environments of EnvPool, also for the evaluation; UsageError where it lacks the id."""
 
     def __init__(self, env_id: str) -> None:
         self.env_id = env_id
@@ -134,11 +130,7 @@ class EnvPoolEnvs(EnvProvider):
 
 
 class TensorEnvs(GymnasiumEnvs):
-    """Tensor environments for training, Gymnasium's own of the same id for the evaluation.
-
-    Raises:
-        UsageError: There are no tensor environments of that id.
-    """
+    """Tensor environments for training, Gymnasium's own of the same id for the evaluation."""
 
     def __init__(self, env_id: str) -> None:
         make_tensor_env(env_id, 1, "cpu")  # refuses unknown ids

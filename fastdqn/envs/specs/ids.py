@@ -67,19 +67,14 @@ def factory_of(env_id: str, **kwargs: Any) -> EnvFactory:
 
 
 def for_workers(spec: EnvSpec) -> EnvSpec:
-    """Return a spec for other processes: entry points in the caller's script become objects.
-
-    Workers do not run that script.
-    """
+    """Return a spec for workers, which do not run the caller's script; see `importable`."""
     return importable(replace(spec, order_enforce=False))
 
 
 def import_from_here(module: str) -> ModuleType:
     """Import a module from the current folder or from where Python looks for modules.
 
-    Workers look for modules where this process does.
-
-    Importing it may raise any exception.
+    Workers look for modules where this process does. Importing it may raise any exception.
     """
     if module not in sys.modules and not sys.flags.safe_path:
         with contextlib.suppress(OSError):  # the folder does not exist any longer

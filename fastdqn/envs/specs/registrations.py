@@ -103,8 +103,7 @@ def _packed(spec: EnvSpec) -> bytes:
         spec = replace(spec, entry_point=PickledCreator(spec.entry_point))
     elif not spec.additional_wrappers and _is_simple(spec.kwargs):
         return pickle.dumps(spec)  # much faster
-    packed: bytes = cloudpickle.dumps(spec)
-    return packed
+    return bytes(cloudpickle.dumps(spec))
 
 
 def _is_simple(value: Any) -> bool:
