@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ def membership_of(space: Space[Any], device: torch.device) -> Callable[[Tensor],
     check = SpaceCheck(space, tuple(space.shape or ()), np.dtype(space.dtype))
     if not check.bounded:
         return _finite
-    low, high = _limits(check, device)
+    low, high = (_limit(bound, device) for bound in (check.low, check.high))
 
     def holds(values: Tensor) -> Tensor:
         fine: Tensor = (values >= low) & (values <= high)
@@ -49,10 +48,8 @@ def _finite(values: Tensor) -> Tensor:
     return torch.isfinite(values).reshape(len(values), -1).all(1)
 
 
-def _limits(check: SpaceCheck, device: torch.device) -> tuple[Any, Any]:
-    """Return the bounds, as plain numbers if they are the same everywhere."""
-    low, high = check.low, check.high
-    if np.ndim(low) == np.ndim(high) == 0:
-        return int(low), int(high)
-    as_tensor = partial(torch.as_tensor, device=device)
-    return as_tensor(np.asarray(low, np.int64)), as_tensor(np.asarray(high, np.int64))
+def _limit(bound: Any, device: torch.device) -> Any:
+    """Return a bound, as a plain number if it is the same everywhere."""
+    if np.ndim(bound) == 0:
+        return int(bound)
+    return torch.as_tensor(np.asarray(bound, np.int64), device=device)
