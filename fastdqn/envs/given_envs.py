@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 from fastdqn.config import Config
 from fastdqn.envs.description import describe_spaces
 from fastdqn.envs.masks import MASK
-from fastdqn.envs.sources.copied_observations import copied_observations_in
+from fastdqn.envs.sources.adapted_envs import copied_observations_in
 from fastdqn.envs.sources.source import EnvSource, source_of
 from fastdqn.envs.tensor import TensorEnv
 from fastdqn.errors import UsageError

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces import Dict, Space
 
-from fastdqn.envs.sources.duck_typed import as_env
+from fastdqn.envs.sources.adapted_envs import as_env
 from fastdqn.envs.space_check import NUMBERS
 from fastdqn.errors import UsageError
 

@@ -28,8 +28,7 @@ from fastdqn.envs.masks import (
     refuse_unexpected_masks,
 )
 from fastdqn.envs.sharing import envs_in_use, register_holder
-from fastdqn.envs.sources.copied_observations import with_copied_observations
-from fastdqn.envs.sources.duck_typed import closing_quietly
+from fastdqn.envs.sources.adapted_envs import with_copied_observations
 from fastdqn.envs.sources.reused_arrays import refuse_reused_arrays
 from fastdqn.envs.sources.vector_source import VectorSource
 from fastdqn.envs.specs.registrations import RegisteringFactory, packed_registry
@@ -206,7 +205,6 @@ def _gymnasiums(
     vectorizer: str, factory: EnvFactory, description: EnvDescription, num_envs: int
 ) -> VectorSource:
     """Build environments behind one of Gymnasium's own vectors."""
-    factory = partial(closing_quietly, factory)
     if vectorizer == "async":
         refuse_unless_parent(f"--vectorizer {vectorizer}", "Use --vectorizer sync.")
         factory = RegisteringFactory(factory, packed_registry())
