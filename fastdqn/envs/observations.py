@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from gymnasium.error import CustomSpaceError
@@ -15,66 +15,44 @@ from gymnasium.vector.utils import (
     read_from_shared_memory,
 )
 
-from fastdqn.envs.workers.shared_block import SharedBlock
-
-__all__ = [
-    "BlockObservations",
-    "Observations",
-    "PickledObservations",
-    "SharedObservations",
-    "shared_memory_for",
-]
+__all__ = ["Observations", "shared_memory_for"]
 
 
-class Observations(Protocol):
-    """Reads the observations after a step or a reset."""
+class Observations:
+    """The observations after a step or a reset; not copies.
 
-    def read(self, travelled: Sequence[Any] | None = None) -> Any:
-        """Return the observations of all environments; not a copy.
+    Args:
+        space: Of one observation.
+        num_envs: Environments, N.
+        in_block: [N, *O] where they lie in the shared block: arrays of one shape and dtype.
+        memory: Gymnasium's shared memory where they lie there: Dict, Tuple, Text and their parts.
+            Without either they are pickled with the answers: any space, also the caller's own.
+    """
 
-        Args:
-            travelled: Observations pickled with the answers, in order; None without any.
-        """
-
-
-class BlockObservations:
-    """Observations in the shared block: arrays of one shape and dtype."""
-
-    def __init__(self, rows: SharedBlock) -> None:
-        self.rows = rows
-
-    def read(self, travelled: Sequence[Any] | None = None) -> Any:  # noqa: ARG002
-        """Return the block's array."""
-        return self.rows.obs
-
-
-class SharedObservations:
-    """Observations in Gymnasium's shared memory: Dict, Tuple, Text and their parts."""
-
-    def __init__(self, space: Space[Any], memory: Any, num_envs: int) -> None:
-        self.space, self.memory, self.num_envs = space, memory, num_envs
-        self._views = None if _has_words(space) else self._look()
+    def __init__(
+        self, space: Space[Any], num_envs: int, in_block: Any = None, memory: Any = None
+    ) -> None:
+        self._space, self._num_envs, self._memory = space, num_envs, memory
+        self._copied = memory is not None and _has_words(space)
+        if in_block is not None:
+            self._now = in_block
+        elif memory is not None:
+            self._now = None if self._copied else self._look()
+        else:
+            self._now = create_empty_array(space, n=num_envs, fn=np.zeros)
 
     def _look(self) -> Any:
-        return read_from_shared_memory(self.space, self.memory, n=self.num_envs)
+        return read_from_shared_memory(self._space, self._memory, n=self._num_envs)
 
-    def read(self, travelled: Sequence[Any] | None = None) -> Any:  # noqa: ARG002
-        """Return the observations in the memory; arrays are views of it."""
-        return self._look() if self._views is None else self._views
+    def read(self, travelled: Sequence[Any] = ()) -> Any:
+        """Return the observations of all environments; the next step overwrites arrays.
 
-
-class PickledObservations:
-    """Observations pickled with the answers: any space, also the caller's own."""
-
-    def __init__(self, space: Space[Any], num_envs: int) -> None:
-        self.space = space
-        self._joined: Any = create_empty_array(space, n=num_envs, fn=np.zeros)
-
-    def read(self, travelled: Sequence[Any] | None = None) -> Any:
-        """Batch the observations; the next call overwrites the arrays."""
+        Args:
+            travelled: Observations pickled with the answers, in order.
+        """
         if travelled:
-            self._joined = concatenate(self.space, travelled, self._joined)
-        return self._joined
+            self._now = concatenate(self._space, travelled, self._now)
+        return self._look() if self._copied else self._now
 
 
 def _has_words(space: Space[Any]) -> bool:

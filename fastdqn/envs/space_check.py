@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
+from gymnasium.spaces import Box, Discrete, MultiBinary, Space
 
+from fastdqn.envs.spaces import ARRAY_SPACES
 from fastdqn.errors import UsageError
 
-__all__ = ["ARRAYS", "NUMBERS", "Bounds", "SpaceCheck"]
+__all__ = ["NUMBERS", "Bounds", "SpaceCheck"]
 
-ARRAYS = (Box, Discrete, MultiBinary, MultiDiscrete)
 NUMBERS = "biuf"
 """Kinds of dtypes that observations may have."""
 WAY_OUT = "Fix the environment, or let its observation_space say what it really shows."
@@ -184,7 +184,7 @@ def _shown(obs: Any) -> str:
 
 def _bounds(space: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Any, Any] | None:
     """Return least and largest values; None if they are the dtype's, or for floats."""
-    if not isinstance(space, ARRAYS) or dtype.kind == "f" or np.dtype(space.dtype) != dtype:
+    if not isinstance(space, ARRAY_SPACES) or dtype.kind == "f" or np.dtype(space.dtype) != dtype:
         return None
     least, most = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     low, high = _said(space)

@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_differing_spaces, batch_space
 
 from fastdqn.foundation.trial_env import trial_env
 
-__all__ = ["ARRAY_SPACES", "VectorSpaces", "measured_step_s", "read_spaces"]
+__all__ = ["ARRAY_SPACES", "EnvFactory", "VectorSpaces", "measured_step_s", "read_spaces"]
 
 ARRAY_SPACES = (Box, Discrete, MultiBinary, MultiDiscrete)
 """Spaces whose elements are arrays of one shape and dtype."""
@@ -25,15 +25,9 @@ EnvFactory = Callable[[], gym.Env[Any, Any]]
 
 @dataclass(frozen=True)
 class VectorSpaces:
-    """Spaces of one environment and of all of them together.
+    """Spaces of one environment and of all of them together, as a VectorEnv names them.
 
     Attributes:
-        metadata: Of one environment.
-        render_mode: Of one environment.
-        single_action_space: Of one environment.
-        action_space: Of all.
-        single_observation_space: Of one environment.
-        observation_space: Of all.
         step_s: Seconds of a step, or None if it was not measured.
     """
 

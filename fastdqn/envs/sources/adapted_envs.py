@@ -18,9 +18,9 @@ import numpy as np
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from fastdqn.envs.advice import refuse_unlike_env
-from fastdqn.envs.space_check import ARRAYS, SpaceCheck
+from fastdqn.envs.space_check import SpaceCheck
+from fastdqn.envs.spaces import ARRAY_SPACES, EnvFactory
 from fastdqn.envs.workers.observation_writer import CheckedWriter
-from fastdqn.envs.workers.task import EnvFactory
 from fastdqn.foundation.trial_env import close_quietly
 
 __all__ = [
@@ -110,7 +110,7 @@ def copied_observations_in(envs: VectorEnv[Any, Any, Any]) -> Iterator[None]:
 
 def _copier_of(space: gym.Space[Any], index: int) -> Callable[[Any], Any]:
     """Return a function that copies an observation of a space."""
-    if not isinstance(space, ARRAYS):
+    if not isinstance(space, ARRAY_SPACES):
         return deepcopy
     block: Any = np.zeros((1, *(space.shape or ())), space.dtype)
     check = SpaceCheck(space, block.shape[1:], block.dtype)
