@@ -22,7 +22,7 @@ from fastdqn.envs.advice import refuse_no_factory
 from fastdqn.envs.description import EnvDescription, EnvFactory, describe, factory_of
 from fastdqn.envs.given_envs import GivenTensorEnv, GivenVectorEnv, Learning
 from fastdqn.envs.masks import refuse_useless_expectation, with_mask_in_info
-from fastdqn.envs.sources.envpool import describe_envpool, make_envpool_source
+from fastdqn.envs.sources.envpool import EnvPoolSource, describe_envpool
 from fastdqn.envs.sources.source import VECTORIZERS, EnvSource, make_source
 from fastdqn.envs.spaces import measured_step_s
 from fastdqn.envs.specs.wrapping import factory_with, refuse_what_is_not_built
@@ -166,12 +166,12 @@ class EnvPoolEnvs:
     def training(self, config: Config, learning: Learning) -> Iterator[EnvSource]:  # noqa: ARG002
         """Build a pool for a training, and close it afterwards."""
         threads = config.num_workers or max(1, available_cores() - 1)
-        with closing(make_envpool_source(self.env_id, config.num_envs, threads)) as source:
+        with closing(EnvPoolSource(self.env_id, config.num_envs, threads)) as source:
             yield source
 
     def evaluation(self, config: Config, num_envs: int) -> EnvSource:
         """Build a pool apart from that of the training."""
-        return make_envpool_source(self.env_id, num_envs, config.num_workers or None)
+        return EnvPoolSource(self.env_id, num_envs, config.num_workers or None)
 
     def tensors(self, num_envs: int, device: torch.device) -> TensorEnv | None:  # noqa: ARG002
         """Return None: these return NumPy arrays."""

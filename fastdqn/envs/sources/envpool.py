@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -24,10 +24,13 @@ from fastdqn.envs.description import EnvDescription, describe_spaces
 from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.errors import UsageError
 
-__all__ = ["EnvPoolSource", "describe_envpool", "make_envpool_source"]
+__all__ = ["EnvPoolSource", "describe_envpool"]
 
 NO_LIMIT = 2**31 - 1
 """EnvPool's largest episode length, which means no limit; also the largest seed."""
+_quiet = partial(warnings.catch_warnings, action="ignore")
+"""Suppresses EnvPool's warnings about its own bounds and imports; Gymnasium's logger warns of every
+Box whose float64 bounds become float32."""
 
 
 class EnvPoolSource:
@@ -108,7 +111,7 @@ class EnvPoolSource:
                 max_episode_steps=min(self.time_limit + 1, NO_LIMIT),
             )
             obs, info = self._pool.reset()
-        self._place(self.rows.obs, info["env_id"], obs)
+        self.rows.obs[info["env_id"]] = obs.reshape(self.rows.obs.shape)
         self.rows.clear()
         self._returns[:] = 0.0
         self._lengths[:] = 0
@@ -134,19 +137,13 @@ class EnvPoolSource:
         """
         obs, reward, terminated, truncated, info = self._running().recv()
         rows, places = self.rows, info["env_id"]  # EnvPool need not answer in order
-        self._place(rows.obs, places, obs)
+        rows.obs[places] = obs.reshape(rows.obs.shape)
         rows.reward[places] = reward
         rows.terminated[places] = terminated
         rows.truncated[places] = truncated
         self._elapsed[places] = info["elapsed_step"]
         rows.real[:] = self._alive
         self._count_episodes()
-
-    @staticmethod
-    def _place(
-        rows: npt.NDArray[Any], places: npt.NDArray[np.int32], values: npt.NDArray[Any]
-    ) -> None:
-        rows[places] = values.reshape(rows.shape)
 
     def _count_episodes(self) -> None:
         """Count real rows only, cut episodes at the time limit, and sum their rewards."""
@@ -175,22 +172,6 @@ class EnvPoolSource:
         if self._pool is not None:
             self._pool.close()
         self._pool = None  # the threads end with the last reference
-
-
-def make_envpool_source(
-    env_id: str, num_envs: int, num_threads: int | None = None
-) -> EnvPoolSource:
-    """Build `num_envs` environments of an EnvPool; no thread starts before `reset`.
-
-    Args:
-        env_id: EnvPool's id, e.g. `LunarLander-v3` or `Pong-v5`.
-        num_envs: Environments, N.
-        num_threads: Threads that step; None is one per core, at most one per environment.
-
-    Raises:
-        UsageError: As `describe_envpool`, or a number below 1.
-    """
-    return EnvPoolSource(env_id, num_envs, num_threads)
 
 
 def describe_envpool(env_id: str) -> EnvDescription:
@@ -287,14 +268,3 @@ def _refuse_seeds(seeds: Sequence[int], num_envs: int) -> None:
                 "EnvPool takes 0 to 2^31 - 1",
                 "Draw it with fastdqn.envs.seeding.seeds_of.",
             )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress EnvPool's warnings about its own bounds and imports.
-
-    Gymnasium's logger warns of every Box whose float64 bounds become float32.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
