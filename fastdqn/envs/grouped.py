@@ -22,10 +22,9 @@ from gymnasium.spaces import Discrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 
-from fastdqn.envs.actions import as_rows, single_actions
-from fastdqn.envs.observations import Observations, shared_memory_for
 from fastdqn.envs.sharing import refuse_shared_by_processes
 from fastdqn.envs.spaces import ARRAY_SPACES, read_spaces
+from fastdqn.envs.vector_data import Observations, as_rows, shared_memory_for, single_actions
 from fastdqn.envs.workers.allocation import Allocation, choose_allocation
 from fastdqn.envs.workers.assisted_pool import AssistedPool
 from fastdqn.envs.workers.failures import EnvFailures, Failure

@@ -75,12 +75,7 @@ def with_mask_in_info(factory: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, 
 
 
 def refuse_mask_shape(env: str, shape: tuple[int, ...], num_actions: int) -> None:
-    """Refuse a mask that has not one entry per action.
-
-    Args:
-        env: Whose mask it is.
-        shape: Of the mask.
-        num_actions: Actions, A.
+    """Refuse a mask of an environment `env` that has not one entry per action.
 
     Raises:
         UsageError: The shape is not (A,).
@@ -96,10 +91,6 @@ def refuse_mask_shape(env: str, shape: tuple[int, ...], num_actions: int) -> Non
 def refuse_unexpected_mask(env: int, info: Mapping[str, Any]) -> None:
     """Refuse a mask where none was expected: there is no room for it, so it would be ignored.
 
-    Args:
-        env: Whose info it is.
-        info: The info.
-
     Raises:
         UsageError: The info holds a mask.
     """
@@ -113,14 +104,7 @@ def refuse_unexpected_mask(env: int, info: Mapping[str, Any]) -> None:
 
 
 def refuse_unexpected_masks(infos: Mapping[str, Any]) -> None:
-    """Refuse masks in the infos of a vector; see `refuse_unexpected_mask`.
-
-    Args:
-        infos: As Gymnasium's vectors batch them.
-
-    Raises:
-        UsageError: They hold a mask.
-    """
+    """Refuse masks in the infos of a vector; see `refuse_unexpected_mask`."""
     if MASK not in infos:
         return
     for env, mask in enumerate(infos[MASK]):
@@ -137,7 +121,7 @@ def refuse_useless_expectation(expected: bool, *, infos: bool, obeyed: bool) -> 
         obeyed: Whether masks are obeyed.
 
     Raises:
-        UsageError: They are, and one of the other two is missing.
+        UsageError: They are expected, and one of the other two is missing.
     """
     if expected and not infos:
         raise UsageError(

@@ -43,8 +43,7 @@ class SpaceCheck:
 
     def __init__(self, space: Space[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.space, self.shape, self.dtype = space, shape, dtype
-        bounds: tuple[Any, Any] = _bounds(space, shape, dtype) or (None, None)
-        self.low, self.high = bounds
+        self.low, self.high = _bounds(space, shape, dtype)
 
     @property
     def bounded(self) -> bool:
@@ -253,20 +252,14 @@ class VectorCheck:
         if wrong is None:
             return
         outside = wrong.reshape(len(wrong), -1).any(1)
-        if envs is not None:
-            outside &= envs
-        if restarted is not None:
-            outside &= ~restarted
+        outside &= True if envs is None else envs
+        outside &= True if restarted is None else ~restarted
         if outside.any():
             env = int(outside.argmax())
             raise self._one.refusal(obs[env], wrong[env], env)
 
     def array_of(self, obs: Any, env: int) -> npt.NDArray[Any]:
-        """Return one observation of environment `env` as an array that can be stored.
-
-        Raises:
-            UsageError: The observation space does not hold it.
-        """
+        """Return one observation of environment `env`; see `SpaceCheck.array_of`."""
         check = self._one if self._all is self._one else self._all.of_row(env, self._one)
         array = check.array_of(obs, env)
         if check.bounded:
@@ -279,14 +272,14 @@ def _shown(obs: Any) -> str:
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
-def _bounds(space: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Any, Any] | None:
-    """Return least and largest values; None if they are the dtype's, or for floats."""
+def _bounds(space: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """Return least and largest values; None twice if they are the dtype's, or for floats."""
     if not isinstance(space, ARRAY_SPACES) or dtype.kind == "f" or np.dtype(space.dtype) != dtype:
-        return None
+        return None, None
     least, most = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     low, high = _said(space)
     if np.shape(low) != shape or (np.all(low == least) and np.all(high == most)):
-        return None
+        return None, None
     return _scalar_if_uniform(low), _scalar_if_uniform(high)
 
 

@@ -10,12 +10,12 @@ import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 
-from fastdqn.envs.actions import as_env_actions
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.masks import MASK, checked_masks, observed_beside_mask, refuse_unexpected_masks
 from fastdqn.envs.sharing import EnvsInUse, refuse_shared
 from fastdqn.envs.sources.reused_arrays import ReuseWatch
 from fastdqn.envs.space_check import NUMBERS, VectorCheck
+from fastdqn.envs.vector_data import as_env_actions
 from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.errors import UsageError
 

@@ -79,11 +79,7 @@ class EpisodicEnv(ABC):
         self.reset(0)
 
     def reset(self, seed: int) -> Tensor:
-        """Begin new episodes everywhere and draw from `seed` from now on.
-
-        Returns:
-            [N, *O] float32, a new tensor.
-        """
+        """Begin new episodes everywhere; see `TensorEnv`. Returns a new tensor."""
         physics, steps = self.state
         self._generator.manual_seed(seed)
         first = self._start(self._draw())
@@ -92,23 +88,11 @@ class EpisodicEnv(ABC):
         return self._observe(first)
 
     def step(self, action: Tensor) -> TensorStep:
-        """Take one step in every environment, and reset those that ended. Hot path.
-
-        Args:
-            action: [N] int64 on the device, counted from 0; read.
-
-        Returns:
-            Tensors that are the caller's: no later step writes into them.
-        """
+        """Take one step; see `TensorEnv`. No later step writes into the tensors returned."""
         return self.advance(action, self._draw())
 
     def advance(self, action: Tensor, uniform: Tensor) -> TensorStep:
-        """Do what `step` does with random numbers from outside; writes `state`, nothing else.
-
-        Args:
-            action: [N] int64 on the device, counted from 0; read.
-            uniform: [N, R] float32 in [0, 1); read. Only ended environments use theirs.
-        """
+        """Step with random numbers from outside, which only ended environments use."""
         physics, steps = self.state
         moved, reward, terminated = self._move(physics, action)
         taken = steps + 1
