@@ -113,15 +113,10 @@ def refuse_unexpected_masks(infos: Mapping[str, Any]) -> None:
 
 
 def refuse_useless_expectation(expected: bool, *, infos: bool, obeyed: bool) -> None:
-    """Refuse `expect_action_masks` where no masks can come, or masks are ignored.
-
-    Args:
-        expected: Whether masks are expected.
-        infos: Whether the environments have infos.
-        obeyed: Whether masks are obeyed.
+    """Refuse `expect_action_masks` of environments without infos, or where masks are not obeyed.
 
     Raises:
-        UsageError: They are expected, and one of the other two is missing.
+        UsageError: Masks are `expected`, and one of the other two is missing.
     """
     if expected and not infos:
         raise UsageError(

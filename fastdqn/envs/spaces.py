@@ -87,17 +87,15 @@ def _observation_spaces(
     if mode == "same":
         return env.observation_space, batch_space(env.observation_space, len(env_fns))
     if mode == "different":
-        spaces = [_observation_space(env_fn) for env_fn in env_fns]
+        spaces = []
+        for env_fn in env_fns:
+            with trial_env(env_fn) as each:
+                spaces.append(each.observation_space)
         return spaces[0], batch_differing_spaces(spaces)
     raise ValueError(
         "Invalid `observation_mode`, expected: 'same' or 'different' or tuple of single and "
         f"batch observation space, actual got {mode}"
     )
-
-
-def _observation_space(env_fn: EnvFactory) -> Space[Any]:
-    with trial_env(env_fn) as env:
-        return env.observation_space
 
 
 def measured_step_s(env: gym.Env[Any, Any]) -> float | None:

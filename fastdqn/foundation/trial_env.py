@@ -202,17 +202,11 @@ def _undo(value: Any, depth: int = 4) -> Iterator[Undo]:
 
 def _refill(container: Any, content: Any) -> None:
     """Restore the content of a container in place, where it has changed."""
-    now, before = list(_items(container)), list(_items(content))
+    now, before = (
+        list(itertools.chain.from_iterable(c.items()) if isinstance(c, dict) else c)
+        for c in (container, content)
+    )
     if len(now) == len(before) and all(map(operator.is_, now, before)):
         return
     container.clear()
     (container.extend if isinstance(container, list | deque) else container.update)(content)
-
-
-def _items(container: Any) -> Iterator[Any]:
-    """Return the items of a container, keys and values in turn."""
-    if isinstance(container, dict):
-        for pair in container.items():
-            yield from pair
-    else:
-        yield from container

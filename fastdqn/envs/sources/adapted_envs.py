@@ -7,7 +7,7 @@ This file loads no PyTorch, since the worker processes of those vectors import i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -23,12 +23,7 @@ from fastdqn.envs.spaces import ARRAY_SPACES, EnvFactory
 from fastdqn.envs.workers.observation_writer import CheckedWriter
 from fastdqn.foundation.trial_env import close_quietly
 
-__all__ = [
-    "CopiedObservations",
-    "as_env",
-    "copied_observations_in",
-    "with_copied_observations",
-]
+__all__ = ["CopiedObservations", "as_env", "copied_observations_in", "with_copied_observations"]
 
 
 class DuckTypedEnv(gym.Env[Any, Any]):
@@ -79,7 +74,19 @@ class CopiedObservations(gym.ObservationWrapper[Any, Any, Any]):
 
     def __init__(self, env: gym.Env[Any, Any], index: int) -> None:
         super().__init__(env)
-        self.observation = _copier_of(env.observation_space, index)  # type: ignore[assignment, method-assign]
+        space = env.observation_space
+        self._block: Any = None
+        if isinstance(space, ARRAY_SPACES):
+            self._block = np.zeros((1, *(space.shape or ())), space.dtype)
+            check = SpaceCheck(space, self._block.shape[1:], self._block.dtype)
+            self._writer = CheckedWriter(self._block, 0, check, index)
+
+    def observation(self, observation: Any) -> Any:
+        """Return a copy."""
+        if self._block is None:
+            return deepcopy(observation)
+        self._writer[:] = observation
+        return self._block[0].copy()
 
 
 def with_copied_observations(factory: EnvFactory, index: int) -> gym.Env[Any, Any]:
@@ -106,17 +113,3 @@ def copied_observations_in(envs: VectorEnv[Any, Any, Any]) -> Iterator[None]:
         yield
     finally:
         vector.envs[:] = given
-
-
-def _copier_of(space: gym.Space[Any], index: int) -> Callable[[Any], Any]:
-    """Return a function that copies an observation of a space."""
-    if not isinstance(space, ARRAY_SPACES):
-        return deepcopy
-    block: Any = np.zeros((1, *(space.shape or ())), space.dtype)
-    check = SpaceCheck(space, block.shape[1:], block.dtype)
-    return partial(_copy_through, block, CheckedWriter(block, 0, check, index))
-
-
-def _copy_through(block: Any, line: CheckedWriter, obs: Any) -> Any:
-    line[:] = obs
-    return block[0].copy()

@@ -79,10 +79,10 @@ class EnvPoolSource:
                 raise UsageError(f"{flag} {value}", "it must be at least 1", f"Raise {flag}.")
         self.num_envs = num_envs
         self.num_workers = min(num_threads or available_cores(), num_envs)
-        limit = time_limit or int(_spec_of(env_id).config.max_episode_steps)
-        self.time_limit = min(limit, NO_LIMIT)
-        space = self.description
-        self.rows = SharedBlock.allocate(RowSpec(num_envs, space.obs_shape, space.obs_dtype))
+        described = self.description
+        self.time_limit = min(time_limit or described.max_episode_steps or NO_LIMIT, NO_LIMIT)
+        spec = RowSpec(num_envs, described.obs_shape, described.obs_dtype)
+        self.rows = SharedBlock.allocate(spec)
         self._pool: Any = None
         self._returns = np.zeros(num_envs)
         self._lengths = np.zeros(num_envs, np.int64)
