@@ -105,10 +105,9 @@ def refuse_unexpected_mask(env: int, info: Mapping[str, Any]) -> None:
 
 def refuse_unexpected_masks(infos: Mapping[str, Any]) -> None:
     """Refuse masks in the infos of a vector; see `refuse_unexpected_mask`."""
-    if MASK not in infos:
-        return
-    for env, mask in enumerate(infos[MASK]):
-        if f"_{MASK}" not in infos or infos[f"_{MASK}"][env]:
+    said = infos.get(f"_{MASK}")
+    for env, mask in enumerate(infos.get(MASK, ())):
+        if said is None or said[env]:
             refuse_unexpected_mask(env, {MASK: mask})
 
 

@@ -106,10 +106,9 @@ def measured_step_s(env: gym.Env[Any, Any]) -> float | None:
         if time.perf_counter() - start > PATIENCE_S:
             return None
         actions = [env.action_space.sample() for _ in range(MEASURED_STEPS)]
-        start, taken = time.perf_counter(), 0
-        for action in actions:
+        start = time.perf_counter()
+        for taken, action in enumerate(actions, 1):  # noqa: B007 - read behind the loop
             _, _, terminated, truncated, _ = env.step(action)
-            taken += 1
             if terminated or truncated or time.perf_counter() - start > PATIENCE_S:
                 break
         return (time.perf_counter() - start) / taken

@@ -176,12 +176,7 @@ def _data_of(kind: type) -> dict[str, Any]:
 
 
 def _undo(value: Any, depth: int = 4) -> Iterator[Undo]:
-    """Return a function that restores a generator or the content of a container in place.
-
-    Args:
-        value: Any value; None is returned for others.
-        depth: How many levels of containers are restored.
-    """
+    """Yield functions that restore a generator, or a container `depth` levels deep, in place."""
     if isinstance(value, random.Random):
         yield partial(value.setstate, value.getstate())
     elif isinstance(value, np.random.RandomState):

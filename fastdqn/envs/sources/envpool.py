@@ -191,7 +191,11 @@ def describe_envpool(env_id: str) -> EnvDescription:
         )
     with _quiet():
         obs, action = spec.gymnasium_observation_space, spec.gymnasium_action_space
-    described = describe_spaces(env_id, _unbounded(obs), action, _solved_at(env_id, spec.config))
+    solved_at = getattr(spec.config, "reward_threshold", None)
+    if solved_at is None and env_id in gym.registry:
+        solved_at = gym.registry[env_id].reward_threshold
+    solved_at = None if solved_at is None else float(solved_at)
+    described = describe_spaces(env_id, _unbounded(obs), action, solved_at)
     limit = int(spec.config.max_episode_steps)
     return replace(described, max_episode_steps=limit if limit < NO_LIMIT else None)
 
@@ -204,13 +208,6 @@ def _unbounded(space: gym.Space[Any]) -> gym.Space[Any]:
     low = np.where(space.low == extremes.tiny, -np.inf, space.low)
     high = np.where(space.high == extremes.max, np.inf, space.high)
     return Box(low.astype(space.dtype), high.astype(space.dtype), space.shape, space.dtype.type)
-
-
-def _solved_at(env_id: str, config: Any) -> float | None:
-    threshold = getattr(config, "reward_threshold", None)
-    if threshold is None and env_id in gym.registry:
-        threshold = gym.registry[env_id].reward_threshold
-    return None if threshold is None else float(threshold)
 
 
 def _spec_of(env_id: str) -> Any:

@@ -47,14 +47,13 @@ class VectorSource:
     ) -> None:
         self.envs = envs
         self.num_envs = envs.num_envs
-        self.num_workers = _num_workers(envs)
+        parallel = isinstance(envs.unwrapped, AsyncVectorEnv)
+        self.num_workers = getattr(envs.unwrapped, "num_workers", self.num_envs) if parallel else 0
         self.description = description
         self._key = observed_beside_mask(envs.single_observation_space)
-        spec = RowSpec.of_spaces(
-            self.num_envs, description.obs_space, envs.single_action_space, description.num_masked
-        )
+        space, action = description.obs_space, envs.single_action_space
+        spec = RowSpec.of_spaces(self.num_envs, space, action, description.num_masked)
         self.rows = SharedBlock.allocate(spec)
-        space = description.obs_space
         compared = compared and envs.single_observation_space == space
         self._checks = VectorCheck(envs, space, self._key, self.rows.obs, compared=compared)
         self._mode = _autoreset_mode(envs)
@@ -167,11 +166,7 @@ class VectorSource:
     ) -> None:
         """SAME_STEP: write last observations and their masks, which come in the infos.
 
-        Args:
-            obs: What the vector returned.
-            infos: What it returned with them.
-            acted_on: [N, *O] the observations before the step; None once every environment is
-                cleared of reusing its arrays.
+        `acted_on` [N, *O] is None once every environment is cleared of reusing its arrays.
         """
         rows, finals, message = self.rows, infos["final_obs"], infos.get("final_info", {})
         masks = np.full(self.num_envs, None)
@@ -224,13 +219,6 @@ class VectorSource:
     def close(self) -> None:
         """Close the vector environment."""
         self.envs.close()
-
-
-def _num_workers(envs: VectorEnv[Any, Any, Any]) -> int:
-    unwrapped: Any = envs.unwrapped
-    if not isinstance(unwrapped, AsyncVectorEnv):
-        return 0
-    return int(getattr(unwrapped, "num_workers", unwrapped.num_envs))
 
 
 def _refuse_reward_shape(reward: npt.NDArray[Any], num_envs: int) -> None:
