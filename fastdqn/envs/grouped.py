@@ -22,16 +22,9 @@ from gymnasium.spaces import Discrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 
-from fastdqn.envs.actions import as_rows, single_actions
-from fastdqn.envs.observations import (
-    BlockObservations,
-    Observations,
-    PickledObservations,
-    SharedObservations,
-    shared_memory_for,
-)
 from fastdqn.envs.sharing import refuse_shared_by_processes
 from fastdqn.envs.spaces import ARRAY_SPACES, read_spaces
+from fastdqn.envs.vector_data import Observations, as_rows, shared_memory_for, single_actions
 from fastdqn.envs.workers.allocation import Allocation, choose_allocation
 from fastdqn.envs.workers.assisted_pool import AssistedPool
 from fastdqn.envs.workers.failures import EnvFailures, Failure
@@ -181,13 +174,9 @@ class GroupedVectorEnv(AsyncVectorEnv):
             self.rows.columns(group[0][0], group[-1][1])
             for group in zip(*self._pool.spans, strict=True)
         ]
-        self._reader: Observations = (
-            BlockObservations(self.rows)
-            if in_block
-            else SharedObservations(space, shared, self.num_envs)
-            if shared is not None
-            else PickledObservations(space, self.num_envs)
-        )
+        self._obs_in_block = in_block
+        in_rows = self.rows.obs if in_block else None
+        self._reader = Observations(space, self.num_envs, in_rows, shared)
         self._travelled: list[Any] = []
         self._state = AsyncState.DEFAULT
         try:
@@ -459,7 +448,7 @@ class GroupedVectorEnv(AsyncVectorEnv):
         return seen.copy() if isinstance(seen, np.ndarray) else deepcopy(seen)
 
     def _add_final_obs(self, infos: dict[str, Any]) -> None:
-        if isinstance(self._reader, BlockObservations):
+        if self._obs_in_block:
             ended = self.rows.terminated | self.rows.truncated
             for index in np.flatnonzero(ended).tolist():
                 self._add_info(infos, {"final_obs": self.rows.final_obs[index].copy()}, index)

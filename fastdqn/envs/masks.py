@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces import Dict, Space
 
-from fastdqn.envs.sources.duck_typed import as_env
+from fastdqn.envs.sources.adapted_envs import as_env
 from fastdqn.envs.space_check import NUMBERS
 from fastdqn.errors import UsageError
 
@@ -75,12 +75,7 @@ def with_mask_in_info(factory: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, 
 
 
 def refuse_mask_shape(env: str, shape: tuple[int, ...], num_actions: int) -> None:
-    """Refuse a mask that has not one entry per action.
-
-    Args:
-        env: Whose mask it is.
-        shape: Of the mask.
-        num_actions: Actions, A.
+    """Refuse a mask of an environment `env` that has not one entry per action.
 
     Raises:
         UsageError: The shape is not (A,).
@@ -96,10 +91,6 @@ def refuse_mask_shape(env: str, shape: tuple[int, ...], num_actions: int) -> Non
 def refuse_unexpected_mask(env: int, info: Mapping[str, Any]) -> None:
     """Refuse a mask where none was expected: there is no room for it, so it would be ignored.
 
-    Args:
-        env: Whose info it is.
-        info: The info.
-
     Raises:
         UsageError: The info holds a mask.
     """
@@ -113,31 +104,18 @@ def refuse_unexpected_mask(env: int, info: Mapping[str, Any]) -> None:
 
 
 def refuse_unexpected_masks(infos: Mapping[str, Any]) -> None:
-    """Refuse masks in the infos of a vector; see `refuse_unexpected_mask`.
-
-    Args:
-        infos: As Gymnasium's vectors batch them.
-
-    Raises:
-        UsageError: They hold a mask.
-    """
-    if MASK not in infos:
-        return
-    for env, mask in enumerate(infos[MASK]):
-        if f"_{MASK}" not in infos or infos[f"_{MASK}"][env]:
+    """Refuse masks in the infos of a vector; see `refuse_unexpected_mask`."""
+    said = infos.get(f"_{MASK}")
+    for env, mask in enumerate(infos.get(MASK, ())):
+        if said is None or said[env]:
             refuse_unexpected_mask(env, {MASK: mask})
 
 
 def refuse_useless_expectation(expected: bool, *, infos: bool, obeyed: bool) -> None:
-    """Refuse `expect_action_masks` where no masks can come, or masks are ignored.
-
-    Args:
-        expected: Whether masks are expected.
-        infos: Whether the environments have infos.
-        obeyed: Whether masks are obeyed.
+    """Refuse `expect_action_masks` of environments without infos, or where masks are not obeyed.
 
     Raises:
-        UsageError: They are, and one of the other two is missing.
+        UsageError: Masks are `expected`, and one of the other two is missing.
     """
     if expected and not infos:
         raise UsageError(

@@ -21,8 +21,8 @@ from fastdqn.device import available_cores
 from fastdqn.envs.advice import refuse_no_factory
 from fastdqn.envs.description import EnvDescription, EnvFactory, describe, describe_spaces
 from fastdqn.envs.masks import MASK, refuse_useless_expectation, with_mask_in_info
-from fastdqn.envs.sources.copied_observations import copied_observations_in
-from fastdqn.envs.sources.envpool import describe_envpool, make_envpool_source
+from fastdqn.envs.sources.adapted_envs import copied_observations_in
+from fastdqn.envs.sources.envpool import EnvPoolSource, describe_envpool
 from fastdqn.envs.sources.source import VECTORIZERS, EnvSource, make_source, source_of
 from fastdqn.envs.spaces import measured_step_s
 from fastdqn.envs.specs.ids import factory_of
@@ -126,7 +126,7 @@ class EnvPoolEnvs(EnvProvider):
 
     def _source(self, config: Config, num_envs: int, learning: Learning | None) -> EnvSource:
         beside = None if learning is None else max(1, available_cores() - 1)
-        return make_envpool_source(self.env_id, num_envs, config.num_workers or beside)
+        return EnvPoolSource(self.env_id, num_envs, config.num_workers or beside)
 
 
 class TensorEnvs(GymnasiumEnvs):

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
+from gymnasium.spaces import Box, Discrete, MultiBinary, Space
+from gymnasium.vector import VectorEnv
 
+from fastdqn.envs.spaces import ARRAY_SPACES
 from fastdqn.errors import UsageError
 
-__all__ = ["ARRAYS", "NUMBERS", "Bounds", "SpaceCheck"]
+__all__ = ["NUMBERS", "Bounds", "SpaceCheck", "VectorCheck"]
 
-ARRAYS = (Box, Discrete, MultiBinary, MultiDiscrete)
 NUMBERS = "biuf"
 """Kinds of dtypes that observations may have."""
 WAY_OUT = "Fix the environment, or let its observation_space say what it really shows."
@@ -36,17 +37,13 @@ class SpaceCheck:
         dtype: Their dtype; bounds are compared only if it is that of the space.
 
     Attributes:
-        space: The same.
-        shape: The same.
-        dtype: The same.
         low: Least values, [*O] or a scalar; None if the dtype has the same bounds.
         high: Largest values.
     """
 
     def __init__(self, space: Space[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.space, self.shape, self.dtype = space, shape, dtype
-        bounds: tuple[Any, Any] = _bounds(space, shape, dtype) or (None, None)
-        self.low, self.high = bounds
+        self.low, self.high = _bounds(space, shape, dtype)
 
     @property
     def bounded(self) -> bool:
@@ -147,7 +144,10 @@ class Bounds:
     def __init__(self, row: npt.NDArray[Any], check: SpaceCheck) -> None:
         unsigned = np.dtype(f"u{row.itemsize}")
         low, high = (np.asarray(bound, row.dtype) for bound in (check.low, check.high))
-        self._ends = _ends(low, high) if row.size >= MANY and low.ndim == high.ndim == 0 else None
+        info = np.iinfo(row.dtype)
+        self._many = row.size >= MANY and low.ndim == high.ndim == 0
+        self._least = low[()] if self._many and low > info.min else None
+        self._most = high[()] if self._many and high < info.max else None
         self._given, self._row = row, row.view(unsigned)
         self._low = low.view(unsigned) if low.any() else None
         self._span = high.view(unsigned) - low.view(unsigned)
@@ -156,11 +156,11 @@ class Bounds:
 
     def are_left(self) -> bool:
         """Return whether one of the integers lies outside; hot path."""
-        if self._ends is not None:
-            low, high = self._ends
+        if self._many:
+            most, least = self._most, self._least
             return bool(
-                (high is not None and np.maximum.reduce(self._given, None) > high)
-                or (low is not None and np.minimum.reduce(self._given, None) < low)
+                (most is not None and np.maximum.reduce(self._given, None) > most)
+                or (least is not None and np.minimum.reduce(self._given, None) < least)
             )
         if self._low is not None:
             np.subtract(self._row, self._low, out=self._counted)
@@ -168,13 +168,103 @@ class Bounds:
         return TRUE in self._outside.tobytes()
 
 
-def _ends(low: npt.NDArray[Any], high: npt.NDArray[Any]) -> tuple[Any, Any]:
-    """Return the bounds as scalars, each None if the dtype has the same."""
-    info = np.iinfo(low.dtype)
-    return (
-        low[()] if low > info.min else None,
-        high[()] if high < info.max else None,
-    )
+class VectorCheck:
+    """Copies the observations of a vector into rows, and refuses those outside their space.
+
+    Args:
+        envs: The vector.
+        space: Space of one observation.
+        key: Of the observation in a Dict, or None.
+        into: [N, *O] the rows; written.
+        compared: Whether the environments check their observations themselves.
+    """
+
+    def __init__(
+        self,
+        envs: VectorEnv[Any, Any, Any],
+        space: Space[Any],
+        key: str | None,
+        into: npt.NDArray[Any],
+        *,
+        compared: bool = False,
+    ) -> None:
+        self._into, self._shape = into, into.shape
+        self._one = SpaceCheck(space, into.shape[1:], into.dtype)
+        self._all = self._one
+        batched: Any = getattr(envs, "observation_space", None)
+        if batched is not None:  # its bounds may differ between environments
+            batched = batched if key is None else batched[key]
+            together = SpaceCheck(batched, into.shape, into.dtype)
+            self._all = together if together.bounded else self._one
+        self._bounds = Bounds(into, self._all) if self._all.bounded and not compared else None
+        self._dtype, self._holds = into.dtype, True  # the last dtype, and whether ours holds it
+
+    def take(
+        self,
+        obs: Any,
+        envs: npt.NDArray[np.bool_] | None = None,
+        restarted: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Copy the observations of some environments; hot path.
+
+        Args:
+            obs: [N, *O].
+            envs: [N] bool, whose observations are taken; None is all.
+            restarted: [N] bool, environments without an observation, since their worker was
+                restarted; None is none.
+
+        Raises:
+            UsageError: Another shape, or a space does not hold an observation; names the
+                environment.
+        """
+        obs = np.asarray(obs)
+        if obs.shape != self._shape or (obs.dtype != self._dtype and not self._know(obs.dtype)):
+            raise UsageError(
+                f"observations of shape {obs.shape} and dtype {obs.dtype}",
+                f"the observation space says {self._shape} and {self._into.dtype}",
+                "Fix the vector environment, or its observation_space.",
+            )
+        if not self._holds:
+            self._refuse(obs, envs, restarted)
+        if envs is None:
+            np.copyto(self._into, obs, "unsafe")
+        else:
+            self._into[envs] = obs[envs]
+        if self._bounds is not None and self._holds and self._bounds.are_left():
+            self._refuse(obs, envs, restarted)
+
+    def _know(self, dtype: np.dtype[Any]) -> bool:
+        """Remember a dtype of observations; return whether it is numeric."""
+        if dtype.kind not in NUMBERS:
+            return False
+        kept = self._into.dtype
+        self._dtype, self._holds = dtype, kept.kind == "f" or np.can_cast(dtype, kept)
+        return True
+
+    def _refuse(
+        self,
+        obs: npt.NDArray[Any],
+        envs: npt.NDArray[np.bool_] | None,
+        restarted: npt.NDArray[np.bool_] | None,
+    ) -> None:
+        """Refuse the first observation outside its space among those in `envs`."""
+        wrong = self._all.wrong(obs)
+        if wrong is None:
+            return
+        outside = wrong.reshape(len(wrong), -1).any(1)
+        outside &= True if envs is None else envs
+        outside &= True if restarted is None else ~restarted
+        if outside.any():
+            env = int(outside.argmax())
+            raise self._one.refusal(obs[env], wrong[env], env)
+
+    def array_of(self, obs: Any, env: int) -> npt.NDArray[Any]:
+        """Return one observation of environment `env`; see `SpaceCheck.array_of`."""
+        check = self._one if self._all is self._one else self._all.of_row(env, self._one)
+        array = check.array_of(obs, env)
+        if check.bounded:
+            check.refuse_outside(array, env)
+        return array
 
 
 def _shown(obs: Any) -> str:
@@ -182,14 +272,14 @@ def _shown(obs: Any) -> str:
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
-def _bounds(space: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Any, Any] | None:
-    """Return least and largest values; None if they are the dtype's, or for floats."""
-    if not isinstance(space, ARRAYS) or dtype.kind == "f" or np.dtype(space.dtype) != dtype:
-        return None
+def _bounds(space: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """Return least and largest values; None twice if they are the dtype's, or for floats."""
+    if not isinstance(space, ARRAY_SPACES) or dtype.kind == "f" or np.dtype(space.dtype) != dtype:
+        return None, None
     least, most = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     low, high = _said(space)
     if np.shape(low) != shape or (np.all(low == least) and np.all(high == most)):
-        return None
+        return None, None
     return _scalar_if_uniform(low), _scalar_if_uniform(high)
 
 

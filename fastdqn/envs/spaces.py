@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_differing_spaces, batch_space
 
 from fastdqn.foundation.trial_env import trial_env
 
-__all__ = ["ARRAY_SPACES", "VectorSpaces", "measured_step_s", "read_spaces"]
+__all__ = ["ARRAY_SPACES", "EnvFactory", "VectorSpaces", "measured_step_s", "read_spaces"]
 
 ARRAY_SPACES = (Box, Discrete, MultiBinary, MultiDiscrete)
 """Spaces whose elements are arrays of one shape and dtype."""
@@ -25,15 +25,9 @@ EnvFactory = Callable[[], gym.Env[Any, Any]]
 
 @dataclass(frozen=True)
 class VectorSpaces:
-    """Spaces of one environment and of all of them together.
+    """Spaces of one environment and of all of them together, as a VectorEnv names them.
 
     Attributes:
-        metadata: Of one environment.
-        render_mode: Of one environment.
-        single_action_space: Of one environment.
-        action_space: Of all.
-        single_observation_space: Of one environment.
-        observation_space: Of all.
         step_s: Seconds of a step, or None if it was not measured.
     """
 
@@ -93,17 +87,15 @@ def _observation_spaces(
     if mode == "same":
         return env.observation_space, batch_space(env.observation_space, len(env_fns))
     if mode == "different":
-        spaces = [_observation_space(env_fn) for env_fn in env_fns]
+        spaces = []
+        for env_fn in env_fns:
+            with trial_env(env_fn) as each:
+                spaces.append(each.observation_space)
         return spaces[0], batch_differing_spaces(spaces)
     raise ValueError(
         "Invalid `observation_mode`, expected: 'same' or 'different' or tuple of single and "
         f"batch observation space, actual got {mode}"
     )
-
-
-def _observation_space(env_fn: EnvFactory) -> Space[Any]:
-    with trial_env(env_fn) as env:
-        return env.observation_space
 
 
 def measured_step_s(env: gym.Env[Any, Any]) -> float | None:
@@ -114,10 +106,9 @@ def measured_step_s(env: gym.Env[Any, Any]) -> float | None:
         if time.perf_counter() - start > PATIENCE_S:
             return None
         actions = [env.action_space.sample() for _ in range(MEASURED_STEPS)]
-        start, taken = time.perf_counter(), 0
-        for action in actions:
+        start = time.perf_counter()
+        for taken, action in enumerate(actions, 1):  # noqa: B007 - read behind the loop
             _, _, terminated, truncated, _ = env.step(action)
-            taken += 1
             if terminated or truncated or time.perf_counter() - start > PATIENCE_S:
                 break
         return (time.perf_counter() - start) / taken

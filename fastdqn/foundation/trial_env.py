@@ -50,13 +50,20 @@ def trial_env(factory: Callable[[], gym.Env[Any, Any]]) -> Iterator[gym.Env[Any,
     Args:
         factory: Builds it.
     """
-    with generators_restored(), _classes_restored(), _process_restored():
+    with generators_restored() as stack:
+        for kind in _env_classes():
+            stack.callback(_undo_class(kind))
+        stack.callback(
+            signal.pthread_sigmask, signal.SIG_SETMASK, signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        )
+        with contextlib.suppress(OSError):  # the folder does not exist
+            stack.callback(os.chdir, Path.cwd())
         env = factory()
-        try:
-            with _spaces_restored(env):
-                yield env
-        finally:
-            close_quietly(env)
+        stack.callback(close_quietly, env)
+        for name in ("action_space", "observation_space"):
+            for space in with_parts(getattr(env, name, None)):
+                stack.callback(_undo_space(space))
+        yield env
 
 
 def close_quietly(env: Any) -> None:
@@ -65,57 +72,22 @@ def close_quietly(env: Any) -> None:
         env.close()
 
 
-@contextmanager
-def generators_restored() -> Iterator[None]:
-    """Restore the global generators: of `random`, NumPy and, if it is loaded, PyTorch."""
-    undo: list[Undo] = [
-        partial(random.setstate, random.getstate()),
-        partial(np.random.set_state, np.random.get_state()),
-    ]
+def generators_restored() -> contextlib.ExitStack:
+    """Restore the global generators on exit: of `random`, NumPy and, if it is loaded, PyTorch."""
+    stack = contextlib.ExitStack()
+    stack.callback(random.setstate, random.getstate())
+    stack.callback(np.random.set_state, np.random.get_state())
     torch: Any = sys.modules.get("torch")  # workers must not load it
     if hasattr(torch, "get_rng_state"):  # not while another thread is loading it
-        undo.append(partial(torch.set_rng_state, torch.get_rng_state()))
+        stack.callback(torch.set_rng_state, torch.get_rng_state())
         if torch.cuda.is_initialized():
-            undo.append(partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+            stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
         if torch.backends.mps.is_available():
-            undo.append(partial(torch.mps.set_rng_state, torch.mps.get_rng_state()))
-    try:
-        yield
-    finally:
-        for restore in undo:
-            restore()
-
-
-@contextmanager
-def _process_restored() -> Iterator[None]:
-    """Restore the current folder and the blocked signals."""
-    blocked, folder = signal.pthread_sigmask(signal.SIG_BLOCK, ()), ""
-    with contextlib.suppress(OSError):  # the folder does not exist
-        folder = str(Path.cwd())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        if folder:
-            os.chdir(folder)
+            stack.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
+    return stack
 
 
 # Spaces
-
-
-@contextmanager
-def _spaces_restored(env: Any) -> Iterator[None]:
-    """Restore the generators of an environment's spaces to their state after its constructor."""
-    undo = [
-        _undo_space(space)
-        for name in ("action_space", "observation_space")
-        for space in with_parts(getattr(env, name, None))
-    ]
-    try:
-        yield
-    finally:
-        for restore in undo:
-            restore()
 
 
 def with_parts(space: Any) -> Iterator[Space[Any]]:
@@ -147,21 +119,6 @@ def _undo_space(space: Space[Any]) -> Undo:
 # Classes
 
 
-@contextmanager
-def _classes_restored() -> Iterator[None]:
-    """Restore the data of the environments' classes, e.g. a counter of instances.
-
-    A class that got new data of another type, e.g. a connection that its instances share, is left
-    alone: its other data may refer to that.
-    """
-    before = [_Data(kind) for kind in _env_classes()]
-    try:
-        yield
-    finally:
-        for data in before:
-            data.restore()
-
-
 def _env_classes() -> set[type]:
     """Return all classes of environments that do not come with Gymnasium, and their mixins."""
     found: set[type] = set()
@@ -177,29 +134,18 @@ NO_DATA = {"gymnasium", "builtins", "typing", "abc"}
 """Packages whose classes hold nothing that a trial could change."""
 
 
-class _Data:
-    """The data of a class.
+def _undo_class(kind: type) -> Undo:
+    """Return a function that restores the data of a class, e.g. a counter of instances.
 
-    Args:
-        kind: The class.
+    A class that got new data of another type, e.g. a connection that its instances share, is left
+    alone: its other data may refer to that.
     """
+    before = _data_of(kind)
+    rewind = [undo for value in before.values() for undo in _undo(value)]
+    counts = {k: repr(value) for k, value in before.items() if isinstance(value, itertools.count)}
 
-    def __init__(self, kind: type) -> None:
-        self._kind = kind
-        self._values = self._now()
-        self._undo = [undo for value in self._values.values() for undo in _undo(value)]
-        self._counts = {
-            name: repr(value)
-            for name, value in self._values.items()
-            if isinstance(value, itertools.count)
-        }
-
-    def _now(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self._kind).items() if name[:2] != "__"}
-
-    def restore(self) -> None:
-        """Restore it, unless it may refer to something that stays."""
-        now, before = self._now(), self._values
+    def restore() -> None:
+        now = _data_of(kind)
         changed = [
             name
             for name in {**now, **before}
@@ -209,29 +155,28 @@ class _Data:
             return
         for name in changed:
             if name in before:
-                setattr(self._kind, name, before[name])
+                setattr(kind, name, before[name])
             else:
-                delattr(self._kind, name)
-        for undo in self._undo:
+                delattr(kind, name)
+        for undo in rewind:
             undo()
-        for name, shown in self._counts.items():
-            if (
-                repr(before[name]) != shown
-            ):  # such a counter shows its state, and cannot be set back
+        for name, shown in counts.items():  # a counter shows its state, and cannot be set back
+            if repr(before[name]) != shown:
                 start = ast.literal_eval(f"({shown.removeprefix('count(').removesuffix(')')},)")
-                setattr(self._kind, name, itertools.count(*start))
+                setattr(kind, name, itertools.count(*start))
+
+    return restore
+
+
+def _data_of(kind: type) -> dict[str, Any]:
+    return {name: value for name, value in vars(kind).items() if name[:2] != "__"}
 
 
 # Values that change in place
 
 
 def _undo(value: Any, depth: int = 4) -> Iterator[Undo]:
-    """Return a function that restores a generator or the content of a container in place.
-
-    Args:
-        value: Any value; None is returned for others.
-        depth: How many levels of containers are restored.
-    """
+    """Yield functions that restore a generator, or a container `depth` levels deep, in place."""
     if isinstance(value, random.Random):
         yield partial(value.setstate, value.getstate())
     elif isinstance(value, np.random.RandomState):
@@ -252,17 +197,11 @@ def _undo(value: Any, depth: int = 4) -> Iterator[Undo]:
 
 def _refill(container: Any, content: Any) -> None:
     """Restore the content of a container in place, where it has changed."""
-    now, before = list(_items(container)), list(_items(content))
+    now, before = (
+        list(itertools.chain.from_iterable(c.items()) if isinstance(c, dict) else c)
+        for c in (container, content)
+    )
     if len(now) == len(before) and all(map(operator.is_, now, before)):
         return
     container.clear()
     (container.extend if isinstance(container, list | deque) else container.update)(content)
-
-
-def _items(container: Any) -> Iterator[Any]:
-    """Return the items of a container, keys and values in turn."""
-    if isinstance(container, dict):
-        for pair in container.items():
-            yield from pair
-    else:
-        yield from container

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastdqn.envs.actions import as_env_actions
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.masks import allowed_in
 from fastdqn.envs.space_check import NUMBERS, SpaceCheck
+from fastdqn.envs.vector_data import as_env_actions
 from fastdqn.errors import UsageError, first_line
 from fastdqn.policies.policy import Policy
 

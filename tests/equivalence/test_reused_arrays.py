@@ -14,7 +14,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from fastdqn import UsageError
-from fastdqn.envs.sources.copied_observations import CopiedObservations, copied_observations_in
+from fastdqn.envs.sources.adapted_envs import CopiedObservations, copied_observations_in
 from fastdqn.envs.sources.reused_arrays import SUSPICIOUS_ENDS, ReuseWatch, refuse_reused_arrays
 from fastdqn.envs.sources.source import source_of
 from fastdqn.envs.workers.spawning import without_main_module

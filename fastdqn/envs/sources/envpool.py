@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -24,10 +24,13 @@ from fastdqn.envs.description import EnvDescription, describe_spaces
 from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.errors import UsageError
 
-__all__ = ["EnvPoolSource", "describe_envpool", "make_envpool_source"]
+__all__ = ["EnvPoolSource", "describe_envpool"]
 
 NO_LIMIT = 2**31 - 1
 """EnvPool's largest episode length, which means no limit; also the largest seed."""
+_quiet = partial(warnings.catch_warnings, action="ignore")
+"""Suppresses EnvPool's warnings about its own bounds and imports; Gymnasium's logger warns of every
+Box whose float64 bounds become float32."""
 
 
 class EnvPoolSource:
@@ -76,10 +79,10 @@ class EnvPoolSource:
                 raise UsageError(f"{flag} {value}", "it must be at least 1", f"Raise {flag}.")
         self.num_envs = num_envs
         self.num_workers = min(num_threads or available_cores(), num_envs)
-        limit = time_limit or int(_spec_of(env_id).config.max_episode_steps)
-        self.time_limit = min(limit, NO_LIMIT)
-        space = self.description
-        self.rows = SharedBlock.allocate(RowSpec(num_envs, space.obs_shape, space.obs_dtype))
+        described = self.description
+        self.time_limit = min(time_limit or described.max_episode_steps or NO_LIMIT, NO_LIMIT)
+        spec = RowSpec(num_envs, described.obs_shape, described.obs_dtype)
+        self.rows = SharedBlock.allocate(spec)
         self._pool: Any = None
         self._returns = np.zeros(num_envs)
         self._lengths = np.zeros(num_envs, np.int64)
@@ -108,7 +111,7 @@ class EnvPoolSource:
                 max_episode_steps=min(self.time_limit + 1, NO_LIMIT),
             )
             obs, info = self._pool.reset()
-        self._place(self.rows.obs, info["env_id"], obs)
+        self.rows.obs[info["env_id"]] = obs.reshape(self.rows.obs.shape)
         self.rows.clear()
         self._returns[:] = 0.0
         self._lengths[:] = 0
@@ -134,19 +137,13 @@ class EnvPoolSource:
         """
         obs, reward, terminated, truncated, info = self._running().recv()
         rows, places = self.rows, info["env_id"]  # EnvPool need not answer in order
-        self._place(rows.obs, places, obs)
+        rows.obs[places] = obs.reshape(rows.obs.shape)
         rows.reward[places] = reward
         rows.terminated[places] = terminated
         rows.truncated[places] = truncated
         self._elapsed[places] = info["elapsed_step"]
         rows.real[:] = self._alive
         self._count_episodes()
-
-    @staticmethod
-    def _place(
-        rows: npt.NDArray[Any], places: npt.NDArray[np.int32], values: npt.NDArray[Any]
-    ) -> None:
-        rows[places] = values.reshape(rows.shape)
 
     def _count_episodes(self) -> None:
         """Count real rows only, cut episodes at the time limit, and sum their rewards."""
@@ -177,22 +174,6 @@ class EnvPoolSource:
         self._pool = None  # the threads end with the last reference
 
 
-def make_envpool_source(
-    env_id: str, num_envs: int, num_threads: int | None = None
-) -> EnvPoolSource:
-    """Build `num_envs` environments of an EnvPool; no thread starts before `reset`.
-
-    Args:
-        env_id: EnvPool's id, e.g. `LunarLander-v3` or `Pong-v5`.
-        num_envs: Environments, N.
-        num_threads: Threads that step; None is one per core, at most one per environment.
-
-    Raises:
-        UsageError: As `describe_envpool`, or a number below 1.
-    """
-    return EnvPoolSource(env_id, num_envs, num_threads)
-
-
 def describe_envpool(env_id: str) -> EnvDescription:
     """Describe an environment of EnvPool without building it.
 
@@ -210,7 +191,11 @@ def describe_envpool(env_id: str) -> EnvDescription:
         )
     with _quiet():
         obs, action = spec.gymnasium_observation_space, spec.gymnasium_action_space
-    described = describe_spaces(env_id, _unbounded(obs), action, _solved_at(env_id, spec.config))
+    solved_at = getattr(spec.config, "reward_threshold", None)
+    if solved_at is None and env_id in gym.registry:
+        solved_at = gym.registry[env_id].reward_threshold
+    solved_at = None if solved_at is None else float(solved_at)
+    described = describe_spaces(env_id, _unbounded(obs), action, solved_at)
     limit = int(spec.config.max_episode_steps)
     return replace(described, max_episode_steps=limit if limit < NO_LIMIT else None)
 
@@ -223,13 +208,6 @@ def _unbounded(space: gym.Space[Any]) -> gym.Space[Any]:
     low = np.where(space.low == extremes.tiny, -np.inf, space.low)
     high = np.where(space.high == extremes.max, np.inf, space.high)
     return Box(low.astype(space.dtype), high.astype(space.dtype), space.shape, space.dtype.type)
-
-
-def _solved_at(env_id: str, config: Any) -> float | None:
-    threshold = getattr(config, "reward_threshold", None)
-    if threshold is None and env_id in gym.registry:
-        threshold = gym.registry[env_id].reward_threshold
-    return None if threshold is None else float(threshold)
 
 
 def _spec_of(env_id: str) -> Any:
@@ -287,14 +265,3 @@ def _refuse_seeds(seeds: Sequence[int], num_envs: int) -> None:
                 "EnvPool takes 0 to 2^31 - 1",
                 "Draw it with fastdqn.envs.seeding.seeds_of.",
             )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress EnvPool's warnings about its own bounds and imports.
-
-    Gymnasium's logger warns of every Box whose float64 bounds become float32.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from fastdqn.envs.actions import as_env_actions
 from fastdqn.envs.description import EnvDescription, EnvFactory, describe_spaces
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.masks import (
@@ -28,11 +27,11 @@ from fastdqn.envs.masks import (
     refuse_unexpected_masks,
 )
 from fastdqn.envs.sharing import envs_in_use, register_holder
-from fastdqn.envs.sources.copied_observations import with_copied_observations
-from fastdqn.envs.sources.duck_typed import closing_quietly
+from fastdqn.envs.sources.adapted_envs import with_copied_observations
 from fastdqn.envs.sources.reused_arrays import refuse_reused_arrays
 from fastdqn.envs.sources.vector_source import VectorSource
 from fastdqn.envs.specs.registrations import RegisteringFactory, packed_registry
+from fastdqn.envs.vector_data import as_env_actions
 from fastdqn.envs.workers.allocation import Allocation
 from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.envs.workers.spawning import without_main_module
@@ -206,17 +205,15 @@ def _gymnasiums(
     vectorizer: str, factory: EnvFactory, description: EnvDescription, num_envs: int
 ) -> VectorSource:
     """Build environments behind one of Gymnasium's own vectors."""
-    factory = partial(closing_quietly, factory)
     if vectorizer == "async":
         refuse_unless_parent(f"--vectorizer {vectorizer}", "Use --vectorizer sync.")
         factory = RegisteringFactory(factory, packed_registry())
+        kind: Callable[..., VectorEnv[Any, Any, Any]] = partial(AsyncVectorEnv, context="spawn")
+    else:
+        kind = SyncVectorEnv
+    own = [partial(with_copied_observations, factory, index) for index in range(num_envs)]
     with without_main_module():
-        kinds: dict[str, Callable[..., VectorEnv[Any, Any, Any]]] = {
-            "async": partial(AsyncVectorEnv, context="spawn"),
-            "sync": SyncVectorEnv,
-        }
-        own = [partial(with_copied_observations, factory, index) for index in range(num_envs)]
-        envs = kinds[vectorizer](own, autoreset_mode=AutoresetMode.DISABLED)
+        envs = kind(own, autoreset_mode=AutoresetMode.DISABLED)
         source = VectorSource(envs, description, compared=True)
     try:
         source.refuse_shared(envs_in_use())

@@ -10,18 +10,12 @@ import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 
-from fastdqn.envs.actions import as_env_actions
 from fastdqn.envs.description import EnvDescription
-from fastdqn.envs.masks import (
-    MASK,
-    checked_masks,
-    observed_beside_mask,
-    refuse_unexpected_masks,
-)
+from fastdqn.envs.masks import MASK, checked_masks, observed_beside_mask, refuse_unexpected_masks
 from fastdqn.envs.sharing import EnvsInUse, refuse_shared
 from fastdqn.envs.sources.reused_arrays import ReuseWatch
-from fastdqn.envs.sources.vector_check import VectorCheck
-from fastdqn.envs.space_check import NUMBERS
+from fastdqn.envs.space_check import NUMBERS, VectorCheck
+from fastdqn.envs.vector_data import as_env_actions
 from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.errors import UsageError
 
@@ -53,14 +47,13 @@ class VectorSource:
     ) -> None:
         self.envs = envs
         self.num_envs = envs.num_envs
-        self.num_workers = _num_workers(envs)
+        parallel = isinstance(envs.unwrapped, AsyncVectorEnv)
+        self.num_workers = getattr(envs.unwrapped, "num_workers", self.num_envs) if parallel else 0
         self.description = description
         self._key = observed_beside_mask(envs.single_observation_space)
-        spec = RowSpec.of_spaces(
-            self.num_envs, description.obs_space, envs.single_action_space, description.num_masked
-        )
+        space, action = description.obs_space, envs.single_action_space
+        spec = RowSpec.of_spaces(self.num_envs, space, action, description.num_masked)
         self.rows = SharedBlock.allocate(spec)
-        space = description.obs_space
         compared = compared and envs.single_observation_space == space
         self._checks = VectorCheck(envs, space, self._key, self.rows.obs, compared=compared)
         self._mode = _autoreset_mode(envs)
@@ -83,8 +76,8 @@ class VectorSource:
     @property
     def restarts(self) -> Sequence[str]:
         """Why workers were restarted, one text each, the newest last."""
-        message: Sequence[str] = getattr(self.envs.unwrapped, "restarts", ())
-        return message
+        restarts: Sequence[str] = getattr(self.envs.unwrapped, "restarts", ())
+        return restarts
 
     def rows_of(self, group: int) -> SharedBlock:  # noqa: ARG002
         """Return the rows: there is one group."""
@@ -146,31 +139,17 @@ class VectorSource:
     def _place_observations(self, obs: Any, infos: dict[str, Any]) -> None:
         """Fill `obs` and, for episodes that ended within the step, `final_obs`."""
         rows, ended = self.rows, self._ended
-        watch = self._watch if ended.any() else None
-        acted_on = None if watch is None else rows.obs.copy()
+        watched = self._watch is not None and ended.any()
+        acted_on = rows.obs.copy() if watched else None
         self._show(obs, infos)
         if not (self.resets_within_step and ended.any()):
             return
         if self._mode is AutoresetMode.SAME_STEP:
-            self._place_finals(infos)
-            if watch is not None and acted_on is not None:
-                message = infos["final_obs"]
-                one_memory = isinstance(obs, np.ndarray) and np.may_share_memory(message, obs)
-                self._look_for_reuse(watch, acted_on, one_memory=one_memory)
+            self._place_finals(obs, infos, acted_on)
             return
         rows.final_obs[ended] = rows.obs[ended]
         rows.final_action_mask[ended] = rows.action_mask[ended]
         self._show(*self.envs.reset(options={"reset_mask": ended.copy()}), ended)
-
-    def _look_for_reuse(
-        self, watch: ReuseWatch, acted_on: npt.NDArray[Any], *, one_memory: bool
-    ) -> None:
-        """Compare the ends that were just copied, until every environment is cleared."""
-        rows = self.rows
-        for env in np.flatnonzero(self._ended).tolist():
-            shown = acted_on[env], rows.final_obs[env], rows.obs[env]
-            watch.look(env, *shown, one_memory=one_memory)
-        self._watch = None if watch.over else watch
 
     def _show(
         self, obs: Any, infos: dict[str, Any], which: npt.NDArray[np.bool_] | None = None
@@ -182,22 +161,29 @@ class VectorSource:
         self._checks.take(obs, which, infos.get("restarted"))
         self._read_masks(self.rows.action_mask, message, self._everyone if which is None else which)
 
-    def _place_finals(self, infos: dict[str, Any]) -> None:
-        """SAME_STEP: write last observations and their masks, which come in the infos."""
-        ended, finals = self._ended, infos["final_obs"]
-        message = infos.get("final_info", {})
-        if self._key is not None:
-            observed = np.full(self.num_envs, None)
-            message = {MASK: np.full(self.num_envs, None)}
-            for index in np.flatnonzero(ended).tolist():
-                observed[index], message[MASK][index] = (
-                    finals[index][self._key],
-                    finals[index][MASK],
-                )
-            finals = observed
-        for index in np.flatnonzero(ended).tolist():
-            self.rows.final_obs[index] = self._checks.array_of(finals[index], index)
-        self._read_masks(self.rows.final_action_mask, message, ended)
+    def _place_finals(
+        self, obs: Any, infos: dict[str, Any], acted_on: npt.NDArray[Any] | None
+    ) -> None:
+        """SAME_STEP: write last observations and their masks, which come in the infos.
+
+        `acted_on` [N, *O] is None once every environment is cleared of reusing its arrays.
+        """
+        rows, finals, message = self.rows, infos["final_obs"], infos.get("final_info", {})
+        masks = np.full(self.num_envs, None)
+        for env in np.flatnonzero(self._ended).tolist():
+            final = finals[env]
+            if self._key is not None:
+                masks[env], final = final[MASK], final[self._key]
+            rows.final_obs[env] = self._checks.array_of(final, env)
+        message = message if self._key is None else {MASK: masks}
+        self._read_masks(rows.final_action_mask, message, self._ended)
+        if acted_on is None or self._watch is None:
+            return
+        one_memory = isinstance(obs, np.ndarray) and np.may_share_memory(finals, obs)
+        for env in np.flatnonzero(self._ended).tolist():
+            shown = acted_on[env], rows.final_obs[env], rows.obs[env]
+            self._watch.look(env, *shown, one_memory=one_memory)
+        self._watch = None if self._watch.over else self._watch
 
     def _read_masks(
         self, into: npt.NDArray[np.bool_], message: Any, which: npt.NDArray[np.bool_]
@@ -233,13 +219,6 @@ class VectorSource:
     def close(self) -> None:
         """Close the vector environment."""
         self.envs.close()
-
-
-def _num_workers(envs: VectorEnv[Any, Any, Any]) -> int:
-    unwrapped: Any = envs.unwrapped
-    if not isinstance(unwrapped, AsyncVectorEnv):
-        return 0
-    return int(getattr(unwrapped, "num_workers", unwrapped.num_envs))
 
 
 def _refuse_reward_shape(reward: npt.NDArray[Any], num_envs: int) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete, Space
 from torch import Tensor
 
 from fastdqn.envs.tensor.episodic import EpisodicEnv
@@ -21,8 +19,6 @@ CENTRE_1 = CENTRE_2 = 0.5  # m, from a link's joint to its centre of mass
 INERTIA_1 = INERTIA_2 = 1.0  # kg m^2
 TIME_STEP = 0.2  # s
 MAX_SPIN_1, MAX_SPIN_2 = 4 * math.pi, 9 * math.pi  # rad/s
-START = 0.1
-"""Every part of a first state is uniform in -START ... START."""
 
 # What the equations below have of masses and lengths, folded once: a product of Python numbers is
 # free, and each of these products is exact or rounded as Gymnasium rounds it.
@@ -40,14 +36,7 @@ class Acrobot(EpisodicEnv):
     velocities. Actions are torques of -1, 0 and 1 N m. The reward is -1 in every step and
     0 in the one that swings the tip more than one link's length above the pivot and terminates.
 
-    Args:
-        num_envs: N, at least 1.
-        device: `cpu`, `cuda`, `cuda:N`, `mps` or `auto`.
-        dtype: Of the physics, float32 or float64.
-        max_episode_steps: Env steps after which an episode is cut.
-
-    Raises:
-        UsageError: One of them cannot be used.
+    Arguments and errors are those of `EpisodicEnv`.
 
     Source:
         Sutton (1996), Generalization in reinforcement learning: successful examples using sparse
@@ -56,25 +45,12 @@ class Acrobot(EpisodicEnv):
     """
 
     env_id = "Acrobot-v1"
-    num_random = 4
-    num_physics = 4
-
-    def __init__(
-        self,
-        num_envs: int,
-        device: torch.device | str = "cpu",
-        *,
-        dtype: torch.dtype = torch.float32,
-        max_episode_steps: int = 500,
-    ) -> None:
-        high = np.array([1.0, 1.0, 1.0, 1.0, MAX_SPIN_1, MAX_SPIN_2], np.float32)
-        self.single_observation_space: Space[Any] = Box(-high, high, dtype=np.float32)
-        self.single_action_space = Discrete(3)
-        super().__init__(num_envs, device, dtype=dtype, max_episode_steps=max_episode_steps)
-
-    def _start(self, uniform: Tensor) -> Tensor:
-        # In float32 whatever the dtype is: Gymnasium rounds its first states too.
-        return (uniform * (2 * START) - START).to(self.state[0].dtype)
+    num_random = num_physics = 4
+    num_actions = 3
+    max_episode_steps = 500
+    first_low, first_high = -0.1, 0.1
+    obs_high = np.array([1.0, 1.0, 1.0, 1.0, MAX_SPIN_1, MAX_SPIN_2], np.float32)
+    obs_low = -obs_high
 
     def _move(self, physics: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         moved = _runge_kutta(physics, (action - 1).to(physics.dtype))

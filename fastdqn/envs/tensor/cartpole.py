@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete, Space
 from torch import Tensor
 
 from fastdqn.envs.tensor.episodic import EpisodicEnv
@@ -23,8 +21,6 @@ FORCE = 10.0  # N
 TIME_STEP = 0.02  # s
 MAX_POSITION = 2.4  # m
 MAX_ANGLE = 12 * 2 * math.pi / 360  # rad
-START = 0.05
-"""Every part of a first state is uniform in -START ... START."""
 
 
 class CartPole(EpisodicEnv):
@@ -34,14 +30,7 @@ class CartPole(EpisodicEnv):
     observation. The reward is 1 in every step; an episode terminates where the cart is farther
     than 2.4 m from the middle or the pole leans by more than 12 degrees.
 
-    Args:
-        num_envs: N, at least 1.
-        device: `cpu`, `cuda`, `cuda:N`, `mps` or `auto`.
-        dtype: Of the physics, float32 or float64.
-        max_episode_steps: Env steps after which an episode is cut.
-
-    Raises:
-        UsageError: One of them cannot be used.
+    Arguments and errors are those of `EpisodicEnv`.
 
     Source:
         Barto, Sutton, Anderson (1983), Neuronlike adaptive elements that can solve difficult
@@ -51,24 +40,12 @@ class CartPole(EpisodicEnv):
     """
 
     env_id = "CartPole-v1"
-    num_random = 4
-    num_physics = 4
-
-    def __init__(
-        self,
-        num_envs: int,
-        device: torch.device | str = "cpu",
-        *,
-        dtype: torch.dtype = torch.float32,
-        max_episode_steps: int = 500,
-    ) -> None:
-        high = np.array([2 * MAX_POSITION, np.inf, 2 * MAX_ANGLE, np.inf], np.float32)
-        self.single_observation_space: Space[Any] = Box(-high, high, dtype=np.float32)
-        self.single_action_space = Discrete(2)
-        super().__init__(num_envs, device, dtype=dtype, max_episode_steps=max_episode_steps)
-
-    def _start(self, uniform: Tensor) -> Tensor:
-        return (uniform * (2 * START) - START).to(self.state[0].dtype)
+    num_random = num_physics = 4
+    num_actions = 2
+    max_episode_steps = 500
+    first_low, first_high = -0.05, 0.05
+    obs_high = np.array([2 * MAX_POSITION, np.inf, 2 * MAX_ANGLE, np.inf], np.float32)
+    obs_low = -obs_high
 
     def _move(self, physics: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         position, _, angle, spin = physics.unbind(1)
@@ -84,6 +61,3 @@ class CartPole(EpisodicEnv):
         moved = physics + TIME_STEP * rate
         terminated = (moved[:, 0].abs() > MAX_POSITION) | (moved[:, 2].abs() > MAX_ANGLE)
         return moved, torch.ones_like(position, dtype=torch.float32), terminated
-
-    def _observe(self, physics: Tensor) -> Tensor:
-        return physics.to(torch.float32)

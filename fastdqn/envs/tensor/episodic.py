@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from gymnasium.spaces import Discrete, Space
+from gymnasium.spaces import Box, Discrete, Space
 from torch import Tensor
 
 from fastdqn.device import resolve_device
@@ -26,7 +28,16 @@ class EpisodicEnv(ABC):
         device: `cpu`, `cuda`, `cuda:N`, `mps` or `auto`.
         dtype: Of the physics. float64 is for comparisons, and not for MPS, which lacks it;
             observations and rewards are float32 either way.
-        max_episode_steps: Env steps after which an episode is cut (truncated), at least 1.
+        max_episode_steps: Env steps after which an episode is cut (truncated), at least 1; None is
+            the limit that Gymnasium registers.
+
+    Attributes:
+        num_physics: S.
+        num_actions: A.
+        first_low: Least value of a first state's parts, which are uniform.
+        first_high: Largest.
+        obs_low: [*O] float32, least observations.
+        obs_high: [*O] float32, largest.
 
     Raises:
         UsageError: One of them cannot be used.
@@ -35,35 +46,40 @@ class EpisodicEnv(ABC):
     env_id: str
     num_random: int
     num_physics: int
-    single_observation_space: Space[Any]
-    single_action_space: Discrete
+    num_actions: int
+    max_episode_steps: int
+    first_low: float
+    first_high: float
+    obs_low: npt.NDArray[np.float32]
+    obs_high: npt.NDArray[np.float32]
 
     def __init__(
         self,
         num_envs: int,
-        device: torch.device | str,
+        device: torch.device | str = "cpu",
         *,
-        dtype: torch.dtype,
-        max_episode_steps: int,
+        dtype: torch.dtype = torch.float32,
+        max_episode_steps: int | None = None,
     ) -> None:
         place = resolve_device(str(device))
-        _check(num_envs, place, dtype, max_episode_steps)
+        if max_episode_steps is not None:
+            self.max_episode_steps = max_episode_steps
+        _check(num_envs, place, dtype, self.max_episode_steps)
+        self.single_observation_space: Space[Any] = Box(
+            self.obs_low, self.obs_high, dtype=np.float32
+        )
+        self.single_action_space = Discrete(self.num_actions)
         physics = torch.zeros(num_envs, self.num_physics, dtype=dtype, device=place)
         steps = torch.zeros(num_envs, dtype=torch.int32, device=place)
         self.state: tuple[Tensor, ...] = (physics, steps)
         self.num_envs = num_envs
         self.device = physics.device
-        self.max_episode_steps = max_episode_steps
         self._uniform = torch.zeros(num_envs, self.num_random, device=place)
         self._generator = torch.Generator(self.device)
         self.reset(0)
 
     def reset(self, seed: int) -> Tensor:
-        """Begin new episodes everywhere and draw from `seed` from now on.
-
-        Returns:
-            [N, *O] float32, a new tensor.
-        """
+        """Begin new episodes everywhere; see `TensorEnv`. Returns a new tensor."""
         physics, steps = self.state
         self._generator.manual_seed(seed)
         first = self._start(self._draw())
@@ -72,23 +88,11 @@ class EpisodicEnv(ABC):
         return self._observe(first)
 
     def step(self, action: Tensor) -> TensorStep:
-        """Take one step in every environment, and reset those that ended. Hot path.
-
-        Args:
-            action: [N] int64 on the device, counted from 0; read.
-
-        Returns:
-            Tensors that are the caller's: no later step writes into them.
-        """
+        """Take one step; see `TensorEnv`. No later step writes into the tensors returned."""
         return self.advance(action, self._draw())
 
     def advance(self, action: Tensor, uniform: Tensor) -> TensorStep:
-        """Do what `step` does with random numbers from outside; writes `state`, nothing else.
-
-        Args:
-            action: [N] int64 on the device, counted from 0; read.
-            uniform: [N, R] float32 in [0, 1); read. Only ended environments use theirs.
-        """
+        """Step with random numbers from outside, which only ended environments use."""
         physics, steps = self.state
         moved, reward, terminated = self._move(physics, action)
         taken = steps + 1
@@ -107,9 +111,13 @@ class EpisodicEnv(ABC):
     def _draw(self) -> Tensor:
         return torch.rand(self._uniform.shape, generator=self._generator, out=self._uniform)
 
-    @abstractmethod
     def _start(self, uniform: Tensor) -> Tensor:
-        """Turn [N, R] float32 in [0, 1) into the physics [N, S] of new episodes, a new tensor."""
+        """Turn [N, R] float32 in [0, 1) into the physics [N, S] of new episodes, a new tensor.
+
+        In float32 whatever the dtype is: Gymnasium rounds its first states too.
+        """
+        first = uniform * (self.first_high - self.first_low) + self.first_low
+        return first.to(self.state[0].dtype)
 
     @abstractmethod
     def _move(self, physics: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,9 +126,9 @@ class EpisodicEnv(ABC):
         All three are new tensors; `physics` is read.
         """
 
-    @abstractmethod
     def _observe(self, physics: Tensor) -> Tensor:
         """Return the observations [N, *O] float32 of the physics [N, S]; may be `physics`."""
+        return physics.to(torch.float32)
 
 
 def _check(num_envs: int, device: torch.device, dtype: torch.dtype, max_episode_steps: int) -> None:

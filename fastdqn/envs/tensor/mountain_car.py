@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete, Space
 from torch import Tensor
 
 from fastdqn.envs.tensor.episodic import EpisodicEnv
@@ -18,7 +15,6 @@ MAX_SPEED = 0.07
 GOAL = 0.5
 FORCE = 0.001
 GRAVITY = 0.0025
-LEFTMOST_START, RIGHTMOST_START = -0.6, -0.4
 
 
 class MountainCar(EpisodicEnv):
@@ -28,14 +24,7 @@ class MountainCar(EpisodicEnv):
     push left, not at all, right. The reward is -1 in every step, the last one included; an
     episode terminates where the car stands at 0.5 or beyond and does not roll back.
 
-    Args:
-        num_envs: N, at least 1.
-        device: `cpu`, `cuda`, `cuda:N`, `mps` or `auto`.
-        dtype: Of the physics, float32 or float64.
-        max_episode_steps: Env steps after which an episode is cut.
-
-    Raises:
-        UsageError: One of them cannot be used.
+    Arguments and errors are those of `EpisodicEnv`.
 
     Source:
         Moore (1990), Efficient memory-based learning for robot control, PhD thesis, University
@@ -45,24 +34,15 @@ class MountainCar(EpisodicEnv):
     env_id = "MountainCar-v0"
     num_random = 1
     num_physics = 2
-
-    def __init__(
-        self,
-        num_envs: int,
-        device: torch.device | str = "cpu",
-        *,
-        dtype: torch.dtype = torch.float32,
-        max_episode_steps: int = 200,
-    ) -> None:
-        low = np.array([LEFT_END, -MAX_SPEED], np.float32)
-        high = np.array([RIGHT_END, MAX_SPEED], np.float32)
-        self.single_observation_space: Space[Any] = Box(low, high, dtype=np.float32)
-        self.single_action_space = Discrete(3)
-        super().__init__(num_envs, device, dtype=dtype, max_episode_steps=max_episode_steps)
+    num_actions = 3
+    max_episode_steps = 200
+    first_low, first_high = -0.6, -0.4
+    obs_low = np.array([LEFT_END, -MAX_SPEED], np.float32)
+    obs_high = np.array([RIGHT_END, MAX_SPEED], np.float32)
 
     def _start(self, uniform: Tensor) -> Tensor:
-        position = uniform * (RIGHTMOST_START - LEFTMOST_START) + LEFTMOST_START
-        return torch.cat((position, torch.zeros_like(position)), 1).to(self.state[0].dtype)
+        position = super()._start(uniform)
+        return torch.cat((position, torch.zeros_like(position)), 1)
 
     def _move(self, physics: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         position, velocity = physics.unbind(1)
@@ -76,6 +56,3 @@ class MountainCar(EpisodicEnv):
         terminated = (position >= GOAL) & (velocity >= 0)
         reward = torch.full_like(position, -1.0, dtype=torch.float32)
         return torch.stack((position, velocity), 1), reward, terminated
-
-    def _observe(self, physics: Tensor) -> Tensor:
-        return physics.to(torch.float32)

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.algorithms.exploration import NUM_ACTING, explore
-from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv, TensorStep
-from fastdqn.envs.tensor.space_membership import membership_of
+from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv, TensorStep, membership_of
 from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import snapshot
 from fastdqn.networks.flat_network import FlatNetwork

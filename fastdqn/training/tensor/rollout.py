@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdqn.envs.tensor.protocol import TensorEnv
-from fastdqn.envs.tensor.space_membership import holds_integers
+from fastdqn.envs.tensor.protocol import TensorEnv, holds_integers
 from fastdqn.errors import NonFiniteError, UsageError
 from fastdqn.execution.modes import mode_of
 from fastdqn.execution.step import Progress

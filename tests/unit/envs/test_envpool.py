@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pytest
 
 from fastdqn.envs.seeding import Stream, seeds_of
-from fastdqn.envs.sources.envpool import EnvPoolSource, describe_envpool, make_envpool_source
+from fastdqn.envs.sources.envpool import EnvPoolSource, describe_envpool
 from fastdqn.errors import UsageError
 from tests.drive import everything_in, roll, rollout_of
 
@@ -347,7 +347,7 @@ def test_closing_ends_the_threads_even_within_a_step() -> None:
     def threads() -> int:
         return len(list(Path("/proc/self/task").iterdir()))
 
-    pool = make_envpool_source("CartPole-v1", 2, 2)
+    pool = EnvPoolSource("CartPole-v1", 2, 2)
     before = threads()
     pool.reset([0, 1])
     assert threads() > before
@@ -385,7 +385,7 @@ def test_a_description_has_what_envpool_has() -> None:
 )
 def test_ids_that_cannot_be_trained_on_are_refused(env_id: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        make_envpool_source(env_id, 4, None)
+        EnvPoolSource(env_id, 4, None)
 
 
 @needs_envpool

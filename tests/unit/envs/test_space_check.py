@@ -17,8 +17,7 @@ from fastdqn.envs.description import describe
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.masks import with_mask_in_info
 from fastdqn.envs.sources.source import make_source, source_of
-from fastdqn.envs.sources.vector_check import VectorCheck
-from fastdqn.envs.space_check import MANY, Bounds, SpaceCheck
+from fastdqn.envs.space_check import MANY, Bounds, SpaceCheck, VectorCheck
 from fastdqn.envs.workers.allocation import Allocation
 from fastdqn.envs.workers.observation_writer import CheckedWriter, NumberWriter, writers_over
 from fastdqn.envs.workers.spawning import without_main_module
