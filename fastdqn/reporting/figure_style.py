@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.ticker import Formatter
 
-    from fastdqn.reporting.evaluation_log import EvaluationTable
+    from fastdqn.reporting.tables import EvaluationTable
 
 __all__ = [
     "FAINT",

@@ -9,7 +9,6 @@ import numpy.typing as npt
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from fastdqn.foundation.formatting import format_duration, format_return
-from fastdqn.reporting.evaluation_log import EvaluationTable, no_evaluations
 from fastdqn.reporting.figure_style import (
     FAINT,
     SOLVED,
@@ -23,6 +22,7 @@ from fastdqn.reporting.figure_style import (
     new_figure,
     thousands,
 )
+from fastdqn.reporting.tables import EVALUATIONS, EvaluationTable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from fastdqn.reporting.episode_log import EpisodeTable
+    from fastdqn.reporting.tables import EpisodeTable
 
 __all__ = ["build_returns_figure", "build_wall_time_figure", "drawable", "wall_seconds"]
 
@@ -71,7 +71,7 @@ def build_returns_figure(
     Returns:
         A new figure of 10 by 5 inches.
     """
-    evaluations = no_evaluations() if evaluations is None else evaluations
+    evaluations = EVALUATIONS.table_of() if evaluations is None else evaluations
     finite = np.abs(table.return_) <= LARGEST
     steps = table.env_step[finite].astype(np.float64)
     returns = table.return_[finite]
@@ -110,7 +110,7 @@ def build_wall_time_figure(
     Returns:
         A new figure of 10 by 5 inches.
     """
-    evaluations = no_evaluations() if evaluations is None else evaluations
+    evaluations = EVALUATIONS.table_of() if evaluations is None else evaluations
     wall_s, evaluated_s = _on_one_clock(metrics, evaluations)
     returns = _column(metrics, "return_mean_100")
     if not np.isfinite(wall_s + returns).any():

@@ -17,7 +17,6 @@ from fastdqn.reporting.console import Console
 from fastdqn.reporting.panel import build_panel, report_line
 from fastdqn.reporting.progress import (
     LiveProgress,
-    NullProgress,
     PlainProgress,
     Progress,
     make_progress,
@@ -134,15 +133,16 @@ def test_make_progress_fits_the_console(
     assert terminal.is_terminal is is_terminal
     assert isinstance(make_progress(terminal), LiveProgress) is is_terminal
     assert isinstance(make_progress(Console(None, stream=io.StringIO())), PlainProgress)
-    assert isinstance(make_progress(terminal, quiet=True), NullProgress)
+    assert type(make_progress(terminal, quiet=True)) is Progress
 
 
-def test_null_progress_says_and_logs_nothing(tmp_path: Path) -> None:
+def test_quiet_progress_shows_nothing_and_logs_every_event(tmp_path: Path) -> None:
     out = io.StringIO()
     with Console(tmp_path / "log", stream=out) as console:
         _drive(make_progress(console, quiet=True))
     assert out.getvalue() == ""
-    assert _logged(tmp_path / "log") == []
+    line = "evaluation at 50,000 steps: return 231.4 (std 20.1) over 20 episodes, target reached"
+    assert _logged(tmp_path / "log") == [report_line(_report()), line]
 
 
 def _drive(progress: Progress) -> None:
