@@ -1,10 +1,8 @@
-"""DQN: the agent, with `predict` and `evaluate`.
-
-`learn` is in `learning`, `save` and `load` are in `persistence`.
-"""
+"""DQN: the agent, with `learn`, `predict`, `evaluate`; `save` and `load` are in `persistence`."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -20,7 +18,7 @@ from fastdqn.agent.arguments import (
     name_of,
     origin_of,
     refuse_decided,
-    refuse_second_id,
+    refuse_unwritten,
     warn_without_effect,
     without_run_directory,
 )
@@ -48,9 +46,12 @@ from fastdqn.foundation.scalars import whole
 from fastdqn.policies.policy import Policy
 from fastdqn.policies.predict import predict
 from fastdqn.replay.sampler import SamplerFactory
+from fastdqn.reporting.run_directory import make_run_dir
+from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import Evaluation, OnProgress
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.schedules import ReplayRatio
+from fastdqn.training.signals import exit_on_sigterm
 from fastdqn.training.tensor.rollout import TensorRollout
 
 __all__ = ["DQN"]
@@ -89,7 +90,6 @@ class DQN(Persistent, Whole):
         **settings: Any,
     ) -> None:
         self._caller_settings: Mapping[str, Any] = settings
-        refuse_second_id(settings)
         refuse_decided(settings, objective=objective, sampler=sampler)
         settings = with_plain_arguments(settings)
         named = {name: settings.get(name) for name in CONFIGURING}
@@ -171,6 +171,60 @@ class DQN(Persistent, Whole):
         self._rollout: HostRollout | TensorRollout | None = None  # of the training that runs now
 
     # The calls
+
+    def learn(
+        self,
+        total_timesteps: int | None = None,
+        *,
+        run_dir: str | Path | None = None,
+        callback: Callback | None = None,
+    ) -> Self:
+        """Train for a number of env steps; a later call goes on where this one ends.
+
+        Episodes that run at the end of a call are cut there. With a run directory the call writes
+        the files of `fastdqn train`, also if it ends by an error, a Ctrl-C, or, in the main thread,
+        a SIGTERM that no other handler takes. It prints its progress unless the setting `quiet` is
+        on; a later call continues the files.
+
+        Args:
+            total_timesteps: Env steps of this call; None takes the setting.
+            run_dir: The folder; None takes that of the last call, else the setting, else none.
+            callback: Called with reports, episodes, evaluations, checkpoints and restarts; see
+                `fastdqn.training.callbacks.Callback`. None ignores them.
+
+        Raises:
+            UsageError: So few env steps that nothing would be learned, a folder that holds
+                another run, or settings of a run directory without one.
+        """
+        self._refuse_idle(self._timesteps(total_timesteps))
+        self._run_dir = folder_of(run_dir) or self._run_dir
+        if self._run_dir is not None:
+            return self._learn_in(self._run_dir, total_timesteps, callback)
+        refuse_unwritten(self._caller_settings, self.config, has_callback=callback is not None)
+        with self.trainer(total_timesteps, callback or Callback()) as trainer:
+            trainer.run(self.env_seeds())
+        return self
+
+    def _learn_in(
+        self, run_dir: Path, total_timesteps: int | None, callback: Callback | None
+    ) -> Self:
+        from fastdqn.agent.recorded_run import (  # noqa: PLC0415 - loaded only where a folder is written
+            refuse_missing_tensorboard,
+            train_recorded,
+        )
+
+        started, silent = time.perf_counter(), self.config.quiet
+        refuse_missing_tensorboard(self.config)
+        goes_on = self._recorded == run_dir.resolve()
+        make_run_dir(replace(self.config, run_dir=run_dir), goes_on=goes_on)
+        self._recorded = run_dir.resolve()
+        with exit_on_sigterm():
+            outcome = train_recorded(
+                self, run_dir, total_timesteps, started=started, callback=callback, silent=silent
+            )
+        if outcome.error is not None:
+            raise outcome.error
+        return self
 
     def predict(
         self, obs: npt.ArrayLike, action_mask: npt.ArrayLike | None = None

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from gymnasium.vector import VectorEnv
 from torch import nn
 
 from fastdqn.agent.arguments import decided_by, fitting
 from fastdqn.agent.learning import Trainable
 from fastdqn.agent.loading import Restored, restore
-from fastdqn.agent.saved_description import SavedDescription, write_description
+from fastdqn.agent.saved_description import SavedDescription
 from fastdqn.algorithms.objectives import Objective
 from fastdqn.envs.provider import AnyEnv
 from fastdqn.envs.seeding import Stream, seeds_of
@@ -28,15 +27,9 @@ __all__ = ["Persistent"]
 
 
 class Persistent(Trainable):
-    """The saving and loading of an agent.
+    """The saving and loading of an agent."""
 
-    Attributes:
-        network: The online network.
-    """
-
-    network: nn.Module
-    _by_id: bool
-    """Whether the environment was passed by its id."""
+    _caller_settings: Mapping[str, Any]
 
     @abstractmethod
     def __init__(
@@ -121,28 +114,6 @@ class Persistent(Trainable):
         self.policy.reseed(seed(Stream.EXPLORATION)[0])
         if self._sampler is not None:
             self._sampler.reseed(seed(Stream.REPLAY)[0])
-
-    def parameters(self) -> dict[str, torch.Tensor]:
-        """Return the parameters and buffers of the online network by name; views, not copies."""
-        named = chain(self.network.named_parameters(), self.network.named_buffers())
-        return {name: tensor.detach() for name, tensor in named}
-
-    def describe(self) -> dict[str, Any]:
-        """Return the description that is saved with them: plain JSON values."""
-        running = self._rollout
-        done = (self._env_steps, self._episodes)
-        env_steps, episodes = done if running is None else (running.env_steps, running.episodes)
-        return write_description(
-            self.config,
-            self.description,
-            type(self.network).__name__,
-            objective=self.origin.get("objective"),
-            by_id=self._by_id,
-            env_steps=env_steps,
-            episodes=episodes,
-            updates=self._ratio.updates,
-            rounds=self._rounds,
-        )
 
 
 def _refuse_missing(objective: Objective | None, restored: Restored) -> None:

@@ -14,13 +14,13 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
 from fastdqn import __version__
+from fastdqn.agent import recorded_run
 from fastdqn.cli import commands
 from fastdqn.cli import train as run
 from fastdqn.cli.commands import main
 from fastdqn.config import Config, flag_of
 from fastdqn.native import c_library
 from fastdqn.presets import PRESETS, preset_config
-from fastdqn.reporting import recorded_run
 from fastdqn.reporting.console import Console
 from fastdqn.toolchain.cc import MLP
 
