@@ -195,7 +195,7 @@ def _rebuilding(
         raise UsageError(folder, reason, _command(made, saved_id, folder))
     warnings.warn(
         f"{named} is made as it is registered here, and not as it was saved in {folder}: {reason}."
-        " Give env_kwargs and wrapper to say how it is made.",
+        " Pass env_kwargs and wrapper to say how it is made.",
         stacklevel=4,
     )
     return named, {"env_kwargs": kwargs, "wrapper": tuple(typed_wrapper(w)[0] for w in around)}

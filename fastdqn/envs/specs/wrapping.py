@@ -76,7 +76,7 @@ class NamedWrapper:
             wrapped = wrap(env, *self.args, **self.kwargs)
         except Exception as error:  # a wrapper may raise any exception
             reason = f"it cannot be put around {env} ({type(error).__name__}: {first_line(error)})"
-            way_out = f"Give the arguments that it takes: '{self.name}(name=value)'."
+            way_out = f"Pass the arguments that it takes: '{self.name}(name=value)'."
             raise UsageError(f"--wrapper {self.text}", reason, way_out) from error
         if not isinstance(wrapped, gym.Env):
             raise self._refused(f"it returns a {type(wrapped).__name__} and no environment")
@@ -158,7 +158,7 @@ def plain_env_kwargs(given: Any) -> dict[str, Any]:
     """
     if not isinstance(given, Mapping):
         raise UsageError(
-            f"env_kwargs {given!r}", "it is no mapping of names", 'Give {"name": value}.'
+            f"env_kwargs {given!r}", "it is no mapping of names", 'Pass {"name": value}.'
         )
     try:
         for key in given:
@@ -172,7 +172,7 @@ def plain_env_kwargs(given: Any) -> dict[str, Any]:
         raise UsageError(
             f"--env-kwargs {_spelled(given)}",
             f"one is {error}",
-            "Give numbers, text, lists and dicts; for all else pass a factory from Python.",
+            "Pass numbers, text, lists and dicts; for all else pass a factory from Python.",
         ) from None
     return plain
 
@@ -195,7 +195,7 @@ def _names(given: Any) -> tuple[str, ...]:
     """Return the wrappers as a tuple; one may be given as a string."""
     names: Any = as_names(given)
     if not are_names(names):
-        raise UsageError(f"--wrapper {given!r}", "it is no list of names", "Give (name, ...).")
+        raise UsageError(f"--wrapper {given!r}", "it is no list of names", "Pass (name, ...).")
     return tuple(names)
 
 
@@ -251,7 +251,7 @@ def _made(
         raise UsageError(
             f"--env-kwargs {spelled_kwargs}",
             f"the environment cannot be built with them ({type(error).__name__}: {reason})",
-            "Give what its constructor takes.",
+            "Pass what its constructor takes.",
         ) from error
     for wrapper in wrappers:
         env = wrapper.around(env)

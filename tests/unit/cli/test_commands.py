@@ -121,7 +121,7 @@ REFUSED = {
     "--env-kwargs x={1,2}": ("--env-kwargs 'x={1, 2}': one is of type set.", "factory"),
     "--env-kwargs gravitas=1 wind_power=2": (
         *("--env-kwargs gravitas=1 wind_power=2: ", "unexpected keyword argument 'gravitas'"),
-        "Give what its constructor takes.",
+        "Pass what its constructor takes.",
     ),
     "--env-id FrozenLake-v1 --env-kwargs map_name=9x9": ("--env-kwargs map_name=9x9: ", "KeyError"),
     "--wrapper Flatten": ("--wrapper Flatten: Gymnasium has no wrapper Flatten.", "module:Name"),
