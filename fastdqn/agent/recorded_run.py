@@ -204,10 +204,10 @@ def _conclude(console: Console, trainer: Trainer, status: str) -> None:
         f"{trainer.watch.seconds['evaluate']:.1f} s evaluating"
     )
     if evaluation is not None:
-        mean, std = mean_words(evaluation.mean, evaluation.std)
-        cut = cut_words(evaluation.num_cut, evaluation.episodes, evaluation.max_steps)
+        mean, std = mean_words(evaluation)
         console.say(
-            f"Greedy   mean return {mean} +- {std} over {evaluation.episodes} fresh episodes{cut}"
+            f"Greedy   mean return {mean} +- {std} over {evaluation.episodes} fresh episodes"
+            f"{cut_words(evaluation)}"
         )
 
 

@@ -149,13 +149,13 @@ def _evaluate(argv: list[str]) -> int:
     found = agent.evaluate(
         asked.episodes, seed=asked.seed, max_steps=asked.eval_max_steps, on_progress=_say_progress
     )
-    mean, std = mean_words(found.mean, found.std)
+    mean, std = mean_words(found)
     lowest, highest = (format_return(x) for x in (found.returns.min(), found.returns.max()))
     return _say(
         f"{agent.description.env_id}: mean return {mean} +- {std} "
         f"over {found.episodes} fresh greedy episodes "
         f"(lowest {lowest}, highest {highest}, mean length {found.lengths.mean():,.0f})"
-        f"{cut_words(found.num_cut, found.episodes, found.max_steps)}"
+        f"{cut_words(found)}"
     )
 
 

@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.live import Live
 
-from fastdqn.foundation.formatting import format_return
-from fastdqn.reporting.panel import build_panel, evaluating_line, evaluation_line, report_line
+from fastdqn.reporting.panel import (
+    build_panel,
+    evaluating_line,
+    evaluation_line,
+    mean_words,
+    report_line,
+)
 from fastdqn.training.stopwatch import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastdqn.reporting.console import Console
-    from fastdqn.training.events import EvaluationReport, Report
+    from fastdqn.training.evaluation import Evaluation
+    from fastdqn.training.events import Report
 
 __all__ = ["LiveProgress", "PlainProgress", "Progress", "make_progress"]
 
@@ -43,18 +49,12 @@ class Progress:
         """Take the newest figures; the display decides when to show them."""
         self._write(report_line(report, may_stop_early=self._may_stop_early))
 
-    def evaluated(self, found: EvaluationReport) -> None:
-        """Show the outcome of an evaluation at once."""
-        self._write(evaluation_line(found))
+    def evaluated(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
+        """Show the outcome of an evaluation at once; see `evaluation_line`."""
+        self._write(evaluation_line(env_steps, evaluation, reached))
 
     def evaluating(self, done: int, episodes: int, steps: int) -> None:
-        """Show the progress of a long evaluation at once.
-
-        Args:
-            done: Finished episodes.
-            episodes: Episodes of the evaluation.
-            steps: Env steps so far.
-        """
+        """Show the progress of a long evaluation at once; see `evaluating_line`."""
         self._write(evaluating_line(done, episodes, steps))
 
     def stop(self) -> None:
@@ -137,11 +137,11 @@ class LiveProgress(PlainProgress):
         if self._pace.due():
             self._live.refresh()
 
-    def evaluated(self, found: EvaluationReport) -> None:
+    def evaluated(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
         """Print a line above the panel at once, and show the mean in the panel's frame."""
-        mean = format_return(found.mean, beside=found.std)
-        self._footnote = f"evaluation {mean} at {found.env_steps:,} steps"
-        self._console.say(evaluation_line(found))
+        mean, _ = mean_words(evaluation)
+        self._footnote = f"evaluation {mean} at {env_steps:,} steps"
+        self._console.say(evaluation_line(env_steps, evaluation, reached))
 
     def evaluating(self, done: int, episodes: int, steps: int) -> None:
         """Show it in the panel's frame, and log a line."""

@@ -20,7 +20,7 @@ from fastdqn.reporting.tables import EpisodeLog, EvaluationLog
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.checkpoint import save_checkpoint
 from fastdqn.training.evaluation import Evaluation
-from fastdqn.training.events import Episode, EvaluationReport, Report
+from fastdqn.training.events import Episode, Report
 from fastdqn.training.trainer import Trainer
 
 __all__ = ["RunRecorder"]
@@ -88,20 +88,10 @@ class RunRecorder(Callback):
 
     def on_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
         """Print what the greedy policy reached, and append it to evaluations.csv."""
-        found = EvaluationReport(
-            env_steps=env_steps,
-            wall_s=time.perf_counter() - self._started,
-            mean=evaluation.mean,
-            std=evaluation.std,
-            episodes=evaluation.episodes,
-            num_cut=evaluation.num_cut,
-            max_steps=evaluation.max_steps,
-            reached=reached,
-            best=self._evaluations.is_best(evaluation.mean),
-        )
+        wall_s = time.perf_counter() - self._started
         with self._reporting_failure("evaluations.csv"):
-            self._evaluations.append(found)
-        self._progress.evaluated(found)
+            self._evaluations.append(env_steps, wall_s, evaluation)
+        self._progress.evaluated(env_steps, evaluation, reached)
 
     def on_evaluation_progress(self, done: int, episodes: int, steps: int) -> None:
         """Show the progress of an evaluation."""

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from fastdqn.training.events import Episode, EvaluationReport
+    from fastdqn.training.evaluation import Evaluation
+    from fastdqn.training.events import Episode
 
 __all__ = [
     "EPISODES",
@@ -166,21 +167,20 @@ class EvaluationLog(TableLog):
         self._best = max(earlier[np.isfinite(earlier)].tolist(), default=-math.inf)
         super().__init__(path, EVALUATIONS)
 
-    def is_best(self, mean: float) -> bool:
-        """Return whether a mean return is above those of all evaluations so far."""
-        return mean > self._best
+    def append(self, env_steps: int, wall_s: float, evaluation: Evaluation) -> None:
+        """Append one line; reading it back gives the same mean and deviation.
 
-    def append(self, found: EvaluationReport) -> None:
-        """Append one line; reading it back gives the same floats.
+        Args:
+            env_steps: Env steps of the run so far.
+            wall_s: Seconds since the command started.
+            evaluation: The returns.
 
         Raises:
             OSError: The line cannot be written; it waits for the next one.
         """
-        if found.best:
-            self._best = found.mean
-        mean, std = float(found.mean), float(found.std)
-        self.add(
-            f"{found.env_steps},{found.wall_s:.3f},{mean!r},{std!r},{found.episodes},"
-            f"{int(found.best)}"
-        )
+        mean, std = float(evaluation.mean), float(evaluation.std)
+        is_best = mean > self._best
+        if is_best:
+            self._best = mean
+        self.add(f"{env_steps},{wall_s:.3f},{mean!r},{std!r},{evaluation.episodes},{int(is_best)}")
         self.flush()

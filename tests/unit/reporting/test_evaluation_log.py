@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from fastdqn.errors import UsageError
 from fastdqn.reporting.tables import EVALUATIONS, EvaluationLog
-from fastdqn.training.events import EvaluationReport
+from fastdqn.training.evaluation import Evaluation
 
 
-def write(path: Path, *means: float) -> list[bool]:
-    """Log means; return which were the best so far."""
-    log, found = EvaluationLog(path), []
+def write(path: Path, *means: float) -> None:
+    log = EvaluationLog(path)
     for i, mean in enumerate(means):
-        found.append(log.is_best(mean))
-        log.append(EvaluationReport(100 * (i + 1), 1.5, mean, 0.1, 5, best=found[-1]))
+        evaluation = SimpleNamespace(mean=mean, std=0.1, episodes=5)
+        log.append(100 * (i + 1), 1.5, cast("Evaluation", evaluation))
     log.close()
     log.close()
-    return found
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "evaluations.csv"
-    assert write(path, 1 / 3, -2.0, 0.4) == [True, False, True]
+    write(path, 1 / 3, -2.0, 0.4)
     assert path.read_text().splitlines()[:2] == [
         "env_step,wall_s,mean,std,episodes,best",
         "100,1.500,0.3333333333333333,0.1,5,1",
@@ -40,9 +40,9 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 def test_a_log_that_goes_on_remembers_the_best(tmp_path: Path) -> None:
     path = tmp_path / "e.csv"
-    assert write(path, 5.0, math.nan) == [True, False]
-    assert write(path, 4.0, 6.0) == [False, True]
-    assert len(EVALUATIONS.read(path)) == 4
+    write(path, 5.0, math.nan)
+    write(path, 4.0, 6.0)
+    assert EVALUATIONS.read(path).best.tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize(

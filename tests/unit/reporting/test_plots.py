@@ -21,7 +21,8 @@ from fastdqn.reporting.figures import build_returns_figure, build_wall_time_figu
 from fastdqn.reporting.metrics import MetricsLog
 from fastdqn.reporting.plots import plot_run, save_figure
 from fastdqn.reporting.tables import EpisodeLog, EpisodeTable, EvaluationLog, EvaluationTable
-from fastdqn.training.events import Episode, EvaluationReport, Report
+from fastdqn.training.evaluation import Evaluation
+from fastdqn.training.events import Episode, Report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,7 +130,7 @@ def test_the_headline_has_the_steps_of_the_run_and_not_of_its_last_episode(tmp_p
     _write_run(tmp_path)
     path = tmp_path / "evaluations.csv"
     log = EvaluationLog(path)
-    log.append(EvaluationReport(110_000, 3.0, 1.0, 0.5, 100))
+    log.append(110_000, 3.0, Evaluation(np.ones(100), np.ones(100, np.int64)))
     log.close()
     seen: list[Figure] = []
     with pytest.MonkeyPatch.context() as patch:
