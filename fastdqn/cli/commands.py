@@ -172,12 +172,8 @@ def _plot(argv: list[str]) -> int:
 
 def _presets(argv: list[str]) -> int:
     parse(PresetsArguments, "presets", argv)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("preset", style="bold", no_wrap=True)
-    table.add_column("what it does")
-    for name, preset in PRESETS.items():
-        table.add_row(name, preset.summary)
-    Console().print(table)
+    summaries = [(name, preset.summary) for name, preset in PRESETS.items()]
+    _print_rows(summaries, headers=("preset", "what it does"))
     return _say("\nfastdqn train --preset NAME; flags that follow change single settings.")
 
 
@@ -185,12 +181,8 @@ def _doctor(argv: list[str]) -> int:
     parse(DoctorArguments, "doctor", argv)
     from fastdqn.cli.doctor import diagnose  # noqa: PLC0415
 
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for what, finding, fine in diagnose():
-        table.add_row(what, Text(finding, style="" if fine else "yellow"))
-    Console().print(table)
+    rows = diagnose()
+    _print_rows([(what, Text(found, "" if fine else "yellow")) for what, found, fine in rows])
     return 0
 
 
@@ -210,13 +202,8 @@ _SUMMARIES = {
 
 
 def _help() -> int:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    for name, summary in _SUMMARIES.items():
-        table.add_row(f"  fastdqn {name}", summary)
     Console().print(f"fastdqn {__version__}: fast, exact deep Q-learning.\n", highlight=False)
-    Console().print(table)
+    _print_rows([(f"  fastdqn {name}", summary) for name, summary in _SUMMARIES.items()])
     return _say(
         "\nfastdqn COMMAND --help lists the flags. Start with: fastdqn train --preset cartpole"
     )
@@ -229,6 +216,17 @@ def _preset_of(argv: list[str]) -> Config:
 
 
 # Output
+
+
+def _print_rows(rows: Sequence[tuple[str, str | Text]], headers: Sequence[str] = ()) -> None:
+    """Print names and what is said of them as two columns."""
+    name, said = headers or ("", "")
+    table = Table(box=None, pad_edge=False, show_header=bool(headers))
+    table.add_column(name, style="bold", no_wrap=True)
+    table.add_column(said, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
 def _say(text: str) -> int:

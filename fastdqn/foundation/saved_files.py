@@ -6,10 +6,12 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["parse_json", "read_regular", "without_nan", "write_json_whole"]
+__all__ = ["parse_json", "read_regular", "replacing", "without_nan", "write_json_whole"]
 
 
 def read_regular(path: Path, most: int) -> bytes:
@@ -87,13 +89,23 @@ def write_json_whole(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError: The disk is full or the folder cannot be written; the old file stays.
     """
+    with replacing(path) as draft, draft.open("w", encoding="utf-8") as stream:
+        json.dump(content, stream, indent=2)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a draft that becomes the file at the end; after an error the old one stays.
+
+    Raises:
+        OSError: The draft cannot be put in the file's place.
+    """
     draft = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
-        with draft.open("w", encoding="utf-8") as stream:
-            json.dump(content, stream, indent=2)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield draft
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

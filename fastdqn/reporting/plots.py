@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastdqn.errors import UsageError
+from fastdqn.foundation.saved_files import replacing
 from fastdqn.reporting.figures import (
     build_returns_figure,
     build_wall_time_figure,
@@ -141,9 +141,5 @@ def save_figure(figure: Figure, path: Path) -> None:
         OSError: The file cannot be written; an older picture stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
+    with replacing(path) as draft:
         figure.savefig(draft, dpi=DPI, format="png")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

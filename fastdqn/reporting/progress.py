@@ -36,18 +36,31 @@ class Progress:
     Args:
         console: Shows the lines, or logs them.
         may_stop_early: Whether the run may end before its last env step.
+        clock: Returns monotonic seconds.
     """
 
-    def __init__(self, console: Console, *, may_stop_early: bool = False) -> None:
+    line_s = 0.0
+    """Smallest number of wall seconds between two lines about reports."""
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        may_stop_early: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._console, self._may_stop_early = console, may_stop_early
-        self._write = console.log
+        self._line_pace = Pace(self.line_s, clock)
+        self._unsaid: Report | None = None
 
     def start(self) -> None:
         """Begin to show."""
 
     def report(self, report: Report) -> None:
-        """Take the newest figures; the display decides when to show them."""
-        self._write(report_line(report, may_stop_early=self._may_stop_early))
+        """Take the newest figures; write a line, if the last one is old enough."""
+        self._unsaid = report
+        if self._line_pace.due():
+            self._write_unsaid()
 
     def evaluated(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
         """Show the outcome of an evaluation at once; see `evaluation_line`."""
@@ -58,49 +71,28 @@ class Progress:
         self._write(evaluating_line(done, episodes, steps))
 
     def stop(self) -> None:
-        """Show the newest figures if they were not shown, and end; a second call does nothing."""
-
-
-class PlainProgress(Progress):
-    """One line per report, but no more than one every few seconds, and one at the end.
-
-    Args:
-        console: Shows the lines.
-        every_s: Smallest number of wall seconds between two lines.
-        may_stop_early: Whether the run may end before its last env step.
-        clock: Returns monotonic seconds.
-    """
-
-    def __init__(
-        self,
-        console: Console,
-        every_s: float = LINE_S,
-        *,
-        may_stop_early: bool = False,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        super().__init__(console, may_stop_early=may_stop_early)
-        self._write = console.say
-        self._line_pace = Pace(every_s, clock)
-        self._unsaid: Report | None = None
-
-    def report(self, report: Report) -> None:
-        """Write a line, if the last one is old enough."""
-        self._unsaid = report
-        if self._line_pace.due():
-            self._write_unsaid()
-
-    def stop(self) -> None:
-        """Write the newest report, if it was not written."""
+        """Write the newest figures if they were not written; a second call does nothing."""
         self._write_unsaid()
+
+    def _write(self, line: str) -> None:
+        self._console.log(line)
 
     def _write_unsaid(self) -> None:
         if self._unsaid is not None:
-            super().report(self._unsaid)
+            self._write(report_line(self._unsaid, may_stop_early=self._may_stop_early))
             self._unsaid = None
 
 
-class LiveProgress(PlainProgress):
+class PlainProgress(Progress):
+    """One line per report, but no more than one every few seconds, and one at the end."""
+
+    line_s = LINE_S
+
+    def _write(self, line: str) -> None:
+        self._console.say(line)
+
+
+class LiveProgress(Progress):
     """A panel that is redrawn in place, at most four times a second.
 
     It draws only inside report() and has no thread, so that training is not slowed between
@@ -112,6 +104,8 @@ class LiveProgress(PlainProgress):
         clock: Returns monotonic seconds.
     """
 
+    line_s = LINE_S
+
     def __init__(
         self,
         console: Console,
@@ -120,7 +114,6 @@ class LiveProgress(PlainProgress):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(console, may_stop_early=may_stop_early, clock=clock)
-        self._write = console.log
         self._latest: Report | None = None
         self._footnote = ""
         self._pace = Pace(REFRESH_S, clock)
@@ -175,7 +168,5 @@ def make_progress(
         quiet: Show nothing.
         may_stop_early: Whether the run may end before its last env step.
     """
-    if quiet:
-        return Progress(console, may_stop_early=may_stop_early)
     display = LiveProgress if console.is_terminal else PlainProgress
-    return display(console, may_stop_early=may_stop_early)
+    return (Progress if quiet else display)(console, may_stop_early=may_stop_early)

@@ -23,6 +23,7 @@ __all__ = ["commit", "describe_machine", "make_run_dir", "result_of", "versions"
 
 SCHEMA = 1
 PROBE_BYTES = 4096
+EVALUATED = ("mean", "std", "episodes")
 PACKAGES = ("fastdqn", "torch", "gymnasium", "numpy", "tensordict", "safetensors")
 
 
@@ -124,7 +125,10 @@ def result_of(trainer: Trainer, config: Config, env_id: str, status: str) -> dic
         },
         "sps": {"train": trainer.train_sps, "peak": trainer.peak_sps},
         "time_share": watch.shares(),
-        "return": _returns(trainer),
+        "return": {
+            "train_mean_100": trainer.return_mean_100,
+            **{f"eval_{name}": getattr(trainer.evaluation, name, None) for name in EVALUATED},
+        },
         "time_to_target_s": {
             "train_wall": trainer.solved_train_s,
             "total_wall": trainer.solved_total_s,
@@ -133,16 +137,6 @@ def result_of(trainer: Trainer, config: Config, env_id: str, status: str) -> dic
         "status": status,
     }
     return without_nan(result)
-
-
-def _returns(trainer: Trainer) -> dict[str, Any]:
-    evaluation = trainer.evaluation
-    return {
-        "train_mean_100": trainer.return_mean_100,
-        "eval_mean": evaluation.mean if evaluation else None,
-        "eval_std": evaluation.std if evaluation else None,
-        "eval_episodes": evaluation.episodes if evaluation else None,
-    }
 
 
 def versions() -> dict[str, str | None]:

@@ -177,7 +177,7 @@ def test_report_line_reads_as_documented() -> None:
 
 def test_plain_progress_says_the_first_every_fifth_second_and_the_last() -> None:
     out, clock = io.StringIO(), _Clock()
-    progress = PlainProgress(Console(None, stream=out), every_s=5.0, clock=clock)
+    progress = PlainProgress(Console(None, stream=out), clock=clock)
     progress.start()
     for step in range(1, 13):
         progress.report(_report(step))
