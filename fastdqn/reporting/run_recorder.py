@@ -169,11 +169,9 @@ class RunRecorder(Callback):
         self._progress.stop()
 
     def __enter__(self) -> Self:
-        """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the files."""
         self.end_progress()
         logs = {"episodes.csv": self._episodes, "evaluations.csv": self._evaluations}
         for name, log in {**logs, **self._metrics}.items():
