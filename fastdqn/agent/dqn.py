@@ -114,7 +114,7 @@ class DQN(Persistent, Whole):
             builds=self._provider.builds,
             own_network=network is not None,
         )
-        self._run_dir = folder_of(self.config.run_dir)
+        self._run_dir = self.config.run_dir
         self._recorded: Path | None = None  # the folder that the last call of `learn` left
         self._build(network, objective, sampler)
 
@@ -127,12 +127,11 @@ class DQN(Persistent, Whole):
         if self._tensor_rollout is not None and not self._provider.builds:
             memo[id(self._tensor_rollout.env)] = self._tensor_rollout.env
         twin = copied(self, memo, shared=("_provider", "description"), anew=("_rollout",))
-        twin._rollout, running = None, self._rollout
+        twin._rollout = None
+        twin._env_steps, twin._episodes = self._counts()  # in the middle of a training, too
         twin._run_dir = twin._recorded = None
         twin.config = replace(self.config, run_dir=None)
         twin._caller_settings = without_run_directory(self._caller_settings)
-        if running is not None:  # a copy of the middle of a training begins where that is now
-            twin._env_steps, twin._episodes = running.env_steps, running.episodes
         return twin
 
     @classmethod

@@ -90,9 +90,7 @@ class Trainable:
 
     def describe(self) -> dict[str, Any]:
         """Return the description that is saved with them: plain JSON values."""
-        running = self._rollout
-        done = (self._env_steps, self._episodes)
-        env_steps, episodes = done if running is None else (running.env_steps, running.episodes)
+        env_steps, episodes = self._counts()
         return write_description(
             self.config,
             self.description,
@@ -104,6 +102,13 @@ class Trainable:
             updates=self._ratio.updates,
             rounds=self._rounds,
         )
+
+    def _counts(self) -> tuple[int, int]:
+        """Return the env steps and episodes so far, in the middle of a training too."""
+        running = self._rollout
+        if running is None:
+            return self._env_steps, self._episodes
+        return running.env_steps, running.episodes
 
     @contextmanager
     def trainer(

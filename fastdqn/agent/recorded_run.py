@@ -165,10 +165,7 @@ def _train(
             trainer.evaluate_fully()
     except KeyboardInterrupt as interrupt:
         status, failure = "stopped", interrupt
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # an exception of an environment must not cost the policy
+    except (Exception, SystemExit) as error:  # that of an environment must not cost the policy
         record.end_progress()
         record.console.log("".join(traceback.format_exception(error)))
         by_signal = request.received or getattr(error, "code", None) in EXIT_CODES.values()

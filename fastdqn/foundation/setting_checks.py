@@ -33,8 +33,9 @@ def check(config: Any) -> None:
         UsageError: A value is of a wrong type or out of its range, or two exclude each other.
     """
     for field in fields(config):  # types first, for a Config that is built in Python
-        if (kind := _kind_of(field)) in _TYPES:
-            _demand(config, field.name, *_TYPES[kind])
+        if (kind := _kind_of(field)) in _KINDS:
+            _, fine, reason = _KINDS[kind]
+            _demand(config, field.name, fine, reason)
     for reason, (fine, names) in _RANGES.items():
         for name in names:
             _demand(config, name, fine, reason)
@@ -49,10 +50,6 @@ def _demand(config: Any, name: str, fine: Callable[[Any], bool], reason: str) ->
     default = field.default_factory() if field.default is MISSING else field.default
     way_out = f"The default is {spelled(default) or 'none'}."
     raise UsageError(f"{flag_of(name)} {spelled(value)}", reason, way_out)
-
-
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, tuple | list) and all(is_whole(size) and size > 0 for size in value)
 
 
 _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
@@ -96,20 +93,24 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     ),
     "it must lie in (0, 1]": (lambda value: 0 < value <= 1, ("tau", "epsilon_decay_factor")),
     "no machine keeps up with it": (lambda value: value <= 10_000, ("replay_ratio",)),
-    "a layer has a whole number of units, 1 or more": (_are_sizes, ("hidden_sizes",)),
 }
 """Reason of a refusal -> what a value must fulfil, and the fields that it concerns."""
 
 
 def plain_value(field: Field[Any], value: Any) -> Any:
     """Return a setting as a plain Python value; unchanged if there is none."""
+    if field.name == "device":  # which may be a torch.device
+        return str(value)
     kind = _kind_of(field)
-    if kind in _PLAIN:
-        return _PLAIN[kind](value)
-    if kind == "Path" and isinstance(value, str | PathLike) and str(value):
-        return Path(value)
-    is_word = isinstance(value, str) or field.name == "device"  # which may be a torch.device
-    return str(value) if kind == "str" and is_word else value
+    return _KINDS[kind][0](value) if kind in _KINDS else value
+
+
+def _plain_word(value: Any) -> Any:
+    return str(value) if isinstance(value, str) else value
+
+
+def _plain_path(value: Any) -> Any:
+    return Path(value) if isinstance(value, str | PathLike) and str(value) else value
 
 
 def _plain_sizes(value: Any) -> Any:
@@ -118,33 +119,33 @@ def _plain_sizes(value: Any) -> Any:
     return tuple(map(as_whole, sizes)) if isinstance(sizes, tuple | list) else value
 
 
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(is_whole(size) and size > 0 for size in value)
+
+
 def _plain_arguments(value: Any) -> Any:
-    """Return arguments by name as a dict; None as an empty one."""
     return dict(value or {}) if value is None or isinstance(value, Mapping) else value
 
 
-_PLAIN: dict[str, Callable[[Any], Any]] = {
-    "int": as_whole,
-    "float": python_scalar,
-    "bool": as_bool,
-    "tuple[int, ...]": _plain_sizes,
-    "tuple[str, ...]": as_names,
-    "dict[str, Any]": _plain_arguments,
-}
+def _are_arguments(value: Any) -> bool:
+    return isinstance(value, dict) and are_names(tuple(value))
 
 
-_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "int": (is_whole, "it must be a whole number (int)"),
-    "float": (is_finite, "it must be a finite number"),
-    "bool": (lambda value: isinstance(value, bool), "it must be True or False"),
-    "str": (lambda value: isinstance(value, str), "it must be a word (str)"),
-    "Path": (lambda value: isinstance(value, Path), "it must be a path"),
-    "tuple[str, ...]": (are_names, "it must be a name or several (str)"),
-    "dict[str, Any]": (
-        lambda value: isinstance(value, dict) and are_names(tuple(value)),
-        "it must map names to values",
-    ),
+def _is(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kind)
+
+
+_KINDS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], bool], str]] = {
+    "int": (as_whole, is_whole, "it must be a whole number (int)"),
+    "float": (python_scalar, is_finite, "it must be a finite number"),
+    "bool": (as_bool, _is(bool), "it must be True or False"),
+    "str": (_plain_word, _is(str), "it must be a word (str)"),
+    "Path": (_plain_path, _is(Path), "it must be a path"),
+    "tuple[int, ...]": (_plain_sizes, _are_sizes, "a layer has a whole number of units, 1 or more"),
+    "tuple[str, ...]": (as_names, are_names, "it must be a name or several (str)"),
+    "dict[str, Any]": (_plain_arguments, _are_arguments, "it must map names to values"),
 }
+"""Type of a field -> what makes a plain value, what that must fulfil, and the reason if not."""
 
 
 def _kind_of(field: Field[Any]) -> str:

@@ -5,26 +5,21 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from fastdqn.errors import UsageError
 from fastdqn.foundation.saved_files import replacing
 from fastdqn.reporting.figures import (
+    RunData,
     build_returns_figure,
     build_wall_time_figure,
     drawable,
-    wall_seconds,
 )
 from fastdqn.reporting.metrics import read_metrics
 from fastdqn.reporting.tables import EPISODES, EVALUATIONS, solved_threshold
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from matplotlib.figure import Figure
-
-    from fastdqn.reporting.tables import EpisodeTable, EvaluationTable
 
 __all__ = ["plot_run", "save_figure"]
 
@@ -51,29 +46,23 @@ def plot_run(run_dir: Path) -> list[Path]:
             malformed.
         OSError: A file cannot be read or written.
     """
-    table = EPISODES.read(_episodes_path(run_dir))
-    metrics_path = run_dir / "metrics.jsonl"
-    metrics = read_metrics(metrics_path) if metrics_path.is_file() else None
+    episodes = EPISODES.read(_episodes_path(run_dir))
+    metrics, evaluations = run_dir / "metrics.jsonl", run_dir / "evaluations.csv"
     title, solved_at = _named(run_dir)
-    returns, wall_time = run_dir / "plots" / "returns.png", run_dir / "plots" / "wall_time.png"
-    evaluated = run_dir / "evaluations.csv"
-    evaluations = EVALUATIONS.read(evaluated) if evaluated.exists() else EVALUATIONS.table_of()
-    figure = build_returns_figure(
-        table,
-        title=title,
-        solved_at=solved_at,
-        wall_s=_last_wall_s(metrics or ()),
-        env_steps=_env_steps(metrics or (), table, evaluations),
-        evaluations=evaluations,
+    run = RunData(
+        title,
+        solved_at,
+        episodes,
+        read_metrics(metrics) if metrics.is_file() else (),
+        EVALUATIONS.read(evaluations) if evaluations.exists() else EVALUATIONS.table_of(),
     )
-    save_figure(figure, returns)
-    if metrics is None:
-        return [returns]
-    figure = build_wall_time_figure(
-        metrics, title=title, solved_at=solved_at, evaluations=evaluations
-    )
-    save_figure(figure, wall_time)
-    return [returns, wall_time]
+    pictures = {"returns": build_returns_figure}
+    if metrics.is_file():
+        pictures["wall_time"] = build_wall_time_figure
+    paths = [run_dir / "plots" / f"{name}.png" for name in pictures]
+    for path, build in zip(paths, pictures.values(), strict=True):
+        save_figure(build(run), path)
+    return paths
 
 
 def _episodes_path(run_dir: Path) -> Path:
@@ -116,22 +105,6 @@ def _read_config(path: Path) -> dict[str, object]:
         return {}
     parts = [content.get(name) for name in ("config", "resolved")]
     return content | {k: v for part in parts if isinstance(part, dict) for k, v in part.items()}
-
-
-def _env_steps(
-    metrics: Sequence[dict[str, object]], table: EpisodeTable, evaluations: EvaluationTable
-) -> int:
-    """Return the env steps of the run: those of its last report, or of its last episode."""
-    message = (record.get("env_steps") for record in metrics)
-    reported = [steps for steps in message if isinstance(steps, int)]
-    latest: int = max([0, *reported, *table.env_step.tolist(), *evaluations.env_step.tolist()])
-    return latest
-
-
-def _last_wall_s(metrics: Sequence[dict[str, object]]) -> float | None:
-    known = wall_seconds(metrics)
-    known = known[np.isfinite(known)]
-    return float(known[-1]) if known.size else None
 
 
 def save_figure(figure: Figure, path: Path) -> None:

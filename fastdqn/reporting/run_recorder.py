@@ -25,8 +25,6 @@ from fastdqn.training.trainer import Trainer
 
 __all__ = ["RunRecorder"]
 
-POLICY = "the policy"
-
 
 class RunRecorder(Callback):
     """Writes all files of a run except the plots: logs, checkpoints, config.json, result.json.
@@ -130,7 +128,7 @@ class RunRecorder(Callback):
             self.write_config(self._resolved)
         env_steps, folder = trainer.rollout.env_steps, self.run_dir / "checkpoints"
         counts = {"env_steps": env_steps, "episodes": trainer.rollout.episodes}
-        with self._reporting_failure(POLICY, f"the checkpoint of env step {env_steps}"):
+        with self._reporting_failure("the policy", f"the checkpoint of env step {env_steps}"):
             save_checkpoint(folder, env_steps, self._parameters(), {**self._describe(), **counts})
         with self._reporting_failure("result.json", f"result.json at env step {env_steps}"):
             result = result_of(trainer, self._config, self._env_id, status)

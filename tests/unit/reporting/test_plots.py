@@ -17,7 +17,8 @@ from matplotlib.patches import Rectangle
 
 from fastdqn.errors import UsageError
 from fastdqn.foundation.formatting import format_return
-from fastdqn.reporting.figures import build_returns_figure, build_wall_time_figure, wall_seconds
+from fastdqn.reporting import figures
+from fastdqn.reporting.figures import RunData, wall_seconds
 from fastdqn.reporting.metrics import MetricsLog
 from fastdqn.reporting.plots import plot_run, save_figure
 from fastdqn.reporting.tables import EpisodeLog, EpisodeTable, EvaluationLog, EvaluationTable
@@ -44,6 +45,19 @@ def _table(returns: Sequence[float], length: int = 50) -> EpisodeTable:
         length=np.full(count, length, dtype=np.int64),
         status=["Terminated"] * count,
     )
+
+
+def build_returns_figure(
+    table: EpisodeTable, *, title: str, solved_at: float | None, wall_s: float | None = None
+) -> Figure:
+    metrics: list[dict[str, object]] = [] if wall_s is None else [{"wall_s": wall_s}]
+    return figures.build_returns_figure(RunData(title, solved_at, table, metrics))
+
+
+def build_wall_time_figure(
+    metrics: Sequence[dict[str, object]], *, title: str, solved_at: float | None
+) -> Figure:
+    return figures.build_wall_time_figure(RunData(title, solved_at, metrics=metrics))
 
 
 def _metrics(wall_s: Sequence[float], returns: Sequence[float | None]) -> list[dict[str, object]]:
@@ -115,8 +129,8 @@ def test_evaluations_are_drawn_with_their_deviation_and_screenings_hollow() -> N
     found = _evaluations(
         (5_000, 1.0, 100.0, 5.0, 5), (10_000, 2.0, 260.0, 30.0, 100), (15_040, 3.0, np.nan, 1.0, 5)
     )
-    options = {"title": "t", "solved_at": 250.0, "evaluations": found}
-    left = build_returns_figure(table, env_steps=15_040, **options).axes[0]  # type: ignore[arg-type]
+    run = RunData("t", 250.0, table, evaluations=found)
+    left = figures.build_returns_figure(run).axes[0]
     screening, full = (_line(left, f"greedy {what}") for what in ("screening", "evaluation"))
     assert (_x(screening).tolist(), _y(screening).tolist()) == ([5_000.0], [100.0])
     assert (_x(full).tolist(), _y(full).tolist()) == ([10_000.0], [260.0])
@@ -146,7 +160,8 @@ def test_evaluations_stand_at_their_time_over_restarts_of_the_clock() -> None:
         for n, w in ((100, 5.0), (200, 9.0), (300, 4.0))
     ]
     found = _evaluations((200, 10.0, 2.0, 0.1, 5), (300, 6.0, 3.0, 0.1, 5))
-    figure = build_wall_time_figure(metrics, title="t", solved_at=None, evaluations=found)
+    run = RunData("t", None, metrics=metrics, evaluations=found)
+    figure = figures.build_wall_time_figure(run)
     axes = figure.axes[0]
     assert _x(_line(axes, "greedy evaluation")).tolist() == [10.0, 16.0]
     assert _x(_line(axes, "mean return")).tolist() == [5.0, 9.0, 14.0]
@@ -342,18 +357,11 @@ def test_plot_run_takes_title_and_threshold_from_the_config(
     title: str,
     solved_at: float | None,
 ) -> None:
-    drawn: list[tuple[str, float | None, float | None]] = []
+    drawn: list[RunData] = []
 
-    def snapshot(
-        table: EpisodeTable,
-        *,
-        title: str,
-        solved_at: float | None,
-        wall_s: float | None,
-        **_more: object,
-    ) -> Figure:
-        drawn.append((title, solved_at, wall_s))
-        return build_returns_figure(table, title=title, solved_at=solved_at)
+    def snapshot(run: RunData) -> Figure:
+        drawn.append(run)
+        return figures.build_returns_figure(run)
 
     monkeypatch.setattr("fastdqn.reporting.plots.build_returns_figure", snapshot)
     run_dir = tmp_path / "my_run"
@@ -362,7 +370,8 @@ def test_plot_run_takes_title_and_threshold_from_the_config(
     if config is not None:
         (run_dir / "config.json").write_text(json.dumps(config))
     plot_run(run_dir)
-    assert drawn == [(title, solved_at, 30.0)]
+    (run,) = drawn
+    assert (run.title, run.solved_at, run.metrics[-1]["wall_s"]) == (title, solved_at, 30.0)
 
 
 def test_plot_run_refuses_what_is_not_a_run(tmp_path: Path) -> None:
