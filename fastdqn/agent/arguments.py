@@ -17,7 +17,6 @@ __all__ = [
     "decided_by",
     "fitting",
     "folder_of",
-    "name_of",
     "origin_of",
     "refuse_decided",
     "refuse_unwritten",
@@ -35,23 +34,25 @@ OF_PARTS = {"objective": ("double", "loss"), "sampler": ("replay",)}
 OF_A_RUN_DIRECTORY = ("run_dir", "tensorboard", "checkpoint_interval", "quiet")
 
 
-def origin_of(env: Any, env_id: str) -> str:
-    """Return the environment's name in config.json: its id where a file named it.
+def origin_of(env: Any, env_id: str, **parts: Any) -> dict[str, str]:
+    """Return names of the caller's environment and other parts, for config.json.
 
     Args:
-        env: The `env` of the agent.
+        env: The `env` of the agent; one that a file named is called by its id.
         env_id: The environment's id.
+        parts: By name; None is not of the caller's own.
     """
-    ours = isinstance(env, partial) and env.func.__module__.startswith("fastdqn.")
-    return env_id if ours else name_of(env)
+    from_file = isinstance(env, partial) and env.func.__module__.startswith("fastdqn.")
+    named = {"environment": env_id if from_file else env, **parts}
+    return {name: _name_of(part) for name, part in named.items() if part is not None}
 
 
-def name_of(thing: Any) -> str:
-    """Return the name of the caller's object in config.json: its id, or its module and name."""
+def _name_of(thing: Any) -> str:
+    """Return an id, or the module and name of an object."""
     if isinstance(thing, str):
         return thing
     if isinstance(thing, partial):
-        return f"partial of {name_of(thing.func)}"
+        return f"partial of {_name_of(thing.func)}"
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{named.__module__}.{named.__qualname__}"
 

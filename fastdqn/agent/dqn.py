@@ -15,7 +15,6 @@ from torch import nn
 from fastdqn.agent.arguments import (
     chosen_in,
     folder_of,
-    name_of,
     origin_of,
     refuse_decided,
     refuse_unwritten,
@@ -105,9 +104,8 @@ class DQN(Persistent, Whole):
         settings = {**settings, **self._provider.fixed}
         name = env if isinstance(env, str) else self.description.env_id
         self.config = build_config(name, settings)
-        self.origin = {"environment": origin_of(env, self.description.env_id)}
         parts = {"network": network, "objective": objective, "sampler": sampler}
-        self.origin |= {name: name_of(part) for name, part in parts.items() if part is not None}
+        self.origin = origin_of(env, self.description.env_id, **parts)
         warn_without_effect(
             self._caller_settings,
             self._provider.fixed,

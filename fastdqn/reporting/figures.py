@@ -14,6 +14,7 @@ from fastdqn.foundation.formatting import format_duration, format_return
 from fastdqn.reporting.figure_style import (
     FAINT,
     SOLVED,
+    THOUSANDS,
     TICK_STEPS,
     add_legend,
     draw_evaluations,
@@ -22,7 +23,6 @@ from fastdqn.reporting.figure_style import (
     empty_figure,
     marker,
     new_figure,
-    thousands,
 )
 from fastdqn.reporting.tables import EPISODES, EVALUATIONS, EpisodeTable, EvaluationTable
 
@@ -240,7 +240,7 @@ def _draw_histogram(axes: Axes, returns: FloatArray) -> None:
     dress(axes, x="return", y="episodes")
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=TICK_STEPS, integer=True))
-    axes.yaxis.set_major_formatter(thousands())
+    axes.yaxis.set_major_formatter(THOUSANDS)
 
 
 def _draw_wall_time(axes: Axes, wall_s: FloatArray, returns: FloatArray) -> None:
@@ -248,7 +248,7 @@ def _draw_wall_time(axes: Axes, wall_s: FloatArray, returns: FloatArray) -> None
     axes.plot(wall_s, returns, color=MEAN, linewidth=2.2, marker=marker(returns), label=label)
     dress(axes, x="wall time [s]", y="return")
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=TICK_STEPS, integer=True))
-    axes.xaxis.set_major_formatter(thousands())
+    axes.xaxis.set_major_formatter(THOUSANDS)
 
 
 def _draw_speed(axes: Axes, wall_s: FloatArray, sps: FloatArray) -> None:
@@ -259,6 +259,6 @@ def _draw_speed(axes: Axes, wall_s: FloatArray, sps: FloatArray) -> None:
     axes.set_yticks(MaxNLocator(3, steps=TICK_STEPS).tick_values(0.0, top))
     axes.set_ylim(0.0, 3.0 * max(top, 1.0))
     axes.set_ylabel("env steps per second", color=FAINT, loc="bottom")
-    axes.yaxis.set_major_formatter(thousands())
+    axes.yaxis.set_major_formatter(THOUSANDS)
     axes.tick_params(colors=FAINT, length=0)
     axes.spines[["left", "top", "right", "bottom"]].set_visible(False)
