@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdqn.config import Config
-from fastdqn.errors import UsageError
+from fastdqn.errors import CheckpointError, UsageError
 
 __all__ = [
     "chosen_in",
@@ -19,6 +19,7 @@ __all__ = [
     "folder_of",
     "origin_of",
     "refuse_decided",
+    "refuse_missing_objective",
     "refuse_unwritten",
     "warn_without_effect",
     "without_run_directory",
@@ -82,6 +83,19 @@ def refuse_decided(settings: Mapping[str, Any], **parts: Any) -> None:
         if name in settings:
             got = f"{name}={settings[name]!r} beside {part}="
             raise UsageError(got, f"the {part} decides it", "Leave one of them out.")
+
+
+def refuse_missing_objective(objective: Any, saved: str | None, folder: str) -> None:
+    """Refuse no objective for a policy that learned by one of the caller's, which no file holds.
+
+    Raises:
+        CheckpointError: Names the saved one.
+    """
+    if objective is None and saved is not None:
+        raise CheckpointError(
+            f"{folder} was trained with an objective of the caller's own, "
+            f"{saved}: pass it, DQN.load(folder, objective=...)"
+        )
 
 
 def warn_without_effect(

@@ -1,4 +1,4 @@
-"""DQN: the agent, with `learn`, `predict`, `evaluate`; `save` and `load` are in `persistence`."""
+"""DQN: the agent, and its calls."""
 
 from __future__ import annotations
 
@@ -10,53 +10,46 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy.typing as npt
+from gymnasium.vector import VectorEnv
 from torch import nn
 
 from fastdqn.agent.arguments import (
     chosen_in,
+    decided_by,
+    fitting,
     folder_of,
     origin_of,
     refuse_decided,
+    refuse_missing_objective,
     refuse_unwritten,
     warn_without_effect,
     without_run_directory,
 )
-from fastdqn.agent.learning import NOT_TRAINED, threads
-from fastdqn.agent.persistence import Persistent
-from fastdqn.algorithms.objectives import Objective, objective_of
+from fastdqn.agent.learning import Trainable, threads
+from fastdqn.agent.loading import restore
+from fastdqn.algorithms.objectives import Objective
 from fastdqn.build import (
-    SAMPLERS,
     build_config,
-    build_flat,
-    build_learner,
-    build_sampler,
-    build_tensor_rollout,
-    refuse_machine,
-    refuse_unless_evaluable,
 )
 from fastdqn.config import Config
-from fastdqn.device import resolve_device
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.provider import AnyEnv, env_provider_of
-from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.specs.wrapping import CONFIGURING, with_plain_arguments
+from fastdqn.envs.tensor import TensorEnv
 from fastdqn.foundation.copying import Whole, copied
 from fastdqn.foundation.scalars import whole
-from fastdqn.policies.policy import Policy
 from fastdqn.policies.predict import predict
 from fastdqn.replay.sampler import SamplerFactory
 from fastdqn.reporting.run_directory import make_run_dir
 from fastdqn.training.callbacks import Callback
+from fastdqn.training.checkpoint import SavedPolicy, load_policy, save_policy
 from fastdqn.training.evaluation import Evaluation, OnProgress
-from fastdqn.training.host.rollout import HostRollout
-from fastdqn.training.schedules import ReplayRatio
 from fastdqn.training.signals import exit_on_sigterm
-from fastdqn.training.tensor.rollout import TensorRollout
 
 __all__ = ["DQN"]
 
 
-class DQN(Persistent, Whole):
+class DQN(Trainable, Whole):
     """A deep Q-learning agent for one kind of environment.
 
     Args:
@@ -138,36 +131,6 @@ class DQN(Persistent, Whole):
         agent = cls(config.env_id, **{k: v for k, v in vars(config).items() if k != "env_id"})
         agent._caller_settings = chosen_in(config)
         return agent
-
-    def _build(
-        self,
-        network: nn.Module | None,
-        objective: Objective | None,
-        sampler: SamplerFactory | None,
-    ) -> None:
-        config = self.config
-        device = resolve_device(config.device)
-        tensors = self._provider.tensors(config.num_envs, device)
-        refuse_machine(config, device)  # before anything is allocated
-        refuse_unless_evaluable(config, builds=self._provider.builds)
-        if objective is None:
-            objective = objective_of(None, config.double, config.loss)
-        flat = build_flat(config, self.description, network, objective, device, stacklevel=4)
-        self.network = flat.module
-        self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
-        self.learner = build_learner(config, flat, objective)
-        make = sampler or SAMPLERS[config.replay]
-        self._tensor_rollout = self._sampler = None
-        if tensors is not None:
-            self._tensor_rollout = build_tensor_rollout(config, tensors, flat, self.learner, make)
-        else:
-            self._sampler = build_sampler(config, self.description, device, make)
-        self._ratio = ReplayRatio(config.replay_ratio, config.learning_starts)
-        self.execution_reason, self._chosen = NOT_TRAINED, self.learner.execution
-        self._rounds = self._env_steps = self._episodes = 0
-        self._rollout: HostRollout | TensorRollout | None = None  # of the training that runs now
-
-    # The calls
 
     def learn(
         self,
@@ -272,3 +235,59 @@ class DQN(Persistent, Whole):
         evaluator.on_progress = on_progress
         with threads(self.config.cpu_threads), closing(evaluator):
             return evaluator.full()
+
+    def save(self, path: str | Path) -> None:
+        """Save the policy in a folder: safetensors and JSON."""
+        save_policy(Path(path), self.parameters(), self.describe())
+
+    @classmethod
+    def load(
+        cls,
+        saved: str | Path | SavedPolicy,
+        env: AnyEnv | None = None,
+        *,
+        network: nn.Module | None = None,
+        objective: Objective | None = None,
+        sampler: SamplerFactory | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Load a policy that `save` or a run wrote.
+
+        Counts go on where they were: env steps, episodes, updates, and with them schedules and
+        periods. Learning restarts with an empty replay, new seeds, an optimizer whose moments are
+        zero and a target that equals the online network.
+
+        Args:
+            saved: The folder of the policy or of the run, or what `load_policy` returned.
+            env: The environment of the agent; None takes the saved one, if the file holds it:
+                an id that is registered, plain arguments, Gymnasium's own wrappers. The saved id
+                keeps the saved arguments and wrappers, unless `env_kwargs` or `wrapper` is given:
+                one that cannot be applied again is refused (name it as `wrapper`, or `()` for
+                none); a UserWarning says that the file does not hold them.
+            network: The module whose parameters were saved, if it was the caller's own.
+            objective: That of the training, if it was the caller's own; no file holds it.
+            sampler: Likewise; None draws as `replay` says.
+            settings: Override saved settings.
+
+        Raises:
+            CheckpointError: The folder holds no whole policy, an invalid value, or the
+                parameters of another network.
+            UsageError: The environment cannot be built from the file: pass it as `env`.
+        """
+        if not isinstance(saved, SavedPolicy):
+            saved = load_policy(Path(saved))
+        restored = restore(saved, env, settings, own_network=network is not None)
+        refuse_missing_objective(objective, restored.saved.objective, restored.folder)
+        named = fitting(
+            restored.settings,
+            settings,
+            builds=not isinstance(restored.env, VectorEnv | TensorEnv),
+            own_network=network is not None,
+            others=decided_by(objective=objective, sampler=sampler),
+        )
+        agent = cls(restored.env, network=network, objective=objective, sampler=sampler, **named)
+        agent._caller_settings = settings
+        restored.refuse_other_spaces(agent.description)
+        saved.copy_into(agent.parameters())
+        agent._go_on_from(restored.saved)
+        return agent

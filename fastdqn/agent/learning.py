@@ -1,4 +1,4 @@
-"""How an agent trains: its loop, its environments, its execution mode."""
+"""What an agent consists of, and how it trains: its loop, environments, execution mode."""
 
 from __future__ import annotations
 
@@ -12,19 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdqn.agent.saved_description import write_description
-from fastdqn.build import build_loop
+from fastdqn.agent.saved_description import SavedDescription, write_description
+from fastdqn.algorithms.objectives import Objective, objective_of
+from fastdqn.build import (
+    SAMPLERS,
+    build_flat,
+    build_learner,
+    build_loop,
+    build_sampler,
+    build_tensor_rollout,
+    refuse_machine,
+    refuse_unless_evaluable,
+)
 from fastdqn.config import Config
+from fastdqn.device import resolve_device
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.provider import EnvProvider
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.errors import UsageError
 from fastdqn.execution.modes import choose_execution, is_auto
 from fastdqn.foundation.scalars import whole
-from fastdqn.learner.learner import Learner
 from fastdqn.learner.precision import float32_products
 from fastdqn.policies.policy import Policy
-from fastdqn.replay import ReplayBuffer, Sampler
+from fastdqn.replay import ReplayBuffer
+from fastdqn.replay.sampler import SamplerFactory
 from fastdqn.training.autotune import learning_seconds, tune
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import Evaluator, step_limit
@@ -51,7 +62,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 class Trainable:
-    """The half of an agent that trains; the other half builds the parts, acts and saves.
+    """The parts of an agent, and how they train; its calls are those of `DQN`.
 
     Attributes:
         config: The settings.
@@ -64,24 +75,39 @@ class Trainable:
     """
 
     config: Config
-    network: nn.Module
     description: EnvDescription
-    learner: Learner
-    policy: Policy
-    execution_reason: str
     origin: dict[str, str]
+    _provider: EnvProvider
     _by_id: bool
     """Whether the environment was passed by its id."""
-    _provider: EnvProvider
-    _tensor_rollout: TensorRollout | None
-    _sampler: Sampler | None
-    _ratio: ReplayRatio
-    _chosen: str
-    _rounds: int
-    _env_steps: int
-    _episodes: int
-    _rollout: HostRollout | TensorRollout | None
-    """Of the running training."""
+
+    def _build(
+        self,
+        network: nn.Module | None,
+        objective: Objective | None,
+        sampler: SamplerFactory | None,
+    ) -> None:
+        config = self.config
+        device = resolve_device(config.device)
+        tensors = self._provider.tensors(config.num_envs, device)
+        refuse_machine(config, device)  # before anything is allocated
+        refuse_unless_evaluable(config, builds=self._provider.builds)
+        if objective is None:
+            objective = objective_of(None, config.double, config.loss)
+        flat = build_flat(config, self.description, network, objective, device, stacklevel=4)
+        self.network = flat.module
+        self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
+        self.learner = build_learner(config, flat, objective)
+        make = sampler or SAMPLERS[config.replay]
+        self._tensor_rollout = self._sampler = None
+        if tensors is not None:
+            self._tensor_rollout = build_tensor_rollout(config, tensors, flat, self.learner, make)
+        else:
+            self._sampler = build_sampler(config, self.description, device, make)
+        self._ratio = ReplayRatio(config.replay_ratio, config.learning_starts)
+        self.execution_reason, self._chosen = NOT_TRAINED, self.learner.execution
+        self._rounds = self._env_steps = self._episodes = 0
+        self._rollout: HostRollout | TensorRollout | None = None  # of the training that runs now
 
     def parameters(self) -> dict[str, Tensor]:
         """Return the parameters and buffers of the online network by name; views, not copies."""
@@ -109,6 +135,23 @@ class Trainable:
         if running is None:
             return self._env_steps, self._episodes
         return running.env_steps, running.episodes
+
+    def _go_on_from(self, saved: SavedDescription) -> None:
+        """Continue the counts of a saved training."""
+        self._env_steps, self._episodes = saved.env_steps, saved.episodes
+        self._rounds = saved.rounds
+        self.learner.sync_target()
+        self.learner.go_on_from(saved.updates)
+        self._ratio.go_on_from(saved.env_steps, saved.updates)
+        if self._tensor_rollout is not None:
+            self._tensor_rollout.earlier_steps, self._tensor_rollout.episodes = (
+                saved.env_steps,
+                saved.episodes,
+            )
+        seed = partial(seeds_of, self.config.seed, count=1, round_=saved.rounds)
+        self.policy.reseed(seed(Stream.EXPLORATION)[0])
+        if self._sampler is not None:
+            self._sampler.reseed(seed(Stream.REPLAY)[0])
 
     @contextmanager
     def trainer(
