@@ -43,33 +43,24 @@ _CARTPOLE = Config(
 _LESSON = replace(
     _LUNARLANDER, num_envs=1, replay_ratio=1.0, total_timesteps=100_000, stop_at_return=None
 )
+_LESSON_REPLAY = replace(
+    _LESSON,
+    double=False,
+    target="none",
+    epsilon_schedule="constant",
+    epsilon_start=0.0,
+    epsilon_end=0.0,
+)
 
 PRESETS: dict[str, Preset] = {
     "lunarlander": Preset("LunarLander-v3 by Double DQN, until solved.", _LUNARLANDER),
     "cartpole": Preset("CartPole-v1 by Double DQN, until solved.", _CARTPOLE),
     "lesson-bare": Preset(
         "The bare Q-network: greedy, newest transition only, its own target. Does not learn.",
-        replace(
-            _LESSON,
-            double=False,
-            target="none",
-            replay="newest",
-            batch_size=1,
-            epsilon_schedule="constant",
-            epsilon_start=0.0,
-            epsilon_end=0.0,
-        ),
+        replace(_LESSON_REPLAY, replay="newest", batch_size=1),
     ),
     "lesson-replay": Preset(
-        "The bare Q-network with replay: still greedy, still its own target.",
-        replace(
-            _LESSON,
-            double=False,
-            target="none",
-            epsilon_schedule="constant",
-            epsilon_start=0.0,
-            epsilon_end=0.0,
-        ),
+        "The bare Q-network with replay: still greedy, still its own target.", _LESSON_REPLAY
     ),
     "lesson-target": Preset(
         "Replay, epsilon-greedy and a target network copied every 10 episodes: DQN.",

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from fastdqn.config import Config
-from fastdqn.errors import UsageError
+from fastdqn.errors import CheckpointError, UsageError
 
 __all__ = [
     "chosen_in",
     "decided_by",
     "fitting",
     "folder_of",
-    "name_of",
     "origin_of",
     "refuse_decided",
-    "refuse_second_id",
+    "refuse_missing_objective",
     "refuse_unwritten",
     "warn_without_effect",
     "without_run_directory",
@@ -36,81 +35,91 @@ OF_PARTS = {"objective": ("double", "loss"), "sampler": ("replay",)}
 OF_A_RUN_DIRECTORY = ("run_dir", "tensorboard", "checkpoint_interval", "quiet")
 
 
-def origin_of(env: Any, env_id: str) -> str:
-    """Return the environment's name in config.json: its id where a file named it.
+def origin_of(env: Any, env_id: str, **parts: Any) -> dict[str, str]:
+    """Return names of the caller's environment and other parts, for config.json.
 
     Args:
-        env: The `env` of the agent.
+        env: The `env` of the agent; one that a file named is called by its id.
         env_id: The environment's id.
+        parts: By name; None is not of the caller's own.
     """
-    ours = isinstance(env, partial) and env.func.__module__.startswith("fastdqn.")
-    return env_id if ours else name_of(env)
+    from_file = isinstance(env, partial) and env.func.__module__.startswith("fastdqn.")
+    named = {"environment": env_id if from_file else env, **parts}
+    return {name: _name_of(part) for name, part in named.items() if part is not None}
 
 
-def name_of(thing: Any) -> str:
-    """Return the name of the caller's object in config.json: its id, or its module and name."""
+def _name_of(thing: Any) -> str:
+    """Return an id, or the module and name of an object."""
     if isinstance(thing, str):
         return thing
     if isinstance(thing, partial):
-        return f"partial of {name_of(thing.func)}"
+        return f"partial of {_name_of(thing.func)}"
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def refuse_second_id(given: Collection[str]) -> None:
-    """Refuse `env_id` as a setting beside the environment itself.
-
-    Raises:
-        UsageError: It is among the caller's settings.
-    """
-    if "env_id" in given:
-        raise UsageError("env_id", "the first argument names the environment", "Leave it out.")
-
-
-def decided_by(**parts: Any) -> tuple[str, ...]:
-    """Return the settings that parts of the caller's own decide; None is none of his."""
-    return tuple(s for part in OF_PARTS if parts[part] is not None for s in OF_PARTS[part])
-
-
-def refuse_decided(given: Mapping[str, Any], **parts: Any) -> None:
-    """Refuse settings beside a part of the caller's own that decides them.
+def decided_by(**parts: Any) -> dict[str, str]:
+    """Return the settings that parts of the caller's own decide, each with the part's name.
 
     Args:
-        given: The settings that the caller named.
-        parts: `objective` and `sampler`, or None.
+        parts: `objective` and `sampler`; None is not of the caller's own.
+    """
+    return {name: part for part in OF_PARTS if parts[part] is not None for name in OF_PARTS[part]}
+
+
+def refuse_decided(settings: Mapping[str, Any], **parts: Any) -> None:
+    """Refuse settings beside the environment or another part that decides them.
+
+    Args:
+        settings: Those that the caller named.
+        parts: See `decided_by`.
 
     Raises:
         UsageError: Names the first of them.
     """
-    for name in decided_by(**parts):
-        if name in given:
-            part = next(part for part, decided in OF_PARTS.items() if name in decided)
-            got = f"{name}={given[name]!r} beside {part}="
+    if "env_id" in settings:
+        raise UsageError("env_id", "the first argument names the environment", "Leave it out.")
+    for name, part in decided_by(**parts).items():
+        if name in settings:
+            got = f"{name}={settings[name]!r} beside {part}="
             raise UsageError(got, f"the {part} decides it", "Leave one of them out.")
 
 
+def refuse_missing_objective(objective: Any, saved: str | None, folder: str) -> None:
+    """Refuse no objective for a policy that learned by one of the caller's, which no file holds.
+
+    Raises:
+        CheckpointError: Names the saved one.
+    """
+    if objective is None and saved is not None:
+        raise CheckpointError(
+            f"{folder} was trained with an objective of the caller's own, "
+            f"{saved}: pass it, DQN.load(folder, objective=...)"
+        )
+
+
 def warn_without_effect(
-    given: Mapping[str, Any], fixed: Mapping[str, Any], *, builds: bool, own_network: bool
+    settings: Mapping[str, Any], fixed: Mapping[str, Any], *, builds: bool, own_network: bool
 ) -> None:
     """Warn of settings without effect, at the line that called the calling function.
 
     Args:
-        given: The caller's settings.
+        settings: The caller's.
         fixed: Settings that the environments decide.
         builds: Whether environments are built here and not by the caller.
         own_network: Whether the network is the caller's.
     """
-    others = [name for name in OF_BUILT_ENVS if name in given and not builds]
-    differing = [name for name, value in fixed.items() if given.get(name, value) != value]
-    of_the_mlp = [name for name in OF_THE_MLP if name in given and own_network]
+    others = [name for name in OF_BUILT_ENVS if name in settings and not builds]
+    differing = [name for name, value in fixed.items() if settings.get(name, value) != value]
+    of_the_mlp = [name for name in OF_THE_MLP if name in settings and own_network]
     reasons = {
         **dict.fromkeys(others + differing, "the environments were built by the caller"),
         **dict.fromkeys(of_the_mlp, "the network was built by the caller"),
     }
     unused = [
-        f"{name}={given[name]!r} ({reason})"
+        f"{name}={settings[name]!r} ({reason})"
         for name, reason in reasons.items()
-        if given[name] != getattr(Config, name)
+        if settings[name] != getattr(Config, name)
     ]
     if unused:
         message = f"settings without effect, leave them out: {', '.join(unused)}"
@@ -119,7 +128,7 @@ def warn_without_effect(
 
 def fitting(
     saved: Mapping[str, Any],
-    given: Collection[str],
+    named: Collection[str],
     *,
     builds: bool,
     own_network: bool,
@@ -129,21 +138,21 @@ def fitting(
 
     Args:
         saved: Settings of a file, overridden by those of the caller.
-        given: Names of the caller's settings.
+        named: Names of the caller's settings.
         builds: Whether environments are built here and not by the caller.
         own_network: Whether the network is the caller's.
         others: Settings that other parts of the caller's own decide.
     """
     of_envs = () if builds else OF_BUILT_ENVS + OF_ENVS
     decided = {*of_envs, *(OF_THE_MLP if own_network else ()), *others}
-    return {name: value for name, value in saved.items() if name in given or name not in decided}
+    return {name: value for name, value in saved.items() if name in named or name not in decided}
 
 
-def refuse_unwritten(given: Collection[str], config: Config, *, has_callback: bool = False) -> None:
+def refuse_unwritten(named: Collection[str], config: Config, *, has_callback: bool = False) -> None:
     """Refuse settings that need a run directory where there is none.
 
     Args:
-        given: Names of the caller's settings.
+        named: Names of the caller's settings.
         config: All settings.
         has_callback: Whether a callback handles checkpoints and reports.
 
@@ -156,7 +165,7 @@ def refuse_unwritten(given: Collection[str], config: Config, *, has_callback: bo
         "quiet": not config.quiet and not has_callback,
     }
     for name, asked in asks.items():
-        if asked and name in given:
+        if asked and name in named:
             raise UsageError(
                 f"{name}={getattr(config, name)!r} without a run directory",
                 "there is no folder to write to, and without one nothing is shown",
@@ -164,9 +173,9 @@ def refuse_unwritten(given: Collection[str], config: Config, *, has_callback: bo
             )
 
 
-def without_run_directory(given: Mapping[str, Any]) -> dict[str, Any]:
+def without_run_directory(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the caller's settings without those of a run directory."""
-    return {name: value for name, value in given.items() if name not in OF_A_RUN_DIRECTORY}
+    return {name: value for name, value in settings.items() if name not in OF_A_RUN_DIRECTORY}
 
 
 def chosen_in(config: Config) -> dict[str, Any]:

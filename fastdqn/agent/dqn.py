@@ -1,10 +1,8 @@
-"""DQN: the agent, with `predict` and `evaluate`.
-
-`learn` is in `learning`, `save` and `load` are in `persistence`.
-"""
+"""DQN: the agent, and its calls."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -12,51 +10,46 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy.typing as npt
+from gymnasium.vector import VectorEnv
 from torch import nn
 
 from fastdqn.agent.arguments import (
     chosen_in,
+    decided_by,
+    fitting,
     folder_of,
-    name_of,
     origin_of,
     refuse_decided,
-    refuse_second_id,
+    refuse_missing_objective,
+    refuse_unwritten,
     warn_without_effect,
     without_run_directory,
 )
-from fastdqn.agent.learning import NOT_TRAINED, threads
-from fastdqn.agent.persistence import Persistent
-from fastdqn.algorithms.objectives import Objective, objective_of
+from fastdqn.agent.learning import Trainable, threads
+from fastdqn.agent.loading import restore
+from fastdqn.algorithms.objectives import Objective
 from fastdqn.build import (
-    SAMPLERS,
     build_config,
-    build_flat,
-    build_learner,
-    build_sampler,
-    build_tensor_rollout,
-    refuse_machine,
-    refuse_unless_evaluable,
 )
 from fastdqn.config import Config
-from fastdqn.device import resolve_device
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.provider import AnyEnv, env_provider_of
-from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.specs.plain_values import CONFIGURING, with_plain_arguments
+from fastdqn.envs.tensor import TensorEnv
 from fastdqn.foundation.copying import Whole, copied
 from fastdqn.foundation.scalars import whole
-from fastdqn.policies.policy import Policy
 from fastdqn.policies.predict import predict
 from fastdqn.replay.sampler import SamplerFactory
+from fastdqn.reporting.run_directory import make_run_dir
+from fastdqn.training.callbacks import Callback
+from fastdqn.training.checkpoint import SavedPolicy, load_policy, save_policy
 from fastdqn.training.evaluation import Evaluation, OnProgress
-from fastdqn.training.host.rollout import HostRollout
-from fastdqn.training.schedules import ReplayRatio
-from fastdqn.training.tensor.rollout import TensorRollout
+from fastdqn.training.signals import exit_on_sigterm
 
 __all__ = ["DQN"]
 
 
-class DQN(Persistent, Whole):
+class DQN(Trainable, Whole):
     """A deep Q-learning agent for one kind of environment.
 
     Args:
@@ -89,7 +82,6 @@ class DQN(Persistent, Whole):
         **settings: Any,
     ) -> None:
         self._caller_settings: Mapping[str, Any] = settings
-        refuse_second_id(settings)
         refuse_decided(settings, objective=objective, sampler=sampler)
         settings = with_plain_arguments(settings)
         named = {name: settings.get(name) for name in CONFIGURING}
@@ -105,16 +97,15 @@ class DQN(Persistent, Whole):
         settings = {**settings, **self._provider.fixed}
         name = env if isinstance(env, str) else self.description.env_id
         self.config = build_config(name, settings)
-        self.origin = {"environment": origin_of(env, self.description.env_id)}
         parts = {"network": network, "objective": objective, "sampler": sampler}
-        self.origin |= {name: name_of(part) for name, part in parts.items() if part is not None}
+        self.origin = origin_of(env, self.description.env_id, **parts)
         warn_without_effect(
             self._caller_settings,
             self._provider.fixed,
             builds=self._provider.builds,
             own_network=network is not None,
         )
-        self._run_dir = folder_of(self.config.run_dir)
+        self._run_dir = self.config.run_dir
         self._recorded: Path | None = None  # the folder that the last call of `learn` left
         self._build(network, objective, sampler)
 
@@ -127,12 +118,11 @@ class DQN(Persistent, Whole):
         if self._tensor_rollout is not None and not self._provider.builds:
             memo[id(self._tensor_rollout.env)] = self._tensor_rollout.env
         twin = copied(self, memo, shared=("_provider", "description"), anew=("_rollout",))
-        twin._rollout, running = None, self._rollout
+        twin._rollout = None
+        twin._env_steps, twin._episodes = self._counts()  # in the middle of a training, too
         twin._run_dir = twin._recorded = None
         twin.config = replace(self.config, run_dir=None)
         twin._caller_settings = without_run_directory(self._caller_settings)
-        if running is not None:  # a copy of the middle of a training begins where that is now
-            twin._env_steps, twin._episodes = running.env_steps, running.episodes
         return twin
 
     @classmethod
@@ -142,35 +132,59 @@ class DQN(Persistent, Whole):
         agent._caller_settings = chosen_in(config)
         return agent
 
-    def _build(
+    def learn(
         self,
-        network: nn.Module | None,
-        objective: Objective | None,
-        sampler: SamplerFactory | None,
-    ) -> None:
-        config = self.config
-        device = resolve_device(config.device)
-        tensors = self._provider.tensors(config.num_envs, device)
-        refuse_machine(config, device)  # before anything is allocated
-        refuse_unless_evaluable(config, builds=self._provider.builds)
-        if objective is None:
-            objective = objective_of(None, config.double, config.loss)
-        flat = build_flat(config, self.description, network, objective, device, stacklevel=4)
-        self.network = flat.module
-        self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
-        self.learner = build_learner(config, flat, objective)
-        make = sampler or SAMPLERS[config.replay]
-        self._tensor_rollout = self._sampler = None
-        if tensors is not None:
-            self._tensor_rollout = build_tensor_rollout(config, tensors, flat, self.learner, make)
-        else:
-            self._sampler = build_sampler(config, self.description, device, make)
-        self._ratio = ReplayRatio(config.replay_ratio, config.learning_starts)
-        self.execution_reason, self._chosen = NOT_TRAINED, self.learner.execution
-        self._rounds = self._env_steps = self._episodes = 0
-        self._rollout: HostRollout | TensorRollout | None = None  # of the training that runs now
+        total_timesteps: int | None = None,
+        *,
+        run_dir: str | Path | None = None,
+        callback: Callback | None = None,
+    ) -> Self:
+        """Train for a number of env steps; a later call goes on where this one ends.
 
-    # The calls
+        Episodes that run at the end of a call are cut there. With a run directory the call writes
+        the files of `fastdqn train`, also if it ends by an error, a Ctrl-C, or, in the main thread,
+        a SIGTERM that no other handler takes. It prints its progress unless the setting `quiet` is
+        on; a later call continues the files.
+
+        Args:
+            total_timesteps: Env steps of this call; None takes the setting.
+            run_dir: The folder; None takes that of the last call, else the setting, else none.
+            callback: Called with reports, episodes, evaluations, checkpoints and restarts; see
+                `fastdqn.training.callbacks.Callback`. None ignores them.
+
+        Raises:
+            UsageError: So few env steps that nothing would be learned, a folder that holds
+                another run, or settings of a run directory without one.
+        """
+        self._refuse_idle(self._timesteps(total_timesteps))
+        self._run_dir = folder_of(run_dir) or self._run_dir
+        if self._run_dir is not None:
+            return self._learn_in(self._run_dir, total_timesteps, callback)
+        refuse_unwritten(self._caller_settings, self.config, has_callback=callback is not None)
+        with self.trainer(total_timesteps, callback or Callback()) as trainer:
+            trainer.run(self.env_seeds())
+        return self
+
+    def _learn_in(
+        self, run_dir: Path, total_timesteps: int | None, callback: Callback | None
+    ) -> Self:
+        from fastdqn.agent.recorded_run import (  # noqa: PLC0415 - loaded only where a folder is written
+            refuse_missing_tensorboard,
+            train_recorded,
+        )
+
+        started, silent = time.perf_counter(), self.config.quiet
+        refuse_missing_tensorboard(self.config)
+        goes_on = self._recorded == run_dir.resolve()
+        make_run_dir(replace(self.config, run_dir=run_dir), goes_on=goes_on)
+        self._recorded = run_dir.resolve()
+        with exit_on_sigterm():
+            outcome = train_recorded(
+                self, run_dir, total_timesteps, started=started, callback=callback, silent=silent
+            )
+        if outcome.error is not None:
+            raise outcome.error
+        return self
 
     def predict(
         self, obs: npt.ArrayLike, action_mask: npt.ArrayLike | None = None
@@ -221,3 +235,59 @@ class DQN(Persistent, Whole):
         evaluator.on_progress = on_progress
         with threads(self.config.cpu_threads), closing(evaluator):
             return evaluator.full()
+
+    def save(self, path: str | Path) -> None:
+        """Save the policy in a folder: safetensors and JSON."""
+        save_policy(Path(path), self.parameters(), self.describe())
+
+    @classmethod
+    def load(
+        cls,
+        saved: str | Path | SavedPolicy,
+        env: AnyEnv | None = None,
+        *,
+        network: nn.Module | None = None,
+        objective: Objective | None = None,
+        sampler: SamplerFactory | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Load a policy that `save` or a run wrote.
+
+        Counts go on where they were: env steps, episodes, updates, and with them schedules and
+        periods. Learning restarts with an empty replay, new seeds, an optimizer whose moments are
+        zero and a target that equals the online network.
+
+        Args:
+            saved: The folder of the policy or of the run, or what `load_policy` returned.
+            env: The environment of the agent; None takes the saved one, if the file holds it:
+                an id that is registered, plain arguments, Gymnasium's own wrappers. The saved id
+                keeps the saved arguments and wrappers, unless `env_kwargs` or `wrapper` is given:
+                one that cannot be applied again is refused (name it as `wrapper`, or `()` for
+                none); a UserWarning says that the file does not hold them.
+            network: The module whose parameters were saved, if it was the caller's own.
+            objective: That of the training, if it was the caller's own; no file holds it.
+            sampler: Likewise; None draws as `replay` says.
+            settings: Override saved settings.
+
+        Raises:
+            CheckpointError: The folder holds no whole policy, an invalid value, or the
+                parameters of another network.
+            UsageError: The environment cannot be built from the file: pass it as `env`.
+        """
+        if not isinstance(saved, SavedPolicy):
+            saved = load_policy(Path(saved))
+        restored = restore(saved, env, settings, own_network=network is not None)
+        refuse_missing_objective(objective, restored.saved.objective, restored.folder)
+        named = fitting(
+            restored.settings,
+            settings,
+            builds=not isinstance(restored.env, VectorEnv | TensorEnv),
+            own_network=network is not None,
+            others=decided_by(objective=objective, sampler=sampler),
+        )
+        agent = cls(restored.env, network=network, objective=objective, sampler=sampler, **named)
+        agent._caller_settings = settings
+        restored.refuse_other_spaces(agent.description)
+        saved.copy_into(agent.parameters())
+        agent._go_on_from(restored.saved)
+        return agent

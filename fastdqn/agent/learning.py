@@ -1,39 +1,46 @@
-"""How an agent trains: `learn`, with a run directory or without."""
+"""What an agent consists of, and how it trains: its loop, environments, execution mode."""
 
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Self
+from itertools import chain
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastdqn.agent.arguments import folder_of, refuse_unwritten
-from fastdqn.build import build_loop
+from fastdqn.agent.saved_description import SavedDescription, write_description
+from fastdqn.algorithms.objectives import Objective, objective_of
+from fastdqn.build import (
+    SAMPLERS,
+    build_flat,
+    build_learner,
+    build_loop,
+    build_sampler,
+    build_tensor_rollout,
+    refuse_machine,
+    refuse_unless_evaluable,
+)
 from fastdqn.config import Config
+from fastdqn.device import resolve_device
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.provider import EnvProvider
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.errors import UsageError
 from fastdqn.execution.modes import choose_execution, is_auto
 from fastdqn.foundation.scalars import whole
-from fastdqn.learner.learner import Learner
 from fastdqn.learner.precision import float32_products
 from fastdqn.policies.policy import Policy
-from fastdqn.replay import ReplayBuffer, Sampler
-from fastdqn.reporting.run_directory import make_run_dir
+from fastdqn.replay import ReplayBuffer
+from fastdqn.replay.sampler import SamplerFactory
 from fastdqn.training.autotune import learning_seconds, tune
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import Evaluator, step_limit
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.schedules import ReplayRatio
-from fastdqn.training.signals import exit_on_sigterm
 from fastdqn.training.tensor.rollout import TensorRollout
 from fastdqn.training.trainer import Trainer
 
@@ -54,11 +61,12 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class Trainable(ABC):
-    """The half of an agent that trains; the other half builds the parts, acts and saves.
+class Trainable:
+    """The parts of an agent, and how they train; its calls are those of `DQN`.
 
     Attributes:
         config: The settings.
+        network: The online network.
         description: One environment.
         learner: Rows to weights.
         policy: Observations to actions.
@@ -68,86 +76,82 @@ class Trainable(ABC):
 
     config: Config
     description: EnvDescription
-    learner: Learner
-    policy: Policy
-    execution_reason: str
     origin: dict[str, str]
-    _caller_settings: Mapping[str, Any]
     _provider: EnvProvider
-    _tensor_rollout: TensorRollout | None
-    _sampler: Sampler | None
-    _ratio: ReplayRatio
-    _chosen: str
-    _rounds: int
-    _env_steps: int
-    _episodes: int
-    _rollout: HostRollout | TensorRollout | None
-    """Of the running training."""
-    _run_dir: Path | None
-    _recorded: Path | None
-    """The folder that the last call of `learn` left."""
+    _by_id: bool
+    """Whether the environment was passed by its id."""
 
-    @abstractmethod
+    def _build(
+        self,
+        network: nn.Module | None,
+        objective: Objective | None,
+        sampler: SamplerFactory | None,
+    ) -> None:
+        config = self.config
+        device = resolve_device(config.device)
+        tensors = self._provider.tensors(config.num_envs, device)
+        refuse_machine(config, device)  # before anything is allocated
+        refuse_unless_evaluable(config, builds=self._provider.builds)
+        if objective is None:
+            objective = objective_of(None, config.double, config.loss)
+        flat = build_flat(config, self.description, network, objective, device, stacklevel=4)
+        self.network = flat.module
+        self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
+        self.learner = build_learner(config, flat, objective)
+        make = sampler or SAMPLERS[config.replay]
+        self._tensor_rollout = self._sampler = None
+        if tensors is not None:
+            self._tensor_rollout = build_tensor_rollout(config, tensors, flat, self.learner, make)
+        else:
+            self._sampler = build_sampler(config, self.description, device, make)
+        self._ratio = ReplayRatio(config.replay_ratio, config.learning_starts)
+        self.execution_reason, self._chosen = NOT_TRAINED, self.learner.execution
+        self._rounds = self._env_steps = self._episodes = 0
+        self._rollout: HostRollout | TensorRollout | None = None  # of the training that runs now
+
     def parameters(self) -> dict[str, Tensor]:
-        """Return the parameters and buffers of the online network by name."""
+        """Return the parameters and buffers of the online network by name; views, not copies."""
+        named = chain(self.network.named_parameters(), self.network.named_buffers())
+        return {name: tensor.detach() for name, tensor in named}
 
-    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return the description that is saved with them: plain JSON values."""
-
-    def learn(
-        self,
-        total_timesteps: int | None = None,
-        *,
-        run_dir: str | Path | None = None,
-        callback: Callback | None = None,
-    ) -> Self:
-        """Train for a number of env steps; a later call goes on where this one ends.
-
-        Episodes that run at the end of a call are cut there. With a run directory the call writes
-        the files of `fastdqn train`, also if it ends by an error, a Ctrl-C, or, in the main thread,
-        a SIGTERM that no other handler takes. It prints its progress unless the setting `quiet` is
-        on; a later call continues the files.
-
-        Args:
-            total_timesteps: Env steps of this call; None takes the setting.
-            run_dir: The folder; None takes that of the last call, else the setting, else none.
-            callback: Called with reports, episodes, evaluations, checkpoints and restarts; see
-                `fastdqn.training.callbacks.Callback`. None ignores them.
-
-        Raises:
-            UsageError: So few env steps that nothing would be learned, a folder that holds
-                another run, or settings of a run directory without one.
-        """
-        self._refuse_idle(self._timesteps(total_timesteps))
-        self._run_dir = folder_of(run_dir) or self._run_dir
-        if self._run_dir is not None:
-            return self._learn_in(self._run_dir, total_timesteps, callback)
-        refuse_unwritten(self._caller_settings, self.config, has_callback=callback is not None)
-        with self.trainer(total_timesteps, callback or Callback()) as trainer:
-            trainer.run(self.env_seeds())
-        return self
-
-    def _learn_in(
-        self, run_dir: Path, total_timesteps: int | None, callback: Callback | None
-    ) -> Self:
-        from fastdqn.reporting.recorded_run import (  # noqa: PLC0415 - loaded only where a folder is written
-            refuse_missing_tensorboard,
-            train_recorded,
+        env_steps, episodes = self._counts()
+        return write_description(
+            self.config,
+            self.description,
+            type(self.network).__name__,
+            objective=self.origin.get("objective"),
+            by_id=self._by_id,
+            env_steps=env_steps,
+            episodes=episodes,
+            updates=self._ratio.updates,
+            rounds=self._rounds,
         )
 
-        started, silent = time.perf_counter(), self.config.quiet
-        refuse_missing_tensorboard(self.config)
-        goes_on = self._recorded == run_dir.resolve()
-        make_run_dir(replace(self.config, run_dir=run_dir), goes_on=goes_on)
-        self._recorded = run_dir.resolve()
-        with exit_on_sigterm():
-            outcome = train_recorded(
-                self, run_dir, total_timesteps, started=started, callback=callback, silent=silent
+    def _counts(self) -> tuple[int, int]:
+        """Return the env steps and episodes so far, in the middle of a training too."""
+        running = self._rollout
+        if running is None:
+            return self._env_steps, self._episodes
+        return running.env_steps, running.episodes
+
+    def _go_on_from(self, saved: SavedDescription) -> None:
+        """Continue the counts of a saved training."""
+        self._env_steps, self._episodes = saved.env_steps, saved.episodes
+        self._rounds = saved.rounds
+        self.learner.sync_target()
+        self.learner.go_on_from(saved.updates)
+        self._ratio.go_on_from(saved.env_steps, saved.updates)
+        if self._tensor_rollout is not None:
+            self._tensor_rollout.earlier_steps, self._tensor_rollout.episodes = (
+                saved.env_steps,
+                saved.episodes,
             )
-        if outcome.error is not None:
-            raise outcome.error
-        return self
+        seed = partial(seeds_of, self.config.seed, count=1, round_=saved.rounds)
+        self.policy.reseed(seed(Stream.EXPLORATION)[0])
+        if self._sampler is not None:
+            self._sampler.reseed(seed(Stream.REPLAY)[0])
 
     @contextmanager
     def trainer(

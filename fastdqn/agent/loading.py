@@ -163,7 +163,7 @@ def _rebuilding(
         raise UsageError(folder, reason, _command(around, folder))
     warnings.warn(
         f"{named} is made as it is registered here, and not as it was saved in {folder}: {reason}."
-        " Give env_kwargs and wrapper to say how it is made.",
+        " Pass env_kwargs and wrapper to say how it is made.",
         stacklevel=4,
     )
     return named, _settings_of(around)

@@ -149,13 +149,13 @@ def _evaluate(argv: list[str]) -> int:
     found = agent.evaluate(
         asked.episodes, seed=asked.seed, max_steps=asked.eval_max_steps, on_progress=_say_progress
     )
-    mean, std = mean_words(found.mean, found.std)
+    mean, std = mean_words(found)
     lowest, highest = (format_return(x) for x in (found.returns.min(), found.returns.max()))
     return _say(
         f"{agent.description.env_id}: mean return {mean} +- {std} "
         f"over {found.episodes} fresh greedy episodes "
         f"(lowest {lowest}, highest {highest}, mean length {found.lengths.mean():,.0f})"
-        f"{cut_words(found.num_cut, found.episodes, found.max_steps)}"
+        f"{cut_words(found)}"
     )
 
 
@@ -172,12 +172,8 @@ def _plot(argv: list[str]) -> int:
 
 def _presets(argv: list[str]) -> int:
     parse(PresetsArguments, "presets", argv)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("preset", style="bold", no_wrap=True)
-    table.add_column("what it does")
-    for name, preset in PRESETS.items():
-        table.add_row(name, preset.summary)
-    Console().print(table)
+    summaries = [(name, preset.summary) for name, preset in PRESETS.items()]
+    _print_rows(summaries, headers=("preset", "what it does"))
     return _say("\nfastdqn train --preset NAME; flags that follow change single settings.")
 
 
@@ -185,12 +181,8 @@ def _doctor(argv: list[str]) -> int:
     parse(DoctorArguments, "doctor", argv)
     from fastdqn.cli.doctor import diagnose  # noqa: PLC0415
 
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for what, finding, fine in diagnose():
-        table.add_row(what, Text(finding, style="" if fine else "yellow"))
-    Console().print(table)
+    rows = diagnose()
+    _print_rows([(what, Text(found, "" if fine else "yellow")) for what, found, fine in rows])
     return 0
 
 
@@ -210,13 +202,8 @@ _SUMMARIES = {
 
 
 def _help() -> int:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    for name, summary in _SUMMARIES.items():
-        table.add_row(f"  fastdqn {name}", summary)
     Console().print(f"fastdqn {__version__}: fast, exact deep Q-learning.\n", highlight=False)
-    Console().print(table)
+    _print_rows([(f"  fastdqn {name}", summary) for name, summary in _SUMMARIES.items()])
     return _say(
         "\nfastdqn COMMAND --help lists the flags. Start with: fastdqn train --preset cartpole"
     )
@@ -229,6 +216,17 @@ def _preset_of(argv: list[str]) -> Config:
 
 
 # Output
+
+
+def _print_rows(rows: Sequence[tuple[str, str | Text]], headers: Sequence[str] = ()) -> None:
+    """Print names and what is said of them as two columns."""
+    name, said = headers or ("", "")
+    table = Table(box=None, pad_edge=False, show_header=bool(headers))
+    table.add_column(name, style="bold", no_wrap=True)
+    table.add_column(said, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
 def _say(text: str) -> int:

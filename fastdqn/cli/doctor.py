@@ -35,21 +35,11 @@ def diagnose() -> list[tuple[str, str, bool]]:
 def _software() -> Iterator[tuple[str, str, bool]]:
     for name, found in versions().items():
         yield name, found or "not installed", found is not None
-    compiler = next(
-        (path for name in ("g++", "c++", "clang++") if (path := shutil.which(name))), ""
-    )
-    yield (
-        "C++ compiler",
-        compiler or "none: --execution compile cannot run on the CPU",
-        bool(compiler),
-    )
-
+    compiler = next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
+    missing = "none: --execution compile cannot run on the CPU"
+    yield "C++ compiler", compiler or missing, compiler is not None
     why_not = why_no_library()
-    yield (
-        "C library",
-        why_not or f"compiled, in {cache_dir()}",
-        why_not is None,
-    )
+    yield "C library", why_not or f"compiled, in {cache_dir()}", why_not is None
 
 
 def _devices() -> Iterator[tuple[str, str, bool]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fastdqn.agent.dqn import DQN
+from fastdqn.agent.recorded_run import refuse_missing_tensorboard, train_recorded
 from fastdqn.config import Config
-from fastdqn.reporting.recorded_run import refuse_missing_tensorboard, train_recorded
 from fastdqn.reporting.run_directory import make_run_dir
-from fastdqn.training.signals import StopRequest, stop_on_signals
+from fastdqn.training.signals import stop_on_signals
 
 __all__ = ["train"]
 
@@ -28,14 +28,10 @@ def train(config: Config, started: float) -> int:
     """
     with stop_on_signals() as request:
         try:
-            return _run(config, request, started)
+            refuse_missing_tensorboard(config)
+            agent = DQN.from_config(config)
+            run_dir = make_run_dir(config)
+            status = train_recorded(agent, run_dir, None, started=started, request=request).status
         except KeyboardInterrupt:
-            return request.exit_code or INTERRUPTED
-
-
-def _run(config: Config, request: StopRequest, started: float) -> int:
-    refuse_missing_tensorboard(config)
-    agent = DQN.from_config(config)
-    run_dir = make_run_dir(config)
-    outcome = train_recorded(agent, run_dir, None, started=started, request=request)
-    return {"stopped": request.exit_code or INTERRUPTED, "failed": FAILED}.get(outcome.status, 0)
+            status = "stopped"
+        return {"stopped": request.exit_code or INTERRUPTED, "failed": FAILED}.get(status, 0)

@@ -1,25 +1,30 @@
-"""Files that grow by whole lines or records, on a disk that may be full for a while."""
+"""Files that grow by whole records or lines, on a disk that may be full for a while, and tables."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+import numpy as np
 
 from fastdqn.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["LineFile", "RecordFile", "TableFormat"]
+__all__ = ["LineFile", "RecordFile", "TableFormat", "TableLog"]
 
-Row = TypeVar("Row")
+Table = TypeVar("Table")
 
 BUFFER_BYTES = 8_192
 WAITING_BYTES = 2**22
 """Bytes that wait for room at most; beyond that the oldest records are dropped."""
+LARGEST = 2**53
+"""Largest count in a table: a float64 holds all up to it exactly."""
 
 
 class RecordFile:
@@ -132,66 +137,98 @@ def _write_all(file: int, content: bytes) -> None:
         rest = rest[os.write(file, rest) :]
 
 
-@dataclass(frozen=True)
-class TableFormat:
+def _count(cell: str) -> int:
+    number = int(cell)
+    if abs(number) > LARGEST:
+        raise ValueError("no count")
+    return number
+
+
+CELLS: dict[str, tuple[Callable[[str], object], Callable[[Sequence[Any]], object]]] = {
+    "Ints": (_count, partial(np.array, dtype=np.int64)),
+    "Floats": (float, partial(np.array, dtype=np.float64)),
+    "Bools": (lambda cell: bool(int(cell)), partial(np.array, dtype=np.bool_)),
+    "list[str]": (str, list),
+}
+"""Type of a column -> what reads a cell of it, or raises a ValueError, and what joins its cells."""
+
+
+class TableFormat(Generic[Table]):
     """A CSV file of a run: a header, then one line per row.
 
-    Attributes:
-        header: Its first line.
+    Args:
+        table: A dataclass of its columns: a field `return_` is the column `return`.
         name: Its name in the folder of a run.
         row: What a row is, for messages, e.g. `an episode`.
     """
 
-    header: str
-    name: str
-    row: str
+    def __init__(self, table: Callable[..., Table], name: str, row: str) -> None:
+        columns = fields(cast("Any", table))
+        self.header = ",".join(column.name.rstrip("_") for column in columns)
+        self._cells = [CELLS[str(column.type)] for column in columns]
+        self._table, self._name, self._row = table, name, row
 
-    def open(self, path: Path) -> LineFile:
-        """Open a file to append lines to; a new one begins with the header.
-
-        Raises:
-            UsageError: The file begins with another header; it is left as it was.
-            OSError: It cannot be written.
-        """
-        if path.exists():
-            self._lines(path)
-        file = LineFile(path)
-        if file.is_new:
-            file.add(self.header)
-            file.flush()
-        return file
-
-    def read(self, path: Path, parse: Callable[[list[str]], Row]) -> list[Row]:
-        """Return the rows of a file; a last line without its end, left by a crash, is ignored.
-
-        Args:
-            path: The file.
-            parse: Makes a row of the cells of a line; raises a ValueError if it cannot.
+    def read(self, path: Path) -> Table:
+        """Return the table of a file; a last line without its end, left by a crash, is ignored.
 
         Raises:
             UsageError: The header is another one, or a line cannot be parsed.
             OSError: The file is missing or cannot be read.
         """
-        rows = []
-        for number, line in enumerate(self._lines(path), start=2):
-            try:
-                rows.append(parse(line.split(",")))
-            except ValueError as error:
-                raise UsageError(
-                    f"{path}, line {number}",
-                    f"{line[:60]!r} is not {self.row} ({self.header})",
-                    "Repair or delete that line.",
-                ) from error
-        return rows
+        lines = enumerate(self.lines(path), start=2)
+        return self.table_of([self._parse(path, number, line) for number, line in lines])
 
-    def _lines(self, path: Path) -> list[str]:
-        """Return the finished lines after the header; a torn header counts as none at all."""
+    def table_of(self, rows: Sequence[Sequence[object]] = ()) -> Table:
+        """Return the table of rows; its arrays and lists are new."""
+        columns = zip(*rows, strict=True) if rows else [()] * len(self._cells)
+        joined = zip(self._cells, columns, strict=True)
+        return self._table(*(join(column) for (_, join), column in joined))
+
+    def _parse(self, path: Path, number: int, line: str) -> list[object]:
+        try:
+            cells = zip(self._cells, line.split(","), strict=True)
+            return [read(cell) for (read, _), cell in cells]
+        except ValueError as error:
+            raise UsageError(
+                f"{path}, line {number}",
+                f"{line[:60]!r} is not {self._row} ({self.header})",
+                "Repair or delete that line.",
+            ) from error
+
+    def lines(self, path: Path) -> list[str]:
+        """Return the finished lines after the header; a torn header counts as none at all.
+
+        Raises:
+            UsageError: The header is another one.
+            OSError: The file is missing or cannot be read.
+        """
         *whole, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
         first = whole[0] if whole else torn
         if first != self.header and (whole or not self.header.startswith(torn)):
             raise UsageError(
                 str(path),
-                f"not {self.row} log: it starts with {first[:60]!r} and not with {self.header!r}",
-                f"Pass the {self.name} of a run, or move this file away.",
+                f"not {self._row} log: it starts with {first[:60]!r} and not with {self.header!r}",
+                f"Pass the {self._name} of a run, or move this file away.",
             )
         return whole[1:]
+
+
+class TableLog(LineFile):
+    """Appends lines to a table; a new one begins with its header, an existing one is continued.
+
+    Args:
+        path: The file; made when missing.
+        table: Its format.
+
+    Raises:
+        UsageError: The file exists and is another one; it is left as it was.
+        OSError: The file cannot be written.
+    """
+
+    def __init__(self, path: Path, table: TableFormat[Any]) -> None:
+        if path.exists():
+            table.lines(path)
+        super().__init__(path)
+        if self.is_new:
+            self.add(table.header)
+            self.flush()

@@ -1,14 +1,17 @@
-"""Reads files that a stranger may have written: with a size limit, as strict JSON."""
+"""Strict JSON: read from files that a stranger may have written, and written whole."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["parse_json", "read_regular"]
+__all__ = ["parse_json", "read_regular", "replacing", "without_nan", "write_json_whole"]
 
 
 def read_regular(path: Path, most: int) -> bytes:
@@ -57,7 +60,7 @@ def _refuse_constant(name: str) -> Any:
 
 def _finite(digits: str) -> float:
     number = float(digits)
-    if number - number != 0.0:
+    if not math.isfinite(number):
         raise ValueError(f"{digits[:40]} is too large a number")
     return number
 
@@ -67,3 +70,42 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a name stands in it twice")
     return found
+
+
+def without_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values as JSON can hold them: NaN and the infinities become None."""
+    return {name: _without_nan(value) for name, value in values.items()}
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return without_nan(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json_whole(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file so that a reader sees the old one or the whole new one.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written; the old file stays.
+    """
+    with replacing(path) as draft, draft.open("w", encoding="utf-8") as stream:
+        json.dump(content, stream, indent=2)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a draft that becomes the file at the end; after an error the old one stays.
+
+    Raises:
+        OSError: The draft cannot be put in the file's place.
+    """
+    draft = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ They use only names and annotations of the fields, which are in `config`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from os import PathLike
 from pathlib import Path
@@ -25,33 +25,6 @@ from fastdqn.foundation.scalars import (
 
 __all__ = ["check", "choices_of", "flag_of", "plain_value", "spelled"]
 
-_AT_LEAST_ONE = (
-    "total_timesteps",
-    "num_envs",
-    "env_groups",
-    "buffer_size",
-    "batch_size",
-    "epsilon_decay_steps",
-    "eval_episodes",
-    "eval_interval",
-    "cpu_threads",
-    "log_interval",
-    "checkpoint_interval",
-)
-_NOT_NEGATIVE = (
-    "seed",
-    "target_period",
-    "target_period_episodes",
-    "weight_decay",
-    "learning_starts",
-    "learning_rate",
-    "max_worker_restarts",
-)
-_NOT_NEGATIVE_OR_NONE = ("num_workers", "eval_max_steps")
-_FRACTIONS = ("gamma", "epsilon_start", "epsilon_end")
-_POSITIVE_FRACTIONS = ("tau", "epsilon_decay_factor")
-_POSITIVE = ("replay_ratio", "clip_norm", "clip_value", "worker_deadline_s")
-
 
 def check(config: Any) -> None:
     """Refuse settings that cannot be used, naming flag, value and way out.
@@ -59,44 +32,85 @@ def check(config: Any) -> None:
     Raises:
         UsageError: A value is of a wrong type or out of its range, or two exclude each other.
     """
-    _check_types(config)
-    for name in _AT_LEAST_ONE:
-        _demand(config, name, lambda v: v >= 1, "it must be at least 1")
-    for name in _NOT_NEGATIVE:
-        _demand(config, name, lambda v: v >= 0, "it must not be negative")
-    for name in _NOT_NEGATIVE_OR_NONE:
-        _demand(config, name, lambda v: v is None or v >= 0, "it must not be negative")
-    for name in _FRACTIONS:
-        _demand(config, name, lambda v: 0 <= v <= 1, "it must lie in [0, 1]")
-    for name in _POSITIVE:
-        _demand(config, name, lambda v: v is None or v > 0, "it must be positive")
-    for name in _POSITIVE_FRACTIONS:
-        _demand(config, name, lambda v: 0 < v <= 1, "it must lie in (0, 1]")
-    _demand(config, "replay_ratio", lambda v: v <= 10_000, "no machine keeps up with it")
-    _demand(config, "hidden_sizes", _are_sizes, "a layer has a whole number of units, 1 or more")
+    for field in fields(config):  # types first, for a Config that is built in Python
+        if (kind := _kind_of(field)) in _KINDS:
+            _, fine, reason = _KINDS[kind]
+            _demand(config, field.name, fine, reason)
+    for reason, (fine, names) in _RANGES.items():
+        for name in names:
+            _demand(config, name, fine, reason)
     _check_choices(config)
-    for got, reason, way_out in _conflicts(config):
-        raise UsageError(got, reason, way_out)
+    _check_pairs(config)
 
 
 def _demand(config: Any, name: str, fine: Callable[[Any], bool], reason: str) -> None:
-    value = getattr(config, name)
-    if not fine(value):
-        field = config.__dataclass_fields__[name]
-        default = field.default_factory() if field.default is MISSING else field.default
-        way_out = f"The default is {spelled(default) or 'none'}."
-        raise UsageError(f"{flag_of(name)} {spelled(value)}", reason, way_out)
+    value, field = getattr(config, name), config.__dataclass_fields__[name]
+    if (value is None and "None" in str(field.type)) or fine(value):
+        return
+    default = field.default_factory() if field.default is MISSING else field.default
+    way_out = f"The default is {spelled(default) or 'none'}."
+    raise UsageError(f"{flag_of(name)} {spelled(value)}", reason, way_out)
+
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
+    "it must be at least 1": (
+        lambda value: value >= 1,
+        (
+            "total_timesteps",
+            "num_envs",
+            "env_groups",
+            "buffer_size",
+            "batch_size",
+            "epsilon_decay_steps",
+            "eval_episodes",
+            "eval_interval",
+            "cpu_threads",
+            "log_interval",
+            "checkpoint_interval",
+        ),
+    ),
+    "it must not be negative": (
+        lambda value: value >= 0,
+        (
+            "seed",
+            "target_period",
+            "target_period_episodes",
+            "weight_decay",
+            "learning_starts",
+            "learning_rate",
+            "max_worker_restarts",
+            "num_workers",
+            "eval_max_steps",
+        ),
+    ),
+    "it must lie in [0, 1]": (
+        lambda value: 0 <= value <= 1,
+        ("gamma", "epsilon_start", "epsilon_end"),
+    ),
+    "it must be positive": (
+        lambda value: value > 0,
+        ("replay_ratio", "clip_norm", "clip_value", "worker_deadline_s"),
+    ),
+    "it must lie in (0, 1]": (lambda value: 0 < value <= 1, ("tau", "epsilon_decay_factor")),
+    "no machine keeps up with it": (lambda value: value <= 10_000, ("replay_ratio",)),
+}
+"""Reason of a refusal -> what a value must fulfil, and the fields that it concerns."""
 
 
 def plain_value(field: Field[Any], value: Any) -> Any:
     """Return a setting as a plain Python value; unchanged if there is none."""
+    if field.name == "device":  # which may be a torch.device
+        return str(value)
     kind = _kind_of(field)
-    if kind in _PLAIN:
-        return _PLAIN[kind](value)
-    if kind == "Path" and isinstance(value, str | PathLike) and str(value):
-        return Path(value)
-    is_word = isinstance(value, str) or field.name == "device"  # which may be a torch.device
-    return str(value) if kind == "str" and is_word else value
+    return _KINDS[kind][0](value) if kind in _KINDS else value
+
+
+def _plain_word(value: Any) -> Any:
+    return str(value) if isinstance(value, str) else value
+
+
+def _plain_path(value: Any) -> Any:
+    return Path(value) if isinstance(value, str | PathLike) and str(value) else value
 
 
 def _plain_sizes(value: Any) -> Any:
@@ -105,49 +119,37 @@ def _plain_sizes(value: Any) -> Any:
     return tuple(map(as_whole, sizes)) if isinstance(sizes, tuple | list) else value
 
 
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(is_whole(size) and size > 0 for size in value)
+
+
 def _plain_arguments(value: Any) -> Any:
-    """Return arguments by name as a dict; None as an empty one."""
     return dict(value or {}) if value is None or isinstance(value, Mapping) else value
 
 
-_PLAIN: dict[str, Callable[[Any], Any]] = {
-    "int": as_whole,
-    "float": python_scalar,
-    "bool": as_bool,
-    "tuple[int, ...]": _plain_sizes,
-    "tuple[str, ...]": as_names,
-    "dict[str, Any]": _plain_arguments,
+def _are_arguments(value: Any) -> bool:
+    return isinstance(value, dict) and are_names(tuple(value))
+
+
+def _is(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kind)
+
+
+_KINDS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], bool], str]] = {
+    "int": (as_whole, is_whole, "it must be a whole number (int)"),
+    "float": (python_scalar, is_finite, "it must be a finite number"),
+    "bool": (as_bool, _is(bool), "it must be True or False"),
+    "str": (_plain_word, _is(str), "it must be a word (str)"),
+    "Path": (_plain_path, _is(Path), "it must be a path"),
+    "tuple[int, ...]": (_plain_sizes, _are_sizes, "a layer has a whole number of units, 1 or more"),
+    "tuple[str, ...]": (as_names, are_names, "it must be a name or several (str)"),
+    "dict[str, Any]": (_plain_arguments, _are_arguments, "it must map names to values"),
 }
-
-
-def _check_types(config: Any) -> None:
-    """Check the type of each value, for a Config that is built in Python."""
-    for field in fields(config):
-        kind, value = _kind_of(field), getattr(config, field.name)
-        if kind in _TYPES and not (value is None and "None" in str(field.type)):
-            _demand(config, field.name, *_TYPES[kind])
-
-
-_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "int": (is_whole, "it must be a whole number (int)"),
-    "float": (is_finite, "it must be a finite number"),
-    "bool": (lambda value: isinstance(value, bool), "it must be True or False"),
-    "str": (lambda value: isinstance(value, str), "it must be a word (str)"),
-    "Path": (lambda value: isinstance(value, Path), "it must be a path"),
-    "tuple[str, ...]": (are_names, "it must be a name or several (str)"),
-    "dict[str, Any]": (
-        lambda value: isinstance(value, dict) and are_names(tuple(value)),
-        "it must map names to values",
-    ),
-}
+"""Type of a field -> what makes a plain value, what that must fulfil, and the reason if not."""
 
 
 def _kind_of(field: Field[Any]) -> str:
     return str(field.type).partition(" | ")[0]
-
-
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, tuple | list) and all(is_whole(size) and size > 0 for size in value)
 
 
 def _check_choices(config: Any) -> None:
@@ -162,40 +164,40 @@ def _check_choices(config: Any) -> None:
             )
 
 
-def _conflicts(config: Any) -> Iterator[tuple[str, str, str]]:
-    """Name the pairs of values that exclude each other."""
+def _check_pairs(config: Any) -> None:
+    """Refuse pairs of values that exclude each other."""
     if config.batch_size > config.buffer_size:
-        yield (
+        raise UsageError(
             f"--batch-size {config.batch_size}",
             f"it is larger than --buffer-size {config.buffer_size}",
             "Make the batch smaller or the buffer larger.",
         )
     if config.learning_starts >= config.total_timesteps:
-        yield (
+        raise UsageError(
             f"--learning-starts {config.learning_starts}",
             f"the run ends at --total-timesteps {config.total_timesteps}, so nothing is learned",
             "Start earlier or run longer.",
         )
     if config.num_envs > config.buffer_size:
-        yield (
+        raise UsageError(
             f"--num-envs {config.num_envs}",
             f"one vector step does not fit into --buffer-size {config.buffer_size}",
             "Use fewer environments or a larger buffer.",
         )
     if config.num_envs % config.env_groups:
-        yield (
+        raise UsageError(
             f"--env-groups {config.env_groups}",
             f"--num-envs {config.num_envs} do not fall into that many equal groups",
             "Choose --num-envs as a multiple of it.",
         )
     if config.env_groups > 1 and config.vectorizer != "grouped":
-        yield (
+        raise UsageError(
             f"--env-groups {config.env_groups} with --vectorizer {config.vectorizer}",
             "only our own workers step in groups",
             "Leave one of the two out.",
         )
     if config.target == "hard" and not (config.target_period or config.target_period_episodes):
-        yield (
+        raise UsageError(
             "--target hard",
             "the target would never be copied",
             "Give --target-period (updates) or --target-period-episodes.",

@@ -10,10 +10,10 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
-__all__ = ["ForgivingStream", "forgiving", "forgiving_streams", "hold_streams"]
+__all__ = ["forgiving", "forgiving_streams", "hold_streams"]
 
 STANDARD = (1, 2)
 
@@ -25,27 +25,23 @@ class ForgivingStream:
     as escapes.
 
     Args:
-        stream: The stream.
+        stream: The stream; None, where it was closed, drops all.
         holds_descriptor: Whether the descriptor belongs to this process alone: it is redirected
             to the null device after an error, so that neither the interpreter's last flush nor C
             code meets the error again.
     """
 
-    def __init__(self, stream: TextIO, *, holds_descriptor: bool = False) -> None:
-        self._stream, self._holds_descriptor = stream, holds_descriptor
-        self._silent = False
+    def __init__(self, stream: TextIO | None, *, holds_descriptor: bool = False) -> None:
+        self._stream = io.StringIO() if stream is None else stream
+        self._silent, self._holds_descriptor = stream is None, holds_descriptor
 
     def write(self, text: str) -> int:
         """Write text if possible; returns its length in any case."""
-        if not self._silent:
-            try:
-                self._stream.write(text)
-            except UnicodeEncodeError:
-                self._write_escaped(text)
-            except BlockingIOError:
-                pass  # a slow reader
-            except (OSError, ValueError):  # a closed file is a ValueError
-                self._drop_all()
+        try:
+            self._attempt(self._stream.write, text)
+        except UnicodeEncodeError:
+            encoding = self._stream.encoding or "ascii"
+            self.write(text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def writelines(self, lines: Any) -> None:
@@ -55,17 +51,19 @@ class ForgivingStream:
 
     def flush(self) -> None:
         """Flush the stream if possible."""
-        if not self._silent:
-            try:
-                self._stream.flush()
-            except BlockingIOError:
-                pass
-            except (OSError, ValueError):
-                self._drop_all()
+        self._attempt(self._stream.flush)
 
-    def _write_escaped(self, text: str) -> None:
-        encoding = self._stream.encoding or "ascii"
-        self.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    def _attempt(self, action: Callable[..., object], *text: str) -> None:
+        if self._silent:
+            return
+        try:
+            action(*text)
+        except BlockingIOError:
+            pass  # a slow reader
+        except UnicodeEncodeError:
+            raise
+        except (OSError, ValueError):  # a closed file is a ValueError
+            self._drop_all()
 
     def _drop_all(self) -> None:
         self._silent = True
@@ -81,18 +79,10 @@ class ForgivingStream:
 
 
 def forgiving(stream: TextIO | None, *, holds_descriptor: bool = False) -> TextIO:
-    """Return a stream that never raises when it is written to; None becomes one that drops all.
-
-    Args:
-        stream: Standard output, standard error or any text stream; None where it was closed.
-        holds_descriptor: See `ForgivingStream`.
-    """
-    if isinstance(stream, ForgivingStream):
-        return cast("TextIO", stream)
-    held = ForgivingStream(io.StringIO() if stream is None else stream)
-    held._silent = stream is None
-    held._holds_descriptor = holds_descriptor and stream is not None
-    return cast("TextIO", held)
+    """Return a `ForgivingStream`; one that is forgiving already stays as it is."""
+    if not isinstance(stream, ForgivingStream):
+        stream = cast("TextIO", ForgivingStream(stream, holds_descriptor=holds_descriptor))
+    return stream
 
 
 @contextlib.contextmanager

@@ -143,7 +143,7 @@ def _refuse_owned(module: nn.Module) -> None:
         raise UsageError(
             f"network {type(module).__name__}",
             "another agent or learner trains its parameters",
-            "Give each its own: copy.deepcopy(network), or del the other one first.",
+            "Pass each its own: copy.deepcopy(network), or del the other one first.",
         )
 
 

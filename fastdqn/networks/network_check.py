@@ -122,10 +122,10 @@ def refuse_batch(network: FlatNetwork, batch: Transitions) -> None:
             raise UsageError(
                 f"a batch with {name} {list(tensor.shape)} {tensor.dtype} on {tensor.device}",
                 f"want {message} on {device}, B being {len(batch.obs)} by its observations",
-                "Give transitions as `Transitions` has them.",
+                "Pass transitions as `Transitions` has them.",
             )
     if not batch.action.numel():
-        raise UsageError("a batch of no transitions", "there is nothing to learn", "Give some.")
+        raise UsageError("a batch of no transitions", "there is nothing to learn", "Pass some.")
     refuse_frames(network, batch.obs, batch.next_action_mask, "a batch")
 
 

@@ -11,19 +11,19 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 
 from fastdqn.foundation.formatting import format_threshold
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.ticker import Formatter
 
-    from fastdqn.reporting.evaluation_log import EvaluationTable
+    from fastdqn.reporting.tables import EvaluationTable
 
 __all__ = [
     "FAINT",
     "SOLVED",
+    "THOUSANDS",
     "TICK_STEPS",
     "add_legend",
     "draw_evaluations",
@@ -32,11 +32,12 @@ __all__ = [
     "empty_figure",
     "marker",
     "new_figure",
-    "thousands",
 ]
 
 FloatArray = npt.NDArray[np.float64]
 
+THOUSANDS = "{x:,.0f}"
+"""Format of ticks: whole numbers with commas."""
 SIZE_IN = (10.0, 5.0)
 TICK_STEPS = (1, 2, 2.5, 5, 10)
 SOLVED, EVALUATED = "#2e8b57", "#b5376b"
@@ -99,11 +100,6 @@ def draw_evaluations(axes: Axes, x: FloatArray, evaluations: EvaluationTable) ->
             )  # fmt: skip
 
 
-def thousands() -> Formatter:
-    """Return a formatter that writes ticks as whole numbers with commas."""
-    return StrMethodFormatter("{x:,.0f}")
-
-
 def marker(values: FloatArray) -> str:
     """Show a line of one point, which would be invisible, as a dot."""
     return "o" if np.isfinite(values).sum() == 1 else ""
@@ -123,13 +119,10 @@ def dress(axes: Axes, *, x: str, y: str) -> None:
 
 def add_legend(axes: Axes, *, columns: int, background: Axes | None = None) -> None:
     """Put the legend under the axes, where it covers nothing, with its colours at full strength."""
-    handles, labels = axes.get_legend_handles_labels()
-    if background is not None:
-        more_handles, more_labels = background.get_legend_handles_labels()
-        handles, labels = [*handles, *more_handles], [*labels, *more_labels]
+    of_each = [each.get_legend_handles_labels() for each in (axes, background) if each is not None]
     legend = axes.legend(
-        handles,
-        labels,
+        [handle for handles, _ in of_each for handle in handles],
+        [label for _, labels in of_each for label in labels],
         loc="upper center",
         bbox_to_anchor=(0.5, -0.13),
         ncols=columns,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,10 +11,10 @@ import numpy.typing as npt
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from fastdqn.foundation.formatting import format_duration, format_return
-from fastdqn.reporting.evaluation_log import EvaluationTable, no_evaluations
 from fastdqn.reporting.figure_style import (
     FAINT,
     SOLVED,
+    THOUSANDS,
     TICK_STEPS,
     add_legend,
     draw_evaluations,
@@ -21,18 +23,15 @@ from fastdqn.reporting.figure_style import (
     empty_figure,
     marker,
     new_figure,
-    thousands,
 )
+from fastdqn.reporting.tables import EPISODES, EVALUATIONS, EpisodeTable, EvaluationTable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from fastdqn.reporting.episode_log import EpisodeTable
 
-__all__ = ["build_returns_figure", "build_wall_time_figure", "drawable", "wall_seconds"]
+__all__ = ["RunData", "build_returns_figure", "build_wall_time_figure", "drawable", "wall_seconds"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -44,85 +43,76 @@ DOT, MEAN, TREND = "#8fb3d9", "#1f5fa8", "#d9822b"
 BAND = "#edf1f5"
 
 
-def build_returns_figure(
-    table: EpisodeTable,
-    *,
-    title: str,
-    solved_at: float | None,
-    wall_s: float | None = None,
-    env_steps: int | None = None,
-    evaluations: EvaluationTable | None = None,
-) -> Figure:
+@dataclass(frozen=True)
+class RunData:
+    """What is drawn of a run.
+
+    Attributes:
+        title: First part of the headlines, usually the env id.
+        solved_at: Return that counts as solved, drawn as a line; None draws none.
+        episodes: Any number of them; a figure says when there is none.
+        metrics: Records with ``env_steps``, ``wall_s``, ``return_mean_100`` and ``sps``; None where
+            unknown.
+        evaluations: Greedy evaluations.
+    """
+
+    title: str
+    solved_at: float | None
+    episodes: EpisodeTable = field(default_factory=EPISODES.table_of)
+    metrics: Sequence[dict[str, object]] = ()
+    evaluations: EvaluationTable = field(default_factory=EVALUATIONS.table_of)
+
+
+def build_returns_figure(run: RunData) -> Figure:
     """Draw the return of every episode over env steps, and the histogram of the returns.
 
     The left panel holds the episodes as dots, the mean of the last 100 from the 20th on, the
     greedy evaluations, and, from 10 episodes on, faintly, the straight line over env steps that
     fits the episodes best; the legend gives its rise per 100 episodes of the run's mean length.
-    Returns that are not finite, or beyond 1e15, are left out.
-
-    Args:
-        table: The episodes, any number of them; the figure says when there is none.
-        title: First part of the headline, usually the env id.
-        solved_at: Return that counts as solved, drawn as a line; None draws none.
-        wall_s: Seconds that the training took, for the headline; None leaves them out.
-        env_steps: Env steps of the run, for the headline; None is the last episode's end.
-        evaluations: Greedy evaluations; None is none.
+    Returns that are not finite, or beyond 1e15, are left out. The headline has the env steps and
+    the wall time of the training, where they are known.
 
     Returns:
         A new figure of 10 by 5 inches.
     """
-    evaluations = no_evaluations() if evaluations is None else evaluations
-    finite = np.abs(table.return_) <= LARGEST
-    steps = table.env_step[finite].astype(np.float64)
-    returns = table.return_[finite]
+    finite = np.abs(run.episodes.return_) <= LARGEST
+    steps = run.episodes.env_step[finite].astype(np.float64)
+    returns = run.episodes.return_[finite]
     if returns.size == 0:
-        return empty_figure(title)
-    headline = _headline(title, returns.size, env_steps or steps.max(), wall_s)
-    figure = new_figure(headline)
+        return empty_figure(run.title)
+    figure = new_figure(_headline(run, returns.size))
     left, right = figure.subplots(1, 2, width_ratios=(2.0, 1.0))
     _draw_returns(left, steps, returns)
     _draw_trend(left, steps, returns)
-    draw_evaluations(left, evaluations.env_step.astype(np.float64), evaluations)
-    draw_solved(left, solved_at)
+    draw_evaluations(left, run.evaluations.env_step.astype(np.float64), run.evaluations)
+    draw_solved(left, run.solved_at)
     add_legend(left, columns=2)
     _draw_histogram(right, returns)
     add_legend(right, columns=1)
     return figure
 
 
-def build_wall_time_figure(
-    metrics: Sequence[dict[str, object]],
-    *,
-    title: str,
-    solved_at: float | None,
-    evaluations: EvaluationTable | None = None,
-) -> Figure:
+def build_wall_time_figure(run: RunData) -> Figure:
     """Draw the mean return of the last 100 episodes over wall seconds, and the speed behind it.
 
-    If the clock restarts at zero, as in a resumed run, its seconds are added to those before.
-
-    Args:
-        metrics: Records with ``wall_s``, ``return_mean_100`` and ``sps``; None where unknown.
-        title: The headline, usually the env id.
-        solved_at: Return that counts as solved; when the mean reaches it, the time is marked.
-        evaluations: Greedy evaluations; None is none.
+    If the clock restarts at zero, as in a resumed run, its seconds are added to those before. When
+    the mean reaches the return that counts as solved, the time is marked.
 
     Returns:
         A new figure of 10 by 5 inches.
     """
-    evaluations = no_evaluations() if evaluations is None else evaluations
-    wall_s, evaluated_s = _on_one_clock(metrics, evaluations)
-    returns = _column(metrics, "return_mean_100")
+    wall_s, evaluated_s = _on_one_clock(run.metrics, run.evaluations)
+    returns = _column(run.metrics, "return_mean_100")
     if not np.isfinite(wall_s + returns).any():
-        return empty_figure(title)
-    figure = new_figure(title)
+        return empty_figure(run.title)
+    figure = new_figure(run.title)
     axes = figure.subplots()
     speed = axes.twinx()
-    _draw_speed(speed, wall_s, _column(metrics, "sps"))
+    _draw_speed(speed, wall_s, _column(run.metrics, "sps"))
     _draw_wall_time(axes, wall_s, returns)
-    draw_evaluations(axes, evaluated_s, evaluations)
-    draw_solved(axes, solved_at)
-    _mark_solved(axes, wall_s, returns, solved_at)
+    draw_evaluations(axes, evaluated_s, run.evaluations)
+    draw_solved(axes, run.solved_at)
+    _mark_solved(axes, wall_s, returns, run.solved_at)
     latest_s = float(np.nanmax(np.concatenate((wall_s, evaluated_s))))
     axes.set_xlim(0.0, 1.03 * latest_s or 1.0)
     axes.set_zorder(speed.get_zorder() + 1)
@@ -180,12 +170,23 @@ def _trailing_mean(values: FloatArray, window: int) -> FloatArray:
     return means
 
 
-def _headline(title: str, episodes: int, env_steps: float, wall_s: float | None) -> str:
+def _headline(run: RunData, episodes: int) -> str:
     counted = "1 episode" if episodes == 1 else f"{episodes:,} episodes"
-    parts = [title, counted, f"{env_steps:,.0f} env steps"]
-    if wall_s is not None:
-        parts.append(f"{format_duration(wall_s)} wall time")
+    parts = [run.title, counted, f"{_env_steps(run):,} env steps"]
+    wall_s = wall_seconds(run.metrics)
+    wall_s = wall_s[np.isfinite(wall_s)]
+    if wall_s.size:
+        parts.append(f"{format_duration(float(wall_s[-1]))} wall time")
     return "  ·  ".join(parts)
+
+
+def _env_steps(run: RunData) -> int:
+    """Return the latest env step that a report, an episode or an evaluation has."""
+    reported = (record.get("env_steps") for record in run.metrics)
+    steps = [number for number in reported if isinstance(number, int)]
+    logged = run.episodes.env_step.tolist() + run.evaluations.env_step.tolist()
+    latest: int = max([0, *steps, *logged])
+    return latest
 
 
 def _draw_returns(axes: Axes, steps: FloatArray, returns: FloatArray) -> None:
@@ -239,7 +240,7 @@ def _draw_histogram(axes: Axes, returns: FloatArray) -> None:
     dress(axes, x="return", y="episodes")
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=TICK_STEPS, integer=True))
-    axes.yaxis.set_major_formatter(thousands())
+    axes.yaxis.set_major_formatter(THOUSANDS)
 
 
 def _draw_wall_time(axes: Axes, wall_s: FloatArray, returns: FloatArray) -> None:
@@ -247,7 +248,7 @@ def _draw_wall_time(axes: Axes, wall_s: FloatArray, returns: FloatArray) -> None
     axes.plot(wall_s, returns, color=MEAN, linewidth=2.2, marker=marker(returns), label=label)
     dress(axes, x="wall time [s]", y="return")
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=TICK_STEPS, integer=True))
-    axes.xaxis.set_major_formatter(thousands())
+    axes.xaxis.set_major_formatter(THOUSANDS)
 
 
 def _draw_speed(axes: Axes, wall_s: FloatArray, sps: FloatArray) -> None:
@@ -258,6 +259,6 @@ def _draw_speed(axes: Axes, wall_s: FloatArray, sps: FloatArray) -> None:
     axes.set_yticks(MaxNLocator(3, steps=TICK_STEPS).tick_values(0.0, top))
     axes.set_ylim(0.0, 3.0 * max(top, 1.0))
     axes.set_ylabel("env steps per second", color=FAINT, loc="bottom")
-    axes.yaxis.set_major_formatter(thousands())
+    axes.yaxis.set_major_formatter(THOUSANDS)
     axes.tick_params(colors=FAINT, length=0)
     axes.spines[["left", "top", "right", "bottom"]].set_visible(False)

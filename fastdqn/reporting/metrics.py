@@ -10,45 +10,21 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from fastdqn.errors import UsageError
 from fastdqn.foundation.line_file import LineFile, RecordFile
+from fastdqn.foundation.saved_files import without_nan
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from fastdqn.training.events import Report
 
-__all__ = [
-    "Metrics",
-    "MetricsLog",
-    "TensorBoardMetrics",
-    "read_metrics",
-]
+__all__ = ["MetricsLog", "TensorBoardMetrics", "read_metrics"]
 
 
-class Metrics(Protocol):
-    """A log of reports."""
-
-    def write(self, report: Report, extra: Mapping[str, object] | None = None) -> None:
-        """Write one report.
-
-        Args:
-            report: The figures, already off the device.
-            extra: More figures by name, such as those of an evaluation.
-
-        Raises:
-            ValueError: A name in extra is one of the report's own.
-        """
-
-    def close(self) -> None:
-        """Write what is buffered and close the log; a second call does nothing."""
-
-
-class MetricsLog:
+class MetricsLog(LineFile):
     """Appends every report to a file as one JSON object per line.
 
     A line reaches the operating system at once. Figures that JSON lacks, NaN and the
@@ -61,27 +37,17 @@ class MetricsLog:
         OSError: The file cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = LineFile(path)
-
-    def write(self, report: Report, extra: Mapping[str, object] | None = None) -> None:
-        """Append one line; see Metrics.write.
+    def append(self, report: Report) -> None:
+        """Append one line.
 
         Raises:
-            ValueError: A name in extra is one of the report's own.
-            TypeError: JSON cannot hold a value in extra.
             OSError: The line cannot be written, the disk may be full; it waits for the next one.
         """
-        record = _plain(_record(report, extra))
-        self._file.add(json.dumps(record, allow_nan=False))
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file; a second call does nothing."""
-        self._file.close()
+        self.add(json.dumps(without_nan(asdict(report)), allow_nan=False))
+        self.flush()
 
 
-class TensorBoardMetrics:
+class TensorBoardMetrics(RecordFile):
     """Writes every finite figure of a report as a TensorBoard scalar over env steps.
 
     Figures come under ``train/``, nested ones such as the time shares under their own name.
@@ -106,29 +72,23 @@ class TensorBoardMetrics:
                 "the package tensorboard cannot be imported",
                 'Install it with: pip install "fastdqn[tensorboard]"',
             ) from error
-        self._file = RecordFile(folder / _event_file_name())
-        self._records: Any = records.RecordWriter(self._file)
-        self._append(file_version="brain.Event:2")
+        super().__init__(folder / _event_file_name())
+        self._records: Any = records.RecordWriter(self)
+        self._add_event(file_version="brain.Event:2")
 
-    def write(self, report: Report, extra: Mapping[str, object] | None = None) -> None:
-        """Add one point to each scalar; see Metrics.write.
+    def append(self, report: Report) -> None:
+        """Add one point to each scalar.
 
         Raises:
-            ValueError: A name in extra is one of the report's own.
             OSError: The points cannot be written, the disk may be full; they wait.
         """
-        scalars = _scalars(_record(report, extra))
-        values = [{"tag": tag, "simple_value": value} for tag, value in scalars]
-        self._append(step=report.env_steps, summary={"value": values})
-        self._file.flush()
+        values = [{"tag": tag, "simple_value": value} for tag, value in _scalars(asdict(report))]
+        self._add_event(step=report.env_steps, summary={"value": values})
+        self.flush()
 
-    def _append(self, **fields: Any) -> None:
+    def _add_event(self, **fields: Any) -> None:
         event = self._proto.Event(wall_time=time.time(), **fields)
         self._records.write(event.SerializeToString())
-
-    def close(self) -> None:
-        """Write the events out and close their file; a second call does nothing."""
-        self._file.close()
 
 
 def _event_file_name() -> str:
@@ -166,31 +126,9 @@ def _parse(path: Path, number: int, line: str) -> dict[str, object]:
         raise UsageError(
             f"{path}, line {number}",
             f"{line[:60]!r} is not a JSON object",
-            "Give the metrics.jsonl of a run, or repair or delete that line.",
+            "Pass the metrics.jsonl of a run, or repair or delete that line.",
         )
     return record
-
-
-def _record(report: Report, extra: Mapping[str, object] | None) -> dict[str, object]:
-    """Join a report and the extra figures under one set of names."""
-    record: dict[str, object] = asdict(report)
-    taken = sorted(record.keys() & (extra or {}).keys())
-    if taken:
-        raise ValueError(f"extra metrics {taken}: names of the report itself; choose others")
-    return record | dict(extra or {})
-
-
-def _plain(value: object) -> object:
-    """Return a value as JSON can hold it; NaN and the infinities become None."""
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return value
 
 
 _X_AXIS = frozenset({"env_steps", "total_env_steps"})
@@ -201,7 +139,5 @@ def _scalars(figures: Mapping[str, object], group: str = "train") -> Iterator[tu
     for name, value in figures.items():
         if isinstance(value, Mapping):
             yield from _scalars(value, group=name)
-        elif isinstance(value, int | float | np.number) and name not in _X_AXIS:
-            number = float(value)
-            if math.isfinite(number):
-                yield f"{group}/{name}", number
+        elif isinstance(value, int | float) and name not in _X_AXIS and math.isfinite(value):
+            yield f"{group}/{name}", float(value)

@@ -24,7 +24,8 @@ from fastdqn.foundation.formatting import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from fastdqn.training.events import EvaluationReport, Report
+    from fastdqn.training.evaluation import Evaluation
+    from fastdqn.training.events import Report
 
 __all__ = [
     "build_panel",
@@ -65,24 +66,35 @@ def report_line(report: Report, *, may_stop_early: bool = False) -> str:
     )
 
 
-def mean_words(mean: float, std: float) -> tuple[str, str]:
-    """Return a mean return and the deviation of the returns as two texts."""
+def mean_words(evaluation: Evaluation) -> tuple[str, str]:
+    """Return the mean return of an evaluation and the deviation of its returns as two texts."""
+    mean, std = evaluation.mean, evaluation.std
     return format_return(mean, beside=std), format_spread(std, mean)
 
 
-def cut_words(num_cut: int, episodes: int, max_steps: int) -> str:
+def cut_words(evaluation: Evaluation) -> str:
     """Return how many episodes were cut, as the end of a sentence; empty if none was."""
+    num_cut = evaluation.num_cut
+    if not num_cut:
+        return ""
     were = "was" if num_cut == 1 else "were"
-    return f"; {num_cut} of {episodes} episodes {were} cut at {max_steps:,} steps" * bool(num_cut)
+    of_all = f"{num_cut} of {evaluation.episodes} episodes"
+    return f"; {of_all} {were} cut at {evaluation.max_steps:,} steps"
 
 
-def evaluation_line(found: EvaluationReport) -> str:
-    """Write the outcome of an evaluation as one line of ASCII."""
-    mean, std = mean_words(found.mean, found.std)
+def evaluation_line(env_steps: int, evaluation: Evaluation, reached: bool) -> str:
+    """Write the outcome of an evaluation as one line of ASCII.
+
+    Args:
+        env_steps: Env steps of the run so far.
+        evaluation: Its returns.
+        reached: Whether their mean reached the target return.
+    """
+    mean, std = mean_words(evaluation)
     return (
-        f"evaluation at {found.env_steps:,} steps: return {mean} (std {std}) "
-        f"over {found.episodes} episodes{', target reached' * found.reached}"
-        f"{cut_words(found.num_cut, found.episodes, found.max_steps)}"
+        f"evaluation at {env_steps:,} steps: return {mean} (std {std}) "
+        f"over {evaluation.episodes} episodes{', target reached' * reached}"
+        f"{cut_words(evaluation)}"
     )
 
 

@@ -3,96 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from fastdqn.errors import UsageError
-from fastdqn.reporting.episode_log import read_episodes, solved_threshold
-from fastdqn.reporting.evaluation_log import no_evaluations, read_evaluations
+from fastdqn.foundation.saved_files import replacing
 from fastdqn.reporting.figures import (
+    RunData,
     build_returns_figure,
     build_wall_time_figure,
     drawable,
-    wall_seconds,
 )
 from fastdqn.reporting.metrics import read_metrics
+from fastdqn.reporting.tables import EPISODES, EVALUATIONS, solved_threshold
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from matplotlib.figure import Figure
 
-    from fastdqn.reporting.episode_log import EpisodeTable
-    from fastdqn.reporting.evaluation_log import EvaluationTable
-
-__all__ = ["plot_returns", "plot_run", "plot_wall_time"]
+__all__ = ["plot_run", "save_figure"]
 
 DPI = 150
 LONGEST_TITLE = 100
-
-
-def plot_returns(
-    table: EpisodeTable,
-    path: Path,
-    *,
-    title: str,
-    solved_at: float | None,
-    wall_s: float | None = None,
-    env_steps: int | None = None,
-    evaluations: EvaluationTable | None = None,
-) -> None:
-    """Write the returns over env steps and their histogram as a PNG of 1500 by 750 pixels.
-
-    Args:
-        table: The episodes, any number of them; the picture says when there is none.
-        path: The file; its folder is made when missing, an older picture is replaced.
-        title: First part of the headline, usually the env id.
-        solved_at: Return that counts as solved; None draws no line.
-        wall_s: Seconds that the training took, for the headline; None leaves them out.
-        env_steps: Env steps of the run, for the headline; None is the last episode's end.
-        evaluations: Greedy evaluations; None is none.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    figure = build_returns_figure(
-        table,
-        title=title,
-        solved_at=solved_at,
-        wall_s=wall_s,
-        env_steps=env_steps,
-        evaluations=evaluations,
-    )
-    _save(figure, path)
-
-
-def plot_wall_time(
-    metrics: Sequence[dict[str, object]],
-    path: Path,
-    *,
-    title: str,
-    solved_at: float | None,
-    evaluations: EvaluationTable | None = None,
-) -> None:
-    """Write the mean return of the last 100 episodes over wall time as a PNG, 1500 by 750 pixels.
-
-    Args:
-        metrics: Records as read_metrics returns them.
-        path: The file; its folder is made when missing, an older picture is replaced.
-        title: The headline, usually the env id.
-        solved_at: Return that counts as solved; None draws no line.
-        evaluations: Greedy evaluations; None is none.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    figure = build_wall_time_figure(
-        metrics, title=title, solved_at=solved_at, evaluations=evaluations
-    )
-    _save(figure, path)
 
 
 def plot_run(run_dir: Path) -> list[Path]:
@@ -114,39 +46,36 @@ def plot_run(run_dir: Path) -> list[Path]:
             malformed.
         OSError: A file cannot be read or written.
     """
-    table = read_episodes(_episodes_path(run_dir))
-    metrics_path = run_dir / "metrics.jsonl"
-    metrics = read_metrics(metrics_path) if metrics_path.is_file() else None
+    episodes = EPISODES.read(_episodes_path(run_dir))
+    metrics, evaluations = run_dir / "metrics.jsonl", run_dir / "evaluations.csv"
     title, solved_at = _named(run_dir)
-    returns, wall_time = run_dir / "plots" / "returns.png", run_dir / "plots" / "wall_time.png"
-    evaluated = run_dir / "evaluations.csv"
-    evaluations = read_evaluations(evaluated) if evaluated.exists() else no_evaluations()
-    plot_returns(
-        table,
-        returns,
-        title=title,
-        solved_at=solved_at,
-        wall_s=_last_wall_s(metrics or ()),
-        env_steps=_env_steps(metrics or (), table, evaluations),
-        evaluations=evaluations,
+    run = RunData(
+        title,
+        solved_at,
+        episodes,
+        read_metrics(metrics) if metrics.is_file() else (),
+        EVALUATIONS.read(evaluations) if evaluations.exists() else EVALUATIONS.table_of(),
     )
-    if metrics is None:
-        return [returns]
-    plot_wall_time(metrics, wall_time, title=title, solved_at=solved_at, evaluations=evaluations)
-    return [returns, wall_time]
+    pictures = {"returns": build_returns_figure}
+    if metrics.is_file():
+        pictures["wall_time"] = build_wall_time_figure
+    paths = [run_dir / "plots" / f"{name}.png" for name in pictures]
+    for path, build in zip(paths, pictures.values(), strict=True):
+        save_figure(build(run), path)
+    return paths
 
 
 def _episodes_path(run_dir: Path) -> Path:
     if not run_dir.is_dir():
         raise UsageError(
-            str(run_dir), "no such folder", "Give the folder of a run, as `fastdqn train` names it."
+            str(run_dir), "no such folder", "Pass the folder of a run, as `fastdqn train` names it."
         )
     path = run_dir / "episodes.csv"
     if not path.is_file():
         raise UsageError(
             str(path),
             "missing, so there is nothing to plot",
-            "Give the folder of a run in which `fastdqn train` has started to train.",
+            "Pass the folder of a run in which `fastdqn train` has started to train.",
         )
     return path
 
@@ -178,28 +107,12 @@ def _read_config(path: Path) -> dict[str, object]:
     return content | {k: v for part in parts if isinstance(part, dict) for k, v in part.items()}
 
 
-def _env_steps(
-    metrics: Sequence[dict[str, object]], table: EpisodeTable, evaluations: EvaluationTable
-) -> int:
-    """Return the env steps of the run: those of its last report, or of its last episode."""
-    message = (record.get("env_steps") for record in metrics)
-    reported = [steps for steps in message if isinstance(steps, int)]
-    latest: int = max([0, *reported, *table.env_step.tolist(), *evaluations.env_step.tolist()])
-    return latest
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure of 10 by 5 inches as a PNG of 1500 by 750 pixels; its folder is made.
 
-
-def _last_wall_s(metrics: Sequence[dict[str, object]]) -> float | None:
-    known = wall_seconds(metrics)
-    known = known[np.isfinite(known)]
-    return float(known[-1]) if known.size else None
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Write a picture so that a full disk leaves the old one or none."""
+    Raises:
+        OSError: The file cannot be written; an older picture stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
+    with replacing(path) as draft:
         figure.savefig(draft, dpi=DPI, format="png")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -3,119 +3,96 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.live import Live
 
-from fastdqn.foundation.formatting import format_return
-from fastdqn.reporting.panel import build_panel, evaluating_line, evaluation_line, report_line
+from fastdqn.reporting.panel import (
+    build_panel,
+    evaluating_line,
+    evaluation_line,
+    mean_words,
+    report_line,
+)
 from fastdqn.training.stopwatch import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastdqn.reporting.console import Console
-    from fastdqn.training.events import EvaluationReport, Report
+    from fastdqn.training.evaluation import Evaluation
+    from fastdqn.training.events import Report
 
-__all__ = [
-    "LiveProgress",
-    "NullProgress",
-    "PlainProgress",
-    "Progress",
-    "make_progress",
-]
+__all__ = ["LiveProgress", "PlainProgress", "Progress", "make_progress"]
 
 REFRESH_S = 0.25
 LINE_S = 5.0
 
 
-class Progress(Protocol):
-    """A display of the running training."""
+class Progress:
+    """Reports a running training: this class in log.txt alone, its subclasses on the terminal.
+
+    Args:
+        console: Shows the lines, or logs them.
+        may_stop_early: Whether the run may end before its last env step.
+        clock: Returns monotonic seconds.
+    """
+
+    line_s = 0.0
+    """Smallest number of wall seconds between two lines about reports."""
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        may_stop_early: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console, self._may_stop_early = console, may_stop_early
+        self._line_pace = Pace(self.line_s, clock)
+        self._unsaid: Report | None = None
 
     def start(self) -> None:
         """Begin to show."""
 
     def report(self, report: Report) -> None:
-        """Take the newest figures; the display decides when to show them."""
+        """Take the newest figures; write a line, if the last one is old enough."""
+        self._unsaid = report
+        if self._line_pace.due():
+            self._write_unsaid()
 
-    def evaluated(self, found: EvaluationReport) -> None:
-        """Show the outcome of an evaluation."""
-
-    def evaluating(self, done: int, episodes: int, steps: int) -> None:
-        """Show the progress of a long evaluation.
-
-        Args:
-            done: Finished episodes.
-            episodes: Episodes of the evaluation.
-            steps: Env steps so far.
-        """
-
-    def stop(self) -> None:
-        """Show the newest figures if they were not shown, and end; a second call does nothing."""
-
-
-class NullProgress:
-    """Shows nothing."""
-
-    def start(self) -> None:
-        """Do nothing."""
-
-    def report(self, report: Report) -> None:
-        """Ignore it."""
-
-    def evaluated(self, found: EvaluationReport) -> None:
-        """Ignore it."""
+    def evaluated(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
+        """Show the outcome of an evaluation at once; see `evaluation_line`."""
+        self._write(evaluation_line(env_steps, evaluation, reached))
 
     def evaluating(self, done: int, episodes: int, steps: int) -> None:
-        """Ignore it."""
+        """Show the progress of a long evaluation at once; see `evaluating_line`."""
+        self._write(evaluating_line(done, episodes, steps))
 
     def stop(self) -> None:
-        """Do nothing."""
+        """Write the newest figures if they were not written; a second call does nothing."""
+        self._write_unsaid()
+
+    def _write(self, line: str) -> None:
+        self._console.log(line)
+
+    def _write_unsaid(self) -> None:
+        if self._unsaid is not None:
+            self._write(report_line(self._unsaid, may_stop_early=self._may_stop_early))
+            self._unsaid = None
 
 
-class PlainProgress:
-    """One line per report, but no more than one every few seconds, and one at the end.
+class PlainProgress(Progress):
+    """One line per report, but no more than one every few seconds, and one at the end."""
 
-    Args:
-        console: Shows the lines.
-        every_s: Smallest number of wall seconds between two lines.
-        may_stop_early: Whether the run may end before its last env step.
-        clock: Returns monotonic seconds.
-    """
+    line_s = LINE_S
 
-    def __init__(
-        self,
-        console: Console,
-        every_s: float = LINE_S,
-        *,
-        may_stop_early: bool = False,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._console = console
-        self._lines = _SparseLines(console.say, Pace(every_s, clock), may_stop_early)
-
-    def start(self) -> None:
-        """Do nothing: the first line comes with the first report."""
-
-    def report(self, report: Report) -> None:
-        """Print a line, if the last one is old enough."""
-        self._lines.report(report)
-
-    def evaluated(self, found: EvaluationReport) -> None:
-        """Print a line at once."""
-        self._console.say(evaluation_line(found))
-
-    def evaluating(self, done: int, episodes: int, steps: int) -> None:
-        """Print a line at once; see Progress.evaluating."""
-        self._console.say(evaluating_line(done, episodes, steps))
-
-    def stop(self) -> None:
-        """Print the newest report, if it was not printed."""
-        self._lines.finish()
+    def _write(self, line: str) -> None:
+        self._console.say(line)
 
 
-class LiveProgress:
+class LiveProgress(Progress):
     """A panel that is redrawn in place, at most four times a second.
 
     It draws only inside report() and has no thread, so that training is not slowed between
@@ -127,6 +104,8 @@ class LiveProgress:
         clock: Returns monotonic seconds.
     """
 
+    line_s = LINE_S
+
     def __init__(
         self,
         console: Console,
@@ -134,10 +113,9 @@ class LiveProgress:
         may_stop_early: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console, self._may_stop_early = console, may_stop_early
+        super().__init__(console, may_stop_early=may_stop_early, clock=clock)
         self._latest: Report | None = None
         self._footnote = ""
-        self._lines = _SparseLines(console.log, Pace(LINE_S, clock), may_stop_early)
         self._pace = Pace(REFRESH_S, clock)
         self._live = Live(console=console.rich, auto_refresh=False, get_renderable=self._renderable)
 
@@ -148,27 +126,26 @@ class LiveProgress:
     def report(self, report: Report) -> None:
         """Draw the panel, if the last drawing is old enough."""
         self._latest = report
-        self._lines.report(report)
+        super().report(report)
         if self._pace.due():
             self._live.refresh()
 
-    def evaluated(self, found: EvaluationReport) -> None:
+    def evaluated(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
         """Print a line above the panel at once, and show the mean in the panel's frame."""
-        mean = format_return(found.mean, beside=found.std)
-        self._footnote = f"evaluation {mean} at {found.env_steps:,} steps"
-        self._console.say(evaluation_line(found))
+        mean, _ = mean_words(evaluation)
+        self._footnote = f"evaluation {mean} at {env_steps:,} steps"
+        self._console.say(evaluation_line(env_steps, evaluation, reached))
 
     def evaluating(self, done: int, episodes: int, steps: int) -> None:
         """Show it in the panel's frame, and log a line."""
-        line = evaluating_line(done, episodes, steps)
-        self._footnote = line.removesuffix(" played")
+        self._footnote = evaluating_line(done, episodes, steps).removesuffix(" played")
         self._live.refresh()
-        self._console.log(line)
+        super().evaluating(done, episodes, steps)
 
     def stop(self) -> None:
         """Draw the newest figures, leave the panel there and release the terminal."""
         self._live.stop()
-        self._lines.finish()
+        super().stop()
 
     def _renderable(self) -> RenderableType:
         if self._latest is None:
@@ -184,35 +161,12 @@ class LiveProgress:
 def make_progress(
     console: Console, *, quiet: bool = False, may_stop_early: bool = False
 ) -> Progress:
-    """Choose the display that fits: a panel on a terminal, lines elsewhere, or none.
+    """Choose the display that fits: a panel on a terminal, lines elsewhere, or the log alone.
 
     Args:
         console: Shows the display; it stays open after it.
-        quiet: Show nothing and log nothing.
+        quiet: Show nothing.
         may_stop_early: Whether the run may end before its last env step.
     """
-    if quiet:
-        return NullProgress()
     display = LiveProgress if console.is_terminal else PlainProgress
-    return display(console, may_stop_early=may_stop_early)
-
-
-class _SparseLines:
-    """Writes reports as plain lines at most every few seconds, and always the last one."""
-
-    def __init__(
-        self, write: Callable[[str], None], pace: Pace, may_stop_early: bool = False
-    ) -> None:
-        self._write = write
-        self._pace, self._may_stop_early = pace, may_stop_early
-        self._unsaid: Report | None = None
-
-    def report(self, report: Report) -> None:
-        self._unsaid = report
-        if self._pace.due():
-            self.finish()
-
-    def finish(self) -> None:
-        if self._unsaid is not None:
-            self._write(report_line(self._unsaid, may_stop_early=self._may_stop_early))
-            self._unsaid = None
+    return (Progress if quiet else display)(console, may_stop_early=may_stop_early)

@@ -1,4 +1,4 @@
-"""The folder of a run: made before anything starts, described by config.json."""
+"""The folder of a run: made before anything starts; its config.json and result.json."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastdqn.config import Config, plain
 from fastdqn.errors import UsageError
-from fastdqn.reporting.result import write_json_whole
+from fastdqn.foundation.saved_files import without_nan, write_json_whole
 
-__all__ = ["commit", "describe_machine", "make_run_dir", "versions", "write_config"]
+if TYPE_CHECKING:
+    from fastdqn.training.trainer import Trainer
 
+__all__ = ["commit", "describe_machine", "make_run_dir", "result_of", "versions", "write_config"]
+
+SCHEMA = 1
 PROBE_BYTES = 4096
+EVALUATED = ("mean", "std", "episodes")
 PACKAGES = ("fastdqn", "torch", "gymnasium", "numpy", "tensordict", "safetensors")
 
 
@@ -75,7 +80,7 @@ def write_config(run_dir: Path, config: Config, resolved: dict[str, Any]) -> Non
         resolved: Values that the program chose, e.g. the device.
     """
     content = {
-        "schema": 1,
+        "schema": SCHEMA,
         "command": shlex.join(["fastdqn", *sys.argv[1:]]),
         "config": plain(config),
         "resolved": resolved,
@@ -84,6 +89,54 @@ def write_config(run_dir: Path, config: Config, resolved: dict[str, Any]) -> Non
         "commit": commit(),
     }
     write_json_whole(run_dir / "config.json", content)
+
+
+def result_of(trainer: Trainer, config: Config, env_id: str, status: str) -> dict[str, Any]:
+    """Return the contents of result.json; unknown numbers are None.
+
+    Args:
+        trainer: The loop, running or ended.
+        config: The settings of the run.
+        env_id: Id of the environment.
+        status: `running`, `completed`, `solved`, `stopped` or `failed`.
+    """
+    rollout, learner, watch = trainer.rollout, trainer.learner, trainer.watch
+    env_steps, updates = rollout.env_steps, trainer.ratio.updates
+    own = updates - trainer.ratio.earlier
+    result = {
+        "schema": SCHEMA,
+        "env_id": env_id,
+        "seed": config.seed,
+        "preset": config.preset or None,
+        "device": str(learner.device),
+        "execution": learner.execution,
+        "precision": learner.precision,
+        "num_envs": rollout.num_envs,
+        "num_workers": rollout.num_workers,
+        "env_steps": env_steps,
+        "updates": updates,
+        "replay_ratio_measured": own / max(env_steps - trainer.ratio.start, 1) if own else 0.0,
+        "episodes": rollout.episodes,
+        "wall_s": {
+            "total": time.perf_counter() - trainer.started,
+            "startup": trainer.startup_s,
+            "compile": watch.seconds["compile"],
+            "train": watch.train_s,
+        },
+        "sps": {"train": trainer.train_sps, "peak": trainer.peak_sps},
+        "time_share": watch.shares(),
+        "return": {
+            "train_mean_100": trainer.return_mean_100,
+            **{f"eval_{name}": getattr(trainer.evaluation, name, None) for name in EVALUATED},
+        },
+        "time_to_target_s": {
+            "train_wall": trainer.solved_train_s,
+            "total_wall": trainer.solved_total_s,
+        },
+        "worker_restarts": trainer.worker_restarts,
+        "status": status,
+    }
+    return without_nan(result)
 
 
 def versions() -> dict[str, str | None]:

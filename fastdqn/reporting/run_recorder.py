@@ -11,23 +11,19 @@ from typing import Any, Self
 from torch import Tensor
 
 from fastdqn.config import Config
+from fastdqn.foundation.saved_files import write_json_whole
 from fastdqn.reporting.console import Console
-from fastdqn.reporting.episode_log import EpisodeLog
-from fastdqn.reporting.evaluation_log import EvaluationLog
-from fastdqn.reporting.metrics import Metrics, MetricsLog, TensorBoardMetrics
-from fastdqn.reporting.panel import evaluating_line, evaluation_line, report_line
-from fastdqn.reporting.progress import Progress, make_progress
-from fastdqn.reporting.result import result_of, write_json_whole
-from fastdqn.reporting.run_directory import write_config
+from fastdqn.reporting.metrics import MetricsLog, TensorBoardMetrics
+from fastdqn.reporting.progress import make_progress
+from fastdqn.reporting.run_directory import result_of, write_config
+from fastdqn.reporting.tables import EpisodeLog, EvaluationLog
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.checkpoint import save_checkpoint
 from fastdqn.training.evaluation import Evaluation
-from fastdqn.training.events import Episode, EvaluationReport, Report
+from fastdqn.training.events import Episode, Report
 from fastdqn.training.trainer import Trainer
 
 __all__ = ["RunRecorder"]
-
-POLICY = "the policy"
 
 
 class RunRecorder(Callback):
@@ -66,53 +62,38 @@ class RunRecorder(Callback):
         self._lost: set[str] = set()
         self._episodes = EpisodeLog(run_dir / "episodes.csv", env_id=env_id, solved_at=solved_at)
         self._evaluations = EvaluationLog(run_dir / "evaluations.csv")
-        self._metrics: dict[str, Metrics] = {"metrics.jsonl": MetricsLog(run_dir / "metrics.jsonl")}
+        self._metrics: dict[str, MetricsLog | TensorBoardMetrics] = {
+            "metrics.jsonl": MetricsLog(run_dir / "metrics.jsonl")
+        }
         if config.tensorboard:
             self._metrics["TensorBoard events"] = TensorBoardMetrics(run_dir / "tensorboard")
-        self._may_stop_early = config.stop_at_return is not None
-        self._progress: Progress = make_progress(
-            console, quiet=config.quiet, may_stop_early=self._may_stop_early
+        self._progress = make_progress(
+            console, quiet=config.quiet, may_stop_early=config.stop_at_return is not None
         )
         self._progress.start()
 
     def on_episodes(self, episodes: Sequence[Episode]) -> None:
         """Append them to episodes.csv."""
         with self._reporting_failure("episodes.csv", settles=False):
-            self._episodes.write(episodes)
+            self._episodes.append(episodes)
 
     def on_report(self, report: Report) -> None:
         """Append a line to metrics.jsonl and update the progress."""
         for name, metrics in self._metrics.items():
             with self._reporting_failure(name):
-                metrics.write(report)
+                metrics.append(report)
         self._progress.report(report)
-        if self._config.quiet:
-            self.console.log(report_line(report, may_stop_early=self._may_stop_early))
 
     def on_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
         """Print what the greedy policy reached, and append it to evaluations.csv."""
-        found = EvaluationReport(
-            env_steps=env_steps,
-            wall_s=time.perf_counter() - self._started,
-            mean=evaluation.mean,
-            std=evaluation.std,
-            episodes=evaluation.episodes,
-            num_cut=evaluation.num_cut,
-            max_steps=evaluation.max_steps,
-            reached=reached,
-            best=self._evaluations.is_best(evaluation.mean),
-        )
+        wall_s = time.perf_counter() - self._started
         with self._reporting_failure("evaluations.csv"):
-            self._evaluations.write(found)
-        self._progress.evaluated(found)
-        if self._config.quiet:
-            self.console.log(evaluation_line(found))
+            self._evaluations.append(env_steps, wall_s, evaluation)
+        self._progress.evaluated(env_steps, evaluation, reached)
 
     def on_evaluation_progress(self, done: int, episodes: int, steps: int) -> None:
         """Show the progress of an evaluation."""
         self._progress.evaluating(done, episodes, steps)
-        if self._config.quiet:
-            self.console.log(evaluating_line(done, episodes, steps))
 
     def on_checkpoint(self, trainer: Trainer) -> None:
         """Save the policy and result.json; a failure is printed and leaves the older ones."""
@@ -147,7 +128,7 @@ class RunRecorder(Callback):
             self.write_config(self._resolved)
         env_steps, folder = trainer.rollout.env_steps, self.run_dir / "checkpoints"
         counts = {"env_steps": env_steps, "episodes": trainer.rollout.episodes}
-        with self._reporting_failure(POLICY, f"the checkpoint of env step {env_steps}"):
+        with self._reporting_failure("the policy", f"the checkpoint of env step {env_steps}"):
             save_checkpoint(folder, env_steps, self._parameters(), {**self._describe(), **counts})
         with self._reporting_failure("result.json", f"result.json at env step {env_steps}"):
             result = result_of(trainer, self._config, self._env_id, status)
@@ -186,16 +167,11 @@ class RunRecorder(Callback):
         self._progress.stop()
 
     def __enter__(self) -> Self:
-        """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the files."""
         self.end_progress()
-        with self._reporting_failure("episodes.csv"):
-            self._episodes.close()
-        with self._reporting_failure("evaluations.csv"):
-            self._evaluations.close()
-        for name, metrics in self._metrics.items():
+        logs = {"episodes.csv": self._episodes, "evaluations.csv": self._evaluations}
+        for name, log in {**logs, **self._metrics}.items():
             with self._reporting_failure(name):
-                metrics.close()
+                log.close()

@@ -1,10 +1,10 @@
-"""Events of a training: finished episodes, periodic reports, evaluations."""
+"""Events of a training: finished episodes and periodic reports."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["Episode", "EvaluationReport", "Report"]
+__all__ = ["Episode", "Report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,30 +59,3 @@ class Report:
     wall_s: float
     time_left_s: float
     time_share: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationReport:
-    """The result of a greedy evaluation.
-
-    Attributes:
-        env_steps: Env steps of the run so far.
-        wall_s: Seconds since the command started.
-        mean: Mean return of the evaluation's episodes.
-        std: Standard deviation of these returns.
-        episodes: Number of episodes.
-        num_cut: Episodes that were cut since they were too long.
-        max_steps: Env steps at which they were cut.
-        reached: Whether the mean reached the target return.
-        best: Whether the mean is above that of every evaluation before it.
-    """
-
-    env_steps: int
-    wall_s: float
-    mean: float
-    std: float
-    episodes: int
-    num_cut: int = 0
-    max_steps: int = 0
-    reached: bool = False
-    best: bool = False

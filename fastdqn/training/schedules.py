@@ -166,4 +166,4 @@ class ReplayRatio:
 
 def _refuse_unless_positive(name: str, value: float) -> None:
     if not value > 0:
-        raise UsageError(f"{name} {value}", "it must be positive", "Give a number of env steps.")
+        raise UsageError(f"{name} {value}", "it must be positive", "Pass a number of env steps.")

@@ -20,7 +20,7 @@ from torch.nn import functional
 from fastdqn import build
 from fastdqn.agent import loading, saved_description
 from fastdqn.agent.dqn import DQN
-from fastdqn.agent.persistence import Persistent
+from fastdqn.agent.learning import Trainable
 from fastdqn.agent.saved_description import SavedDescription
 from fastdqn.algorithms import exploration, objectives, td_losses
 from fastdqn.algorithms.optimizers import Adam
@@ -1001,12 +1001,12 @@ def the_sizes_that_a_file_claims_are_believed() -> None:
     GOING_ON + "copies_by_episodes_go_on_from_the_episodes",
 )
 def episodes_that_begin_again_after_loading() -> None:
-    right = Persistent._go_on_from
+    right = Trainable._go_on_from
 
-    def go_on_from(self: Persistent, message: SavedDescription) -> None:
+    def go_on_from(self: Trainable, message: SavedDescription) -> None:
         right(self, replace(message, episodes=0))
 
-    exchange("_go_on_from", go_on_from, Persistent)
+    exchange("_go_on_from", go_on_from, Trainable)
 
 
 @turns_red(GOING_ON + "what_is_counted_goes_on_after_loading")
@@ -1036,12 +1036,12 @@ def a_hard_target_whose_period_begins_again_after_loading() -> None:
 
 @turns_red(GOING_ON + "environments_and_exploration_go_on_with_new_numbers")
 def the_first_episodes_again_after_loading() -> None:
-    right = Persistent._go_on_from
+    right = Trainable._go_on_from
 
-    def go_on_from(self: Persistent, message: SavedDescription) -> None:
+    def go_on_from(self: Trainable, message: SavedDescription) -> None:
         right(self, replace(message, rounds=0))
 
-    exchange("_go_on_from", go_on_from, Persistent)
+    exchange("_go_on_from", go_on_from, Trainable)
 
 
 # What environments hand over

@@ -124,7 +124,7 @@ def plain_env_kwargs(given: Any) -> dict[str, Any]:
     """
     if not isinstance(given, Mapping):
         raise UsageError(
-            f"env_kwargs {given!r}", "it is no mapping of names", 'Give {"name": value}.'
+            f"env_kwargs {given!r}", "it is no mapping of names", 'Pass {"name": value}.'
         )
     try:
         for key in given:
@@ -138,7 +138,7 @@ def plain_env_kwargs(given: Any) -> dict[str, Any]:
         raise UsageError(
             f"--env-kwargs {shlex.join(spelled_arguments(given))}",
             f"one is {error}",
-            "Give numbers, text, lists and dicts; for all else pass a factory from Python.",
+            "Pass numbers, text, lists and dicts; for all else pass a factory from Python.",
         ) from None
     return plain
 
@@ -160,7 +160,7 @@ def names_of(given: Any) -> tuple[str, ...]:
     """Return wrappers as a tuple, one as a tuple of one; UsageError if they are no names."""
     names: Any = as_names(given)
     if not are_names(names):
-        raise UsageError(f"--wrapper {given!r}", "it is no list of names", "Give (name, ...).")
+        raise UsageError(f"--wrapper {given!r}", "it is no list of names", "Pass (name, ...).")
     return tuple(names)
 
 

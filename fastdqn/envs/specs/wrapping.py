@@ -68,7 +68,7 @@ class Wrapper:
             wrapped = wrap(env, *self.args, **(self.kwargs or {}))
         except Exception as error:  # a wrapper may raise any exception
             reason = f"it cannot be put around {env} ({type(error).__name__}: {first_line(error)})"
-            way_out = f"Give the arguments that it takes: '{self.name}(name=value)'."
+            way_out = f"Pass the arguments that it takes: '{self.name}(name=value)'."
             raise UsageError(f"--wrapper {self.text}", reason, way_out) from error
         if not isinstance(wrapped, gym.Env):
             raise self._refused(f"it returns a {type(wrapped).__name__} and no environment")
@@ -208,7 +208,7 @@ def _made(
         raise UsageError(
             f"--env-kwargs {spelled_kwargs}",
             f"the environment cannot be built with them ({type(error).__name__}: {reason})",
-            "Give what its constructor takes.",
+            "Pass what its constructor takes.",
         ) from error
     for wrapper in wrappers:
         env = wrapper.around(env)

@@ -487,7 +487,7 @@ def test_a_device_that_computes_wrongly_is_refused(monkeypatch: pytest.MonkeyPat
         raise UsageError("--device mps", "argmax is wrong", "Use --device cpu.")
 
     monkeypatch.setattr("fastdqn.build.check_device", check)
-    monkeypatch.setattr("fastdqn.agent.dqn.resolve_device", torch.device)
+    monkeypatch.setattr("fastdqn.agent.learning.resolve_device", torch.device)
     with pytest.raises(UsageError, match="argmax is wrong"):
         small(device="mps")
     small(device="cpu")

@@ -14,13 +14,13 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
 from fastdqn import __version__
+from fastdqn.agent import recorded_run
 from fastdqn.cli import commands
 from fastdqn.cli import train as run
 from fastdqn.cli.commands import main
 from fastdqn.config import Config, flag_of
 from fastdqn.native import c_library
 from fastdqn.presets import PRESETS, preset_config
-from fastdqn.reporting import recorded_run
 from fastdqn.reporting.console import Console
 from fastdqn.toolchain.cc import MLP
 
@@ -121,7 +121,7 @@ REFUSED = {
     "--env-kwargs x={1,2}": ("--env-kwargs 'x={1, 2}': one is of type set.", "factory"),
     "--env-kwargs gravitas=1 wind_power=2": (
         *("--env-kwargs gravitas=1 wind_power=2: ", "unexpected keyword argument 'gravitas'"),
-        "Give what its constructor takes.",
+        "Pass what its constructor takes.",
     ),
     "--env-id FrozenLake-v1 --env-kwargs map_name=9x9": ("--env-kwargs map_name=9x9: ", "KeyError"),
     "--wrapper Flatten": ("--wrapper Flatten: Gymnasium has no wrapper Flatten.", "module:Name"),

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from fastdqn.errors import UsageError
-from fastdqn.reporting.episode_log import (
-    EpisodeLog,
-    episode_status,
-    read_episodes,
-    solved_threshold,
-)
+from fastdqn.reporting.tables import EPISODES, EpisodeLog, episode_status, solved_threshold
 from fastdqn.training.events import Episode
 
 if TYPE_CHECKING:
@@ -86,10 +82,10 @@ def test_threshold_is_the_users_then_the_environments() -> None:
 
 def test_log_writes_header_and_lines(tmp_path: Path) -> None:
     path = tmp_path / "run" / "episodes.csv"
-    with _log(path, "LunarLander-v3") as log:
-        log.write([_episode(1, 260.25), _episode(2, -300.0)])
-        log.write([])
-        log.write([_episode(3, 1.0, truncated=True)])
+    with closing(_log(path, "LunarLander-v3")) as log:
+        log.append([_episode(1, 260.25), _episode(2, -300.0)])
+        log.append([])
+        log.append([_episode(3, 1.0, truncated=True)])
     assert path.read_text() == HEADER + (
         "1,1000,260.25,11,Solved\n2,2000,-300.0,12,Crashed\n3,3000,1.0,13,Timeout\n"
     )
@@ -97,17 +93,17 @@ def test_log_writes_header_and_lines(tmp_path: Path) -> None:
 
 def test_returns_survive_the_file_bit_for_bit(tmp_path: Path) -> None:
     returns = [0.1 + 0.2, -1e-300, 1e300, math.pi, float(np.float32(0.1)), -0.0]
-    with _log(tmp_path / "e.csv") as log:
-        log.write([_episode(i, r) for i, r in enumerate(returns)])
-        log.write([_episode(9, np.float64(1 / 3))])
-    table = read_episodes(tmp_path / "e.csv")
+    with closing(_log(tmp_path / "e.csv")) as log:
+        log.append([_episode(i, r) for i, r in enumerate(returns)])
+        log.append([_episode(9, np.float64(1 / 3))])
+    table = EPISODES.read(tmp_path / "e.csv")
     assert table.return_.tobytes() == np.array([*returns, 1 / 3]).tobytes()
 
 
 def test_table_has_typed_columns_in_file_order(tmp_path: Path) -> None:
-    with _log(tmp_path / "e.csv", solved_at=3.0) as log:
-        log.write([_episode(2, 3.0), _episode(1, 2.0), _episode(7, truncated=True)])
-    table = read_episodes(tmp_path / "e.csv")
+    with closing(_log(tmp_path / "e.csv", solved_at=3.0)) as log:
+        log.append([_episode(2, 3.0), _episode(1, 2.0), _episode(7, truncated=True)])
+    table = EPISODES.read(tmp_path / "e.csv")
     assert len(table) == 3
     assert table.episode.tolist() == [2, 1, 7]
     assert table.env_step.tolist() == [2000, 1000, 7000]
@@ -118,11 +114,11 @@ def test_table_has_typed_columns_in_file_order(tmp_path: Path) -> None:
 
 
 def test_flush_makes_lines_readable_while_the_log_is_open(tmp_path: Path) -> None:
-    with _log(tmp_path / "e.csv") as log:
-        assert len(read_episodes(tmp_path / "e.csv")) == 0
-        log.write([_episode(1)])
+    with closing(_log(tmp_path / "e.csv")) as log:
+        assert len(EPISODES.read(tmp_path / "e.csv")) == 0
+        log.append([_episode(1)])
         log.flush()
-        assert read_episodes(tmp_path / "e.csv").episode.tolist() == [1]
+        assert EPISODES.read(tmp_path / "e.csv").episode.tolist() == [1]
 
 
 def test_close_twice_is_harmless_and_writing_afterwards_is_not(tmp_path: Path) -> None:
@@ -130,21 +126,21 @@ def test_close_twice_is_harmless_and_writing_afterwards_is_not(tmp_path: Path) -
     log.close()
     log.close()
     with pytest.raises(ValueError, match="closed"):
-        log.write([_episode(1)])
+        log.append([_episode(1)])
 
 
 def test_a_log_torn_at_any_byte_reads_as_its_whole_lines_and_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "e.csv"
-    with _log(path) as log:
-        log.write([_episode(1), _episode(2)])
+    with closing(_log(path)) as log:
+        log.append([_episode(1), _episode(2)])
     content = path.read_bytes()
     for cut in range(len(content) + 1):
         path.write_bytes(content[:cut])
         whole = max(0, content[:cut].count(b"\n") - 1)
-        assert read_episodes(path).episode.tolist() == [1, 2][:whole]
-        with _log(path) as log:
-            log.write([_episode(3)])
-        assert read_episodes(path).episode.tolist() == [*[1, 2][:whole], 3]
+        assert EPISODES.read(path).episode.tolist() == [1, 2][:whole]
+        with closing(_log(path)) as log:
+            log.append([_episode(3)])
+        assert EPISODES.read(path).episode.tolist() == [*[1, 2][:whole], 3]
         assert path.read_text().startswith(HEADER)
 
 
@@ -153,7 +149,7 @@ def test_another_header_is_refused_by_name_and_left_alone(tmp_path: Path, conten
     path = tmp_path / "other.csv"
     path.write_text(content)
     with pytest.raises(UsageError, match=r"other\.csv.*not an episode log.*episodes\.csv"):
-        read_episodes(path)
+        EPISODES.read(path)
     with pytest.raises(UsageError, match=r"other\.csv"):
         _log(path)
     assert path.read_text() == content
@@ -164,10 +160,10 @@ def test_a_broken_line_is_named_by_number(tmp_path: Path, line: str) -> None:
     path = tmp_path / "e.csv"
     path.write_text(f"{HEADER}1,2,3.0,4,Timeout\n{line}\n")
     with pytest.raises(UsageError, match=r"e\.csv, line 3"):
-        read_episodes(path)
+        EPISODES.read(path)
 
 
 def test_windows_line_ends_are_read(tmp_path: Path) -> None:
     path = tmp_path / "e.csv"
     path.write_bytes((HEADER + "1,2,3.0,4,Timeout\n").replace("\n", "\r\n").encode())
-    assert read_episodes(path).status == ["Timeout"]
+    assert EPISODES.read(path).status == ["Timeout"]

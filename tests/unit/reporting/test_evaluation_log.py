@@ -4,49 +4,54 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from fastdqn.errors import UsageError
-from fastdqn.reporting.evaluation_log import EvaluationLog, no_evaluations, read_evaluations
-from fastdqn.training.events import EvaluationReport
+from fastdqn.reporting.tables import EVALUATIONS, EvaluationLog
+from fastdqn.training.evaluation import Evaluation
 
 
-def write(path: Path, *means: float) -> list[bool]:
-    """Log means; return which were the best so far."""
-    log, found = EvaluationLog(path), []
+def write(path: Path, *means: float) -> None:
+    log = EvaluationLog(path)
     for i, mean in enumerate(means):
-        found.append(log.is_best(mean))
-        log.write(EvaluationReport(100 * (i + 1), 1.5, mean, 0.1, 5, best=found[-1]))
+        evaluation = SimpleNamespace(mean=mean, std=0.1, episodes=5)
+        log.append(100 * (i + 1), 1.5, cast("Evaluation", evaluation))
     log.close()
     log.close()
-    return found
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "evaluations.csv"
-    assert write(path, 1 / 3, -2.0, 0.4) == [True, False, True]
+    write(path, 1 / 3, -2.0, 0.4)
     assert path.read_text().splitlines()[:2] == [
         "env_step,wall_s,mean,std,episodes,best",
         "100,1.500,0.3333333333333333,0.1,5,1",
     ]
-    table = read_evaluations(path)
+    table = EVALUATIONS.read(path)
     assert len(table) == 3
     assert table.mean.tolist() == [1 / 3, -2.0, 0.4]
     assert table.best.tolist() == [True, False, True]
     assert (table.env_step.tolist(), table.episodes.tolist()) == ([100, 200, 300], [5, 5, 5])
-    assert len(no_evaluations()) == 0
+    assert len(EVALUATIONS.table_of()) == 0
 
 
 def test_a_log_that_goes_on_remembers_the_best(tmp_path: Path) -> None:
     path = tmp_path / "e.csv"
-    assert write(path, 5.0, math.nan) == [True, False]
-    assert write(path, 4.0, 6.0) == [False, True]
-    assert len(read_evaluations(path)) == 4
+    write(path, 5.0, math.nan)
+    write(path, 4.0, 6.0)
+    assert EVALUATIONS.read(path).best.tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize(
-    "content", ["episode,env_step\n", "env_step,wall_s,mean,std,episodes,best\n1,2\n"]
+    "content",
+    [
+        "episode,env_step\n",
+        "env_step,wall_s,mean,std,episodes,best\n1,2\n",
+        f"env_step,wall_s,mean,std,episodes,best\n{10**30},1.0,2.0,0.1,5,1\n",
+    ],
 )
 def test_another_file_is_refused_and_left(tmp_path: Path, content: str) -> None:
     path = tmp_path / "e.csv"
@@ -60,4 +65,4 @@ def test_a_torn_line_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "e.csv"
     write(path, 1.0, 2.0)
     path.write_text(path.read_text()[:-3])
-    assert read_evaluations(path).mean.tolist() == [1.0]
+    assert EVALUATIONS.read(path).mean.tolist() == [1.0]

@@ -8,16 +8,10 @@ import math
 import sys
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
 from fastdqn.errors import UsageError
-from fastdqn.reporting.metrics import (
-    Metrics,
-    MetricsLog,
-    TensorBoardMetrics,
-    read_metrics,
-)
+from fastdqn.reporting.metrics import MetricsLog, TensorBoardMetrics, read_metrics
 from fastdqn.training.events import Report
 
 if TYPE_CHECKING:
@@ -44,7 +38,7 @@ def _report(env_steps: int = 1000, loss: float = 0.5) -> Report:
 
 def test_a_report_becomes_one_json_line(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "run" / "metrics.jsonl")
-    log.write(_report())
+    log.append(_report())
     log.close()
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert text.endswith("}\n")
@@ -65,43 +59,15 @@ def test_a_report_becomes_one_json_line(tmp_path: Path) -> None:
     }
 
 
-def test_extra_figures_join_the_line_as_plain_json(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "m")
-    extra = {
-        "eval_mean": np.float32(1.5),
-        "counts": (1, np.int64(2)),
-        "worst": -math.inf,
-        "note": "a\nb",
-    }
-    log.write(_report(), extra)
-    log.close()
-    (record,) = read_metrics(tmp_path / "m")
-    assert {name: record[name] for name in extra} == {
-        "eval_mean": 1.5,
-        "counts": [1, 2],
-        "worst": None,
-        "note": "a\nb",
-    }
-    assert record["loss"] == 0.5
-
-
-def test_extra_may_not_hide_a_figure_of_the_report(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "m")
-    with pytest.raises(ValueError, match=r"\['loss'\]"):
-        log.write(_report(), {"loss": 1.0, "eval_mean": 2.0})
-    log.close()
-    assert (tmp_path / "m").read_text() == ""
-
-
 def test_each_line_is_on_disk_before_close_and_a_second_log_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "m"
     first = MetricsLog(path)
-    first.write(_report(1))
+    first.append(_report(1))
     assert [r["env_steps"] for r in read_metrics(path)] == [1]
     first.close()
     first.close()
     second = MetricsLog(path)
-    second.write(_report(2))
+    second.append(_report(2))
     second.close()
     assert [r["env_steps"] for r in read_metrics(path)] == [1, 2]
 
@@ -109,14 +75,14 @@ def test_each_line_is_on_disk_before_close_and_a_second_log_goes_on(tmp_path: Pa
 def test_a_log_torn_at_any_byte_reads_as_its_whole_lines_and_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "m"
     log = MetricsLog(path)
-    log.write(_report(1))
+    log.append(_report(1))
     log.close()
     content = path.read_bytes()
     for cut in range(0, len(content) + 1, 7):
         path.write_bytes(content[:cut])
         assert len(read_metrics(path)) == content[:cut].count(b"\n")
         log = MetricsLog(path)
-        log.write(_report(2))
+        log.append(_report(2))
         log.close()
         assert read_metrics(path)[-1]["env_steps"] == 2
 
@@ -140,9 +106,9 @@ def test_missing_tensorboard_names_the_extra(
 
 def test_tensorboard_holds_every_finite_figure_over_env_steps(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    metrics: Metrics = TensorBoardMetrics(tmp_path / "events")
-    metrics.write(_report(1000, loss=0.5), {"eval_mean": np.float32(7.0), "note": "text"})
-    metrics.write(_report(2000, loss=0.25))
+    metrics = TensorBoardMetrics(tmp_path / "events")
+    metrics.append(_report(1000, loss=0.5))
+    metrics.append(_report(2000, loss=0.25))
     metrics.close()
     metrics.close()
     module = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
@@ -150,10 +116,9 @@ def test_tensorboard_holds_every_finite_figure_over_env_steps(tmp_path: Path) ->
     events.Reload()
     assert set(events.Tags()["scalars"]) == {
         *(f"train/{n}" for n in ("updates", "episodes", "sps", "epsilon", "loss", "q_mean")),
-        *(f"train/{n}" for n in ("wall_s", "time_left_s", "eval_mean")),
+        *(f"train/{n}" for n in ("wall_s", "time_left_s")),
         "time_share/learn",
         "time_share/act",
     }
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1000, 0.5), (2000, 0.25)]
     assert [e.value for e in events.Scalars("time_share/learn")] == [0.75, 0.75]
-    assert [(e.step, e.value) for e in events.Scalars("train/eval_mean")] == [(1000, 7.0)]

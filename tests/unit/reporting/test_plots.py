@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,12 +17,13 @@ from matplotlib.patches import Rectangle
 
 from fastdqn.errors import UsageError
 from fastdqn.foundation.formatting import format_return
-from fastdqn.reporting.episode_log import EpisodeLog, EpisodeTable
-from fastdqn.reporting.evaluation_log import EvaluationLog, EvaluationTable
-from fastdqn.reporting.figures import build_returns_figure, build_wall_time_figure, wall_seconds
+from fastdqn.reporting import figures
+from fastdqn.reporting.figures import RunData, wall_seconds
 from fastdqn.reporting.metrics import MetricsLog
-from fastdqn.reporting.plots import plot_returns, plot_run, plot_wall_time
-from fastdqn.training.events import Episode, EvaluationReport, Report
+from fastdqn.reporting.plots import plot_run, save_figure
+from fastdqn.reporting.tables import EpisodeLog, EpisodeTable, EvaluationLog, EvaluationTable
+from fastdqn.training.evaluation import Evaluation
+from fastdqn.training.events import Episode, Report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +45,19 @@ def _table(returns: Sequence[float], length: int = 50) -> EpisodeTable:
         length=np.full(count, length, dtype=np.int64),
         status=["Terminated"] * count,
     )
+
+
+def build_returns_figure(
+    table: EpisodeTable, *, title: str, solved_at: float | None, wall_s: float | None = None
+) -> Figure:
+    metrics: list[dict[str, object]] = [] if wall_s is None else [{"wall_s": wall_s}]
+    return figures.build_returns_figure(RunData(title, solved_at, table, metrics))
+
+
+def build_wall_time_figure(
+    metrics: Sequence[dict[str, object]], *, title: str, solved_at: float | None
+) -> Figure:
+    return figures.build_wall_time_figure(RunData(title, solved_at, metrics=metrics))
 
 
 def _metrics(wall_s: Sequence[float], returns: Sequence[float | None]) -> list[dict[str, object]]:
@@ -114,8 +129,8 @@ def test_evaluations_are_drawn_with_their_deviation_and_screenings_hollow() -> N
     found = _evaluations(
         (5_000, 1.0, 100.0, 5.0, 5), (10_000, 2.0, 260.0, 30.0, 100), (15_040, 3.0, np.nan, 1.0, 5)
     )
-    options = {"title": "t", "solved_at": 250.0, "evaluations": found}
-    left = build_returns_figure(table, env_steps=15_040, **options).axes[0]  # type: ignore[arg-type]
+    run = RunData("t", 250.0, table, evaluations=found)
+    left = figures.build_returns_figure(run).axes[0]
     screening, full = (_line(left, f"greedy {what}") for what in ("screening", "evaluation"))
     assert (_x(screening).tolist(), _y(screening).tolist()) == ([5_000.0], [100.0])
     assert (_x(full).tolist(), _y(full).tolist()) == ([10_000.0], [260.0])
@@ -129,11 +144,11 @@ def test_the_headline_has_the_steps_of_the_run_and_not_of_its_last_episode(tmp_p
     _write_run(tmp_path)
     path = tmp_path / "evaluations.csv"
     log = EvaluationLog(path)
-    log.write(EvaluationReport(110_000, 3.0, 1.0, 0.5, 100))
+    log.append(110_000, 3.0, Evaluation(np.ones(100), np.ones(100, np.int64)))
     log.close()
     seen: list[Figure] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastdqn.reporting.plots._save", lambda figure, _: seen.append(figure))
+        patch.setattr("fastdqn.reporting.plots.save_figure", lambda figure, _: seen.append(figure))
         plot_run(tmp_path)
     assert "110,000 env steps" in seen[0].get_suptitle()
 
@@ -145,7 +160,8 @@ def test_evaluations_stand_at_their_time_over_restarts_of_the_clock() -> None:
         for n, w in ((100, 5.0), (200, 9.0), (300, 4.0))
     ]
     found = _evaluations((200, 10.0, 2.0, 0.1, 5), (300, 6.0, 3.0, 0.1, 5))
-    figure = build_wall_time_figure(metrics, title="t", solved_at=None, evaluations=found)
+    run = RunData("t", None, metrics=metrics, evaluations=found)
+    figure = figures.build_wall_time_figure(run)
     axes = figure.axes[0]
     assert _x(_line(axes, "greedy evaluation")).tolist() == [10.0, 16.0]
     assert _x(_line(axes, "mean return")).tolist() == [5.0, 9.0, 14.0]
@@ -164,7 +180,7 @@ def test_a_picture_on_a_full_disk_leaves_the_old_one_and_no_draft(
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
     with pytest.raises(OSError, match="No space"):
-        plot_returns(_table([1.0]), path, title="t", solved_at=None)
+        save_figure(build_returns_figure(_table([1.0]), title="t", solved_at=None), path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["returns.png"]
     assert path.read_bytes() == b"old"
 
@@ -288,20 +304,22 @@ def test_wall_seconds_count_on_over_restarts() -> None:
 def test_pictures_are_1500_by_750_pixels(tmp_path: Path, count: int) -> None:
     returns, wall_time = tmp_path / "plots" / "r.png", tmp_path / "plots" / "w.png"
     values = [float(i % 7) for i in range(count)]
-    plot_returns(_table(values), returns, title="t", solved_at=5.0)
-    plot_wall_time(_metrics(values, values), wall_time, title="t", solved_at=5.0)
+    figure = build_returns_figure(_table(values), title="t", solved_at=5.0)
+    save_figure(figure, returns)
+    figure = build_wall_time_figure(_metrics(values, values), title="t", solved_at=5.0)
+    save_figure(figure, wall_time)
     assert _png_size(returns) == (1500, 750)
     assert _png_size(wall_time) == (1500, 750)
 
 
 def _write_run(run_dir: Path, env_id: str = "LunarLander-v3") -> None:
-    with EpisodeLog(run_dir / "episodes.csv", env_id=env_id, solved_at=None) as log:
-        log.write([Episode(i, i * 90, i * 10.0, 90, False) for i in range(1, 31)])
+    with closing(EpisodeLog(run_dir / "episodes.csv", env_id=env_id, solved_at=None)) as log:
+        log.append([Episode(i, i * 90, i * 10.0, 90, False) for i in range(1, 31)])
 
 
 def _write_metrics(run_dir: Path) -> None:
     log = MetricsLog(run_dir / "metrics.jsonl")
-    log.write(Report(2700, 9000, 1, 30, 90.0, 155.0, 0.1, 0.5, 1.0, 2.0, 30.0, 70.0))
+    log.append(Report(2700, 9000, 1, 30, 90.0, 155.0, 0.1, 0.5, 1.0, 2.0, 30.0, 70.0))
     log.close()
 
 
@@ -339,27 +357,21 @@ def test_plot_run_takes_title_and_threshold_from_the_config(
     title: str,
     solved_at: float | None,
 ) -> None:
-    drawn: list[tuple[str, float | None, float | None]] = []
+    drawn: list[RunData] = []
 
-    def snapshot(
-        table: EpisodeTable,
-        path: Path,
-        *,
-        title: str,
-        solved_at: float | None,
-        wall_s: float | None,
-        **_more: object,
-    ) -> None:
-        drawn.append((title, solved_at, wall_s))
+    def snapshot(run: RunData) -> Figure:
+        drawn.append(run)
+        return figures.build_returns_figure(run)
 
-    monkeypatch.setattr("fastdqn.reporting.plots.plot_returns", snapshot)
+    monkeypatch.setattr("fastdqn.reporting.plots.build_returns_figure", snapshot)
     run_dir = tmp_path / "my_run"
     _write_run(run_dir)
     _write_metrics(run_dir)
     if config is not None:
         (run_dir / "config.json").write_text(json.dumps(config))
     plot_run(run_dir)
-    assert drawn == [(title, solved_at, 30.0)]
+    (run,) = drawn
+    assert (run.title, run.solved_at, run.metrics[-1]["wall_s"]) == (title, solved_at, 30.0)
 
 
 def test_plot_run_refuses_what_is_not_a_run(tmp_path: Path) -> None:

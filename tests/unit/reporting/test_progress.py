@@ -8,7 +8,8 @@ import re
 import sys
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from rich.console import Console as RichConsole
@@ -17,12 +18,12 @@ from fastdqn.reporting.console import Console
 from fastdqn.reporting.panel import build_panel, report_line
 from fastdqn.reporting.progress import (
     LiveProgress,
-    NullProgress,
     PlainProgress,
     Progress,
     make_progress,
 )
-from fastdqn.training.events import EvaluationReport, Report
+from fastdqn.training.evaluation import Evaluation
+from fastdqn.training.events import Report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +31,17 @@ if TYPE_CHECKING:
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
 SHARES = {"act": 0.09, "env_wait": 0.31, "write": 0.05, "learn": 0.52, "other": 0.03}
 
-REACHED = EvaluationReport(50_000, 2.5, 231.4, 20.1, 20, reached=True)
+
+def _evaluation(
+    mean: float, std: float, episodes: int, num_cut: int = 0, max_steps: int = 0
+) -> Evaluation:
+    parts = SimpleNamespace(
+        mean=mean, std=std, episodes=episodes, num_cut=num_cut, max_steps=max_steps
+    )
+    return cast("Evaluation", parts)
+
+
+REACHED = (50_000, _evaluation(231.4, 20.1, 20), True)
 
 
 class _Terminal(io.StringIO):
@@ -134,21 +145,22 @@ def test_make_progress_fits_the_console(
     assert terminal.is_terminal is is_terminal
     assert isinstance(make_progress(terminal), LiveProgress) is is_terminal
     assert isinstance(make_progress(Console(None, stream=io.StringIO())), PlainProgress)
-    assert isinstance(make_progress(terminal, quiet=True), NullProgress)
+    assert type(make_progress(terminal, quiet=True)) is Progress
 
 
-def test_null_progress_says_and_logs_nothing(tmp_path: Path) -> None:
+def test_quiet_progress_shows_nothing_and_logs_every_event(tmp_path: Path) -> None:
     out = io.StringIO()
     with Console(tmp_path / "log", stream=out) as console:
         _drive(make_progress(console, quiet=True))
     assert out.getvalue() == ""
-    assert _logged(tmp_path / "log") == []
+    line = "evaluation at 50,000 steps: return 231.4 (std 20.1) over 20 episodes, target reached"
+    assert _logged(tmp_path / "log") == [report_line(_report()), line]
 
 
 def _drive(progress: Progress) -> None:
     progress.start()
     progress.report(_report())
-    progress.evaluated(REACHED)
+    progress.evaluated(*REACHED)
     progress.stop()
 
 
@@ -165,7 +177,7 @@ def test_report_line_reads_as_documented() -> None:
 
 def test_plain_progress_says_the_first_every_fifth_second_and_the_last() -> None:
     out, clock = io.StringIO(), _Clock()
-    progress = PlainProgress(Console(None, stream=out), every_s=5.0, clock=clock)
+    progress = PlainProgress(Console(None, stream=out), clock=clock)
     progress.start()
     for step in range(1, 13):
         progress.report(_report(step))
@@ -180,8 +192,8 @@ def test_plain_progress_says_evaluations_at_once(tmp_path: Path) -> None:
     out = io.StringIO()
     with Console(tmp_path / "log", stream=out) as console:
         progress = PlainProgress(console, clock=_Clock())
-        progress.evaluated(REACHED)
-        progress.evaluated(EvaluationReport(60_000, 3.0, math.nan, math.nan, 0))
+        progress.evaluated(*REACHED)
+        progress.evaluated(60_000, _evaluation(math.nan, math.nan, 0), False)
     said = [
         "evaluation at 50,000 steps: return 231.4 (std 20.1) over 20 episodes, target reached",
         "evaluation at 60,000 steps: return - (std -) over 0 episodes",
@@ -194,9 +206,7 @@ def test_cut_episodes_and_long_evaluations_are_reported() -> None:
     out = io.StringIO()
     progress = PlainProgress(Console(None, stream=out), clock=_Clock())
     progress.evaluating(3, 100, 123_456)
-    progress.evaluated(
-        EvaluationReport(7_000, 1.0, 0.955, 0.0123, 100, num_cut=3, max_steps=10_000)
-    )
+    progress.evaluated(7_000, _evaluation(0.955, 0.0123, 100, num_cut=3, max_steps=10_000), False)
     assert out.getvalue().splitlines() == [
         "evaluating: 3 of 100 episodes done, 123,456 steps played",
         "evaluation at 7,000 steps: return 0.955 (std 0.012) over 100 episodes; "

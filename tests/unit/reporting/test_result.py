@@ -19,8 +19,9 @@ import pytest
 
 from fastdqn.agent.dqn import DQN
 from fastdqn.config import Config
+from fastdqn.foundation.saved_files import write_json_whole
 from fastdqn.reporting.console import Console
-from fastdqn.reporting.result import result_of, write_json_whole
+from fastdqn.reporting.run_directory import result_of
 from fastdqn.reporting.run_recorder import RunRecorder
 from fastdqn.training.evaluation import Evaluation
 from fastdqn.training.host.trainer import HostTrainer
@@ -228,8 +229,8 @@ LOSSES = {
         "result.json",
         "result.json at env step 300",
     ),
-    "fastdqn.reporting.episode_log.EpisodeLog.write": ("", "episodes.csv"),
-    "fastdqn.reporting.metrics.MetricsLog.write": ("", "metrics.jsonl"),
+    "fastdqn.reporting.tables.EpisodeLog.append": ("", "episodes.csv"),
+    "fastdqn.reporting.metrics.MetricsLog.append": ("", "metrics.jsonl"),
 }
 
 

@@ -5,21 +5,15 @@ from __future__ import annotations
 import importlib.util
 import shlex
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
-from torch import Tensor
-
+from fastdqn.agent.learning import Trainable
 from fastdqn.config import Config
 from fastdqn.device import available_cores
-from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.specs.plain_values import spelled_arguments
 from fastdqn.errors import FastDQNError, UsageError, WorkerError
 from fastdqn.foundation.formatting import format_figure
-from fastdqn.learner.learner import Learner
 from fastdqn.reporting.console import Console
 from fastdqn.reporting.panel import cut_words, mean_words
 from fastdqn.reporting.run_recorder import RunRecorder
@@ -27,42 +21,7 @@ from fastdqn.training.callbacks import Callback, CallbackList
 from fastdqn.training.signals import EXIT_CODES, StopRequest
 from fastdqn.training.trainer import Trainer
 
-__all__ = ["RunOutcome", "TrainableAgent", "refuse_missing_tensorboard", "train_recorded"]
-
-
-class TrainableAgent(Protocol):
-    """The interface of an agent that a recorded run needs.
-
-    Attributes:
-        config: Its settings.
-        description: One of its environments.
-        learner: Makes the updates.
-        execution_reason: Why the learner runs in its execution mode.
-        origin: Names of the caller's environment, network and other parts, for config.json.
-    """
-
-    config: Config
-    description: EnvDescription
-    learner: Learner
-    execution_reason: str
-    origin: dict[str, str]
-
-    @property
-    def solved_at(self) -> float | None:
-        """Mean return that counts as solved, or None."""
-
-    @property
-    def trainer(self) -> Callable[..., AbstractContextManager[Trainer]]:
-        """Build the loop: (env steps or None, callback, started=seconds)."""
-
-    def env_seeds(self) -> list[int]:
-        """Return seeds for the training environments."""
-
-    def parameters(self) -> Mapping[str, Tensor]:
-        """Return the saved tensors, by name."""
-
-    def describe(self) -> dict[str, Any]:
-        """Return the description that is saved with them."""
+__all__ = ["RunOutcome", "refuse_missing_tensorboard", "train_recorded"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +38,7 @@ class RunOutcome:
 
 
 def train_recorded(
-    agent: TrainableAgent,
+    agent: Trainable,
     run_dir: Path,
     total_timesteps: int | None,
     *,
@@ -156,7 +115,7 @@ def refuse_missing_tensorboard(config: Config) -> None:
         )
 
 
-def _introduce(console: Console, agent: TrainableAgent) -> None:
+def _introduce(console: Console, agent: Trainable) -> None:
     config = agent.config
     algorithm = agent.origin.get("objective", "Double DQN" if config.double else "DQN")
     hidden = f"hidden {' '.join(map(str, config.hidden_sizes)) or 'none'}"
@@ -183,7 +142,7 @@ def _warn_crowded(console: Console, num_workers: int) -> None:
         )
 
 
-def _resolved(run_dir: Path, agent: TrainableAgent) -> dict[str, object]:
+def _resolved(run_dir: Path, agent: Trainable) -> dict[str, object]:
     return {
         "run_dir": str(run_dir),
         "device": str(agent.learner.device),
@@ -206,10 +165,7 @@ def _train(
             trainer.evaluate_fully()
     except KeyboardInterrupt as interrupt:
         status, failure = "stopped", interrupt
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # an exception of an environment must not cost the policy
+    except (Exception, SystemExit) as error:  # that of an environment must not cost the policy
         record.end_progress()
         record.console.log("".join(traceback.format_exception(error)))
         by_signal = request.received or getattr(error, "code", None) in EXIT_CODES.values()
@@ -245,10 +201,10 @@ def _conclude(console: Console, trainer: Trainer, status: str) -> None:
         f"{trainer.watch.seconds['evaluate']:.1f} s evaluating"
     )
     if evaluation is not None:
-        mean, std = mean_words(evaluation.mean, evaluation.std)
-        cut = cut_words(evaluation.num_cut, evaluation.episodes, evaluation.max_steps)
+        mean, std = mean_words(evaluation)
         console.say(
-            f"Greedy   mean return {mean} +- {std} over {evaluation.episodes} fresh episodes{cut}"
+            f"Greedy   mean return {mean} +- {std} over {evaluation.episodes} fresh episodes"
+            f"{cut_words(evaluation)}"
         )
 
 
