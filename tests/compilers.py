@@ -93,7 +93,7 @@ def interpreted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Interpret
         return loaded[-1]
 
     monkeypatch.setattr(ahead, "load_library", load)
-    monkeypatch.setattr("fastdqn.execution.compile_cache.cache_dir", lambda: str(folder))
+    monkeypatch.setattr("fastdqn.execution.ahead.cache_dir", lambda: str(folder))
     return loaded
 
 

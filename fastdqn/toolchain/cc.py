@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -16,7 +15,7 @@ import threading
 from pathlib import Path
 
 from fastdqn.errors import UsageError
-from fastdqn.toolchain.disk_cache import cache_dir
+from fastdqn.toolchain.disk_cache import cache_dir, processor
 
 __all__ = ["MLP", "begin_to_compile", "compile_c", "compiled", "find_compiler"]
 
@@ -78,16 +77,8 @@ def _compiler() -> str:
 def _fingerprint(source: Path, compiler: str) -> str:
     """Return what identifies a library: source, compiler, options and processor."""
     message = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    parts = (source.read_bytes(), repr((FLAGS, TUNINGS)).encode(), message, _processor().encode())
+    parts = (source.read_bytes(), repr((FLAGS, TUNINGS)).encode(), message, processor().encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-def _processor() -> str:
-    """Return the processor's model and instruction sets."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
-    message = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
-    return " ".join([platform.machine(), platform.processor(), *sorted(set(message))])
 
 
 def compile_c(source: Path, path: Path) -> None:

@@ -16,10 +16,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from fastdqn.execution.ahead import AheadOfTime
+from fastdqn.execution.ahead import AheadOfTime, load_library
 from fastdqn.execution.compile import CompiledStep
-from fastdqn.execution.compile_cache import Numerics, load_library
-from fastdqn.execution.compiler import Compiler, Request
+from fastdqn.execution.compiler import Compiler, Numerics, Request
 from fastdqn.execution.step import PureStep
 from fastdqn.execution.trace import CompileError, TensorSpec
 from fastdqn.learner.learner import Learner
@@ -30,12 +29,11 @@ CPU = torch.device("cpu")
 PATIENCE_S = 100.0
 """Longest that anything here may take on a crowded machine."""
 BUSY = """
-import subprocess, sys, time
+import subprocess, time
 child = subprocess.Popen(["sleep", "1000"])
-print(f'[{child.pid}, ""]', flush=True)
 time.sleep(1000)
 """
-"""Answers the request whose number is the pid of what it has started, and works on."""
+"""Starts something, and never answers."""
 
 
 def wait_until(done: Callable[[], bool]) -> None:
@@ -73,7 +71,7 @@ def learner(*, moving: Compiler | None = None) -> Learner:
 @pytest.fixture
 def libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder for libraries; what PyTorch knows of this machine stays where it is."""
-    monkeypatch.setattr("fastdqn.execution.compile_cache.cache_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("fastdqn.execution.ahead.cache_dir", lambda: str(tmp_path))
     return tmp_path
 
 
@@ -155,7 +153,7 @@ def _assert_found_by_another_process(libraries: Path) -> None:
     code = (
         "from tests.faults import test_compiler as t; import torch;"
         f"t.torch.set_num_threads({torch.get_num_threads()});"
-        f"import fastdqn.execution.compile_cache as c; c.cache_dir = lambda: {str(libraries)!r};"
+        f"import fastdqn.execution.ahead as c; c.cache_dir = lambda: {str(libraries)!r};"
         "l = t.learner(moving=t.Compiler());"
         "r = t.filled_ring(); l.learn(r, torch.zeros(4, 8, dtype=torch.int64));"
         "s = t.learning_step(l); print(s.compiler.loaded, s.ready_after_s is not None)"
