@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from fastdqn.execution import ahead, in_process
+from fastdqn.execution import ahead
 from fastdqn.execution.compiler import Request
+from fastdqn.execution.in_process import InProcess
 from fastdqn.execution.trace import COMPILER, CompileError, Trace
 
 __all__ = ["HeldInductor", "Interpreted", "PromptCompiler", "SlowCompiler", "interpreted"]
@@ -114,10 +115,10 @@ class HeldInductor:
         self.go, self.problem = threading.Event(), ""
         self.traces: list[Trace] = []
         self.calls = 0
-        monkeypatch.setattr(in_process, "by_inductor", self._compile)
+        monkeypatch.setattr(InProcess, "compile", self._compile)
 
     def _compile(
-        self, traced: Trace, tensors: Sequence[Tensor], options: dict[str, Any]
+        self, traced: Trace, tensors: Sequence[Tensor], **_options: Any
     ) -> Callable[..., None]:
         self.traces.append(traced)
         assert self.go.wait(60)

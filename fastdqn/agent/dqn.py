@@ -34,8 +34,7 @@ from fastdqn.build import (
     build_learner,
     build_sampler,
     build_tensor_rollout,
-    refuse_machine,
-    refuse_unless_evaluable,
+    refuse_impossible,
 )
 from fastdqn.config import Config
 from fastdqn.device import resolve_device
@@ -151,8 +150,7 @@ class DQN(Persistent, Whole):
         config = self.config
         device = resolve_device(config.device)
         tensors = self._provider.tensors(config.num_envs, device)
-        refuse_machine(config, device)  # before anything is allocated
-        refuse_unless_evaluable(config, builds=self._provider.builds)
+        refuse_impossible(config, device, builds=self._provider.builds)  # before any allocation
         if objective is None:
             objective = objective_of(None, config.double, config.loss)
         flat = build_flat(config, self.description, network, objective, device, stacklevel=4)

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastdqn.execution.compile import Form
 from fastdqn.execution.compiler import AHEAD, BACKGROUND, Compiler, Numerics, Request
 from fastdqn.execution.in_process import InProcess
+from fastdqn.execution.step import Form
 from fastdqn.execution.trace import CompileError, TensorSpec, Trace
 from fastdqn.toolchain.disk_cache import processor
 
@@ -102,7 +102,6 @@ class AheadOfTime:
         return found
 
     def _take(self, found: Future[Form], path: Path, traced: Trace, made: Future[None]) -> None:
-        """Load what has been made."""
         self._waiting.discard(made)
         if made.cancelled() or not found.set_running_or_notify_cancel():
             found.cancel()

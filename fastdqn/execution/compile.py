@@ -1,4 +1,7 @@
-"""A step compiled whole by PyTorch: one class, which traces it and has a compiler do the rest."""
+"""A step compiled whole by PyTorch, and what runs a pure step in a mode.
+
+The plain function is the truth. Everything here wraps it from outside, at one line.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,27 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from fastdqn.errors import UsageError
-from fastdqn.execution.step import PureStep, in_one_line
+from fastdqn.execution.ahead import AheadOfTime
+from fastdqn.execution.cuda_graph import Cuda, CudaGraphStep
+from fastdqn.execution.in_process import InProcess
+from fastdqn.execution.modes import Mode
+from fastdqn.execution.step import (
+    EagerStep,
+    Form,
+    PlainUntilCompiled,
+    PureStep,
+    Step,
+    in_one_line,
+)
 from fastdqn.execution.trace import CompileError, Trace, UntraceableError, trace
 
-__all__ = ["CompiledStep", "Compiles", "Form"]
-
-Form = Callable[..., object]
-"""Runs a step on tensors of one set of shapes."""
+__all__ = ["CompiledStep", "Compiles", "run_step"]
 
 
 class Compiles(Protocol):
@@ -158,10 +170,13 @@ class CompiledStep:
         try:
             form = self._ask(key, tensors)
         except Exception as error:  # a compiler may fail in any way
-            if not (self._background or self._optional):
-                raise _refusal(error) from error
-            self.failure = _reason(error)
-            form = None
+            if self._background or self._optional:
+                self.failure, form = _reason(error), None
+            elif isinstance(error, UntraceableError):
+                reason = f"the step cannot be compiled: {error}"
+                raise UsageError("--execution compile", reason, "Use eager.") from error
+            else:
+                raise
         self.wait_s += time.perf_counter() - start
         return form
 
@@ -200,7 +215,6 @@ class CompiledStep:
 
 
 def _key(tensors: Sequence[Tensor]) -> Hashable:
-    """Return what a compiled form depends on."""
     return tuple([(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors])
 
 
@@ -208,8 +222,40 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, CompileError) else in_one_line(error)
 
 
-def _refusal(error: Exception) -> Exception:
-    if not isinstance(error, UntraceableError):
-        return error
-    reason = f"the step cannot be compiled: {error}"
-    return UsageError("--execution compile", reason, "Use eager.")
+def run_step(
+    step: PureStep,
+    mode: Mode,
+    device: torch.device,
+    *,
+    snapshot: Callable[..., Callable[[], None]] | None = None,
+    plain: Step | None = None,
+    by_row: bool = False,
+    static: bool = True,
+    background: bool = False,
+    cuda: Cuda = torch.cuda,
+) -> Step:
+    """Return the step that runs a pure function in a mode.
+
+    Args:
+        step: A function of tensors of fixed shapes that writes its results in place.
+        mode: From `mode_of`.
+        device: Where the tensors live.
+        snapshot: Copies what the step changes; see `CudaGraphStep`. Without it no graph is made.
+        plain: What runs the step as a graph without a compiler, or None where nothing does yet.
+        by_row: The step does the same for each row of its last tensor, one after another.
+        static: Its tensors lie at the same addresses at each call with such shapes.
+        background: Start with what needs no compiler, and change when the rest is ready.
+        cuda: `torch.cuda`, or a fake of it.
+    """
+    inner: Step = EagerStep(step)
+    if mode.compiles:
+        kind = AheadOfTime if device.type == "cpu" and not mode.graphs else InProcess
+        compiler = kind(device, background=background)
+        inner = CompiledStep(step, compiler, background=background, by_row=by_row)
+    if not mode.graphs or snapshot is None:
+        return inner
+    options: Any = {"device": device, "cuda": cuda, "copies_inputs": not static}
+    graph = CudaGraphStep(inner, snapshot, **options)
+    if not (mode.compiles and background):
+        return graph
+    return PlainUntilCompiled(plain or CudaGraphStep(EagerStep(step), snapshot, **options), graph)

@@ -10,6 +10,7 @@ from torch import Tensor
 __all__ = [
     "ComposedStep",
     "EagerStep",
+    "Form",
     "PlainUntilCompiled",
     "Progress",
     "PureStep",
@@ -21,6 +22,9 @@ __all__ = [
 PureStep = Callable[..., object]
 """A function of tensors that writes its results in place, and does the same operations for any
 values in them. Whatever else it reads and writes stays where it lies."""
+
+Form = Callable[..., object]
+"""Runs a step on tensors of one set of shapes."""
 
 
 class Progress(Protocol):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +13,7 @@ from torch import Tensor
 from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import Whole
 from fastdqn.native.binding import refuse_masks, refuse_obs, refuse_out, refuse_uniform
-from fastdqn.native.c_library import load_library
-from fastdqn.native.c_structs import Plan, settings_of, wrong
+from fastdqn.native.c_library import Plan, load_library, settings_of, wrong
 from fastdqn.native.support import why_not_act
 from fastdqn.networks.flat_network import FlatNetwork
 
@@ -26,15 +24,9 @@ MAX_PLACES = 64
 
 
 class _Place(NamedTuple):
-    """Arguments of acting for observations at one address; keeps none of them alive.
+    """What acting on observations at one address needs; keeps none of them alive.
 
-    Attributes:
-        shape: Of the observations, [N, *O].
-        dtype: Of the observations.
-        mask_shape: Of the masks, or None.
-        arguments: The first ones of the C function: plan, observations, masks.
-        action: [N] int64.
-        seen: The same as an array.
+    `arguments` are the first ones of the C function; `seen` is `action` [N] int64 as an array.
     """
 
     shape: torch.Size
@@ -61,6 +53,8 @@ class NativeActor(Whole):
         UsageError: It is another network; at a call: tensors that the C cannot read.
     """
 
+    built_from = ("_network",)
+
     def __init__(self, network: FlatNetwork) -> None:
         why_not = why_not_act(network)
         if why_not or network.flat.device.type != "cpu":
@@ -73,19 +67,12 @@ class NativeActor(Whole):
         self._places: dict[tuple[int, int | None], _Place] = {}
         self._uniform, self._rows, self._row = torch.empty(0, 2), 0, 2
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> NativeActor:
-        """Make another one, of the network's copy."""
-        twin = memo[id(self)] = NativeActor(copy.deepcopy(self._network, memo))
-        return twin
-
     def __call__(
         self,
         obs: Tensor,
         epsilon: float,
         uniform: Tensor,
         action_mask: Tensor | None = None,
-        *,
-        out: Tensor | None = None,
     ) -> Tensor:
         """Choose an action for every environment. Hot path.
 
@@ -95,10 +82,9 @@ class NativeActor(Whole):
             uniform: [N, 2] float32 in [0, 1): whether to explore, and where to; each row is
                 contiguous.
             action_mask: [N, A] bool, copied like `obs`; None allows everything.
-            out: [N] int64, contiguous; written.
 
         Returns:
-            [N] int64, counted from 0: `out` unless that is None.
+            [N] int64, counted from 0; the caller's own.
 
         Raises:
             IndexError: A one-hot observation is out of range.
@@ -114,10 +100,7 @@ class NativeActor(Whole):
             if not fits or action_mask.dtype is not torch.bool:
                 refuse_masks(self._network, action_mask, rows)
             mask = action_mask.data_ptr()
-        if out is None:
-            out = torch.empty(rows, dtype=torch.int64)
-        else:
-            refuse_out(out, rows, self._device)
+        out = torch.empty(rows, dtype=torch.int64)
         if uniform is not self._uniform or rows != self._rows:
             self._check_uniform(uniform, rows)
         draws = uniform.data_ptr(), self._row
@@ -156,20 +139,21 @@ class NativeActor(Whole):
             raise wrong(answer)
         return place.action, place.seen
 
-    def _place(self, obs: Tensor, action_mask: Tensor | None) -> _Place:
-        """Check observations and masks that are new at their address."""
-        refuse_obs(self._network, obs)
-        refuse_masks(self._network, action_mask, len(obs))
-        plan = self._plans.get((obs.shape, obs.dtype)) or self._open(obs)
-        action, address = torch.zeros(len(obs), dtype=torch.int64), obs.data_ptr()
-        mask = None if action_mask is None else action_mask.data_ptr()
+    def _place(self, obs: Tensor, mask: Tensor | None) -> _Place:
+        arguments, action = self._checked(obs, mask), torch.zeros(len(obs), dtype=torch.int64)
         if len(self._places) == MAX_PLACES:
             self._places.clear()
-        shape, arguments = obs.shape, (plan.address, address, mask)
-        mask_shape = None if action_mask is None else action_mask.shape
-        place = _Place(shape, obs.dtype, mask_shape, arguments, action, action.numpy())
-        self._places[address, mask] = place
+        mask_shape = None if mask is None else mask.shape
+        place = _Place(obs.shape, obs.dtype, mask_shape, arguments, action, action.numpy())
+        self._places[arguments[1:]] = place
         return place
+
+    def _checked(self, obs: Tensor, mask: Tensor | None) -> tuple[int | None, int, int | None]:
+        """Return the first arguments of the C function for tensors that it can read."""
+        refuse_obs(self._network, obs)
+        refuse_masks(self._network, mask, len(obs))
+        plan = self._plans.get((obs.shape, obs.dtype)) or self._open(obs)
+        return plan.address, obs.data_ptr(), None if mask is None else mask.data_ptr()
 
     def _check_uniform(self, uniform: Tensor, rows: int) -> None:
         """Check random numbers that are new; usually they are drawn into the same memory."""
@@ -181,13 +165,10 @@ class NativeActor(Whole):
 
         They are checked, and their addresses are looked up, here; the calls use no PyTorch.
         """
-        refuse_obs(self._network, obs)
         refuse_uniform(uniform, len(obs), self._device)
         refuse_out(out, len(obs), self._device)
-        plan = self._plans.get((obs.shape, obs.dtype)) or self._open(obs)
-        act, alive = self._act, (plan, obs, uniform, out)
-        arguments = (plan.address, obs.data_ptr(), None, uniform.data_ptr(), uniform.stride(0))
-        written = out.data_ptr()
+        act, written, alive = self._act, out.data_ptr(), (self, obs, uniform, out)
+        arguments = (*self._checked(obs, None), uniform.data_ptr(), uniform.stride(0))
 
         def choose(epsilon: float, _: object = alive) -> None:
             answer = act(*arguments, epsilon, written)

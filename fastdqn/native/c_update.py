@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 from collections.abc import Callable
 from typing import Any
@@ -12,22 +11,16 @@ from torch import Tensor
 
 from fastdqn.foundation.copying import Whole
 from fastdqn.native.binding import refuse_index, refuse_ring, refuse_tensor
-from fastdqn.native.c_library import load_library
-from fastdqn.native.c_structs import (
+from fastdqn.native.c_library import (
     RING_FIELDS,
     Plan,
     RingAddresses,
     StartsAddresses,
+    load_library,
     settings_of,
     wrong,
 )
-from fastdqn.native.support import (
-    TARGETS,
-    Learned,
-    batch_as_ring,
-    numbers_of,
-    own_factors,
-)
+from fastdqn.native.support import Learned, batch_as_ring
 from fastdqn.networks.network_check import kind_of, refuse_batch
 from fastdqn.replay import NewestSampler, Ring, Sampler
 from fastdqn.transition import Transitions
@@ -45,17 +38,11 @@ class NativeUpdate(Whole):
         UsageError: At a call with a ring, a batch or an index that is new: the C cannot read it.
     """
 
+    built_from = ("_learned",)
+
     def __init__(self, learned: Learned) -> None:
         self._learned, self._network = learned, learned.network
-        self._tensors, self._slots = dict(learned.tensors), list(learned.slots)
-        self._numbers: dict[str, Any] = {
-            **learned.plain,
-            **numbers_of(learned.optimizer),
-            **learned.bounds,
-            "double_dqn": learned.double_dqn,
-            "loss": learned.loss,
-            "target": TARGETS[learned.target],
-        }
+        self._numbers = learned.numbers
         self._update = load_library().fastdqn_update
         self._plans: dict[tuple[int, torch.dtype], Plan] = {}
         self._ring: Ring | None = None
@@ -63,11 +50,6 @@ class NativeUpdate(Whole):
         self._batch: tuple[Any, ...] = ()  # kind of the last batch, checked
         self._indices: dict[int, Tensor] = {}
         self._addresses, self._starts = RingAddresses(), StartsAddresses()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> NativeUpdate:
-        """Make another one, of the copies of what is learned."""
-        twin = memo[id(self)] = NativeUpdate(copy.deepcopy(self._learned, memo))
-        return twin
 
     def __call__(self, ring: Ring, index: Tensor) -> None:
         """Make one update for each row of `index` [K, B] int64, in order.
@@ -142,9 +124,8 @@ class NativeUpdate(Whole):
         if kind != self._batch:
             refuse_batch(self._network, batch)
             self._batch = kind
-        size, ring = len(batch.action), batch_as_ring(batch)
+        size, (ring, own) = len(batch.action), batch_as_ring(batch)
         self._ring, self._addresses = ring, _addresses_of(ring)
-        own = own_factors(batch)
         for name, tensor in own.items():
             setattr(self._addresses, name, tensor.data_ptr())
         index = self._indices.get(size)
@@ -154,14 +135,8 @@ class NativeUpdate(Whole):
 
     def _open(self, key: tuple[int, torch.dtype]) -> Plan:
         settings = settings_of(self._network, *key)
-        for name, number in self._numbers.items():
-            setattr(settings, name, number)
-        for name, tensor in self._tensors.items():
-            setattr(settings, name, tensor.data_ptr())
-        for number, slot in enumerate(self._slots):
-            settings.slots[number] = slot.data_ptr()
-        alive = (self._network.flat, *self._tensors.values(), *self._slots)
-        self._plans[key] = Plan(settings, *alive)
+        self._learned.fill(settings, self._numbers)
+        self._plans[key] = Plan(settings, *self._learned.kept)
         return self._plans[key]
 
 

@@ -1,4 +1,4 @@
-"""The cache on disk of what was compiled for this machine, and what tells machines apart."""
+"""The cache on disk of what was compiled for this machine, and the name of its processor."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 
 from fastdqn.errors import UsageError
 from fastdqn.execution.ahead import AheadOfTime
-from fastdqn.execution.compile import CompiledStep
+from fastdqn.execution.compile import CompiledStep, run_step
 from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.execution.in_process import InProcess
 from fastdqn.execution.modes import (
@@ -25,7 +25,6 @@ from fastdqn.execution.modes import (
     mode_of,
     refuse_execution,
 )
-from fastdqn.execution.run import run_step
 from fastdqn.execution.step import EagerStep, PlainUntilCompiled
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
