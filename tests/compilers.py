@@ -27,33 +27,33 @@ class SlowCompiler:
 
     Attributes:
         requests: All so far.
-        waiting: Those that wait, by future.
+        waiting: Those that wait, by future, and what loads them.
     """
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
-        self.waiting: dict[Future[None], Request] = {}
+        self.waiting: dict[Future[Any], tuple[Request, Callable[[], Any]]] = {}
 
-    def submit(self, request: Request) -> Future[None]:
-        future: Future[None] = Future()
+    def submit(self, request: Request, load: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
         self.requests.append(request)
-        self.waiting[future] = request
+        self.waiting[future] = request, load
         return future
 
-    def withdraw(self, future: Future[None]) -> None:
+    def withdraw(self, future: Future[Any]) -> None:
         self.waiting.pop(future, None)
         future.cancel()
 
     def finish(self, problem: str = "") -> None:
         """End what has waited longest."""
-        future, request = next(iter(self.waiting.items()))
+        future, (request, load) = next(iter(self.waiting.items()))
         del self.waiting[future]
         if problem:
             future.set_exception(CompileError(problem))
             return
         request.path.parent.mkdir(parents=True, exist_ok=True)
         request.path.write_bytes(pickle.dumps((request.graph, request.num_rows, request.last)))
-        future.set_result(None)
+        future.set_result(load())
 
 
 class PromptCompiler(SlowCompiler):
@@ -63,8 +63,8 @@ class PromptCompiler(SlowCompiler):
         super().__init__()
         self.problem = problem
 
-    def submit(self, request: Request) -> Future[None]:
-        future = super().submit(request)
+    def submit(self, request: Request, load: Callable[[], Any]) -> Future[Any]:
+        future = super().submit(request, load)
         self.finish(self.problem)
         return future
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastdqn.execution.compiler import AHEAD, BACKGROUND, Compiler, Numerics, Request
 from fastdqn.execution.in_process import InProcess
-from fastdqn.execution.step import Form
+from fastdqn.execution.step import PureStep
 from fastdqn.execution.trace import CompileError, TensorSpec, Trace
 from fastdqn.toolchain.disk_cache import processor
 
@@ -56,23 +56,36 @@ class AheadOfTime:
     """
 
     repeats_rows = True
+    """A form is made for each number of rows."""
 
     def __init__(
         self, device: torch.device, *, background: bool = False, process: Compiler | None = None
     ) -> None:
-        self._device, self._background = device, background
+        self._device, self.background = device, background
         self._process = process or (BACKGROUND if background else AHEAD)
-        self._waiting: set[Future[None]] = set()
+        self._waiting: set[Future[PureStep]] = set()
         self.loaded = self.made = 0
         self.fallback: str | None = None
 
     def submit(
         self, traced: Callable[[], Trace], tensors: Sequence[Tensor], num_rows: int
-    ) -> Future[Form]:
-        """See `Compiles`. Done already if the library is on disk."""
+    ) -> Future[PureStep]:
+        """Ask for the form of a step; never waits for a compiler that works beside the calls.
+
+        Args:
+            traced: Traces the step, of a single row if it goes by row; may take a second.
+            tensors: Such as those that the form is called with; nothing is read.
+            num_rows: How often the step is repeated over rows of its last tensor; 0 is not at all.
+
+        Returns:
+            The form, or why there is none; done already if the library is on disk.
+
+        Raises:
+            UntraceableError: The step is not one fixed list of operations.
+        """
         step = traced()
         found = self._submit(step, tensors, num_rows)
-        if self._background:
+        if self.background:
             return found
         try:
             found.result()
@@ -84,44 +97,49 @@ class AheadOfTime:
             self.close()  # cancels the request of an interrupted wait
         return found
 
-    def _submit(self, traced: Trace, tensors: Sequence[Tensor], num_rows: int) -> Future[Form]:
-        path, found = library_path(traced, num_rows), Future[Form]()
-        library = load_library(path, self._device)
-        if library is not None:
+    def _submit(self, traced: Trace, tensors: Sequence[Tensor], num_rows: int) -> Future[PureStep]:
+        path, found = library_path(traced, num_rows), Future[PureStep]()
+        form = self._form_at(path, traced)
+        if form is not None:
             self.loaded += 1
-            found.set_result(_bound(library, traced))
+            found.set_result(form)
             return found
         last, specs = len(tensors) - 1, list(traced.specs)
         if num_rows:
             specs[last] = TensorSpec.of(tensors[-1])
         numerics = Numerics.current()
         request = Request(pickle.dumps(traced.graph), tuple(specs), num_rows, last, numerics, path)
-        made = self._process.submit(request)
-        self._waiting.add(made)
-        made.add_done_callback(partial(self._take, found, path, traced))
+        found = self._process.submit(request, partial(self._made, path, traced))
+        self._waiting.add(found)
+        found.add_done_callback(self._waiting.discard)
         return found
 
-    def _take(self, found: Future[Form], path: Path, traced: Trace, made: Future[None]) -> None:
-        self._waiting.discard(made)
-        if made.cancelled() or not found.set_running_or_notify_cancel():
-            found.cancel()
-            return
-        error = made.exception()
-        library = None if error else load_library(path, self._device)
-        if library is None:
-            lost = CompileError(f"what was compiled cannot be loaded: {path.name}")
-            found.set_exception(error or lost)
-            return
+    def _made(self, path: Path, traced: Trace) -> PureStep:
+        form = self._form_at(path, traced)
+        if form is None:
+            raise CompileError(f"what was compiled cannot be loaded: {path.name}")
         self.made += 1
-        found.set_result(_bound(library, traced))
+        return form
+
+    def _form_at(self, path: Path, traced: Trace) -> PureStep | None:
+        library, constants = load_library(path, self._device), traced.constants
+        if library is None:
+            return None
+
+        def run(*tensors: Tensor) -> None:
+            library([*tensors, *constants])
+
+        return run
 
     def close(self) -> None:
         """Cancel what is pending."""
-        for made in list(self._waiting):
-            self._process.withdraw(made)
+        for future in list(self._waiting):
+            self._process.withdraw(future)
 
 
-def _inside(compiler: InProcess, traced: Trace, tensors: Sequence[Tensor], num_rows: int) -> Form:
+def _inside(
+    compiler: InProcess, traced: Trace, tensors: Sequence[Tensor], num_rows: int
+) -> PureStep:
     """Compile in this process; a step by row is compiled for a single row."""
     if not num_rows:
         return compiler.compile(traced, tensors)
@@ -131,16 +149,6 @@ def _inside(compiler: InProcess, traced: Trace, tensors: Sequence[Tensor], num_r
         *others, rows = tensors
         for row in range(len(rows)):
             form(*others, rows[row : row + 1])
-
-    return run
-
-
-def _bound(library: Library, traced: Trace) -> Form:
-    """Let a library run with the constants of its step."""
-    constants = traced.constants
-
-    def run(*tensors: Tensor) -> None:
-        library([*tensors, *constants])
 
     return run
 

@@ -14,10 +14,11 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -34,6 +35,7 @@ LOOK_INTERVAL_S = 1.0
 """How often to look whether a silent process still lives."""
 
 Process = subprocess.Popen[bytes]
+T = TypeVar("T")
 
 
 class Numerics(NamedTuple):
@@ -85,6 +87,9 @@ class Request(NamedTuple):
     path: Path
 
 
+Asked = tuple[Request, Callable[[], object]]
+
+
 class Compiler:
     """Compiles in a process of its own, which is started when there is something to do.
 
@@ -95,9 +100,6 @@ class Compiler:
         command: Arguments of the Python that is started; its protocol is that of
             `compiler_process`.
         linger_s: Seconds after which an idle process ends.
-
-    Attributes:
-        starts: Processes started so far.
     """
 
     def __init__(
@@ -108,47 +110,37 @@ class Compiler:
     ) -> None:
         self._command, self._linger_s = (*command, str(niceness)), linger_s
         self._changed = threading.Condition()
-        self._pending: dict[Future[None], Request] = {}
+        self._pending: dict[Future[Any], Asked] = {}
         self._process: Process | None = None
-        self.starts = 0
 
-    @property
-    def pid(self) -> int | None:
-        """Of the process that runs now, or None."""
-        process = self._process
-        return None if process is None else process.pid
-
-    def submit(self, request: Request) -> Future[None]:
+    def submit(self, request: Request, load: Callable[[], T]) -> Future[T]:
         """Ask for a library; returns at once.
 
+        Args:
+            request: What to compile.
+            load: Is called when the library lies on disk, in another thread.
+
         Returns:
-            Ends when the library lies on disk, or with a CompileError.
+            Ends with what `load` returns or raises, or with a CompileError.
         """
-        future: Future[None] = Future()
+        future: Future[T] = Future()
         with self._changed:
             try:
                 self._process = self._process or self._start()
             except OSError as error:
                 future.set_exception(CompileError(f"no compiler could be started: {error}"))
                 return future
-            self._pending[future] = request
+            self._pending[future] = request, load
             self._changed.notify_all()
         return future
 
-    def withdraw(self, future: Future[None]) -> None:
+    def withdraw(self, future: Future[Any]) -> None:
         """Cancel a request; ends the process if it was the last one."""
         future.cancel()
         with self._changed:
             self._pending.pop(future, None)
             if not self._pending:
                 self._end()
-
-    def close(self) -> None:
-        """End the process at once; a later `submit` starts another one."""
-        for future in list(self._pending):
-            self.withdraw(future)
-        with self._changed:
-            self._end()
 
     def _start(self) -> Process:
         modules = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
@@ -161,7 +153,6 @@ class Compiler:
             env={**os.environ, "PYTHONPATH": modules, "TORCHINDUCTOR_COMPILE_THREADS": "1"},
             start_new_session=True,
         )
-        self.starts += 1
         name, arguments = "fastdqn-compiler", (process,)
         threading.Thread(target=self._serve, name=name, args=arguments, daemon=True).start()
         return process
@@ -179,7 +170,7 @@ class Compiler:
         """Have a process compile what is pending until it ends, or has nothing to do."""
         with process:
             while (first := self._next(process)) is not None:
-                future, request = first
+                future, (request, load) = first
                 problem = _ask(process, request)
                 with self._changed:
                     if self._process is not process:
@@ -190,9 +181,9 @@ class Compiler:
                     if problem is None:
                         problem = f"the compiler ended with {self._left(process)}"
                 for each in settled:
-                    _settle(each, problem)
+                    _settle(each, problem, load)
 
-    def _next(self, process: Process) -> tuple[Future[None], Request] | None:
+    def _next(self, process: Process) -> tuple[Future[Any], Asked] | None:
         """Wait for a request; None where the process has ended, or has waited long enough."""
         with self._changed:
             self._changed.wait_for(
@@ -233,13 +224,15 @@ def _ask(process: Process, request: Request) -> str | None:
     return json.loads(answer) if answer else None
 
 
-def _settle(future: Future[None], problem: str) -> None:
+def _settle(future: Future[Any], problem: str, load: Callable[[], object]) -> None:
     if not future.set_running_or_notify_cancel():
         return
-    if problem:
-        future.set_exception(CompileError(problem))
-    else:
-        future.set_result(None)
+    try:
+        if problem:
+            raise CompileError(problem)
+        future.set_result(load())
+    except Exception as error:  # whatever a file on disk leads to
+        future.set_exception(error)
 
 
 AHEAD = Compiler()

@@ -57,9 +57,6 @@ class CudaGraphStep(StepGroup):
             at each call; the step writes nothing into them.
         pool: What it shares with other steps that never run at the same time; None is its own.
         cuda: `torch.cuda`, or a fake of it.
-
-    Attributes:
-        captures: Graphs recorded so far.
     """
 
     def __init__(
@@ -84,11 +81,6 @@ class CudaGraphStep(StepGroup):
     def wait_s(self) -> float:
         """Seconds for which calls waited: for the step, for warming it up and for recording it."""
         return self._recording_s + super().wait_s
-
-    @property
-    def captures(self) -> int:
-        """Graphs recorded so far."""
-        return len(self._graphs)
 
     def has(self, *tensors: Tensor) -> bool:
         """Return whether all that a recording with such tensors needs is compiled."""

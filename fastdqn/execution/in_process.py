@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdqn.execution.step import Form
+from fastdqn.execution.step import PureStep
 from fastdqn.execution.trace import COMPILER, Trace
 
 __all__ = ["InProcess"]
@@ -35,19 +35,20 @@ class InProcess:
     """
 
     repeats_rows = False
+    """A form takes a single row."""
 
     def __init__(
         self, device: torch.device, *, background: bool = False, traces_beside: bool = False
     ) -> None:
-        self._cpu, self._background, self._closed = device.type == "cpu", background, False
+        self._cpu, self.background, self._closed = device.type == "cpu", background, False
         self._traces_beside = traces_beside
 
     def submit(
         self, traced: Callable[[], Trace], tensors: Sequence[Tensor], _num_rows: int
-    ) -> Future[Form] | None:
-        """See `Compiles`."""
-        future: Future[Form] = Future()
-        if not self._background:
+    ) -> Future[PureStep] | None:
+        """See `AheadOfTime.submit`; None where it is the turn of another step."""
+        future: Future[PureStep] = Future()
+        if not self.background:
             future.set_result(self.compile(traced(), tensors))
             return future
         if self._closed or not COMPILER.acquire(blocking=False):
@@ -71,7 +72,7 @@ class InProcess:
 
     def _beside(
         self,
-        future: Future[Form],
+        future: Future[PureStep],
         traced: Callable[[], Trace],
         tensors: Sequence[Tensor],
         num_threads: int,
@@ -87,7 +88,7 @@ class InProcess:
             atexit.unregister(_stop)  # one thread compiles at a time
             COMPILER.release()
 
-    def compile(self, traced: Trace, tensors: Sequence[Tensor], **options: bool) -> Form:
+    def compile(self, traced: Trace, tensors: Sequence[Tensor], **options: bool) -> PureStep:
         """Compile now, for tensors of which nothing is read but how they lie."""
         from torch import _inductor as inductor  # noqa: PLC0415 - takes 1.5 s to load
 

@@ -10,7 +10,6 @@ from torch import Tensor
 __all__ = [
     "ComposedStep",
     "EagerStep",
-    "Form",
     "PlainUntilCompiled",
     "Progress",
     "PureStep",
@@ -22,9 +21,6 @@ __all__ = [
 PureStep = Callable[..., object]
 """A function of tensors that writes its results in place, and does the same operations for any
 values in them. Whatever else it reads and writes stays where it lies."""
-
-Form = Callable[..., object]
-"""Runs a step on tensors of one set of shapes."""
 
 
 class Progress(Protocol):

@@ -111,8 +111,8 @@ def refuse_obs(network: FlatNetwork, frames: Tensor, name: str = "observations")
 def refuse_masks(network: FlatNetwork, masks: Tensor | None, rows: int) -> None:
     """Refuse masks, unless they are [N, A] bool, contiguous."""
     if masks is not None:
-        shape = rows, _actions(network)
-        refuse_tensor("action masks", masks, shape, torch.bool, network.flat.device)
+        sizes: tuple[int, ...] = network.module.sizes  # type: ignore[assignment]
+        refuse_tensor("action masks", masks, (rows, sizes[-1]), torch.bool, network.flat.device)
 
 
 def refuse_uniform(uniform: Tensor, rows: int, device: torch.device) -> None:
@@ -130,11 +130,6 @@ def refuse_uniform(uniform: Tensor, rows: int, device: torch.device) -> None:
 def refuse_out(out: Tensor, rows: int, device: torch.device) -> None:
     """Refuse a place for actions, unless it is [N] int64, contiguous."""
     refuse_tensor("out", out, (rows,), torch.int64, device)
-
-
-def _actions(network: FlatNetwork) -> int:
-    sizes: tuple[int, ...] = network.module.sizes  # type: ignore[assignment]
-    return sizes[-1]
 
 
 def _described(tensor: Tensor) -> str:

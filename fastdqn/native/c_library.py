@@ -16,6 +16,7 @@ from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import Whole
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import BEYOND_ONE_HOT, MLP
+from fastdqn.replay import Ring
 from fastdqn.toolchain.cc import MLP as SOURCE
 from fastdqn.toolchain.cc import compile_c, compiled
 
@@ -29,6 +30,7 @@ __all__ = [
     "RingAddresses",
     "Settings",
     "StartsAddresses",
+    "addresses_of",
     "load_library",
     "members",
     "settings_of",
@@ -158,6 +160,17 @@ def settings_of(network: FlatNetwork, batch: int, dtype: torch.dtype) -> Setting
     settings.one_hot, settings.offset, settings.scale = module.one_hot, module.offset, module.scale
     settings.online = settings.bootstrap = network.flat.data_ptr()
     return settings
+
+
+def addresses_of(ring: Ring) -> RingAddresses:
+    """Return where the tensors of a ring on the CPU lie."""
+    tensors = {name: getattr(ring, name) for name in RING_FIELDS}
+    return RingAddresses(
+        **{name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()},
+        num_transitions=len(ring.action),
+        num_frames=len(ring.frames),
+        frame_bytes=ring.frames[0].numel() * ring.frames.element_size(),
+    )
 
 
 def wrong(answer: int) -> IndexError:

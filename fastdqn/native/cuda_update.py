@@ -20,7 +20,6 @@ from fastdqn.native.cuda_plan import GATHERED, Call, CudaPlan, Make, Shape, on_t
 from fastdqn.native.support import Learned, batch_as_ring
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
-from fastdqn.networks.network_check import refuse_batch
 from fastdqn.replay import NewestSampler, Ring, Sampler
 from fastdqn.transition import Transitions
 
@@ -100,8 +99,7 @@ class CudaUpdate(Whole):
         call.newest = isinstance(sampler, NewestSampler)
 
     def on_batch(self, batch: Transitions) -> None:
-        """Make one update on a batch of the caller's; see `__call__`."""
-        refuse_batch(self._network, batch)
+        """Make one update on a batch that the network fits (`refuse_batch`); see `__call__`."""
         ring, own = batch_as_ring(batch)
         for name, tensor in own.items():
             setattr(self._call, name, tensor.data_ptr())

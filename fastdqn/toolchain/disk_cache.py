@@ -31,13 +31,10 @@ def store(name: str, content: bytes) -> None:
     folder = cache_dir()
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=folder, suffix=".draft")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            Path(draft).replace(folder / name)
-        finally:
-            Path(draft).unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as drafts:
+            draft = Path(drafts) / name
+            draft.write_bytes(content)
+            draft.replace(folder / name)
 
 
 @functools.cache

@@ -266,7 +266,7 @@ class BlockRunner:
         """Return a step that is compiled in this process; `alone` is one beside native code."""
         beside = self._background
         compiler = InProcess(self._device, background=beside, traces_beside=alone)
-        made = CompiledStep(step, compiler, background=beside, optional=alone)
+        made = CompiledStep(step, compiler, optional=alone)
         return self._counted(made) if counted else made  # by the graph that it is recorded in
 
     def _counted(self, step: AnyStep) -> AnyStep:
