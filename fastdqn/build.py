@@ -35,13 +35,14 @@ from fastdqn.training.host.trainer import HostTrainer
 from fastdqn.training.schedules import Constant, Exponential, Linear, Multiplicative, Schedule
 from fastdqn.training.tensor.rollout import TensorRollout
 from fastdqn.training.tensor.trainer import TensorTrainer
-from fastdqn.training.trainer import Intervals, RunSettings, Trainer, TrainerSettings
+from fastdqn.training.trainer import Intervals, Trainer, TrainerSettings
 from fastdqn.transition import storage_dtype
 
 __all__ = [
     "SAMPLERS",
     "build_config",
     "build_flat",
+    "build_intervals",
     "build_learner",
     "build_loop",
     "build_sampler",
@@ -235,29 +236,23 @@ def build_tensor_rollout(
     )
 
 
-def build_loop(
-    config: Config,
-    rollout: HostRollout | TensorRollout,
-    learner: Learner,
-    sampler: Sampler | None,
-    **run: Unpack[RunSettings],
-) -> Trainer:
-    """Build the loop around parts that are built already; see `RunSettings`.
-
-    Only the loop over tensor environments needs no sampler.
-    """
-    intervals = Intervals(
+def build_intervals(config: Config) -> Intervals:
+    """Return the intervals of the loop; evaluations only where one may stop the run."""
+    return Intervals(
         report=config.log_interval,
         checkpoint=config.checkpoint_interval,
         evaluate=config.eval_interval if config.stop_at_return is not None else 0,
         target_episodes=config.target_period_episodes if config.target == "hard" else 0,
     )
-    settings: TrainerSettings = {
-        **run,
-        "epsilon": build_schedule(config),
-        "intervals": intervals,
-        "stop_at_return": config.stop_at_return,
-    }
+
+
+def build_loop(
+    rollout: HostRollout | TensorRollout,
+    learner: Learner,
+    sampler: Sampler | None,
+    **settings: Unpack[TrainerSettings],
+) -> Trainer:
+    """Build the loop around parts; only that over tensor environments needs no sampler."""
     if isinstance(rollout, TensorRollout):
         return TensorTrainer(rollout, learner, **settings)
     assert sampler is not None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.agent.arguments import folder_of, refuse_unwritten
-from fastdqn.build import build_loop
+from fastdqn.build import build_intervals, build_loop, build_schedule
 from fastdqn.config import Config
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.provider import EnvProvider
@@ -169,14 +169,16 @@ class Trainable(ABC):
             self._rollout = rollout = self._tensor_rollout or self._new_rollout(stack)
             try:
                 yield build_loop(
-                    config,
                     rollout,
                     self.learner,
                     self._sampler,
                     ratio=self._ratio,
+                    epsilon=build_schedule(config),
                     until=self._env_steps + timesteps,
+                    intervals=build_intervals(config),
                     callback=callback,
                     evaluator=evaluator,
+                    stop_at_return=config.stop_at_return,
                     started=started,
                 )
             finally:

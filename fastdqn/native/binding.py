@@ -22,7 +22,6 @@ __all__ = [
     "refuse_index",
     "refuse_masks",
     "refuse_obs",
-    "refuse_out",
     "refuse_ring",
     "refuse_tensor",
     "refuse_uniform",
@@ -125,11 +124,6 @@ def refuse_uniform(uniform: Tensor, rows: int, device: torch.device) -> None:
             f"acting reads [{rows}, 2] float32 on {device}, two in a row",
             "Draw them with torch.rand(len(obs), 2).",
         )
-
-
-def refuse_out(out: Tensor, rows: int, device: torch.device) -> None:
-    """Refuse a place for actions, unless it is [N] int64, contiguous."""
-    refuse_tensor("out", out, (rows,), torch.int64, device)
 
 
 def _described(tensor: Tensor) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
 from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import Whole
@@ -183,13 +182,13 @@ class Plan(Whole):
 
     Args:
         settings: Copied.
-        kept: Tensors whose addresses the settings hold.
+        kept: Holds the tensors whose addresses the settings have.
 
     Attributes:
         address: What the C's functions take first.
     """
 
-    def __init__(self, settings: Settings, *kept: Tensor) -> None:
+    def __init__(self, settings: Settings, kept: object) -> None:
         library = load_library()
         self.address: int | None = library.fastdqn_open(ctypes.byref(settings))
         if self.address is None:

@@ -17,7 +17,6 @@ from fastdqn.native.binding import (
     refuse_index,
     refuse_masks,
     refuse_obs,
-    refuse_out,
     refuse_ring,
     refuse_tensor,
     refuse_uniform,
@@ -131,7 +130,7 @@ class NativeUpdate(Whole):
         if plan is None:
             settings = settings_of(self._network, *key)
             self._learned.fill(settings, self._numbers)
-            plan = self._plans[key] = Plan(settings, *self._learned.kept)
+            plan = self._plans[key] = Plan(settings, self._learned)
         return plan
 
     def on_batch(self, batch: Transitions) -> None:
@@ -281,7 +280,7 @@ class NativeActor(Whole):
         They are checked, and their addresses are looked up, here; the calls use no PyTorch.
         """
         refuse_uniform(uniform, len(obs), self._device)
-        refuse_out(out, len(obs), self._device)
+        refuse_tensor("out", out, (len(obs),), torch.int64, self._device)
         act, written, alive = self._act, out.data_ptr(), (self, obs, uniform, out)
         arguments = (*self._checked(obs, None), uniform.data_ptr(), uniform.stride(0))
 

@@ -10,7 +10,6 @@ from fastdqn.native.binding import (
     refuse_index,
     refuse_masks,
     refuse_obs,
-    refuse_out,
     refuse_ring,
     refuse_tensor,
     refuse_uniform,
@@ -193,7 +192,7 @@ class CudaActor(Whole):
         refuse_obs(network, obs)
         refuse_masks(network, action_mask, len(obs))
         refuse_uniform(uniform, len(obs), device)
-        refuse_out(out, len(obs), device)
+        refuse_tensor("out", out, (len(obs),), torch.int64, device)
         refuse_tensor("epsilon", epsilon, (), torch.float32, device)
         plan = self._plan_of(obs, masked=action_mask is not None)
         call = Call(

@@ -117,11 +117,6 @@ class Learned:
         for place, slot in enumerate(self.slots):
             struct.slots[place] = slot.data_ptr()
 
-    @property
-    def kept(self) -> tuple[Tensor, ...]:
-        """The tensors whose addresses are written."""
-        return (self.network.flat, *self.tensors.values(), *self.slots)
-
 
 def why_not_native(
     network: FlatNetwork,

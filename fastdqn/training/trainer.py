@@ -24,7 +24,7 @@ from fastdqn.training.rollout import Rollout
 from fastdqn.training.schedules import ReplayRatio, Schedule
 from fastdqn.training.stopwatch import Stopwatch
 
-__all__ = ["Intervals", "RunSettings", "Trainer", "TrainerSettings"]
+__all__ = ["Intervals", "Trainer", "TrainerSettings"]
 
 
 @dataclass(frozen=True)
@@ -44,36 +44,28 @@ class Intervals:
     target_episodes: int = 0
 
 
-class RunSettings(TypedDict):
-    """Settings of one call of `learn`.
+class TrainerSettings(TypedDict):
+    """Settings of every loop.
 
     Attributes:
         ratio: Counts the updates that are due.
+        epsilon: Exploration over env steps and episodes.
         until: Env steps at which the run ends by itself.
+        intervals: When to report, save and evaluate.
         callback: Called with reports, episodes, evaluations and checkpoints.
         evaluator: Plays greedy episodes; needed with `stop_at_return`.
+        stop_at_return: Mean return of a full evaluation that ends the run.
         started: `time.perf_counter()` at the start of the command.
     """
 
     ratio: ReplayRatio
+    epsilon: Schedule
     until: int
+    intervals: Intervals
     callback: Callback
     evaluator: NotRequired[Evaluator | None]
-    started: NotRequired[float | None]
-
-
-class TrainerSettings(RunSettings):
-    """Settings of every loop.
-
-    Attributes:
-        epsilon: Exploration over env steps and episodes.
-        intervals: When to report, save and evaluate.
-        stop_at_return: Mean return of a full evaluation that ends the run.
-    """
-
-    epsilon: Schedule
-    intervals: Intervals
     stop_at_return: NotRequired[float | None]
+    started: NotRequired[float | None]
 
 
 class Trainer(ABC):

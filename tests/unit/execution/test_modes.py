@@ -227,13 +227,9 @@ def test_a_step_runs_as_its_mode_says() -> None:
     assert isinstance(moving.fast, CudaGraphStep)
     plain = run("cudagraph", CUDA)
     assert run("compile+cudagraph", CUDA, background=True, plain=plain).plain is plain
-    for device, ahead, kind in (
-        (CPU, True, AheadOfTime),
-        (CPU, False, InProcess),
-        (CUDA, True, InProcess),
-    ):
+    for device, kind in ((CPU, AheadOfTime), (CUDA, InProcess)):
         for background in (False, True):
-            step = run("compile", device, ahead=ahead, background=background)
+            step = run("compile", device, background=background)
             assert isinstance(step, CompiledStep)
             assert isinstance(step.compiler, kind)
     no_graph = run_step(lambda: None, mode_of("cudagraph", CUDA), CUDA)
