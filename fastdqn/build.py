@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from gymnasium.spaces import Discrete
@@ -16,13 +16,12 @@ from torch import nn
 from fastdqn.algorithms.objectives import Objective, q_values_of
 from fastdqn.algorithms.optimizers import OPTIMIZERS, Adam, AdamW, Optimizer
 from fastdqn.config import Config, spelled
-from fastdqn.device import available_bytes
+from fastdqn.device import available_bytes, check_device
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.tensor import TensorEnv
 from fastdqn.errors import UsageError
 from fastdqn.execution.modes import refuse_execution
-from fastdqn.execution.self_check import check_device
 from fastdqn.learner.learner import Learner
 from fastdqn.learner.precision import refuse_precision
 from fastdqn.networks.flat_network import FlatNetwork
@@ -31,18 +30,9 @@ from fastdqn.networks.network_check import refuse_unfit
 from fastdqn.presets import preset_config
 from fastdqn.replay import NewestSampler, ReplayBuffer, Sampler, UniformSampler
 from fastdqn.replay.sampler import SamplerFactory, sampler_of
-from fastdqn.training.callbacks import Callback
-from fastdqn.training.evaluation import Evaluator
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.host.trainer import HostTrainer
-from fastdqn.training.schedules import (
-    Constant,
-    Exponential,
-    Linear,
-    Multiplicative,
-    ReplayRatio,
-    Schedule,
-)
+from fastdqn.training.schedules import Constant, Exponential, Linear, Multiplicative, Schedule
 from fastdqn.training.tensor.rollout import TensorRollout
 from fastdqn.training.tensor.trainer import TensorTrainer
 from fastdqn.training.trainer import Intervals, Trainer, TrainerSettings
@@ -52,15 +42,13 @@ __all__ = [
     "SAMPLERS",
     "build_config",
     "build_flat",
+    "build_intervals",
     "build_learner",
     "build_loop",
-    "build_network",
-    "build_replay",
     "build_sampler",
     "build_schedule",
     "build_tensor_rollout",
-    "refuse_machine",
-    "refuse_unless_evaluable",
+    "refuse_impossible",
 ]
 
 
@@ -88,8 +76,13 @@ def build_config(env_id: str, settings: Mapping[str, Any]) -> Config:
     return replace(preset_config(preset) if preset else Config(), **named)
 
 
-def refuse_machine(config: Config, device: torch.device) -> None:
-    """Refuse settings that this device cannot run, and a device that computes wrongly.
+def refuse_impossible(config: Config, device: torch.device, *, builds: bool) -> None:
+    """Refuse what this device cannot run, and a device that computes wrongly.
+
+    Args:
+        config: The settings.
+        device: Where the run would be.
+        builds: Whether fresh environments can be built for an evaluation.
 
     Raises:
         UsageError: Names the flag, or the operation.
@@ -98,14 +91,6 @@ def refuse_machine(config: Config, device: torch.device) -> None:
     refuse_precision(config.precision, device)
     if device.type == "mps":
         check_device(device)
-
-
-def refuse_unless_evaluable(config: Config, *, builds: bool) -> None:
-    """Refuse `stop_at_return` where no fresh environments can be built for an evaluation.
-
-    Raises:
-        UsageError: They cannot be built.
-    """
     if config.stop_at_return is not None and not builds:
         raise UsageError(
             "stop_at_return with environments that the caller built",
@@ -114,12 +99,8 @@ def refuse_unless_evaluable(config: Config, *, builds: bool) -> None:
         )
 
 
-def build_network(config: Config, env: EnvDescription) -> nn.Module:
-    """Build the MLP; its initial weights depend on the run's seed alone.
-
-    Raises:
-        UsageError: It would not fit into memory.
-    """
+def _new_network(config: Config, env: EnvDescription) -> nn.Module:
+    """Build the MLP; its initial weights depend on the run's seed alone."""
     _refuse_wide(config, env)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds_of(config.seed, Stream.NETWORK, 1)[0])
@@ -162,17 +143,20 @@ def build_flat(
         stacklevel: Of a warning about it, as `warnings.warn` takes it.
 
     Raises:
-        UsageError: It does not turn the environment's observations into Q-values of its actions.
+        UsageError: It does not turn the environment's observations into Q-values of its actions,
+            or would not fit into memory.
     """
-    module = build_network(config, env) if network is None else network
+    module = _new_network(config, env) if network is None else network
     flat = FlatNetwork(module, device, q_values_of(objective))
     refuse_unfit(flat, env.obs_space, env.num_actions, env.env_id, stacklevel=stacklevel + 1)
     return flat
 
 
-def build_replay(config: Config, env: EnvDescription, device: torch.device) -> ReplayBuffer:
-    """Allocate the replay ring."""
-    return ReplayBuffer(
+def build_sampler(
+    config: Config, env: EnvDescription, device: torch.device, make: SamplerFactory
+) -> Sampler:
+    """Allocate the replay ring and build its sampler."""
+    ring = ReplayBuffer(
         config.buffer_size,
         config.num_envs,
         env.obs_shape,
@@ -182,13 +166,7 @@ def build_replay(config: Config, env: EnvDescription, device: torch.device) -> R
         num_groups=config.env_groups,
         num_masked=env.num_masked,
     )
-
-
-def build_sampler(
-    config: Config, env: EnvDescription, device: torch.device, make: SamplerFactory
-) -> Sampler:
-    """Build the replay ring and its sampler."""
-    sampler = sampler_of(make, build_replay(config, env, device), config.batch_size)
+    sampler = sampler_of(make, ring, config.batch_size)
     sampler.due = round(config.replay_ratio * config.num_envs / config.env_groups)
     return sampler
 
@@ -258,39 +236,7 @@ def build_tensor_rollout(
     )
 
 
-def build_loop(
-    config: Config,
-    rollout: HostRollout | TensorRollout,
-    learner: Learner,
-    sampler: Sampler | None,
-    *,
-    ratio: ReplayRatio,
-    until: int,
-    callback: Callback,
-    evaluator: Evaluator | None,
-    started: float,
-) -> Trainer:
-    """Build the loop around parts that are built already; see `TrainerSettings`.
-
-    Only the loop over tensor environments needs no sampler.
-    """
-    settings = TrainerSettings(
-        ratio=ratio,
-        epsilon=build_schedule(config),
-        until=until,
-        intervals=_intervals(config),
-        callback=callback,
-        evaluator=evaluator,
-        stop_at_return=config.stop_at_return,
-        started=started,
-    )
-    if isinstance(rollout, TensorRollout):
-        return TensorTrainer(rollout, learner, **settings)
-    assert sampler is not None
-    return HostTrainer(rollout, learner, sampler=sampler, **settings)
-
-
-def _intervals(config: Config) -> Intervals:
+def build_intervals(config: Config) -> Intervals:
     """Return the intervals of the loop; evaluations only where one may stop the run."""
     return Intervals(
         report=config.log_interval,
@@ -298,3 +244,16 @@ def _intervals(config: Config) -> Intervals:
         evaluate=config.eval_interval if config.stop_at_return is not None else 0,
         target_episodes=config.target_period_episodes if config.target == "hard" else 0,
     )
+
+
+def build_loop(
+    rollout: HostRollout | TensorRollout,
+    learner: Learner,
+    sampler: Sampler | None,
+    **settings: Unpack[TrainerSettings],
+) -> Trainer:
+    """Build the loop around parts; only that over tensor environments needs no sampler."""
+    if isinstance(rollout, TensorRollout):
+        return TensorTrainer(rollout, learner, **settings)
+    assert sampler is not None
+    return HostTrainer(rollout, learner, sampler=sampler, **settings)

@@ -1,15 +1,36 @@
-"""Devices, and how much memory they have left."""
+"""Devices: which there are, what memory they have left, and whether they compute rightly."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fastdqn.errors import UsageError
 
-__all__ = ["available_bytes", "available_cores", "resolve_device", "synchronize"]
+__all__ = [
+    "OPERATIONS",
+    "available_bytes",
+    "available_cores",
+    "check_device",
+    "resolve_device",
+    "synchronize",
+]
+
+Operation = Callable[[torch.device], Tensor]
+
+VALUES = [
+    [-1.5, 2.0, 0.25, 2.0],
+    [7.0, -3.0, 6.5, 0.0],
+    [-9.0, -8.5, -8.75, -8.25],
+    [0.0, 0.0, 1e-6, 0.0],
+]
+PLACES = [3, 0, 2, 1]
+LARGE = [2**61 + 12_345, 2**40 + 7, 2**32 + 1, 99]
+"""As large as the random numbers that indices are made of."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -83,3 +104,51 @@ def _available_host_bytes() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+# The check of a device
+
+
+def _values(device: torch.device) -> Tensor:
+    return torch.tensor(VALUES, dtype=torch.float32, device=device)
+
+
+def _places(device: torch.device) -> Tensor:
+    return torch.tensor(PLACES, device=device)
+
+
+OPERATIONS: Mapping[str, Operation] = {
+    "argmax": lambda at: _values(at).argmax(1),
+    "gather": lambda at: _values(at).gather(1, _places(at).unsqueeze(1)).squeeze(1),
+    "indexing": lambda at: _values(at)[_places(at)],
+    "index_copy_": lambda at: _values(at).zero_().index_copy_(0, _places(at), _values(at)),
+    "lerp_": lambda at: _values(at).lerp_(_values(at).flip(0), torch.tensor(0.25, device=at)),
+    "remainder_ on int64": lambda at: torch.tensor(LARGE, device=at).remainder_(1_000_003),
+}
+"""The operations of acting, drawing, learning and writing."""
+
+
+def check_device(device: torch.device, operations: Mapping[str, Operation] = OPERATIONS) -> None:
+    """Compare operations on the device with the CPU's, on fixed numbers. Waits for the device.
+
+    Some versions of PyTorch and macOS have returned wrong numbers on MPS without an error.
+
+    Args:
+        device: Is checked.
+        operations: Name -> makes its inputs on a device, and the result from them.
+
+    Raises:
+        UsageError: A result differs; names the operation and both results.
+    """
+    for name, operation in operations.items():
+        found = operation(device).cpu()
+        wanted = operation(torch.device("cpu"))
+        exact = not wanted.is_floating_point()
+        same = torch.equal(found, wanted) if exact else torch.allclose(found, wanted, rtol=1e-6)
+        if not same:
+            raise UsageError(
+                f"--device {device}",
+                f"{name} gives {found.tolist()} there and {wanted.tolist()} on the CPU "
+                f"(PyTorch {torch.__version__})",
+                "Use --device cpu, or another version of PyTorch.",
+            )

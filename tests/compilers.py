@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from fastdqn.execution import ahead, in_process
+from fastdqn.execution import ahead
 from fastdqn.execution.compiler import Request
+from fastdqn.execution.in_process import InProcess
 from fastdqn.execution.trace import COMPILER, CompileError, Trace
 
 __all__ = ["HeldInductor", "Interpreted", "PromptCompiler", "SlowCompiler", "interpreted"]
@@ -26,33 +27,33 @@ class SlowCompiler:
 
     Attributes:
         requests: All so far.
-        waiting: Those that wait, by future.
+        waiting: Those that wait, by future, and what loads them.
     """
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
-        self.waiting: dict[Future[None], Request] = {}
+        self.waiting: dict[Future[Any], tuple[Request, Callable[[], Any]]] = {}
 
-    def submit(self, request: Request) -> Future[None]:
-        future: Future[None] = Future()
+    def submit(self, request: Request, load: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
         self.requests.append(request)
-        self.waiting[future] = request
+        self.waiting[future] = request, load
         return future
 
-    def withdraw(self, future: Future[None]) -> None:
+    def withdraw(self, future: Future[Any]) -> None:
         self.waiting.pop(future, None)
         future.cancel()
 
     def finish(self, problem: str = "") -> None:
         """End what has waited longest."""
-        future, request = next(iter(self.waiting.items()))
+        future, (request, load) = next(iter(self.waiting.items()))
         del self.waiting[future]
         if problem:
             future.set_exception(CompileError(problem))
             return
         request.path.parent.mkdir(parents=True, exist_ok=True)
         request.path.write_bytes(pickle.dumps((request.graph, request.num_rows, request.last)))
-        future.set_result(None)
+        future.set_result(load())
 
 
 class PromptCompiler(SlowCompiler):
@@ -62,8 +63,8 @@ class PromptCompiler(SlowCompiler):
         super().__init__()
         self.problem = problem
 
-    def submit(self, request: Request) -> Future[None]:
-        future = super().submit(request)
+    def submit(self, request: Request, load: Callable[[], Any]) -> Future[Any]:
+        future = super().submit(request, load)
         self.finish(self.problem)
         return future
 
@@ -93,7 +94,7 @@ def interpreted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Interpret
         return loaded[-1]
 
     monkeypatch.setattr(ahead, "load_library", load)
-    monkeypatch.setattr("fastdqn.execution.compile_cache.cache_dir", lambda: str(folder))
+    monkeypatch.setattr("fastdqn.execution.ahead.cache_dir", lambda: str(folder))
     return loaded
 
 
@@ -114,10 +115,10 @@ class HeldInductor:
         self.go, self.problem = threading.Event(), ""
         self.traces: list[Trace] = []
         self.calls = 0
-        monkeypatch.setattr(in_process, "by_inductor", self._compile)
+        monkeypatch.setattr(InProcess, "compile", self._compile)
 
     def _compile(
-        self, traced: Trace, tensors: Sequence[Tensor], options: dict[str, Any]
+        self, traced: Trace, tensors: Sequence[Tensor], **_options: Any
     ) -> Callable[..., None]:
         self.traces.append(traced)
         assert self.go.wait(60)

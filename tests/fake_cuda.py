@@ -85,10 +85,6 @@ class Graph:
     def __init__(self, tape: list[str]) -> None:
         self._tape, self.work = tape, list[Callable[[], None]]()
 
-    def register_generator_state(self, generator: torch.Generator) -> None:
-        assert not self.work
-        self._tape.append("generator registered")
-
     def replay(self) -> None:
         self._tape.append("replay")
         with torch.no_grad():

@@ -17,12 +17,13 @@ from fastdqn.algorithms.objectives import Objective, objective_of
 from fastdqn.build import (
     SAMPLERS,
     build_flat,
+    build_intervals,
     build_learner,
     build_loop,
     build_sampler,
+    build_schedule,
     build_tensor_rollout,
-    refuse_machine,
-    refuse_unless_evaluable,
+    refuse_impossible,
 )
 from fastdqn.config import Config
 from fastdqn.device import resolve_device
@@ -90,8 +91,7 @@ class Trainable:
         config = self.config
         device = resolve_device(config.device)
         tensors = self._provider.tensors(config.num_envs, device)
-        refuse_machine(config, device)  # before anything is allocated
-        refuse_unless_evaluable(config, builds=self._provider.builds)
+        refuse_impossible(config, device, builds=self._provider.builds)  # before any allocation
         if objective is None:
             objective = objective_of(None, config.double, config.loss)
         flat = build_flat(config, self.description, network, objective, device, stacklevel=4)
@@ -173,14 +173,16 @@ class Trainable:
             self._rollout = rollout = self._tensor_rollout or self._new_rollout(stack)
             try:
                 yield build_loop(
-                    config,
                     rollout,
                     self.learner,
                     self._sampler,
                     ratio=self._ratio,
+                    epsilon=build_schedule(config),
                     until=self._env_steps + timesteps,
+                    intervals=build_intervals(config),
                     callback=callback,
                     evaluator=evaluator,
+                    stop_at_return=config.stop_at_return,
                     started=started,
                 )
             finally:

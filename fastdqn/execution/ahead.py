@@ -1,21 +1,42 @@
-"""Compiles ahead: a library for each set of shapes, on disk already or made by another process."""
+"""Compiles ahead: a library for each set of shapes, on disk already or made by another process.
+
+Libraries lie in the folder `fastdqn` of PyTorch's own compile cache, `TORCHINDUCTOR_CACHE_DIR` or
+`torchinductor_<user>` in the folder for temporary files. It may be deleted; then
+steps are compiled again. The name is a hash of the operations, of the tensors' shapes and
+of whatever else decides about the machine code, so that equal steps of any run hit, and a changed
+source, version or machine misses.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fastdqn.execution.compile import Form
-from fastdqn.execution.compile_cache import Library, Numerics, library_path, load_library
-from fastdqn.execution.compiler import AHEAD, BACKGROUND, Compiler, Request
+from fastdqn.execution.compiler import AHEAD, BACKGROUND, Compiler, Numerics, Request
 from fastdqn.execution.in_process import InProcess
+from fastdqn.execution.step import PureStep
 from fastdqn.execution.trace import CompileError, TensorSpec, Trace
+from fastdqn.toolchain.disk_cache import processor
 
-__all__ = ["AheadOfTime"]
+__all__ = ["AheadOfTime", "library_path", "load_library"]
+
+FORMAT = 1
+"""Of the libraries; a larger number forgets older ones."""
+DECIDING = ("TORCHINDUCTOR_", "AOT_INDUCTOR_", "TORCH_COMPILE_", "CXX", "CFLAGS", "TRITON_")
+"""Environment variables that change what PyTorch compiles begin so."""
+FOLDERS = ("_DIR", "_THREADS")
+"""But those that end so change only where or how fast."""
+
+Library = Callable[[list[Tensor]], object]
+"""Runs on the tensors of a trace, in its order; empties the list."""
 
 
 class AheadOfTime:
@@ -35,23 +56,36 @@ class AheadOfTime:
     """
 
     repeats_rows = True
+    """A form is made for each number of rows."""
 
     def __init__(
         self, device: torch.device, *, background: bool = False, process: Compiler | None = None
     ) -> None:
-        self._device, self._background = device, background
+        self._device, self.background = device, background
         self._process = process or (BACKGROUND if background else AHEAD)
-        self._waiting: list[Future[None]] = []
+        self._waiting: set[Future[PureStep]] = set()
         self.loaded = self.made = 0
         self.fallback: str | None = None
 
     def submit(
         self, traced: Callable[[], Trace], tensors: Sequence[Tensor], num_rows: int
-    ) -> Future[Form]:
-        """See `Compiles`. Done already if the library is on disk."""
+    ) -> Future[PureStep]:
+        """Ask for the form of a step; never waits for a compiler that works beside the calls.
+
+        Args:
+            traced: Traces the step, of a single row if it goes by row; may take a second.
+            tensors: Such as those that the form is called with; nothing is read.
+            num_rows: How often the step is repeated over rows of its last tensor; 0 is not at all.
+
+        Returns:
+            The form, or why there is none; done already if the library is on disk.
+
+        Raises:
+            UntraceableError: The step is not one fixed list of operations.
+        """
         step = traced()
         found = self._submit(step, tensors, num_rows)
-        if self._background:
+        if self.background:
             return found
         try:
             found.result()
@@ -63,48 +97,49 @@ class AheadOfTime:
             self.close()  # cancels the request of an interrupted wait
         return found
 
-    def _submit(self, traced: Trace, tensors: Sequence[Tensor], num_rows: int) -> Future[Form]:
-        path, found = library_path(traced, num_rows), Future[Form]()
-        library = load_library(path, self._device)
-        if library is not None:
+    def _submit(self, traced: Trace, tensors: Sequence[Tensor], num_rows: int) -> Future[PureStep]:
+        path, found = library_path(traced, num_rows), Future[PureStep]()
+        form = self._form_at(path, traced)
+        if form is not None:
             self.loaded += 1
-            found.set_result(_bound(library, traced))
+            found.set_result(form)
             return found
         last, specs = len(tensors) - 1, list(traced.specs)
         if num_rows:
             specs[last] = TensorSpec.of(tensors[-1])
         numerics = Numerics.current()
         request = Request(pickle.dumps(traced.graph), tuple(specs), num_rows, last, numerics, path)
-        made = self._process.submit(request)
-        self._waiting.append(made)
-        made.add_done_callback(lambda made: self._take(made, found, request, traced))
+        found = self._process.submit(request, partial(self._made, path, traced))
+        self._waiting.add(found)
+        found.add_done_callback(self._waiting.discard)
         return found
 
-    def _take(
-        self, made: Future[None], found: Future[Form], request: Request, traced: Trace
-    ) -> None:
-        """Load what has been made."""
-        if made in self._waiting:
-            self._waiting.remove(made)
-        if made.cancelled() or not found.set_running_or_notify_cancel():
-            found.cancel()
-            return
-        error = made.exception()
-        library = None if error else load_library(request.path, self._device)
-        if library is None:
-            lost = CompileError(f"what was compiled cannot be loaded: {request.path.name}")
-            found.set_exception(error or lost)
-            return
+    def _made(self, path: Path, traced: Trace) -> PureStep:
+        form = self._form_at(path, traced)
+        if form is None:
+            raise CompileError(f"what was compiled cannot be loaded: {path.name}")
         self.made += 1
-        found.set_result(_bound(library, traced))
+        return form
+
+    def _form_at(self, path: Path, traced: Trace) -> PureStep | None:
+        library, constants = load_library(path, self._device), traced.constants
+        if library is None:
+            return None
+
+        def run(*tensors: Tensor) -> None:
+            library([*tensors, *constants])
+
+        return run
 
     def close(self) -> None:
         """Cancel what is pending."""
-        while self._waiting:
-            self._process.withdraw(self._waiting.pop())
+        for future in list(self._waiting):
+            self._process.withdraw(future)
 
 
-def _inside(compiler: InProcess, traced: Trace, tensors: Sequence[Tensor], num_rows: int) -> Form:
+def _inside(
+    compiler: InProcess, traced: Trace, tensors: Sequence[Tensor], num_rows: int
+) -> PureStep:
     """Compile in this process; a step by row is compiled for a single row."""
     if not num_rows:
         return compiler.compile(traced, tensors)
@@ -118,11 +153,58 @@ def _inside(compiler: InProcess, traced: Trace, tensors: Sequence[Tensor], num_r
     return run
 
 
-def _bound(library: Library, traced: Trace) -> Form:
-    """Let a library run with the constants of its step."""
-    constants = traced.constants
+# The libraries on disk
 
-    def run(*tensors: Tensor) -> None:
-        library([*tensors, *constants])
 
+def library_path(trace: Trace, num_rows: int) -> Path:
+    """Return where the library of a step lies, or will lie.
+
+    Args:
+        trace: The step.
+        num_rows: How often it is repeated over rows of its last argument; 0 is not at all.
+    """
+    device = torch.device(trace.specs[0].device)
+    parts = (
+        FORMAT,
+        trace.graph.code,
+        trace.specs,
+        num_rows,
+        Numerics.current(),
+        (torch.__version__, torch.version.git_version, torch.version.cuda, torch.version.hip),
+        (processor(), torch.backends.cpu.get_cpu_capability()),
+        torch.cuda.get_device_properties(device) if device.type == "cuda" else None,
+        sorted(filter(_decides, os.environ.items())),
+    )
+    name = hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()[:40]
+    return Path(cache_dir()) / "fastdqn" / f"{name}.pt2"
+
+
+def cache_dir() -> str:
+    """Return PyTorch's folder for what it compiles."""
+    from torch._inductor.runtime import cache_dir_utils  # noqa: PLC0415 - takes 1.5 s to load
+
+    return cache_dir_utils.cache_dir()
+
+
+def _decides(variable: tuple[str, str]) -> bool:
+    return variable[0].startswith(DECIDING) and not variable[0].endswith(FOLDERS)
+
+
+def load_library(path: Path, device: torch.device) -> Library | None:
+    """Load a library within milliseconds; a broken file is deleted.
+
+    Returns:
+        The library, or None where there is no whole one.
+    """
+    if not path.exists():
+        return None
+    index = -1 if device.index is None else device.index
+    try:
+        # What torch._inductor.aoti_load_package does, but for its check, with a C++ compiler and
+        # for a second, that this is the processor of the name: it is.
+        loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, index)
+    except RuntimeError:
+        path.unlink(missing_ok=True)
+        return None
+    run: Library = loader.boxed_run
     return run

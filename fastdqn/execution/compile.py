@@ -1,4 +1,7 @@
-"""A step compiled whole by PyTorch: one class, which traces it and has a compiler do the rest."""
+"""A step compiled whole by PyTorch, and what runs a pure step in a mode.
+
+The plain function is the truth. Everything here wraps it from outside, at one line.
+"""
 
 from __future__ import annotations
 
@@ -6,48 +9,20 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
-from typing import Protocol
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastdqn.errors import UsageError
-from fastdqn.execution.step import PureStep, in_one_line
+from fastdqn.execution.ahead import AheadOfTime
+from fastdqn.execution.cuda_graph import Cuda, CudaGraphStep
+from fastdqn.execution.in_process import InProcess
+from fastdqn.execution.modes import Mode
+from fastdqn.execution.step import EagerStep, PlainUntilCompiled, PureStep, Step, in_one_line
 from fastdqn.execution.trace import CompileError, Trace, UntraceableError, trace
 
-__all__ = ["CompiledStep", "Compiles", "Form"]
-
-Form = Callable[..., object]
-"""Runs a step on tensors of one set of shapes."""
-
-
-class Compiles(Protocol):
-    """Turns a step into a compiled form.
-
-    Attributes:
-        repeats_rows: It makes a form of each number of rows; else a form takes a single one.
-    """
-
-    repeats_rows: bool
-
-    def submit(
-        self, traced: Callable[[], Trace], tensors: Sequence[Tensor], num_rows: int, /
-    ) -> Future[Form] | None:
-        """Ask for the form of a step; never waits for a compiler that works beside the calls.
-
-        Args:
-            traced: Traces the step, of a single row if it goes by row; may take a second.
-            tensors: Such as those that the form is called with; nothing is read.
-            num_rows: How often the step is repeated over rows of its last tensor; 0 is not at all.
-
-        Returns:
-            The form, or why there is none; None where it is the turn of another step.
-
-        Raises:
-            UntraceableError: The step is not one fixed list of operations.
-        """
-
-    def close(self) -> None:
-        """Cancel what is pending."""
+__all__ = ["CompiledStep", "run_step"]
 
 
 class CompiledStep:
@@ -60,8 +35,7 @@ class CompiledStep:
 
     Args:
         step: What to compile; writes its results in place.
-        compiler: Compiles.
-        background: Compile beside the calls; if False, they wait.
+        compiler: Compiles, beside the calls or while they wait.
         optional: Run the step as it is where it cannot be compiled, as in the background.
         by_row: The step does the same for each row of its last tensor, one row after another.
 
@@ -77,18 +51,17 @@ class CompiledStep:
     def __init__(
         self,
         step: PureStep,
-        compiler: Compiles,
+        compiler: AheadOfTime | InProcess,
         *,
-        background: bool = False,
         optional: bool = False,
         by_row: bool = False,
     ) -> None:
         self._step, self.compiler = step, compiler
-        self._background, self._optional, self._by_row = background, optional, by_row
+        self._optional, self._by_row = optional, by_row
         self._single = by_row and not compiler.repeats_rows
         self._traces: dict[Hashable, Trace] = {}
-        self._forms: dict[Hashable, Form] = {}
-        self._pending: dict[Hashable, Future[Form]] = {}
+        self._forms: dict[Hashable, PureStep] = {}
+        self._pending: dict[Hashable, Future[PureStep]] = {}
         self._first_asked_s = self._last_there_s = 0.0
         self.failure: str | None = None
         self.wait_s = 0.0
@@ -101,7 +74,7 @@ class CompiledStep:
     @property
     def ready_after_s(self) -> float | None:
         """Seconds from the first request until the last form was there; None before."""
-        if not (self._background and self._forms and self.ready):
+        if not (self.compiler.background and self._forms and self.ready):
             return None
         return self._last_there_s - self._first_asked_s
 
@@ -137,7 +110,7 @@ class CompiledStep:
     def prepare(self, *tensors: Tensor) -> None:
         """Ask for the form of such shapes before the first call with them; runs nothing."""
         one = self._one(tensors)
-        if self._background and not self.has(*one):
+        if self.compiler.background and not self.has(*one):
             self._missing(_key(one), one)
 
     def close(self) -> None:
@@ -150,7 +123,7 @@ class CompiledStep:
 
     # What is not there yet
 
-    def _missing(self, key: Hashable, tensors: Sequence[Tensor]) -> Form | None:
+    def _missing(self, key: Hashable, tensors: Sequence[Tensor]) -> PureStep | None:
         """Ask for a form, and wait for it unless it is compiled beside the calls."""
         if self.failure is not None or key in self._pending:
             return None
@@ -158,19 +131,22 @@ class CompiledStep:
         try:
             form = self._ask(key, tensors)
         except Exception as error:  # a compiler may fail in any way
-            if not (self._background or self._optional):
-                raise _refusal(error) from error
-            self.failure = _reason(error)
-            form = None
+            if self.compiler.background or self._optional:
+                self.failure, form = _reason(error), None
+            elif isinstance(error, UntraceableError):
+                reason = f"the step cannot be compiled: {error}"
+                raise UsageError("--execution compile", reason, "Use eager.") from error
+            else:
+                raise
         self.wait_s += time.perf_counter() - start
         return form
 
-    def _ask(self, key: Hashable, tensors: Sequence[Tensor]) -> Form | None:
+    def _ask(self, key: Hashable, tensors: Sequence[Tensor]) -> PureStep | None:
         num_rows = len(tensors[-1]) if self._by_row and not self._single else 0
         future = self.compiler.submit(partial(self._traced, tensors), tensors, num_rows)
         if future is None:
             return None
-        if not self._background:
+        if not self.compiler.background:
             form = self._forms[key] = future.result()
             return form
         self._first_asked_s = self._first_asked_s or time.perf_counter()
@@ -186,7 +162,7 @@ class CompiledStep:
             self._traces[key] = trace(self._step, one)
         return self._traces[key]
 
-    def _take(self, key: Hashable, future: Future[Form]) -> None:
+    def _take(self, key: Hashable, future: Future[PureStep]) -> None:
         """Store the compiled form for the next call; may run in another thread."""
         try:
             form = future.result()
@@ -200,7 +176,6 @@ class CompiledStep:
 
 
 def _key(tensors: Sequence[Tensor]) -> Hashable:
-    """Return what a compiled form depends on."""
     return tuple([(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors])
 
 
@@ -208,8 +183,40 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, CompileError) else in_one_line(error)
 
 
-def _refusal(error: Exception) -> Exception:
-    if not isinstance(error, UntraceableError):
-        return error
-    reason = f"the step cannot be compiled: {error}"
-    return UsageError("--execution compile", reason, "Use eager.")
+def run_step(
+    step: PureStep,
+    mode: Mode,
+    device: torch.device,
+    *,
+    snapshot: Callable[..., Callable[[], None]] | None = None,
+    plain: Step | None = None,
+    by_row: bool = False,
+    static: bool = True,
+    background: bool = False,
+    cuda: Cuda = torch.cuda,
+) -> Step:
+    """Return the step that runs a pure function in a mode.
+
+    Args:
+        step: A function of tensors of fixed shapes that writes its results in place.
+        mode: From `mode_of`.
+        device: Where the tensors live.
+        snapshot: Copies what the step changes; see `CudaGraphStep`. Without it no graph is made.
+        plain: What runs the step as a graph without a compiler, or None where nothing does yet.
+        by_row: The step does the same for each row of its last tensor, one after another.
+        static: Its tensors lie at the same addresses at each call with such shapes.
+        background: Start with what needs no compiler, and change when the rest is ready.
+        cuda: `torch.cuda`, or a fake of it.
+    """
+    inner: Step = EagerStep(step)
+    if mode.compiles:
+        kind = AheadOfTime if device.type == "cpu" and not mode.graphs else InProcess
+        compiler = kind(device, background=background)
+        inner = CompiledStep(step, compiler, by_row=by_row)
+    if not mode.graphs or snapshot is None:
+        return inner
+    options: Any = {"device": device, "cuda": cuda, "copies_inputs": not static}
+    graph = CudaGraphStep(inner, snapshot, **options)
+    if not (mode.compiles and background):
+        return graph
+    return PlainUntilCompiled(plain or CudaGraphStep(EagerStep(step), snapshot, **options), graph)

@@ -9,33 +9,65 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import queue
 import select
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
-from fastdqn.execution.compile_cache import Numerics
+import torch
+
 from fastdqn.execution.trace import CompileError, TensorSpec
 
-__all__ = ["AHEAD", "BACKGROUND", "Compiler", "Request"]
+__all__ = ["AHEAD", "BACKGROUND", "LOOK_INTERVAL_S", "Compiler", "Numerics", "Request"]
 
 LINGER_S = 2.0
 """How long the process waits for more work; starting another one takes it three seconds."""
 MODULE = ("-P", "-m", "fastdqn.execution.compiler_process")
 EXIT_S = 1.0
 """How long a process that has closed its pipe may take to leave."""
+LOOK_INTERVAL_S = 1.0
+"""How often to look whether a silent process still lives."""
+
+Process = subprocess.Popen[bytes]
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Request:
+class Numerics(NamedTuple):
+    """How PyTorch computes in this process; compiled into machine code.
+
+    Attributes:
+        threads: Intra-op threads.
+        precision: Of float32 products, as in `torch.set_float32_matmul_precision`.
+        deterministic: As in `torch.use_deterministic_algorithms`.
+    """
+
+    threads: int
+    precision: str
+    deterministic: bool
+
+    @classmethod
+    def current(cls) -> Numerics:
+        """Return those of this process."""
+        return cls(
+            torch.get_num_threads(),
+            torch.get_float32_matmul_precision(),
+            torch.are_deterministic_algorithms_enabled(),
+        )
+
+    def apply(self) -> None:
+        """Let this process compute so."""
+        torch.set_num_threads(self.threads)
+        torch.set_float32_matmul_precision(self.precision)
+        torch.use_deterministic_algorithms(self.deterministic)
+
+
+class Request(NamedTuple):
     """One request to the compiler process, pickled.
 
     Attributes:
@@ -55,6 +87,9 @@ class Request:
     path: Path
 
 
+Asked = tuple[Request, Callable[[], object]]
+
+
 class Compiler:
     """Compiles in a process of its own, which is started when there is something to do.
 
@@ -65,9 +100,6 @@ class Compiler:
         command: Arguments of the Python that is started; its protocol is that of
             `compiler_process`.
         linger_s: Seconds after which an idle process ends.
-
-    Attributes:
-        starts: Processes started so far.
     """
 
     def __init__(
@@ -77,97 +109,43 @@ class Compiler:
         linger_s: float = LINGER_S,
     ) -> None:
         self._command, self._linger_s = (*command, str(niceness)), linger_s
-        self._lock = threading.Lock()
-        self._numbers = count()
-        self._pending: dict[int, Future[None]] = {}
-        self._line: _Line | None = None
-        self.starts = 0
+        self._changed = threading.Condition()
+        self._pending: dict[Future[Any], Asked] = {}
+        self._process: Process | None = None
 
-    @property
-    def pid(self) -> int | None:
-        """Of the process that runs now, or None."""
-        line = self._line
-        return None if line is None else line.process.pid
-
-    def submit(self, request: Request) -> Future[None]:
+    def submit(self, request: Request, load: Callable[[], T]) -> Future[T]:
         """Ask for a library; returns at once.
 
+        Args:
+            request: What to compile.
+            load: Is called when the library lies on disk, in another thread.
+
         Returns:
-            Ends when the library lies on disk, or with a CompileError.
+            Ends with what `load` returns or raises, or with a CompileError.
         """
-        future: Future[None] = Future()
-        with self._lock:
+        future: Future[T] = Future()
+        with self._changed:
             try:
-                line = self._line = self._line or self._start()
+                self._process = self._process or self._start()
             except OSError as error:
                 future.set_exception(CompileError(f"no compiler could be started: {error}"))
                 return future
-            number = next(self._numbers)
-            self._pending[number] = future
-            line.outbox.put(pickle.dumps((number, request)))
+            self._pending[future] = request, load
+            self._changed.notify_all()
         return future
 
-    def withdraw(self, future: Future[None]) -> None:
+    def withdraw(self, future: Future[Any]) -> None:
         """Cancel a request; ends the process if it was the last one."""
         future.cancel()
-        with self._lock:
-            self._pending = {n: f for n, f in self._pending.items() if f is not future}
+        with self._changed:
+            self._pending.pop(future, None)
             if not self._pending:
                 self._end()
 
-    def close(self) -> None:
-        """End the process at once; a later `submit` starts another one."""
-        with self._lock:
-            for future in self._pending.values():
-                future.cancel()
-            self._pending = {}
-            self._end()
-
-    def _start(self) -> _Line:
-        line = _Line(self._command)
-        self.starts += 1
-        for work in (line.send, lambda: self._listen(line)):
-            threading.Thread(target=work, name="fastdqn-compiler", daemon=True).start()
-        return line
-
-    def _end(self) -> int:
-        line, self._line = self._line, None
-        return 0 if line is None else line.end()
-
-    def _listen(self, line: _Line) -> None:
-        """Take the answers of a process until it ends, or has nothing to do for a while."""
-        for answer in line.answers(self._linger_s):
-            with self._lock:
-                if self._line is not line:
-                    return  # ended on purpose
-                if answer is None and not self._pending:
-                    self._end()
-                    return
-                future = None if answer is None else self._pending.pop(answer[0], None)
-            if answer is not None and future is not None:
-                _settle(future, answer[1])
-        with self._lock:
-            if self._line is not line:
-                return
-            left, self._pending = self._pending, {}
-            self._line = None
-            how = _describe(line.left())
-        for future in left.values():
-            _settle(future, f"the compiler ended with {how}")
-
-
-class _Line:
-    """A process and the two pipes to it.
-
-    Attributes:
-        process: The process, leader of a group of its own.
-        outbox: What is to be sent, None to end.
-    """
-
-    def __init__(self, command: tuple[str, ...]) -> None:
+    def _start(self) -> Process:
         modules = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
-        self.process = subprocess.Popen(
-            [sys.executable, *command],
+        process = subprocess.Popen(
+            [sys.executable, *self._command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -175,63 +153,86 @@ class _Line:
             env={**os.environ, "PYTHONPATH": modules, "TORCHINDUCTOR_COMPILE_THREADS": "1"},
             start_new_session=True,
         )
-        self.outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        name, arguments = "fastdqn-compiler", (process,)
+        threading.Thread(target=self._serve, name=name, args=arguments, daemon=True).start()
+        return process
 
-    def send(self) -> None:
-        """Send what comes into the outbox: a pipe to a process that still starts may be full."""
-        assert self.process.stdin is not None
-        with self.process.stdin as pipe, suppress(BrokenPipeError):
-            while message := self.outbox.get():
-                while message:
-                    message = message[pipe.write(message) :]
+    def _end(self) -> None:
+        """End the process and what it has started."""
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            self._changed.notify_all()
 
-    def answers(self, idle_s: float) -> Iterator[tuple[int, str] | None]:
-        """Yield what the process says, and None after each `idle_s` seconds of silence."""
-        assert self.process.stdout is not None
-        with self.process.stdout as pipe:
-            heard = b""
-            while True:
-                if not select.select([pipe], [], [], idle_s)[0]:
-                    if self.process.poll() is not None:
-                        return  # and something that it had started holds the pipe
-                    yield None
-                    continue
-                new = pipe.read(65536)
-                if not new:
-                    return
-                *lines, heard = (heard + new).split(b"\n")
-                for line in lines:
-                    number, problem = json.loads(line)
-                    yield number, problem
+    def _serve(self, process: Process) -> None:
+        """Have a process compile what is pending until it ends, or has nothing to do."""
+        with process:
+            while (first := self._next(process)) is not None:
+                future, (request, load) = first
+                problem = _ask(process, request)
+                with self._changed:
+                    if self._process is not process:
+                        return  # ended on purpose
+                    settled = [future] if problem is not None else list(self._pending)
+                    for each in settled:
+                        self._pending.pop(each, None)
+                    if problem is None:
+                        problem = f"the compiler ended with {self._left(process)}"
+                for each in settled:
+                    _settle(each, problem, load)
 
-    def end(self) -> int:
-        """End the process and what it has started; return the exit code."""
-        self.outbox.put(None)
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        return self.process.wait()
+    def _next(self, process: Process) -> tuple[Future[Any], Asked] | None:
+        """Wait for a request; None where the process has ended, or has waited long enough."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._pending or self._process is not process, self._linger_s
+            )
+            if self._process is not process:
+                return None
+            first = next(iter(self._pending.items()), None)
+            if first is None:
+                self._end()
+        return first
 
-    def left(self) -> int:
-        """Wait for a process that has closed its pipe, and end what it had started."""
+    def _left(self, process: Process) -> str:
+        """Wait for a process that has closed its pipe, end what it had started, and say how."""
         with suppress(subprocess.TimeoutExpired):
-            self.process.wait(EXIT_S)
-        return self.end()
+            process.wait(EXIT_S)
+        self._end()
+        code = process.returncode
+        if code >= 0:
+            return f"exit code {code}"
+        hint = " (often out of memory)" if -code == signal.SIGKILL else ""
+        return f"{signal.Signals(-code).name}{hint}"
 
 
-def _settle(future: Future[None], problem: str) -> None:
+def _ask(process: Process, request: Request) -> str | None:
+    """Return what went wrong, which may be nothing; None where the process has ended."""
+    requests, answers = process.stdin, process.stdout
+    assert requests is not None
+    assert answers is not None
+    message = pickle.dumps(request)
+    with suppress(BrokenPipeError):
+        while message:
+            message = message[requests.write(message) :]
+    while not select.select([answers], [], [], LOOK_INTERVAL_S)[0]:
+        if process.poll() is not None:
+            return None  # and something that it had started holds the pipe
+    answer = answers.readline()
+    return json.loads(answer) if answer else None
+
+
+def _settle(future: Future[Any], problem: str, load: Callable[[], object]) -> None:
     if not future.set_running_or_notify_cancel():
         return
-    if problem:
-        future.set_exception(CompileError(problem))
-    else:
-        future.set_result(None)
-
-
-def _describe(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    hint = " (often out of memory)" if -code == signal.SIGKILL else ""
-    return f"{signal.Signals(-code).name}{hint}"
+    try:
+        if problem:
+            raise CompileError(problem)
+        future.set_result(load())
+    except Exception as error:  # whatever a file on disk leads to
+        future.set_exception(error)
 
 
 AHEAD = Compiler()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import queue
 import signal
 import sys
 import tempfile
@@ -17,24 +16,21 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch._inductor import aoti_compile_and_package
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastdqn.execution.compiler import Request
+from fastdqn.execution.compiler import LOOK_INTERVAL_S, Request
+from fastdqn.execution.step import in_one_line
 
 __all__ = ["build", "main"]
 
-LOOK_INTERVAL_S = 1.0
-"""How often to look whether the parent is still the same."""
 GPU_SHARE = 0.05
 """Part of a GPU's memory that compiling may take from the trainer."""
 LONGEST_REASON = 500
-
-Requests = queue.SimpleQueue[tuple[int, Request]]
 
 
 class _Step(nn.Module):
@@ -72,16 +68,17 @@ def build(request: Request) -> None:
 
 
 def main() -> int:
-    """Serve requests until the parent has ended."""
+    """Serve requests until the parent closes the pipe, or ends."""
     source, answers = _private_pipes()
-    parent, requests = os.getppid(), Requests()
-    threading.Thread(target=_receive, args=(source, requests), daemon=True).start()
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
     os.nice(int(sys.argv[1]))
     warnings.simplefilter("ignore")
     while True:
-        number, request = requests.get()
-        os.write(answers, json.dumps([number, _attempt(request)]).encode() + b"\n")
+        try:
+            request: Request = pickle.load(source)  # noqa: S301 - our own parent's
+        except EOFError:
+            _end()
+        os.write(answers, json.dumps(_attempt(request)).encode() + b"\n")
 
 
 def _private_pipes() -> tuple[BinaryIO, int]:
@@ -98,18 +95,8 @@ def _attempt(request: Request) -> str:
     try:
         build(request)
     except Exception as error:  # of any kind; the parent goes on without the library
-        reason = str(error).strip().partition("\n")[0]
-        return f"{type(error).__name__}: {reason}"[:LONGEST_REASON]
+        return in_one_line(error)[:LONGEST_REASON]
     return ""
-
-
-def _receive(source: BinaryIO, requests: Requests) -> None:
-    """Take requests until the parent closes the pipe, or ends."""
-    while True:
-        try:
-            requests.put(pickle.load(source))  # noqa: S301 - our own parent's
-        except EOFError:
-            _end()
 
 
 def _watch(parent: int) -> None:
@@ -119,7 +106,7 @@ def _watch(parent: int) -> None:
     _end()
 
 
-def _end() -> None:
+def _end() -> NoReturn:
     """End this process and all that it has started, at once."""
     if os.getpgid(0) == os.getpid():
         os.killpg(0, signal.SIGKILL)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from fastdqn.execution.step import Step, StepGroup
 from fastdqn.execution.trace import COMPILER
 
-__all__ = ["Cuda", "CudaGraphStep", "GraphPool"]
+__all__ = ["Cuda", "CudaGraphStep", "Pool"]
 
 Restore = Callable[[], None]
 Cuda = Any
@@ -26,23 +27,14 @@ Graph = Any
 """What `torch.cuda.CUDAGraph` makes."""
 Arguments = Sequence[Any]
 """Tensors, and None for one that is missing, which steps need not know."""
+Pool = Callable[[], object]
+"""Returns the handle of memory that graphs share, always the same."""
 
+WARMUPS = 3
+"""Runs before a recording."""
 CAPTURE_ERRORS = "thread_local"
 """Which unsafe calls to CUDA a recording forbids: those of its own thread. Another thread may
 compile, and load what it compiled."""
-
-
-class GraphPool:
-    """The shared memory of some graphs: a handle, allocated by the first of them."""
-
-    def __init__(self) -> None:
-        self._handle: object = None
-
-    def handle(self, cuda: Cuda) -> object:
-        """Return the handle; `cuda` is `torch.cuda`, or a fake of it."""
-        if self._handle is None:
-            self._handle = cuda.graph_pool_handle()
-        return self._handle
 
 
 class CudaGraphStep(StepGroup):
@@ -60,17 +52,11 @@ class CudaGraphStep(StepGroup):
         step: Writes its results in place; never waits for the device. What it has to compile is
             compiled at the first call, unless it says that it is not there yet.
         snapshot: Copies what `step` changes, called with the arguments; returns what restores it.
-        generators: Those that `step` draws from; each replay goes on where the last one stopped.
-        warmups: Runs before a recording.
         device: Where the tensors live; None is the current CUDA device.
         copies_inputs: Copy the tensors into static inputs, for callers whose tensors lie elsewhere
             at each call; the step writes nothing into them.
-        pool: Memory that it shares with other steps that never run at the same time; None is its
-            own.
+        pool: What it shares with other steps that never run at the same time; None is its own.
         cuda: `torch.cuda`, or a fake of it.
-
-    Attributes:
-        captures: Graphs recorded so far.
     """
 
     def __init__(
@@ -78,31 +64,23 @@ class CudaGraphStep(StepGroup):
         step: Step,
         snapshot: Callable[..., Restore],
         *,
-        generators: Sequence[torch.Generator] = (),
-        warmups: int = 3,
         device: torch.device | None = None,
         copies_inputs: bool = False,
-        pool: GraphPool | None = None,
+        pool: Pool | None = None,
         cuda: Cuda = torch.cuda,
     ) -> None:
         super().__init__([step])
-        self._step, self._snapshot = step, snapshot
-        self._generators, self._warmups, self._cuda = tuple(generators), warmups, cuda
+        self._step, self._snapshot, self._cuda = step, snapshot, cuda
         self._device, self._copies_inputs = device, copies_inputs
         self._inputs: dict[Hashable, Tensor] = {}
         self._graphs: dict[Hashable, Graph] = {}
-        self._pool = pool or GraphPool()
+        self._pool = pool or cache(cuda.graph_pool_handle)
         self._recording_s = 0.0
 
     @property
     def wait_s(self) -> float:
         """Seconds for which calls waited: for the step, for warming it up and for recording it."""
         return self._recording_s + super().wait_s
-
-    @property
-    def captures(self) -> int:
-        """Graphs recorded so far."""
-        return len(self._graphs)
 
     def has(self, *tensors: Tensor) -> bool:
         """Return whether all that a recording with such tensors needs is compiled."""
@@ -166,17 +144,14 @@ class CudaGraphStep(StepGroup):
     def _warm_up(self, args: Arguments) -> None:
         """Run the step a few times on a side stream, and restore what it changed."""
         restore = self._snapshot(*args)
-        seeds = [generator.get_state() for generator in self._generators]
         stream = self._cuda.Stream()
         stream.wait_stream(self._cuda.current_stream())
         try:
             with self._cuda.stream(stream):
-                for _ in range(self._warmups):
+                for _ in range(WARMUPS):
                     self._rehearse(args, restore)
         finally:
             self._cuda.current_stream().wait_stream(stream)
-            for generator, seed in zip(self._generators, seeds, strict=True):
-                generator.set_state(seed)
 
     def _rehearse(self, args: Arguments, restore: Restore) -> None:
         try:
@@ -185,10 +160,7 @@ class CudaGraphStep(StepGroup):
             restore()  # each time: the snapshot covers a single run
 
     def _record(self, args: Arguments) -> Graph:
-        pool = self._pool.handle(self._cuda)
-        graph = self._cuda.CUDAGraph()
-        for generator in self._generators:
-            graph.register_generator_state(generator)
+        pool, graph = self._pool(), self._cuda.CUDAGraph()
         stream = self._cuda.current_stream()
         try:
             with self._cuda.graph(graph, pool=pool, capture_error_mode=CAPTURE_ERRORS):
@@ -200,5 +172,4 @@ class CudaGraphStep(StepGroup):
 
 
 def _identity(tensor: Tensor | None) -> Hashable:
-    """Return the key of an argument: address, shape and dtype."""
     return tensor if tensor is None else (tensor.data_ptr(), tensor.shape, tensor.dtype)

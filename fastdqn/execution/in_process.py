@@ -9,11 +9,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdqn.execution.compile import Form
+from fastdqn.execution.step import PureStep
 from fastdqn.execution.trace import COMPILER, Trace
 
 __all__ = ["InProcess"]
@@ -34,19 +35,20 @@ class InProcess:
     """
 
     repeats_rows = False
+    """A form takes a single row."""
 
     def __init__(
         self, device: torch.device, *, background: bool = False, traces_beside: bool = False
     ) -> None:
-        self._cpu, self._background, self._closed = device.type == "cpu", background, False
+        self._cpu, self.background, self._closed = device.type == "cpu", background, False
         self._traces_beside = traces_beside
 
     def submit(
         self, traced: Callable[[], Trace], tensors: Sequence[Tensor], _num_rows: int
-    ) -> Future[Form] | None:
-        """See `Compiles`."""
-        future: Future[Form] = Future()
-        if not self._background:
+    ) -> Future[PureStep] | None:
+        """See `AheadOfTime.submit`; None where it is the turn of another step."""
+        future: Future[PureStep] = Future()
+        if not self.background:
             future.set_result(self.compile(traced(), tensors))
             return future
         if self._closed or not COMPILER.acquire(blocking=False):
@@ -70,7 +72,7 @@ class InProcess:
 
     def _beside(
         self,
-        future: Future[Form],
+        future: Future[PureStep],
         traced: Callable[[], Trace],
         tensors: Sequence[Tensor],
         num_threads: int,
@@ -86,9 +88,21 @@ class InProcess:
             atexit.unregister(_stop)  # one thread compiles at a time
             COMPILER.release()
 
-    def compile(self, traced: Trace, tensors: Sequence[Tensor], **options: bool) -> Form:
+    def compile(self, traced: Trace, tensors: Sequence[Tensor], **options: bool) -> PureStep:
         """Compile now, for tensors of which nothing is read but how they lie."""
-        return by_inductor(traced, tensors, {"cpp_wrapper": self._cpu, **options})
+        from torch import _inductor as inductor  # noqa: PLC0415 - takes 1.5 s to load
+
+        place, constants = torch.device(traced.specs[0].device), traced.constants
+        inputs: list[Any] = [*tensors, *constants]
+        settings: dict[str, Any] = {"cpp_wrapper": self._cpu, **options}
+        with _quiet(), torch.cuda.device(place) if place.type == "cuda" else nullcontext():
+            compiled = inductor.compile(traced.graph, inputs, options=settings)
+
+        def run(*tensors: Tensor) -> None:
+            with torch.no_grad():
+                compiled(*tensors, *constants)
+
+        return run
 
 
 def _stop(thread: threading.Thread) -> None:
@@ -96,21 +110,6 @@ def _stop(thread: threading.Thread) -> None:
     raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
     raise_in(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
     thread.join()
-
-
-def by_inductor(traced: Trace, tensors: Sequence[Tensor], options: dict[str, bool]) -> Form:
-    """Let PyTorch compile a trace; see `InProcess.compile`."""
-    from torch import _inductor as inductor  # noqa: PLC0415 - takes 1.5 s to load
-
-    place, constants = torch.device(traced.specs[0].device), traced.constants
-    with _quiet(), torch.cuda.device(place) if place.type == "cuda" else nullcontext():
-        compiled = inductor.compile(traced.graph, [*tensors, *constants], options=options)
-
-    def run(*tensors: Tensor) -> None:
-        with torch.no_grad():
-            compiled(*tensors, *constants)
-
-    return run
 
 
 @contextmanager

@@ -111,7 +111,9 @@ def choose_execution(
     if not is_auto(asked):
         return asked, "as asked"
     if device.type == "mps":
-        return "eager", _on_mps(parameters)
+        small = parameters < SMALL_NETWORK_PARAMETERS
+        hint = "; --device cpu is likely faster for so small a network" if small else ""
+        return "eager", f"MPS runs it as it is{hint}"
     if device.type == "cpu":
         return _on_the_cpu(expected_updates, measure, why_not_native)
     if tensor_envs:
@@ -128,28 +130,20 @@ def refuse_execution(asked: str, device: torch.device) -> None:
     Raises:
         UsageError: Names the mode, the device and the way out.
     """
+    flag, mode = f"--execution {asked}", MODES.get(asked)
     if asked not in EXECUTIONS:
-        raise UsageError(
-            f"--execution {asked}", "there is no such mode", f"Choose {', '.join(EXECUTIONS)}."
-        )
-    mode = MODES.get(asked)
+        raise UsageError(flag, "there is no such mode", f"Choose {', '.join(EXECUTIONS)}.")
     if mode is None:
         return
     if mode.native and device.type not in {"cpu", "cuda"}:
-        raise UsageError(
-            f"--execution {asked} on {device}",
-            "it runs on the CPU and on CUDA",
-            "Use --execution eager, or --device cpu.",
-        )
+        way_out = "Use --execution eager, or --device cpu."
+        raise UsageError(f"{flag} on {device}", "it runs on the CPU and on CUDA", way_out)
     if mode.graphs and device.type != "cuda":
-        raise UsageError(
-            f"--execution {asked} on {device}",
-            "CUDA graphs need CUDA",
-            "Use --execution compile, or --device cuda.",
-        )
+        way_out = "Use --execution compile, or --device cuda."
+        raise UsageError(f"{flag} on {device}", "CUDA graphs need CUDA", way_out)
     if mode.compiles and device.type == "cpu" and not _has_compiler():
         raise UsageError(
-            f"--execution {asked}",
+            flag,
             "PyTorch compiles for the CPU with a C++ compiler, and none is on the PATH",
             "Install g++ or clang++, or use --execution eager.",
         )
@@ -190,12 +184,6 @@ def _on_the_cpu(
     return "compile", f"not native: {why_not}; {expected_updates:,} updates repay a compile"
 
 
-def _on_mps(parameters: int) -> str:
-    if parameters < SMALL_NETWORK_PARAMETERS:
-        return "MPS runs it as it is; --device cpu is likely faster for so small a network"
-    return "MPS runs it as it is"
-
-
 def _has_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "c++", "clang++"))
 
@@ -208,9 +196,8 @@ def mode_of(execution: str, device: torch.device) -> Mode:
     """
     mode = MODES.get(execution)
     if mode is None:
-        raise UsageError(
-            f"--execution {execution}", "a step has no such mode", f"Choose {', '.join(MODES)}."
-        )
+        way_out = f"Choose {', '.join(MODES)}."
+        raise UsageError(f"--execution {execution}", "a step has no such mode", way_out)
     if mode.native or mode.graphs:
         refuse_execution(execution, device)
     return replace(mode, graphs=mode.graphs or (mode.native and device.type == "cuda"))

@@ -20,6 +20,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from fastdqn.execution.step import in_one_line
+
 __all__ = [
     "COMPILER",
     "CompileError",
@@ -107,8 +109,7 @@ def trace(step: Callable[..., object], tensors: Sequence[Tensor]) -> Trace:
     except UntraceableError:
         raise
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UntraceableError(f"{type(error).__name__}: {reason}") from error
+        raise UntraceableError(in_one_line(error)) from error
     constants += _lift(graph)
     everything = (*tensors, *constants)
     _refuse_shared(everything)

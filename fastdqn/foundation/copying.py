@@ -26,13 +26,20 @@ class Whole:
 
     Attributes:
         kept_by: How to save it instead of pickling it; the advice of the refusal.
+        built_from: Attributes of which a copy is built anew, as its arguments; without any, every
+            part is copied.
     """
 
     kept_by = "It belongs to this process."
+    built_from: tuple[str, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copy every part; see `copied`."""
-        return copied(self, memo)
+        """Copy every part, see `copied`; or build another one of the parts in `built_from`."""
+        if not self.built_from:
+            return copied(self, memo)
+        arguments = [copy.deepcopy(vars(self)[name], memo) for name in self.built_from]
+        twin = memo[id(self)] = type(self)(*arguments)
+        return twin
 
     def __copy__(self) -> NoReturn:
         """Refuse: both copies would write into the same memory."""

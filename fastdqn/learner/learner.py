@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from fastdqn.algorithms.objectives import Objective, objective_of
 from fastdqn.algorithms.optimizers import Optimizer
 from fastdqn.errors import UsageError
+from fastdqn.execution.compile import run_step
 from fastdqn.execution.cuda_graph import Cuda
 from fastdqn.execution.modes import Mode, mode_of
-from fastdqn.execution.run import run_step
 from fastdqn.execution.step import PureStep, Step
 from fastdqn.foundation.copying import copied, snapshot
 from fastdqn.learner.precision import float32_products
@@ -248,7 +248,7 @@ class Learner(Update):
     ) -> Step:
         """Return what runs a pure step in a mode; see `fastdqn.learner.steps.Runs`."""
         tensors = *self.state.written(), *written
-        how: dict[str, Any] = {"ahead": True, "background": background, "cuda": cuda, **options}
+        how: dict[str, Any] = {"background": background, "cuda": cuda, **options}
         return run_step(step, mode, self.device, snapshot=lambda *_: snapshot(tensors), **how)
 
     def _updating(self, *arguments: Tensor | None) -> None:

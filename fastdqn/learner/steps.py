@@ -36,7 +36,7 @@ UPDATES_PER_GRAPH = (64, 32, 16, 8, 4, 2, 1)
 
 
 class Runs(Protocol):
-    """Makes what runs a pure step; see `fastdqn.execution.modes.run_step` for the arguments."""
+    """Makes what runs a pure step; see `fastdqn.execution.compile.run_step` for the arguments."""
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""Checks of the tensors whose addresses C and CUDA C get.
+"""Refuses, by a UsageError, tensors that C and CUDA C would read wrongly.
 
 Native code reads by the network's sizes what others store by theirs: a width, a dtype or a stride
 that differs would be read beyond its end. What only a call knows (whether an index lies in the
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.errors import UsageError
-from fastdqn.native.c_structs import DTYPES
+from fastdqn.native.c_library import DTYPES
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.network_check import num_actions_of, refuse_frames
 from fastdqn.replay import Ring
@@ -22,7 +22,6 @@ __all__ = [
     "refuse_index",
     "refuse_masks",
     "refuse_obs",
-    "refuse_out",
     "refuse_ring",
     "refuse_tensor",
     "refuse_uniform",
@@ -38,11 +37,7 @@ def refuse_tensor(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """Refuse a tensor that is not contiguous, or of another shape, dtype or device.
-
-    Raises:
-        UsageError: It is.
-    """
+    """Refuse a tensor that is not contiguous, or of another shape, dtype or device."""
     wanted = tuple(shape)
     if (
         tuple(tensor.shape) != wanted
@@ -69,7 +64,7 @@ def refuse_ring(network: FlatNetwork, ring: Ring) -> None:
             network's.
     """
     device, count, frames = network.flat.device, len(ring.action), len(ring.frames)
-    _refuse_frames(network, ring.frames, "the ring's frames")
+    refuse_obs(network, ring.frames, "the ring's frames")
     for name, dtype in (
         ("action", torch.int64),
         ("next_index", torch.int64),
@@ -86,11 +81,7 @@ def refuse_ring(network: FlatNetwork, ring: Ring) -> None:
 
 
 def refuse_index(numbers: Tensor, device: torch.device) -> None:
-    """Refuse numbers that choose batches, unless they are [K, B] int64, contiguous.
-
-    Raises:
-        UsageError: They are not.
-    """
+    """Refuse numbers that choose batches, unless they are [K, B] int64, contiguous."""
     if numbers.ndim != 2:
         raise UsageError(
             f"index {_described(numbers)}",
@@ -100,52 +91,8 @@ def refuse_index(numbers: Tensor, device: torch.device) -> None:
     refuse_tensor("index", numbers, numbers.shape, torch.int64, device)
 
 
-def refuse_obs(network: FlatNetwork, obs: Tensor) -> None:
-    """Refuse observations [N, *O] that acting cannot read as they lie.
-
-    Raises:
-        UsageError: Their width, dtype, device or strides are others.
-    """
-    _refuse_frames(network, obs, "observations")
-
-
-def refuse_masks(network: FlatNetwork, masks: Tensor | None, rows: int) -> None:
-    """Refuse masks, unless they are [N, A] bool, contiguous.
-
-    Raises:
-        UsageError: They are not.
-    """
-    if masks is not None:
-        shape = rows, _actions(network)
-        refuse_tensor("action masks", masks, shape, torch.bool, network.flat.device)
-
-
-def refuse_uniform(uniform: Tensor, rows: int, device: torch.device) -> None:
-    """Refuse random numbers, unless they are [N, 2 or more] float32 with contiguous rows.
-
-    Raises:
-        UsageError: They are not.
-    """
-    fits = uniform.ndim == 2 and len(uniform) == rows and uniform.shape[1] >= 2
-    fine = uniform.dtype == torch.float32 and uniform.device == device
-    if not (fits and fine and uniform.stride(1) == 1):
-        raise UsageError(
-            f"uniform numbers {_described(uniform)}",
-            f"acting reads [{rows}, 2] float32 on {device}, two in a row",
-            "Draw them with torch.rand(len(obs), 2).",
-        )
-
-
-def refuse_out(out: Tensor, rows: int, device: torch.device) -> None:
-    """Refuse a place for actions, unless it is [N] int64, contiguous.
-
-    Raises:
-        UsageError: It is not.
-    """
-    refuse_tensor("out", out, (rows,), torch.int64, device)
-
-
-def _refuse_frames(network: FlatNetwork, frames: Tensor, name: str) -> None:
+def refuse_obs(network: FlatNetwork, frames: Tensor, name: str = "observations") -> None:
+    """Refuse observations [N, *O] that native code cannot read as they lie."""
     if frames.dtype not in DTYPES:
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise UsageError(
@@ -160,13 +107,26 @@ def _refuse_frames(network: FlatNetwork, frames: Tensor, name: str) -> None:
     refuse_tensor(name, frames, frames.shape, frames.dtype, network.flat.device)
 
 
-def _actions(network: FlatNetwork) -> int:
-    sizes: tuple[int, ...] = network.module.sizes  # type: ignore[assignment]
-    return sizes[-1]
+def refuse_masks(network: FlatNetwork, masks: Tensor | None, rows: int) -> None:
+    """Refuse masks, unless they are [N, A] bool, contiguous."""
+    if masks is not None:
+        sizes: tuple[int, ...] = network.module.sizes  # type: ignore[assignment]
+        refuse_tensor("action masks", masks, (rows, sizes[-1]), torch.bool, network.flat.device)
+
+
+def refuse_uniform(uniform: Tensor, rows: int, device: torch.device) -> None:
+    """Refuse random numbers, unless they are [N, 2 or more] float32 with contiguous rows."""
+    fits = uniform.ndim == 2 and len(uniform) == rows and uniform.shape[1] >= 2
+    fine = uniform.dtype == torch.float32 and uniform.device == device
+    if not (fits and fine and uniform.stride(1) == 1):
+        raise UsageError(
+            f"uniform numbers {_described(uniform)}",
+            f"acting reads [{rows}, 2] float32 on {device}, two in a row",
+            "Draw them with torch.rand(len(obs), 2).",
+        )
 
 
 def _described(tensor: Tensor) -> str:
-    """Return shape, dtype, device and strides in words."""
     apart = "" if tensor.is_contiguous() else f", strides {list(tensor.stride())}"
     dtype = str(tensor.dtype).removeprefix("torch.")
     return f"{list(tensor.shape)} {dtype} on {tensor.device}{apart}"

@@ -1,38 +1,44 @@
-"""A DQN update as one call into C: the same numbers as the eager step, within rounding."""
+"""A DQN update and acting as one call into C: the eager step's numbers, within rounding."""
 
 from __future__ import annotations
 
-import copy
 import ctypes
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import Whole
-from fastdqn.native.binding import refuse_index, refuse_ring, refuse_tensor
-from fastdqn.native.c_library import load_library
-from fastdqn.native.c_structs import (
-    RING_FIELDS,
+from fastdqn.native.binding import (
+    refuse_index,
+    refuse_masks,
+    refuse_obs,
+    refuse_ring,
+    refuse_tensor,
+    refuse_uniform,
+)
+from fastdqn.native.c_library import (
     Plan,
     RingAddresses,
     StartsAddresses,
+    addresses_of,
+    load_library,
     settings_of,
     wrong,
 )
-from fastdqn.native.support import (
-    TARGETS,
-    Learned,
-    batch_as_ring,
-    numbers_of,
-    own_factors,
-)
-from fastdqn.networks.network_check import kind_of, refuse_batch
+from fastdqn.native.support import Learned, batch_as_ring, why_not_act
+from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.replay import NewestSampler, Ring, Sampler
 from fastdqn.transition import Transitions
 
-__all__ = ["NativeUpdate"]
+__all__ = ["MAX_PLACES", "NativeActor", "NativeUpdate"]
+
+MAX_PLACES = 64
+"""Addresses of observations cached at most; each group and each evaluation has one."""
 
 
 class NativeUpdate(Whole):
@@ -45,29 +51,16 @@ class NativeUpdate(Whole):
         UsageError: At a call with a ring, a batch or an index that is new: the C cannot read it.
     """
 
+    built_from = ("_learned",)
+
     def __init__(self, learned: Learned) -> None:
-        self._learned, self._network = learned, learned.network
-        self._tensors, self._slots = dict(learned.tensors), list(learned.slots)
-        self._numbers: dict[str, Any] = {
-            **learned.plain,
-            **numbers_of(learned.optimizer),
-            **learned.bounds,
-            "double_dqn": learned.double_dqn,
-            "loss": learned.loss,
-            "target": TARGETS[learned.target],
-        }
+        self._learned, self._network, self._numbers = learned, learned.network, learned.numbers
         self._update = load_library().fastdqn_update
         self._plans: dict[tuple[int, torch.dtype], Plan] = {}
         self._ring: Ring | None = None
         self._sampler: Sampler | None = None
-        self._batch: tuple[Any, ...] = ()  # kind of the last batch, checked
         self._indices: dict[int, Tensor] = {}
         self._addresses, self._starts = RingAddresses(), StartsAddresses()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> NativeUpdate:
-        """Make another one, of the copies of what is learned."""
-        twin = memo[id(self)] = NativeUpdate(copy.deepcopy(self._learned, memo))
-        return twin
 
     def __call__(self, ring: Ring, index: Tensor) -> None:
         """Make one update for each row of `index` [K, B] int64, in order.
@@ -93,10 +86,9 @@ class NativeUpdate(Whole):
         """
         refuse_ring(self._network, ring)
         refuse_index(index, self._network.flat.device)
-        plan, addresses = self._plan_of(ring, index), _addresses_of(ring)
-        alive = plan, ring, index, addresses
+        plan, addresses = self._plan_of(ring, index), addresses_of(ring)
+        update, alive = self._update, (plan, ring, index, addresses)
         arguments = (plan.address, ctypes.byref(addresses), None, index.data_ptr(), len(index))
-        update = self._update
 
         def learn(_: object = alive) -> None:
             answer = update(*arguments)
@@ -125,7 +117,7 @@ class NativeUpdate(Whole):
     def _run(self, ring: Ring, numbers: Tensor, starts: Any) -> None:
         if ring is not self._ring:
             refuse_ring(self._network, ring)
-            self._ring, self._addresses = ring, _addresses_of(ring)
+            self._ring, self._addresses = ring, addresses_of(ring)
         plan = self._plan_of(ring, numbers)
         arguments = (ctypes.byref(self._addresses), starts, numbers.data_ptr(), len(numbers))
         answer = self._update(plan.address, *arguments)
@@ -134,17 +126,17 @@ class NativeUpdate(Whole):
 
     def _plan_of(self, ring: Ring, numbers: Tensor) -> Plan:
         key = numbers.shape[1], ring.frames.dtype
-        return self._plans.get(key) or self._open(key)
+        plan = self._plans.get(key)
+        if plan is None:
+            settings = settings_of(self._network, *key)
+            self._learned.fill(settings, self._numbers)
+            plan = self._plans[key] = Plan(settings, self._learned)
+        return plan
 
     def on_batch(self, batch: Transitions) -> None:
-        """Make one update on a batch of the caller's; see `__call__`."""
-        kind = kind_of(batch)
-        if kind != self._batch:
-            refuse_batch(self._network, batch)
-            self._batch = kind
-        size, ring = len(batch.action), batch_as_ring(batch)
-        self._ring, self._addresses = ring, _addresses_of(ring)
-        own = own_factors(batch)
+        """Make one update on a batch that the network fits (`refuse_batch`); see `__call__`."""
+        size, (ring, own) = len(batch.action), batch_as_ring(batch)
+        self._ring, self._addresses = ring, addresses_of(ring)
         for name, tensor in own.items():
             setattr(self._addresses, name, tensor.data_ptr())
         index = self._indices.get(size)
@@ -152,24 +144,155 @@ class NativeUpdate(Whole):
             index = self._indices[size] = torch.arange(size).unsqueeze(0)
         self._run(ring, index, None)
 
-    def _open(self, key: tuple[int, torch.dtype]) -> Plan:
-        settings = settings_of(self._network, *key)
-        for name, number in self._numbers.items():
-            setattr(settings, name, number)
-        for name, tensor in self._tensors.items():
-            setattr(settings, name, tensor.data_ptr())
-        for number, slot in enumerate(self._slots):
-            settings.slots[number] = slot.data_ptr()
-        alive = (self._network.flat, *self._tensors.values(), *self._slots)
-        self._plans[key] = Plan(settings, *alive)
-        return self._plans[key]
+
+class _Place(NamedTuple):
+    """What acting on observations at one address needs; keeps none of them alive.
+
+    `arguments` are the first ones of the C function; `seen` is `action` [N] int64 as an array.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    mask_shape: torch.Size | None
+    arguments: tuple[int | None, int, int | None]
+    action: Tensor
+    seen: npt.NDArray[np.int64]
 
 
-def _addresses_of(ring: Ring) -> RingAddresses:
-    tensors = {name: getattr(ring, name) for name in RING_FIELDS}
-    return RingAddresses(
-        **{name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()},
-        num_transitions=len(ring.action),
-        num_frames=len(ring.frames),
-        frame_bytes=ring.frames[0].numel() * ring.frames.element_size(),
-    )
+def _is_mask(mask: Tensor, shape: torch.Size | None) -> bool:
+    return mask.shape == shape and mask.dtype is torch.bool and mask.is_contiguous()
+
+
+class NativeActor(Whole):
+    """Chooses epsilon-greedy actions with the latest parameters of an MLP on the CPU.
+
+    Tensors are checked when they are new; later calls only look whether they are known.
+
+    Args:
+        network: Of an MLP on the CPU.
+
+    Raises:
+        UsageError: It is another network; at a call: tensors that the C cannot read.
+    """
+
+    built_from = ("_network",)
+
+    def __init__(self, network: FlatNetwork) -> None:
+        why_not = why_not_act(network)
+        if why_not or network.flat.device.type != "cpu":
+            reason = why_not or f"the network is on {network.flat.device}"
+            raise UsageError("acting in C", reason, "Act with `Policy.choose`.")
+        self._network, self._device = network, network.flat.device
+        self._num_actions = network.views(network.flat)[-1].numel()
+        self._act = load_library().fastdqn_act
+        self._plans: dict[tuple[torch.Size, torch.dtype], Plan] = {}
+        self._places: dict[tuple[int, int | None], _Place] = {}
+        self._uniform, self._rows, self._row = torch.empty(0, 2), 0, 2
+
+    def __call__(
+        self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None
+    ) -> Tensor:
+        """Choose an action for every environment. Hot path.
+
+        Args:
+            obs: [N, *O]; copied first where they are not contiguous.
+            epsilon: Probability of exploring, in [0, 1].
+            uniform: [N, 2] float32 in [0, 1): whether to explore, and where to; each row is
+                contiguous.
+            action_mask: [N, A] bool, copied like `obs`; None allows everything.
+
+        Returns:
+            [N] int64, counted from 0; the caller's own.
+
+        Raises:
+            IndexError: A one-hot observation is out of range.
+        """
+        if not (obs.is_cpu and obs.is_contiguous()):
+            obs = obs.contiguous()
+            refuse_obs(self._network, obs)
+        plan = self._plans.get((obs.shape, obs.dtype)) or self._open(obs)
+        rows, mask = len(obs), None
+        if action_mask is not None:
+            action_mask = action_mask.contiguous()
+            fits = action_mask.shape == (rows, self._num_actions) and action_mask.is_cpu
+            if not fits or action_mask.dtype is not torch.bool:
+                refuse_masks(self._network, action_mask, rows)
+            mask = action_mask.data_ptr()
+        out = torch.empty(rows, dtype=torch.int64)
+        if uniform is not self._uniform or rows != self._rows:
+            self._check_uniform(uniform, rows)
+        draws = uniform.data_ptr(), self._row
+        answer = self._act(plan.address, obs.data_ptr(), mask, *draws, epsilon, out.data_ptr())
+        if answer:
+            raise wrong(answer)
+        return out
+
+    def on_host(
+        self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None
+    ) -> tuple[Tensor, npt.NDArray[np.int64]]:
+        """Do the same for observations and masks at the same address at every call. Hot path.
+
+        Returns:
+            [N] int64 as a tensor and as an array; both are overwritten by the next call with
+            observations at this place.
+        """
+        address, mask = obs.data_ptr(), None if action_mask is None else action_mask.data_ptr()
+        place = self._places.get((address, mask))
+        if (
+            place is None
+            or place.shape != obs.shape
+            or place.dtype is not obs.dtype
+            or not obs.is_contiguous()
+            or (action_mask is not None and not _is_mask(action_mask, place.mask_shape))
+        ):
+            place = self._place(obs, action_mask)
+        if uniform is not self._uniform or len(place.seen) != self._rows:
+            self._check_uniform(uniform, len(place.seen))
+        draws = uniform.data_ptr(), self._row
+        answer = self._act(*place.arguments, *draws, epsilon, place.action.data_ptr())
+        if answer:
+            raise wrong(answer)
+        return place.action, place.seen
+
+    def _place(self, obs: Tensor, mask: Tensor | None) -> _Place:
+        arguments, action = self._checked(obs, mask), torch.zeros(len(obs), dtype=torch.int64)
+        if len(self._places) == MAX_PLACES:
+            self._places.clear()
+        mask_shape = None if mask is None else mask.shape
+        place = _Place(obs.shape, obs.dtype, mask_shape, arguments, action, action.numpy())
+        self._places[arguments[1:]] = place
+        return place
+
+    def _checked(self, obs: Tensor, mask: Tensor | None) -> tuple[int | None, int, int | None]:
+        """Return the first arguments of the C function for tensors that it can read."""
+        refuse_obs(self._network, obs)
+        refuse_masks(self._network, mask, len(obs))
+        plan = self._plans.get((obs.shape, obs.dtype)) or self._open(obs)
+        return plan.address, obs.data_ptr(), None if mask is None else mask.data_ptr()
+
+    def _check_uniform(self, uniform: Tensor, rows: int) -> None:
+        refuse_uniform(uniform, rows, self._device)
+        self._uniform, self._rows, self._row = uniform, rows, uniform.stride(0)
+
+    def bound(self, obs: Tensor, uniform: Tensor, out: Tensor) -> Callable[[float], None]:
+        """Return a function of epsilon that acts on tensors that never move; see `__call__`.
+
+        They are checked, and their addresses are looked up, here; the calls use no PyTorch.
+        """
+        refuse_uniform(uniform, len(obs), self._device)
+        refuse_tensor("out", out, (len(obs),), torch.int64, self._device)
+        act, written, alive = self._act, out.data_ptr(), (self, obs, uniform, out)
+        arguments = (*self._checked(obs, None), uniform.data_ptr(), uniform.stride(0))
+
+        def choose(epsilon: float, _: object = alive) -> None:
+            answer = act(*arguments, epsilon, written)
+            if answer:
+                raise wrong(answer)
+
+        return choose
+
+    def _open(self, obs: Tensor) -> Plan:
+        refuse_obs(self._network, obs)
+        settings = settings_of(self._network, len(obs), obs.dtype)
+        plan = self._plans[obs.shape, obs.dtype] = Plan(settings, self._network.flat)
+        return plan

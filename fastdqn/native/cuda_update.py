@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -13,28 +10,27 @@ from fastdqn.native.binding import (
     refuse_index,
     refuse_masks,
     refuse_obs,
-    refuse_out,
     refuse_ring,
     refuse_tensor,
     refuse_uniform,
 )
-from fastdqn.native.c_structs import RING_FIELDS
-from fastdqn.native.cuda_config import Shape, rows_for
-from fastdqn.native.cuda_structs import GATHERED, Call, CudaPlan, Make, on_the_card
-from fastdqn.native.support import (
-    TARGETS,
-    Learned,
-    batch_as_ring,
-    numbers_of,
-    own_factors,
-)
+from fastdqn.native.c_library import RING_FIELDS
+from fastdqn.native.cuda_plan import GATHERED, Call, CudaPlan, Make, Shape, on_the_card
+from fastdqn.native.support import Learned, batch_as_ring
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
-from fastdqn.networks.network_check import refuse_batch
 from fastdqn.replay import NewestSampler, Ring, Sampler
 from fastdqn.transition import Transitions
 
 __all__ = ["CudaActor", "CudaUpdate"]
+
+CHOICES = ("double_dqn", "loss", "target", "optimizer", "amsgrad")
+"""Numbers with which the kernels are compiled."""
+MAX_ROWS = 8
+"""Rows of a batch that one block takes at most."""
+SPREAD_OVER = 128
+"""Blocks over which a batch is spread before a block takes more rows; a large card has as many
+processors."""
 
 
 class CudaUpdate(Whole):
@@ -50,36 +46,20 @@ class CudaUpdate(Whole):
         make: See above; actors compile by it, too.
     """
 
+    built_from = ("_learned", "make")
+
     def __init__(self, learned: Learned, make: Make = on_the_card) -> None:
-        module, flat = learned.network.module, learned.network.flat
+        module, numbers = learned.network.module, learned.numbers
         assert isinstance(module, MLP)
         self._learned, self._network = learned, learned.network
         self._module, self.make = module, make
         self._ring: Ring | None = None
-        self._kept = (flat, *learned.tensors.values(), *learned.slots)
-        numbers, plain = numbers_of(learned.optimizer), dict(learned.plain)
-        self._choices: dict[str, Any] = {
-            "double": learned.double_dqn,
-            "shared": learned.target == "none",
-            "loss": learned.loss,
-            "target": TARGETS[learned.target],
-            "optimizer": numbers.pop("optimizer"),
-            "amsgrad": bool(numbers.pop("amsgrad", False)),
-        }
-        self._call = call = Call(online=flat.data_ptr(), scale=module.scale, offset=module.offset)
-        for name, tensor in learned.tensors.items():
-            setattr(call, name, tensor.data_ptr())
-        for place, slot in enumerate(learned.slots):
-            call.slots[place] = slot.data_ptr()
-        for name, number in {**numbers, **plain, **learned.bounds}.items():
-            setattr(call, name, number)
-        call.rest1, call.rest2 = (1 - numbers.get(name, 0.0) for name in ("beta1", "beta2"))
+        self._choices = {name: numbers.pop(name) for name in CHOICES}
+        flat = self._network.flat.data_ptr()
+        self._call = Call(online=flat, scale=module.scale, offset=module.offset)
+        rests = {"rest1": 1 - numbers["beta1"], "rest2": 1 - numbers["beta2"]}
+        learned.fill(self._call, {**numbers, **rests})
         self._plans: dict[tuple[int, torch.dtype, bool], CudaPlan] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> CudaUpdate:
-        """Make another one, of the copies of what is learned."""
-        twin = memo[id(self)] = CudaUpdate(copy.deepcopy(self._learned, memo), self.make)
-        return twin
 
     def __call__(self, ring: Ring, index: Tensor) -> None:
         """Make one update for each row of `index` [K, B] int64, in order.
@@ -118,9 +98,8 @@ class CudaUpdate(Whole):
         call.newest = isinstance(sampler, NewestSampler)
 
     def on_batch(self, batch: Transitions) -> None:
-        """Make one update on a batch of the caller's; see `__call__`."""
-        refuse_batch(self._network, batch)
-        ring, own = batch_as_ring(batch), own_factors(batch)
+        """Make one update on a batch that the network fits (`refuse_batch`); see `__call__`."""
+        ring, own = batch_as_ring(batch)
         for name, tensor in own.items():
             setattr(self._call, name, tensor.data_ptr())
         self(ring, torch.arange(len(batch.action), device=batch.action.device).unsqueeze(0))
@@ -182,15 +161,12 @@ class CudaActor(Whole):
         make: Compiles the kernels.
     """
 
+    built_from = ("_network", "_make")
+
     def __init__(self, network: FlatNetwork, make: Make = on_the_card) -> None:
         assert isinstance(network.module, MLP)
         self._network, self._module, self._make = network, network.module, make
         self._plans: dict[tuple[int, torch.dtype, bool], CudaPlan] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> CudaActor:
-        """Make another one, of the network's copy."""
-        twin = memo[id(self)] = CudaActor(copy.deepcopy(self._network, memo), self._make)
-        return twin
 
     def __call__(
         self,
@@ -216,7 +192,7 @@ class CudaActor(Whole):
         refuse_obs(network, obs)
         refuse_masks(network, action_mask, len(obs))
         refuse_uniform(uniform, len(obs), device)
-        refuse_out(out, len(obs), device)
+        refuse_tensor("out", out, (len(obs),), torch.int64, device)
         refuse_tensor("epsilon", epsilon, (), torch.float32, device)
         plan = self._plan_of(obs, masked=action_mask is not None)
         call = Call(
@@ -240,6 +216,14 @@ class CudaActor(Whole):
         plan = self._plans.get(key)
         if plan is None:
             rows, dtype, _ = key
-            shape = Shape.of(self._module, 1, dtype, rows, masked=masked, double=False)
+            shape = Shape.of(self._module, 1, dtype, rows, masked=masked, double_dqn=False)
             plan = self._plans[key] = CudaPlan(shape, obs.device, self._make)
         return plan
+
+
+def rows_for(batch: int) -> int:
+    """Return how many rows of a batch one block should take."""
+    rows = 1
+    while rows < MAX_ROWS and batch > rows * SPREAD_OVER:
+        rows *= 2
+    return rows

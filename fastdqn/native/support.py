@@ -15,9 +15,8 @@ from fastdqn.algorithms.objectives import DoubleDQNObjective, DQNObjective, Obje
 from fastdqn.algorithms.optimizers import Adam, AdamW, Optimizer, RMSprop
 from fastdqn.errors import UsageError
 from fastdqn.native.binding import refuse_tensor
-from fastdqn.native.c_library import why_no_library
-from fastdqn.native.c_structs import DTYPES, MAX_LAYERS, ROW_FIELDS
-from fastdqn.native.cuda_config import why_not_on
+from fastdqn.native.c_library import DTYPES, MAX_LAYERS, ROW_FIELDS, TARGETS, why_no_library
+from fastdqn.native.cuda_plan import why_not_on
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.networks.network_check import why_not_sizes
@@ -26,12 +25,8 @@ from fastdqn.toolchain.nvrtc import why_no_nvrtc
 from fastdqn.transition import Transitions
 
 __all__ = [
-    "LOSSES",
-    "TARGETS",
     "Learned",
     "batch_as_ring",
-    "numbers_of",
-    "own_factors",
     "refuse_sampler",
     "why_not_act",
     "why_not_native",
@@ -41,7 +36,6 @@ LOSSES = {"huber": 0, "mse": 1}
 OBJECTIVES = (DQNObjective, DoubleDQNObjective)
 SAMPLERS = (UniformSampler, NewestSampler)
 OPTIMIZERS: Mapping[type, int] = MappingProxyType({Adam: 0, AdamW: 1, RMSprop: 2})
-TARGETS = {"soft": 0, "hard": 1, "none": 2}
 SLOTS = ("first slot", "second slot", "third slot")
 SCALARS = {"updates": torch.int64, "skipped": torch.int64, "learning_rate": torch.float32}
 NUM_METRICS = 4
@@ -93,21 +87,35 @@ class Learned:
         refuse_tensor("metrics", tensors["metrics"], (NUM_METRICS,), torch.float32, device)
 
     @property
-    def double_dqn(self) -> bool:
-        """Whether the online network chooses the next action."""
-        return isinstance(self.objective, DoubleDQNObjective)
+    def numbers(self) -> dict[str, Any]:
+        """All numbers by the names of `Settings` and `Call`; a bound that is infinite is none."""
+        objective, optimizer = self.objective, self.optimizer
+        assert isinstance(objective, DQNObjective)
+        assert isinstance(optimizer, Adam | RMSprop)
+        if isinstance(optimizer, RMSprop):
+            moments = {"beta1": 0.0, "beta2": optimizer.alpha, "amsgrad": False}
+        else:
+            moments = {name: getattr(optimizer, name) for name in ("beta1", "beta2", "amsgrad")}
+        return {
+            **self.plain,
+            **moments,
+            "optimizer": OPTIMIZERS[type(optimizer)],
+            "eps": optimizer.eps,
+            "weight_decay": optimizer.weight_decay,
+            "clip_norm": math.inf if self.clip_norm is None else self.clip_norm,
+            "clip_value": math.inf if self.clip_value is None else self.clip_value,
+            "double_dqn": isinstance(objective, DoubleDQNObjective),
+            "loss": LOSSES[objective.error_loss],
+            "target": TARGETS[self.target],
+        }
 
-    @property
-    def loss(self) -> int:
-        """The number of the loss in the C."""
-        assert isinstance(self.objective, DQNObjective)
-        return LOSSES[self.objective.error_loss]
-
-    @property
-    def bounds(self) -> dict[str, float]:
-        """Bounds on the gradient by the names of the C; infinity is none."""
-        bounds = {"clip_norm": self.clip_norm, "clip_value": self.clip_value}
-        return {name: math.inf if bound is None else bound for name, bound in bounds.items()}
+    def fill(self, struct: Any, numbers: Mapping[str, Any]) -> None:
+        """Write numbers, and the addresses of the tensors, into a `Settings` or a `Call`."""
+        addresses = {name: tensor.data_ptr() for name, tensor in self.tensors.items()}
+        for name, number in {**numbers, **addresses}.items():
+            setattr(struct, name, number)
+        for place, slot in enumerate(self.slots):
+            struct.slots[place] = slot.data_ptr()
 
 
 def why_not_native(
@@ -184,26 +192,14 @@ def _why_not_kind(network: FlatNetwork) -> str | None:
     return None
 
 
-def numbers_of(optimizer: Optimizer) -> dict[str, Any]:
-    """Return the fields of an optimizer, by the names of `Settings` and `Call`."""
-    numbers = {"optimizer": OPTIMIZERS[type(optimizer)]}
-    if isinstance(optimizer, RMSprop):
-        return {
-            **numbers,
-            "beta2": optimizer.alpha,
-            "eps": optimizer.eps,
-            "weight_decay": optimizer.weight_decay,
-        }
-    assert isinstance(optimizer, Adam)
-    names = ("beta1", "beta2", "eps", "weight_decay", "amsgrad")
-    return {**numbers, **{name: getattr(optimizer, name) for name in names}}
+def batch_as_ring(batch: Transitions) -> tuple[Ring, dict[str, Tensor]]:
+    """Return a batch as a ring of its own: observations first, then the next ones.
 
-
-def batch_as_ring(batch: Transitions) -> Ring:
-    """Return a batch as a ring of its own: observations first, then the next ones."""
+    Beside it are the batch's own discounts and weights, by the names of the C.
+    """
     size = len(batch.action)
     mask = batch.next_action_mask
-    return Ring(
+    ring = Ring(
         _stored(torch.cat([batch.obs, batch.next_obs])),
         torch.arange(size, 2 * size, device=batch.action.device),
         batch.action.long().contiguous(),
@@ -213,14 +209,9 @@ def batch_as_ring(batch: Transitions) -> Ring:
         torch.zeros_like(batch.truncated),
         None if mask is None else torch.cat([mask, mask]),
     )
-
-
-def own_factors(batch: Transitions) -> dict[str, Tensor]:
-    """Return the discount and the weight of a batch, by the names of the C."""
     factors = {name: getattr(batch, name) for name in ROW_FIELDS}
-    return {name: tensor.contiguous() for name, tensor in factors.items() if tensor is not None}
+    return ring, {name: own.contiguous() for name, own in factors.items() if own is not None}
 
 
 def _stored(frames: Tensor) -> Tensor:
-    """Return frames in a dtype that the C knows."""
     return frames if frames.dtype in DTYPES else frames.float()

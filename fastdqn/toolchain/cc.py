@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -16,7 +15,7 @@ import threading
 from pathlib import Path
 
 from fastdqn.errors import UsageError
-from fastdqn.toolchain.disk_cache import cache_dir
+from fastdqn.toolchain.disk_cache import cache_dir, processor
 
 __all__ = ["MLP", "begin_to_compile", "compile_c", "compiled", "find_compiler"]
 
@@ -30,11 +29,21 @@ COMPILE_TIMEOUT_S = 120
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def find_compiler() -> str | None:
-    """Return the path of the C compiler: that of the environment variable CC, or a usual name."""
+def find_compiler() -> str:
+    """Return the path of the C compiler: that of the environment variable CC, or a usual name.
+
+    Raises:
+        UsageError: There is none.
+    """
     asked = os.environ.get("CC", "").split()
-    found = (shutil.which(name) for name in (*asked[:1], *COMPILERS))
-    return next((path for path in found if path), None)
+    for name in (*asked[:1], *COMPILERS):
+        if path := shutil.which(name):
+            return path
+    raise UsageError(
+        "--execution native",
+        "it is compiled by a C compiler, and none is on the PATH",
+        "Install gcc or clang, or use --execution eager.",
+    )
 
 
 def begin_to_compile(source: Path) -> None:
@@ -57,37 +66,18 @@ def compiled(source: Path) -> Path:
         OSError: The cache cannot be written.
     """
     with _ONE_AT_A_TIME:
-        path = cache_dir() / f"{source.stem}-{_fingerprint(source, _compiler())}.so"
+        path = cache_dir() / f"{source.stem}-{_fingerprint(source, find_compiler())}.so"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             compile_c(source, path)
     return path
 
 
-def _compiler() -> str:
-    compiler = find_compiler()
-    if compiler is None:
-        raise UsageError(
-            "--execution native",
-            "it is compiled by a C compiler, and none is on the PATH",
-            "Install gcc or clang, or use --execution eager.",
-        )
-    return compiler
-
-
 def _fingerprint(source: Path, compiler: str) -> str:
     """Return what identifies a library: source, compiler, options and processor."""
     message = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    parts = (source.read_bytes(), repr((FLAGS, TUNINGS)).encode(), message, _processor().encode())
+    parts = (source.read_bytes(), repr((FLAGS, TUNINGS)).encode(), message, processor().encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-def _processor() -> str:
-    """Return the processor's model and instruction sets."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
-    message = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
-    return " ".join([platform.machine(), platform.processor(), *sorted(set(message))])
 
 
 def compile_c(source: Path, path: Path) -> None:
@@ -97,21 +87,18 @@ def compile_c(source: Path, path: Path) -> None:
         UsageError: There is no C compiler, or it fails.
         OSError: The folder of `path` cannot be written.
     """
-    compiler, errors = _compiler(), ""
-    handle, draft = tempfile.mkstemp(dir=path.parent, suffix=".so.draft")
-    os.close(handle)
-    try:
+    compiler, errors = find_compiler(), ""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        draft = Path(folder) / path.name
         for tuning in TUNINGS:
-            command = [compiler, *FLAGS, *tuning, str(source), "-o", draft, "-lm"]
+            command = [compiler, *FLAGS, *tuning, str(source), "-o", str(draft), "-lm"]
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, timeout=COMPILE_TIMEOUT_S
             )
             if done.returncode == 0:
-                Path(draft).replace(path)
+                draft.replace(path)
                 return
             errors = errors or done.stderr
-    finally:
-        Path(draft).unlink(missing_ok=True)
     first = next(iter(errors.strip().splitlines()), "it gives no reason")
     raise UsageError(
         "--execution native", f"{compiler} cannot compile it: {first}", "Use --execution eager."

@@ -1,13 +1,15 @@
-"""The cache on disk of what was compiled for this machine."""
+"""The cache on disk of what was compiled for this machine, and the name of its processor."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import platform
 import tempfile
 from pathlib import Path
 
-__all__ = ["cache_dir", "store", "stored"]
+__all__ = ["cache_dir", "processor", "store", "stored"]
 
 
 def cache_dir() -> Path:
@@ -29,10 +31,17 @@ def store(name: str, content: bytes) -> None:
     folder = cache_dir()
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=folder, suffix=".draft")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            Path(draft).replace(folder / name)
-        finally:
-            Path(draft).unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as drafts:
+            draft = Path(drafts) / name
+            draft.write_bytes(content)
+            draft.replace(folder / name)
+
+
+@functools.cache
+def processor() -> str:
+    """Return the processor's model and instruction sets."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    kinds = {line for line in lines if line.startswith(("model name", "flags", "Features", "isa"))}
+    machine = platform.machine(), platform.system(), platform.processor()
+    return " ".join([*machine, *sorted(kinds)])

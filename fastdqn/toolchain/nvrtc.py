@@ -37,7 +37,6 @@ class Kernels(Protocol):
         self, name: str, call: ctypes.Structure, blocks: int, threads: int, shared: int
     ) -> None:
         """Queue a kernel; `call` is copied."""
-        ...
 
 
 @functools.cache

@@ -17,8 +17,8 @@ import torch
 
 from fastdqn.execution.modes import mode_of
 from fastdqn.learner.learner import Learner
-from fastdqn.native import CudaUpdate, cuda_structs
-from fastdqn.native.cuda_config import Shape
+from fastdqn.native import CudaUpdate, cuda_plan
+from fastdqn.native.cuda_plan import Shape
 from fastdqn.replay import row_writer
 from fastdqn.toolchain.disk_cache import cache_dir, store, stored
 
@@ -98,7 +98,7 @@ def make(shape: Shape, device: torch.device) -> EmulatedKernels:
     """Compile the kernels of a network for one core."""
     assert device.type == "cpu"
     small = replace(shape, threads=THREADS)
-    return EmulatedKernels(cuda_structs.SOURCE, small.macros, cuda_structs.Call, small.shared_bytes)
+    return EmulatedKernels(cuda_plan.SOURCE, small.macros, cuda_plan.Call, small.shared_bytes)
 
 
 def make_writer(macros: dict[str, str], device: torch.device) -> EmulatedKernels:

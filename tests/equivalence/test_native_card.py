@@ -17,9 +17,8 @@ from fastdqn.envs.tensor import make_tensor_env
 from fastdqn.execution.modes import mode_of
 from fastdqn.learner.learner import Learner
 from fastdqn.native import CudaActor, CudaUpdate
-from fastdqn.native.c_structs import DTYPES
-from fastdqn.native.cuda_config import Shape, fitted
-from fastdqn.native.cuda_structs import SOURCE, Call, on_the_card
+from fastdqn.native.c_library import DTYPES
+from fastdqn.native.cuda_plan import SOURCE, Call, Shape, fitted, on_the_card
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.replay import NewestSampler, ReplayBuffer, Ring, UniformSampler

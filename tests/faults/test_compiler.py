@@ -16,10 +16,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from fastdqn.execution.ahead import AheadOfTime
+from fastdqn.execution.ahead import AheadOfTime, load_library
 from fastdqn.execution.compile import CompiledStep
-from fastdqn.execution.compile_cache import Numerics, load_library
-from fastdqn.execution.compiler import Compiler, Request
+from fastdqn.execution.compiler import Compiler, Numerics, Request
 from fastdqn.execution.step import PureStep
 from fastdqn.execution.trace import CompileError, TensorSpec
 from fastdqn.learner.learner import Learner
@@ -30,12 +29,11 @@ CPU = torch.device("cpu")
 PATIENCE_S = 100.0
 """Longest that anything here may take on a crowded machine."""
 BUSY = """
-import subprocess, sys, time
+import subprocess, time
 child = subprocess.Popen(["sleep", "1000"])
-print(f'[{child.pid}, ""]', flush=True)
 time.sleep(1000)
 """
-"""Answers the request whose number is the pid of what it has started, and works on."""
+"""Starts something, and never answers."""
 
 
 def wait_until(done: Callable[[], bool]) -> None:
@@ -56,9 +54,33 @@ def request(folder: Path) -> Request:
     return Request(b"no pickle", (spec,), 0, 0, Numerics.current(), folder / "none.pt2")
 
 
+def loaded() -> None:
+    """Stand for the loading of what was compiled."""
+
+
+class Counted(Compiler):
+    """Counts the processes that it has started."""
+
+    starts = 0
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self.starts += 1
+        return super()._start()
+
+
+def pid_of(compiler: Compiler) -> int | None:
+    process = compiler._process
+    return None if process is None else process.pid
+
+
+def end(compiler: Compiler) -> None:
+    with compiler._changed:
+        compiler._end()
+
+
 def beside(process: Compiler, step: PureStep) -> CompiledStep:
     compiler = AheadOfTime(CPU, background=True, process=process)
-    return CompiledStep(step, compiler, background=True, by_row=True)
+    return CompiledStep(step, compiler, by_row=True)
 
 
 def learner(*, moving: Compiler | None = None) -> Learner:
@@ -73,29 +95,29 @@ def learner(*, moving: Compiler | None = None) -> Learner:
 @pytest.fixture
 def libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder for libraries; what PyTorch knows of this machine stays where it is."""
-    monkeypatch.setattr("fastdqn.execution.compile_cache.cache_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("fastdqn.execution.ahead.cache_dir", lambda: str(tmp_path))
     return tmp_path
 
 
 @pytest.fixture
-def compiler() -> Iterator[Compiler]:
-    made = Compiler(linger_s=0.5)
+def compiler() -> Iterator[Counted]:
+    made = Counted(linger_s=0.5)
     yield made
-    made.close()
-    assert made.pid is None
+    end(made)
+    assert pid_of(made) is None
 
 
 @pytest.fixture
 def busy() -> Iterator[Compiler]:
     made = Compiler(command=("-c", BUSY))
     yield made
-    made.close()
+    end(made)
 
 
 def _started(compiler: Compiler, folder: Path) -> tuple[int, Future[None], list[int]]:
     """Ask for something; return the process, the future, and what the process has started."""
-    future = compiler.submit(request(folder))
-    pid = compiler.pid
+    future = compiler.submit(request(folder), loaded)
+    pid = pid_of(compiler)
     assert pid is not None
     children = Path(f"/proc/{pid}/task/{pid}/children")
     wait_until(lambda: gone(pid) or bool(children.read_text()))
@@ -108,7 +130,7 @@ def _started(compiler: Compiler, folder: Path) -> tuple[int, Future[None], list[
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_real_run_moves_without_a_seam_and_the_next_one_starts_compiled(
-    libraries: Path, compiler: Compiler
+    libraries: Path, compiler: Counted
 ) -> None:
     traced_before, replay, index = (
         dict(counters["stats"]),
@@ -120,7 +142,7 @@ def test_a_real_run_moves_without_a_seam_and_the_next_one_starts_compiled(
     moving.learn(replay, index[:100])
     step = learning_step(moving)
     assert (step.ready, _libraries(step)) == (False, (0, 0))
-    pid = compiler.pid
+    pid = pid_of(compiler)
     wait_until(lambda: step.ready)
     assert (step.failure, _libraries(step)) == (None, (0, 1))
     moving.learn(replay, index[100:])
@@ -155,7 +177,7 @@ def _assert_found_by_another_process(libraries: Path) -> None:
     code = (
         "from tests.faults import test_compiler as t; import torch;"
         f"t.torch.set_num_threads({torch.get_num_threads()});"
-        f"import fastdqn.execution.compile_cache as c; c.cache_dir = lambda: {str(libraries)!r};"
+        f"import fastdqn.execution.ahead as c; c.cache_dir = lambda: {str(libraries)!r};"
         "l = t.learner(moving=t.Compiler());"
         "r = t.filled_ring(); l.learn(r, torch.zeros(4, 8, dtype=torch.int64));"
         "s = t.learning_step(l); print(s.compiler.loaded, s.ready_after_s is not None)"
@@ -174,7 +196,7 @@ def test_a_broken_library_is_deleted_and_missed(tmp_path: Path) -> None:
 
 def test_what_cannot_be_compiled_is_told_in_one_line(tmp_path: Path, compiler: Compiler) -> None:
     with pytest.raises(CompileError, match=r"^UnpicklingError: [^\n]+$"):
-        compiler.submit(request(tmp_path)).result(PATIENCE_S)
+        compiler.submit(request(tmp_path), loaded).result(PATIENCE_S)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -183,7 +205,7 @@ def test_no_python_to_start_is_a_failure_not_a_crash(
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(CompileError, match="no compiler could be started"):
-        compiler.submit(request(tmp_path)).result(0)
+        compiler.submit(request(tmp_path), loaded).result(0)
 
 
 # How it ends
@@ -203,31 +225,25 @@ def test_a_killed_compiler_leaves_the_step_eager_and_nothing_behind(
     assert int(moving.state.updates) == 8
     assert len(started) == 1
     wait_until(lambda: gone(started[0]))
-    assert busy.pid is None
+    assert pid_of(busy) is None
 
 
 def test_a_compiler_that_ends_by_itself_says_how(tmp_path: Path) -> None:
-    compiler = Compiler(command=("-c", "import sys; sys.exit(7)"))
+    compiler = Counted(command=("-c", "import sys; sys.exit(7)"))
     for starts in (1, 2):
         with pytest.raises(CompileError, match="exit code 7"):
-            compiler.submit(request(tmp_path)).result(PATIENCE_S)
+            compiler.submit(request(tmp_path), loaded).result(PATIENCE_S)
         assert compiler.starts == starts
 
 
-@pytest.mark.parametrize("how", ["close", "withdraw"])
-def test_whoever_asks_no_longer_ends_it_with_all_it_started(
-    how: str, tmp_path: Path, busy: Compiler
-) -> None:
+def test_whoever_asks_no_longer_ends_it_with_all_it_started(tmp_path: Path, busy: Compiler) -> None:
     pid, future, started = _started(busy, tmp_path)
-    other = busy.submit(request(tmp_path))
-    if how == "close":
-        busy.close()
-    else:
-        busy.withdraw(other)
-        assert busy.pid == pid
-        assert not gone(pid)
-        busy.withdraw(future)
-    assert busy.pid is None
+    other = busy.submit(request(tmp_path), loaded)
+    busy.withdraw(other)
+    assert pid_of(busy) == pid
+    assert not gone(pid)
+    busy.withdraw(future)
+    assert pid_of(busy) is None
     assert future.cancelled()
     assert other.cancelled()
     wait_until(lambda: all(map(gone, (pid, *started))))
@@ -236,8 +252,8 @@ def test_whoever_asks_no_longer_ends_it_with_all_it_started(
 def test_it_dies_with_its_parent_and_says_nothing(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from tests.faults import test_compiler as t;"
-        "c = t.Compiler(linger_s=1000); f = c.submit(t.request(Path(sys.argv[1])));"
-        "f.exception(); print(c.pid, flush=True); time.sleep(1000)"
+        "c = t.Compiler(linger_s=1000); f = c.submit(t.request(Path(sys.argv[1])), t.loaded);"
+        "f.exception(); print(t.pid_of(c), flush=True); time.sleep(1000)"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],

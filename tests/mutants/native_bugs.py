@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastdqn.native import c_library, cuda_structs
+from fastdqn.native import c_library, cuda_plan
 from fastdqn.replay import row_writer
 
 __all__ = ["plants"]
@@ -200,7 +200,7 @@ def plant(module: Any, old: str, new: str) -> None:
 
 def plants() -> dict[str, tuple[partial[None], tuple[str, ...]]]:
     """Return what plants each bug, and the tests that must turn red."""
-    sources = (c_library, ALTERATIONS), (cuda_structs, KERNELS), (row_writer, WRITES)
+    sources = (c_library, ALTERATIONS), (cuda_plan, KERNELS), (row_writer, WRITES)
     return {
         name: (partial(plant, module, old, new), red)
         for module, alterations in sources

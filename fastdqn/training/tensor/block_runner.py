@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -17,11 +17,10 @@ from torch import Tensor
 
 from fastdqn.algorithms.exploration import NUM_ACTING
 from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv, TensorStep
-from fastdqn.execution.compile import CompiledStep
-from fastdqn.execution.cuda_graph import Cuda, CudaGraphStep, GraphPool
+from fastdqn.execution.compile import CompiledStep, run_step
+from fastdqn.execution.cuda_graph import Cuda, CudaGraphStep
 from fastdqn.execution.in_process import InProcess
 from fastdqn.execution.modes import Mode
-from fastdqn.execution.run import run_step
 from fastdqn.execution.step import (
     ComposedStep,
     EagerStep,
@@ -71,7 +70,7 @@ class BlockRunner:
     ) -> None:
         self._iteration, self._env, self._mode, self._device = iteration, env, mode, device
         self._learned, self._background, self._cuda = learned, background, cuda
-        self._pool, self._epsilon = GraphPool(), 0.0
+        self._pool, self._epsilon = cache(cuda.graph_pool_handle), 0.0
         self.steps = StepGroup()
         self._runs: dict[Block, Call] = {}
         self._blocks: dict[Block, CompiledStep] = {}
@@ -196,7 +195,7 @@ class BlockRunner:
         """
         iteration, mode = self._iteration, self._mode
         mode = replace(mode, compiles=mode.compiles or mode.native)
-        options: Any = {"ahead": True, "background": self._background, "cuda": self._cuda}
+        options: Any = {"background": self._background, "cuda": self._cuda}
         run: Any = partial(run_step, mode=mode, device=self._device, **options)
         record = self._counted(run(self._record))
 
@@ -267,7 +266,7 @@ class BlockRunner:
         """Return a step that is compiled in this process; `alone` is one beside native code."""
         beside = self._background
         compiler = InProcess(self._device, background=beside, traces_beside=alone)
-        made = CompiledStep(step, compiler, background=beside, optional=alone)
+        made = CompiledStep(step, compiler, optional=alone)
         return self._counted(made) if counted else made  # by the graph that it is recorded in
 
     def _counted(self, step: AnyStep) -> AnyStep:

@@ -46,15 +46,13 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Interpreted]
 
 def ahead(step: Any, process: Any, *, background: bool = True, **given: Any) -> CompiledStep:
     compiler = AheadOfTime(CPU, background=background, process=process)
-    return CompiledStep(step, compiler, background=background, **given)
+    return CompiledStep(step, compiler, **given)
 
 
 def inside(
     step: Any, device: torch.device = CPU, *, background: bool = True, **given: Any
 ) -> CompiledStep:
-    return CompiledStep(
-        step, InProcess(device, background=background), background=background, **given
-    )
+    return CompiledStep(step, InProcess(device, background=background), **given)
 
 
 # Ahead, in another process
@@ -324,7 +322,7 @@ def test_a_step_is_traced_in_the_call_or_beside_it(
         x.add_(1)
 
     compiler = InProcess(CPU, background=True, traces_beside=beside)
-    moving, x = CompiledStep(step, compiler, background=True), torch.zeros(3)
+    moving, x = CompiledStep(step, compiler), torch.zeros(3)
     moving(x)
     inductor.finish()
     moving(x)

@@ -13,7 +13,7 @@ import torch
 
 from fastdqn.errors import UsageError
 from fastdqn.execution.ahead import AheadOfTime
-from fastdqn.execution.compile import CompiledStep
+from fastdqn.execution.compile import CompiledStep, run_step
 from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.execution.in_process import InProcess
 from fastdqn.execution.modes import (
@@ -25,7 +25,6 @@ from fastdqn.execution.modes import (
     mode_of,
     refuse_execution,
 )
-from fastdqn.execution.run import run_step
 from fastdqn.execution.step import EagerStep, PlainUntilCompiled
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
@@ -228,13 +227,9 @@ def test_a_step_runs_as_its_mode_says() -> None:
     assert isinstance(moving.fast, CudaGraphStep)
     plain = run("cudagraph", CUDA)
     assert run("compile+cudagraph", CUDA, background=True, plain=plain).plain is plain
-    for device, ahead, kind in (
-        (CPU, True, AheadOfTime),
-        (CPU, False, InProcess),
-        (CUDA, True, InProcess),
-    ):
+    for device, kind in ((CPU, AheadOfTime), (CUDA, InProcess)):
         for background in (False, True):
-            step = run("compile", device, ahead=ahead, background=background)
+            step = run("compile", device, background=background)
             assert isinstance(step, CompiledStep)
             assert isinstance(step.compiler, kind)
     no_graph = run_step(lambda: None, mode_of("cudagraph", CUDA), CUDA)

@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from fastdqn.algorithms.optimizers import Adam, AdamW, Optimizer, RMSprop
 from fastdqn.errors import UsageError
-from fastdqn.execution import run
 from fastdqn.execution.ahead import AheadOfTime
 from fastdqn.execution.modes import chunks
 from fastdqn.learner.learner import METRICS, Learner, LearnerState
@@ -526,7 +525,9 @@ def test_a_learner_asked_to_start_at_once_learns_eagerly_until_it_is_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compiler: Any = SlowCompiler()
-    monkeypatch.setattr(run, "AheadOfTime", partial(AheadOfTime, process=compiler))
+    monkeypatch.setattr(
+        "fastdqn.execution.compile.AheadOfTime", partial(AheadOfTime, process=compiler)
+    )
     torch.manual_seed(0)
     learner, sampler = Learner(Branches()), UniformSampler(filled_ring(), 8)
     learner.execute_as("compile", background=True)

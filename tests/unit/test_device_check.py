@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from fastdqn.device import OPERATIONS, check_device
 from fastdqn.errors import UsageError
-from fastdqn.execution.self_check import OPERATIONS, check_device
 
 CPU = torch.device("cpu")
 SPOILED = {

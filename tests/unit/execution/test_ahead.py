@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdqn.execution.compile_cache import Numerics, library_path
+from fastdqn.execution.ahead import library_path
+from fastdqn.execution.compiler import Numerics
 from fastdqn.execution.trace import trace
 
 
