@@ -141,12 +141,12 @@ def evaluate(
 
 def _acting(policy: Policy, source: EnvSource) -> Callable[[], npt.NDArray[np.int64]]:
     """Return a function that chooses greedy actions [N] for a source's observations."""
-    transfer = transfer_to(source.rows, policy.network.flat.device)
+    load = transfer_to(source.rows, policy.network.flat.device)
     if source.rows.obs.dtype != np.float64:
-        return lambda: policy.greedy_on_host(*transfer.load().shown)
+        return lambda: policy.greedy_on_host(*load().shown)
 
     def act() -> npt.NDArray[np.int64]:
-        obs, action_mask = transfer.load().shown
+        obs, action_mask = load().shown
         return policy.greedy(obs.float(), action_mask).cpu().numpy()
 
     return act

@@ -20,9 +20,10 @@ from fastdqn.learner.learner import Learner
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import Evaluation, EvaluationStopped, Evaluator
 from fastdqn.training.events import Episode, Report
-from fastdqn.training.rollout import Rollout
+from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.schedules import ReplayRatio, Schedule
 from fastdqn.training.stopwatch import Stopwatch
+from fastdqn.training.tensor.rollout import TensorRollout
 
 __all__ = ["Intervals", "Trainer", "TrainerSettings"]
 
@@ -86,7 +87,7 @@ class Trainer(ABC):
 
     def __init__(
         self,
-        rollout: Rollout,
+        rollout: HostRollout | TensorRollout,
         learner: Learner,
         **settings: Unpack[TrainerSettings],
     ) -> None:
