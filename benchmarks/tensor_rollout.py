@@ -11,7 +11,7 @@ from fastdqn.device import synchronize
 from fastdqn.envs.tensor import make_tensor_env
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
-from fastdqn.training.tensor.block_plan import Block
+from fastdqn.training.tensor.blocks import Block
 from fastdqn.training.tensor.rollout import TensorRollout
 
 __all__ = ["build", "rate"]

@@ -22,8 +22,8 @@ from fastdqn.policies.policy import Policy
 from fastdqn.replay import UniformSampler
 from fastdqn.training import autotune
 from fastdqn.training.autotune import tune
-from fastdqn.training.tensor.block_plan import Block
 from fastdqn.training.tensor.block_runner import BlockRunner
+from fastdqn.training.tensor.blocks import Block
 from fastdqn.training.tensor.rollout import TensorRollout
 from tests.clock import Clock
 from tests.compilers import HeldInductor

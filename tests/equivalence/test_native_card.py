@@ -24,8 +24,8 @@ from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.replay import NewestSampler, ReplayBuffer, Ring, UniformSampler
 from fastdqn.toolchain.nvrtc import KernelError
-from fastdqn.training.tensor.block_plan import Block
 from fastdqn.training.tensor.block_runner import BlockRunner
+from fastdqn.training.tensor.blocks import Block
 from fastdqn.training.tensor.rollout import TensorRollout
 from tests.compilers import HeldInductor
 from tests.emulated.card import EmulatedKernels, has_compiler, make, on_emulated_card

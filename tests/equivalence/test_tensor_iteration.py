@@ -15,7 +15,7 @@ from fastdqn.envs.tensor import CartPole, TensorEnv
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
 from fastdqn.training.events import Episode
-from fastdqn.training.tensor.block_plan import Block
+from fastdqn.training.tensor.blocks import Block
 from fastdqn.training.tensor.rollout import TensorRollout
 from tests.oracles import CounterRules
 from tests.tensor_oracles import PureCounter, TensorCounter

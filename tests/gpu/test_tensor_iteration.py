@@ -12,7 +12,7 @@ from fastdqn.envs.tensor import make_tensor_env
 from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
-from fastdqn.training.tensor.block_plan import Block
+from fastdqn.training.tensor.blocks import Block
 from fastdqn.training.tensor.rollout import TensorRollout
 
 pytestmark = pytest.mark.cuda

@@ -31,9 +31,8 @@ from fastdqn.execution.step import (
     StepGroup,
 )
 from fastdqn.native import CudaActor, CudaUpdate, NativeActor, NativeUpdate
-from fastdqn.training.tensor.block_calls import Call, calls_of, in_turn, split
-from fastdqn.training.tensor.block_plan import Block
-from fastdqn.training.tensor.iteration import BlockTensors, Iteration
+from fastdqn.training.tensor.blocks import Block, BlockTensors, Call, Parts, in_turn
+from fastdqn.training.tensor.iteration import Iteration
 
 __all__ = ["BlockRunner"]
 
@@ -104,8 +103,7 @@ class BlockRunner:
 
     def _whole(self, block: Block, call: BlockTensors) -> Call:
         """Return what runs a block as one function, its environments included."""
-        tensors = call.ends, call.returns, call.uniform, call.random_bits
-        whole = partial(self._iteration.block, block.num_steps, block.num_updates, *tensors)
+        whole = self._iteration.parts.run_of(block, call)
         graphs, compiles = self._mode.graphs, self._mode.compiles
         if block.uncompiled or not (graphs or compiles):
             return self._exploring(whole)
@@ -113,17 +111,19 @@ class BlockRunner:
             return self._exploring(self._recorded(block, whole))
         # A graph, or the device's queue, hides the calls: compiled once, for a single repeat.
         one = replace(block, repeats=1) if graphs or self._device.type != "cpu" else block
-        parts = split(tensors, one, block.repeats // one.repeats)
+        pieces = call.split(block.repeats // one.repeats)
         compiled = self._compiled_of(one)
-        calls = [compiled.bound(*part) for part in parts]
+        run = in_turn([compiled.bound(*piece) for piece in pieces])
         if not graphs:
-            return self._exploring(in_turn(calls))
-        fast = ComposedStep(in_turn(calls), [(compiled, parts[0])])
+            return self._exploring(run)
+        fast = ComposedStep(run, [(compiled, pieces[0])])
         return self._exploring(self._recorded(block, whole, fast))
 
     def _compiled_of(self, block: Block) -> CompiledStep:
+        def step(*tensors: Tensor) -> None:
+            self._iteration.parts.run_of(block, BlockTensors(*tensors))()
+
         if block not in self._blocks:
-            step = partial(self._iteration.block, block.num_steps, block.num_updates)
             self._blocks[block] = self._compiled(step, counted=not self._mode.graphs)
         return self._blocks[block]
 
@@ -132,22 +132,15 @@ class BlockRunner:
     def _in_c(self, native: NativeUpdate) -> Callable[[Block, BlockTensors], Call]:
         """Act and learn in C; the environments, their rows and the draws are one function."""
         between = self._compiled(self._between, alone=True)
-        act = self._acting_in_c()
 
         def learn(random_bits: Tensor, drawn: bool) -> Call:
             ring, index = self._iteration.ring, self._place(random_bits)
             bound = native.bound(ring.ring, index)
             return bound if drawn else in_turn([partial(self._draw, index, random_bits), bound])
 
-        def make(block: Block, call: BlockTensors) -> Call:
-            bind = partial(partial, self._between) if block.uncompiled else between.bound
-
-            def advance(uniform: Tensor, *others: Tensor) -> Call:
-                return bind(uniform[:, NUM_ACTING:], *others)
-
-            return in_turn(calls_of(block, call, act, advance, learn))
-
-        return make
+        compiled = Parts(self._acting_in_c(), between.bound, learn)
+        plain = compiled._replace(advance=partial(partial, self._between))
+        return lambda block, call: (plain if block.uncompiled else compiled).run_of(block, call)
 
     def _on_a_card(self, native: CudaUpdate) -> Callable[[Block, BlockTensors], Call]:
         """Act and learn by the card's own kernels, within a graph."""
@@ -156,34 +149,32 @@ class BlockRunner:
         advances = self._compiled(iteration.advance, counted=False)
         draws = self._compiled(self._draw, counted=False)
 
-        def calls(block: Block, call: BlockTensors, *, compiled: bool) -> Call:
-            def act(uniform: Tensor) -> Call:
-                parts = iteration.shown, iteration.epsilon, uniform, None, iteration.action
-                return partial(actor, *parts)
+        def act(uniform: Tensor) -> Call:
+            parts = iteration.shown, iteration.epsilon, uniform, None, iteration.action
+            return partial(actor, *parts)
 
-            def advance(uniform: Tensor, ends: Tensor, returns: Tensor, _: Tensor) -> Call:
-                step = uniform[:, NUM_ACTING:], ends, returns
-                return advances.bound(*step) if compiled else partial(iteration.advance, *step)
-
+        def parts(advance: Callable[..., Call], draw: Callable[..., Call]) -> Parts:
             def learn(random_bits: Tensor, _: bool) -> Call:
-                choice = self._place(random_bits), random_bits
-                draw = draws.bound(*choice) if compiled else partial(self._draw, *choice)
-                return in_turn([draw, partial(native, iteration.ring.ring, choice[0])])
+                index = self._place(random_bits)
+                learns = partial(native, iteration.ring.ring, index)
+                return in_turn([draw(index, random_bits), learns])
 
-            return in_turn(calls_of(block, call, act, advance, learn))
+            return Parts(act, lambda *step: advance(*step[:3]), learn)
+
+        plain = parts(partial(partial, iteration.advance), partial(partial, self._draw))
+        compiled = parts(advances.bound, draws.bound)
 
         def make(block: Block, call: BlockTensors) -> Call:
             if block.uncompiled:
                 return self._whole(block, call)
             needs: list[tuple[Step, tuple[Tensor, ...]]] = []
             if block.num_steps:
-                step = call.uniform[0, :, NUM_ACTING:], call.ends[0], call.returns[0]
-                needs.append((advances, step))
+                needs.append((advances, (call.uniform[0], call.ends[0], call.returns[0])))
             if block.num_updates:
                 random_bits = call.random_bits[: block.num_updates]
                 needs.append((draws, (self._place(random_bits), random_bits)))
-            fast = ComposedStep(calls(block, call, compiled=True), needs)
-            return self._exploring(self._recorded(block, calls(block, call, compiled=False), fast))
+            fast = ComposedStep(compiled.run_of(block, call), needs)
+            return self._exploring(self._recorded(block, plain.run_of(block, call), fast))
 
         return make
 
@@ -209,27 +200,17 @@ class BlockRunner:
             return step
 
         if native is not None:
-            in_c = self._acting_in_c()
+            ring = iteration.ring
 
-            def learn_in_c(random_bits: Tensor, _: bool) -> Call:
-                ring = iteration.ring
+            def learn(random_bits: Tensor, _: bool) -> Call:
                 return lambda: native(ring.ring, ring.draw(random_bits))
 
-            return lambda block, call: in_turn(calls_of(block, call, in_c, advance, learn_in_c))
+            return Parts(self._acting_in_c(), advance, learn).run_of
         acts = self._counted(run(iteration.act))
         save = lambda _: iteration.snapshot(0, self._learned)  # noqa: E731
         learns = self._counted(run(iteration.learn, by_row=True, snapshot=save))
-
-        def act(uniform: Tensor) -> Call:
-            return partial(acts, uniform)
-
-        def learn(random_bits: Tensor, _: bool) -> Call:
-            return partial(learns, random_bits)
-
-        def make(block: Block, call: BlockTensors) -> Call:
-            return self._exploring(in_turn(calls_of(block, call, act, advance, learn)))
-
-        return make
+        parts = Parts(partial(partial, acts), advance, lambda bits, _: partial(learns, bits))
+        return lambda block, call: self._exploring(parts.run_of(block, call))
 
     def _acting_in_c(self) -> Callable[[Tensor], Call]:
         actor, iteration = NativeActor(self._iteration.network), self._iteration

@@ -29,9 +29,9 @@ from fastdqn.replay import Sampler, UniformSampler
 from fastdqn.replay.functional_ring import MAX_BITS, FunctionalRing
 from fastdqn.replay.sampler import SamplerFactory, sampler_of
 from fastdqn.training.events import Episode
-from fastdqn.training.tensor.block_plan import Block
 from fastdqn.training.tensor.block_runner import BlockRunner
-from fastdqn.training.tensor.iteration import FAULT, BlockTensors, Iteration
+from fastdqn.training.tensor.blocks import Block, BlockTensors
+from fastdqn.training.tensor.iteration import FAULT, Iteration
 from fastdqn.transition import STORAGE_DTYPES
 
 __all__ = ["TensorRollout"]
@@ -213,9 +213,9 @@ class TensorRollout(Whole):
         """Return the tensors of a call with new random numbers in them."""
         call = self._calls.get(block)
         if call is None:
-            own = self._iteration.num_random
-            steps, draws = block.total_steps, block.total_updates
-            sizes = (steps, self.num_envs), own, (draws, self.batch_size + self._num_random)
+            steps = block.total_steps, self.num_envs
+            draws = block.total_updates, self.batch_size + self._num_random
+            sizes = steps, self._iteration.num_uniform, draws
             call = self._calls[block] = BlockTensors.allocate(*sizes, self.device)
         call.uniform.uniform_(generator=self.generator)
         call.random_bits.random_(0, MAX_BITS, generator=self.generator)

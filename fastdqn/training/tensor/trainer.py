@@ -7,7 +7,7 @@ from typing import Unpack
 
 from fastdqn.execution.step import Progress
 from fastdqn.learner.learner import Learner
-from fastdqn.training.tensor.block_plan import UNROLLED, UNROLLED_IN_A_GRAPH, next_block, plan
+from fastdqn.training.tensor.blocks import UNROLLED, UNROLLED_IN_A_GRAPH, next_block, plan
 from fastdqn.training.tensor.rollout import TensorRollout
 from fastdqn.training.trainer import Trainer, TrainerSettings
 

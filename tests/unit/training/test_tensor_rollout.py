@@ -23,8 +23,8 @@ from fastdqn.networks.mlp import MLP
 from fastdqn.replay import Sampler, gather
 from fastdqn.training.events import Episode
 from fastdqn.training.tensor import block_runner
-from fastdqn.training.tensor.block_plan import Block
 from fastdqn.training.tensor.block_runner import BlockRunner
+from fastdqn.training.tensor.blocks import Block
 from fastdqn.training.tensor.rollout import TensorRollout
 from fastdqn.transition import STORAGE_DTYPES, Transitions
 from tests.hotpath.test_hotpath import Calls, Operations
