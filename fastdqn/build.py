@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -230,7 +229,7 @@ def build_schedule(config: Config) -> Schedule:
 
 
 def build_tensor_rollout(
-    config: Config, env: TensorEnv, network: FlatNetwork, learner: Learner, make: SamplerFactory
+    config: Config, env: TensorEnv, learner: Learner, make: SamplerFactory
 ) -> TensorRollout:
     """Build the rollout of tensor environments, updates included.
 
@@ -243,18 +242,13 @@ def build_tensor_rollout(
             "their batches are drawn by random numbers, on the device",
             "Use --replay uniform.",
         )
-    state = learner.state
     return TensorRollout(
         env,
-        network,
-        partial(learner.learn_from, state),
+        learner,
         capacity=config.buffer_size,
         batch_size=config.batch_size,
         seed=config.seed,
-        learned=state.written(),
         sampler=make,
-        num_random=learner.num_random(config.batch_size),
-        learn_natively=partial(learner.natively, state),
     )
 
 

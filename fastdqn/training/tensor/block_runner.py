@@ -53,6 +53,7 @@ class BlockRunner:
         cuda: `torch.cuda`, or a fake of it.
 
     Attributes:
+        background: See above.
         steps: All that is compiled or recorded.
     """
 
@@ -69,7 +70,7 @@ class BlockRunner:
         cuda: Cuda = torch.cuda,
     ) -> None:
         self._iteration, self._env, self._mode, self._device = iteration, env, mode, device
-        self._learned, self._background, self._cuda = learned, background, cuda
+        self._learned, self.background, self._cuda = learned, background, cuda
         self._pool, self._epsilon = GraphPool(), 0.0
         self.steps = StepGroup()
         self._runs: dict[Block, Call] = {}
@@ -187,7 +188,7 @@ class BlockRunner:
         """
         iteration, mode = self._iteration, self._mode
         mode = replace(mode, compiles=mode.compiles or mode.native)
-        options: Any = {"ahead": True, "background": self._background, "cuda": self._cuda}
+        options: Any = {"ahead": True, "background": self.background, "cuda": self._cuda}
         run: Any = partial(run_step, mode=mode, device=self._device, **options)
         record = self._counted(run(self._record))
 
@@ -246,7 +247,7 @@ class BlockRunner:
         self, step: PureStep, *, alone: bool = False, counted: bool = True
     ) -> CompiledStep:
         """Return a step that is compiled in this process; `alone` is one beside native code."""
-        beside = self._background
+        beside = self.background
         compiler = InProcess(self._device, background=beside, traces_beside=alone)
         made = CompiledStep(step, compiler, background=beside, optional=alone)
         return self._counted(made) if counted else made  # by the graph that it is recorded in
@@ -258,7 +259,7 @@ class BlockRunner:
     def _recorded(self, block: Block, plain: Call, fast: Step | None = None) -> Step:
         """Return graphs of a block: of its fast form, or of the plain one until that is there."""
         graph = self._graph(block, fast or EagerStep(plain))
-        if fast is None or not self._background:
+        if fast is None or not self.background:
             return self._counted(graph)
         return self._counted(PlainUntilCompiled(self._graph(block, EagerStep(plain)), graph))
 
