@@ -44,7 +44,7 @@ from fastdqn.training.schedules import (
 )
 from fastdqn.training.tensor.rollout import TensorRollout
 from fastdqn.training.tensor.trainer import TensorTrainer
-from fastdqn.training.trainer import Intervals, Trainer, TrainerSettings
+from fastdqn.training.trainer import Intervals, Trainer
 from fastdqn.transition import storage_dtype
 
 __all__ = [
@@ -264,20 +264,20 @@ def build_loop(
     evaluator: Evaluator | None,
     started: float,
 ) -> Trainer:
-    """Build the loop around parts that are built already; see `TrainerSettings`.
+    """Build the loop around parts that are built already; see `Trainer`.
 
     Only the loop over tensor environments needs no sampler.
     """
-    settings = TrainerSettings(
-        ratio=ratio,
-        epsilon=build_schedule(config),
-        until=until,
-        intervals=_intervals(config),
-        callback=callback,
-        evaluator=evaluator,
-        stop_at_return=config.stop_at_return,
-        started=started,
-    )
+    settings: dict[str, Any] = {
+        "ratio": ratio,
+        "epsilon": build_schedule(config),
+        "until": until,
+        "intervals": _intervals(config),
+        "callback": callback,
+        "evaluator": evaluator,
+        "stop_at_return": config.stop_at_return,
+        "started": started,
+    }
     if isinstance(rollout, TensorRollout):
         return TensorTrainer(rollout, learner, **settings)
     assert sampler is not None
