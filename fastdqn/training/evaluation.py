@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -116,7 +117,7 @@ def evaluate(
         seeds: N seeds.
         episodes: E >= 1.
         max_steps: Env steps after which an episode is cut; 0 is never.
-        on_progress: Called every few seconds: episodes done, all episodes, env steps played.
+        on_progress: Called every few seconds.
         stopped: Returns whether to stop; called before every step. None never stops.
 
     Raises:
@@ -161,6 +162,7 @@ def _step(source: EnvSource, actions: npt.NDArray[np.int64]) -> None:
         source.recv(group)
 
 
+@dataclass(eq=False)
 class Evaluator:
     """Evaluates the policy repeatedly, each time with new seeds.
 
@@ -172,34 +174,28 @@ class Evaluator:
         seed: The run's seed.
         episodes: Fresh episodes of a full evaluation.
         max_steps: Env steps after which an episode is cut; 0 is never.
-
-    Attributes:
-        on_progress: Called every few seconds: episodes done, all episodes, env steps played.
-        stopped: Returns whether to stop; called before every step. None never stops.
+        on_progress: See `evaluate`; a trainer sets it.
+        stopped: See `evaluate`; a trainer sets it.
 
     Raises:
         UsageError: `episodes` is below 1, or `max_steps` below 0.
     """
 
+    policy: Policy
+    make_source: Callable[[], EnvSource]
+    seed: int
+    episodes: int
+    max_steps: int = 0
     on_progress: OnProgress | None = None
     stopped: Callable[[], bool] | None = None
 
-    def __init__(
-        self,
-        policy: Policy,
-        make_source: Callable[[], EnvSource],
-        seed: int,
-        episodes: int,
-        *,
-        max_steps: int = 0,
-    ) -> None:
-        if episodes < 1:
-            raise UsageError(f"episodes {episodes}", "it must be at least 1", "Try 100.")
-        if max_steps < 0:
-            raise UsageError(f"max_steps {max_steps}", "it must not be negative", "0 is no bound.")
-        self.policy, self.seed, self.episodes = policy, seed, episodes
-        self.max_steps = max_steps
-        self._make_source = make_source
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise UsageError(f"episodes {self.episodes}", "it must be at least 1", "Try 100.")
+        if self.max_steps < 0:
+            raise UsageError(
+                f"max_steps {self.max_steps}", "it must not be negative", "0 is no bound."
+            )
         self._source: EnvSource | None = None
         self._round = 0
 
@@ -209,15 +205,11 @@ class Evaluator:
         A few more follow if the target return is within reach; a policy that fails by chance is
         screened again later.
 
-        Args:
-            target_return: Mean return to reach.
-
         Raises:
             EvaluationStopped: `stopped` returned True; in the other calls, too.
         """
-        return self._while_in_reach(
-            target_return, GLANCE_EPISODES, min(LOOK_EPISODES, self.episodes)
-        )
+        most = min(LOOK_EPISODES, self.episodes)
+        return self._while_in_reach(target_return, GLANCE_EPISODES, most)
 
     def full(self, target_return: float | None = None) -> Evaluation:
         """Play all episodes, none of them shared with a screening.
@@ -237,18 +229,12 @@ class Evaluator:
         return seen + self._play(more) if more and seen.within_reach(target_return) else seen
 
     def _play(self, episodes: int) -> Evaluation:
-        self._source = self._source or self._make_source()
+        self._source = self._source or self.make_source()
         self._round += 1
-        seeds = seeds_of(self.seed, Stream.EVALUATION_ENVS, self._source.num_envs, self._round)
-        return evaluate(
-            self.policy,
-            self._source,
-            seeds,
-            episodes,
-            max_steps=self.max_steps,
-            on_progress=self.on_progress,
-            stopped=self.stopped,
-        )
+        source, max_steps = self._source, self.max_steps
+        seeds = seeds_of(self.seed, Stream.EVALUATION_ENVS, source.num_envs, self._round)
+        asks: Any = {"on_progress": self.on_progress, "stopped": self.stopped}
+        return evaluate(self.policy, source, seeds, episodes, max_steps=max_steps, **asks)
 
     def close(self) -> None:
         """Close the environments."""
