@@ -7,8 +7,7 @@ from functools import partial
 from typing import Any
 
 from fastdqn.errors import UsageError
-from fastdqn.training.evaluation import Evaluation
-from fastdqn.training.events import Episode, Report
+from fastdqn.training.events import Episode, Evaluation, Report
 
 __all__ = ["Callback", "CallbackList", "refuse_callback"]
 
@@ -46,12 +45,12 @@ class CallbackList(Callback):
 
     def __init__(self, *callbacks: Callback) -> None:
         for event in EVENTS:
-            setattr(self, event, partial(_each, [getattr(each, event) for each in callbacks]))
+            setattr(self, event, partial(self._call, [getattr(each, event) for each in callbacks]))
 
-
-def _each(calls: Sequence[Callable[..., None]], *arguments: object) -> None:
-    for call in calls:
-        call(*arguments)
+    @staticmethod
+    def _call(methods: Sequence[Callable[..., None]], *arguments: object) -> None:
+        for method in methods:
+            method(*arguments)
 
 
 def refuse_callback(callback: Any) -> None:

@@ -17,8 +17,8 @@ from fastdqn.errors import NonFiniteError
 from fastdqn.execution.step import Progress
 from fastdqn.learner.learner import Learner
 from fastdqn.training.callbacks import Callback
-from fastdqn.training.evaluation import Evaluation, EvaluationStopped, Evaluator
-from fastdqn.training.events import Episode, Report
+from fastdqn.training.evaluation import EvaluationStopped, Evaluator
+from fastdqn.training.events import Episode, Evaluation, Report
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.schedules import ReplayRatio, Schedule
 from fastdqn.training.stopwatch import Stopwatch

@@ -155,11 +155,7 @@ class HostRollout:
             self._refuse_if_bad("observation", final_obs, group.first_env, ended)
 
     def _refuse_if_bad(
-        self,
-        what: str,
-        values: npt.NDArray[Any],
-        first_env: int = 0,
-        envs: npt.NDArray[np.int64] | None = None,
+        self, what: str, values: npt.NDArray[Any], first_env: int = 0, envs: Any = None
     ) -> None:
         """Refuse a NaN, an infinity, or a number that float32 cannot hold; integers are fine.
 
@@ -231,6 +227,5 @@ class _Group:
         return NO_ENVS
 
 
-def _holds(flags: memoryview, flag: bytes) -> bool:
-    """Return whether a flag is among bools; faster than `any` for few."""
+def _holds(flags: memoryview, flag: bytes) -> bool:  # faster than `any` for few
     return flag in flags.tobytes()

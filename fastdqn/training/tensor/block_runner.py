@@ -79,21 +79,16 @@ class BlockRunner:
         self._run = self._run_of(native)
 
     def __call__(self, block: Block, call: BlockTensors, epsilon: float) -> None:
-        """Run a block; one marked as uncompiled runs without PyTorch's compiler.
+        """Run a block on its tensors, which are the same at every call with it.
 
-        Args:
-            block: What to do.
-            call: Its tensors, the same at every call with it.
-            epsilon: Probability of exploring throughout.
+        One marked as uncompiled runs without PyTorch's compiler.
         """
         self._epsilon = epsilon
-        run = self._runs.get(block)
-        if run is None:
-            run = self._runs[block] = self._run(block, call)
-        run()
+        if block not in self._runs:
+            self._runs[block] = self._run(block, call)
+        self._runs[block]()
 
     def _run_of(self, native: NativeUpdate | CudaUpdate | None) -> Callable[..., Call]:
-        """Return what makes the run of a block, given its tensors."""
         if not isinstance(self._env, PureTensorEnv):
             return self._around(self._env, native if isinstance(native, NativeUpdate) else None)
         if isinstance(native, NativeUpdate):
@@ -151,8 +146,8 @@ class BlockRunner:
         draws = self._compiled(self._draw, counted=False)
 
         def act(uniform: Tensor) -> Call:
-            parts = iteration.shown, iteration.epsilon, uniform, None, iteration.action
-            return partial(actor, *parts)
+            given = iteration.shown, iteration.epsilon, uniform, None, iteration.action
+            return partial(actor, *given)
 
         def parts(advance: Callable[..., Call], draw: Callable[..., Call]) -> Parts:
             def learn(random_bits: Tensor, _: bool) -> Call:
@@ -236,10 +231,9 @@ class BlockRunner:
 
     def _place(self, random_bits: Tensor) -> Tensor:
         """Return where the rows that `random_bits` choose are written."""
-        index = self._index.get(random_bits.shape)
-        if index is None:
-            index = self._index[random_bits.shape] = torch.zeros_like(random_bits)
-        return index
+        if random_bits.shape not in self._index:
+            self._index[random_bits.shape] = torch.zeros_like(random_bits)
+        return self._index[random_bits.shape]
 
     # How steps are run
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from fastdqn.training.schedules import ReplayRatio
@@ -89,19 +87,6 @@ class BlockTensors(NamedTuple):
     returns: Tensor
     uniform: Tensor
     random_bits: Tensor
-
-    @classmethod
-    def allocate(
-        cls, steps: tuple[int, int], num_uniform: int, draws: tuple[int, int], device: torch.device
-    ) -> BlockTensors:
-        """Allocate them for `steps` (S, N), 2 + C + R uniform numbers and `draws` (U, B + R')."""
-        new = partial(torch.zeros, device=device)
-        return cls(
-            new(steps, dtype=torch.int32),
-            new(steps, dtype=torch.float32),
-            new((*steps, num_uniform), dtype=torch.float32),
-            new(draws, dtype=torch.int64),
-        )
 
     def split(self, repeats: int) -> list[BlockTensors]:
         """Return the views of each of the repeats of a block."""

@@ -100,23 +100,13 @@ class Iteration:
         self.lengths.zero_()
 
     def advance(self, uniform: Tensor, ends: Tensor, returns: Tensor) -> None:
-        """Let pure environments step with the last actions, and record it.
-
-        Args:
-            uniform: [N, 2 + C + R] float32 in [0, 1); the last R are read.
-            ends: [N] int32; written, see `record`.
-            returns: [N] float32; written, see `record`.
-        """
+        """Let pure environments step with the last actions and R of their numbers; record it."""
         with torch.no_grad():
             step = self._pure.advance(self.action, uniform[:, self.num_acting :])
         self.record(step, ends, returns)
 
     def act(self, uniform: Tensor) -> None:
-        """Choose an action for what every environment shows, into `action`.
-
-        Args:
-            uniform: [N, 2 + C or more] float32 in [0, 1); the first `num_acting` are read.
-        """
+        """Choose an action for what every environment shows by 2 + C numbers, into `action`."""
         network = self.network
         with torch.no_grad():
             numbers = network.numbers_in(uniform, NUM_ACTING)

@@ -191,14 +191,20 @@ class TensorRollout(Whole):
         """Return the tensors of a call with new random numbers in them."""
         call = self._calls.get(block)
         if call is None:
-            steps = block.total_steps, self.num_envs
-            width = self.batch_size + self._learner.num_random(self.batch_size)
-            draws = block.total_updates, width
-            sizes = steps, self._iteration.num_uniform, draws
-            call = self._calls[block] = BlockTensors.allocate(*sizes, self.device)
+            call = self._calls[block] = self._allocated(block)
         call.uniform.uniform_(generator=self.generator)
         call.random_bits.random_(0, MAX_BITS, generator=self.generator)
         return call
+
+    def _allocated(self, block: Block) -> BlockTensors:
+        new, steps = partial(torch.zeros, device=self.device), (block.total_steps, self.num_envs)
+        width = self.batch_size + self._learner.num_random(self.batch_size)
+        return BlockTensors(
+            new(steps, dtype=torch.int32),
+            new(steps, dtype=torch.float32),
+            new((*steps, self._iteration.num_uniform), dtype=torch.float32),
+            new((block.total_updates, width), dtype=torch.int64),
+        )
 
     # What the host reads
 
