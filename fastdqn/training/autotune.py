@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from fastdqn.algorithms.exploration import NUM_ACTING
 from fastdqn.device import synchronize
 from fastdqn.errors import UsageError
 from fastdqn.execution.modes import choose_execution, is_auto, mode_of
@@ -131,7 +132,6 @@ def _trial(learner: Learner, sampler: Sampler) -> Iterator[Callable[[], None]]:
 
 
 def _due(sampler: Sampler) -> int:
-    """Return how many updates a call usually has."""
     return min(max(sampler.due, 1), MAX_UPDATES)
 
 
@@ -150,9 +150,8 @@ def fastest_actor(
     Returns:
         The kind, and one clause that says what was measured.
     """
-    # Allocated once, as the policy allocates its own: a recorded actor reads one address.
-    columns = 2 + policy.network.num_columns(len(obs))
-    uniform = torch.full((len(obs), columns), 0.5, device=obs.device)
+    columns = NUM_ACTING + policy.network.num_columns(len(obs))
+    uniform = torch.full((len(obs), columns), 0.5, device=obs.device)  # one address, for a graph
     actors = actors_for(policy)
 
     def run(kind: str) -> Callable[[], object]:
@@ -172,8 +171,7 @@ def _compare(
     restore: Callable[[], None],
 ) -> Choice:
     """Return the candidate of the fewest seconds, and all of their times, the fastest first."""
-    seconds: dict[str, float] = {}
-    failed: list[str] = []
+    seconds, failed = dict[str, float](), list[str]()
     for name in candidates:
         try:
             seconds[name] = _seconds(prepare(name), device) / units
@@ -184,9 +182,8 @@ def _compare(
         finally:
             restore()
     ranked = sorted(seconds, key=seconds.__getitem__)
-    return ranked[0], ", ".join(
-        [*(f"{name} {seconds[name] * 1e6:.0f} us" for name in ranked), *failed]
-    )
+    times = [f"{name} {seconds[name] * 1e6:.0f} us" for name in ranked]
+    return ranked[0], ", ".join(times + failed)
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

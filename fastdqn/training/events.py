@@ -30,41 +30,6 @@ class Episode:
     truncated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A periodic report on the running training; its numbers are on the host.
-
-    Attributes:
-        env_steps: Real transitions so far.
-        total_env_steps: Transitions at which the run ends by itself.
-        updates: Optimizer steps so far.
-        episodes: Finished episodes so far.
-        sps: Env steps per training second since the previous report.
-        return_mean_100: Mean return of the last 100 finished episodes; NaN before the first.
-        epsilon: Exploration probability in force.
-        loss: Loss of the last update; NaN before the first.
-        q_mean: Mean Q(s, a) of the last batch; NaN before the first.
-        grad_norm: Norm of the last gradient before clipping; NaN before the first.
-        wall_s: Seconds since the command started.
-        time_left_s: Seconds until total_env_steps at the present speed; NaN when unknown.
-        time_share: Fractions of the training time by activity; they sum to 1.
-    """
-
-    env_steps: int
-    total_env_steps: int
-    updates: int
-    episodes: int
-    sps: float
-    return_mean_100: float
-    epsilon: float
-    loss: float
-    q_mean: float
-    grad_norm: float
-    wall_s: float
-    time_left_s: float
-    time_share: dict[str, float] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """Returns and lengths of greedy episodes.
@@ -109,6 +74,41 @@ class Evaluation:
             self.num_cut + other.num_cut,
             max(self.max_steps, other.max_steps),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A periodic report on the running training; its numbers are on the host.
+
+    Attributes:
+        env_steps: Real transitions so far.
+        total_env_steps: Transitions at which the run ends by itself.
+        updates: Optimizer steps so far.
+        episodes: Finished episodes so far.
+        sps: Env steps per training second since the previous report.
+        return_mean_100: Mean return of the last 100 finished episodes; NaN before the first.
+        epsilon: Exploration probability in force.
+        loss: Loss of the last update; NaN before the first.
+        q_mean: Mean Q(s, a) of the last batch; NaN before the first.
+        grad_norm: Norm of the last gradient before clipping; NaN before the first.
+        wall_s: Seconds since the command started.
+        time_left_s: Seconds until total_env_steps at the present speed; NaN when unknown.
+        time_share: Fractions of the training time by activity; they sum to 1.
+    """
+
+    env_steps: int
+    total_env_steps: int
+    updates: int
+    episodes: int
+    sps: float
+    return_mean_100: float
+    epsilon: float
+    loss: float
+    q_mean: float
+    grad_norm: float
+    wall_s: float
+    time_left_s: float
+    time_share: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,13 +224,7 @@ class Trainer(ABC):
         sps = (env_steps - self._reported[0]) / max(train_s - self._reported[1], 1e-9)
         self._reported = (env_steps, train_s)
         loss, _, q_mean, grad_norm = self.learner.state.metrics.tolist()
-        skipped = int(self.learner.state.skipped)
-        if skipped:
-            raise NonFiniteError(
-                f"{skipped} updates before env step {env_steps} had a loss or a gradient that is "
-                "not finite; they changed nothing. Lower --learning-rate, bound the gradient with "
-                "--clip-norm, or scale the rewards down."
-            )
+        self._refuse_skipped()
         return Report(
             env_steps=env_steps,
             total_env_steps=self.until,
@@ -246,6 +240,15 @@ class Trainer(ABC):
             time_left_s=max(self.until - env_steps, 0) / sps if sps else math.nan,
             time_share=self.watch.shares(),
         )
+
+    def _refuse_skipped(self) -> None:
+        skipped = int(self.learner.state.skipped)
+        if skipped:
+            raise NonFiniteError(
+                f"{skipped} updates before env step {self.rollout.env_steps} had a loss or a "
+                "gradient that is not finite; they changed nothing. Lower --learning-rate, "
+                "bound the gradient with --clip-norm, or scale the rewards down."
+            )
 
     @property
     def return_mean_100(self) -> float:
