@@ -76,6 +76,7 @@ class BlockRunner:
         self._runs: dict[Block, Call] = {}
         self._blocks: dict[Block, CompiledStep] = {}
         self._index: dict[torch.Size, Tensor] = {}
+        self._acts_in_c = isinstance(native, NativeUpdate)
         self._run = self._run_of(native)
 
     def __call__(self, block: Block, call: BlockTensors, epsilon: float) -> None:
@@ -84,9 +85,12 @@ class BlockRunner:
         One marked as uncompiled runs without PyTorch's compiler.
         """
         self._epsilon = epsilon
-        if block not in self._runs:
-            self._runs[block] = self._run(block, call)
-        self._runs[block]()
+        if not self._acts_in_c:
+            self._iteration.epsilon.fill_(epsilon)
+        run = self._runs.get(block)
+        if run is None:
+            run = self._runs[block] = self._run(block, call)
+        run()
 
     def _run_of(self, native: NativeUpdate | CudaUpdate | None) -> Callable[..., Call]:
         if not isinstance(self._env, PureTensorEnv):
@@ -102,18 +106,18 @@ class BlockRunner:
         whole = self._iteration.parts.run_of(block, call)
         graphs, compiles = self._mode.graphs, self._mode.compiles
         if block.uncompiled or not (graphs or compiles):
-            return self._exploring(whole)
+            return whole
         if not compiles:
-            return self._exploring(self._recorded(block, whole))
+            return self._recorded(block, whole)
         # A graph, or the device's queue, hides the calls: compiled once, for a single repeat.
         one = replace(block, repeats=1) if graphs or self._device.type != "cpu" else block
         pieces = call.split(block.repeats // one.repeats)
         compiled = self._compiled_of(one)
         run = in_turn([compiled.bound(*piece) for piece in pieces])
         if not graphs:
-            return self._exploring(run)
+            return run
         fast = ComposedStep(run, [(compiled, pieces[0])])
-        return self._exploring(self._recorded(block, whole, fast))
+        return self._recorded(block, whole, fast)
 
     def _compiled_of(self, block: Block) -> CompiledStep:
         def step(*tensors: Tensor) -> None:
@@ -170,7 +174,7 @@ class BlockRunner:
                 random_bits = call.random_bits[: block.num_updates]
                 needs.append((draws, (self._place(random_bits), random_bits)))
             fast = ComposedStep(compiled.run_of(block, call), needs)
-            return self._exploring(self._recorded(block, plain.run_of(block, call), fast))
+            return self._recorded(block, plain.run_of(block, call), fast)
 
         return make
 
@@ -206,7 +210,7 @@ class BlockRunner:
         save = lambda _: iteration.snapshot(0, self._learned)  # noqa: E731
         learns = self._counted(run(iteration.learn, by_row=True, snapshot=save))
         parts = Parts(partial(partial, acts), advance, lambda bits, _: partial(learns, bits))
-        return lambda block, call: self._exploring(parts.run_of(block, call))
+        return parts.run_of
 
     def _acting_in_c(self) -> Callable[[Tensor], Call]:
         actor, iteration = NativeActor(self._iteration.network), self._iteration
@@ -264,13 +268,3 @@ class BlockRunner:
 
         options: Any = {"device": self._device, "pool": self._pool, "cuda": self._cuda}
         return CudaGraphStep(step, save, **options)
-
-    def _exploring(self, run: Call) -> Call:
-        """Return what writes epsilon where the parts read it, and then runs."""
-        write = self._iteration.epsilon.fill_
-
-        def explore() -> None:
-            write(self._epsilon)
-            run()
-
-        return explore
