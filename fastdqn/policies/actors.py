@@ -115,12 +115,7 @@ class GraphActor(Whole):
 class _Place(NamedTuple):
     """Static inputs and outputs of the graph of one group of environments.
 
-    Attributes:
-        obs: [N, *O].
-        mask: [N, A] bool, or None.
-        action: [N] int64 on the device.
-        chosen: The same on the host.
-        seen: The same as an array.
+    `chosen` and `seen` are `action` on the host, as a tensor and as an array.
     """
 
     obs: Tensor
