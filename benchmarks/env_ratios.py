@@ -15,7 +15,7 @@ from benchmarks.tensor_rollout import build, rate
 from benchmarks.update_modes import possible_modes
 from fastdqn.device import available_cores, resolve_device
 from fastdqn.errors import UsageError
-from fastdqn.training.tensor.block_plan import plan
+from fastdqn.training.tensor.blocks import plan
 
 __all__ = ["SteppingGroup", "TensorEnvGroup"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from functools import partial
+from typing import Any
 
 import torch
 
@@ -11,7 +11,7 @@ from fastdqn.device import synchronize
 from fastdqn.envs.tensor import make_tensor_env
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
-from fastdqn.training.tensor.block_plan import Block
+from fastdqn.training.tensor.blocks import Block
 from fastdqn.training.tensor.rollout import TensorRollout
 
 __all__ = ["build", "rate"]
@@ -35,19 +35,8 @@ def build(num_envs: int, execution: str, device: torch.device) -> TensorRollout:
         target_period=500,
         device=device,
     )
-    state = learner.state
-    learned = (state.online, state.target, *state.slots, state.updates, state.skipped)
-    rollout = TensorRollout(
-        env,
-        learner.network,
-        partial(learner.learn_from, state),
-        capacity=CAPACITY,
-        batch_size=BATCH,
-        seed=0,
-        execution=execution,
-        learned=(*learned, state.metrics),
-        learn_natively=partial(learner.natively, state),
-    )
+    sizes: Any = {"capacity": CAPACITY, "batch_size": BATCH}
+    rollout = TensorRollout(env, learner, **sizes, seed=0, execution=execution)
     while rollout.env_steps < FILL_STEPS:
         rollout.advance(Block(1, 0, 16, uncompiled=True), 1.0)
     return rollout

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from gymnasium.spaces import Discrete
@@ -35,7 +34,7 @@ from fastdqn.training.host.trainer import HostTrainer
 from fastdqn.training.schedules import Constant, Exponential, Linear, Multiplicative, Schedule
 from fastdqn.training.tensor.rollout import TensorRollout
 from fastdqn.training.tensor.trainer import TensorTrainer
-from fastdqn.training.trainer import Intervals, Trainer, TrainerSettings
+from fastdqn.training.trainer import Intervals, Trainer
 from fastdqn.transition import storage_dtype
 
 __all__ = [
@@ -208,7 +207,7 @@ def build_schedule(config: Config) -> Schedule:
 
 
 def build_tensor_rollout(
-    config: Config, env: TensorEnv, network: FlatNetwork, learner: Learner, make: SamplerFactory
+    config: Config, env: TensorEnv, learner: Learner, make: SamplerFactory
 ) -> TensorRollout:
     """Build the rollout of tensor environments, updates included.
 
@@ -221,18 +220,13 @@ def build_tensor_rollout(
             "their batches are drawn by random numbers, on the device",
             "Use --replay uniform.",
         )
-    state = learner.state
     return TensorRollout(
         env,
-        network,
-        partial(learner.learn_from, state),
+        learner,
         capacity=config.buffer_size,
         batch_size=config.batch_size,
         seed=config.seed,
-        learned=state.written(),
         sampler=make,
-        num_random=learner.num_random(config.batch_size),
-        learn_natively=partial(learner.natively, state),
     )
 
 
@@ -250,9 +244,9 @@ def build_loop(
     rollout: HostRollout | TensorRollout,
     learner: Learner,
     sampler: Sampler | None,
-    **settings: Unpack[TrainerSettings],
+    **settings: Any,
 ) -> Trainer:
-    """Build the loop around parts; only that over tensor environments needs no sampler."""
+    """Build the loop around parts; see `Trainer`. Only tensor environments need no sampler."""
     if isinstance(rollout, TensorRollout):
         return TensorTrainer(rollout, learner, **settings)
     assert sampler is not None

@@ -26,7 +26,7 @@ from benchmarks.measure import Effort, Timer, interleave, medians
 from benchmarks.provenance import as_markdown, provenance, save_result
 from benchmarks.tensor_rollout import build, rate
 from fastdqn.device import resolve_device
-from fastdqn.training.tensor.block_plan import plan
+from fastdqn.training.tensor.blocks import plan
 
 WARM_UP_S = 0.5
 BESIDE = "beside"

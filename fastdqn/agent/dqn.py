@@ -41,7 +41,7 @@ from fastdqn.foundation.scalars import whole
 from fastdqn.policies.predict import predict
 from fastdqn.replay.sampler import SamplerFactory
 from fastdqn.reporting.run_directory import make_run_dir
-from fastdqn.training.callbacks import Callback
+from fastdqn.training.callbacks import Callback, refuse_callback
 from fastdqn.training.checkpoint import SavedPolicy, load_policy, save_policy
 from fastdqn.training.evaluation import Evaluation, OnProgress
 from fastdqn.training.signals import exit_on_sigterm
@@ -154,14 +154,17 @@ class DQN(Trainable, Whole):
 
         Raises:
             UsageError: So few env steps that nothing would be learned, a folder that holds
-                another run, or settings of a run directory without one.
+                another run, settings of a run directory without one, or a callback that is no
+                Callback or has a method that begins with `on_` and is none of its.
         """
+        if callback is not None:
+            refuse_callback(callback)
         self._refuse_idle(self._timesteps(total_timesteps))
         self._run_dir = folder_of(run_dir) or self._run_dir
         if self._run_dir is not None:
             return self._learn_in(self._run_dir, total_timesteps, callback)
         refuse_unwritten(self._caller_settings, self.config, has_callback=callback is not None)
-        with self.trainer(total_timesteps, callback or Callback()) as trainer:
+        with self.trainer(total_timesteps, Callback() if callback is None else callback) as trainer:
             trainer.run(self.env_seeds())
         return self
 

@@ -101,7 +101,7 @@ class Trainable:
         make = sampler or SAMPLERS[config.replay]
         self._tensor_rollout = self._sampler = None
         if tensors is not None:
-            self._tensor_rollout = build_tensor_rollout(config, tensors, flat, self.learner, make)
+            self._tensor_rollout = build_tensor_rollout(config, tensors, self.learner, make)
         else:
             self._sampler = build_sampler(config, self.description, device, make)
         self._ratio = ReplayRatio(config.replay_ratio, config.learning_starts)

@@ -6,7 +6,7 @@ Each of them is an `Actor`: `Policy.actor` is set to the one that acts.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from fastdqn.foundation.copying import Whole
 from fastdqn.native import CudaActor, why_not_act
 from fastdqn.policies.policy import Actor, EagerActor, Hosted, Policy
 
-__all__ = ["GraphActor", "HostActor", "actor_of", "actors_for"]
+__all__ = ["GraphActor", "HostActor", "actors_for"]
 
 
 class GraphActor(Whole):
@@ -57,13 +57,9 @@ class GraphActor(Whole):
     def __call__(
         self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None
     ) -> Tensor:
-        """Return actions [N] int64, a copy; see `Policy.choose`. Never waits for the device.
+        """Return a copy of the actions; see `Actor`. Never waits for the device.
 
-        Args:
-            obs: [N, *O]; copied.
-            epsilon: In [0, 1].
-            uniform: [N, 2] float32, at the same address at each call.
-            action_mask: [N, A] bool, or None; copied.
+        Copies observations and masks; `uniform` lies at the same address at each call.
         """
         self._epsilon.fill_(epsilon)
         key = len(obs), obs.dtype, action_mask is not None
@@ -119,12 +115,7 @@ class GraphActor(Whole):
 class _Place(NamedTuple):
     """Static inputs and outputs of the graph of one group of environments.
 
-    Attributes:
-        obs: [N, *O].
-        mask: [N, A] bool, or None.
-        action: [N] int64 on the device.
-        chosen: The same on the host.
-        seen: The same as an array.
+    `chosen` and `seen` are `action` on the host, as a tensor and as an array.
     """
 
     obs: Tensor
@@ -163,13 +154,13 @@ class HostActor(Whole):
     def __call__(
         self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None
     ) -> Tensor:
-        """Return actions [N] int64 on the device; see `Policy.choose`. Waits for the device."""
+        """Return the actions; see `Actor`. Waits for the device."""
         return self.on_host(obs, epsilon, uniform, action_mask)[0]
 
     def on_host(
         self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None
     ) -> Hosted:
-        """Return them on the device and on the host; see `Actor`."""
+        """Return the actions on the device and on the host; see `Actor`."""
         policy = self._policy
         self._flat.copy_(policy.network.flat, non_blocking=True)
         seen = self._copied("obs", obs)
@@ -191,25 +182,12 @@ class HostActor(Whole):
         return memory
 
 
-def actors_for(policy: Policy) -> list[str]:
-    """Return the kinds of actors that may act for a policy, the plainest first."""
+def actors_for(policy: Policy) -> dict[str, Actor]:
+    """Build every actor that may act for a policy, by its name; the plainest comes first."""
     network = policy.network
-    kinds = ["eager", "cudagraph"]
+    actors: dict[str, Actor] = {"eager": EagerActor(policy), "cudagraph": GraphActor(policy)}
     if network.flat.device.type == "cuda" and why_not_act(network) is None:
-        kinds.append("native")
+        actors["native"] = GraphActor(policy, CudaActor(network))
     if not any(True for _ in network.module.buffers()):  # which would stay on the device
-        kinds.append("cpu copy")
-    return kinds
-
-
-def actor_of(kind: str, policy: Policy) -> Actor:
-    """Return an actor of a kind, see `actors_for`."""
-    return ACTORS[kind](policy)
-
-
-ACTORS: Mapping[str, Callable[[Policy], Actor]] = {
-    "eager": EagerActor,
-    "cudagraph": GraphActor,
-    "native": lambda policy: GraphActor(policy, CudaActor(policy.network)),
-    "cpu copy": HostActor,
-}
+        actors["cpu copy"] = HostActor(policy)
+    return actors

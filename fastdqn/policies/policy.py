@@ -65,13 +65,13 @@ class EagerActor(Whole):
     def __call__(
         self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None, /
     ) -> Tensor:
-        """Return actions [N] int64 on the device; see `Policy.choose`."""
+        """Return the actions on the device."""
         return self._policy.choose(obs, epsilon, uniform, action_mask)
 
     def on_host(
         self, obs: Tensor, epsilon: float, uniform: Tensor, action_mask: Tensor | None = None, /
     ) -> Hosted:
-        """Return them on the device and on the host. Waits for the device."""
+        """Return the actions on the device and on the host. Waits for the device."""
         action = self._policy.choose(obs, epsilon, uniform, action_mask)
         return action, action.cpu().numpy()
 
@@ -151,13 +151,8 @@ class Policy(Whole):
     def act_on_host(self, obs: Tensor, epsilon: float, action_mask: Tensor | None = None) -> Hosted:
         """Do what `act` does and bring the actions to the host. Waits for the device once.
 
-        Args:
-            obs: [N, *O] on the device, at the same address at every call.
-            epsilon: In [0, 1].
-            action_mask: [N, A] bool beside `obs`, likewise, or None.
-
-        Returns:
-            [N] int64 on the device and on the host; both may be overwritten by the next call.
+        Observations and masks lie at the same address at every call; both results may be
+        overwritten by the next one.
         """
         return self.actor.on_host(obs, epsilon, self._drawn(len(obs)), action_mask)
 
@@ -184,14 +179,11 @@ class Policy(Whole):
         """Do what `act` does as a pure function of numbers that were drawn before.
 
         Args:
-            obs: [N, *O] on the device of the network.
-            epsilon: In [0, 1]; a number, or a scalar on the device.
-            uniform: [N, 2] float32 in [0, 1) on the device.
-            action_mask: [N, A] bool on the device, or None.
+            obs: See `act`.
+            epsilon: A number, or a scalar on the device.
+            uniform: [N, 2 + C] float32 in [0, 1) on the device, C for the network.
+            action_mask: See `act`.
             parameters: In the shapes of the network; None is the learner's own.
-
-        Returns:
-            [N] int64 on the device of `obs`.
         """
         with torch.no_grad():
             numbers = self.network.numbers_in(uniform, NUM_ACTING)
@@ -222,11 +214,7 @@ class Policy(Whole):
     def greedy_on_host(
         self, obs: Tensor, action_mask: Tensor | None = None
     ) -> npt.NDArray[np.int64]:
-        """Do what `greedy` does, with observations and masks at the same address at every call.
-
-        Returns:
-            [N] int64; may be overwritten by the next call.
-        """
+        """Do what `greedy` does as `act_on_host` does it."""
         return self.actor.on_host(obs, 0.0, self._never_for(obs), action_mask)[1]
 
     def _never_for(self, obs: Tensor) -> Tensor:

@@ -94,8 +94,14 @@ def _tensor_of(array: Array, env: EnvDescription, device: torch.device) -> torch
     else:
         with np.errstate(all="ignore"):
             stored_obs = np.array(array, stored, order="C")
-    if stored_obs.dtype.kind != "f":
-        _refuse_outside(array, env)
+    if stored_obs.dtype.kind != "f":  # whole numbers that would be cut or wrapped, too
+        wrong = SpaceCheck(env.obs_space, env.obs_shape, np.dtype(env.obs_dtype)).wrong(array)
+        if wrong is not None:
+            raise UsageError(
+                f"observation with {array[wrong].flat[0]}",
+                f"it is none of {env.obs_space}",
+                "Pass observations as the environment returns them.",
+            )
     elif not np.isfinite(stored_obs).all():
         raise UsageError(
             f"observation with {array[~np.isfinite(stored_obs)].flat[0]}",
@@ -103,18 +109,6 @@ def _tensor_of(array: Array, env: EnvDescription, device: torch.device) -> torch
             "Pass finite numbers.",
         )
     return torch.from_numpy(stored_obs).to(device)
-
-
-def _refuse_outside(values: Array, env: EnvDescription) -> None:
-    """Refuse whole numbers that would be cut or wrapped, or that the space does not hold."""
-    check = SpaceCheck(env.obs_space, env.obs_shape, np.dtype(env.obs_dtype))
-    wrong = check.wrong(values)
-    if wrong is not None:
-        raise UsageError(
-            f"observation with {values[wrong].flat[0]}",
-            f"it is none of {env.obs_space}",
-            "Pass observations as the environment returns them.",
-        )
 
 
 def _allowed(mask: Array, wanted: tuple[int, ...]) -> npt.NDArray[np.bool_]:

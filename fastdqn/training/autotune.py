@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 
+from fastdqn.algorithms.exploration import NUM_ACTING
 from fastdqn.device import synchronize
 from fastdqn.errors import UsageError
 from fastdqn.execution.modes import choose_execution, is_auto, mode_of
@@ -15,7 +17,7 @@ from fastdqn.foundation.copying import snapshot
 from fastdqn.foundation.trial_env import generators_restored
 from fastdqn.learner.learner import Learner
 from fastdqn.native import NativeActor
-from fastdqn.policies.actors import actor_of, actors_for
+from fastdqn.policies.actors import actors_for
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import Sampler
 
@@ -81,20 +83,19 @@ def fastest_mode(
 
     Args:
         learner: Is timed.
-        sampler: Chooses batches as if its ring were full.
+        sampler: Chooses batches.
         updates: In one call.
         candidates: Modes; the first one has to run, and a later one that cannot is reported.
 
     Returns:
         The mode, and one clause that says what was measured.
     """
-    restore = snapshot((*learner.state.written(), *sampler.written()))
 
     def run(mode: str) -> Callable[[], object]:
         learner.execute_as(mode)
         return partial(learner.learn, sampler, updates)
 
-    with sampler.rehearsal(), generators_restored():
+    with _trial(learner, sampler) as restore:
         best, message = _compare(candidates, run, learner.device, updates, restore)
     learner.keep_to(best)
     return best, f"measured per update: {message}"
@@ -105,27 +106,32 @@ def learning_seconds(learner: Learner, sampler: Sampler | None) -> float:
 
     The result is 0 where updates take no time of the CPU from environments (another device), and
     in tensor environments, which have no sampler here. State and generators are restored.
-
-    Args:
-        learner: Is timed.
-        sampler: Chooses batches as if its ring were full; None is 0 seconds.
     """
     if sampler is None or learner.device.type != "cpu":
         return 0.0
-    written = *learner.state.written(), *sampler.written()
-    restore, updates = snapshot(written), _due(sampler)
-    try:
-        with sampler.rehearsal(), generators_restored():
-            run = partial(learner.learn, sampler, updates)
-            run()
-            elapsed_s = _timed(run, learner.device, LEARNING_CALLS)
-            return elapsed_s / LEARNING_CALLS * sampler.due / updates
-    finally:
-        restore()
+    updates = _due(sampler)
+    run = partial(learner.learn, sampler, updates)
+    with _trial(learner, sampler):
+        run()
+        elapsed_s = _timed(run, learner.device, LEARNING_CALLS)
+    return elapsed_s / LEARNING_CALLS * sampler.due / updates
+
+
+@contextmanager
+def _trial(learner: Learner, sampler: Sampler) -> Iterator[Callable[[], None]]:
+    """Let updates draw as if the ring were full; yield what restores the state, called at the end.
+
+    Generators are restored, too.
+    """
+    restore = snapshot((*learner.state.written(), *sampler.written()))
+    with sampler.rehearsal(), generators_restored():
+        try:
+            yield restore
+        finally:
+            restore()
 
 
 def _due(sampler: Sampler) -> int:
-    """Return how many updates a call usually has."""
     return min(max(sampler.due, 1), MAX_UPDATES)
 
 
@@ -144,17 +150,15 @@ def fastest_actor(
     Returns:
         The kind, and one clause that says what was measured.
     """
-    # Allocated once, as the policy allocates its own: a recorded actor reads one address.
-    columns = 2 + policy.network.num_columns(len(obs))
-    uniform = torch.full((len(obs), columns), 0.5, device=obs.device)
-    kinds = actors_for(policy)
-    actors = {kind: actor_of(kind, policy) for kind in kinds}
+    columns = NUM_ACTING + policy.network.num_columns(len(obs))
+    uniform = torch.full((len(obs), columns), 0.5, device=obs.device)  # one address, for a graph
+    actors = actors_for(policy)
 
     def run(kind: str) -> Callable[[], object]:
         return partial(actors[kind].on_host, obs, 0.5, uniform, action_mask)
 
     with generators_restored():
-        best, message = _compare(kinds, run, policy.network.flat.device, 1, lambda: None)
+        best, message = _compare(list(actors), run, policy.network.flat.device, 1, lambda: None)
     policy.actor = actors[best]
     return best, f"acting by {best}, measured per vector step: {message}"
 
@@ -167,8 +171,7 @@ def _compare(
     restore: Callable[[], None],
 ) -> Choice:
     """Return the candidate of the fewest seconds, and all of their times, the fastest first."""
-    seconds: dict[str, float] = {}
-    failed: list[str] = []
+    seconds, failed = dict[str, float](), list[str]()
     for name in candidates:
         try:
             seconds[name] = _seconds(prepare(name), device) / units
@@ -179,9 +182,8 @@ def _compare(
         finally:
             restore()
     ranked = sorted(seconds, key=seconds.__getitem__)
-    return ranked[0], ", ".join(
-        [*(f"{name} {seconds[name] * 1e6:.0f} us" for name in ranked), *failed]
-    )
+    times = [f"{name} {seconds[name] * 1e6:.0f} us" for name in ranked]
+    return ranked[0], ", ".join(times + failed)
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

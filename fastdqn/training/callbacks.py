@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from fastdqn.training.evaluation import Evaluation
-from fastdqn.training.events import Episode, Report
+from fastdqn.errors import UsageError
+from fastdqn.training.events import Episode, Evaluation, Report
 
-__all__ = ["Callback", "CallbackList"]
+__all__ = ["Callback", "CallbackList", "refuse_callback"]
 
 
 class Callback:
@@ -45,9 +45,35 @@ class CallbackList(Callback):
 
     def __init__(self, *callbacks: Callback) -> None:
         for event in EVENTS:
-            setattr(self, event, partial(_each, [getattr(each, event) for each in callbacks]))
+            setattr(self, event, partial(self._call, [getattr(each, event) for each in callbacks]))
+
+    @staticmethod
+    def _call(methods: Sequence[Callable[..., None]], *arguments: object) -> None:
+        for method in methods:
+            method(*arguments)
 
 
-def _each(calls: Sequence[Callable[..., None]], *arguments: object) -> None:
-    for call in calls:
-        call(*arguments)
+def refuse_callback(callback: Any) -> None:
+    """Refuse what is no Callback, or has a method that no training would call.
+
+    Raises:
+        UsageError: Names the class or the method, and the methods that there are.
+    """
+    known = ", ".join(EVENTS)
+    if isinstance(callback, type) and issubclass(callback, Callback):
+        name = callback.__name__
+        raise UsageError(f"callback {name}", "it is a class, not an object", f"Pass {name}().")
+    if not isinstance(callback, Callback):
+        raise UsageError(
+            f"callback of {type(callback)}",
+            "it is no fastdqn.training.callbacks.Callback",
+            f"Derive its class from that one, with methods named among {known}.",
+        )
+    odd = {name for name in dir(callback) if name.startswith("on_")}.difference(EVENTS)
+    for name in sorted(odd):
+        if callable(getattr(callback, name)):
+            raise UsageError(
+                f"callback {type(callback).__name__} with a method {name}",
+                "a training calls no such method",
+                f"Name it one of {known}, or let its name begin otherwise.",
+            )

@@ -84,8 +84,11 @@ def save_policy(
         OSError: The disk is full or the folder cannot be written.
         UsageError: The folder holds something else than a saved policy.
     """
-    folder = folder.absolute()
-    _refuse_foreign(folder)
+    folder, ours = folder.absolute(), {TENSORS, DESCRIPTION}
+    if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= ours):
+        raise UsageError(
+            f"save to {folder}", "it holds something else than a saved policy", "Choose another."
+        )
     try:
         _save_whole(folder, parameters, description)
     except OSError as error:
@@ -148,7 +151,6 @@ def load_policy(folder: Path) -> SavedPolicy:
 
 
 def _read(folder: Path) -> SavedPolicy:
-    """Read the two files of a policy; see `load_policy`."""
     try:
         description = parse_json(read_regular(folder / DESCRIPTION, MAX_DESCRIPTION_BYTES))
         most = available_bytes(torch.device("cpu")) // COPIES
@@ -183,25 +185,14 @@ def newest_checkpoint(run_dir: Path) -> SavedPolicy:
 
 
 def _digest(content: bytes, description: Mapping[str, Any]) -> str:
-    """Return the sha256 over the tensors' file and the description."""
     digest = hashlib.sha256(content)
     digest.update(json.dumps(description, sort_keys=True).encode())
     return digest.hexdigest()
 
 
 def _steps(checkpoints: Path) -> list[Path]:
-    """Return the folders of the policies, without links."""
     found = checkpoints.glob("step-" + "[0-9]" * 12)
     return sorted(path for path in found if path.is_dir() and not path.is_symlink())
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """Refuse to replace a folder that is not a saved policy."""
-    ours = {TENSORS, DESCRIPTION}
-    if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= ours):
-        raise UsageError(
-            f"save to {folder}", "it holds something else than a saved policy", "Choose another."
-        )
 
 
 def _replace(draft: Path, folder: Path) -> None:
@@ -234,7 +225,6 @@ def _shape(name: str, named: Mapping[str, Tensor]) -> str:
 
 
 def _as_finite(there: Tensor, here: Tensor) -> bool:
-    """Return whether all numbers are finite, except where the network's are the same."""
     return bool((torch.isfinite(there) | (there == here.to(there.device))).all())
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
-__all__ = ["Episode", "Report"]
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Episode", "Evaluation", "Report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,52 @@ class Episode:
     return_: float
     length: int
     truncated: bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Returns and lengths of greedy episodes.
+
+    Attributes:
+        returns: [E] float64.
+        lengths: [E] int64, env steps.
+        num_cut: Episodes that were cut since they were too long; they count with their return
+            until then.
+        max_steps: Env steps at which an episode was cut; 0 is never.
+    """
+
+    returns: npt.NDArray[np.float64]
+    lengths: npt.NDArray[np.int64]
+    num_cut: int = 0
+    max_steps: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(self.returns.mean())
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns over the episodes."""
+        return float(self.returns.std())
+
+    @property
+    def episodes(self) -> int:
+        """Number of episodes, E."""
+        return len(self.returns)
+
+    def within_reach(self, target_return: float) -> bool:
+        """Return whether `target_return` is at most two standard errors above the mean; E >= 2."""
+        return self.mean + 2.0 * self.std / math.sqrt(self.episodes - 1) >= target_return
+
+    def __add__(self, other: Evaluation) -> Evaluation:
+        """Return an evaluation of the episodes of both."""
+        return Evaluation(
+            np.concatenate([self.returns, other.returns]),
+            np.concatenate([self.lengths, other.lengths]),
+            self.num_cut + other.num_cut,
+            max(self.max_steps, other.max_steps),
+        )
 
 
 @dataclass(frozen=True, slots=True)

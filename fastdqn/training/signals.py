@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 
 __all__ = ["EXIT_CODES", "StopRequest", "exit_on_sigterm", "stop_on_signals"]
 
@@ -58,19 +57,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
     Does nothing outside the main thread, where Python installs no handlers.
     """
     request = StopRequest()
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        request.take(number)
-
-    if threading.current_thread() is not threading.main_thread():
+    with _handled(list(EXIT_CODES) if _in_main_thread() else [], request.take):
         yield request
-        return
-    before = {number: signal.signal(number, handle) for number in EXIT_CODES}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -80,16 +68,24 @@ def exit_on_sigterm() -> Iterator[None]:
     Only if it would end the process at once: a handler of the caller stays, and outside the main
     thread Python installs none.
     """
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    ends = _in_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with _handled([signal.SIGTERM] if ends else [], _exit):
         yield
-        return
-    signal.signal(signal.SIGTERM, _exit)
+
+
+@contextmanager
+def _handled(numbers: Sequence[signal.Signals], handle: Callable[[int], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, lambda got, _: handle(got)) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _exit(number: int, _frame: FrameType | None) -> None:
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _exit(number: int) -> None:
     raise SystemExit(EXIT_CODES[signal.Signals(number)])

@@ -11,20 +11,20 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import NotRequired, TypedDict, Unpack
+from dataclasses import KW_ONLY, dataclass
 
 from fastdqn.errors import NonFiniteError
 from fastdqn.execution.step import Progress
 from fastdqn.learner.learner import Learner
 from fastdqn.training.callbacks import Callback
-from fastdqn.training.evaluation import Evaluation, EvaluationStopped, Evaluator
-from fastdqn.training.events import Episode, Report
-from fastdqn.training.rollout import Rollout
+from fastdqn.training.evaluation import EvaluationStopped, Evaluator
+from fastdqn.training.events import Episode, Evaluation, Report
+from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.schedules import ReplayRatio, Schedule
 from fastdqn.training.stopwatch import Stopwatch
+from fastdqn.training.tensor.rollout import TensorRollout
 
-__all__ = ["Intervals", "Trainer", "TrainerSettings"]
+__all__ = ["Intervals", "Trainer"]
 
 
 @dataclass(frozen=True)
@@ -44,72 +44,59 @@ class Intervals:
     target_episodes: int = 0
 
 
-class TrainerSettings(TypedDict):
-    """Settings of every loop.
-
-    Attributes:
-        ratio: Counts the updates that are due.
-        epsilon: Exploration over env steps and episodes.
-        until: Env steps at which the run ends by itself.
-        intervals: When to report, save and evaluate.
-        callback: Called with reports, episodes, evaluations and checkpoints.
-        evaluator: Plays greedy episodes; needed with `stop_at_return`.
-        stop_at_return: Mean return of a full evaluation that ends the run.
-        started: `time.perf_counter()` at the start of the command.
-    """
-
-    ratio: ReplayRatio
-    epsilon: Schedule
-    until: int
-    intervals: Intervals
-    callback: Callback
-    evaluator: NotRequired[Evaluator | None]
-    stop_at_return: NotRequired[float | None]
-    started: NotRequired[float | None]
-
-
+@dataclass(eq=False, repr=False)
 class Trainer(ABC):
     """Trains until `until` env steps, a reached return, or `stop`.
 
     Args:
         rollout: Environments to rows.
         learner: Rows to weights.
-        settings: See `TrainerSettings`.
+        ratio: Counts the updates that are due.
+        epsilon: Exploration over env steps and episodes.
+        until: Env steps at which the run ends by itself.
+        intervals: When to report, save and evaluate.
+        callback: Called with reports, episodes, evaluations and checkpoints.
+        started: `time.perf_counter()` at the start of the command.
+        evaluator: Plays greedy episodes; needed with `stop_at_return`.
+        stop_at_return: Mean return of a full evaluation that ends the run.
 
     Attributes:
         status: `running`, then `completed`, `solved` or `stopped`.
+        startup_s: Seconds from `started` to the first vector step.
+        returns: Of the last 100 finished episodes.
         solved_train_s: Training seconds until `stop_at_return` was reached, or None.
         solved_total_s: Seconds since `started` until then, or None.
+        peak_sps: Most env steps per second of a report.
         worker_restarts: Workers of this run that were restarted.
         evaluation: The last full evaluation, or None.
+        watch: Seconds by activity.
     """
 
-    def __init__(
-        self,
-        rollout: Rollout,
-        learner: Learner,
-        **settings: Unpack[TrainerSettings],
-    ) -> None:
-        self.rollout, self.learner = rollout, learner
-        self.ratio, self.epsilon = settings["ratio"], settings["epsilon"]
-        self.until, self.intervals = settings["until"], settings["intervals"]
-        self.callback, self.evaluator = settings["callback"], settings.get("evaluator")
-        self.stop_at_return = settings.get("stop_at_return")
-        started = settings.get("started")
-        self.started = time.perf_counter() if started is None else started
-        self.startup_s = 0.0
+    rollout: HostRollout | TensorRollout
+    learner: Learner
+    _: KW_ONLY
+    ratio: ReplayRatio
+    epsilon: Schedule
+    until: int
+    intervals: Intervals
+    callback: Callback
+    started: float
+    evaluator: Evaluator | None = None
+    stop_at_return: float | None = None
+
+    def __post_init__(self) -> None:
         self.status = "running"
+        self.startup_s = self.peak_sps = 0.0
         self.returns: deque[float] = deque(maxlen=100)
         self.evaluation: Evaluation | None = None
         self.solved_train_s: float | None = None
         self.solved_total_s: float | None = None
-        self.peak_sps = 0.0
         self.worker_restarts = 0
         self.watch = Stopwatch()
         self._reported_steps: list[Progress] = []  # that are reported as compiled, or not
         self._first_update: tuple[int, float] | None = None
-        self._reported = (rollout.env_steps, 0.0)
-        self._begun_at = rollout.env_steps
+        self._begun_at = self.rollout.env_steps
+        self._reported = (self._begun_at, 0.0)
         if self.evaluator is not None:
             self.evaluator.on_progress = self.callback.on_evaluation_progress
             self.evaluator.stopped = lambda: self.status == "stopped"
@@ -143,14 +130,8 @@ class Trainer(ABC):
     def vector_step(self) -> None:
         """Do one vector step: act, step, write, learn, check intervals."""
 
-    @abstractmethod
-    def _finish(self) -> None:
-        """Do the updates that are due after the last vector step."""
-
     def _end(self) -> None:
-        """Do the updates that are still due, and make the last report."""
-        if self.status == "completed":
-            self._finish()
+        """Make the last report."""
         if self.rollout.env_steps > self._reported[0]:
             report = self.report()
             self.peak_sps = self.peak_sps or report.sps
@@ -176,10 +157,9 @@ class Trainer(ABC):
         rollout = self.rollout
         new = rollout.num_restarts - self.worker_restarts
         self.worker_restarts = rollout.num_restarts
-        if self.status == "stopped":
-            return  # a signal to the process group may have ended the workers first
-        for message in rollout.restarts[-new:]:
-            self.callback.on_restart(self.rollout.env_steps, message)
+        if self.status != "stopped":  # by a signal that may have ended the workers first
+            for message in rollout.restarts[-new:]:
+                self.callback.on_restart(rollout.env_steps, message)
 
     def _report_compiled(self) -> None:
         """Report once for each step that it is compiled, or why not."""
@@ -205,12 +185,11 @@ class Trainer(ABC):
 
         A stop ends the evaluation at once, without a result.
         """
-        if self.evaluator is None or self._first_update is None:
-            return
-        self.watch.lap("other")
-        with suppress(EvaluationStopped):
-            self._evaluate_for(target_return, self.evaluator)
-        self.watch.lap("evaluate")
+        if self.evaluator is not None and self._first_update is not None:
+            self.watch.lap("other")
+            with suppress(EvaluationStopped):
+                self._evaluate_for(target_return, self.evaluator)
+            self.watch.lap("evaluate")
 
     def _evaluate_for(self, target_return: float, evaluator: Evaluator) -> None:
         evaluation = evaluator.screen(target_return)

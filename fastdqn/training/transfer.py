@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,23 +13,14 @@ from torch import Tensor
 from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.transition import storage_dtype
 
-__all__ = [
-    "DeviceRows",
-    "HostRows",
-    "PackedTransfer",
-    "SharedTransfer",
-    "Transfer",
-    "host_rows",
-    "transfer_to",
-]
+__all__ = ["PackedTransfer", "Rows", "arrays_over", "tensors_over", "transfer_to"]
 
 ALIGNMENT_BYTES = 16
-Array = npt.NDArray[Any]
+Column = TypeVar("Column")
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceRows:
-    """The rows of one vector step as tensors; N environments.
+class Rows(NamedTuple, Generic[Column]):
+    """The rows of one vector step, as arrays or tensors; N environments.
 
     Attributes:
         obs: [N, *O].
@@ -41,50 +32,32 @@ class DeviceRows:
         final_action_mask: [N, A] bool, of `final_obs`; None likewise.
     """
 
-    obs: Tensor
-    final_obs: Tensor
-    reward: Tensor
-    terminated: Tensor
-    truncated: Tensor
-    action_mask: Tensor | None = None
-    final_action_mask: Tensor | None = None
+    obs: Column
+    final_obs: Column
+    reward: Column
+    terminated: Column
+    truncated: Column
+    action_mask: Column | None = None
+    final_action_mask: Column | None = None
 
     @property
-    def shown(self) -> tuple[Tensor, Tensor | None]:
+    def shown(self) -> tuple[Column, Column | None]:
         """Observations and masks for the policy."""
         return self.obs, self.action_mask
 
 
-@dataclass(frozen=True, slots=True)
-class HostRows:
-    """The same rows as NumPy arrays; masks are None without masks."""
-
-    obs: Array
-    final_obs: Array
-    reward: Array
-    terminated: Array
-    truncated: Array
-    action_mask: Array | None = None
-    final_action_mask: Array | None = None
-
-
-def host_rows(rows: SharedBlock) -> HostRows:
+def arrays_over(rows: SharedBlock) -> Rows[npt.NDArray[Any]]:
     """Return the arrays of `rows` that a replay stores; they alias it."""
     arrays = [rows.obs, rows.final_obs, rows.reward, rows.terminated, rows.truncated]
     if rows.action_mask.shape[1]:
         arrays += [rows.action_mask, rows.final_action_mask]
-    return HostRows(*arrays)
+    return Rows(*arrays)
 
 
-class SharedTransfer:
-    """Transfer on the CPU: tensors over the rows' own memory, made once."""
-
-    def __init__(self, rows: SharedBlock) -> None:
-        self._tensors = _tensors_over(rows)
-
-    def load(self) -> DeviceRows:
-        """Return tensors that alias the rows."""
-        return self._tensors
+def tensors_over(rows: SharedBlock) -> Rows[Tensor]:
+    """Return the same as tensors on the CPU; they alias it, too."""
+    arrays = arrays_over(rows)
+    return Rows(*(torch.from_numpy(np.asarray(array)) for array in arrays if array is not None))
 
 
 class PackedTransfer:
@@ -99,11 +72,8 @@ class PackedTransfer:
     """
 
     def __init__(self, rows: SharedBlock, device: torch.device) -> None:
-        sources = _tensors_over(rows)
+        parts = [part for part in tensors_over(rows) if part is not None]
         kept = storage_dtype(rows.obs.dtype)
-        parts = [sources.obs, sources.final_obs, sources.reward]
-        parts += [sources.terminated, sources.truncated]
-        parts += [m for m in (sources.action_mask, sources.final_action_mask) if m is not None]
         dtypes = [kept, kept, torch.float32] + [torch.bool] * (len(parts) - 3)
         nbytes = [_padded(part.numel() * d.itemsize) for part, d in zip(parts, dtypes, strict=True)]
         pinned = device.type == "cuda"
@@ -112,9 +82,9 @@ class PackedTransfer:
         self._parts = parts
         shapes = [part.shape for part in parts]
         self._host_views = _views(self._host, shapes, dtypes, nbytes)
-        self.rows = DeviceRows(*_views(self._device, shapes, dtypes, nbytes))
+        self.rows = Rows(*_views(self._device, shapes, dtypes, nbytes))
 
-    def load(self) -> DeviceRows:
+    def load(self) -> Rows[Tensor]:
         """Pack, copy, and return views of the device's memory; the next call overwrites them.
 
         The copy is queued, not waited for. The host waits for the device when it gets the next
@@ -126,17 +96,12 @@ class PackedTransfer:
         return self.rows
 
 
-Transfer = SharedTransfer | PackedTransfer
-
-
-def transfer_to(rows: SharedBlock, device: torch.device) -> Transfer:
-    """Return the transfer from `rows` to `device`."""
-    return SharedTransfer(rows) if device.type == "cpu" else PackedTransfer(rows, device)
-
-
-def _tensors_over(rows: SharedBlock) -> DeviceRows:
-    arrays = [getattr(host_rows(rows), field.name) for field in fields(HostRows)]
-    return DeviceRows(*(torch.from_numpy(np.asarray(a)) for a in arrays if a is not None))
+def transfer_to(rows: SharedBlock, device: torch.device) -> Callable[[], Rows[Tensor]]:
+    """Return what brings `rows` to `device` at each call: nothing to do on the CPU."""
+    if device.type != "cpu":
+        return PackedTransfer(rows, device).load
+    tensors = tensors_over(rows)
+    return lambda: tensors
 
 
 def _padded(nbytes: int) -> int:
@@ -146,7 +111,5 @@ def _padded(nbytes: int) -> int:
 def _views(
     memory: Tensor, shapes: list[torch.Size], dtypes: list[torch.dtype], nbytes: list[int]
 ) -> list[Tensor]:
-    views = []
-    for part, shape, dtype in zip(torch.split(memory, nbytes), shapes, dtypes, strict=True):
-        views.append(part.view(dtype)[: shape.numel()].view(shape))
-    return views
+    parts = zip(torch.split(memory, nbytes), shapes, dtypes, strict=True)
+    return [part.view(dtype)[: shape.numel()].view(shape) for part, shape, dtype in parts]

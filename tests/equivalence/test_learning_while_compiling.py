@@ -22,8 +22,8 @@ from fastdqn.policies.policy import Policy
 from fastdqn.replay import UniformSampler
 from fastdqn.training import autotune
 from fastdqn.training.autotune import tune
-from fastdqn.training.tensor.block_plan import Block
 from fastdqn.training.tensor.block_runner import BlockRunner
+from fastdqn.training.tensor.blocks import Block
 from fastdqn.training.tensor.rollout import TensorRollout
 from tests.clock import Clock
 from tests.compilers import HeldInductor
@@ -210,8 +210,7 @@ def rollout_of(kind: str, mode: str = "eager", **given: Any) -> tuple[TensorRoll
     torch.manual_seed(0)
     env = KINDS[kind](3, RULES)
     learner = Learner(MLP((3,), int(env.single_action_space.n), (8,), scale=0.1))
-    learn = partial(learner.learn_from, learner.state)
-    rollout = TensorRollout(env, learner.network, learn, capacity=40, batch_size=8, seed=3)
+    rollout = TensorRollout(env, learner, capacity=40, batch_size=8, seed=3)
     if mode != "eager":
         cuda = torch.device("cuda")
         parts = rollout._iteration, env, mode_of(mode, cuda), learner.state.written(), cuda

@@ -23,8 +23,8 @@ from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.replay import NewestSampler, ReplayBuffer, Ring, UniformSampler
 from fastdqn.toolchain.nvrtc import KernelError
-from fastdqn.training.tensor.block_plan import Block
 from fastdqn.training.tensor.block_runner import BlockRunner
+from fastdqn.training.tensor.blocks import Block
 from fastdqn.training.tensor.rollout import TensorRollout
 from tests.compilers import HeldInductor
 from tests.emulated.card import EmulatedKernels, has_compiler, make, on_emulated_card
@@ -298,9 +298,7 @@ def test_a_block_by_the_cards_kernels_is_the_eager_block(
         size, actions = env.single_observation_space.shape or (), int(env.single_action_space.n)
         learner = Learner(MLP(size, actions, (16,)), learning_rate=1e-3)
         given: dict[str, Any] = {"capacity": 200, "batch_size": 12, "seed": 3}
-        rollout = TensorRollout(
-            env, learner.network, partial(learner.learn_from, learner.state), **given
-        )
+        rollout = TensorRollout(env, learner, **given)
         if way == "native":
             mode, written = mode_of(way, torch.device("cuda")), learner.state.written()
             parts = rollout._iteration, env, mode, written, rollout.device

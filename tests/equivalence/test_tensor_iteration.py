@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
-from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from fastdqn.envs.tensor import CartPole, TensorEnv
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
 from fastdqn.training.events import Episode
-from fastdqn.training.tensor.block_plan import Block
+from fastdqn.training.tensor.blocks import Block
 from fastdqn.training.tensor.rollout import TensorRollout
 from tests.oracles import CounterRules
 from tests.tensor_oracles import PureCounter, TensorCounter
@@ -39,10 +38,8 @@ def build(env: TensorEnv, execution: str) -> tuple[TensorRollout, Learner]:
     torch.manual_seed(0)
     size = (env.single_observation_space.shape or ())[0]
     learner = Learner(MLP((size,), int(env.single_action_space.n), (8,), scale=0.1))
-    learn = partial(learner.learn_from, learner.state)
     given: dict[str, Any] = {"capacity": 40, "batch_size": 8, "seed": 3, "execution": execution}
-    natively = partial(learner.natively, learner.state)
-    return TensorRollout(env, learner.network, learn, learn_natively=natively, **given), learner
+    return TensorRollout(env, learner, **given), learner
 
 
 def run(rollout: TensorRollout) -> tuple[list[Episode], list[Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from fastdqn.envs.tensor import make_tensor_env
 from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
-from fastdqn.training.tensor.block_plan import Block
+from fastdqn.training.tensor.blocks import Block
 from fastdqn.training.tensor.rollout import TensorRollout
 
 pytestmark = pytest.mark.cuda
@@ -25,17 +25,8 @@ def build(env_id: str, execution: str) -> tuple[TensorRollout, Learner]:
     env = make_tensor_env(env_id, 8, torch.device("cuda"))
     size, actions = env.single_observation_space.shape or (), int(env.single_action_space.n)
     learner = Learner(MLP(size, actions, (16,)), device="cuda")
-    rollout = TensorRollout(
-        env,
-        learner.network,
-        partial(learner.learn_from, learner.state),
-        capacity=400,
-        batch_size=16,
-        seed=3,
-        execution=execution,
-        learned=learner.state.written(),
-        learn_natively=partial(learner.natively, learner.state),
-    )
+    given: dict[str, Any] = {"capacity": 400, "batch_size": 16, "seed": 3}
+    rollout = TensorRollout(env, learner, **given, execution=execution)
     return rollout, learner
 
 

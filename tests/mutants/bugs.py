@@ -54,7 +54,7 @@ from fastdqn.replay.buffer import ReplayBuffer
 from fastdqn.replay.final_observations import FinalObservations
 from fastdqn.replay.functional_ring import FunctionalRing
 from fastdqn.replay.valid_transitions import ValidTransitions
-from fastdqn.training import evaluation, games, schedules
+from fastdqn.training import evaluation, events, schedules
 from fastdqn.training.host import rollout
 from tests.mutants.native_bugs import plants
 
@@ -697,12 +697,12 @@ def few_episodes_side_by_side() -> None:
     def spread(episodes: int, num_envs: int) -> Any:
         return np.minimum(np.arange(num_envs), episodes)
 
-    exchange("_spread", spread, games)
+    exchange("_spread", spread, evaluation)
 
 
 @turns_red(EVALUATION + "a_full_evaluation_ends_early_only_where_the_goal_is_out_of_reach")
 def an_evaluation_that_ends_early_whatever_it_brought() -> None:
-    exchange("within_reach", lambda *_: False, evaluation.Evaluation)
+    exchange("within_reach", lambda *_: False, events.Evaluation)
 
 
 @turns_red(MASKED_VECTORS + "made_sources_read_masks[grouped-0-1-MaskedCounterEnv]")

@@ -17,13 +17,7 @@ from fastdqn.errors import NonFiniteError
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer
 from fastdqn.training.events import Episode
-from fastdqn.training.transfer import (
-    DeviceRows,
-    HostRows,
-    PackedTransfer,
-    SharedTransfer,
-    host_rows,
-)
+from fastdqn.training.transfer import PackedTransfer, Rows, arrays_over, tensors_over
 from fastdqn.transition import storage_dtype
 
 __all__ = ["HostRollout"]
@@ -53,27 +47,19 @@ class HostRollout:
         replay: Gets the transitions; also holds the current observations.
 
     Attributes:
+        num_envs: Environments, N.
+        num_workers: Processes or threads that step them; 0 is none beside this one.
         env_steps: Real transitions so far.
         episodes: Finished episodes so far.
     """
 
     def __init__(self, source: EnvSource, policy: Policy, replay: ReplayBuffer) -> None:
         self.source, self.policy, self.replay = source, policy, replay
-        self.env_steps = 0
-        self.episodes = 0
+        self.num_envs, self.num_workers = source.num_envs, source.num_workers
+        self.env_steps = self.episodes = 0
         self._groups = [_Group(source, i, replay.device) for i in range(source.num_groups)]
         self._waiting: deque[_Group] = deque()  # they act next
         self._stepping: deque[_Group] = deque()  # they step now, the oldest first
-
-    @property
-    def num_envs(self) -> int:
-        """Environments, N."""
-        return self.source.num_envs
-
-    @property
-    def num_workers(self) -> int:
-        """Processes or threads that step them; 0 is none beside this one."""
-        return self.source.num_workers
 
     @property
     def num_restarts(self) -> int:
@@ -169,11 +155,7 @@ class HostRollout:
             self._refuse_if_bad("observation", final_obs, group.first_env, ended)
 
     def _refuse_if_bad(
-        self,
-        what: str,
-        values: npt.NDArray[Any],
-        first_env: int = 0,
-        envs: npt.NDArray[np.int64] | None = None,
+        self, what: str, values: npt.NDArray[Any], first_env: int = 0, envs: Any = None
     ) -> None:
         """Refuse a NaN, an infinity, or a number that float32 cannot hold; integers are fine.
 
@@ -223,19 +205,20 @@ class _Group:
             if values.dtype.kind == "f"
         ]
         assert all(np.shares_memory(flat, values) for _, values, flat, _ in self.watched)
-        self._terminated = _flags(self.rows.terminated)
-        self._truncated = _flags(self.rows.truncated)
-        self.real = _flags(self.rows.real)
+        columns: Any = self.rows  # arrays are buffers, which NumPy's types do not say
+        self._terminated = memoryview(columns.terminated)
+        self._truncated = memoryview(columns.truncated)
+        self.real = memoryview(columns.real)
         self.on_host = device.type == "cpu"
         self.action: Any = np.zeros(size, np.int64)
-        arrays = host_rows(self.rows)
-        self.arrived: Callable[[], HostRows | DeviceRows] = lambda: arrays
+        arrays = arrays_over(self.rows)
+        self.arrived: Callable[[], Rows[Any]] = lambda: arrays
         self.shown: Shown | None = None
         if not self.on_host:
             transfer = PackedTransfer(self.rows, device)
             self.shown, self.arrived = transfer.rows.shown, transfer.load
         elif storage_dtype(self.rows.obs.dtype) is torch.from_numpy(self.rows.obs).dtype:
-            self.shown = SharedTransfer(self.rows).load().shown
+            self.shown = tensors_over(self.rows).shown
 
     def ended(self) -> npt.NDArray[np.int64]:
         """Return the environments whose episode has ended in this step, from 0; mostly none."""
@@ -244,11 +227,5 @@ class _Group:
         return NO_ENVS
 
 
-def _flags(column: Any) -> memoryview:
-    """Return bools as bytes for `_holds`."""
-    return memoryview(column)
-
-
-def _holds(flags: memoryview, flag: bytes) -> bool:
-    """Return whether a flag is among bools; faster than `any` for few."""
+def _holds(flags: memoryview, flag: bytes) -> bool:  # faster than `any` for few
     return flag in flags.tobytes()

@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from dataclasses import KW_ONLY, dataclass
 
-from fastdqn.learner.learner import Learner
 from fastdqn.replay import Sampler
 from fastdqn.training.host.rollout import HostRollout
-from fastdqn.training.trainer import Trainer, TrainerSettings
+from fastdqn.training.trainer import Trainer
 
 __all__ = ["HostTrainer"]
 
 
+@dataclass(eq=False, repr=False)
 class HostTrainer(Trainer):
-    """Trains on the transitions of workers, or of another source on the host.
+    """Trains on the transitions of workers, or of another source on the host; see `Trainer`.
 
     Args:
-        rollout: Steps the environments.
-        learner: Makes the updates.
         sampler: Chooses the batches.
-        settings: Of every loop; see `TrainerSettings`.
     """
 
     rollout: HostRollout
-
-    def __init__(
-        self,
-        rollout: HostRollout,
-        learner: Learner,
-        *,
-        sampler: Sampler,
-        **settings: Unpack[TrainerSettings],
-    ) -> None:
-        super().__init__(rollout, learner, **settings)
-        self.sampler = sampler
+    _: KW_ONLY
+    sampler: Sampler
 
     def vector_step(self) -> None:
         """Act, learn while the workers step, collect, write, check intervals."""
@@ -68,6 +56,8 @@ class HostTrainer(Trainer):
             self.watch.lap("learn")
             self.watch.move(self.learner.compile_s - compiled, "learn", "compile")
 
-    def _finish(self) -> None:
-        self._learn()
-        self.watch.lap("learn")
+    def _end(self) -> None:
+        if self.status == "completed":
+            self._learn()
+            self.watch.lap("learn")
+        super()._end()

@@ -30,9 +30,8 @@ from fastdqn.execution.step import (
     StepGroup,
 )
 from fastdqn.native import CudaActor, CudaUpdate, NativeActor, NativeUpdate
-from fastdqn.training.tensor.block_calls import Call, calls_of, in_turn, split
-from fastdqn.training.tensor.block_plan import Block
-from fastdqn.training.tensor.iteration import BlockTensors, Iteration
+from fastdqn.training.tensor.blocks import Block, BlockTensors, Call, Parts, in_turn
+from fastdqn.training.tensor.iteration import Iteration
 
 __all__ = ["BlockRunner"]
 
@@ -53,6 +52,7 @@ class BlockRunner:
         cuda: `torch.cuda`, or a fake of it.
 
     Attributes:
+        background: See above.
         steps: All that is compiled or recorded.
     """
 
@@ -69,30 +69,29 @@ class BlockRunner:
         cuda: Cuda = torch.cuda,
     ) -> None:
         self._iteration, self._env, self._mode, self._device = iteration, env, mode, device
-        self._learned, self._background, self._cuda = learned, background, cuda
+        self._learned, self.background, self._cuda = learned, background, cuda
         self._pool, self._epsilon = cache(cuda.graph_pool_handle), 0.0
         self.steps = StepGroup()
         self._runs: dict[Block, Call] = {}
         self._blocks: dict[Block, CompiledStep] = {}
         self._index: dict[torch.Size, Tensor] = {}
+        self._acts_in_c = isinstance(native, NativeUpdate)
         self._run = self._run_of(native)
 
     def __call__(self, block: Block, call: BlockTensors, epsilon: float) -> None:
-        """Run a block; one marked as uncompiled runs without PyTorch's compiler.
+        """Run a block on its tensors, which are the same at every call with it.
 
-        Args:
-            block: What to do.
-            call: Its tensors, the same at every call with it.
-            epsilon: Probability of exploring throughout.
+        One marked as uncompiled runs without PyTorch's compiler.
         """
         self._epsilon = epsilon
+        if not self._acts_in_c:
+            self._iteration.epsilon.fill_(epsilon)
         run = self._runs.get(block)
         if run is None:
             run = self._runs[block] = self._run(block, call)
         run()
 
     def _run_of(self, native: NativeUpdate | CudaUpdate | None) -> Callable[..., Call]:
-        """Return what makes the run of a block, given its tensors."""
         if not isinstance(self._env, PureTensorEnv):
             return self._around(self._env, native if isinstance(native, NativeUpdate) else None)
         if isinstance(native, NativeUpdate):
@@ -103,26 +102,27 @@ class BlockRunner:
 
     def _whole(self, block: Block, call: BlockTensors) -> Call:
         """Return what runs a block as one function, its environments included."""
-        tensors = call.ends, call.returns, call.uniform, call.random_bits
-        whole = partial(self._iteration.block, block.num_steps, block.num_updates, *tensors)
+        whole = self._iteration.parts.run_of(block, call)
         graphs, compiles = self._mode.graphs, self._mode.compiles
         if block.uncompiled or not (graphs or compiles):
-            return self._exploring(whole)
+            return whole
         if not compiles:
-            return self._exploring(self._recorded(block, whole))
+            return self._recorded(block, whole)
         # A graph, or the device's queue, hides the calls: compiled once, for a single repeat.
         one = replace(block, repeats=1) if graphs or self._device.type != "cpu" else block
-        parts = split(tensors, one, block.repeats // one.repeats)
+        pieces = call.split(block.repeats // one.repeats)
         compiled = self._compiled_of(one)
-        calls = [compiled.bound(*part) for part in parts]
+        run = in_turn([compiled.bound(*piece) for piece in pieces])
         if not graphs:
-            return self._exploring(in_turn(calls))
-        fast = ComposedStep(in_turn(calls), [(compiled, parts[0])])
-        return self._exploring(self._recorded(block, whole, fast))
+            return run
+        fast = ComposedStep(run, [(compiled, pieces[0])])
+        return self._recorded(block, whole, fast)
 
     def _compiled_of(self, block: Block) -> CompiledStep:
+        def step(*tensors: Tensor) -> None:
+            self._iteration.parts.run_of(block, BlockTensors(*tensors))()
+
         if block not in self._blocks:
-            step = partial(self._iteration.block, block.num_steps, block.num_updates)
             self._blocks[block] = self._compiled(step, counted=not self._mode.graphs)
         return self._blocks[block]
 
@@ -131,22 +131,15 @@ class BlockRunner:
     def _in_c(self, native: NativeUpdate) -> Callable[[Block, BlockTensors], Call]:
         """Act and learn in C; the environments, their rows and the draws are one function."""
         between = self._compiled(self._between, alone=True)
-        act = self._acting_in_c()
 
         def learn(random_bits: Tensor, drawn: bool) -> Call:
             ring, index = self._iteration.ring, self._place(random_bits)
             bound = native.bound(ring.ring, index)
             return bound if drawn else in_turn([partial(self._draw, index, random_bits), bound])
 
-        def make(block: Block, call: BlockTensors) -> Call:
-            bind = partial(partial, self._between) if block.uncompiled else between.bound
-
-            def advance(uniform: Tensor, *others: Tensor) -> Call:
-                return bind(uniform[:, NUM_ACTING:], *others)
-
-            return in_turn(calls_of(block, call, act, advance, learn))
-
-        return make
+        compiled = Parts(self._acting_in_c(), between.bound, learn)
+        plain = compiled._replace(advance=partial(partial, self._between))
+        return lambda block, call: (plain if block.uncompiled else compiled).run_of(block, call)
 
     def _on_a_card(self, native: CudaUpdate) -> Callable[[Block, BlockTensors], Call]:
         """Act and learn by the card's own kernels, within a graph."""
@@ -155,34 +148,32 @@ class BlockRunner:
         advances = self._compiled(iteration.advance, counted=False)
         draws = self._compiled(self._draw, counted=False)
 
-        def calls(block: Block, call: BlockTensors, *, compiled: bool) -> Call:
-            def act(uniform: Tensor) -> Call:
-                parts = iteration.shown, iteration.epsilon, uniform, None, iteration.action
-                return partial(actor, *parts)
+        def act(uniform: Tensor) -> Call:
+            given = iteration.shown, iteration.epsilon, uniform, None, iteration.action
+            return partial(actor, *given)
 
-            def advance(uniform: Tensor, ends: Tensor, returns: Tensor, _: Tensor) -> Call:
-                step = uniform[:, NUM_ACTING:], ends, returns
-                return advances.bound(*step) if compiled else partial(iteration.advance, *step)
-
+        def parts(advance: Callable[..., Call], draw: Callable[..., Call]) -> Parts:
             def learn(random_bits: Tensor, _: bool) -> Call:
-                choice = self._place(random_bits), random_bits
-                draw = draws.bound(*choice) if compiled else partial(self._draw, *choice)
-                return in_turn([draw, partial(native, iteration.ring.ring, choice[0])])
+                index = self._place(random_bits)
+                learns = partial(native, iteration.ring.ring, index)
+                return in_turn([draw(index, random_bits), learns])
 
-            return in_turn(calls_of(block, call, act, advance, learn))
+            return Parts(act, lambda *step: advance(*step[:3]), learn)
+
+        plain = parts(partial(partial, iteration.advance), partial(partial, self._draw))
+        compiled = parts(advances.bound, draws.bound)
 
         def make(block: Block, call: BlockTensors) -> Call:
             if block.uncompiled:
                 return self._whole(block, call)
             needs: list[tuple[Step, tuple[Tensor, ...]]] = []
             if block.num_steps:
-                step = call.uniform[0, :, NUM_ACTING:], call.ends[0], call.returns[0]
-                needs.append((advances, step))
+                needs.append((advances, (call.uniform[0], call.ends[0], call.returns[0])))
             if block.num_updates:
                 random_bits = call.random_bits[: block.num_updates]
                 needs.append((draws, (self._place(random_bits), random_bits)))
-            fast = ComposedStep(calls(block, call, compiled=True), needs)
-            return self._exploring(self._recorded(block, calls(block, call, compiled=False), fast))
+            fast = ComposedStep(compiled.run_of(block, call), needs)
+            return self._recorded(block, plain.run_of(block, call), fast)
 
         return make
 
@@ -195,7 +186,7 @@ class BlockRunner:
         """
         iteration, mode = self._iteration, self._mode
         mode = replace(mode, compiles=mode.compiles or mode.native)
-        options: Any = {"background": self._background, "cuda": self._cuda}
+        options: Any = {"background": self.background, "cuda": self._cuda}
         run: Any = partial(run_step, mode=mode, device=self._device, **options)
         record = self._counted(run(self._record))
 
@@ -208,27 +199,17 @@ class BlockRunner:
             return step
 
         if native is not None:
-            in_c = self._acting_in_c()
+            ring = iteration.ring
 
-            def learn_in_c(random_bits: Tensor, _: bool) -> Call:
-                ring = iteration.ring
+            def learn(random_bits: Tensor, _: bool) -> Call:
                 return lambda: native(ring.ring, ring.draw(random_bits))
 
-            return lambda block, call: in_turn(calls_of(block, call, in_c, advance, learn_in_c))
+            return Parts(self._acting_in_c(), advance, learn).run_of
         acts = self._counted(run(iteration.act))
         save = lambda _: iteration.snapshot(0, self._learned)  # noqa: E731
         learns = self._counted(run(iteration.learn, by_row=True, snapshot=save))
-
-        def act(uniform: Tensor) -> Call:
-            return partial(acts, uniform)
-
-        def learn(random_bits: Tensor, _: bool) -> Call:
-            return partial(learns, random_bits)
-
-        def make(block: Block, call: BlockTensors) -> Call:
-            return self._exploring(in_turn(calls_of(block, call, act, advance, learn)))
-
-        return make
+        parts = Parts(partial(partial, acts), advance, lambda bits, _: partial(learns, bits))
+        return parts.run_of
 
     def _acting_in_c(self) -> Callable[[Tensor], Call]:
         actor, iteration = NativeActor(self._iteration.network), self._iteration
@@ -253,10 +234,9 @@ class BlockRunner:
 
     def _place(self, random_bits: Tensor) -> Tensor:
         """Return where the rows that `random_bits` choose are written."""
-        index = self._index.get(random_bits.shape)
-        if index is None:
-            index = self._index[random_bits.shape] = torch.zeros_like(random_bits)
-        return index
+        if random_bits.shape not in self._index:
+            self._index[random_bits.shape] = torch.zeros_like(random_bits)
+        return self._index[random_bits.shape]
 
     # How steps are run
 
@@ -264,7 +244,7 @@ class BlockRunner:
         self, step: PureStep, *, alone: bool = False, counted: bool = True
     ) -> CompiledStep:
         """Return a step that is compiled in this process; `alone` is one beside native code."""
-        beside = self._background
+        beside = self.background
         compiler = InProcess(self._device, background=beside, traces_beside=alone)
         made = CompiledStep(step, compiler, optional=alone)
         return self._counted(made) if counted else made  # by the graph that it is recorded in
@@ -276,7 +256,7 @@ class BlockRunner:
     def _recorded(self, block: Block, plain: Call, fast: Step | None = None) -> Step:
         """Return graphs of a block: of its fast form, or of the plain one until that is there."""
         graph = self._graph(block, fast or EagerStep(plain))
-        if fast is None or not self._background:
+        if fast is None or not self.background:
             return self._counted(graph)
         return self._counted(PlainUntilCompiled(self._graph(block, EagerStep(plain)), graph))
 
@@ -287,13 +267,3 @@ class BlockRunner:
 
         options: Any = {"device": self._device, "pool": self._pool, "cuda": self._cuda}
         return CudaGraphStep(step, save, **options)
-
-    def _exploring(self, run: Call) -> Call:
-        """Return what writes epsilon where the parts read it, and then runs."""
-        write = self._iteration.epsilon.fill_
-
-        def explore() -> None:
-            write(self._epsilon)
-            run()
-
-        return explore

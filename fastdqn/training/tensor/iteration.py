@@ -3,13 +3,12 @@
 Each part reads and writes tensors that are allocated with the iteration and never move. It draws
 no random number, takes no count from the host and never branches on a value: what it needs of
 these comes in as tensors. Each therefore runs eagerly, compiled, or in a CUDA graph, and so does a
-block of them, environments included, where the environments are pure.
+block of them, see `Iteration.parts`, environments included, where the environments are pure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -21,49 +20,19 @@ from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import snapshot
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.replay.functional_ring import FunctionalRing
+from fastdqn.training.tensor.blocks import Call, Parts
 
-__all__ = ["FAULT", "BlockTensors", "Iteration"]
+__all__ = ["FAULT", "Iteration"]
 
 FAULT = -(2**31)
 """In the log of ends: a number of this step was not finite, or not one of its space."""
 
 
-@dataclass(frozen=True, slots=True)
-class BlockTensors:
-    """What the host passes to a block and reads from it: allocated once, filled in place.
-
-    Attributes:
-        ends: [S, N] int32 of S vector steps, see `Iteration.record`.
-        returns: [S, N] float32, see there.
-        uniform: [S, N, 2 + C + R] float32 in [0, 1): two for acting and C for the network, then
-            the environments' own.
-        random_bits: [U, B + R'] int64 of U updates, see `Update.learn_from`.
-    """
-
-    ends: Tensor
-    returns: Tensor
-    uniform: Tensor
-    random_bits: Tensor
-
-    @classmethod
-    def allocate(
-        cls, steps: tuple[int, int], num_random: int, draws: tuple[int, int], device: torch.device
-    ) -> BlockTensors:
-        """Allocate them for `steps` (S, N), R numbers beside acting, and `draws` (U, B + R')."""
-        new = partial(torch.zeros, device=device)
-        return cls(
-            new(steps, dtype=torch.int32),
-            new(steps, dtype=torch.float32),
-            new((*steps, NUM_ACTING + num_random), dtype=torch.float32),
-            new(draws, dtype=torch.int64),
-        )
-
-
 class Iteration:
-    """The parts of a training iteration over N environments, and the block that joins them.
+    """The parts of a training iteration over N environments.
 
     Args:
-        env: The environments; `block` needs pure ones.
+        env: The environments; `advance` needs pure ones.
         network: Its latest parameters act.
         learn: Makes updates, in place, one for each row of random bits.
         ring: Stores the transitions.
@@ -76,8 +45,8 @@ class Iteration:
         returns: [N] float32, return of each running episode.
         lengths: [N] int32, env steps of each running episode.
         learn: See above.
-        num_acting: Uniform numbers of each environment that acting reads.
-        num_random: Those that a vector step reads besides the two that explore.
+        num_acting: Uniform numbers of each environment that acting reads, 2 + C.
+        num_uniform: Those that a vector step reads, 2 + C + R.
     """
 
     def __init__(
@@ -89,10 +58,10 @@ class Iteration:
     ) -> None:
         self.network, self.ring, self.learn = network, ring, learn
         self.num_acting = NUM_ACTING + network.num_columns(env.num_envs)
-        self.num_random = self.num_acting - NUM_ACTING
+        self.num_uniform = self.num_acting
         if isinstance(env, PureTensorEnv):
             self._pure = env
-            self.num_random += env.num_random
+            self.num_uniform += env.num_random
         new = partial(torch.zeros, device=network.flat.device)
         frames = ring.ring.frames
         self.holds = membership_of(env.single_observation_space, network.flat.device)
@@ -101,6 +70,19 @@ class Iteration:
         self.action = new(env.num_envs, dtype=torch.int64)
         self.returns = new(env.num_envs, dtype=torch.float32)
         self.lengths = new(env.num_envs, dtype=torch.int32)
+
+    @property
+    def parts(self) -> Parts:
+        """All of them as they are, to make a block of."""
+
+        def advance(uniform: Tensor, ends: Tensor, returns: Tensor, _: Tensor) -> Call:
+            return partial(self.advance, uniform, ends, returns)
+
+        return Parts(
+            lambda uniform: partial(self.act, uniform),
+            advance,
+            lambda random_bits, _: partial(self.learn, random_bits),
+        )
 
     @property
     def state(self) -> tuple[Tensor, ...]:
@@ -116,50 +98,14 @@ class Iteration:
         self.returns.zero_()
         self.lengths.zero_()
 
-    def block(  # noqa: PLR0917 - called in one place, with names that are its own
-        self,
-        num_steps: int,
-        num_updates: int,
-        ends: Tensor,
-        returns: Tensor,
-        uniform: Tensor,
-        random_bits: Tensor,
-    ) -> None:
-        """Do vector steps and then updates, as often as the tensors are long for.
-
-        Args:
-            num_steps: Vector steps before each run of updates; 0 only learns.
-            num_updates: Updates after them.
-            ends: [S, N] int32, S vector steps in all; written, see `record`.
-            returns: [S, N] float32; written, see `record`.
-            uniform: [S, N, 2 + C + R] float32 in [0, 1); read.
-            random_bits: [U, B + R'] int64 in [0, 2^62), U updates in all; read.
-        """
-        repeats = len(ends) // num_steps if num_steps else len(random_bits) // num_updates
-        for repeat in range(repeats):
-            for row in range(repeat * num_steps, (repeat + 1) * num_steps):
-                self.act(uniform[row])
-                self.advance(uniform[row, :, self.num_acting :], ends[row], returns[row])
-            self.learn(random_bits[repeat * num_updates : (repeat + 1) * num_updates])
-
     def advance(self, uniform: Tensor, ends: Tensor, returns: Tensor) -> None:
-        """Let pure environments step with the last actions, and record it.
-
-        Args:
-            uniform: [N, R] float32 in [0, 1), the environments' own.
-            ends: [N] int32; written, see `record`.
-            returns: [N] float32; written, see `record`.
-        """
+        """Let pure environments step with the last actions and R of their numbers; record it."""
         with torch.no_grad():
-            step = self._pure.advance(self.action, uniform)
+            step = self._pure.advance(self.action, uniform[:, self.num_acting :])
         self.record(step, ends, returns)
 
     def act(self, uniform: Tensor) -> None:
-        """Choose an action for what every environment shows, into `action`.
-
-        Args:
-            uniform: [N, 2 + C or more] float32 in [0, 1); the first `num_acting` are read.
-        """
+        """Choose an action for what every environment shows by 2 + C numbers, into `action`."""
         network = self.network
         with torch.no_grad():
             numbers = network.numbers_in(uniform, NUM_ACTING)
@@ -202,10 +148,8 @@ class Iteration:
 
     def snapshot(self, num_rows: int, others: Sequence[Tensor]) -> Callable[[], None]:
         """Copy what `num_rows` vector steps would change, and `others`; return what undoes it."""
-        restore_others, restore_ring = (
-            snapshot((*self.state, *others)),
-            self.ring.snapshot(num_rows),
-        )
+        restore_ring = self.ring.snapshot(num_rows)
+        restore_others = snapshot((*self.state, *others))
 
         def restore() -> None:
             restore_ring()

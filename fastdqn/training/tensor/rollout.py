@@ -8,29 +8,28 @@ log of the episodes that ended.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastdqn.envs.tensor.protocol import TensorEnv, holds_integers
 from fastdqn.errors import NonFiniteError, UsageError
 from fastdqn.execution.modes import mode_of
 from fastdqn.execution.step import Progress
 from fastdqn.foundation.copying import Whole, copied
-from fastdqn.native import CudaUpdate, NativeUpdate, refuse_sampler
-from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.learner.learner import Learner
+from fastdqn.native import refuse_sampler
 from fastdqn.networks.network_check import refuse_frames
-from fastdqn.replay import Sampler, UniformSampler
+from fastdqn.replay import UniformSampler
 from fastdqn.replay.functional_ring import MAX_BITS, FunctionalRing
 from fastdqn.replay.sampler import SamplerFactory, sampler_of
 from fastdqn.training.events import Episode
-from fastdqn.training.tensor.block_plan import Block
 from fastdqn.training.tensor.block_runner import BlockRunner
-from fastdqn.training.tensor.iteration import FAULT, BlockTensors, Iteration
+from fastdqn.training.tensor.blocks import Block, BlockTensors
+from fastdqn.training.tensor.iteration import FAULT, Iteration
 from fastdqn.transition import STORAGE_DTYPES
 
 __all__ = ["TensorRollout"]
@@ -44,18 +43,12 @@ class TensorRollout(Whole):
 
     Args:
         env: The environments.
-        network: Shared with the learner; its latest parameters act.
-        learn: Makes updates, in place, given what draws the batches and random bits, such as
-            `partial(learner.learn_from, learner.state)`; None for no updates.
+        learner: Makes the updates; its latest parameters act.
         capacity: Transitions to hold.
         batch_size: Transitions per update, B.
         seed: Seed of the environments and of everything that is drawn here.
         execution: `eager`, `native`, `compile`, `cudagraph` or `compile+cudagraph`.
-        learned: Every tensor that `learn` writes; graphs restore them after their warm-ups.
         sampler: Builds what draws the batches.
-        num_random: Numbers that an update reads beside those that choose its batch.
-        learn_natively: Makes what updates from a ring and an index in C, or on a card in CUDA C;
-            `native` needs it.
 
     Attributes:
         ring: What was seen.
@@ -76,37 +69,29 @@ class TensorRollout(Whole):
     def __init__(
         self,
         env: TensorEnv,
-        network: FlatNetwork,
-        learn: Callable[[Sampler, Tensor], None] | None,
+        learner: Learner,
         *,
         capacity: int,
         batch_size: int,
         seed: int,
         execution: str = "eager",
-        learned: Sequence[Tensor] = (),
         sampler: SamplerFactory = UniformSampler,
-        num_random: int = 0,
-        learn_natively: Callable[[], NativeUpdate | CudaUpdate] | None = None,
     ) -> None:
-        self.device = network.flat.device
+        self.device = learner.device
         _refuse(env, self.device, batch_size)
-        self.env, self.batch_size = env, batch_size
-        self._learns, self._num_random = learn is not None, num_random
-        self._learn_natively = learn_natively
+        self.env, self.batch_size, self._learner = env, batch_size, learner
         space = env.single_observation_space
         frame = space.shape or (), STORAGE_DTYPES[str(space.dtype)]
         self.ring = FunctionalRing(capacity, env.num_envs, *frame, device=self.device)
         self.generator = torch.Generator(self.device)
         self.num_envs = env.num_envs
         self.earlier_steps = self.rows = self.updates = self.episodes = 0
-        refuse_frames(network, self.ring.ring.frames, None, env.env_id)
+        refuse_frames(learner.network, self.ring.ring.frames, None, env.env_id)
         self.sampler = sampler_of(sampler, self.ring, batch_size)
-        self._learned = *learned, *self.sampler.written()
-        learning = partial(learn or (lambda *_: None), self.sampler)
-        self._iteration = Iteration(env, network, learning, self.ring)
+        learn = partial(learner.learn_from, learner.state, self.sampler)
+        self._iteration = Iteration(env, learner.network, learn, self.ring)
         self._calls: dict[Block, BlockTensors] = {}
         self._runners: dict[str, BlockRunner] = {}
-        self._background: set[str] = set()
         self.execute_as(execution)
         self.reset([seed])
 
@@ -114,7 +99,7 @@ class TensorRollout(Whole):
         """Copy environments, ring, generator and counts; how blocks are run is built anew."""
         twin = copied(self, memo, anew=("_runners", "_blocks", "_calls"))
         twin._runners, twin._calls = {}, {}
-        twin.execute_as(self.execution, background=self.execution in self._background)
+        twin.execute_as(self.execution, background=self._blocks.background)
         return twin
 
     # The calls
@@ -146,21 +131,16 @@ class TensorRollout(Whole):
         """
         if execution not in self._runners:
             self._runners[execution] = self._runner(execution, background=background)
-            self._background = (
-                self._background | {execution} if background else self._background - {execution}
-            )
         self.execution, self._blocks = execution, self._runners[execution]
 
     def _runner(self, execution: str, *, background: bool) -> BlockRunner:
-        mode, native = mode_of(execution, self.device), None
+        mode, native, learner = mode_of(execution, self.device), None, self._learner
         if mode.native:
-            if self._learn_natively is None:
-                reason, way_out = "nothing here learns in C", "Pass `learn_natively`."
-                raise UsageError("--execution native", reason, way_out)
             refuse_sampler(self.sampler)
-            native = self._learn_natively()
-        given = self._iteration, self.env, mode, self._learned, self.device
-        return BlockRunner(*given, background=background, native=native)
+            native = learner.natively(learner.state)
+        written = *learner.state.written(), *self.sampler.written()
+        parts = self._iteration, self.env, mode, written, self.device
+        return BlockRunner(*parts, background=background, native=native)
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Begin new episodes everywhere, and all random numbers anew; running episodes are cut.
@@ -192,11 +172,9 @@ class TensorRollout(Whole):
 
         Raises:
             NonFiniteError: An environment returned a NaN or an infinity.
-            UsageError: One returned integers that its space does not hold; or there is nothing to
-                learn with, or nothing yet to learn from.
+            UsageError: One returned integers that its space does not hold; or there is nothing yet
+                to learn from.
         """
-        if block.num_updates and not self._learns:
-            raise UsageError(f"{block}", "there is nothing to learn with", "Pass `learn`.")
         if block.num_updates and not (self.rows or block.num_steps):
             raise UsageError(f"{block}", "the ring is empty", "Begin with a vector step.")
         episodes: list[Episode] = []
@@ -212,13 +190,20 @@ class TensorRollout(Whole):
         """Return the tensors of a call with new random numbers in them."""
         call = self._calls.get(block)
         if call is None:
-            own = self._iteration.num_random
-            steps, draws = block.total_steps, block.total_updates
-            sizes = (steps, self.num_envs), own, (draws, self.batch_size + self._num_random)
-            call = self._calls[block] = BlockTensors.allocate(*sizes, self.device)
+            call = self._calls[block] = self._allocated(block)
         call.uniform.uniform_(generator=self.generator)
         call.random_bits.random_(0, MAX_BITS, generator=self.generator)
         return call
+
+    def _allocated(self, block: Block) -> BlockTensors:
+        new, steps = partial(torch.zeros, device=self.device), (block.total_steps, self.num_envs)
+        width = self.batch_size + self._learner.num_random(self.batch_size)
+        return BlockTensors(
+            new(steps, dtype=torch.int32),
+            new(steps, dtype=torch.float32),
+            new((*steps, self._iteration.num_uniform), dtype=torch.float32),
+            new((block.total_updates, width), dtype=torch.int64),
+        )
 
     # What the host reads
 
@@ -264,14 +249,10 @@ class TensorRollout(Whole):
                 f"its observation space {' '.join(str(space).split())} holds no such value",
                 "Fix the environment, or let its single_observation_space say what it shows.",
             )
-        return _non_finite(env, what, env_steps)
-
-
-def _non_finite(env: int, what: str, env_steps: int) -> NonFiniteError:
-    return NonFiniteError(
-        f"environment {env} returned the {what} by env step {env_steps}: DQN cannot learn from "
-        "it. Fix the environment, or let it return finite numbers."
-    )
+        return NonFiniteError(
+            f"environment {env} returned the {what} by env step {env_steps}: DQN cannot learn from "
+            "it. Fix the environment, or let it return finite numbers."
+        )
 
 
 def _refuse(env: TensorEnv, device: torch.device, batch_size: int) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
 
 from fastdqn.execution.step import Progress
-from fastdqn.learner.learner import Learner
-from fastdqn.training.tensor.block_plan import UNROLLED, UNROLLED_IN_A_GRAPH, next_block, plan
+from fastdqn.training.tensor.blocks import UNROLLED, UNROLLED_IN_A_GRAPH, next_block, plan
 from fastdqn.training.tensor.rollout import TensorRollout
-from fastdqn.training.trainer import Trainer, TrainerSettings
+from fastdqn.training.trainer import Trainer
 
 __all__ = ["TensorTrainer"]
 
@@ -17,20 +15,15 @@ __all__ = ["TensorTrainer"]
 class TensorTrainer(Trainer):
     """Trains in tensor environments; all time but reports and evaluations counts as `learn`.
 
-    Args:
-        rollout: Environments, ring and updates, as one function.
-        learner: Its pure step is a part of that function.
-        settings: Of every loop; see `TrainerSettings`.
+    The updates are a part of the rollout's blocks; see `Trainer`.
     """
 
     rollout: TensorRollout
 
-    def __init__(
-        self, rollout: TensorRollout, learner: Learner, **settings: Unpack[TrainerSettings]
-    ) -> None:
-        super().__init__(rollout, learner, **settings)
-        unrolled = UNROLLED_IN_A_GRAPH if rollout.device.type == "cuda" else UNROLLED
-        self._planned = plan(self.ratio.ratio, rollout.num_envs, unrolled)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unrolled = UNROLLED_IN_A_GRAPH if self.rollout.device.type == "cuda" else UNROLLED
+        self._planned = plan(self.ratio.ratio, self.rollout.num_envs, unrolled)
 
     def vector_step(self) -> None:
         """Run the next block, then check the intervals."""
@@ -50,6 +43,3 @@ class TensorTrainer(Trainer):
 
     def _steps(self) -> Sequence[Progress]:
         return self.rollout.compiling
-
-    def _finish(self) -> None:
-        """Do nothing: a block ends with its updates."""

@@ -171,6 +171,43 @@ def test_a_later_call_goes_on_where_the_last_one_ended() -> None:
     assert callback.episodes[first].env_step > 200 >= callback.episodes[first - 1].env_step
 
 
+class Misspelled(Returns):
+    def on_episode(self, episode: Episode) -> None:
+        raise AssertionError
+
+
+class Generous(Returns):
+    on_time = True
+
+    def once(self) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("callback", "refused"),
+    [
+        (Misspelled(), r"Misspelled with a method on_episode: .* calls no such .*on_episodes, on_"),
+        (print, r"callback of <class 'builtin_.*: it is no .*Callback\. Derive .*on_episodes, on_"),
+        (Returns, r"callback Returns: it is a class, not an object\. Pass Returns\(\)"),
+    ],
+)
+def test_a_callback_that_would_not_be_called_is_refused_before_anything_starts(
+    callback: Any, refused: str, tmp_path: Path
+) -> None:
+    agent = small()
+    for run_dir in (None, tmp_path / "run"):
+        with pytest.raises(UsageError, match=refused):
+            agent.learn(200, run_dir=run_dir, callback=callback)
+    assert not (tmp_path / "run").exists()
+    assert agent.describe()["env_steps"] == 0
+
+
+def test_a_callback_may_have_other_attributes_and_more_methods() -> None:
+    callback = Generous()
+    small().learn(100, callback=callback)
+    assert callback.episodes
+
+
 def test_a_later_call_starts_in_other_episodes() -> None:
     agent = small(epsilon_start=1.0, epsilon_end=1.0)
     seeds = [agent.env_seeds(), agent.env_seeds()]

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
-from fastdqn.policies.actors import GraphActor, HostActor, actor_of
+from fastdqn.policies.actors import GraphActor, HostActor, actors_for
 from fastdqn.policies.policy import Actor, EagerActor, Policy
 from tests.fake_cuda import RecordingCuda
 from tests.small_learners import Branches, random_batch
@@ -129,10 +129,8 @@ def test_the_capture_itself_draws_nothing() -> None:
 
 
 def test_actors_are_found_by_their_names() -> None:
-    policy = policy_of()
-    assert isinstance(actor_of("eager", policy), EagerActor)
-    assert isinstance(actor_of("cudagraph", policy), GraphActor)
-    assert isinstance(actor_of("cpu copy", policy), HostActor)
+    kinds = {name: type(actor) for name, actor in actors_for(policy_of()).items()}
+    assert kinds == {"eager": EagerActor, "cudagraph": GraphActor, "cpu copy": HostActor}
 
 
 def test_a_module_of_the_users_own_acts_through_a_graph() -> None:

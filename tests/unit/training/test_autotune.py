@@ -15,6 +15,7 @@ from fastdqn.execution.step import EagerStep, PureStep, Step
 from fastdqn.learner.learner import Learner
 from fastdqn.native import NativeActor
 from fastdqn.networks.mlp import MLP
+from fastdqn.policies.actors import actors_for
 from fastdqn.policies.policy import Actor, EagerActor, Hosted, Policy
 from fastdqn.replay import ReplayBuffer, Sampler, UniformSampler
 from fastdqn.training import autotune
@@ -156,11 +157,11 @@ def _actors(monkeypatch: pytest.MonkeyPatch, clock: Clock, **took_s: float) -> l
             clock.now += took_s[self.kind.replace(" ", "_")]
             return self.plain.on_host(*given)
 
-    def actor_of(kind: str, policy: Policy) -> Actor:
-        asked.append(kind)
-        return Timed(kind, policy)
+    def timed_actors_for(policy: Policy) -> dict[str, Actor]:
+        asked.extend(actors_for(policy))
+        return {kind: Timed(kind, policy) for kind in asked}
 
-    monkeypatch.setattr(autotune, "actor_of", actor_of)
+    monkeypatch.setattr(autotune, "actors_for", timed_actors_for)
     return asked
 
 

@@ -18,13 +18,12 @@ from fastdqn.errors import NonFiniteError, UsageError
 from fastdqn.execution.modes import mode_of
 from fastdqn.execution.step import EagerStep
 from fastdqn.learner.learner import Learner
-from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.replay import Sampler, gather
 from fastdqn.training.events import Episode
 from fastdqn.training.tensor import block_runner
-from fastdqn.training.tensor.block_plan import Block
 from fastdqn.training.tensor.block_runner import BlockRunner
+from fastdqn.training.tensor.blocks import Block
 from fastdqn.training.tensor.rollout import TensorRollout
 from fastdqn.transition import STORAGE_DTYPES, Transitions
 from tests.hotpath.test_hotpath import Calls, Operations
@@ -51,9 +50,14 @@ def rollout_of(env: TensorEnv, learner: Learner | None = None, **settings: Any) 
     """Return a rollout over `env`, with a small learner of its own if none is given."""
     size = int(np.prod(env.single_observation_space.shape or ()))
     learner = learner or Learner(MLP((size,), int(env.single_action_space.n), (8,)))
-    learn = partial(learner.learn_from, learner.state)
     given = {"capacity": 60, "batch_size": 8, "seed": 0, **settings}
-    return TensorRollout(env, learner.network, given.pop("learn", learn), **given)
+    if "learn" in given:
+        learner.learn_from = partial(_without_state, given.pop("learn"))  # type: ignore[method-assign]
+    return TensorRollout(env, learner, **given)
+
+
+def _without_state(learn: Any, _state: object, *arguments: Any) -> None:
+    learn(*arguments)
 
 
 def stored(rollout: TensorRollout) -> Transitions:
@@ -393,29 +397,25 @@ def test_a_first_observation_that_is_not_finite_is_named() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    network = FlatNetwork(MLP((3,), NUM_ACTIONS, ()))
+    learner = Learner(MLP((3,), NUM_ACTIONS, ()))
     good: dict[str, Any] = {"capacity": 8, "batch_size": 2, "seed": 0}
     with pytest.raises(UsageError, match="--batch-size 0"):
-        TensorRollout(PureCounter(2), network, None, **{**good, "batch_size": 0})
+        TensorRollout(PureCounter(2), learner, **{**good, "batch_size": 0})
     with pytest.raises(UsageError, match="--execution fast"):
-        TensorRollout(PureCounter(2), network, None, **good, execution="fast")
+        TensorRollout(PureCounter(2), learner, **good, execution="fast")
     with pytest.raises(UsageError, match="cudagraph on cpu"):
-        TensorRollout(PureCounter(2), network, None, **good, execution="cudagraph")
+        TensorRollout(PureCounter(2), learner, **good, execution="cudagraph")
     elsewhere = PureCounter(2)
     elsewhere.device = torch.device("meta")
     with pytest.raises(UsageError, match="one device"):
-        TensorRollout(elsewhere, network, None, **good)
+        TensorRollout(elsewhere, learner, **good)
     nested = PureCounter(2)
     nested.single_observation_space = Dict({"x": Box(0, 1)})
     with pytest.raises(UsageError, match="one tensor"):
-        TensorRollout(nested, network, None, **good)
+        TensorRollout(nested, learner, **good)
 
 
-def test_updates_need_something_to_learn_with_and_from() -> None:
-    rollout = rollout_of(PureCounter(2), learn=None)
-    rollout.advance(Block(1, 0), 0.5)
-    with pytest.raises(UsageError, match="learn with"):
-        rollout.advance(Block(1, 1), 0.5)
+def test_updates_need_something_to_learn_from() -> None:
     fresh = rollout_of(PureCounter(2))
     with pytest.raises(UsageError, match="ring is empty"):
         fresh.advance(Block(0, 1), 0.5)
@@ -431,10 +431,7 @@ def test_a_warm_up_before_a_capture_leaves_no_trace(monkeypatch: pytest.MonkeyPa
     def built() -> tuple[TensorRollout, Learner]:
         torch.manual_seed(0)
         learner = Learner(MLP((3,), NUM_ACTIONS, (8,)))
-        state = learner.state
-        learned = (state.online, state.target, *state.slots, state.updates, state.skipped)
-        env = PureCounter(3, RULES["both"])
-        return rollout_of(env, learner, capacity=24, learned=(*learned, state.metrics)), learner
+        return rollout_of(PureCounter(3, RULES["both"]), learner, capacity=24), learner
 
     (plain, plain_learner), (rollout, learner) = built(), built()
     cuda = FakeCuda()

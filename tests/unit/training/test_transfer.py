@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
-from fastdqn.training.transfer import (
-    DeviceRows,
-    PackedTransfer,
-    SharedTransfer,
-    Transfer,
-    transfer_to,
-)
+from fastdqn.training.transfer import PackedTransfer, Rows, tensors_over, transfer_to
 from fastdqn.transition import STORAGE_DTYPES, storage_dtype
 
 if TYPE_CHECKING:
@@ -42,13 +35,12 @@ def _rows(
     return rows
 
 
-def _present(got: DeviceRows) -> dict[str, torch.Tensor]:
+def _present(got: Rows[torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors by name, without the masks where there are none."""
-    named = {field.name: getattr(got, field.name) for field in fields(got)}
-    return {name: tensor for name, tensor in named.items() if tensor is not None}
+    return {name: tensor for name, tensor in got._asdict().items() if tensor is not None}
 
 
-def _assert_shows(got: DeviceRows, rows: SharedBlock) -> None:
+def _assert_shows(got: Rows[torch.Tensor], rows: SharedBlock) -> None:
     for name, tensor in _present(got).items():
         assert np.array_equal(tensor.numpy(), getattr(rows, name)), name
 
@@ -89,8 +81,7 @@ def test_packed_rows_of_any_size_arrive_whole(num_envs: int, shape: tuple[int, .
 @pytest.mark.parametrize("num_envs", [1, 5])
 def test_masks_arrive_whole_both_ways_and_as_bool(num_envs: int, num_masked: int) -> None:
     rows = _rows(num_envs, (3,), "uint8", num_masked)
-    for way in (SharedTransfer(rows), PackedTransfer(rows, CPU)):
-        got = way.load()
+    for got in (tensors_over(rows), PackedTransfer(rows, CPU).load()):
         assert list(_present(got))[-2:] == ["action_mask", "final_action_mask"]
         _assert_shows(got, rows)
         for mask in (got.action_mask, got.final_action_mask):
@@ -99,13 +90,13 @@ def test_masks_arrive_whole_both_ways_and_as_bool(num_envs: int, num_masked: int
 
 
 def test_without_masks_there_are_no_mask_tensors() -> None:
-    for way in (SharedTransfer(_rows()), PackedTransfer(_rows(), CPU)):
-        assert (way.load().action_mask, way.load().final_action_mask) == (None, None)
+    for got in (tensors_over(_rows()), PackedTransfer(_rows(), CPU).load()):
+        assert (got.action_mask, got.final_action_mask) == (None, None)
 
 
 def test_shared_masks_alias_the_block() -> None:
     rows = _rows(num_masked=2)
-    got = SharedTransfer(rows).load()
+    got = tensors_over(rows)
     rows.action_mask[:] = ~rows.action_mask
     _assert_shows(got, rows)
 
@@ -147,31 +138,31 @@ def test_no_float64_is_made_on_the_way_to_a_device() -> None:
 
 def test_shared_rows_alias_the_block_and_are_made_once() -> None:
     rows = _rows()
-    transfer = SharedTransfer(rows)
-    got = transfer.load()
+    load = transfer_to(rows, CPU)
+    got = load()
     rows.obs[1, 1] = 77
     rows.reward[2] = -3.25
     rows.truncated[:] = True
     _assert_shows(got, rows)
-    assert transfer.load() is got
+    assert load() is got
     assert got.obs.data_ptr() == rows.obs.ctypes.data
 
 
 def test_shared_rows_keep_the_dtypes_of_the_block() -> None:
-    got = SharedTransfer(_rows(dtype="float64")).load()
+    got = tensors_over(_rows(dtype="float64"))
     assert (got.obs.dtype, got.reward.dtype) == (torch.float64, torch.float64)
 
 
 def test_the_cpu_shares_and_every_other_device_packs() -> None:
-    assert isinstance(transfer_to(_rows(), CPU), SharedTransfer)
-    assert isinstance(transfer_to(_rows(), torch.device("meta")), PackedTransfer)
+    rows = _rows()
+    assert transfer_to(rows, CPU)().obs.data_ptr() == rows.obs.ctypes.data
+    assert transfer_to(rows, torch.device("meta"))().obs.is_meta
 
 
 def test_both_ways_show_the_same_numbers() -> None:
     rows = _rows(5, (3, 2), "float64")
-    ways: list[Transfer] = [SharedTransfer(rows), PackedTransfer(rows, CPU)]
-    for way in ways:
-        _assert_shows(way.load(), rows)
+    for got in (tensors_over(rows), PackedTransfer(rows, CPU).load()):
+        _assert_shows(got, rows)
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import NamedTuple
+
+from torch import Tensor
 
 from fastdqn.training.schedules import ReplayRatio
 
-__all__ = ["MAX_UPDATES", "UNROLLED", "UNROLLED_IN_A_GRAPH", "Block", "next_block", "plan"]
+__all__ = [
+    "UNROLLED",
+    "UNROLLED_IN_A_GRAPH",
+    "Block",
+    "BlockTensors",
+    "Call",
+    "Parts",
+    "in_turn",
+    "next_block",
+    "plan",
+]
 
 MAX_STEPS = 16
 """Vector steps of a planned block at most; each is traced, so that they cost compile time."""
@@ -56,6 +70,71 @@ class Block:
         more, first = divmod(self.num_updates, MAX_UPDATES)
         steps = replace(self, num_updates=first, repeats=1)
         return [steps, *[Block(0, MAX_UPDATES, uncompiled=self.uncompiled)] * more] * self.repeats
+
+
+class BlockTensors(NamedTuple):
+    """What the host passes to a block and reads from it: allocated once, filled in place.
+
+    Attributes:
+        ends: [S, N] int32 of S vector steps, see `Iteration.record`.
+        returns: [S, N] float32, see there.
+        uniform: [S, N, 2 + C + R] float32 in [0, 1): two for acting and C for the network, then
+            the environments' own.
+        random_bits: [U, B + R'] int64 in [0, 2^62) of U updates, see `Update.learn_from`.
+    """
+
+    ends: Tensor
+    returns: Tensor
+    uniform: Tensor
+    random_bits: Tensor
+
+    def split(self, repeats: int) -> list[BlockTensors]:
+        """Return the views of each of the repeats of a block."""
+        each = zip(*(tensor.chunk(repeats) for tensor in self), strict=True)
+        return [BlockTensors(*views) for views in each]
+
+
+Call = Callable[[], object]
+"""Does a part of a block on tensors that it knows."""
+
+
+class Parts(NamedTuple):
+    """What makes the calls of a block, each on its views of the block's tensors.
+
+    Attributes:
+        act: Returns what chooses actions by uniform numbers [N, 2 + C + R].
+        advance: Returns what steps the environments and records it, from these numbers, ends [N],
+            returns [N], and the random bits [U, B + R'] of the updates that follow.
+        learn: Returns what makes these updates, from whether vector steps went before.
+    """
+
+    act: Callable[[Tensor], Call]
+    advance: Callable[[Tensor, Tensor, Tensor, Tensor], Call]
+    learn: Callable[[Tensor, bool], Call]
+
+    def run_of(self, block: Block, tensors: BlockTensors) -> Callable[[], None]:
+        """Return what runs a block: its calls, one after another."""
+        calls: list[Call] = []
+        for repeat in range(block.repeats):
+            first = repeat * block.num_updates
+            random_bits = tensors.random_bits[first : first + block.num_updates]
+            for row in range(repeat * block.num_steps, (repeat + 1) * block.num_steps):
+                uniform = tensors.uniform[row]
+                log = tensors.ends[row], tensors.returns[row]
+                calls += [self.act(uniform), self.advance(uniform, *log, random_bits)]
+            if block.num_updates:
+                calls.append(self.learn(random_bits, block.num_steps > 0))
+        return in_turn(calls)
+
+
+def in_turn(calls: Sequence[Call]) -> Callable[[], None]:
+    """Return what makes the calls, one after another."""
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
 
 
 def plan(replay_ratio: float, num_envs: int, unrolled: int = UNROLLED) -> Block:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdqn.training.schedules import ReplayRatio
-from fastdqn.training.tensor.block_plan import Block, next_block, plan
+from fastdqn.training.tensor.blocks import Block, next_block, plan
 
 RATIOS = st.one_of(
     st.builds(lambda p, q: p / q, st.integers(0, 16), st.integers(1, 16)),
