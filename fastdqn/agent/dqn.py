@@ -47,7 +47,7 @@ from fastdqn.foundation.copying import Whole, copied
 from fastdqn.foundation.scalars import whole
 from fastdqn.policies.policy import Policy
 from fastdqn.policies.predict import predict
-from fastdqn.replay.sampler import SamplerFactory
+from fastdqn.replay.sampler_check import SamplerFactory
 from fastdqn.training.evaluation import Evaluation, OnProgress
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.schedules import ReplayRatio
@@ -153,8 +153,8 @@ class DQN(Persistent, Whole):
         tensors = self._provider.tensors(config.num_envs, device)
         refuse_machine(config, device)  # before anything is allocated
         refuse_unless_evaluable(config, builds=self._provider.builds)
-        if objective is None:
-            objective = objective_of(None, config.double, config.loss)
+        chosen = (config.double, config.loss) if objective is None else (None, None)
+        objective = objective_of(objective, *chosen)
         flat = build_flat(config, self.description, network, objective, device, stacklevel=4)
         self.network = flat.module
         self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
+from collections.abc import Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import nn
 
-from fastdqn.agent.arguments import decided_by, fitting
+from fastdqn.agent.arguments import decided_by, fitting, name_of
 from fastdqn.agent.learning import Trainable
 from fastdqn.agent.loading import Restored, restore
 from fastdqn.agent.saved_description import SavedDescription, write_description
@@ -21,7 +23,7 @@ from fastdqn.envs.provider import AnyEnv
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.tensor import TensorEnv
 from fastdqn.errors import CheckpointError
-from fastdqn.replay.sampler import SamplerFactory
+from fastdqn.replay.sampler_check import SamplerFactory
 from fastdqn.training.checkpoint import SavedPolicy, load_policy, save_policy
 
 __all__ = ["Persistent"]
@@ -78,13 +80,15 @@ class Persistent(Trainable):
                 one that cannot be applied again is refused (name it as `wrapper`, or `()` for
                 none); a UserWarning says that the file does not hold them.
             network: The module whose parameters were saved, if it was the caller's own.
-            objective: That of the training, if it was the caller's own; no file holds it.
-            sampler: Likewise; None draws as `replay` says.
+            objective: That of the training, if it was the caller's own; a file holds the name of
+                its class alone.
+            sampler: Likewise; None draws as `replay` says, with a UserWarning.
             settings: Override saved settings.
 
         Raises:
             CheckpointError: The folder holds no whole policy, an invalid value, or the
-                parameters of another network.
+                parameters of another network; or the objective or the sampler is missing or of
+                a class of another name.
             UsageError: The environment cannot be built from the file: pass it as `env`.
         """
         if not isinstance(saved, SavedPolicy):
@@ -100,6 +104,7 @@ class Persistent(Trainable):
         )
         agent = cls(restored.env, network=network, objective=objective, sampler=sampler, **named)
         agent._caller_settings = settings
+        _refuse_other_parts(restored, agent._own_parts())
         restored.refuse_other_spaces(agent.description)
         saved.copy_into(agent.parameters())
         agent._go_on_from(restored.saved)
@@ -127,6 +132,13 @@ class Persistent(Trainable):
         named = chain(self.network.named_parameters(), self.network.named_buffers())
         return {name: tensor.detach() for name, tensor in named}
 
+    def _own_parts(self) -> dict[str, str]:
+        """Return the classes of the caller's own objective and sampler, by these names."""
+        rollout = self._tensor_rollout
+        sampler = self._sampler if rollout is None else rollout.sampler
+        parts = {"objective": self.learner.objective, "sampler": sampler}
+        return {part: name_of(type(own)) for part, own in parts.items() if part in self.origin}
+
     def describe(self) -> dict[str, Any]:
         """Return the description that is saved with them: plain JSON values."""
         running = self._rollout
@@ -136,13 +148,26 @@ class Persistent(Trainable):
             self.config,
             self.description,
             type(self.network).__name__,
-            objective=self.origin.get("objective"),
+            parts=self._own_parts(),
             by_id=self._by_id,
             env_steps=env_steps,
             episodes=episodes,
             updates=self._ratio.updates,
             rounds=self._rounds,
         )
+
+
+def _refuse_other_parts(restored: Restored, passed: Mapping[str, str]) -> None:
+    """Refuse an objective or a sampler of another class than the saved one; modules may move."""
+    for part in ("objective", "sampler"):
+        was, found = getattr(restored.saved, part), passed.get(part)
+        trained = f"{restored.folder} was trained with the {part} {was}"
+        way_out = f"pass it, DQN.load(folder, {part}=...)"
+        if was is not None and found is None:
+            message = f"{trained}, and learning goes on without: {way_out}"
+            warnings.warn(message, UserWarning, stacklevel=3)
+        elif was is not None and was.rpartition(".")[2] != str(found).rpartition(".")[2]:
+            raise CheckpointError(f"{trained}, and this is {found}: {way_out}")
 
 
 def _refuse_missing(objective: Objective | None, restored: Restored) -> None:

@@ -40,7 +40,9 @@ class SavedDescription:
         construction: How the environment of a factory was made; None of an id, and of policies
             that are older than this entry.
         network: Name of the network's class.
-        objective: Name of the caller's own objective, or None.
+        objective: Class of the caller's own objective, module and name; None is none of his, or
+            an older file.
+        sampler: Likewise.
         obs_shape: Shape of one observation.
         obs_dtype: Its dtype, by name.
         num_actions: Actions, A.
@@ -54,6 +56,7 @@ class SavedDescription:
     construction: Construction | None
     network: str
     objective: str | None
+    sampler: str | None
     obs_shape: tuple[int, ...]
     obs_dtype: str
     num_actions: int
@@ -68,7 +71,7 @@ def write_description(
     env: EnvDescription,
     network: str,
     *,
-    objective: str | None,
+    parts: Mapping[str, str],
     by_id: bool,
     env_steps: int,
     episodes: int,
@@ -81,7 +84,7 @@ def write_description(
         config: The settings.
         env: One environment.
         network: Name of the network's class.
-        objective: Name of the caller's own objective, or None.
+        parts: `objective` and `sampler` of the caller's own -> names of their classes.
         by_id: Whether the environment was passed by its id.
         env_steps: See `SavedDescription`, as for the other counts.
         episodes: See there.
@@ -89,10 +92,10 @@ def write_description(
         rounds: See there.
     """
     made: dict[str, Any] = {} if by_id else {"env": dict(env.construction)}
-    made |= {} if objective is None else {"objective": objective}
     return {
         "env_id": env.env_id,
         **made,
+        **parts,
         "env_steps": env_steps,
         "episodes": episodes,
         "updates": updates,
@@ -116,9 +119,8 @@ def read_description(description: Mapping[str, Any]) -> SavedDescription:
         settings=_settings(description.get("config")),
         construction=_construction(description.get("env")),
         network=_checked("network", description.get("network"), _is_text, "a short text"),
-        objective=None
-        if "objective" not in description
-        else _checked("objective", description["objective"], _is_text, "a short text"),
+        objective=_part("objective", description),
+        sampler=_part("sampler", description),
         obs_shape=tuple(_checked("obs_shape", description.get("obs_shape"), _is_shape, "a shape")),
         obs_dtype=_checked(
             "obs_dtype", description.get("obs_dtype"), _is_dtype, "a dtype of tensors"
@@ -257,6 +259,13 @@ def _checked(name: str, value: Any, fine: Callable[[Any], bool], what: str) -> A
     if not fine(value):
         raise CheckpointError(f"its {name} is {_short(value)}, and must be {what}")
     return value
+
+
+def _part(name: str, description: Mapping[str, Any]) -> str | None:
+    if name not in description:
+        return None
+    text: str = _checked(name, description[name], _is_text, "a short text")
+    return text
 
 
 def _short(value: Any) -> str:

@@ -19,6 +19,7 @@ from fastdqn.execution.modes import Mode, mode_of
 from fastdqn.execution.run import run_step
 from fastdqn.execution.step import PureStep, Step
 from fastdqn.foundation.copying import copied, snapshot
+from fastdqn.foundation.scalars import whole
 from fastdqn.learner.precision import float32_products
 from fastdqn.learner.steps import LearnerSteps, Source, index_of, native_parts
 from fastdqn.learner.update import METRICS, TARGETS, LearnerState, Update
@@ -28,6 +29,7 @@ from fastdqn.networks.network_check import kind_of, refuse_batch, refuse_frames
 from fastdqn.replay import ReplayBuffer, Ring, Sampler
 from fastdqn.replay.buffer import MAX_DRAW
 from fastdqn.replay.sampler import GivenRows, uniform_of
+from fastdqn.replay.sampler_check import refuse_unfit
 from fastdqn.transition import Transitions
 
 if TYPE_CHECKING:
@@ -174,18 +176,20 @@ class Learner(Update):
                 caller chose: [K, B] int64 from `replay.draw`, one row for each step.
 
         Raises:
-            UsageError: The network does not take what the ring holds, the ring is empty, or the
-                index is not one.
+            UsageError: The network does not take what the ring holds, the ring is empty, the
+                index or the number is none, or the sampler does not do what `Sampler` asks for.
         """
         if isinstance(source, ReplayBuffer):
             numbers = index_of(updates)
             random_bits = self._random_bits(numbers.shape[:1], numbers.shape[1])
             if random_bits is not None:
                 numbers = torch.cat((numbers, random_bits), 1)
-        elif isinstance(updates, int):
-            numbers = source.fill(updates, self.num_random(source.batch_size))
-        else:
+        elif isinstance(updates, Tensor):
             raise UsageError("an index for a sampler", "it draws", "Pass a number of updates.")
+        else:
+            if type(updates) is not int or updates < 0:
+                updates = whole("updates", updates, way_out="Try 1.")
+            numbers = source.fill(updates, self.num_random(source.batch_size))
         with float32_products(self.precision, self.device):
             self._steps.learn(source, numbers)
 
@@ -269,9 +273,11 @@ class Learner(Update):
         """Return the pure step that learns from a source, given numbers [K, B].
 
         Raises:
-            UsageError: The network does not take what its ring holds.
+            UsageError: The network does not take what its ring holds, or the sampler is unfit.
         """
         self._check_ring(source.ring)
+        if isinstance(source, Sampler):
+            refuse_unfit(source)
         reference, state = weakref.ref(source), self.state
 
         def learn(numbers: Tensor) -> None:

@@ -72,6 +72,7 @@ class Update(Whole):
         refuse_precision(precision, self.device)
         self.precision = precision
         self.gamma, self.objective = float(gamma), objective
+        self._own_random = int(objective.num_random)  # for each row
         self.target_kind, self.tau = target, float(tau)
         self.target_period = whole("--target-period", target_period, way_out="0 is never.")
         self.clip_norm, self.clip_value = clip_norm, clip_value
@@ -186,7 +187,7 @@ class Update(Whole):
     def num_random(self, batch_size: int) -> int:
         """Return how many uniform numbers an update reads: the objective's, then each pass's."""
         passes = 1 + len(self.objective.passes)
-        return batch_size * self.objective.num_random + passes * self.network.num_random(batch_size)
+        return batch_size * self._own_random + passes * self.network.num_random(batch_size)
 
     def _batch_size_in(self, width: int) -> int:
         """Return B of rows of B numbers that choose a batch and `num_random(B)` more."""
@@ -198,7 +199,7 @@ class Update(Whole):
         count = 1 + len(self.objective.passes)
         if random is None:
             return [None] * (1 + count)
-        own, each = batch_size * self.objective.num_random, self.network.num_random(batch_size)
+        own, each = batch_size * self._own_random, self.network.num_random(batch_size)
         passes = torch.split(random[own:], each) if each else (None,) * count
         return [random[:own].view(batch_size, -1) if own else None, *passes]
 

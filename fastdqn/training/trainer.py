@@ -265,10 +265,17 @@ class Trainer(ABC):
     def _refuse_skipped(self) -> None:
         skipped = int(self.learner.state.skipped)
         if skipped:
+            loss, priority, *_ = self.learner.state.metrics.tolist()
+            what, way_out = (
+                "a loss or a gradient",
+                "Lower --learning-rate, bound the gradient with --clip-norm, or scale the rewards "
+                "down.",
+            )
+            if math.isfinite(loss) and not math.isfinite(priority):
+                what, way_out = "a priority", "Let the objective return finite priorities."
             raise NonFiniteError(
-                f"{skipped} updates before env step {self.rollout.env_steps} had a loss or a "
-                "gradient that is not finite; they changed nothing. Lower --learning-rate, "
-                "bound the gradient with --clip-norm, or scale the rewards down."
+                f"{skipped} updates before env step {self.rollout.env_steps} had {what} that is "
+                f"not finite; they changed nothing. {way_out}"
             )
 
     @property

@@ -27,7 +27,7 @@ from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.network_check import refuse_frames
 from fastdqn.replay import Sampler, UniformSampler
 from fastdqn.replay.functional_ring import MAX_BITS, FunctionalRing
-from fastdqn.replay.sampler import SamplerFactory, sampler_of
+from fastdqn.replay.sampler_check import SamplerFactory, sampler_of
 from fastdqn.training.events import Episode
 from fastdqn.training.tensor.block_plan import Block
 from fastdqn.training.tensor.block_runner import BlockRunner
