@@ -80,20 +80,17 @@ class Persistent(Trainable):
                 one that cannot be applied again is refused (name it as `wrapper`, or `()` for
                 none); a UserWarning says that the file does not hold them.
             network: The module whose parameters were saved, if it was the caller's own.
-            objective: That of the training, if it was the caller's own; a file holds the name of
-                its class alone.
+            objective: That of the training, if it was the caller's own.
             sampler: Likewise; None draws as `replay` says, with a UserWarning.
             settings: Override saved settings.
 
         Raises:
             CheckpointError: The folder holds no whole policy, an invalid value, or the
-                parameters of another network; or the objective or the sampler is missing or of
-                a class of another name.
+                parameters of another network, or was trained with another objective or sampler.
             UsageError: The environment cannot be built from the file: pass it as `env`.
         """
-        if not isinstance(saved, SavedPolicy):
-            saved = load_policy(Path(saved))
-        restored = restore(saved, env, settings, own_network=network is not None)
+        policy = saved if isinstance(saved, SavedPolicy) else load_policy(Path(saved))
+        restored = restore(policy, env, settings, own_network=network is not None)
         _refuse_missing(objective, restored)
         named = fitting(
             restored.settings,
@@ -106,7 +103,7 @@ class Persistent(Trainable):
         agent._caller_settings = settings
         _refuse_other_parts(restored, agent._own_parts())
         restored.refuse_other_spaces(agent.description)
-        saved.copy_into(agent.parameters())
+        policy.copy_into(agent.parameters())
         agent._go_on_from(restored.saved)
         return agent
 

@@ -110,7 +110,7 @@ class Sampler(Whole, ABC):
         Raises:
             UsageError: The buffer is empty.
         """
-        self.buffer.publish(*self.span_on_host())
+        self.buffer.valid.publish(*self.span_on_host())
         place = self.place(updates, num_random)
         self._draw_into(place)
         return place
@@ -143,7 +143,7 @@ class Sampler(Whole, ABC):
         if self._rehearsing:
             return 0, len(self.ring.action)
         self.buffer.refuse_empty()
-        return self.buffer.first, len(self.buffer)
+        return self.buffer.valid.first, len(self.buffer)
 
     def place(self, updates: int, num_random: int = 0) -> Tensor:
         """Return the memory that `fill` returns, as it is: for parts of a larger draw."""

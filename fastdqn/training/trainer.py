@@ -17,6 +17,7 @@ from typing import NotRequired, TypedDict, Unpack
 from fastdqn.errors import NonFiniteError
 from fastdqn.execution.step import Progress
 from fastdqn.learner.learner import Learner
+from fastdqn.learner.state import why_skipped
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import Evaluation, EvaluationStopped, Evaluator
 from fastdqn.training.events import Episode, Report
@@ -238,7 +239,7 @@ class Trainer(ABC):
         """Read the metrics from the device and return a report.
 
         Raises:
-            NonFiniteError: An update since the last report was skipped as not finite.
+            NonFiniteError: An update was skipped as not finite.
         """
         self.watch.lap("other")
         env_steps, train_s = self.rollout.env_steps, self.watch.train_s
@@ -265,18 +266,9 @@ class Trainer(ABC):
     def _refuse_skipped(self) -> None:
         skipped = int(self.learner.state.skipped)
         if skipped:
-            loss, priority, *_ = self.learner.state.metrics.tolist()
-            what, way_out = (
-                "a loss or a gradient",
-                "Lower --learning-rate, bound the gradient with --clip-norm, or scale the rewards "
-                "down.",
-            )
-            if math.isfinite(loss) and not math.isfinite(priority):
-                what, way_out = "a priority", "Let the objective return finite priorities."
-            raise NonFiniteError(
-                f"{skipped} updates before env step {self.rollout.env_steps} had {what} that is "
-                f"not finite; they changed nothing. {way_out}"
-            )
+            why = why_skipped(self.learner.state.metrics)
+            before = f"before env step {self.rollout.env_steps}"
+            raise NonFiniteError(f"{skipped} updates {before} had {why}")
 
     @property
     def return_mean_100(self) -> float:

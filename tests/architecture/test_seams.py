@@ -282,7 +282,7 @@ def test_both_rings_are_read_alike() -> None:
         obs = torch.full((2, 1), float(number))
         replay.write(torch.arange(2), torch.zeros(2), none, none, obs)
         ring.write(torch.arange(2), torch.zeros(2), none, none, obs, obs)
-        replay.publish(replay.first, len(replay))
+        replay.valid.publish(replay.valid.first, len(replay))
         found = []
         for source in (replay, ring):
             first, count = source.span()
