@@ -168,38 +168,30 @@ def _whole(module: nn.Module, count: Any) -> int:
 
 
 def _refuse_module(module: nn.Module) -> None:
-    name = type(module).__name__
+    name = f"network {type(module).__name__}"
     if not isinstance(module, nn.Module):
-        raise UsageError(
-            f"network {module}", "it is no torch.nn.Module", "Pass an instance of one."
-        )
+        got, reason = f"network {module}", "it is no torch.nn.Module"
+        raise UsageError(got, reason, "Pass an instance of one.")
     parameters = list(module.parameters())
-    if any(isinstance(parameter, UninitializedParameter) for parameter in parameters):
-        raise UsageError(
-            f"network {name}",
-            "it has lazy layers, whose sizes are not known yet",
-            "Call it once on a batch of observations, or give the layers their sizes.",
-        )
-    if any(parameter.is_meta for parameter in parameters):
-        raise UsageError(
-            f"network {name}", "its parameters have no memory (device meta)", "Build it on the CPU."
-        )
-    if not parameters:
-        raise UsageError(f"network {name}", "it has no parameters", "Pass a module that learns.")
-    if any(parameter.dtype != torch.float32 for parameter in parameters):
-        raise UsageError(
-            f"network {name}", "its parameters are not float32", "Call .float() on it."
-        )
-    if not all(parameter.requires_grad for parameter in parameters):
-        raise UsageError(
-            f"network {name}",
-            "some of its parameters do not require a gradient, and every parameter is learned",
-            "Register what shall stay fixed as buffers.",
-        )
+    lazy = any(isinstance(parameter, UninitializedParameter) for parameter in parameters)
+    meta = any(parameter.is_meta for parameter in parameters)
+    others = any(parameter.dtype != torch.float32 for parameter in parameters)
+    frozen = not all(parameter.requires_grad for parameter in parameters)
+    sizes = "Call it once on a batch of observations, or give the layers their sizes."
+    learned = "some of its parameters do not require a gradient, and every parameter is learned"
+    for wrong, reason, way_out in (
+        (lazy, "it has lazy layers, whose sizes are not known yet", sizes),
+        (meta, "its parameters have no memory (device meta)", "Build it on the CPU."),
+        (not parameters, "it has no parameters", "Pass a module that learns."),
+        (others, "its parameters are not float32", "Call .float() on it."),
+        (frozen, learned, "Register what shall stay fixed as buffers."),
+    ):
+        if wrong:
+            raise UsageError(name, reason, way_out)
     for layer in module.modules():
         if isinstance(layer, IMPURE_LAYERS) or getattr(layer, "track_running_stats", False):
             raise UsageError(
-                f"network {name} with {type(layer).__name__}",
+                f"{name} with {type(layer).__name__}",
                 "its forward pass is not a pure function of parameters and observations",
                 "Use LayerNorm, or leave the layer out.",
             )

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import copied
-from fastdqn.replay.final_observations import FinalObservations
 from fastdqn.replay.storage import Ring, Values, as_index, writable
+from fastdqn.replay.valid_transitions import FinalObservations
 from fastdqn.toolchain.nvrtc import KernelError, Kernels, Nvrtc, why_no_nvrtc
 
 __all__ = ["SOURCE", "Call", "RowWriter", "Rows", "macros_of", "writer_for"]

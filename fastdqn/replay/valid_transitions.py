@@ -1,4 +1,4 @@
-"""Which transitions of the ring may be drawn: a list on the device, itself in a circle."""
+"""Which transitions of the ring may be drawn, and whose last observations lie behind it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from fastdqn.foundation.copying import copied
 from fastdqn.replay.storage import queued
 
-__all__ = ["ValidTransitions"]
+__all__ = ["FinalObservations", "ValidTransitions"]
 
 
 class ValidTransitions:
@@ -124,6 +124,41 @@ class ValidTransitions:
             return self._list.take((n + first).remainder_(len(self._list)))
         places = (n + self._first).remainder_(len(self._list))
         return places if self._in_order else self._list[places]
+
+
+class FinalObservations:
+    """Which row each of F places serves, and which rows point there.
+
+    Args:
+        size: Places, F.
+        num_rows: Rows of the ring, T.
+    """
+
+    def __init__(self, size: int, num_rows: int) -> None:
+        self._size, self._num_rows = size, num_rows
+        self._used = 0  # places so far
+        self._served = np.full(size, -1, np.int64)  # row that a place serves
+        self._points_away = [False] * num_rows
+
+    def allocate(self, row: int, count: int) -> tuple[npt.NDArray[np.int64], int]:
+        """Take the oldest places for last observations of a row.
+
+        Returns:
+            [count] places, counted from 0, and the newest row that they served until now, which
+            can no longer be drawn, nor can the rows before it; -1 is none.
+        """
+        places = (self._used + np.arange(count)) % self._size
+        lost = int(self._served[places].max(initial=-1))
+        self._served[places] = row
+        self._points_away[row % self._num_rows] = count > 0
+        self._used += count
+        return places, lost
+
+    def take_back(self, row: int) -> bool:
+        """Return whether an older row at this place of the ring points to final observations."""
+        place = row % self._num_rows
+        away, self._points_away[place] = self._points_away[place], False
+        return away
 
 
 def _on_host(window: Tensor) -> npt.NDArray[np.int64] | None:

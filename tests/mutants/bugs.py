@@ -51,10 +51,9 @@ from fastdqn.networks.mlp import MLP
 from fastdqn.policies import policy, predict
 from fastdqn.replay import storage
 from fastdqn.replay.buffer import ReplayBuffer
-from fastdqn.replay.final_observations import FinalObservations
 from fastdqn.replay.functional_ring import FunctionalRing
 from fastdqn.replay.row_writer import Rows
-from fastdqn.replay.valid_transitions import ValidTransitions
+from fastdqn.replay.valid_transitions import FinalObservations, ValidTransitions
 from fastdqn.training import evaluation, games, schedules
 from fastdqn.training.host import rollout
 from tests.mutants.native_bugs import plants
