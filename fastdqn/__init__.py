@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from fastdqn.networks.mlp import MLP
     from fastdqn.policies.policy import epsilon_greedy
     from fastdqn.presets import PRESETS
-    from fastdqn.replay import ReplayBuffer, Sampler, UniformSampler, uniform_of
+    from fastdqn.replay import ReplayBuffer, Sampler, UniformSampler, gather, uniform_of
+    from fastdqn.training.callbacks import Callback
     from fastdqn.training.evaluation import Evaluation
     from fastdqn.training.schedules import Constant, Exponential, Linear, Multiplicative
     from fastdqn.transition import Transitions
@@ -56,6 +57,7 @@ _HOMES = {
         "UsageError",
         "WorkerError",
     ),
+    "fastdqn.training.callbacks": ("Callback",),
     "fastdqn.training.evaluation": ("Evaluation",),
     "fastdqn.learner.learner": ("Learner",),
     "fastdqn.algorithms.td_losses": (
@@ -71,7 +73,7 @@ _HOMES = {
     "fastdqn.algorithms.optimizers": ("Adam", "AdamW", "RMSprop"),
     "fastdqn.policies.policy": ("epsilon_greedy",),
     "fastdqn.presets": ("PRESETS",),
-    "fastdqn.replay": ("ReplayBuffer", "Sampler", "UniformSampler", "uniform_of"),
+    "fastdqn.replay": ("ReplayBuffer", "Sampler", "UniformSampler", "gather", "uniform_of"),
     "fastdqn.training.schedules": ("Constant", "Exponential", "Linear", "Multiplicative"),
     "fastdqn.transition": ("Transitions",),
 }
@@ -83,6 +85,7 @@ __all__ = [
     "PRESETS",
     "Adam",
     "AdamW",
+    "Callback",
     "CheckpointError",
     "Config",
     "Constant",
@@ -113,6 +116,7 @@ __all__ = [
     "double_dqn_target",
     "dqn_target",
     "epsilon_greedy",
+    "gather",
     "huber_loss",
     "make_tensor_env",
     "mse_loss",

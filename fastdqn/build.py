@@ -28,7 +28,7 @@ from fastdqn.networks.mlp import mlp_for
 from fastdqn.networks.network_check import refuse_unfit
 from fastdqn.presets import preset_config
 from fastdqn.replay import NewestSampler, ReplayBuffer, Sampler, UniformSampler
-from fastdqn.replay.sampler import SamplerFactory, sampler_of
+from fastdqn.replay.sampler_check import SamplerFactory, sampler_of
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.host.trainer import HostTrainer
 from fastdqn.training.schedules import Constant, Exponential, Linear, Multiplicative, Schedule

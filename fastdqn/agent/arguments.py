@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fastdqn.agent.saved_description import SavedDescription
 from fastdqn.config import Config
 from fastdqn.errors import CheckpointError, UsageError
 
@@ -17,9 +18,11 @@ __all__ = [
     "decided_by",
     "fitting",
     "folder_of",
+    "name_of",
     "origin_of",
     "refuse_decided",
     "refuse_missing_objective",
+    "refuse_other_parts",
     "refuse_unwritten",
     "warn_without_effect",
     "without_run_directory",
@@ -45,15 +48,15 @@ def origin_of(env: Any, env_id: str, **parts: Any) -> dict[str, str]:
     """
     from_file = isinstance(env, partial) and env.func.__module__.startswith("fastdqn.")
     named = {"environment": env_id if from_file else env, **parts}
-    return {name: _name_of(part) for name, part in named.items() if part is not None}
+    return {name: name_of(part) for name, part in named.items() if part is not None}
 
 
-def _name_of(thing: Any) -> str:
+def name_of(thing: Any) -> str:
     """Return an id, or the module and name of an object."""
     if isinstance(thing, str):
         return thing
     if isinstance(thing, partial):
-        return f"partial of {_name_of(thing.func)}"
+        return f"partial of {name_of(thing.func)}"
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{named.__module__}.{named.__qualname__}"
 
@@ -96,6 +99,23 @@ def refuse_missing_objective(objective: Any, saved: str | None, folder: str) -> 
             f"{folder} was trained with an objective of the caller's own, "
             f"{saved}: pass it, DQN.load(folder, objective=...)"
         )
+
+
+def refuse_other_parts(saved: SavedDescription, passed: Mapping[str, str], folder: str) -> None:
+    """Refuse an objective or a sampler of another class than the saved one; modules may move.
+
+    Raises:
+        CheckpointError: Names both.
+    """
+    for part in ("objective", "sampler"):
+        was, found = getattr(saved, part), passed.get(part)
+        trained = f"{folder} was trained with the {part} {was}"
+        way_out = f"pass it, DQN.load(folder, {part}=...)"
+        if was is not None and found is None:
+            message = f"{trained}, and learning goes on without: {way_out}"
+            warnings.warn(message, UserWarning, stacklevel=3)
+        elif was is not None and was.rpartition(".")[2] != str(found).rpartition(".")[2]:
+            raise CheckpointError(f"{trained}, and this is {found}: {way_out}")
 
 
 def warn_without_effect(

@@ -21,6 +21,7 @@ from fastdqn.agent.arguments import (
     origin_of,
     refuse_decided,
     refuse_missing_objective,
+    refuse_other_parts,
     refuse_unwritten,
     warn_without_effect,
     without_run_directory,
@@ -39,7 +40,7 @@ from fastdqn.envs.tensor import TensorEnv
 from fastdqn.foundation.copying import Whole, copied
 from fastdqn.foundation.scalars import whole
 from fastdqn.policies.predict import predict
-from fastdqn.replay.sampler import SamplerFactory
+from fastdqn.replay.sampler_check import SamplerFactory
 from fastdqn.reporting.run_directory import make_run_dir
 from fastdqn.training.callbacks import Callback, refuse_callback
 from fastdqn.training.checkpoint import SavedPolicy, load_policy, save_policy
@@ -268,18 +269,17 @@ class DQN(Trainable, Whole):
                 one that cannot be applied again is refused (name it as `wrapper`, or `()` for
                 none); a UserWarning says that the file does not hold them.
             network: The module whose parameters were saved, if it was the caller's own.
-            objective: That of the training, if it was the caller's own; no file holds it.
-            sampler: Likewise; None draws as `replay` says.
+            objective: That of the training, if it was the caller's own.
+            sampler: Likewise; None draws as `replay` says, with a UserWarning.
             settings: Override saved settings.
 
         Raises:
             CheckpointError: The folder holds no whole policy, an invalid value, or the
-                parameters of another network.
+                parameters of another network, or was trained with another objective or sampler.
             UsageError: The environment cannot be built from the file: pass it as `env`.
         """
-        if not isinstance(saved, SavedPolicy):
-            saved = load_policy(Path(saved))
-        restored = restore(saved, env, settings, own_network=network is not None)
+        policy = saved if isinstance(saved, SavedPolicy) else load_policy(Path(saved))
+        restored = restore(policy, env, settings, own_network=network is not None)
         refuse_missing_objective(objective, restored.saved.objective, restored.folder)
         named = fitting(
             restored.settings,
@@ -290,7 +290,8 @@ class DQN(Trainable, Whole):
         )
         agent = cls(restored.env, network=network, objective=objective, sampler=sampler, **named)
         agent._caller_settings = settings
+        refuse_other_parts(restored.saved, agent._own_parts(), restored.folder)
         restored.refuse_other_spaces(agent.description)
-        saved.copy_into(agent.parameters())
+        policy.copy_into(agent.parameters())
         agent._go_on_from(restored.saved)
         return agent

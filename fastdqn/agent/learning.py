@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastdqn.agent.arguments import name_of
 from fastdqn.agent.saved_description import SavedDescription, write_description
 from fastdqn.algorithms.objectives import Objective, objective_of
 from fastdqn.build import (
@@ -36,7 +37,7 @@ from fastdqn.foundation.scalars import whole
 from fastdqn.learner.precision import float32_products
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer
-from fastdqn.replay.sampler import SamplerFactory
+from fastdqn.replay.sampler_check import SamplerFactory
 from fastdqn.training.autotune import learning_seconds, tune
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import Evaluator, step_limit
@@ -92,8 +93,8 @@ class Trainable:
         device = resolve_device(config.device)
         tensors = self._provider.tensors(config.num_envs, device)
         refuse_impossible(config, device, builds=self._provider.builds)  # before any allocation
-        if objective is None:
-            objective = objective_of(None, config.double, config.loss)
+        chosen = (config.double, config.loss) if objective is None else (None, None)
+        objective = objective_of(objective, *chosen)
         flat = build_flat(config, self.description, network, objective, device, stacklevel=4)
         self.network = flat.module
         self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
@@ -121,13 +122,20 @@ class Trainable:
             self.config,
             self.description,
             type(self.network).__name__,
-            objective=self.origin.get("objective"),
+            parts=self._own_parts(),
             by_id=self._by_id,
             env_steps=env_steps,
             episodes=episodes,
             updates=self._ratio.updates,
             rounds=self._rounds,
         )
+
+    def _own_parts(self) -> dict[str, str]:
+        """Return the classes of the caller's own objective and sampler, by these names."""
+        rollout = self._tensor_rollout
+        sampler = self._sampler if rollout is None else rollout.sampler
+        parts = {"objective": self.learner.objective, "sampler": sampler}
+        return {part: name_of(type(own)) for part, own in parts.items() if part in self.origin}
 
     def _counts(self) -> tuple[int, int]:
         """Return the env steps and episodes so far, in the middle of a training too."""

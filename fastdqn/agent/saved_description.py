@@ -44,7 +44,9 @@ class SavedDescription:
         obs_shape: Shape of one observation.
         obs_dtype: Its dtype, by name.
         num_actions: Actions, A.
-        objective: Name of the caller's own objective, or None.
+        objective: Class of the caller's own objective, module and name; None is none, or an older
+            file.
+        sampler: Likewise.
         env_steps: Real transitions.
         updates: Optimizer steps.
         episodes: Finished episodes.
@@ -58,6 +60,7 @@ class SavedDescription:
     obs_dtype: str
     num_actions: int
     objective: str | None = None
+    sampler: str | None = None
     env_steps: int = 0
     updates: int = 0
     episodes: int = 0
@@ -69,7 +72,7 @@ def write_description(
     env: EnvDescription,
     network: str,
     *,
-    objective: str | None,
+    parts: Mapping[str, str],
     by_id: bool,
     **counts: int,
 ) -> dict[str, Any]:
@@ -78,10 +81,10 @@ def write_description(
     How the environment was made is left out where it was passed by its id.
     """
     made: dict[str, Any] = {} if by_id else {"env": dict(env.construction)}
-    made |= {} if objective is None else {"objective": objective}
     return {
         "env_id": env.env_id,
         **made,
+        **parts,
         **counts,
         "obs_shape": list(env.obs_shape),
         "obs_dtype": env.obs_dtype,
@@ -213,6 +216,7 @@ _TEXT: _Check = (_is_text, "a short text")
 _VALUES: Mapping[str, _Check] = {
     "network": _TEXT,
     "objective": _TEXT,
+    "sampler": _TEXT,
     "obs_shape": (_is_shape, "a shape"),
     "obs_dtype": (lambda v: _is_text(v) and v in STORAGE_DTYPES, "a dtype of tensors"),
     "num_actions": (_is_size, "at least 1"),

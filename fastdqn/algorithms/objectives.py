@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from fastdqn.algorithms.td_losses import (
     td_error,
 )
 from fastdqn.errors import UsageError
-from fastdqn.foundation.scalars import as_bool
+from fastdqn.foundation.scalars import as_bool, whole
 from fastdqn.transition import Transitions
 
 __all__ = [
@@ -87,6 +87,7 @@ class Objective(Protocol):
 
 
 TARGET_NEXT, ONLINE_NEXT = Pass("target", "next_obs"), Pass("online", "next_obs")
+PASSES = (TARGET_NEXT, ONLINE_NEXT, Pass("target", "obs"), Pass("online", "obs"))
 
 
 @dataclass(frozen=True)
@@ -156,9 +157,11 @@ def objective_of(objective: Objective | None, double: bool | None, loss: str | N
         loss: See `DQNObjective`; None is `huber`.
 
     Raises:
-        UsageError: An objective beside a setting that it decides, or a value that cannot be used.
+        UsageError: An objective beside a setting that it decides, or a value that cannot be used;
+            an objective without what `Objective` names.
     """
     if objective is not None:
+        _refuse_unfit(objective)
         for name, value in {"double": double, "loss": loss}.items():
             if value is not None:
                 got, reason = f"{name}={value!r} beside an objective", "the objective decides it"
@@ -168,6 +171,24 @@ def objective_of(objective: Objective | None, double: bool | None, loss: str | N
         raise UsageError(f"double={double!r}", "it must be True or False", "Try True.")
     kind = DQNObjective if double is not None and not double else DoubleDQNObjective
     return kind("huber" if loss is None else loss)
+
+
+def _refuse_unfit(objective: Any) -> None:
+    """Refuse what is no objective, before anything is built with it."""
+    if isinstance(objective, type):
+        name = objective.__name__
+        raise UsageError(f"objective {name}", "it is a class", f"Pass an instance: {name}(...).")
+    name = f"objective {type(objective).__name__}"
+    for part in ("passes", "num_random", "q_values", "loss"):
+        if not hasattr(objective, part) or (
+            part in {"q_values", "loss"} and not callable(getattr(objective, part))
+        ):
+            raise UsageError(name, f"it has no {part}", "Write what fastdqn.Objective names.")
+    passes = objective.passes
+    if not isinstance(passes, tuple | list) or any(each not in PASSES for each in passes):
+        way_out = 'Name each as Pass("online" or "target", "obs" or "next_obs"), in a tuple.'
+        raise UsageError(f"passes {passes!r} of {name}", "there are no such passes", way_out)
+    whole(f"num_random of {name}", objective.num_random, way_out="It is per row; 0 is none.")
 
 
 def q_values_of(objective: Objective) -> Callable[[Tensor], Tensor] | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -11,23 +10,25 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from fastdqn.algorithms.objectives import Objective, objective_of
-from fastdqn.algorithms.optimizers import Optimizer
+from fastdqn.algorithms.objectives import Objective, objective_of, q_values_of
+from fastdqn.algorithms.optimizers import Adam, Optimizer
 from fastdqn.errors import UsageError
 from fastdqn.execution.compile import run_step
 from fastdqn.execution.cuda_graph import Cuda
 from fastdqn.execution.modes import Mode, mode_of
 from fastdqn.execution.step import PureStep, Step
 from fastdqn.foundation.copying import copied, snapshot
-from fastdqn.learner.precision import float32_products
+from fastdqn.foundation.scalars import whole
+from fastdqn.learner.precision import float32_products, refuse_precision
+from fastdqn.learner.settings import TARGETS, refuse_settings
+from fastdqn.learner.state import METRICS, LearnerState
 from fastdqn.learner.steps import LearnerSteps, Source, index_of, native_parts
-from fastdqn.learner.update import METRICS, TARGETS, LearnerState, Update
+from fastdqn.learner.update import Update
 from fastdqn.native import CudaUpdate, NativeUpdate
 from fastdqn.networks.flat_network import FlatNetwork
-from fastdqn.networks.network_check import kind_of, refuse_batch, refuse_frames
-from fastdqn.replay import ReplayBuffer, Ring, Sampler
+from fastdqn.networks.network_check import kind_of, refuse_batch
+from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.replay.buffer import MAX_DRAW
-from fastdqn.replay.sampler import GivenRows, uniform_of
 from fastdqn.transition import Transitions
 
 if TYPE_CHECKING:
@@ -92,21 +93,27 @@ class Learner(Update):
         execution: str = "eager",
         device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__(
-            network,
+        refuse_settings(
             gamma=gamma,
-            objective=objective_of(objective, double, loss),
-            optimizer=optimizer,
             learning_rate=learning_rate,
-            clip_norm=clip_norm,
-            clip_value=clip_value,
             target=target,
             tau=tau,
-            target_period=target_period,
-            precision=precision,
-            device=device,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
         )
-        self.state = self._initial_state(learning_rate)
+        self.objective = objective_of(objective, double, loss)
+        self._own_random = int(self.objective.num_random)
+        self.network = network if isinstance(network, FlatNetwork) else FlatNetwork(network, device)
+        self.network.q_values = q_values_of(self.objective)
+        self.device = self.network.flat.device
+        refuse_precision(precision, self.device)
+        self.precision, self.gamma = precision, float(gamma)
+        self.target_kind, self.tau = target, float(tau)
+        self.target_period = whole("--target-period", target_period, way_out="0 is never.")
+        self.clip_norm, self.clip_value = clip_norm, clip_value
+        self._optimizer = optimizer or Adam()
+        slots = self._optimizer.num_slots
+        self.state = LearnerState.initial(self.network.flat, slots, learning_rate)
         self.generator = torch.Generator(self.device).manual_seed(0)
         self._modes: dict[str, LearnerSteps] = {}
         self._background: set[str] = set()
@@ -174,18 +181,20 @@ class Learner(Update):
                 caller chose: [K, B] int64 from `replay.draw`, one row for each step.
 
         Raises:
-            UsageError: The network does not take what the ring holds, the ring is empty, or the
-                index is not one.
+            UsageError: The network does not take what the ring holds, the ring is empty, the
+                index or the number is none, or the sampler does not do what `Sampler` asks for.
         """
         if isinstance(source, ReplayBuffer):
             numbers = index_of(updates)
             random_bits = self._random_bits(numbers.shape[:1], numbers.shape[1])
             if random_bits is not None:
                 numbers = torch.cat((numbers, random_bits), 1)
-        elif isinstance(updates, int):
-            numbers = source.fill(updates, self.num_random(source.batch_size))
-        else:
+        elif isinstance(updates, Tensor):
             raise UsageError("an index for a sampler", "it draws", "Pass a number of updates.")
+        else:
+            if type(updates) is not int or updates < 0:
+                updates = whole("updates", updates, way_out="Try 1.")
+            numbers = source.fill(updates, self.num_random(source.batch_size))
         with float32_products(self.precision, self.device):
             self._steps.learn(source, numbers)
 
@@ -251,12 +260,6 @@ class Learner(Update):
         how: dict[str, Any] = {"background": background, "cuda": cuda, **options}
         return run_step(step, mode, self.device, snapshot=lambda *_: snapshot(tensors), **how)
 
-    def _updating(self, *arguments: Tensor | None) -> None:
-        """Take one step on the fields of a batch, and random bits [R] or None; pure."""
-        *fields, random_bits = arguments
-        random = None if random_bits is None else uniform_of(random_bits)
-        self._step(self.state, Transitions(*fields), random)  # type: ignore[arg-type]
-
     def _random_bits(self, shape: Sequence[int], batch_size: int) -> Tensor | None:
         """Draw the numbers of updates on the caller's batches; None where they read none."""
         count = self.num_random(batch_size)
@@ -264,28 +267,6 @@ class Learner(Update):
             return None
         bits = torch.empty((*shape, count), dtype=torch.int64, device=self.device)
         return bits.random_(0, MAX_DRAW, generator=self.generator)
-
-    def _learning_from(self, source: Source) -> Callable[[Tensor], None]:
-        """Return the pure step that learns from a source, given numbers [K, B].
-
-        Raises:
-            UsageError: The network does not take what its ring holds.
-        """
-        self._check_ring(source.ring)
-        reference, state = weakref.ref(source), self.state
-
-        def learn(numbers: Tensor) -> None:
-            alive = reference()
-            assert alive is not None
-            if isinstance(alive, ReplayBuffer):
-                alive = GivenRows(alive, self._batch_size_in(numbers.shape[1]))
-            self.learn_from(state, alive, numbers)
-
-        return learn
-
-    def _check_ring(self, ring: Ring) -> None:
-        """Refuse a ring that the network does not fit."""
-        refuse_frames(self.network, ring.frames, ring.masks, "the replay buffer")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy state and settings; how the steps are run is built anew at their first call."""

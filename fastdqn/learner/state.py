@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Self
 
+import torch
 from torch import Tensor
 
-__all__ = ["METRICS", "LearnerState"]
+__all__ = ["METRICS", "LearnerState", "why_skipped"]
 
 METRICS = ("loss", "td_error_abs", "q_mean", "grad_norm")
 """What `LearnerState.metrics` holds, in order, of the last update."""
@@ -34,9 +37,36 @@ class LearnerState:
     learning_rate: Tensor
     metrics: Tensor
 
+    @classmethod
+    def initial(cls, flat: Tensor, num_slots: int, learning_rate: float) -> Self:
+        """Allocate the state before the first update; `online` is the network's vector `flat`."""
+        device = flat.device
+        return cls(
+            online=flat,
+            target=flat.clone(),
+            slots=[torch.zeros_like(flat) for _ in range(num_slots)],
+            updates=torch.zeros((), dtype=torch.int64, device=device),
+            skipped=torch.zeros((), dtype=torch.int64, device=device),
+            learning_rate=torch.tensor(learning_rate, dtype=torch.float32, device=device),
+            metrics=torch.full((len(METRICS),), torch.nan, device=device),
+        )
+
     def written(self) -> tuple[Tensor, ...]:
         """Return the tensors that an update writes."""
         return (
             *(self.online, self.target, *self.slots),
             *(self.updates, self.skipped, self.metrics),
         )
+
+
+def why_skipped(metrics: Tensor) -> str:
+    """Return what of an update was not finite, and the way out; waits for `metrics` [4]."""
+    loss, priority, *_ = metrics.tolist()
+    if math.isfinite(loss) and not math.isfinite(priority):
+        what, way_out = "a priority", "Let the objective return finite priorities."
+    else:
+        what = "a loss or a gradient"
+        way_out = (
+            "Lower --learning-rate, bound the gradient with --clip-norm, or scale the rewards down."
+        )
+    return f"{what} that is not finite; they changed nothing. {way_out}"

@@ -6,28 +6,30 @@ number and never branches on a value, so that it can run eagerly, compiled, or i
 
 from __future__ import annotations
 
+import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastdqn.algorithms.objectives import Objective, q_values_of, refuse_other_rows
-from fastdqn.algorithms.optimizers import Adam, Optimizer, clip_by_norm, clip_by_value
+from fastdqn.algorithms.objectives import Objective, refuse_other_rows
+from fastdqn.algorithms.optimizers import Optimizer, clip_by_norm, clip_by_value
 from fastdqn.algorithms.td_losses import discount_of
 from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import Whole
-from fastdqn.foundation.scalars import whole
-from fastdqn.learner.precision import refuse_precision
-from fastdqn.learner.settings import TARGETS, refuse_settings
-from fastdqn.learner.state import METRICS, LearnerState
+from fastdqn.learner.state import LearnerState
+from fastdqn.learner.steps import Source
 from fastdqn.native import CudaUpdate, Learned, NativeUpdate, why_not_native
 from fastdqn.networks.flat_network import FlatNetwork
-from fastdqn.replay import Sampler, gather, uniform_of
+from fastdqn.networks.network_check import refuse_frames
+from fastdqn.replay import ReplayBuffer, Ring, Sampler, gather, uniform_of
+from fastdqn.replay.sampler import GivenRows
+from fastdqn.replay.sampler_check import refuse_unfit
 from fastdqn.transition import Transitions
 
-__all__ = ["METRICS", "TARGETS", "LearnerState", "Update"]
+__all__ = ["Update"]
 
 
 class Update(Whole):
@@ -42,53 +44,20 @@ class Update(Whole):
     earlier_updates = 0
     kept_by = "Save the tensors of `learner.state`, or the network's state_dict()."
 
-    def __init__(
-        self,
-        network: nn.Module | FlatNetwork,
-        *,
-        gamma: float,
-        objective: Objective,
-        optimizer: Optimizer | None,
-        learning_rate: float,
-        clip_norm: float | None,
-        clip_value: float | None,
-        target: str,
-        tau: float,
-        target_period: int,
-        precision: str,
-        device: torch.device | str,
-    ) -> None:
-        refuse_settings(
-            gamma=gamma,
-            learning_rate=learning_rate,
-            target=target,
-            tau=tau,
-            clip_norm=clip_norm,
-            clip_value=clip_value,
-        )
-        self.network = network if isinstance(network, FlatNetwork) else FlatNetwork(network, device)
-        self.network.q_values = q_values_of(objective)
-        self.device = self.network.flat.device
-        refuse_precision(precision, self.device)
-        self.precision = precision
-        self.gamma, self.objective = float(gamma), objective
-        self.target_kind, self.tau = target, float(tau)
-        self.target_period = whole("--target-period", target_period, way_out="0 is never.")
-        self.clip_norm, self.clip_value = clip_norm, clip_value
-        self._optimizer = optimizer or Adam()
-
-    def _initial_state(self, learning_rate: float) -> LearnerState:
-        """Allocate the state before the first update; the network's own vector is `online`."""
-        flat, device = self.network.flat, self.device
-        return LearnerState(
-            online=flat,
-            target=flat.clone(),
-            slots=[torch.zeros_like(flat) for _ in range(self._optimizer.num_slots)],
-            updates=torch.zeros((), dtype=torch.int64, device=device),
-            skipped=torch.zeros((), dtype=torch.int64, device=device),
-            learning_rate=torch.tensor(learning_rate, dtype=torch.float32, device=device),
-            metrics=torch.full((len(METRICS),), torch.nan, device=device),
-        )
+    state: LearnerState
+    network: FlatNetwork
+    objective: Objective
+    device: torch.device
+    precision: str
+    gamma: float
+    target_kind: str
+    tau: float
+    target_period: int
+    clip_norm: float | None
+    clip_value: float | None
+    _optimizer: Optimizer
+    _own_random: int
+    """Numbers that the objective reads for each row."""
 
     @property
     def _target_phase(self) -> int:
@@ -183,10 +152,40 @@ class Update(Whole):
                 if feeds:
                     sampler.feedback(rows, torch.where(made, priority, torch.nan))
 
+    def _updating(self, *arguments: Tensor | None) -> None:
+        """Take one step on the fields of a batch, and random bits [R] or None; pure."""
+        *fields, random_bits = arguments
+        random = None if random_bits is None else uniform_of(random_bits)
+        self._step(self.state, Transitions(*fields), random)  # type: ignore[arg-type]
+
+    def _learning_from(self, source: Source) -> Callable[[Tensor], None]:
+        """Return the pure step that learns from a source, given numbers [K, B].
+
+        Raises:
+            UsageError: The network does not take what its ring holds, or the sampler is unfit.
+        """
+        self._check_ring(source.ring)
+        if isinstance(source, Sampler):
+            refuse_unfit(source)
+        reference, state = weakref.ref(source), self.state
+
+        def learn(numbers: Tensor) -> None:
+            alive = reference()
+            assert alive is not None
+            if isinstance(alive, ReplayBuffer):
+                alive = GivenRows(alive, self._batch_size_in(numbers.shape[1]))
+            self.learn_from(state, alive, numbers)
+
+        return learn
+
+    def _check_ring(self, ring: Ring) -> None:
+        """Refuse a ring that the network does not fit."""
+        refuse_frames(self.network, ring.frames, ring.masks, "the replay buffer")
+
     def num_random(self, batch_size: int) -> int:
         """Return how many uniform numbers an update reads: the objective's, then each pass's."""
         passes = 1 + len(self.objective.passes)
-        return batch_size * self.objective.num_random + passes * self.network.num_random(batch_size)
+        return batch_size * self._own_random + passes * self.network.num_random(batch_size)
 
     def _batch_size_in(self, width: int) -> int:
         """Return B of rows of B numbers that choose a batch and `num_random(B)` more."""
@@ -198,7 +197,7 @@ class Update(Whole):
         count = 1 + len(self.objective.passes)
         if random is None:
             return [None] * (1 + count)
-        own, each = batch_size * self.objective.num_random, self.network.num_random(batch_size)
+        own, each = batch_size * self._own_random, self.network.num_random(batch_size)
         passes = torch.split(random[own:], each) if each else (None,) * count
         return [random[:own].view(batch_size, -1) if own else None, *passes]
 

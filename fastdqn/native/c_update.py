@@ -104,7 +104,7 @@ class NativeUpdate(Whole):
             sampler: Of a ring on the CPU.
             random_bits: [K, B] int64 from `sampler.fill`.
         """
-        order = sampler.buffer.order
+        order = sampler.buffer.valid.order
         if sampler is not self._sampler:
             refuse_index(random_bits, self._network.flat.device)
             refuse_tensor("order", order, order.shape, torch.int64, self._network.flat.device)

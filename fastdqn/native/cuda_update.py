@@ -89,7 +89,7 @@ class CudaUpdate(Whole):
         self._gather(self._ready(sampler.ring, random_bits), random_bits)
 
     def _choose_by(self, sampler: Sampler) -> None:
-        call, order, (first, count) = self._call, sampler.buffer.order, sampler.buffer.span()
+        call, order, (first, count) = self._call, sampler.buffer.valid.order, sampler.buffer.span()
         for name, tensor in (("order", order), ("first", first), ("count", count)):
             device = self._network.flat.device
             refuse_tensor(name, tensor, tensor.shape, torch.int64, device)

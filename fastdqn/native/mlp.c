@@ -44,7 +44,7 @@ enum target { SOFT, HARD, NONE };
 enum answer { FINE, BAD_INDEX, BAD_ACTION, BAD_OBSERVATION };
 enum dtype { FLOAT32, FLOAT16, UINT8, INT8, INT16, INT32, INT64 }; /* bool is UINT8 */
 
-/* Filled in by the caller, field by field as in `fastdqn/native/c_structs.py`. */
+/* Filled in by the caller, field by field as in `fastdqn/native/c_library.py`. */
 typedef struct {
     int64_t num_layers; /* linear layers; hidden ones are followed by a ReLU */
     int64_t sizes[MAX_LAYERS + 1];

@@ -52,7 +52,7 @@ typedef int frame_t;
 typedef int64 frame_t;
 #endif
 
-/* Field by field as in `fastdqn/native/cuda_structs.py`. */
+/* Field by field as in `fastdqn/native/cuda_plan.py`. */
 struct Call {
     /* the learner's state */
     float *online, *bootstrap, *slots[3];

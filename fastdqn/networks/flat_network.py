@@ -14,6 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import Whole, copied
+from fastdqn.foundation.scalars import whole
 from fastdqn.networks.mlp import MLP
 
 __all__ = ["FlatNetwork"]
@@ -31,7 +32,8 @@ class FlatNetwork(Whole):
     A module whose forward pass reads random numbers says how many in an attribute `num_random`:
     an int, or a function of the rows of observations. It is then called with the observations
     and so many uniform numbers [R] float32 in [0, 1), and draws none itself: a noisy layer turns
-    them into its noise, a network of quantiles into its fractions.
+    them into its noise, a network of quantiles into its fractions. The attribute of the outermost
+    module counts, for all layers together; that of inner layers is not summed.
 
     Args:
         module: Maps observations [B, *O] to Q-values [B, A], or to the outputs of which the
@@ -45,7 +47,8 @@ class FlatNetwork(Whole):
 
     Raises:
         UsageError: The module has no parameters, parameters that are frozen or not float32, or
-            layers whose forward pass changes or randomises them (batch norm, dropout).
+            layers whose forward pass changes or randomises them (batch norm, dropout); a
+            `num_random` that is no whole number, or of inner layers alone.
     """
 
     kept_by = "Save module.state_dict() of its module."
@@ -58,7 +61,7 @@ class FlatNetwork(Whole):
     ) -> None:
         _refuse_module(module)
         self.q_values = q_values
-        self._num_random: Any = getattr(module, "num_random", 0)
+        self._num_random = _num_random_of(module)
         _refuse_owned(module)
         self.module = module.to(device)
         named = list(module.named_parameters())
@@ -88,7 +91,7 @@ class FlatNetwork(Whole):
     def num_random(self, rows: int) -> int:
         """Return how many uniform numbers a forward pass over so many observations reads."""
         count = self._num_random
-        return int(count(rows)) if callable(count) else int(count)
+        return _whole(self.module, count(rows)) if callable(count) else count
 
     def num_columns(self, rows: int) -> int:
         """Return the columns of `rows` rows that hold so many numbers; see `numbers_in`."""
@@ -147,39 +150,48 @@ def _refuse_owned(module: nn.Module) -> None:
         )
 
 
+def _num_random_of(module: nn.Module) -> int | Callable[[int], Any]:
+    """Return the numbers that a module reads, or refuse an attribute that would go unread."""
+    count: Any = getattr(module, "num_random", 0)
+    name, way_out = f"network {type(module).__name__}", "Let forward(obs, random) hand them down."
+    if type(module) is MLP and count:
+        raise UsageError(f"num_random of {name}", "its forward pass reads none", "Subclass MLP.")
+    inner = [type(layer).__name__ for layer in module.modules() if getattr(layer, "num_random", 0)]
+    if inner and not hasattr(module, "num_random"):
+        reason = f"its layer {inner[0]} has num_random, and the outermost module has none"
+        raise UsageError(name, reason, f"Give it the sum of its layers'. {way_out}")
+    return count if callable(count) else _whole(module, count)
+
+
+def _whole(module: nn.Module, count: Any) -> int:
+    return whole(f"num_random of network {type(module).__name__}", count, way_out="0 is none.")
+
+
 def _refuse_module(module: nn.Module) -> None:
-    name = type(module).__name__
+    name = f"network {type(module).__name__}"
     if not isinstance(module, nn.Module):
-        raise UsageError(
-            f"network {module}", "it is no torch.nn.Module", "Pass an instance of one."
-        )
+        got, reason = f"network {module}", "it is no torch.nn.Module"
+        raise UsageError(got, reason, "Pass an instance of one.")
     parameters = list(module.parameters())
-    if any(isinstance(parameter, UninitializedParameter) for parameter in parameters):
-        raise UsageError(
-            f"network {name}",
-            "it has lazy layers, whose sizes are not known yet",
-            "Call it once on a batch of observations, or give the layers their sizes.",
-        )
-    if any(parameter.is_meta for parameter in parameters):
-        raise UsageError(
-            f"network {name}", "its parameters have no memory (device meta)", "Build it on the CPU."
-        )
-    if not parameters:
-        raise UsageError(f"network {name}", "it has no parameters", "Pass a module that learns.")
-    if any(parameter.dtype != torch.float32 for parameter in parameters):
-        raise UsageError(
-            f"network {name}", "its parameters are not float32", "Call .float() on it."
-        )
-    if not all(parameter.requires_grad for parameter in parameters):
-        raise UsageError(
-            f"network {name}",
-            "some of its parameters do not require a gradient, and every parameter is learned",
-            "Register what shall stay fixed as buffers.",
-        )
+    lazy = any(isinstance(parameter, UninitializedParameter) for parameter in parameters)
+    meta = any(parameter.is_meta for parameter in parameters)
+    others = any(parameter.dtype != torch.float32 for parameter in parameters)
+    frozen = not all(parameter.requires_grad for parameter in parameters)
+    sizes = "Call it once on a batch of observations, or give the layers their sizes."
+    learned = "some of its parameters do not require a gradient, and every parameter is learned"
+    for wrong, reason, way_out in (
+        (lazy, "it has lazy layers, whose sizes are not known yet", sizes),
+        (meta, "its parameters have no memory (device meta)", "Build it on the CPU."),
+        (not parameters, "it has no parameters", "Pass a module that learns."),
+        (others, "its parameters are not float32", "Call .float() on it."),
+        (frozen, learned, "Register what shall stay fixed as buffers."),
+    ):
+        if wrong:
+            raise UsageError(name, reason, way_out)
     for layer in module.modules():
         if isinstance(layer, IMPURE_LAYERS) or getattr(layer, "track_running_stats", False):
             raise UsageError(
-                f"network {name} with {type(layer).__name__}",
+                f"{name} with {type(layer).__name__}",
                 "its forward pass is not a pure function of parameters and observations",
                 "Use LayerNorm, or leave the layer out.",
             )

@@ -14,8 +14,6 @@ then lies in a second, smaller ring of frames behind the first, and `next_index`
 
 `ValidTransitions` lists the flat transitions that may be drawn, oldest first; rows that are no
 transitions are not in it, nor are the G rows at the write head, which have no successor yet.
-
-This file is longer than others: half of it are contracts, and the layout is known here alone.
 """
 
 from __future__ import annotations
@@ -29,11 +27,9 @@ from torch import Tensor
 
 from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import Whole, copied
-from fastdqn.foundation.scalars import whole, whole_numbers
-from fastdqn.replay.final_observations import FinalObservations
-from fastdqn.replay.row_writer import RowWriter, writer_for
+from fastdqn.replay.row_writer import Rows, writer_for
 from fastdqn.replay.sizes import RingSizes
-from fastdqn.replay.storage import Values, allocate, as_index, gather, writable
+from fastdqn.replay.storage import Values, allocate, gather
 from fastdqn.replay.valid_transitions import ValidTransitions
 from fastdqn.transition import Transitions
 
@@ -44,9 +40,6 @@ __all__ = ["MAX_DRAW", "ReplayBuffer"]
 
 MAX_DRAW = 2**62
 NONE_ENDED = np.zeros(0, np.int64)
-Apart = npt.NDArray[np.bool_] | None
-"""[M] True where a transition does not continue, whatever its flags say; None is nowhere."""
-NO_MASKS = ("an action mask", "this ring has none", "Build it with num_masked.")
 
 
 class ReplayBuffer(Whole):
@@ -94,38 +87,29 @@ class ReplayBuffer(Whole):
         num_groups: int = 1,
     ) -> None:
         self.device = torch.device(device)
-        capacity = whole("--buffer-size", capacity, least=1, way_out="Pass a larger number.")
-        num_envs = whole("--num-envs", num_envs, least=1, way_out="Pass a larger number.")
-        num_groups = whole("--env-groups", num_groups, least=1, way_out="Pass a larger number.")
-        obs_shape = whole_numbers("obs_shape", obs_shape, way_out="Try (4,).")
         shape = (capacity, num_envs, obs_shape, obs_dtype, final_capacity)
         sizes = RingSizes(*shape, num_masked, num_groups)
         sizes.refuse_unless_fits(self.device)
-        self.num_envs, self.num_groups = num_envs, num_groups
+        self.num_envs, self.num_groups = sizes.num_envs, sizes.num_groups
         self.num_rows, self.row_size = sizes.rows, sizes.row_size
-        self.capacity = sizes.slots - num_envs
+        self.capacity = sizes.slots - sizes.num_envs
         self.ring = allocate(sizes, self.device)
-        self._cells = writable(self.ring)
-        self._slots, self._finals = sizes.slots, FinalObservations(sizes.finals, sizes.rows)
-        self._starts = ValidTransitions(self.num_rows, self.row_size, self.device)
-        self.window = torch.tensor([0, 1], device=self.device)
-        self._on_host = _on_host(self.window)
-        self._published = (0, 1)  # what `window` holds, or soon will
-        self._apart: list[Apart] = [None] * num_groups  # see `_join`
+        self._rows = Rows(self.ring, self.num_rows, self.num_groups)
+        self.valid = ValidTransitions(self.num_rows, self.row_size, self.device)
+        self.window = self.valid.window
         self._writer = writer_for(self.ring, self.window)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self._row = 0  # rows so far; row r lies at r % num_rows
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copy what is stored, what may be drawn, and the generator; both go on alike."""
-        twin = copied(self, memo, anew=("_cells", "_on_host", "_writer"))
-        twin._cells, twin._on_host = writable(twin.ring), _on_host(twin.window)
+        """Copy everything; both go on alike."""
+        twin = copied(self, memo, anew=("_writer",))
         twin._writer = writer_for(twin.ring, twin.window)
         return twin
 
     def __len__(self) -> int:
         """Return the transitions that can be drawn now."""
-        return len(self._starts)
+        return len(self.valid)
 
     # Writing
 
@@ -140,7 +124,7 @@ class ReplayBuffer(Whole):
         Raises:
             UsageError: There is no such group, or a mask for a ring without masks.
         """
-        self._show(self._next_row(group), obs, action_mask)
+        self._rows.show(self._next_row(group), obs, action_mask)
 
     def write(
         self,
@@ -178,81 +162,28 @@ class ReplayBuffer(Whole):
         Raises:
             UsageError: A mask for a ring without masks.
         """
-        row = self._row
-        self._starts.forget(row + self.num_groups - self.num_rows)
-        step = (action, reward, terminated, truncated, obs)
-        finals = (final_obs, action_mask, final_action_mask)
         finished = NONE_ENDED if final_obs is None or ended is None else ended
-        values, writer = (*step, *finals), self._writer
-        if writer is not None and writer.takes(values, len(finished), self.row_size):
-            self._write_at_once(writer, values, finished, real)
-            self._join(row, real)
-            return
-        before, cells = self._before(row), self._cells
-        if before is not None:
-            cells.continues[before] = ~(cells.terminated[before] | cells.truncated[before])
-        self._join(row, real)
-        self._show(row + self.num_groups, obs, action_mask)
-        here = self._places(row)
-        cells.action[here] = action
-        cells.reward[here] = reward
-        cells.terminated[here] = terminated
-        cells.truncated[here] = truncated
-        self._point_to_successor(row)
-        if final_obs is not None and finished.size:
-            self._store_final(row, finished, final_obs, final_action_mask)
-        self._starts.append(row, real)
+        masks = action_mask, final_action_mask
+        step = (action, reward, terminated, truncated, obs, final_obs, *masks)
+        self._append(step, finished, None if real is None or real.all() else real)
+
+    def _append(self, step: tuple[Any, ...], finished: npt.NDArray[np.int64], real: Any) -> None:
+        row, rows, valid, writer = self._row, self._rows, self.valid, self._writer
+        valid.forget(row + self.num_groups - self.num_rows)
+        if writer is not None and writer.takes(step, len(finished), self.row_size):
+            places, lost = rows.final_places(row, len(finished))
+            valid.forget(lost)
+            valid.append(row, real)
+            window = valid.published = valid.first, len(valid)
+            writer(step, rows.around(row), window, finished, places)
+        else:
+            rows.write(row, step)
+            if finished.size:
+                valid.forget(rows.store_final(row, finished, step[5], step[7]))
+            valid.append(row, real)
+        if real is not None or rows.apart[row % self.num_groups] is not None:
+            rows.join(row, real)
         self._row += 1
-
-    def _write_at_once(
-        self,
-        writer: RowWriter,
-        step: tuple[Any, ...],
-        ended: npt.NDArray[np.int64],
-        real: npt.NDArray[np.bool_] | None,
-    ) -> None:
-        """Append a vector step by one kernel; see `write`."""
-        if step[6] is not None and self.ring.masks is None:
-            raise UsageError(*NO_MASKS)
-        row = self._row
-        places = self._final_places(row, len(ended))
-        self._starts.append(row, real)
-        self._published = self._starts.first, len(self._starts)
-        here, after = self._places(row).start, self._places(row + self.num_groups).start
-        before = self._before(row)
-        places_of = here, after, -1 if before is None else before.start
-        writer(step, places_of, self._published, ended, places)
-        self._row += 1
-
-    def _before(self, row: int) -> slice | None:
-        """Return the place of the same group's row before, or None where it is overwritten."""
-        before = row - self.num_groups
-        return self._places(before) if before >= 0 and self.num_rows > 2 * self.num_groups else None
-
-    def _join(self, row: int, real: npt.NDArray[np.bool_] | None) -> None:
-        """Let nothing continue in `row` that was cut, is no transition, or is followed by none.
-
-        The flags alone, which were read before, let all continue that did not end their episode.
-        """
-        group = row % self.num_groups
-        apart, unreal = self._apart[group], None if real is None or real.all() else ~real
-        if apart is None and unreal is None:
-            return
-        self._apart[group], before = unreal, self._before(row)
-        if before is not None:
-            either = [envs for envs in (apart, unreal) if envs is not None]
-            envs = as_index(np.flatnonzero(np.any(either, 0)), self.device)
-            self._cells.continues[before][envs] = False
-
-    def publish(self, first: int, count: int) -> None:
-        """Write what changed into `window`; queued, not waited for."""
-        for place, (old, new) in enumerate(zip(self._published, (first, count), strict=True)):
-            if old != new:
-                if self._on_host is None:
-                    self.window[place].fill_(new)
-                else:
-                    self._on_host[place] = new
-        self._published = (first, count)
 
     def extend(self, data: TensorDict) -> None:
         """Append one vector step of complete transitions, batch size [N].
@@ -293,24 +224,16 @@ class ReplayBuffer(Whole):
             self._store_shown(row, everyone)
 
     def _store_shown(self, row: int, left: Tensor) -> None:
-        """Store what the environments in `left` [M] bool show since `row`, if it points there.
-
-        Whatever comes next does not continue what they did last.
-        """
+        """Store what the environments in `left` [M] show since `row`; nothing continues it."""
         if row < 0:
             return
-        group, apart = row % self.num_groups, left.cpu().numpy()
-        before = self._apart[group]
-        self._apart[group] = apart if before is None else before | apart
-        left = left & (self.ring.next_index[self._places(row)] < self._slots)
+        group = row % self.num_groups
+        self._rows.part(row, left.cpu().numpy())
+        left = left & (self.ring.next_index[self._rows.place(row)] < len(self.ring.action))
         envs = np.flatnonzero(left.cpu().numpy())
         if envs.size:
-            self._store_final(row, envs, self.shown(group), self.shown_mask(group))
-
-    def _places(self, row: int) -> slice:
-        """Return where the transitions of a row lie, and its frames."""
-        start = row % self.num_rows * self.row_size
-        return slice(start, start + self.row_size)
+            shown = self.shown(group), self.shown_mask(group)
+            self.valid.forget(self._rows.store_final(row, envs, *shown))
 
     @property
     def next_group(self) -> int:
@@ -323,51 +246,14 @@ class ReplayBuffer(Whole):
             raise UsageError(f"group {group}", f"there are {self.num_groups}", "Count from 0.")
         return self._row + (group - self._row) % self.num_groups
 
-    def _show(self, row: int, obs: Values, action_mask: Values | None) -> None:
-        """Write the frames of a row, and what may be done in them; nothing continues from here."""
-        here, masks = self._places(row), self._cells.masks
-        if masks is not None:
-            masks[here] = True if action_mask is None else action_mask
-        elif action_mask is not None:
-            raise UsageError(*NO_MASKS)
-        self._cells.frames[here] = obs
-        self._cells.continues[here] = False
-
-    def _point_to_successor(self, row: int) -> None:
-        """Let a row point to the frames of its successor, if an older use of it did not."""
-        if self._finals.take_back(row):
-            here, after = self._places(row), self._places(row + self.num_groups)
-            torch.arange(after.start, after.stop, out=self.ring.next_index[here])
-
-    def _store_final(
-        self, row: int, envs: npt.NDArray[np.int64], frames: Values, masks: Values | None
-    ) -> None:
-        """Copy the frames of `envs` behind the ring and let the transitions of `row` point there.
-
-        The copies take the places of the oldest ones; rows that still needed those are dropped.
-        """
-        places = self._final_places(row, len(envs))
-        index, target = as_index(envs, self.device), as_index(places, self.device)
-        cells = self._cells
-        cells.frames[target] = frames[index]
-        cells.next_index[index + self._places(row).start] = target
-        if cells.masks is not None:
-            cells.masks[target] = True if masks is None else masks[index]
-
-    def _final_places(self, row: int, count: int) -> npt.NDArray[np.int64]:
-        """Return places for last observations of `row`; rows that need them are dropped."""
-        places, lost = self._finals.allocate(row, count)
-        self._starts.forget(lost)
-        return places + self._slots
-
     def shown(self, group: int = 0) -> Tensor:
         """Return what a group shows now, [M, *O] on the device; a view that `write` moves on."""
-        return self.ring.frames[self._places(self._next_row(group))]
+        return self.ring.frames[self._rows.place(self._next_row(group))]
 
     def shown_mask(self, group: int = 0) -> Tensor | None:
         """Return what may be done in `shown`, [M, A] bool, a view; None without masks."""
         masks = self.ring.masks
-        return None if masks is None else masks[self._places(self._next_row(group))]
+        return None if masks is None else masks[self._rows.place(self._next_row(group))]
 
     # Reading
 
@@ -378,17 +264,7 @@ class ReplayBuffer(Whole):
 
     def nth(self, n: Tensor, first: Tensor) -> Tensor:
         """Return the flat index of the n-th transition from number `first` on; see `span`."""
-        return self._starts.nth(n, first)
-
-    @property
-    def first(self) -> int:
-        """Return the number of the oldest transition that may be drawn."""
-        return self._starts.first
-
-    @property
-    def order(self) -> Tensor:
-        """Return the flat transitions that may be drawn, a circle [T * M] int64; see `span`."""
-        return self._starts.order
+        return self.valid.nth(n, first)
 
     def draw(self, num_batches: int, batch_size: int) -> Tensor:
         """Draw flat indices uniformly over the stored transitions, with replacement.
@@ -402,31 +278,22 @@ class ReplayBuffer(Whole):
         self.refuse_empty()
         shape = (num_batches, batch_size)
         draws = torch.randint(MAX_DRAW, shape, generator=self.generator, device=self.device)
-        return self._starts.nth(draws.remainder_(len(self)))
+        return self.valid.nth(draws.remainder_(len(self)))
 
     def newest(self, num_batches: int, batch_size: int) -> Tensor:
         """Return the newest `batch_size` transitions, the same ones in every batch.
 
-        Learning without replay; see `draw`. While fewer are stored, the newest ones repeat.
+        See `draw`. While fewer are stored, the newest ones repeat.
         """
         self.refuse_empty()
         back = torch.arange(batch_size, device=self.device) % len(self)
-        return self._starts.nth(len(self) - 1 - back).repeat(num_batches, 1)
+        return self.valid.nth(len(self) - 1 - back).repeat(num_batches, 1)
 
     def sample(self, batch_size: int) -> TensorDict:
         """Draw a batch uniformly as a TensorDict of batch size [B]; see `draw`."""
         return gather(self.ring, self.draw(1, batch_size)[0]).to_tensordict()
 
     def refuse_empty(self) -> None:
-        """Refuse to draw from a ring that holds nothing.
-
-        Raises:
-            UsageError: It holds nothing.
-        """
+        """Refuse to draw from a ring that holds nothing, by a UsageError."""
         if len(self) == 0:
             raise UsageError("replay buffer", "it is empty", "Write a vector step first.")
-
-
-def _on_host(window: Tensor) -> npt.NDArray[np.int64] | None:
-    """Return the same memory as an array where the CPU holds it, or None."""
-    return window.numpy() if window.is_cpu else None

@@ -8,7 +8,7 @@ moves.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -23,9 +23,7 @@ __all__ = [
     "GivenRows",
     "NewestSampler",
     "Sampler",
-    "SamplerFactory",
     "UniformSampler",
-    "sampler_of",
     "uniform_of",
 ]
 
@@ -51,7 +49,7 @@ class Sampler(Whole, ABC):
     Attributes:
         ring: The tensors of `replay`.
         independent: Whether every number chooses its row by itself, whatever was learned before,
-            and all rows weigh alike: then the batches of a call may be drawn at once.
+            and all rows weigh alike (without weights): the batches of a call are drawn at once.
     """
 
     kept_by = "Save the tensors of `sampler.ring`, and build another sampler."
@@ -75,7 +73,9 @@ class Sampler(Whole, ABC):
             random_bits: [B] int64 in [0, 2^62); [K, B] of K batches, if `independent`.
 
         Returns:
-            [B] int64 for `gather(sampler.ring, rows)`, and [B] float32, or None for 1 everywhere.
+            [B] int64 for `gather(sampler.ring, rows)`, and [B] float32 >= 0 without a gradient, or
+            None for 1 everywhere. Rows and signs are checked in one trial draw and trusted later:
+            a row outside of the ring is an error of the device.
         """
 
     def feedback(self, rows: Tensor, priority: Tensor) -> None:
@@ -90,7 +90,7 @@ class Sampler(Whole, ABC):
     def written(self) -> tuple[Tensor, ...]:
         """Return the tensors that `draw` and `feedback` write; without any, nothing is fed back.
 
-        Measurements and warm-ups restore them. They never move.
+        Measurements and warm-ups restore them. They never move: `feedback` writes in place.
         """
         return ()
 
@@ -110,7 +110,7 @@ class Sampler(Whole, ABC):
         Raises:
             UsageError: The buffer is empty.
         """
-        self.buffer.publish(*self.span_on_host())
+        self.buffer.valid.publish(*self.span_on_host())
         place = self.place(updates, num_random)
         self._draw_into(place)
         return place
@@ -143,7 +143,7 @@ class Sampler(Whole, ABC):
         if self._rehearsing:
             return 0, len(self.ring.action)
         self.buffer.refuse_empty()
-        return self.buffer.first, len(self.buffer)
+        return self.buffer.valid.first, len(self.buffer)
 
     def place(self, updates: int, num_random: int = 0) -> Tensor:
         """Return the memory that `fill` returns, as it is: for parts of a larger draw."""
@@ -170,33 +170,6 @@ class Sampler(Whole, ABC):
         finally:
             self._rehearsing = False
             self.buffer.generator.set_state(state)
-
-
-SamplerFactory = Callable[[ReplayBuffer | FunctionalRing, int], Sampler]
-"""Builds a sampler for a ring and a batch size."""
-
-
-def sampler_of(
-    make: SamplerFactory, replay: ReplayBuffer | FunctionalRing, batch_size: int
-) -> Sampler:
-    """Build a sampler; refuse what is none, is of another ring, or writes what it does not name.
-
-    Raises:
-        UsageError: Says what was built.
-    """
-    built: object = make(replay, batch_size)
-    way_out = "Pass DQN(sampler=...) what builds a Sampler from a ring and a batch size."
-    if not isinstance(built, Sampler):
-        raise UsageError(f"a sampler of {type(built).__name__}", "it is no Sampler", way_out)
-    if built.replay is not replay or built.batch_size != batch_size:
-        got = f"a {type(built).__name__} of batches of {built.batch_size}"
-        reason = f"it is to draw batches of {batch_size} from the ring that it is handed"
-        raise UsageError(got, reason, way_out)
-    kind = type(built)
-    if kind.feedback is not Sampler.feedback and kind.written is Sampler.written:
-        got, reason = f"the feedback of {kind.__name__}", "it writes no tensor that it names"
-        raise UsageError(got, reason, "Let `written` return the tensors that it writes.")
-    return built
 
 
 class UniformSampler(Sampler):

@@ -10,6 +10,7 @@ import torch
 
 from fastdqn.device import available_bytes
 from fastdqn.errors import UsageError
+from fastdqn.foundation.scalars import whole, whole_numbers
 
 __all__ = ["RingSizes", "ring_bytes"]
 
@@ -27,14 +28,7 @@ MARGIN = 0.9
 class RingSizes:
     """What a ring of `capacity` transitions of N environments comes to.
 
-    Args:
-        capacity: Transitions requested.
-        num_envs: Environments, N.
-        obs_shape: Shape of one observation.
-        obs_dtype: Dtype in which observations are stored.
-        final_capacity: Final observations requested, or None for a choice by size.
-        num_masked: Actions of a mask, A; 0 without masks.
-        num_groups: Groups of environments that are stepped in turn, G.
+    The arguments are those of `ReplayBuffer`.
 
     Raises:
         UsageError: A size below 1, or environments that do not split into equal groups.
@@ -49,15 +43,13 @@ class RingSizes:
     num_groups: int = 1
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("--buffer-size", self.capacity),
-            ("--num-envs", self.num_envs),
-            ("--env-groups", self.num_groups),
-        ):
-            if value < 1:
-                raise UsageError(
-                    f"{name} {value}", "it must be at least 1", "Pass a larger number."
-                )
+        flags = {"capacity": "buffer-size", "num_envs": "num-envs", "num_groups": "env-groups"}
+        for name, flag in flags.items():
+            way_out = "Pass a larger number."
+            number = whole(f"--{flag}", getattr(self, name), least=1, way_out=way_out)
+            object.__setattr__(self, name, number)
+        shape = whole_numbers("obs_shape", self.obs_shape, way_out="Try (4,).")
+        object.__setattr__(self, "obs_shape", shape)
         if self.num_envs % self.num_groups:
             raise UsageError(
                 f"--env-groups {self.num_groups}",

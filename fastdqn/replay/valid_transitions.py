@@ -1,15 +1,18 @@
-"""Which transitions of the ring may be drawn: a list on the device, itself in a circle."""
+"""Which transitions of the ring may be drawn, and whose last observations lie behind it."""
 
 from __future__ import annotations
+
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastdqn.foundation.copying import copied
 from fastdqn.replay.storage import queued
 
-__all__ = ["ValidTransitions"]
+__all__ = ["FinalObservations", "ValidTransitions"]
 
 
 class ValidTransitions:
@@ -23,6 +26,10 @@ class ValidTransitions:
         num_rows: Rows of the ring, T.
         row_size: Transitions of a row, M.
         device: Where the list lives.
+
+    Attributes:
+        window: [2] int64 on the device: `first` and how many there are, as `publish` left it.
+        published: What `window` holds, or soon will.
     """
 
     def __init__(self, num_rows: int, row_size: int, device: torch.device) -> None:
@@ -35,6 +42,14 @@ class ValidTransitions:
         self._first = 0  # transitions that have left the list
         self._last = 0  # transitions that ever entered it
         self._counts = [0] * num_rows  # transitions in the list by row
+        self.window, self.published = torch.tensor([0, 1], device=device), (0, 1)
+        self._on_host = _on_host(self.window)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy the list and the window."""
+        twin = copied(self, memo, anew=("_on_host",))
+        twin._on_host = _on_host(twin.window)
+        return twin
 
     def __len__(self) -> int:
         """Return the transitions that can be drawn now."""
@@ -45,10 +60,10 @@ class ValidTransitions:
 
         Args:
             row: Rows written before it.
-            real: [M] False where there is no transition; None is True everywhere.
+            real: [M] False where there is no transition, in some; None is True everywhere.
         """
         columns, count = self._columns, self.row_size
-        if real is not None and not real.all():
+        if real is not None:
             new = np.flatnonzero(real)
             columns, count = queued(new, columns.device), len(new)
             self._in_order, self._newest_partial = False, row
@@ -77,6 +92,16 @@ class ValidTransitions:
             self._first += self._counts[self._oldest % self.num_rows]
             self._oldest += 1
 
+    def publish(self, first: int, count: int) -> None:
+        """Write what changed into `window`; queued, not waited for."""
+        for place, (old, new) in enumerate(zip(self.published, (first, count), strict=True)):
+            if old != new:
+                if self._on_host is None:
+                    self.window[place].fill_(new)
+                else:
+                    self._on_host[place] = new
+        self.published = (first, count)
+
     @property
     def first(self) -> int:
         """Return how many transitions have left the list: the number of its oldest one."""
@@ -99,3 +124,43 @@ class ValidTransitions:
             return self._list.take((n + first).remainder_(len(self._list)))
         places = (n + self._first).remainder_(len(self._list))
         return places if self._in_order else self._list[places]
+
+
+class FinalObservations:
+    """Which row each of F places serves, and which rows point there.
+
+    Args:
+        size: Places, F.
+        num_rows: Rows of the ring, T.
+    """
+
+    def __init__(self, size: int, num_rows: int) -> None:
+        self._size, self._num_rows = size, num_rows
+        self._used = 0  # places so far
+        self._served = np.full(size, -1, np.int64)  # row that a place serves
+        self._points_away = [False] * num_rows
+
+    def allocate(self, row: int, count: int) -> tuple[npt.NDArray[np.int64], int]:
+        """Take the oldest places for last observations of a row.
+
+        Returns:
+            [count] places, counted from 0, and the newest row that they served until now, which
+            can no longer be drawn, nor can the rows before it; -1 is none.
+        """
+        places = (self._used + np.arange(count)) % self._size
+        lost = int(self._served[places].max(initial=-1))
+        self._served[places] = row
+        self._points_away[row % self._num_rows] = count > 0
+        self._used += count
+        return places, lost
+
+    def take_back(self, row: int) -> bool:
+        """Return whether an older row at this place of the ring points to final observations."""
+        place = row % self._num_rows
+        away, self._points_away[place] = self._points_away[place], False
+        return away
+
+
+def _on_host(window: Tensor) -> npt.NDArray[np.int64] | None:
+    """Return the same memory as an array where the CPU holds it, or None."""
+    return window.numpy() if window.is_cpu else None

@@ -16,6 +16,7 @@ from dataclasses import KW_ONLY, dataclass
 from fastdqn.errors import NonFiniteError
 from fastdqn.execution.step import Progress
 from fastdqn.learner.learner import Learner
+from fastdqn.learner.state import why_skipped
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import EvaluationStopped, Evaluator
 from fastdqn.training.events import Episode, Evaluation, Report
@@ -217,7 +218,7 @@ class Trainer(ABC):
         """Read the metrics from the device and return a report.
 
         Raises:
-            NonFiniteError: An update since the last report was skipped as not finite.
+            NonFiniteError: An update was skipped as not finite.
         """
         self.watch.lap("other")
         env_steps, train_s = self.rollout.env_steps, self.watch.train_s
@@ -244,11 +245,9 @@ class Trainer(ABC):
     def _refuse_skipped(self) -> None:
         skipped = int(self.learner.state.skipped)
         if skipped:
-            raise NonFiniteError(
-                f"{skipped} updates before env step {self.rollout.env_steps} had a loss or a "
-                "gradient that is not finite; they changed nothing. Lower --learning-rate, "
-                "bound the gradient with --clip-norm, or scale the rewards down."
-            )
+            why = why_skipped(self.learner.state.metrics)
+            before = f"before env step {self.rollout.env_steps}"
+            raise NonFiniteError(f"{skipped} updates {before} had {why}")
 
     @property
     def return_mean_100(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 import fastdqn
-from fastdqn import DQN, CheckpointError, Learner, ReplayBuffer, UsageError, make_tensor_env
+from fastdqn import (
+    DQN,
+    CheckpointError,
+    Learner,
+    NonFiniteError,
+    ReplayBuffer,
+    UsageError,
+    make_tensor_env,
+)
 from fastdqn.replay.functional_ring import FunctionalRing
 from fastdqn.replay.sampler import UniformSampler
 from tests.architecture.toys import ByPriority, EachHead, Heads, Munchausen, Noisy, OneAfterAnother
@@ -187,6 +196,41 @@ def test_each_batch_is_drawn_after_the_feedback_of_the_one_before(mode: str) -> 
     assert int(sampler.drawn) == 6
 
 
+def test_a_priority_of_nan_changes_nothing_and_is_reported_as_such() -> None:
+    class Unsure(Munchausen):
+        def loss(self, *given: Any) -> tuple[Tensor, Tensor]:
+            losses, priority = super().loss(*given)
+            return losses, priority * torch.nan
+
+    sampler = ByPriority(filled_ring(), 8)
+    learner = learner_of(lambda: {"objective": Unsure()})
+    learner.learn(sampler, 2)
+    assert int(learner.state.skipped) == 2
+    assert torch.equal(sampler.priority, torch.ones_like(sampler.priority))
+    agent = agent_of("workers", lambda: {"objective": Unsure()}, "eager")
+    with pytest.raises(NonFiniteError, match="had a priority that is not finite"):
+        agent.learn(total_timesteps=60)
+
+
+@pytest.mark.parametrize("env", ENVS)
+def test_another_part_than_the_saved_one_is_refused_by_the_names_of_both(
+    env: str, tmp_path: Path
+) -> None:
+    class Munchausen2(Munchausen):
+        pass
+
+    agent_of(env, together, "eager").save(tmp_path / "toy")
+    parts, load = together(), partial(DQN.load, tmp_path / "toy", env=ENVS[env]())
+    with pytest.raises(CheckpointError, match=r"objective .*EachHead, and this is .*Munchausen2"):
+        load(**{**TOYS["noisy layer"](), "objective": Munchausen2(), "sampler": ByPriority})
+    with pytest.raises(CheckpointError, match=r"sampler .*ByPriority, and this is .*OneAfter"):
+        load(**{**parts, "sampler": OneAfterAnother})
+    with pytest.warns(UserWarning, match=r"sampler .*ByPriority, and learning goes on without"):
+        load(**{**parts, "network": Everything(), "sampler": None})
+    elsewhere = type("ByPriority", (ByPriority,), {"__module__": "elsewhere"})
+    load(**{**parts, "network": Everything(), "sampler": partial(elsewhere)})
+
+
 def test_a_skipped_update_feeds_nothing_back() -> None:
     learner, replay = learner_of(dict), filled_ring()
     one, many = OneAfterAnother(replay, 8), ByPriority(replay, 8)
@@ -238,7 +282,7 @@ def test_both_rings_are_read_alike() -> None:
         obs = torch.full((2, 1), float(number))
         replay.write(torch.arange(2), torch.zeros(2), none, none, obs)
         ring.write(torch.arange(2), torch.zeros(2), none, none, obs, obs)
-        replay.publish(replay.first, len(replay))
+        replay.valid.publish(replay.valid.first, len(replay))
         found = []
         for source in (replay, ring):
             first, count = source.span()

@@ -51,9 +51,9 @@ from fastdqn.networks.mlp import MLP
 from fastdqn.policies import policy, predict
 from fastdqn.replay import storage
 from fastdqn.replay.buffer import ReplayBuffer
-from fastdqn.replay.final_observations import FinalObservations
 from fastdqn.replay.functional_ring import FunctionalRing
-from fastdqn.replay.valid_transitions import ValidTransitions
+from fastdqn.replay.row_writer import Rows
+from fastdqn.replay.valid_transitions import FinalObservations, ValidTransitions
 from fastdqn.training import evaluation, events, schedules
 from fastdqn.training.host import rollout
 from tests.mutants.native_bugs import plants
@@ -466,12 +466,13 @@ def images_scaled_twice() -> None:
     LAWS + "the_ring_holds_the_newest_transitions_of_any_history",
 )
 def cursor_off_by_one_at_the_wrap() -> None:
-    def places(self: ReplayBuffer, row: int) -> slice:
-        lap, place = divmod(row, self.num_rows)
-        start = (place + lap) % self.num_rows * self.row_size
-        return slice(start, start + self.row_size)
+    right = Rows.around
 
-    exchange("_places", places, ReplayBuffer)
+    def around(self: Rows, row: int) -> tuple[int, ...]:
+        lap = row // self.num_rows
+        return tuple((place + lap) % self.num_rows for place in right(self, row))
+
+    exchange("around", around, Rows)
 
 
 @turns_red(
@@ -530,21 +531,21 @@ def episodes_joined_over_a_cut() -> None:
 @turns_red(RING + "what_was_written_stays_when_the_caller_reuses_its_arrays")
 def final_observations_aliased() -> None:
     """The frames of an end are copied one step late, when the caller has reused their array."""
-    right = ReplayBuffer._store_final
+    right = Rows.store_final
     late: list[Tensor] = []
 
-    def keep_final(self: ReplayBuffer, row: int, envs: Any, frames: Tensor, masks: Any) -> None:
-        right(self, row, envs, frames, masks)
-        start = row % self.num_rows * self.row_size
-        places = self.ring.next_index[torch.from_numpy(envs + start)]
+    def keep_final(self: Rows, row: int, envs: Any, frames: Tensor, masks: Any) -> int:
+        lost = right(self, row, envs, frames, masks)
+        places = self._ring.next_index[torch.from_numpy(envs + self.place(row).start)]
         late[:] = [places, torch.from_numpy(envs), frames]
+        return lost
 
     def length(self: ReplayBuffer) -> int:
         if late:
             self.ring.frames[late[0]] = late[2][late[1]]
-        return len(self._starts)
+        return len(self.valid)
 
-    exchange("_store_final", keep_final, ReplayBuffer)
+    exchange("store_final", keep_final, Rows)
     exchange("__len__", length, ReplayBuffer)
 
 
@@ -578,14 +579,14 @@ def the_newest_transition_continued_at_the_write_head() -> None:
 
     def write(self: ReplayBuffer, *row: Any, **given: Any) -> None:
         right(self, *row, **given)
-        self.ring.continues[self._places(self._row - 1)] = True
+        self.ring.continues[self._rows.place(self._row - 1)] = True
 
     exchange("write", write, ReplayBuffer)
 
 
 @turns_red(LAWS + "the_ring_holds_the_newest_transitions_of_any_history")
 def transitions_continued_over_a_cut() -> None:
-    exchange("_join", lambda *_: None, ReplayBuffer)
+    exchange("join", lambda *_: None, Rows)
 
 
 @turns_red(

@@ -234,7 +234,7 @@ class Histories:
         for group, serials in enumerate(self.listed.shown):
             obs, mask = self._frames(serials, group)
             shown_mask = self.replay.shown_mask(group)
-            head = self.replay._places(self.replay._next_row(group))
+            head = self.replay._rows.place(self.replay._next_row(group))
             assert not self.replay.ring.continues[head].any()
             assert torch.equal(self.replay.shown(group), obs)
             assert shown_mask is not None

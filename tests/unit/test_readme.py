@@ -117,7 +117,7 @@ def test_every_flag_in_the_prose_of_the_readme_exists() -> None:
 
 @pytest.mark.parametrize(
     "code",
-    blocks("python") + blocks("python", ENVIRONMENTS),
+    [*blocks("python"), *blocks("python", ENVIRONMENTS), *blocks("python", PAGES["extending.md"])],
     ids=lambda code: code.splitlines()[-1],
 )
 @pytest.mark.usefixtures("nothing_left")

@@ -25,7 +25,7 @@ from fastdqn.native import refuse_sampler
 from fastdqn.networks.network_check import refuse_frames
 from fastdqn.replay import UniformSampler
 from fastdqn.replay.functional_ring import MAX_BITS, FunctionalRing
-from fastdqn.replay.sampler import SamplerFactory, sampler_of
+from fastdqn.replay.sampler_check import SamplerFactory, sampler_of
 from fastdqn.training.events import Episode
 from fastdqn.training.tensor.block_runner import BlockRunner
 from fastdqn.training.tensor.blocks import Block, BlockTensors

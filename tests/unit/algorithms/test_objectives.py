@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastdqn.agent.dqn import DQN
 from fastdqn.algorithms.objectives import (
     DoubleDQNObjective,
     DQNObjective,
@@ -91,3 +92,42 @@ def test_outputs_that_are_q_values_are_reported_from_those_that_are_not() -> Non
     network, obs = learner.network, torch.randn(3, 4)
     views = network.views(network.flat)
     assert torch.equal(network.q(views, obs), network(views, obs) / 2)
+
+
+def like_one(**parts: Any) -> Any:
+    fine = {"passes": (Pass("target", "next_obs"),), "num_random": 0}
+    methods = {"q_values": DQNObjective.q_values, "loss": DQNObjective.loss}
+    own = {name: part for name, part in {**fine, **methods, **parts}.items() if part is not None}
+    return type("Own", (), own)()
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (DQNObjective, "objective DQNObjective: it is a class"),
+        (like_one(loss=None), "objective Own: it has no loss"),
+        (like_one(q_values=None), "objective Own: it has no q_values"),
+        (like_one(loss=3), "objective Own: it has no loss"),
+        (like_one(passes=None), "it has no passes"),
+        (like_one(num_random=None), "it has no num_random"),
+        (like_one(passes=(Pass("targt", "obs"),)), "passes .*targt.* of objective Own"),  # type: ignore[arg-type]
+        (like_one(passes=(("online", "next"),)), "passes .*next.* there are no such passes"),
+        (like_one(passes=Pass("target", "obs")), "passes .*in a tuple"),
+        (like_one(num_random=2.7), "num_random of objective Own 2.7"),
+        (like_one(num_random=True), "num_random of objective Own True"),
+        (like_one(num_random="3"), "num_random of objective Own '3'"),
+        (like_one(num_random=-1), "num_random of objective Own -1"),
+    ],
+)
+def test_what_is_no_objective_is_refused_at_construction(own: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Learner(MLP((4,), 2), objective=own)
+    with pytest.raises(UsageError, match=message):
+        DQN("CartPole-v1", objective=own)
+
+
+def test_whole_numbers_of_numpy_are_taken() -> None:
+    own = like_one(num_random=np.int64(3), passes=[("online", "obs")])
+    learner = Learner(MLP((4,), 2), objective=own)
+    assert learner.num_random(8) == 24
+    assert type(learner.num_random(8)) is int

@@ -7,6 +7,7 @@ import math
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -446,6 +447,16 @@ def test_masks_that_allow_everything_or_nothing_change_no_bit() -> None:
         none_allowed.update(dataclasses.replace(batch, next_action_mask=~everything))
     assert _same_bits(learner.state, _copy(all_allowed.state))
     assert _same_bits(learner.state, _copy(none_allowed.state))
+
+
+def test_whole_numbers_of_numpy_are_updates_and_others_are_refused() -> None:
+    learner, sampler = Learner(MLP((4,), 2, (8,))), UniformSampler(filled_ring(), 8)
+    learner.learn(sampler, np.int64(3))  # type: ignore[arg-type]
+    assert int(learner.state.updates) == 3
+    others: list[Any] = [2.5, True, "3", -1]
+    for wrong in others:
+        with pytest.raises(UsageError, match=f"updates .*{wrong}"):
+            learner.learn(sampler, wrong)
 
 
 def test_learning_from_no_batch_does_nothing() -> None:

@@ -236,3 +236,44 @@ def test_a_module_belongs_to_one_vector_at_a_time() -> None:
 def test_a_module_without_memory_is_refused() -> None:
     with pytest.raises(UsageError, match="device meta"):
         FlatNetwork(nn.Linear(4, 2, device="meta"))
+
+
+class Reading(nn.Module):
+    """Takes random numbers, as many as it says."""
+
+    def __init__(self, num_random: object = None, layer: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2) if layer is None else layer
+        if num_random is not None:
+            self.num_random = num_random
+
+    def forward(self, obs: Tensor, random: Tensor) -> Tensor:
+        q: Tensor = self.layer(obs) + random.mean()
+        return q
+
+
+@pytest.mark.parametrize("count", [2.7, True, "3", -1, float("nan")])
+def test_a_count_of_random_numbers_that_is_none_is_refused(count: object) -> None:
+    with pytest.raises(UsageError, match=f"num_random of network Reading .*{count}"):
+        FlatNetwork(Reading(count))
+    flat = FlatNetwork(Reading(lambda _: count))
+    with pytest.raises(UsageError, match=f"num_random of network Reading .*{count}"):
+        flat.num_random(8)
+
+
+@pytest.mark.parametrize("count", [np.int64(3), 3.0, lambda rows: np.int64(rows // 2)])
+def test_whole_numbers_of_numpy_count_random_numbers(count: object) -> None:
+    found = FlatNetwork(Reading(count)).num_random(6)
+    assert found == 3
+    assert type(found) is int
+
+
+def test_random_numbers_that_nothing_would_hand_down_are_refused() -> None:
+    inner = Reading(3)
+    with pytest.raises(UsageError, match="its layer Reading has num_random, and the outermost"):
+        FlatNetwork(Reading(layer=inner))
+    assert FlatNetwork(Reading(5, layer=inner)).num_random(8) == 5  # the outermost one counts
+    mlp = MLP((4,), 2)
+    vars(mlp)["num_random"] = 3
+    with pytest.raises(UsageError, match="num_random of network MLP: its forward pass reads none"):
+        FlatNetwork(mlp)

@@ -163,7 +163,9 @@ def _held_bytes(replay: ReplayBuffer) -> int:
     """The bytes of every tensor that a ring holds."""
     held = [getattr(replay.ring, field.name) for field in dataclasses.fields(replay.ring)]
     held = [tensor for tensor in held if tensor is not None]
-    held += [value for value in vars(replay._starts).values() if isinstance(value, Tensor)]
+    valid = vars(replay.valid)
+    held += [tensor for name, tensor in valid.items() if isinstance(tensor, Tensor)]
+    held = [tensor for tensor in held if tensor is not replay.window]
     beside = [name for name, value in vars(replay).items() if isinstance(value, Tensor)]
     assert beside == ["window"]  # 16 bytes
     assert len(held) > 6
@@ -345,25 +347,25 @@ def test_ends_are_kept_in_a_step_in_which_other_columns_were_no_transition() -> 
 
 def test_the_draw_returns_to_its_order_once_the_last_partial_row_has_left() -> None:
     replay = _begin(ReplayBuffer(9, 3, (2,)))
-    born = replay._starts._list.clone()
-    places = replay._starts._list.data_ptr()
+    born = replay.valid._list.clone()
+    places = replay.valid._list.data_ptr()
     for serial in range(5):
         _write(replay, serial)
-    assert torch.equal(replay._starts._list, born)
+    assert torch.equal(replay.valid._list, born)
     _write(replay, 5, reset=(1,))
     for serial in range(6, 9):
-        assert not torch.equal(replay._starts._list, born)
+        assert not torch.equal(replay.valid._list, born)
         _write(replay, serial)
     for serial in range(9, 20):
         _write(replay, serial)
-        assert torch.equal(replay._starts._list, born)
+        assert torch.equal(replay.valid._list, born)
         assert _stored(replay) == [
             (env, s, s + 1) for s in range(serial - 2, serial + 1) for env in range(3)
         ]
     _write(replay, 20, reset=(0, 2))
     assert _stored(replay)[-1] == (1, 20, 21)
     assert len(replay) == 7
-    assert replay._starts._list.data_ptr() == places
+    assert replay.valid._list.data_ptr() == places
 
 
 # Masks

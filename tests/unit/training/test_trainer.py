@@ -475,6 +475,14 @@ def test_updates_that_were_skipped_end_the_run_at_the_next_report(clock: Clock) 
     assert count(stage, "saw") == 0
 
 
+def test_a_priority_that_is_not_finite_is_named_as_such(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=20)
+    stage.learner.state.skipped.fill_(1)
+    stage.learner.state.metrics.copy_(torch.tensor([1.0, torch.nan, 1.0, 1.0]))
+    with pytest.raises(NonFiniteError, match=r"had a priority that is not finite.*finite prior"):
+        trainer.run(SEEDS)
+
+
 def test_updates_that_were_skipped_are_found_without_an_interval_too(clock: Clock) -> None:
     trainer, stage = staged(clock, until=20)
     stage.learner.state.skipped.fill_(1)
