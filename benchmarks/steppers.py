@@ -24,7 +24,7 @@ from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.sources.envpool import EnvPoolSource
 from fastdqn.envs.sources.source import EnvSource, make_source
 from fastdqn.envs.workers.allocation import Allocation
-from fastdqn.envs.workers.spawning import without_main_module
+from fastdqn.envs.workers.process import without_main_module
 from fastdqn.errors import UsageError
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from gymnasium.vector.utils import (
     read_from_shared_memory,
 )
 
+from fastdqn.envs.workers.settings import PoolSettings
 from fastdqn.envs.workers.shared_block import SharedBlock
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Observations",
     "PickledObservations",
     "SharedObservations",
+    "reader_of",
     "shared_memory_for",
 ]
 
@@ -75,6 +77,16 @@ class PickledObservations:
         if travelled:
             self._joined = concatenate(self.space, travelled, self._joined)
         return self._joined
+
+
+def reader_of(settings: PoolSettings, rows: SharedBlock) -> Observations:
+    """Return the reader of a pool's observations, wherever its hosts leave them."""
+    space, memory, num_envs = settings.obs_space, settings.shared_obs, settings.spec.num_envs
+    if space is None:
+        return BlockObservations(rows)
+    if memory is None:
+        return PickledObservations(space, num_envs)
+    return SharedObservations(space, memory, num_envs)
 
 
 def _has_words(space: Space[Any]) -> bool:

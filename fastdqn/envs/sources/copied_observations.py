@@ -18,7 +18,7 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from fastdqn.envs.space_check import ARRAYS, SpaceCheck
 from fastdqn.envs.workers.observation_writer import CheckedWriter
-from fastdqn.envs.workers.task import EnvFactory
+from fastdqn.envs.workers.settings import EnvFactory
 
 __all__ = ["CopiedObservations", "copied_observations_in", "with_copied_observations"]
 

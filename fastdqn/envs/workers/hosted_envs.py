@@ -30,8 +30,8 @@ from fastdqn.envs.workers.observation_writer import (
     SharedWriter,
     writers_over,
 )
+from fastdqn.envs.workers.settings import EnvFactory, PoolSettings
 from fastdqn.envs.workers.shared_block import SharedBlock
-from fastdqn.envs.workers.task import EnvFactory, Task
 from fastdqn.errors import UsageError
 
 __all__ = ["HostedEnvs"]
@@ -44,31 +44,29 @@ class HostedEnvs(EnvAccess):
     """Some environments of a process, and their rows of the block.
 
     Args:
-        task: What to do.
+        settings: Of the pool.
+        span: (first, last + 1) environment.
         env_fns: Factories of its environments.
         rows: The whole block.
-        shared_obs: Gymnasium's shared memory for observations that do not lie in the block; None
-            where they do, or where they are pickled with the answers.
-        permit: Held while an environment runs.
+        permit: Held while an environment runs; None is not needed.
     """
 
     def __init__(
         self,
-        task: Task,
+        settings: PoolSettings,
+        span: tuple[int, int],
         env_fns: Sequence[EnvFactory],
         rows: SharedBlock,
-        shared_obs: Any = None,
         permit: Any = None,
     ) -> None:
-        super().__init__(task, env_fns)
-        self.shared_obs = shared_obs
-        self.rows = rows.columns(task.first_env, task.first_env + task.num_envs)
-        self.pickled: list[Any] = [None] * task.num_envs
-        self.returns, self.lengths = [0.0] * task.num_envs, [0] * task.num_envs
-        self.ended = [False] * task.num_envs
+        super().__init__(settings, span, env_fns)
+        self.settings, self.rows = settings, rows.columns(*span)
+        self.pickled: list[Any] = [None] * self.num_envs
+        self.returns, self.lengths = [0.0] * self.num_envs, [0] * self.num_envs
+        self.ended = [False] * self.num_envs
         self.permit = permit or contextlib.nullcontext()
-        self.in_block = task.obs_space is None
-        self.pickles = not self.in_block and shared_obs is None
+        self.in_block = settings.obs_space is None
+        self.pickles = not self.in_block and settings.shared_obs is None
         self._writers: list[Any] = []
         self._checks: list[SpaceCheck] = []
         # Items of a memoryview are written in half the time of those of an array.
@@ -78,12 +76,12 @@ class HostedEnvs(EnvAccess):
         self._truncated: Any = memoryview(columns.truncated)
         self._real: Any = memoryview(columns.real)
         self._resting: Any = memoryview(columns.resting)
-        self._masked, self._infos_travel = task.spec.num_masked > 0, task.send_infos
-        self._mask_shape = (task.spec.num_masked,)
-        self._mask_names = [mask_name(task.first_env + i) for i in range(task.num_envs)]
-        self._refuses_masks = task.refuse_masks
-        self._resets_same = task.autoreset_mode == AutoresetMode.SAME_STEP.value
-        self._resets_next = task.autoreset_mode == AutoresetMode.NEXT_STEP.value
+        num_masked = settings.spec.num_masked
+        self._masked, self._mask_shape = num_masked > 0, (num_masked,)
+        self._mask_names = [mask_name(env) for env in range(*span)]
+        self._refuses_masks, self._infos_travel = settings.refuse_masks, settings.send_infos
+        self._resets_same = settings.autoreset_mode == AutoresetMode.SAME_STEP.value
+        self._resets_next = settings.autoreset_mode == AutoresetMode.NEXT_STEP.value
 
     def make(self) -> None:
         """Build the environments, and the writers of their observations."""
@@ -97,12 +95,11 @@ class HostedEnvs(EnvAccess):
             self._checks = [
                 SpaceCheck(env.observation_space, obs.shape[1:], obs.dtype) for env in self.envs
             ]
-            return writers_over(obs, self._checks, self.task.first_env)
+            return writers_over(obs, self._checks, self.first_env)
         if self.pickles:
-            return [PickledWriter(self.pickled, i) for i in range(self.task.num_envs)]
-        first, space = self.task.first_env, self.task.obs_space
-        envs = range(first, first + self.task.num_envs)
-        return [SharedWriter(space, self.shared_obs, env) for env in envs]
+            return [PickledWriter(self.pickled, i) for i in range(self.num_envs)]
+        space, memory = self.settings.obs_space, self.settings.shared_obs
+        return [SharedWriter(space, memory, self.first_env + i) for i in range(self.num_envs)]
 
     # Stepping
 
@@ -144,7 +141,7 @@ class HostedEnvs(EnvAccess):
                         if self._masked:
                             self._read_mask(i, info)
                         elif info and self._refuses_masks:
-                            refuse_unexpected_mask(self.task.first_env + i, info)
+                            refuse_unexpected_mask(self.first_env + i, info)
                         if terminated or truncated:
                             _refuse_flags(terminated, truncated)
                             info = self._end(i, obs, info)
@@ -152,7 +149,7 @@ class HostedEnvs(EnvAccess):
                     failures.append(self._close_failed(i, error, on_action(env, action)))
                     continue
                 if info and self._infos_travel:
-                    infos[self.task.first_env + i] = info
+                    infos[self.first_env + i] = info
         if failures:
             raise EnvFailures(failures, self._answer(infos))
         return self._answer(infos)
@@ -172,12 +169,12 @@ class HostedEnvs(EnvAccess):
         """
         if not isinstance(self._writers[i], memoryview):
             raise  # noqa: PLE0704 - called while the exception is handled
-        self._writers[i] = CheckedWriter(self.rows.obs, i, self._checks[i], self.task.first_env + i)
+        self._writers[i] = CheckedWriter(self.rows.obs, i, self._checks[i], self.first_env + i)
         self._writers[i][:] = obs
 
     def _actions(self) -> Any:
         """Return copies, since an environment may keep its action."""
-        return self.rows.action.tolist() if self.task.plain_actions else self.rows.action.copy()
+        return self.rows.action.tolist() if self.settings.plain_actions else self.rows.action.copy()
 
     def _answer(self, infos: dict[int, dict[str, Any]]) -> StepAnswer:
         if self.pickles:
@@ -223,7 +220,7 @@ class HostedEnvs(EnvAccess):
         if self._masked:
             self._read_mask(i, info)
         elif info and self._refuses_masks:
-            refuse_unexpected_mask(self.task.first_env + i, info)
+            refuse_unexpected_mask(self.first_env + i, info)
         self.returns[i], self.lengths[i], self.ended[i] = 0.0, 0, False
         return info
 
@@ -235,8 +232,8 @@ class HostedEnvs(EnvAccess):
             return
         allowed = allowed_in(mask, self._mask_names[i])
         if allowed.shape != self._mask_shape:
-            env = f"environment {self.task.first_env + i}"
-            refuse_mask_shape(env, allowed.shape, self.task.spec.num_masked)
+            env = f"environment {self.first_env + i}"
+            refuse_mask_shape(env, allowed.shape, self._mask_shape[0])
         self.rows.action_mask[i] = allowed
 
     # Resetting
@@ -262,8 +259,8 @@ class HostedEnvs(EnvAccess):
             except Exception as error:
                 failures.append(self._close_failed(i, error))
                 continue
-            if self.task.send_infos:
-                infos[self.task.first_env + i] = info
+            if self._infos_travel:
+                infos[self.first_env + i] = info
         message = infos, self.pickled if self.pickles else None
         if failures:
             raise EnvFailures(failures, message)

@@ -17,10 +17,10 @@ from fastdqn.errors import UsageError, WorkerError
 __all__ = [
     "RestartBudget",
     "Supervision",
-    "failure_line",
+    "failure_text",
     "fresh_seeds",
     "mark_unreal",
-    "seeds_text",
+    "with_circumstances",
 ]
 
 LONGEST_DELAY_S = 30.0
@@ -132,14 +132,17 @@ def fresh_seeds(seeds: Sequence[int | None], branch: int) -> list[int | None]:
     ]
 
 
-def failure_line(failures: Sequence[Failure]) -> str:
-    """Return one line: which environments raised, and the last of their errors."""
+def failure_text(failures: Sequence[Failure]) -> str:
+    """Return a line: which environments raised, and the last of their errors; and all in full."""
     envs = ", ".join(str(failure.env) for failure in failures)
     last, many = failures[-1], "s" * (len(failures) > 1)
-    return f"environment{many} {envs} raised{last.doing}: {last.reason}"
+    line = f"environment{many} {envs} raised{last.doing}: {last.reason}"
+    return "\n".join([line, *map(str, failures)])
 
 
-def seeds_text(seeds: Sequence[int | None]) -> str:
-    """Return the first of the seeds, for a message."""
-    more = ", ..." if len(seeds) > SEEDS_SHOWN else ""
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds[:SEEDS_SHOWN]))}{more}"
+def with_circumstances(trouble: str, step: int, seeds: Sequence[int | None]) -> str:
+    """Return a message whose first line ends with the vector step and the first of the seeds."""
+    first, newline, rest = trouble.partition("\n")
+    shown, more = ", ".join(map(str, seeds[:SEEDS_SHOWN])), ", ..." * (len(seeds) > SEEDS_SHOWN)
+    many = "s" * (len(seeds) > 1)
+    return f"{first}; in vector step {step}, seed{many} {shown}{more}{newline}{rest}"

@@ -24,8 +24,8 @@ from fastdqn.envs.specs.registrations import register
 from fastdqn.envs.workers.failures import EnvFailures, Failure
 from fastdqn.envs.workers.hosted_envs import HostedEnvs
 from fastdqn.envs.workers.parent_watch import Parent, ignore_group_signals
+from fastdqn.envs.workers.settings import PoolSettings
 from fastdqn.envs.workers.shared_block import SharedBlock
-from fastdqn.envs.workers.task import Task
 from fastdqn.foundation.streams import hold_streams
 
 if TYPE_CHECKING:
@@ -125,24 +125,22 @@ class WorkerSetup:
     """What a worker process is started with.
 
     Attributes:
-        tasks: One per group of environments.
-        env_fns: Cloudpickled lists of factories, one per task.
+        settings: Of the pool.
+        spans: (first, last + 1) environment by group.
+        env_fns: Cloudpickled lists of factories, one per group.
         block: Shared memory (a RawArray) for the rows.
-        shared_obs: See `HostedEnvs`.
         semaphore: Limits how many workers run an environment at a time, or None.
         parent_pid: See `Parent`.
-        spin_s: Seconds to stay awake while waiting for the next signal.
         registry: What the parent has registered with Gymnasium; see `registrations`.
     """
 
-    tasks: Sequence[Task]
+    settings: PoolSettings
+    spans: Sequence[tuple[int, int]]
     env_fns: bytes
     block: Any
-    shared_obs: Any
     semaphore: Any
     parent_pid: int
-    spin_s: float = 0.0
-    registry: bytes = b""
+    registry: bytes
 
 
 def run_worker(wire: Wire, work: WorkerSetup, inherited: Sequence[Wire]) -> None:
@@ -159,15 +157,15 @@ def run_worker(wire: Wire, work: WorkerSetup, inherited: Sequence[Wire]) -> None
     for end in inherited:
         end.close()
     parent = Parent(work.parent_pid)
-    rows = SharedBlock.over(memoryview(work.block), work.tasks[0].spec)
+    rows = SharedBlock.over(memoryview(work.block), work.settings.spec)
     env_fns = pickle.loads(work.env_fns)  # noqa: S301 - written by the parent process
     register(work.registry)
     hosts = [
-        HostedEnvs(task, fns, rows, work.shared_obs, work.semaphore)
-        for task, fns in zip(work.tasks, env_fns, strict=True)
+        HostedEnvs(work.settings, span, fns, rows, work.semaphore)
+        for span, fns in zip(work.spans, env_fns, strict=True)
     ]
     gc.freeze()  # imported objects stay; the collector need not scan them
-    parent.serve(partial(_serve, wire, hosts, work.spin_s))
+    parent.serve(partial(_serve, wire, hosts, work.settings.spin_s))
     for host in hosts:
         host.close()
 
@@ -187,7 +185,7 @@ def _serve(wire: Wire, hosts: Sequence[HostedEnvs], spin_s: float) -> bool:
     except EnvFailures as error:
         wire.send(FAILED, _pack(error.failures))
     except Exception as error:  # e.g. a result that cannot be pickled
-        wire.send(FAILED, _pack([hosts[0].failure(0, error)]))
+        wire.send(FAILED, _pack([Failure.of(hosts[0].first_env, error)]))
     else:
         wire.send(DONE if answer is None else PAYLOAD, answer)
     return True
