@@ -14,7 +14,7 @@ from gymnasium.vector.async_vector_env import AsyncState
 
 from fastdqn.envs.actions import as_rows, single_actions
 from fastdqn.envs.call_arguments import refuse_arguments, reset_mask, seed_list, values_by_env
-from fastdqn.envs.observations import BlockObservations, shared_memory_for
+from fastdqn.envs.observations import shared_memory_for
 from fastdqn.envs.pooled import PooledVectorEnv
 from fastdqn.envs.spaces import ARRAY_SPACES, read_spaces, refuse_other_spaces
 from fastdqn.envs.workers.allocation import Allocation, choose_allocation
@@ -134,6 +134,7 @@ class GroupedVectorEnv(PooledVectorEnv):
     ) -> PoolSettings:
         space, actions = self.single_observation_space, self.single_action_space
         in_block = self.shared_memory and isinstance(space, ARRAY_SPACES)
+        self._observations_in_block = in_block
         self._actions_in_block = isinstance(actions, ARRAY_SPACES)
         shared, start_method = None, self.context or "spawn"
         if self.shared_memory and not in_block:
@@ -189,11 +190,12 @@ class GroupedVectorEnv(PooledVectorEnv):
             multiprocessing.TimeoutError: `timeout` seconds passed. The step stays pending: call
                 again, or close.
         """
-        self._expect(AsyncState.WAITING_STEP, "step")
-        infos = self._gather(self._answers(timeout))
+        infos = self._gather(self._answers_to(AsyncState.WAITING_STEP, timeout))
         rows = self.rows
-        if self.autoreset_mode is AutoresetMode.SAME_STEP and not self.send_infos:
-            self._add_final_obs(infos)
+        same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
+        if same_step and not self.send_infos and self._observations_in_block:
+            for index in np.flatnonzero(rows.terminated | rows.truncated).tolist():
+                self._add_info(infos, {"final_obs": rows.final_obs[index].copy()}, index)
         if self.num_restarts:
             infos["restarted"] = self._pool.restarted.copy()
         return (
@@ -203,12 +205,6 @@ class GroupedVectorEnv(PooledVectorEnv):
             rows.truncated.copy(),
             infos,
         )
-
-    def _add_final_obs(self, infos: dict[str, Any]) -> None:
-        if isinstance(self._reader, BlockObservations):
-            ended = self.rows.terminated | self.rows.truncated
-            for index in np.flatnonzero(ended).tolist():
-                self._add_info(infos, {"final_obs": self.rows.final_obs[index].copy()}, index)
 
     # Resetting
 
@@ -228,8 +224,7 @@ class GroupedVectorEnv(PooledVectorEnv):
 
     def reset_wait(self, timeout: float | None = None) -> tuple[Any, dict[str, Any]]:
         """Wait for the reset and return observations and infos."""
-        self._expect(AsyncState.WAITING_RESET, "reset")
-        infos = self._gather(self._answers(timeout))
+        infos = self._gather(self._answers_to(AsyncState.WAITING_RESET, timeout))
         self.rows.real[:] = True
         return self._returned(), infos
 
@@ -243,8 +238,8 @@ class GroupedVectorEnv(PooledVectorEnv):
 
     def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
         """Return the results, one per environment."""
-        self._expect(AsyncState.WAITING_CALL, "call")
-        return tuple(result for part in self._answers(timeout) for result in part)
+        answers = self._answers_to(AsyncState.WAITING_CALL, timeout)
+        return tuple(result for part in answers for result in part)
 
     def set_attr(self, name: str, values: Any) -> None:
         """Set an attribute: a list or tuple gives one value per environment."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from gymnasium.error import CustomSpaceError
@@ -18,75 +19,32 @@ from gymnasium.vector.utils import (
 from fastdqn.envs.workers.settings import PoolSettings
 from fastdqn.envs.workers.shared_block import SharedBlock
 
-__all__ = [
-    "BlockObservations",
-    "Observations",
-    "PickledObservations",
-    "SharedObservations",
-    "reader_of",
-    "shared_memory_for",
-]
+__all__ = ["reader_of", "shared_memory_for"]
 
 
-class Observations(Protocol):
-    """Reads the observations after a step or a reset."""
+def reader_of(settings: PoolSettings, rows: SharedBlock) -> Callable[[Sequence[Any]], Any]:
+    """Return a function that returns the observations of all environments; not a copy.
 
-    def read(self, travelled: Sequence[Any] | None = None) -> Any:
-        """Return the observations of all environments; not a copy.
-
-        Args:
-            travelled: Observations pickled with the answers, in order; None without any.
-        """
-
-
-class BlockObservations:
-    """Observations in the shared block: arrays of one shape and dtype."""
-
-    def __init__(self, rows: SharedBlock) -> None:
-        self.rows = rows
-
-    def read(self, travelled: Sequence[Any] | None = None) -> Any:  # noqa: ARG002
-        """Return the block's array."""
-        return self.rows.obs
-
-
-class SharedObservations:
-    """Observations in Gymnasium's shared memory: Dict, Tuple, Text and their parts."""
-
-    def __init__(self, space: Space[Any], memory: Any, num_envs: int) -> None:
-        self.space, self.memory, self.num_envs = space, memory, num_envs
-        self._views = None if _has_words(space) else self._look()
-
-    def _look(self) -> Any:
-        return read_from_shared_memory(self.space, self.memory, n=self.num_envs)
-
-    def read(self, travelled: Sequence[Any] | None = None) -> Any:  # noqa: ARG002
-        """Return the observations in the memory; arrays are views of it."""
-        return self._look() if self._views is None else self._views
-
-
-class PickledObservations:
-    """Observations pickled with the answers: any space, also the caller's own."""
-
-    def __init__(self, space: Space[Any], num_envs: int) -> None:
-        self.space = space
-        self._joined: Any = create_empty_array(space, n=num_envs, fn=np.zeros)
-
-    def read(self, travelled: Sequence[Any] | None = None) -> Any:
-        """Batch the observations; the next call overwrites the arrays."""
-        if travelled:
-            self._joined = concatenate(self.space, travelled, self._joined)
-        return self._joined
-
-
-def reader_of(settings: PoolSettings, rows: SharedBlock) -> Observations:
-    """Return the reader of a pool's observations, wherever its hosts leave them."""
+    Its argument holds the observations that were pickled with the answers, in order; they are
+    batched in arrays that the next call overwrites. Others lie in the block, or in Gymnasium's
+    shared memory, of which arrays are views.
+    """
     space, memory, num_envs = settings.obs_space, settings.shared_obs, settings.spec.num_envs
     if space is None:
-        return BlockObservations(rows)
-    if memory is None:
-        return PickledObservations(space, num_envs)
-    return SharedObservations(space, memory, num_envs)
+        return lambda _: rows.obs
+    if memory is not None:
+        look = partial(read_from_shared_memory, space, memory, n=num_envs)
+        views = None if _has_words(space) else look()
+        return lambda _: look() if views is None else views
+    joined: Any = create_empty_array(space, n=num_envs, fn=np.zeros)
+
+    def read(pickled: Sequence[Any]) -> Any:
+        nonlocal joined
+        if pickled:
+            joined = concatenate(space, pickled, joined)
+        return joined
+
+    return read
 
 
 def _has_words(space: Space[Any]) -> bool:

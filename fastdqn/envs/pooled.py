@@ -58,7 +58,7 @@ class PooledVectorEnv(AsyncVectorEnv):
             self.rows.columns(group[0][0], group[-1][1])
             for group in zip(*self._pool.spans, strict=True)
         ]
-        self._reader = reader_of(settings, self.rows)
+        self._read = reader_of(settings, self.rows)
         self._travelled: list[Any] = []
         self._state = AsyncState.DEFAULT
 
@@ -75,7 +75,7 @@ class PooledVectorEnv(AsyncVectorEnv):
     @property
     def observations(self) -> Any:
         """The current observations; not a copy."""
-        return self._reader.read()
+        return self._read(())
 
     # Steps of a group
 
@@ -124,6 +124,16 @@ class PooledVectorEnv(AsyncVectorEnv):
         for group, spans in enumerate(zip(*self._pool.spans, strict=True)):
             self._pool.send_call(name, [part(a, b) for a, b in spans], group)
 
+    def _answers_to(self, state: AsyncState, timeout: float | None) -> list[Any]:
+        """Return the answers to a call that is pending."""
+        self._assert_is_running()
+        if self._state is not state:
+            raise NoAsyncCallError(
+                f"Calling `{state.value}_wait` without any prior call to `{state.value}_async`.",
+                state.value,
+            )
+        return self._answers(timeout)
+
     def _answers(self, timeout: float | None) -> list[Any]:
         """Return the answers of all groups and workers, in the order of the environments."""
         try:
@@ -158,7 +168,7 @@ class PooledVectorEnv(AsyncVectorEnv):
 
     def _returned(self) -> Any:
         """Return the observations, as copies if the caller wants copies."""
-        seen = self._reader.read(self._travelled)
+        seen = self._read(self._travelled)
         if not self.copy:
             return seen
         return seen.copy() if isinstance(seen, np.ndarray) else deepcopy(seen)
@@ -191,13 +201,6 @@ class PooledVectorEnv(AsyncVectorEnv):
                 f"Calling `{call}` while waiting for a pending call to "
                 f"`{self._state.value}` to complete.",
                 str(self._state.value),
-            )
-
-    def _expect(self, state: AsyncState, call: str) -> None:
-        self._assert_is_running()
-        if self._state is not state:
-            raise NoAsyncCallError(
-                f"Calling `{call}_wait` without any prior call to `{call}_async`.", state.value
             )
 
     def __del__(self) -> None:

@@ -36,8 +36,7 @@ from fastdqn.envs.workers.failures import EnvFailures
 from fastdqn.envs.workers.hosted_envs import HostedEnvs
 from fastdqn.envs.workers.observation_writer import CheckedWriter, NumberWriter
 from fastdqn.envs.workers.supervised_pool import SupervisedPool
-from fastdqn.envs.workers.supervised_worker import SupervisedWorker
-from fastdqn.envs.workers.supervision import RestartBudget
+from fastdqn.envs.workers.supervision import RestartBudget, SupervisedWorker
 from fastdqn.execution import modes
 from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.execution.in_process import InProcess

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import write_to_shared_memory
 
 from fastdqn.envs.masks import (
     MASK,
@@ -24,12 +26,7 @@ from fastdqn.envs.masks import (
 from fastdqn.envs.space_check import SpaceCheck
 from fastdqn.envs.workers.env_access import EnvAccess
 from fastdqn.envs.workers.failures import EnvFailures, Failure, StepAnswer, on_action
-from fastdqn.envs.workers.observation_writer import (
-    CheckedWriter,
-    PickledWriter,
-    SharedWriter,
-    writers_over,
-)
+from fastdqn.envs.workers.observation_writer import CallingWriter, CheckedWriter, writers_over
 from fastdqn.envs.workers.settings import EnvFactory, PoolSettings
 from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.errors import UsageError
@@ -90,16 +87,18 @@ class HostedEnvs(EnvAccess):
 
     def _new_writers(self) -> list[Any]:
         """Return a writer for each environment's observation, into the block or elsewhere."""
-        if self.in_block:
-            obs = self.rows.obs
+        if self.pickles:
+            return [
+                CallingWriter(partial(self.pickled.__setitem__, i)) for i in range(self.num_envs)
+            ]
+        space, obs = self.settings.obs_space, self.rows.obs
+        if space is None:
             self._checks = [
                 SpaceCheck(env.observation_space, obs.shape[1:], obs.dtype) for env in self.envs
             ]
             return writers_over(obs, self._checks, self.first_env)
-        if self.pickles:
-            return [PickledWriter(self.pickled, i) for i in range(self.num_envs)]
-        space, memory = self.settings.obs_space, self.settings.shared_obs
-        return [SharedWriter(space, memory, self.first_env + i) for i in range(self.num_envs)]
+        write = partial(write_to_shared_memory, space, shared_memory=self.settings.shared_obs)
+        return [CallingWriter(partial(write, self.first_env + i)) for i in range(self.num_envs)]
 
     # Stepping
 
@@ -123,8 +122,8 @@ class HostedEnvs(EnvAccess):
                 if resting[i]:
                     continue
                 try:
-                    if self._resets_next and self._is_over(i):
-                        info = self._reset_instead(i)
+                    if self._resets_next and self._resets_instead(i):
+                        info = self._reset_one(i, None, None)
                     else:
                         obs, reward, terminated, truncated, info = env.step(action)
                         if not isinstance(reward, float):
@@ -200,17 +199,14 @@ class HostedEnvs(EnvAccess):
         final = {"final_info": copied, "final_obs": deepcopy(obs)}
         return {**final, **self._reset_one(i, None, None)}
 
-    def _is_over(self, i: int) -> bool:
-        """NEXT_STEP: return whether this step only resets, and write that into `real`."""
+    def _resets_instead(self, i: int) -> bool:
+        """NEXT_STEP: return whether this step only resets; then its reward is 0, without an end."""
         over = self.ended[i]
         self._real[i] = not over
+        if over:
+            self._reward[i] = 0.0
+            self._terminated[i] = self._truncated[i] = False
         return over
-
-    def _reset_instead(self, i: int) -> dict[str, Any]:
-        """NEXT_STEP: reset an ended environment, with reward 0 and no end."""
-        self.rows.reward[i] = 0.0
-        self.rows.terminated[i] = self.rows.truncated[i] = False
-        return self._reset_one(i, None, None)
 
     def _reset_one(
         self, i: int, seed: int | None, options: dict[str, Any] | None
@@ -265,6 +261,15 @@ class HostedEnvs(EnvAccess):
         if failures:
             raise EnvFailures(failures, message)
         return message
+
+    def revive(
+        self, attributes: dict[str, list[Any]], seeds: list[int | None]
+    ) -> tuple[dict[int, dict[str, Any]], list[Any] | None]:
+        """Build and reset the environments of a worker that was restarted; see `reset`."""
+        self.make()
+        for name, values in attributes.items():
+            self.set_attr(name, values)
+        return self.reset(seeds, None, [True] * len(seeds))
 
 
 def _refuse_flags(terminated: Any, truncated: Any) -> None:

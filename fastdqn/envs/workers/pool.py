@@ -36,7 +36,7 @@ from fastdqn.envs.workers.system_limits import (
     refuse_unless_parent,
     refuse_unless_shareable,
 )
-from fastdqn.envs.workers.worker import CALL, DONE, WorkerSetup, new_wire, run_worker
+from fastdqn.envs.workers.worker import CALL, DONE, new_wire, run_worker
 
 __all__ = ["Pool", "WorkerPool"]
 
@@ -173,19 +173,19 @@ class WorkerPool(Pool):
     def _start(self, index: int) -> WorkerProcess:
         """Start the process of worker `index`; its environments are not built yet."""
         settings, spans = self.settings, self.spans[index]
-        work = WorkerSetup(
-            settings,
-            spans,
-            cloudpickle.dumps([list(self.env_fns[a:b]) for a, b in spans]),
-            self._block,
-            self.semaphore,
-            parent_pid(settings.start_method),
-            self._registry,
-        )
         (ours, theirs), forked = new_wire(self._context), settings.start_method == "fork"
         process = self._context.Process(
             target=run_worker,
-            args=(theirs, work, [*(w.wire for w in self.workers), ours] if forked else []),
+            args=(theirs, [*(w.wire for w in self.workers), ours] if forked else []),
+            kwargs={
+                "settings": settings,
+                "spans": spans,
+                "env_fns": cloudpickle.dumps([list(self.env_fns[a:b]) for a, b in spans]),
+                "block": self._block,
+                "semaphore": self.semaphore,
+                "parent_pid": parent_pid(settings.start_method),
+                "registry": self._registry,
+            },
             name=f"Worker<{settings.name}>-{spans[0][0]}..{spans[-1][1] - 1}",
             daemon=settings.daemon,
         )

@@ -18,9 +18,9 @@ from fastdqn.envs.workers.failures import EnvFailures, raise_failures
 from fastdqn.envs.workers.pool import WorkerPool
 from fastdqn.envs.workers.process import LOOK_INTERVAL_S, WorkerProcess
 from fastdqn.envs.workers.settings import EnvFactory, PoolSettings
-from fastdqn.envs.workers.supervised_worker import SupervisedWorker
 from fastdqn.envs.workers.supervision import (
     RestartBudget,
+    SupervisedWorker,
     Supervision,
     failure_text,
     fresh_seeds,
@@ -278,10 +278,9 @@ class SupervisedPool(WorkerPool):
         member.seeds = [fresh_seeds(seeds, self.budget.count) for seeds in member.seeds]
         try:
             member.process = self.workers[index] = self._start(index)
-            for group in range(len(member.seeds)):
-                for name, arguments in member.calls(group):
-                    member.process.send(CALL, self.packed(name, group, arguments))
-                    member.owed.append(group if name == "reset" else -1)
+            for group, known in enumerate(zip(member.attributes, member.seeds, strict=True)):
+                member.process.send(CALL, self.packed("revive", group, known))
+                member.owed.append(group)
         except (OSError, WorkerError) as error:
             self._replace(member, f"worker {index} could not be started ({error})")
             return

@@ -38,7 +38,6 @@ __all__ = [
     "FAILED",
     "PAYLOAD",
     "Wire",
-    "WorkerSetup",
     "new_wire",
     "next_signal",
     "run_worker",
@@ -120,11 +119,24 @@ def new_wire(context: Any) -> tuple[Wire, Wire]:
     return Wire(signals[0], messages[0]), Wire(signals[1], messages[1])
 
 
-@dataclass(frozen=True)
-class WorkerSetup:
-    """What a worker process is started with.
+def run_worker(
+    wire: Wire,
+    inherited: Sequence[Wire],
+    *,
+    settings: PoolSettings,
+    spans: Sequence[tuple[int, int]],
+    env_fns: bytes,
+    block: Any,
+    semaphore: Any,
+    parent_pid: int,
+    registry: bytes,
+) -> None:
+    """Serve until the parent asks to close, or ends.
 
-    Attributes:
+    Args:
+        wire: This worker's end.
+        inherited: Ends of other connections that a forked child has inherited; closed first, since
+            an open one would hide the parent's death from other workers.
         settings: Of the pool.
         spans: (first, last + 1) environment by group.
         env_fns: Cloudpickled lists of factories, one per group.
@@ -133,39 +145,20 @@ class WorkerSetup:
         parent_pid: See `Parent`.
         registry: What the parent has registered with Gymnasium; see `registrations`.
     """
-
-    settings: PoolSettings
-    spans: Sequence[tuple[int, int]]
-    env_fns: bytes
-    block: Any
-    semaphore: Any
-    parent_pid: int
-    registry: bytes
-
-
-def run_worker(wire: Wire, work: WorkerSetup, inherited: Sequence[Wire]) -> None:
-    """Serve until the parent asks to close, or ends.
-
-    Args:
-        wire: This worker's end.
-        work: What to do.
-        inherited: Ends of other connections that a forked child has inherited; closed first, since
-            an open one would hide the parent's death from other workers.
-    """
     ignore_group_signals()
     hold_streams()  # printing must not cost the worker
     for end in inherited:
         end.close()
-    parent = Parent(work.parent_pid)
-    rows = SharedBlock.over(memoryview(work.block), work.settings.spec)
-    env_fns = pickle.loads(work.env_fns)  # noqa: S301 - written by the parent process
-    register(work.registry)
+    parent = Parent(parent_pid)
+    rows = SharedBlock.over(memoryview(block), settings.spec)
+    factories = pickle.loads(env_fns)  # noqa: S301 - written by the parent process
+    register(registry)
     hosts = [
-        HostedEnvs(work.settings, span, fns, rows, work.semaphore)
-        for span, fns in zip(work.spans, env_fns, strict=True)
+        HostedEnvs(settings, span, fns, rows, semaphore)
+        for span, fns in zip(spans, factories, strict=True)
     ]
     gc.freeze()  # imported objects stay; the collector need not scan them
-    parent.serve(partial(_serve, wire, hosts, work.settings.spin_s))
+    parent.serve(partial(_serve, wire, hosts, settings.spin_s))
     for host in hosts:
         host.close()
 
@@ -183,17 +176,13 @@ def _serve(wire: Wire, hosts: Sequence[HostedEnvs], spin_s: float) -> bool:
             message = hosts[asked[0]].step()
             answer = None if message is None else cloudpickle.dumps(message)
     except EnvFailures as error:
-        wire.send(FAILED, _pack(error.failures))
+        wire.send(FAILED, cloudpickle.dumps([*map(_fit_to_travel, error.failures)]))
     except Exception as error:  # e.g. a result that cannot be pickled
-        wire.send(FAILED, _pack([Failure.of(hosts[0].first_env, error)]))
+        failure = Failure.of(hosts[0].first_env, error)
+        wire.send(FAILED, cloudpickle.dumps([_fit_to_travel(failure)]))
     else:
         wire.send(DONE if answer is None else PAYLOAD, answer)
     return True
-
-
-def _pack(failures: Sequence[Failure]) -> bytes:
-    packed: bytes = cloudpickle.dumps([_fit_to_travel(failure) for failure in failures])
-    return packed
 
 
 def _fit_to_travel(failure: Failure) -> Failure:
