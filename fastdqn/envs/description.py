@@ -19,6 +19,7 @@ from fastdqn.envs.spaces import measured_step_s
 from fastdqn.envs.specs.construction import GIVEN, construction_of
 from fastdqn.envs.specs.ids import first_line, spec_of
 from fastdqn.envs.specs.registrations import importable
+from fastdqn.envs.workers.settings import EnvFactory
 from fastdqn.errors import UsageError
 from fastdqn.foundation.trial_env import trial_env
 from fastdqn.transition import STORAGE_DTYPES
@@ -31,8 +32,6 @@ __all__ = [
     "factory_of",
     "for_workers",
 ]
-
-EnvFactory = Callable[[], gym.Env[Any, Any]]
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ class GroupedVectorEnv(PooledVectorEnv):
             multiprocessing.TimeoutError: `timeout` seconds passed. The step stays pending: call
                 again, or close.
         """
-        infos = self._gather(self._answers_to(AsyncState.WAITING_STEP, timeout))
+        observations, infos = self._received(self._answers_to(AsyncState.WAITING_STEP, timeout))
         rows = self.rows
         same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
         if same_step and not self.send_infos and self._observations_in_block:
@@ -198,13 +198,8 @@ class GroupedVectorEnv(PooledVectorEnv):
                 self._add_info(infos, {"final_obs": rows.final_obs[index].copy()}, index)
         if self.num_restarts:
             infos["restarted"] = self._pool.restarted.copy()
-        return (
-            self._returned(),
-            rows.reward.copy(),
-            rows.terminated.copy(),
-            rows.truncated.copy(),
-            infos,
-        )
+        flags = rows.terminated.copy(), rows.truncated.copy()
+        return observations, rows.reward.copy(), *flags, infos
 
     # Resetting
 
@@ -224,9 +219,9 @@ class GroupedVectorEnv(PooledVectorEnv):
 
     def reset_wait(self, timeout: float | None = None) -> tuple[Any, dict[str, Any]]:
         """Wait for the reset and return observations and infos."""
-        infos = self._gather(self._answers_to(AsyncState.WAITING_RESET, timeout))
+        observations, infos = self._received(self._answers_to(AsyncState.WAITING_RESET, timeout))
         self.rows.real[:] = True
-        return self._returned(), infos
+        return observations, infos
 
     # Calling into the environments
 

@@ -59,7 +59,6 @@ class PooledVectorEnv(AsyncVectorEnv):
             for group in zip(*self._pool.spans, strict=True)
         ]
         self._read = reader_of(settings, self.rows)
-        self._travelled: list[Any] = []
         self._state = AsyncState.DEFAULT
 
     @property
@@ -156,22 +155,18 @@ class PooledVectorEnv(AsyncVectorEnv):
         self._state = AsyncState.DEFAULT
         return answers
 
-    def _gather(self, answers: list[Any]) -> dict[str, Any]:
-        """Batch the infos; keep pickled observations."""
+    def _received(self, answers: list[Any]) -> tuple[Any, dict[str, Any]]:
+        """Return the observations, copied if the caller wants copies, and the infos, batched."""
         infos: dict[str, Any] = {}
-        self._travelled = []
+        pickled: list[Any] = []
         for message, observations in filter(None, answers):
             for index, info in message.items():
                 infos = self._add_info(infos, info, index)
-            self._travelled += observations or []
-        return infos
-
-    def _returned(self) -> Any:
-        """Return the observations, as copies if the caller wants copies."""
-        seen = self._read(self._travelled)
-        if not self.copy:
-            return seen
-        return seen.copy() if isinstance(seen, np.ndarray) else deepcopy(seen)
+            pickled += observations or []
+        seen = self._read(pickled)
+        if self.copy:
+            seen = seen.copy() if isinstance(seen, np.ndarray) else deepcopy(seen)
+        return seen, infos
 
     # Restarts
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import gymnasium as gym
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 from gymnasium.vector.utils import batch_differing_spaces, batch_space
 
+from fastdqn.envs.workers.settings import EnvFactory
 from fastdqn.foundation.trial_env import trial_env
 
 __all__ = [
@@ -26,7 +27,6 @@ ARRAY_SPACES = (Box, Discrete, MultiBinary, MultiDiscrete)
 MEASURED_STEPS = 30
 PATIENCE_S = 0.01
 """Seconds of a reset or of a few steps from which an environment counts as slow."""
-EnvFactory = Callable[[], gym.Env[Any, Any]]
 
 
 @dataclass(frozen=True)

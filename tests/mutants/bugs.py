@@ -873,7 +873,14 @@ def a_deadline_for_one_worker_after_the_other() -> None:
     RESTARTS + "attributes_that_were_set_outlive_the_worker",
 )
 def attributes_lost_with_the_worker() -> None:
-    exchange("remember", lambda *_: None, SupervisedWorker)
+    right = SupervisedPool._start_again
+
+    def start_again(self: SupervisedPool, member: SupervisedWorker) -> None:
+        for attributes in member.attributes:
+            attributes.clear()
+        right(self, member)
+
+    exchange("_start_again", start_again, SupervisedPool)
 
 
 # Other processes, and trials

@@ -14,10 +14,10 @@ from gymnasium.error import ClosedEnvironmentError
 
 from fastdqn.errors import UsageError, WorkerError
 
-__all__ = ["ClosedEnv", "EnvFailures", "Failure", "StepAnswer", "on_action", "raise_failures"]
+__all__ = ["Answer", "ClosedEnv", "EnvFailures", "Failure", "on_action", "raise_failures"]
 
-StepAnswer = tuple[dict[int, dict[str, Any]], list[Any] | None] | None
-"""What a step returns beside the block: infos by environment, and pickled observations."""
+Answer = tuple[dict[int, dict[str, Any]], list[Any] | None]
+"""What a step or reset returns beside the block: infos by environment, pickled observations."""
 SHUT = "the environment raised and was shut down: reset it first"
 
 
@@ -66,7 +66,7 @@ class EnvFailures(Exception):  # noqa: N818 - several errors, one for each envir
         message: The result for the other environments, where the call went on with them.
     """
 
-    def __init__(self, failures: list[Failure], message: StepAnswer = None) -> None:
+    def __init__(self, failures: list[Failure], message: Answer | None = None) -> None:
         super().__init__(f"{len(failures)} environments raised")
         self.failures, self.message = failures, message
 

@@ -25,7 +25,7 @@ from fastdqn.envs.masks import (
 )
 from fastdqn.envs.space_check import SpaceCheck
 from fastdqn.envs.workers.env_access import EnvAccess
-from fastdqn.envs.workers.failures import EnvFailures, Failure, StepAnswer, on_action
+from fastdqn.envs.workers.failures import Answer, EnvFailures, Failure, on_action
 from fastdqn.envs.workers.observation_writer import CallingWriter, CheckedWriter, writers_over
 from fastdqn.envs.workers.settings import EnvFactory, PoolSettings
 from fastdqn.envs.workers.shared_block import SharedBlock
@@ -41,9 +41,7 @@ class HostedEnvs(EnvAccess):
     """Some environments of a process, and their rows of the block.
 
     Args:
-        settings: Of the pool.
-        span: (first, last + 1) environment.
-        env_fns: Factories of its environments.
+        settings, span, env_fns: See `EnvAccess`.
         rows: The whole block.
         permit: Held while an environment runs; None is not needed.
     """
@@ -62,8 +60,7 @@ class HostedEnvs(EnvAccess):
         self.returns, self.lengths = [0.0] * self.num_envs, [0] * self.num_envs
         self.ended = [False] * self.num_envs
         self.permit = permit or contextlib.nullcontext()
-        self.in_block = settings.obs_space is None
-        self.pickles = not self.in_block and settings.shared_obs is None
+        self.pickles = settings.obs_space is not None and settings.shared_obs is None
         self._writers: list[Any] = []
         self._checks: list[SpaceCheck] = []
         # Items of a memoryview are written in half the time of those of an array.
@@ -102,7 +99,7 @@ class HostedEnvs(EnvAccess):
 
     # Stepping
 
-    def step(self, actions: Sequence[Any] | None = None) -> StepAnswer:
+    def step(self, actions: Sequence[Any] | None = None) -> Answer | None:
         """Step every environment that is not at rest, in one loop with few calls; hot path.
 
         Args:
@@ -153,19 +150,8 @@ class HostedEnvs(EnvAccess):
             raise EnvFailures(failures, self._answer(infos))
         return self._answer(infos)
 
-    def _put(self, i: int, obs: Any) -> None:
-        """Write an observation to its place."""
-        try:
-            self._writers[i][:] = obs
-        except (TypeError, ValueError):
-            self._put_checked(i, obs)
-
     def _put_checked(self, i: int, obs: Any) -> None:
-        """Write an observation that the fast writer refused, with a check; later ones likewise.
-
-        Raises:
-            TypeError, ValueError: The checked writer refused it.
-        """
+        """Write an observation that the fast writer refused, with a check; later ones likewise."""
         if not isinstance(self._writers[i], memoryview):
             raise  # noqa: PLE0704 - called while the exception is handled
         self._writers[i] = CheckedWriter(self.rows.obs, i, self._checks[i], self.first_env + i)
@@ -175,7 +161,7 @@ class HostedEnvs(EnvAccess):
         """Return copies, since an environment may keep its action."""
         return self.rows.action.tolist() if self.settings.plain_actions else self.rows.action.copy()
 
-    def _answer(self, infos: dict[int, dict[str, Any]]) -> StepAnswer:
+    def _answer(self, infos: dict[int, dict[str, Any]]) -> Answer | None:
         if self.pickles:
             return infos, self.pickled
         return (infos, None) if infos else None
@@ -191,7 +177,7 @@ class HostedEnvs(EnvAccess):
         if not self._resets_same:
             return info
         rows.final_action_mask[i] = rows.action_mask[i]
-        if self.in_block:
+        if self.settings.obs_space is None:
             rows.final_obs[i] = rows.obs[i]
         if not self._infos_travel:
             return self._reset_one(i, None, None)
@@ -212,7 +198,10 @@ class HostedEnvs(EnvAccess):
         self, i: int, seed: int | None, options: dict[str, Any] | None
     ) -> dict[str, Any]:
         obs, info = self.envs[i].reset(seed=seed, options=options)
-        self._put(i, obs)
+        try:
+            self._writers[i][:] = obs
+        except (TypeError, ValueError):
+            self._put_checked(i, obs)
         if self._masked:
             self._read_mask(i, info)
         elif info and self._refuses_masks:
@@ -236,11 +225,8 @@ class HostedEnvs(EnvAccess):
 
     def reset(
         self, seeds: list[int | None], options: dict[str, Any] | None, mask: list[bool]
-    ) -> tuple[dict[int, dict[str, Any]], list[Any] | None]:
+    ) -> Answer:
         """Reset the environments in the mask, rebuilding those that were closed after a failure.
-
-        Returns:
-            Their infos by index, and observations that are pickled.
 
         Raises:
             EnvFailures: Some environments raised.
@@ -262,9 +248,7 @@ class HostedEnvs(EnvAccess):
             raise EnvFailures(failures, message)
         return message
 
-    def revive(
-        self, attributes: dict[str, list[Any]], seeds: list[int | None]
-    ) -> tuple[dict[int, dict[str, Any]], list[Any] | None]:
+    def revive(self, attributes: dict[str, list[Any]], seeds: list[int | None]) -> Answer:
         """Build and reset the environments of a worker that was restarted; see `reset`."""
         self.make()
         for name, values in attributes.items():

@@ -57,7 +57,6 @@ class LocalPool(Pool):
         self._pending: deque[tuple[str, tuple[Any, ...], int]] = deque()
         self._in_a_row = [(0, -1)] * len(env_fns)
         self._steps = [0] * settings.num_groups
-        self._seeds: list[int | None] = [None] * len(env_fns)
         permit = beside and beside.semaphore
         self.hosts = [
             HostedEnvs(settings, span, env_fns[slice(*span)], rows, permit)
@@ -77,8 +76,7 @@ class LocalPool(Pool):
     def send_call(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> None:
         """Request a call; `collect` makes it."""
         if name == "reset":
-            for env, seed in enumerate(arguments[-1][0], self.hosts[group].first_env):
-                self._seeds[env] = self._seeds[env] if seed is None else seed
+            self._remember_seeds(self.hosts[group].first_env, arguments[-1][0])
         self._pending.append((name, arguments[-1], group))
 
     def collect(self, timeout: float | None, group: int = 0) -> list[Any]:  # noqa: ARG002
@@ -109,15 +107,7 @@ class LocalPool(Pool):
         budget: RestartBudget,
         options: dict[str, Any] | None,
     ) -> Any:
-        """Rebuild environments that raised and reset them with fresh seeds.
-
-        Returns:
-            The results of the other environments, and of the resets.
-
-        Raises:
-            WorkerError: The budget of restarts is spent.
-            EnvFailures: What environments returned cannot be used, however often they restart.
-        """
+        """Rebuild environments that raised; return what the others returned, and the resets."""
         infos = error.message[0] if error.message else {}
         first, stop = self.spans[-1][group]
         while True:

@@ -48,14 +48,7 @@ class CheckedWriter:
 
 
 class NumberWriter:
-    """Writes observations that are one whole number, within bounds.
-
-    Args:
-        block: [N] integers, of the environments of a host.
-        index: Which of them.
-        check: What the space holds; bounded.
-        env: Index of the environment in the whole vector, for messages.
-    """
+    """A `CheckedWriter` of observations that are one whole number, within bounds."""
 
     def __init__(self, block: npt.NDArray[Any], index: int, check: SpaceCheck, env: int) -> None:
         column: Any = block
@@ -64,11 +57,7 @@ class NumberWriter:
         self._low, self._high = int(check.low), int(check.high)
 
     def __setitem__(self, _: slice, obs: Any) -> None:
-        """Copy `obs` into the block.
-
-        Raises:
-            UsageError: The observation space does not hold it.
-        """
+        """Copy `obs` into the block; see `CheckedWriter`."""
         if type(obs) is not int and not isinstance(obs, np.integer):
             obs = self._check.array_of(obs, self._env).item()
         if not self._low <= obs <= self._high:

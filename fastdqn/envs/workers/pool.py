@@ -77,6 +77,7 @@ class Pool(ABC):
         self.workers: list[WorkerProcess] = []
         self.spans = settings.spans()
         self.restarted = np.zeros(len(env_fns), np.bool_)
+        self._seeds: list[int | None] = [None] * len(env_fns)  # of the last resets
         self._at_exit = Finalize(
             None, _close, args=(weakref.ref(self),), exitpriority=BEFORE_CHILDREN_ARE_ENDED
         )
@@ -113,10 +114,10 @@ class Pool(ABC):
             EnvFailures: Environments raised, and are not restarted.
         """
 
-    def call(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> list[Any]:
-        """Send each share its arguments of a call and return the answers."""
-        self.send_call(name, arguments, group)
-        return self.collect(None, group)
+    def _remember_seeds(self, first: int, seeds: Sequence[int | None]) -> None:
+        """Keep the seeds of a reset; None leaves the one before."""
+        for env, seed in enumerate(seeds, first):
+            self._seeds[env] = self._seeds[env] if seed is None else seed
 
     @abstractmethod
     def close(self, timeout: float | None) -> None:
@@ -197,6 +198,8 @@ class WorkerPool(Pool):
             raise
         finally:
             theirs.close()
+        if self.budget:
+            ours.limit(self.budget.supervision.deadline_s)
         return WorkerProcess(index, spans, process, ours, settings.spin_s)
 
     # Messages

@@ -70,14 +70,11 @@ def parent_pid(start_method: str) -> int:
 class WorkerProcess:
     """A worker as its parent sees it.
 
-    Args:
-        index: Which worker.
-        spans: Its environments by group.
-        process: The process.
-        wire: The parent's end of the line to it.
-        spin_s: Seconds to stay awake while waiting for its answers.
-
     Attributes:
+        index: Which worker.
+        spans: (first, last + 1) environment by group.
+        process: The process.
+        wire: The parent's end of the connection to it.
         signal: Sends a signal of one byte; raises OSError if the worker has ended.
     """
 
@@ -119,11 +116,7 @@ class WorkerProcess:
         return bool(self._poller.poll(timeout_s * 1000))
 
     def next_signal(self) -> bytes:
-        """Wait for the next signal, for a second at most; hot path.
-
-        Returns:
-            The signal; empty if none came or the worker has ended.
-        """
+        """Wait a second at most; return a signal, or nothing if the worker ended; hot path."""
         try:
             return next_signal(self.wire.signals, self._spin_s)
         except OSError:
@@ -154,8 +147,12 @@ class WorkerProcess:
         """Return the error that says how the process ended."""
         self.process.join(1.0)
         code = self.process.exitcode
-        how = "does not answer" if code is None else f"ended with {_describe_exit(code)}"
-        return WorkerError(f"{self} {how}")
+        if code is None:
+            return WorkerError(f"{self} does not answer")
+        if code >= 0:
+            return WorkerError(f"{self} ended with exit code {code}")
+        hint = " (often out of memory)" if -code == signal.SIGKILL else ""
+        return WorkerError(f"{self} ended with {signal.Signals(-code).name}{hint}")
 
     def request_close(self) -> None:
         """Ask the process to close its environments and to exit, if it still runs."""
@@ -173,10 +170,3 @@ class WorkerProcess:
         self.ended = True  # only now: an interrupted wait may be repeated
         self.process.close()
         self.wire.close()
-
-
-def _describe_exit(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    hint = " (often out of memory)" if -code == signal.SIGKILL else ""
-    return f"{signal.Signals(-code).name}{hint}"

@@ -16,7 +16,7 @@ from typing import Any
 
 from fastdqn.envs.workers.failures import EnvFailures, raise_failures
 from fastdqn.envs.workers.pool import WorkerPool
-from fastdqn.envs.workers.process import LOOK_INTERVAL_S, WorkerProcess
+from fastdqn.envs.workers.process import LOOK_INTERVAL_S
 from fastdqn.envs.workers.settings import EnvFactory, PoolSettings
 from fastdqn.envs.workers.supervision import (
     RestartBudget,
@@ -64,11 +64,6 @@ class SupervisedPool(WorkerPool):
         super().__init__(env_fns, settings, RestartBudget(supervision))
         self._supervised = [SupervisedWorker(worker) for worker in self.workers]
 
-    def _start(self, index: int) -> WorkerProcess:
-        worker = super()._start(index)
-        worker.wire.limit(self.deadline_s)
-        return worker
-
     # Requests
 
     def send_step(self, group: int = 0) -> None:
@@ -86,7 +81,11 @@ class SupervisedPool(WorkerPool):
             self._wait_until(all)
         self._begin(name, arguments, group)
         for member, message, part in zip(self._supervised, messages, arguments, strict=True):
-            member.remember(name, part, group)
+            if name == "set_attr":
+                attribute, values = part
+                member.attributes[group][attribute] = values
+            elif name == "reset":
+                self._remember_seeds(member.process.spans[group][0], part[0])
             if name != "step" or (member.live and member.shown[group]):
                 self._send(member, group, CALL, message)
 
@@ -219,7 +218,11 @@ class SupervisedPool(WorkerPool):
             if not options:
                 member.answers[group] = member.first[group]
                 return
-            arguments = member.seeds[group], options, [True] * len(mask)
+            arguments = (
+                self._seeds[slice(*member.process.spans[group])],
+                options,
+                [True] * len(mask),
+            )
         self._send(member, group, CALL, self.packed(name, group, arguments))
         if member.due[group]:
             member.process.answered(self.deadline_s)
@@ -228,18 +231,17 @@ class SupervisedPool(WorkerPool):
     # Replacement
 
     def _replace(self, member: SupervisedWorker, trouble: str, envs: Sequence[int] = ()) -> None:
-        """End a worker, drop what it wrote, and schedule a replacement.
+        """End a worker, drop what it wrote, and schedule a replacement of it.
 
         The message names the seeds of `envs`, or of all that the worker hosts.
-
-        Raises:
-            WorkerError: The budget of restarts is spent.
         """
         member.end(politely=bool(envs))
         for start, stop in member.process.spans:
             self.rows.obs[start:stop] = 0
             self.rows.action_mask[start:stop] = True
-        trouble = with_circumstances(trouble, self._steps, member.seeds_of(envs))
+        envs = envs or [env for span in member.process.spans for env in range(*span)]
+        seeds = [self._seeds[env] for env in envs]
+        trouble = with_circumstances(trouble, self._steps, seeds)
         delay_s = self.budget.spend(trouble, member.in_a_row)
         member.act_at = time.monotonic() + delay_s
         self._advance(member)
@@ -275,10 +277,13 @@ class SupervisedPool(WorkerPool):
     def _start_again(self, member: SupervisedWorker) -> None:
         """Start a fresh process and send it the calls that build and reset its environments."""
         index = member.process.index
-        member.seeds = [fresh_seeds(seeds, self.budget.count) for seeds in member.seeds]
+        spans = [slice(*span) for span in member.process.spans]
+        for span in spans:
+            self._seeds[span] = fresh_seeds(self._seeds[span], self.budget.count)
         try:
             member.process = self.workers[index] = self._start(index)
-            for group, known in enumerate(zip(member.attributes, member.seeds, strict=True)):
+            for group, span in enumerate(spans):
+                known = member.attributes[group], self._seeds[span]
                 member.process.send(CALL, self.packed("revive", group, known))
                 member.owed.append(group)
         except (OSError, WorkerError) as error:

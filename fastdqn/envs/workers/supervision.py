@@ -132,7 +132,6 @@ class SupervisedWorker:
         act_at: When to start it, or the deadline of its start.
         owed: Groups whose first reset a starting worker has yet to answer.
         in_a_row: Restarts since its last step.
-        seeds: Seeds of its environments, by group.
         attributes: What `set_attr` has set, by group and name.
         due: Whether an answer is awaited, by group.
         answers: Answers that were received and not collected yet, by group.
@@ -148,31 +147,12 @@ class SupervisedWorker:
         self.act_at = math.inf
         self.owed: deque[int] = deque()
         self.in_a_row = 0
-        self.seeds: list[list[int | None]] = [[None] * (b - a) for a, b in worker.spans]
         self.attributes: list[dict[str, Any]] = [{} for _ in groups]
         self.due = [False for _ in groups]
         self.answers: dict[int, Any] = {}
         self.shown = [True for _ in groups]
         self.first: list[Any] = [None for _ in groups]
         self.seen: list[list[Any] | None] = [None for _ in groups]
-
-    def remember(self, name: str, arguments: tuple[Any, ...], group: int) -> None:
-        """Keep seeds and attributes, which a replacement needs, too."""
-        if name == "set_attr":
-            attribute, values = arguments
-            self.attributes[group][attribute] = values
-        elif name == "reset":
-            old, new = self.seeds[group], arguments[0]
-            self.seeds[group] = [b if b is not None else a for a, b in zip(old, new, strict=True)]
-
-    def seeds_of(self, envs: Sequence[int]) -> list[int | None]:
-        """Return the seeds of these environments; of all if `envs` is empty."""
-        pairs = [
-            (first + i, seed)
-            for (first, _), seeds in zip(self.process.spans, self.seeds, strict=True)
-            for i, seed in enumerate(seeds)
-        ]
-        return [seed for env, seed in pairs if env in envs or not envs]
 
     def end(self, *, politely: bool) -> None:
         """End the process, and drop what it has answered and still owes."""
