@@ -174,6 +174,7 @@ class WorkerPool(Pool):
     def _start(self, index: int) -> WorkerProcess:
         """Start the process of worker `index`; its environments are not built yet."""
         settings, spans = self.settings, self.spans[index]
+        env_fns = cloudpickle.dumps([list(self.env_fns[a:b]) for a, b in spans])
         (ours, theirs), forked = new_wire(self._context), settings.start_method == "fork"
         process = self._context.Process(
             target=run_worker,
@@ -181,7 +182,7 @@ class WorkerPool(Pool):
             kwargs={
                 "settings": settings,
                 "spans": spans,
-                "env_fns": cloudpickle.dumps([list(self.env_fns[a:b]) for a, b in spans]),
+                "env_fns": env_fns,
                 "block": self._block,
                 "semaphore": self.semaphore,
                 "parent_pid": parent_pid(settings.start_method),

@@ -68,7 +68,9 @@ class SupervisedPool(WorkerPool):
 
     def send_step(self, group: int = 0) -> None:
         """Wake every worker that takes part for one step of a group."""
-        self._begin("step", (), group)
+        self._asked[group] = "step", ()
+        self._deadlines.pop(group, None)
+        self._steps += 1
         signal_ = bytes((group,))
         for member in self._supervised:
             if member.live and member.shown[group]:
@@ -77,9 +79,12 @@ class SupervisedPool(WorkerPool):
     def send_call(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> None:
         """Send each worker its arguments of a call; all but a step wait until all workers live."""
         messages = [self.packed(name, group, part) for part in arguments]
-        if name != "step":
+        if name == "step":
+            self._steps += 1
+        else:
             self._wait_until(all)
-        self._begin(name, arguments, group)
+        self._asked[group] = name, arguments
+        self._deadlines.pop(group, None)
         for member, message, part in zip(self._supervised, messages, arguments, strict=True):
             if name == "set_attr":
                 attribute, values = part
@@ -88,11 +93,6 @@ class SupervisedPool(WorkerPool):
                 self._remember_seeds(member.process.spans[group][0], part[0])
             if name != "step" or (member.live and member.shown[group]):
                 self._send(member, group, CALL, message)
-
-    def _begin(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int) -> None:
-        self._asked[group] = name, arguments
-        self._deadlines.pop(group, None)
-        self._steps += name == "step"
 
     def _send(
         self, member: SupervisedWorker, group: int, signal_: bytes, message: bytes | None = None
@@ -106,7 +106,7 @@ class SupervisedPool(WorkerPool):
             member.process.send(signal_, message)
             member.due[group] = True
         except WorkerError as error:
-            self._replace(member, str(error))
+            self._replace(member, error)
 
     # Answers
 
@@ -150,22 +150,20 @@ class SupervisedPool(WorkerPool):
         """Take the awaited answer of a worker; replace the worker if there is none."""
         if not member.due[group]:
             return
-        process = member.process
-        if not received and not process.answered(0.0):
-            self._replace(member, f"{process} has not answered within {self.deadline_s:g} s")
-            return
+        process, name = member.process, self._asked[group][0]
         try:
+            if not received and not process.answered(0.0):
+                raise WorkerError(f"{process} has not answered within {self.deadline_s:g} s")
             answer = process.receive(received)
+        except WorkerError as error:
+            self._replace(member, error)
+            return
         except EnvFailures as error:
-            if self._asked[group][0] in {"step", "reset"} and not error.final():
-                self._replace_after(member, error)
+            if name in {"step", "reset"} and not error.final():
+                self._replace(member, error)
                 return
             answer = error
-        except WorkerError as error:
-            self._replace(member, str(error))
-            return
-        member.due[group] = False
-        member.answers[group] = answer
+        member.due[group], member.answers[group] = False, answer
 
     def _answers_to_step(self, group: int) -> list[Any]:
         answers = [self._answer_to_step(member, group) for member in self._supervised]
@@ -203,53 +201,43 @@ class SupervisedPool(WorkerPool):
         answers = [member.answers.pop(group) for member in self._supervised]
         raise_failures(answers)
         if name == "reset":
-            parts = zip(self._supervised, arguments, answers, strict=True)
-            for member, (_, _, mask), (_, travelled) in parts:
-                member.seen[group] = travelled
-                member.shown[group] |= all(mask)  # a partial reset shows nothing of a fresh worker
+            for member, part, answer in zip(self._supervised, arguments, answers, strict=True):
+                member.seen[group] = answer[1]
+                member.shown[group] |= all(part[2])  # a reset of some shows nothing of the others
         return answers
 
     def _repeat_call(
-        self, member: SupervisedWorker, name: str, arguments: tuple[Any, ...], group: int
+        self, member: SupervisedWorker, name: str, part: tuple[Any, ...], group: int
     ) -> None:
         """Get the answer of a fresh worker, which has reset its environments already."""
         if name == "reset":
-            _, options, mask = arguments
+            _, options, mask = part
             if not options:
                 member.answers[group] = member.first[group]
                 return
-            arguments = (
-                self._seeds[slice(*member.process.spans[group])],
-                options,
-                [True] * len(mask),
-            )
-        self._send(member, group, CALL, self.packed(name, group, arguments))
+            seeds = self._seeds[slice(*member.process.spans[group])]
+            part = seeds, options, [True] * len(mask)
+        self._send(member, group, CALL, self.packed(name, group, part))
         if member.due[group]:
             member.process.answered(self.deadline_s)
             self._take(member, group)
 
     # Replacement
 
-    def _replace(self, member: SupervisedWorker, trouble: str, envs: Sequence[int] = ()) -> None:
-        """End a worker, drop what it wrote, and schedule a replacement of it.
-
-        The message names the seeds of `envs`, or of all that the worker hosts.
-        """
-        member.end(politely=bool(envs))
+    def _replace(self, member: SupervisedWorker, error: WorkerError | EnvFailures) -> None:
+        """End a worker, drop what it wrote, and schedule a replacement of it."""
+        raised = error.failures if isinstance(error, EnvFailures) else []
+        trouble = f"{member.process}: {failure_text(raised)}" if raised else str(error)
+        member.end(politely=bool(raised))
         for start, stop in member.process.spans:
             self.rows.obs[start:stop] = 0
             self.rows.action_mask[start:stop] = True
-        envs = envs or [env for span in member.process.spans for env in range(*span)]
-        seeds = [self._seeds[env] for env in envs]
+        hosted = [env for span in member.process.spans for env in range(*span)]
+        seeds = [self._seeds[env] for env in [failure.env for failure in raised] or hosted]
         trouble = with_circumstances(trouble, self._steps, seeds)
         delay_s = self.budget.spend(trouble, member.in_a_row)
         member.act_at = time.monotonic() + delay_s
         self._advance(member)
-
-    def _replace_after(self, member: SupervisedWorker, error: EnvFailures) -> None:
-        """Replace a worker whose environments raised."""
-        trouble = f"{member.process}: {failure_text(error.failures)}"
-        self._replace(member, trouble, [failure.env for failure in error.failures])
 
     def _advance(self, member: SupervisedWorker) -> None:
         """Advance a replacement by what it has answered so far; never waits."""
@@ -261,18 +249,15 @@ class SupervisedPool(WorkerPool):
             return
         try:
             member.take_owed()
-        except EnvFailures as error:
-            if final := error.final():
+            if not member.live and time.monotonic() > member.act_at:
+                late = f"{member.process} has not started within {self.deadline_s:g} s"
+                raise WorkerError(late)
+        except (WorkerError, EnvFailures) as error:
+            if isinstance(error, EnvFailures) and (final := error.final()):
                 member.process.end()
                 member.owed.clear()
                 raise final from None
-            self._replace_after(member, error)
-        except WorkerError as error:
-            self._replace(member, str(error))
-        else:
-            if not member.live and time.monotonic() > member.act_at:
-                late = f"{member.process} has not started within {self.deadline_s:g} s"
-                self._replace(member, late)
+            self._replace(member, error)
 
     def _start_again(self, member: SupervisedWorker) -> None:
         """Start a fresh process and send it the calls that build and reset its environments."""
@@ -287,7 +272,7 @@ class SupervisedPool(WorkerPool):
                 member.process.send(CALL, self.packed("revive", group, known))
                 member.owed.append(group)
         except (OSError, WorkerError) as error:
-            self._replace(member, f"worker {index} could not be started ({error})")
+            self._replace(member, WorkerError(f"worker {index} could not be started ({error})"))
             return
         member.act_at = time.monotonic() + self.deadline_s
 
@@ -297,13 +282,12 @@ class SupervisedPool(WorkerPool):
         """Start workers until `any` or `all` live, or for `longest_s` seconds."""
         until = time.monotonic() + longest_s
         while time.monotonic() < until and not enough(m.live for m in self._supervised):
-            for member in self._supervised:
-                if not member.live:
-                    if member.process.ended:
-                        time.sleep(GLANCE_S)
-                    else:
-                        member.process.answered(GLANCE_S)
-                    self._advance(member)
+            for member in [m for m in self._supervised if not m.live]:
+                if member.process.ended:
+                    time.sleep(GLANCE_S)
+                else:
+                    member.process.answered(GLANCE_S)
+                self._advance(member)
 
     def close(self, timeout: float | None) -> None:
         """End the workers; kill those that are only starting."""
