@@ -34,9 +34,7 @@ class LocalPool(Pool):
     one that ends the process ends the caller.
 
     Args:
-        env_fns: Factories, one per environment.
-        settings: How the environments are dealt out and stepped.
-        budget: Counts restarts; None raises failures instead.
+        env_fns, settings, budget: See `Pool`.
         beside: The pool that hosts the other shares; None where there is no other.
 
     Raises:

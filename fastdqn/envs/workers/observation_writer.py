@@ -85,8 +85,7 @@ def writers_over(
     another dtype or shape with a TypeError or a ValueError; a `CheckedWriter` then takes it.
 
     Args:
-        block: [N, *O] of the environments of a host; written through the writers.
-        checks: One per environment.
+        block, checks: [N, *O] of the environments of a host, and what their spaces hold.
         first_env: Index of the first environment in the whole vector.
     """
     writers: list[Any] = []

@@ -46,8 +46,7 @@ class SupervisedPool(WorkerPool):
     set.
 
     Args:
-        env_fns: Factories, one per environment; pickled by value.
-        settings: How the environments are dealt out and stepped.
+        env_fns, settings: See `Pool`.
         supervision: Deadlines and limits of restarts.
     """
 
