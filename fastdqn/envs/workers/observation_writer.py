@@ -85,7 +85,8 @@ def writers_over(
     another dtype or shape with a TypeError or a ValueError; a `CheckedWriter` then takes it.
 
     Args:
-        block, checks: [N, *O] of the environments of a host, and what their spaces hold.
+        block: [N, *O] of the environments of a host; written through the writers.
+        checks: One per environment.
         first_env: Index of the first environment in the whole vector.
     """
     writers: list[Any] = []
