@@ -25,7 +25,7 @@ from fastdqn.envs.sources.envpool import EnvPoolSource
 from fastdqn.envs.sources.source import EnvSource, make_source
 from fastdqn.envs.specs.ids import factory_of
 from fastdqn.envs.workers.allocation import Allocation
-from fastdqn.envs.workers.spawning import without_main_module
+from fastdqn.envs.workers.process import without_main_module
 from fastdqn.errors import UsageError
 
 if TYPE_CHECKING:

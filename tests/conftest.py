@@ -14,7 +14,7 @@ import pytest
 from gymnasium.vector import AsyncVectorEnv
 
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.workers.spawning import signals_blocked
+from fastdqn.envs.workers.process import signals_blocked
 from tests.clock import Clock
 
 if TYPE_CHECKING:

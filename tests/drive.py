@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.workers.spawning import without_main_module
+from fastdqn.envs.workers.process import without_main_module
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import mlp_for
 from fastdqn.policies.policy import Policy

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv
 
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.workers.spawning import without_main_module
+from fastdqn.envs.workers.process import without_main_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

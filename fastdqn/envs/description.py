@@ -17,7 +17,7 @@ from fastdqn.envs.masks import MASK, refuse_mask_shape
 from fastdqn.envs.sharing import refuse_the_same_again
 from fastdqn.envs.spaces import ARRAY_SPACES, measured_step_s
 from fastdqn.envs.specs.construction import GIVEN, construction_of
-from fastdqn.envs.workers.task import EnvFactory
+from fastdqn.envs.workers.settings import EnvFactory
 from fastdqn.errors import UsageError, first_line
 from fastdqn.foundation.trial_env import trial_env
 from fastdqn.transition import STORAGE_DTYPES

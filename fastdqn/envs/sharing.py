@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-from fastdqn.envs.workers.task import EnvFactory
+from fastdqn.envs.workers.settings import EnvFactory
 from fastdqn.errors import UsageError
 from fastdqn.foundation.trial_env import trial_env
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +11,22 @@ import gymnasium as gym
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 from gymnasium.vector.utils import batch_differing_spaces, batch_space
 
+from fastdqn.envs.workers.settings import EnvFactory
 from fastdqn.foundation.trial_env import trial_env
 
-__all__ = ["ARRAY_SPACES", "EnvFactory", "VectorSpaces", "measured_step_s", "read_spaces"]
+__all__ = [
+    "ARRAY_SPACES",
+    "VectorSpaces",
+    "measured_step_s",
+    "read_spaces",
+    "refuse_other_spaces",
+]
 
 ARRAY_SPACES = (Box, Discrete, MultiBinary, MultiDiscrete)
 """Spaces whose elements are arrays of one shape and dtype."""
 MEASURED_STEPS = 30
 PATIENCE_S = 0.01
 """Seconds of a reset or of a few steps from which an environment counts as slow."""
-EnvFactory = Callable[[], gym.Env[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,41 @@ def _observation_spaces(
         "Invalid `observation_mode`, expected: 'same' or 'different' or tuple of single and "
         f"batch observation space, actual got {mode}"
     )
+
+
+def refuse_other_spaces(
+    same: Sequence[tuple[bool, bool]], mode: Any, action_space: Space[Any], name: str
+) -> None:
+    """Refuse environments whose spaces are not those of their vector, in Gymnasium's words.
+
+    Args:
+        same: For each environment, whether its observation space and its action space fit.
+        mode: As in Gymnasium's AsyncVectorEnv.
+        action_space: Of one environment of the vector.
+        name: Of the vector's class.
+
+    Raises:
+        RuntimeError: Names the first that differs.
+    """
+    for index, (same_obs, same_action) in enumerate(same):
+        if not same_obs and mode == "same":
+            raise RuntimeError(
+                f"{name}(..., observation_mode='same') however some of the sub-environments "
+                "observation spaces are not equivalent. If this is intentional, use "
+                f"`observation_mode='different'` instead. Environment {index} differs."
+            )
+        if not same_obs:
+            raise RuntimeError(
+                f"{name}(..., observation_mode='different' or custom space) however the "
+                "sub-environment's observation spaces do not share a common shape and dtype. "
+                f"Environment {index} differs."
+            )
+        if not same_action:
+            raise RuntimeError(
+                f"Some environments have an action space different from `{action_space}`. In "
+                "order to batch actions, the action spaces from all environments must be equal. "
+                f"Environment {index} differs."
+            )
 
 
 def measured_step_s(env: gym.Env[Any, Any]) -> float | None:

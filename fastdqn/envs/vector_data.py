@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +18,10 @@ from gymnasium.vector.utils import (
     read_from_shared_memory,
 )
 
-__all__ = ["Observations", "as_env_actions", "as_rows", "shared_memory_for", "single_actions"]
+from fastdqn.envs.workers.settings import PoolSettings
+from fastdqn.envs.workers.shared_block import SharedBlock
+
+__all__ = ["as_env_actions", "as_rows", "reader_of", "shared_memory_for", "single_actions"]
 
 
 class ActionSpaceInfo(Protocol):
@@ -69,41 +73,29 @@ def single_actions(actions: Any, batched: Space[Any], num_envs: int) -> list[Any
     return singles
 
 
-class Observations:
-    """The observations after a step or a reset; not copies.
+def reader_of(settings: PoolSettings, rows: SharedBlock) -> Callable[[Sequence[Any]], Any]:
+    """Return a function that returns the observations of all environments; not a copy.
 
-    Args:
-        space: Of one observation.
-        num_envs: Environments, N.
-        in_block: [N, *O] where they lie in the shared block: arrays of one shape and dtype.
-        memory: Gymnasium's shared memory where they lie there: Dict, Tuple, Text and their parts.
-            Without either they are pickled with the answers: any space, also the caller's own.
+    Its argument holds the observations that were pickled with the answers, in order; they are
+    batched in arrays that the next call overwrites. Others lie in the block, or in Gymnasium's
+    shared memory, of which arrays are views.
     """
+    space, memory, num_envs = settings.obs_space, settings.shared_obs, settings.spec.num_envs
+    if space is None:
+        return lambda _: rows.obs
+    if memory is not None:
+        look = partial(read_from_shared_memory, space, memory, n=num_envs)
+        views = None if _has_words(space) else look()
+        return lambda _: look() if views is None else views
+    joined: Any = create_empty_array(space, n=num_envs, fn=np.zeros)
 
-    def __init__(
-        self, space: Space[Any], num_envs: int, in_block: Any = None, memory: Any = None
-    ) -> None:
-        self._space, self._num_envs, self._memory = space, num_envs, memory
-        self._copied = memory is not None and _has_words(space)
-        if in_block is not None:
-            self._now = in_block
-        elif memory is not None:
-            self._now = None if self._copied else self._look()
-        else:
-            self._now = create_empty_array(space, n=num_envs, fn=np.zeros)
+    def read(pickled: Sequence[Any]) -> Any:
+        nonlocal joined
+        if pickled:
+            joined = concatenate(space, pickled, joined)
+        return joined
 
-    def _look(self) -> Any:
-        return read_from_shared_memory(self._space, self._memory, n=self._num_envs)
-
-    def read(self, travelled: Sequence[Any] = ()) -> Any:
-        """Return the observations of all environments; the next step overwrites arrays.
-
-        Args:
-            travelled: Observations pickled with the answers, in order.
-        """
-        if travelled:
-            self._now = concatenate(self._space, travelled, self._now)
-        return self._look() if self._copied else self._now
+    return read
 
 
 def _has_words(space: Space[Any]) -> bool:

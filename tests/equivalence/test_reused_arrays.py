@@ -17,7 +17,7 @@ from fastdqn import UsageError
 from fastdqn.envs.sources.adapted_envs import CopiedObservations, copied_observations_in
 from fastdqn.envs.sources.reused_arrays import SUSPICIOUS_ENDS, ReuseWatch, refuse_reused_arrays
 from fastdqn.envs.sources.source import source_of
-from fastdqn.envs.workers.spawning import without_main_module
+from fastdqn.envs.workers.process import without_main_module
 from tests.batched import BatchedCounter
 from tests.drive import MODES, everything_in, roll, rollout_of
 from tests.masked import DictMaskedCounterEnv, MaskedCounterEnv, assert_masked

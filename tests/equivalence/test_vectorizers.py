@@ -16,7 +16,7 @@ from fastdqn.envs.description import describe
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.sources.source import VECTORIZERS, make_source, source_of
 from fastdqn.envs.specs.ids import factory_of
-from fastdqn.envs.workers.spawning import without_main_module
+from fastdqn.envs.workers.process import without_main_module
 from fastdqn.errors import NonFiniteError
 from tests.drive import KINDS, MODES, everything_in, roll, rollout_of, stored_at, vector_of
 from tests.oracles import (

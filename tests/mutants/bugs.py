@@ -36,7 +36,7 @@ from fastdqn.envs.workers.failures import EnvFailures
 from fastdqn.envs.workers.hosted_envs import HostedEnvs
 from fastdqn.envs.workers.observation_writer import CheckedWriter, NumberWriter
 from fastdqn.envs.workers.supervised_pool import SupervisedPool
-from fastdqn.envs.workers.supervision import RestartBudget
+from fastdqn.envs.workers.supervision import RestartBudget, SupervisedWorker
 from fastdqn.execution import modes
 from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.execution.in_process import InProcess
@@ -865,7 +865,7 @@ def a_deadline_for_one_worker_after_the_other() -> None:
     right = SupervisedPool._wait_for
 
     def wait_for(self: SupervisedPool, member: Any, group: int, _: float) -> None:
-        right(self, member, group, time.monotonic() + self.supervision.deadline_s)
+        right(self, member, group, time.monotonic() + self.deadline_s)
 
     exchange("_wait_for", wait_for, SupervisedPool)
 
@@ -874,7 +874,14 @@ def a_deadline_for_one_worker_after_the_other() -> None:
     RESTARTS + "attributes_that_were_set_outlive_the_worker",
 )
 def attributes_lost_with_the_worker() -> None:
-    exchange("remember", lambda *_: None, supervised_pool._SupervisedWorker)
+    right = SupervisedPool._start_again
+
+    def start_again(self: SupervisedPool, member: SupervisedWorker) -> None:
+        for attributes in member.attributes:
+            attributes.clear()
+        right(self, member)
+
+    exchange("_start_again", start_again, SupervisedPool)
 
 
 # Other processes, and trials

@@ -19,8 +19,9 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from fastdqn.envs.advice import refuse_unlike_env
 from fastdqn.envs.space_check import SpaceCheck
-from fastdqn.envs.spaces import ARRAY_SPACES, EnvFactory
+from fastdqn.envs.spaces import ARRAY_SPACES
 from fastdqn.envs.workers.observation_writer import CheckedWriter
+from fastdqn.envs.workers.settings import EnvFactory
 from fastdqn.foundation.trial_env import close_quietly
 
 __all__ = ["CopiedObservations", "as_env", "copied_observations_in", "with_copied_observations"]

@@ -17,7 +17,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.masks import MASK
-from fastdqn.envs.spaces import EnvFactory
+from fastdqn.envs.workers.settings import EnvFactory
 from fastdqn.errors import UsageError
 from fastdqn.foundation.trial_env import trial_env
 

@@ -33,8 +33,8 @@ from fastdqn.envs.sources.vector_source import VectorSource
 from fastdqn.envs.specs.registrations import RegisteringFactory, packed_registry
 from fastdqn.envs.vector_data import as_env_actions
 from fastdqn.envs.workers.allocation import Allocation
+from fastdqn.envs.workers.process import without_main_module
 from fastdqn.envs.workers.shared_block import SharedBlock
-from fastdqn.envs.workers.spawning import without_main_module
 from fastdqn.envs.workers.supervision import Supervision
 from fastdqn.envs.workers.system_limits import refuse_unless_parent
 from fastdqn.errors import UsageError

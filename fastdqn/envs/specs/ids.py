@@ -20,7 +20,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from fastdqn.envs.specs.registrations import importable
-from fastdqn.envs.workers.task import EnvFactory
+from fastdqn.envs.workers.settings import EnvFactory
 from fastdqn.errors import UsageError, first_line
 
 __all__ = ["factory_of", "for_workers", "import_from_here", "spec_of"]

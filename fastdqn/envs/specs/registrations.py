@@ -20,7 +20,7 @@ import cloudpickle
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from fastdqn.envs.workers.task import EnvFactory
+from fastdqn.envs.workers.settings import EnvFactory
 
 __all__ = ["RegisteringFactory", "explained", "importable", "packed_registry", "register"]
 

@@ -19,7 +19,7 @@ import gymnasium as gym
 
 from fastdqn.envs.specs.ids import factory_of, import_from_here
 from fastdqn.envs.specs.plain_values import names_of, plain_env_kwargs, spelled_arguments, to_plain
-from fastdqn.envs.workers.task import EnvFactory
+from fastdqn.envs.workers.settings import EnvFactory
 from fastdqn.errors import UsageError, first_line
 
 __all__ = ["Wrapper", "factory_with", "gymnasium_wrapper", "read_wrapper"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +13,7 @@ from gymnasium.spaces.utils import is_space_dtype_shape_equiv
 from fastdqn.envs.sharing import core_of, envs_in_use, refuse_shared, register_holder
 from fastdqn.envs.specs.registrations import explained
 from fastdqn.envs.workers.failures import ClosedEnv, EnvFailures, Failure
-from fastdqn.envs.workers.task import EnvFactory, Task
+from fastdqn.envs.workers.settings import EnvFactory, PoolSettings
 from fastdqn.errors import UsageError
 
 __all__ = ["EnvAccess"]
@@ -23,22 +23,25 @@ class EnvAccess:
     """Some environments of one process.
 
     Args:
-        task: Which ones.
+        settings: Of the pool.
+        span: (first, last + 1) environment.
         env_fns: Their factories.
 
     Attributes:
         envs: The environments, once they are built; `ClosedEnv` where one raised.
     """
 
-    def __init__(self, task: Task, env_fns: Sequence[EnvFactory]) -> None:
-        self.task, self.env_fns = task, env_fns
+    def __init__(
+        self, settings: PoolSettings, span: tuple[int, int], env_fns: Sequence[EnvFactory]
+    ) -> None:
+        self.first_env, self.num_envs, self.env_fns = span[0], span[1] - span[0], env_fns
         self.envs: list[gym.Env[Any, Any]] = []
-        self.vector = task.spec
+        self.vector = settings.spec
         register_holder(self)
 
     def held(self) -> Iterable[tuple[int, gym.Env[Any, Any]]]:
         """Return (index in the vector, environment) of all environments here."""
-        return enumerate(self.envs, self.task.first_env)
+        return enumerate(self.envs, self.first_env)
 
     def make(self) -> None:
         """Build the environments.
@@ -48,12 +51,10 @@ class EnvAccess:
         """
         taken = envs_in_use()
         for i, env_fn in enumerate(self.env_fns):
-            try:
+            with self._raising_failures(i):
                 env = env_fn()
-                refuse_shared(taken, env, self.task.first_env + i, self.vector)
+                refuse_shared(taken, env, self.first_env + i, self.vector)
                 self.envs.append(env)
-            except Exception as error:
-                raise EnvFailures([self.failure(i, explained(error))]) from error
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """Call a method of every environment, or read an attribute."""
@@ -61,22 +62,18 @@ class EnvAccess:
             raise ValueError(
                 f"Trying to call function `{name}` with `call`, use `{name}` directly instead."
             )
-        return [self._of_env(i, name, args, kwargs) for i in range(len(self.envs))]
-
-    def _of_env(self, i: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        try:
-            attribute = self.envs[i].get_wrapper_attr(name)
-            return attribute(*args, **kwargs) if callable(attribute) else attribute
-        except Exception as error:
-            raise EnvFailures([self.failure(i, error)]) from error
+        results = []
+        for i, env in enumerate(self.envs):
+            with self._raising_failures(i):
+                attribute = env.get_wrapper_attr(name)
+                results.append(attribute(*args, **kwargs) if callable(attribute) else attribute)
+        return results
 
     def set_attr(self, name: str, values: list[Any]) -> None:
         """Set one attribute of every environment."""
         for i, value in enumerate(values):
-            try:
+            with self._raising_failures(i):
                 self.envs[i].set_wrapper_attr(name, value)
-            except Exception as error:
-                raise EnvFailures([self.failure(i, error)]) from error
 
     def check_spaces(
         self, mode: Any, obs_space: gym.Space[Any], action_space: gym.Space[Any]
@@ -96,17 +93,26 @@ class EnvAccess:
 
     # Failures
 
+    @contextlib.contextmanager
+    def _raising_failures(self, i: int) -> Iterator[None]:
+        """Raise what environment `i` raises as EnvFailures."""
+        try:
+            yield
+        except Exception as error:
+            failure = Failure.of(self.first_env + i, explained(error))
+            raise EnvFailures([failure]) from error
+
     def _close_failed(self, i: int, error: Exception, doing: str = "") -> Failure:
         """Close an environment that raised: its state is unknown. The next reset rebuilds it."""
         with contextlib.suppress(Exception):
             self.envs[i].close()
         self.envs[i] = ClosedEnv(self.envs[i])
-        return Failure.of(self.task.first_env + i, explained(error), doing, ended=True)
+        return Failure.of(self.first_env + i, explained(error), doing, ended=True)
 
     def _rebuild_if_closed(self, i: int) -> None:
         shut = self.envs[i]
         if isinstance(shut, ClosedEnv):
-            env, index = self.env_fns[i](), self.task.first_env + i
+            env, index = self.env_fns[i](), self.first_env + i
             refuse_shared(envs_in_use(), env, index, self.vector)
             if core_of(env) is core_of(shut.was):
                 raise UsageError(
@@ -115,7 +121,3 @@ class EnvAccess:
                     "Let it build a new one at each call: lambda: gymnasium.make(...).",
                 )
             self.envs[i] = env
-
-    def failure(self, i: int, error: Exception, doing: str = "", *, ended: bool = False) -> Failure:
-        """Return the failure of environment `i`."""
-        return Failure.of(self.task.first_env + i, error, doing, ended=ended)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import logger
 from gymnasium.error import ClosedEnvironmentError
 
-from fastdqn.errors import UsageError
+from fastdqn.errors import UsageError, WorkerError
 
-__all__ = ["ClosedEnv", "EnvFailures", "Failure", "StepAnswer", "on_action"]
+__all__ = ["Answer", "ClosedEnv", "EnvFailures", "Failure", "on_action", "raise_failures"]
 
-StepAnswer = tuple[dict[int, dict[str, Any]], list[Any] | None] | None
-"""What a step returns beside the block: infos by environment, and pickled observations."""
+Answer = tuple[dict[int, dict[str, Any]], list[Any] | None]
+"""What a step or reset returns beside the block: infos by environment, pickled observations."""
 SHUT = "the environment raised and was shut down: reset it first"
 
 
@@ -64,7 +66,7 @@ class EnvFailures(Exception):  # noqa: N818 - several errors, one for each envir
         message: The result for the other environments, where the call went on with them.
     """
 
-    def __init__(self, failures: list[Failure], message: StepAnswer = None) -> None:
+    def __init__(self, failures: list[Failure], message: Answer | None = None) -> None:
         super().__init__(f"{len(failures)} environments raised")
         self.failures, self.message = failures, message
 
@@ -72,6 +74,32 @@ class EnvFailures(Exception):  # noqa: N818 - several errors, one for each envir
         """Return the failures that no restart can mend, or None."""
         final = [failure for failure in self.failures if failure.final]
         return EnvFailures(final) if final else None
+
+    def raise_last(self) -> NoReturn:
+        """Raise the last exception of an environment, with its traceback as the cause."""
+        last = self.failures[-1]
+        report = WorkerError(str(last))
+        if last.error is None:
+            raise report from None
+        raise last.error from report
+
+    def log(self) -> None:
+        """Log what Gymnasium's class logs when environments raise in a step or a reset."""
+        if not any(failure.ended and not failure.final for failure in self.failures):
+            return
+        for failure in self.failures:
+            logger.error(
+                f"Received the following error from Worker-{failure.env} - Shutting it down"
+            )
+            logger.error(f"{failure.text}")
+        logger.error("Raising the last exception back to the main process.")
+
+
+def raise_failures(answers: Sequence[Any]) -> None:
+    """Raise the failures among the answers of a pool as one, in their order."""
+    failures = [f for a in answers if isinstance(a, EnvFailures) for f in a.failures]
+    if failures:
+        raise EnvFailures(failures)
 
 
 class ClosedEnv(gym.Env[Any, Any]):

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import write_to_shared_memory
 
 from fastdqn.envs.masks import (
     MASK,
@@ -23,15 +25,10 @@ from fastdqn.envs.masks import (
 )
 from fastdqn.envs.space_check import SpaceCheck
 from fastdqn.envs.workers.env_access import EnvAccess
-from fastdqn.envs.workers.failures import EnvFailures, Failure, StepAnswer, on_action
-from fastdqn.envs.workers.observation_writer import (
-    CheckedWriter,
-    PickledWriter,
-    SharedWriter,
-    writers_over,
-)
+from fastdqn.envs.workers.failures import Answer, EnvFailures, Failure, on_action
+from fastdqn.envs.workers.observation_writer import CallingWriter, CheckedWriter, writers_over
+from fastdqn.envs.workers.settings import EnvFactory, PoolSettings
 from fastdqn.envs.workers.shared_block import SharedBlock
-from fastdqn.envs.workers.task import EnvFactory, Task
 from fastdqn.errors import UsageError
 
 __all__ = ["HostedEnvs"]
@@ -44,31 +41,26 @@ class HostedEnvs(EnvAccess):
     """Some environments of a process, and their rows of the block.
 
     Args:
-        task: What to do.
-        env_fns: Factories of its environments.
+        settings, span, env_fns: See `EnvAccess`.
         rows: The whole block.
-        shared_obs: Gymnasium's shared memory for observations that do not lie in the block; None
-            where they do, or where they are pickled with the answers.
-        permit: Held while an environment runs.
+        permit: Held while an environment runs; None is not needed.
     """
 
     def __init__(
         self,
-        task: Task,
+        settings: PoolSettings,
+        span: tuple[int, int],
         env_fns: Sequence[EnvFactory],
         rows: SharedBlock,
-        shared_obs: Any = None,
         permit: Any = None,
     ) -> None:
-        super().__init__(task, env_fns)
-        self.shared_obs = shared_obs
-        self.rows = rows.columns(task.first_env, task.first_env + task.num_envs)
-        self.pickled: list[Any] = [None] * task.num_envs
-        self.returns, self.lengths = [0.0] * task.num_envs, [0] * task.num_envs
-        self.ended = [False] * task.num_envs
+        super().__init__(settings, span, env_fns)
+        self.settings, self.rows = settings, rows.columns(*span)
+        self.pickled: list[Any] = [None] * self.num_envs
+        self.returns, self.lengths = [0.0] * self.num_envs, [0] * self.num_envs
+        self.ended = [False] * self.num_envs
         self.permit = permit or contextlib.nullcontext()
-        self.in_block = task.obs_space is None
-        self.pickles = not self.in_block and shared_obs is None
+        self.pickles = settings.obs_space is not None and settings.shared_obs is None
         self._writers: list[Any] = []
         self._checks: list[SpaceCheck] = []
         # Items of a memoryview are written in half the time of those of an array.
@@ -78,12 +70,12 @@ class HostedEnvs(EnvAccess):
         self._truncated: Any = memoryview(columns.truncated)
         self._real: Any = memoryview(columns.real)
         self._resting: Any = memoryview(columns.resting)
-        self._masked, self._infos_travel = task.spec.num_masked > 0, task.send_infos
-        self._mask_shape = (task.spec.num_masked,)
-        self._mask_names = [mask_name(task.first_env + i) for i in range(task.num_envs)]
-        self._refuses_masks = task.refuse_masks
-        self._resets_same = task.autoreset_mode == AutoresetMode.SAME_STEP.value
-        self._resets_next = task.autoreset_mode == AutoresetMode.NEXT_STEP.value
+        num_masked = settings.spec.num_masked
+        self._masked, self._mask_shape = num_masked > 0, (num_masked,)
+        self._mask_names = [mask_name(env) for env in range(*span)]
+        self._refuses_masks, self._infos_travel = settings.refuse_masks, settings.send_infos
+        self._resets_same = settings.autoreset_mode == AutoresetMode.SAME_STEP.value
+        self._resets_next = settings.autoreset_mode == AutoresetMode.NEXT_STEP.value
 
     def make(self) -> None:
         """Build the environments, and the writers of their observations."""
@@ -92,21 +84,22 @@ class HostedEnvs(EnvAccess):
 
     def _new_writers(self) -> list[Any]:
         """Return a writer for each environment's observation, into the block or elsewhere."""
-        if self.in_block:
-            obs = self.rows.obs
+        if self.pickles:
+            return [
+                CallingWriter(partial(self.pickled.__setitem__, i)) for i in range(self.num_envs)
+            ]
+        space, obs = self.settings.obs_space, self.rows.obs
+        if space is None:
             self._checks = [
                 SpaceCheck(env.observation_space, obs.shape[1:], obs.dtype) for env in self.envs
             ]
-            return writers_over(obs, self._checks, self.task.first_env)
-        if self.pickles:
-            return [PickledWriter(self.pickled, i) for i in range(self.task.num_envs)]
-        first, space = self.task.first_env, self.task.obs_space
-        envs = range(first, first + self.task.num_envs)
-        return [SharedWriter(space, self.shared_obs, env) for env in envs]
+            return writers_over(obs, self._checks, self.first_env)
+        write = partial(write_to_shared_memory, space, shared_memory=self.settings.shared_obs)
+        return [CallingWriter(partial(write, self.first_env + i)) for i in range(self.num_envs)]
 
     # Stepping
 
-    def step(self, actions: Sequence[Any] | None = None) -> StepAnswer:
+    def step(self, actions: Sequence[Any] | None = None) -> Answer | None:
         """Step every environment that is not at rest, in one loop with few calls; hot path.
 
         Args:
@@ -126,8 +119,8 @@ class HostedEnvs(EnvAccess):
                 if resting[i]:
                     continue
                 try:
-                    if self._resets_next and self._is_over(i):
-                        info = self._reset_instead(i)
+                    if self._resets_next and self._resets_instead(i):
+                        info = self._reset_one(i, None, None)
                     else:
                         obs, reward, terminated, truncated, info = env.step(action)
                         if not isinstance(reward, float):
@@ -144,7 +137,7 @@ class HostedEnvs(EnvAccess):
                         if self._masked:
                             self._read_mask(i, info)
                         elif info and self._refuses_masks:
-                            refuse_unexpected_mask(self.task.first_env + i, info)
+                            refuse_unexpected_mask(self.first_env + i, info)
                         if terminated or truncated:
                             _refuse_flags(terminated, truncated)
                             info = self._end(i, obs, info)
@@ -152,34 +145,23 @@ class HostedEnvs(EnvAccess):
                     failures.append(self._close_failed(i, error, on_action(env, action)))
                     continue
                 if info and self._infos_travel:
-                    infos[self.task.first_env + i] = info
+                    infos[self.first_env + i] = info
         if failures:
             raise EnvFailures(failures, self._answer(infos))
         return self._answer(infos)
 
-    def _put(self, i: int, obs: Any) -> None:
-        """Write an observation to its place."""
-        try:
-            self._writers[i][:] = obs
-        except (TypeError, ValueError):
-            self._put_checked(i, obs)
-
     def _put_checked(self, i: int, obs: Any) -> None:
-        """Write an observation that the fast writer refused, with a check; later ones likewise.
-
-        Raises:
-            TypeError, ValueError: The checked writer refused it.
-        """
+        """Write an observation that the fast writer refused, with a check; later ones likewise."""
         if not isinstance(self._writers[i], memoryview):
             raise  # noqa: PLE0704 - called while the exception is handled
-        self._writers[i] = CheckedWriter(self.rows.obs, i, self._checks[i], self.task.first_env + i)
+        self._writers[i] = CheckedWriter(self.rows.obs, i, self._checks[i], self.first_env + i)
         self._writers[i][:] = obs
 
     def _actions(self) -> Any:
         """Return copies, since an environment may keep its action."""
-        return self.rows.action.tolist() if self.task.plain_actions else self.rows.action.copy()
+        return self.rows.action.tolist() if self.settings.plain_actions else self.rows.action.copy()
 
-    def _answer(self, infos: dict[int, dict[str, Any]]) -> StepAnswer:
+    def _answer(self, infos: dict[int, dict[str, Any]]) -> Answer | None:
         if self.pickles:
             return infos, self.pickled
         return (infos, None) if infos else None
@@ -195,7 +177,7 @@ class HostedEnvs(EnvAccess):
         if not self._resets_same:
             return info
         rows.final_action_mask[i] = rows.action_mask[i]
-        if self.in_block:
+        if self.settings.obs_space is None:
             rows.final_obs[i] = rows.obs[i]
         if not self._infos_travel:
             return self._reset_one(i, None, None)
@@ -203,27 +185,27 @@ class HostedEnvs(EnvAccess):
         final = {"final_info": copied, "final_obs": deepcopy(obs)}
         return {**final, **self._reset_one(i, None, None)}
 
-    def _is_over(self, i: int) -> bool:
-        """NEXT_STEP: return whether this step only resets, and write that into `real`."""
+    def _resets_instead(self, i: int) -> bool:
+        """NEXT_STEP: return whether this step only resets; then its reward is 0, without an end."""
         over = self.ended[i]
         self._real[i] = not over
+        if over:
+            self._reward[i] = 0.0
+            self._terminated[i] = self._truncated[i] = False
         return over
-
-    def _reset_instead(self, i: int) -> dict[str, Any]:
-        """NEXT_STEP: reset an ended environment, with reward 0 and no end."""
-        self.rows.reward[i] = 0.0
-        self.rows.terminated[i] = self.rows.truncated[i] = False
-        return self._reset_one(i, None, None)
 
     def _reset_one(
         self, i: int, seed: int | None, options: dict[str, Any] | None
     ) -> dict[str, Any]:
         obs, info = self.envs[i].reset(seed=seed, options=options)
-        self._put(i, obs)
+        try:
+            self._writers[i][:] = obs
+        except (TypeError, ValueError):
+            self._put_checked(i, obs)
         if self._masked:
             self._read_mask(i, info)
         elif info and self._refuses_masks:
-            refuse_unexpected_mask(self.task.first_env + i, info)
+            refuse_unexpected_mask(self.first_env + i, info)
         self.returns[i], self.lengths[i], self.ended[i] = 0.0, 0, False
         return info
 
@@ -235,19 +217,16 @@ class HostedEnvs(EnvAccess):
             return
         allowed = allowed_in(mask, self._mask_names[i])
         if allowed.shape != self._mask_shape:
-            env = f"environment {self.task.first_env + i}"
-            refuse_mask_shape(env, allowed.shape, self.task.spec.num_masked)
+            env = f"environment {self.first_env + i}"
+            refuse_mask_shape(env, allowed.shape, self._mask_shape[0])
         self.rows.action_mask[i] = allowed
 
     # Resetting
 
     def reset(
         self, seeds: list[int | None], options: dict[str, Any] | None, mask: list[bool]
-    ) -> tuple[dict[int, dict[str, Any]], list[Any] | None]:
+    ) -> Answer:
         """Reset the environments in the mask, rebuilding those that were closed after a failure.
-
-        Returns:
-            Their infos by index, and observations that are pickled.
 
         Raises:
             EnvFailures: Some environments raised.
@@ -262,12 +241,19 @@ class HostedEnvs(EnvAccess):
             except Exception as error:
                 failures.append(self._close_failed(i, error))
                 continue
-            if self.task.send_infos:
-                infos[self.task.first_env + i] = info
+            if self._infos_travel:
+                infos[self.first_env + i] = info
         message = infos, self.pickled if self.pickles else None
         if failures:
             raise EnvFailures(failures, message)
         return message
+
+    def revive(self, attributes: dict[str, list[Any]], seeds: list[int | None]) -> Answer:
+        """Build and reset the environments of a worker that was restarted; see `reset`."""
+        self.make()
+        for name, values in attributes.items():
+            self.set_attr(name, values)
+        return self.reset(seeds, None, [True] * len(seeds))
 
 
 def _refuse_flags(terminated: Any, truncated: Any) -> None:

@@ -1,6 +1,7 @@
-"""No workers: the caller's own process hosts the environments.
+"""Pools whose environments, or some of them, are hosted by the caller's own process.
 
-For one core, and for environments whose steps cost less than waking a process.
+For one core, for environments whose steps cost less than waking a process, and for a caller that
+would only wait while the workers step.
 """
 
 from __future__ import annotations
@@ -10,46 +11,31 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from fastdqn.envs.workers.at_exit import closed_at_exit
-from fastdqn.envs.workers.failures import EnvFailures, Failure
+from fastdqn.envs.workers.failures import EnvFailures, Failure, raise_failures
 from fastdqn.envs.workers.hosted_envs import HostedEnvs
-from fastdqn.envs.workers.pool import PoolSettings
-from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
+from fastdqn.envs.workers.pool import Pool, WorkerPool
+from fastdqn.envs.workers.settings import EnvFactory, PoolSettings
+from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.envs.workers.supervision import (
     RestartBudget,
-    Supervision,
-    failure_line,
+    failure_text,
     fresh_seeds,
     mark_unreal,
-    seeds_text,
+    with_circumstances,
 )
-from fastdqn.envs.workers.task import EnvFactory
 
-__all__ = ["LocalPool"]
+__all__ = ["AssistedPool", "LocalPool"]
 
 
-class LocalPool:
-    """The interface of a `WorkerPool` without workers; `collect` does the work of a message.
+class LocalPool(Pool):
+    """The last share of the environments, in this process; `collect` does what was sent.
 
-    Under supervision an environment that raises is rebuilt; one that hangs stops the caller, and
+    With a budget an environment that raises is rebuilt; one that hangs stops the caller, and
     one that ends the process ends the caller.
 
     Args:
-        env_fns: Factories, one per environment.
-        spec: Layout of the rows.
-        settings: How the environments are dealt out; the caller's share is hosted here.
-        supervision: Limits of restarts; None raises failures instead.
-        beside: The pool of the workers, whose rows, permit, budget and `restarted` are shared; None
-            without workers.
-
-    Attributes:
-        workers: Empty.
-        rows: The rows, in private memory.
-        spans: (first, last + 1) environment by group, as of a single worker.
-        budget: The restarts so far, or None without supervision.
-        restarted: [N] bool, whose last row is no transition since the environment was rebuilt.
+        env_fns, settings, budget: See `Pool`.
+        beside: The pool that hosts the other shares; None where there is no other.
 
     Raises:
         EnvFailures: A factory raised.
@@ -58,39 +44,25 @@ class LocalPool:
     def __init__(
         self,
         env_fns: Sequence[EnvFactory],
-        spec: RowSpec,
         settings: PoolSettings,
-        supervision: Supervision | None = None,
-        beside: Any = None,
+        budget: RestartBudget | None = None,
+        beside: WorkerPool | None = None,
     ) -> None:
-        self.budget = RestartBudget(supervision) if supervision else None
-        self.restarted = np.zeros(len(env_fns), np.bool_)
-        if beside is None:
-            self.rows, semaphore = SharedBlock.allocate(spec), None
-        else:
-            self.rows, semaphore = beside.rows, beside.semaphore
-        if beside is not None and supervision:
-            self.budget, self.restarted = beside.budget, beside.restarted
-        self.spans = settings.spans(len(env_fns))[-1:]
-        self.workers: list[Any] = []
+        rows = beside.rows if beside else SharedBlock.allocate(settings.spec)
+        super().__init__(env_fns, settings, rows, budget)
+        if beside:
+            self.workers, self.restarted = beside.workers, beside.restarted
         self._pending: deque[tuple[str, tuple[Any, ...], int]] = deque()
         self._in_a_row = [(0, -1)] * len(env_fns)
         self._steps = [0] * settings.num_groups
-        self._seeds: list[int | None] = [None] * len(env_fns)
+        permit = beside and beside.semaphore
         self.hosts = [
-            HostedEnvs(
-                settings.task(span, spec),
-                env_fns[slice(*span)],
-                self.rows,
-                settings.shared_obs,
-                semaphore,
-            )
-            for span in self.spans[0]
+            HostedEnvs(settings, span, env_fns[slice(*span)], rows, permit)
+            for span in self.spans[-1]
         ]
-        self._at_exit = closed_at_exit(self)
         try:
-            for group in range(len(self.hosts)):
-                self.call("make", [()], group)
+            for host in self.hosts:
+                host.make()
         except BaseException:
             self.close(None)
             raise
@@ -102,28 +74,16 @@ class LocalPool:
     def send_call(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> None:
         """Request a call; `collect` makes it."""
         if name == "reset":
-            first = self.spans[0][group][0]
-            for env, seed in enumerate(arguments[0][0], first):
-                self._seeds[env] = self._seeds[env] if seed is None else seed
-        self._pending.append((name, arguments[0], group))
-
-    def call(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> list[Any]:
-        """Make a call and return what it returns, in a list."""
-        self.send_call(name, arguments, group)
-        return self.collect(None, group)
+            self._remember_seeds(self.hosts[group].first_env, arguments[-1][0])
+        self._pending.append((name, arguments[-1], group))
 
     def collect(self, timeout: float | None, group: int = 0) -> list[Any]:  # noqa: ARG002
-        """Do the oldest request; nothing interrupts it, so there is no timeout.
-
-        Raises:
-            EnvFailures: Environments raised, unsupervised or where no restart would help.
-            WorkerError: The budget of restarts is spent.
-        """
+        """Do the oldest request; nothing interrupts it, so there is no timeout."""
         name, arguments, asked_group = self._pending.popleft()
         host = self.hosts[asked_group]
         if name == "step":
             self._steps[asked_group] += 1
-            self._mark_real(*self.spans[0][asked_group])
+            self._mark_real(*self.spans[-1][asked_group])
         try:
             return [getattr(host, name)(*arguments)]
         except EnvFailures as error:
@@ -145,17 +105,9 @@ class LocalPool:
         budget: RestartBudget,
         options: dict[str, Any] | None,
     ) -> Any:
-        """Rebuild environments that raised and reset them with fresh seeds.
-
-        Returns:
-            The results of the other environments, and of the resets.
-
-        Raises:
-            WorkerError: The budget of restarts is spent.
-            EnvFailures: What environments returned cannot be used, however often they restart.
-        """
+        """Rebuild environments that raised; return what the others returned, and the resets."""
         infos = error.message[0] if error.message else {}
-        first, stop = self.spans[0][group]
+        first, stop = self.spans[-1][group]
         while True:
             if final := error.final():
                 raise final
@@ -176,18 +128,66 @@ class LocalPool:
         in_a_row, last = self._in_a_row[env]
         in_a_row = in_a_row + 1 if step - last <= 1 else 1
         self._in_a_row[env] = in_a_row, step
-        seed = self._seeds[env]
-        message = (
-            f"{failure_line([failure])}; in vector step {step}, {seeds_text([seed])}\n{failure}"
-        )
-        time.sleep(budget.spend(message, in_a_row))
-        self._seeds[env] = fresh_seeds([seed], budget.count)[0]
+        trouble = with_circumstances(failure_text([failure]), step, [self._seeds[env]])
+        time.sleep(budget.spend(trouble, in_a_row))
+        self._seeds[env] = fresh_seeds([self._seeds[env]], budget.count)[0]
         mark_unreal(self.rows, env, env + 1)
         self.restarted[env] = True
 
-    def close(self, timeout: float | None) -> None:  # noqa: ARG002
+    def close(self, timeout: float | None) -> None:
         """Close the environments."""
         self._pending.clear()
         for host in self.hosts:
             host.close()
-        self._at_exit.cancel()
+        super().close(timeout)
+
+
+class AssistedPool(LocalPool):
+    """A pool of workers whose caller hosts the last share, and steps it while the workers step.
+
+    The caller's part of a message is done when it is collected, after the workers were woken;
+    nothing interrupts it. An environment there that ends its process ends the caller.
+
+    Args:
+        pool: The workers; `close` closes them.
+    """
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self.pool = pool
+        self._done: dict[int, list[Any]] = {}
+        try:
+            super().__init__(pool.env_fns, pool.settings, pool.budget, beside=pool)
+        except BaseException:
+            pool.close(None)
+            raise
+
+    def send_step(self, group: int = 0) -> None:
+        """Wake the workers for one step of a group; the caller's own step when it collects."""
+        self.pool.send_step(group)
+        self._pending.append(("step", (), group))
+
+    def send_call(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> None:
+        """Send each worker its arguments, and keep the caller's."""
+        self.pool.send_call(name, arguments[:-1], group)
+        super().send_call(name, arguments, group)
+
+    def collect(self, timeout: float | None, group: int = 0) -> list[Any]:
+        """Do the caller's part, then wait for the workers; see `Pool.collect`."""
+        if group not in self._done:
+            try:
+                self._done[group] = super().collect(None, group)
+            except EnvFailures as error:
+                self._done[group] = [error]
+        try:
+            answers = self.pool.collect(timeout, group)
+        except EnvFailures as error:
+            answers = [error]
+        answers += self._done.pop(group)
+        if any(answers):
+            raise_failures(answers)
+        return answers
+
+    def close(self, timeout: float | None) -> None:
+        """End the workers, and close the caller's environments."""
+        self.pool.close(timeout)
+        super().close(timeout)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium.vector.utils import write_to_shared_memory
 
 from fastdqn.envs.space_check import NUMBERS, Bounds, SpaceCheck
 
-__all__ = ["CheckedWriter", "NumberWriter", "PickledWriter", "SharedWriter", "writers_over"]
+__all__ = ["CallingWriter", "CheckedWriter", "NumberWriter", "writers_over"]
 
 
 class CheckedWriter:
@@ -49,14 +48,7 @@ class CheckedWriter:
 
 
 class NumberWriter:
-    """Writes observations that are one whole number, within bounds.
-
-    Args:
-        block: [N] integers, of the environments of a host.
-        index: Which of them.
-        check: What the space holds; bounded.
-        env: Index of the environment in the whole vector, for messages.
-    """
+    """A `CheckedWriter` of observations that are one whole number, within bounds."""
 
     def __init__(self, block: npt.NDArray[Any], index: int, check: SpaceCheck, env: int) -> None:
         column: Any = block
@@ -65,11 +57,7 @@ class NumberWriter:
         self._low, self._high = int(check.low), int(check.high)
 
     def __setitem__(self, _: slice, obs: Any) -> None:
-        """Copy `obs` into the block.
-
-        Raises:
-            UsageError: The observation space does not hold it.
-        """
+        """Copy `obs` into the block; see `CheckedWriter`."""
         if type(obs) is not int and not isinstance(obs, np.integer):
             obs = self._check.array_of(obs, self._env).item()
         if not self._low <= obs <= self._high:
@@ -77,37 +65,15 @@ class NumberWriter:
         self._column[self._index] = obs
 
 
-class PickledWriter:
-    """Keeps an observation that is pickled with the answer.
+class CallingWriter:
+    """Passes observations that do not lie in the block to a function."""
 
-    Args:
-        places: One per environment of a host; written.
-        index: Which of them.
-    """
-
-    def __init__(self, places: list[Any], index: int) -> None:
-        self._places, self._index = places, index
+    def __init__(self, write: Callable[[Any], None]) -> None:
+        self._write = write
 
     def __setitem__(self, _: slice, obs: Any) -> None:
-        """Keep `obs` itself."""
-        self._places[self._index] = obs
-
-
-class SharedWriter:
-    """Writes an observation into Gymnasium's own shared memory.
-
-    Args:
-        space: Of one observation.
-        memory: Of all environments.
-        env: Which of them.
-    """
-
-    def __init__(self, space: Any, memory: Any, env: int) -> None:
-        self._space, self._memory, self._env = space, memory, env
-
-    def __setitem__(self, _: slice, obs: Any) -> None:
-        """Copy `obs`, part by part."""
-        write_to_shared_memory(self._space, self._env, obs, self._memory)
+        """Pass `obs` on."""
+        self._write(obs)
 
 
 def writers_over(
@@ -123,12 +89,12 @@ def writers_over(
         checks: One per environment.
         first_env: Index of the first environment in the whole vector.
     """
-    lines: list[Any] = []
+    writers: list[Any] = []
     for index, check in enumerate(checks):
         if block.ndim == 2 and not check.bounded:
-            lines.append(memoryview(block[index]))
+            writers.append(memoryview(block[index]))
             continue
         one_number = block.ndim == 1 and check.bounded and block.dtype.kind in "iu"
         kind = NumberWriter if one_number else CheckedWriter
-        lines.append(kind(block, index, check, first_env + index))
-    return lines
+        writers.append(kind(block, index, check, first_env + index))
+    return writers

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["EXIT_WITHIN_S", "GROUP_SIGNALS", "Parent", "ParentEnded", "ignore_group_signals"]
+__all__ = ["GROUP_SIGNALS", "Parent", "ignore_group_signals"]
 
 GROUP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 """Signals that a terminal or a scheduler sends to a whole process group."""
@@ -40,13 +40,9 @@ def ignore_group_signals() -> None:
     """
     for number in GROUP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _do_nothing)
+            signal.signal(number, lambda *_: None)
             signal.siginterrupt(number, False)  # C code of an environment is not interrupted
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
-
-
-def _do_nothing(*_: Any) -> None:
-    """Handle a signal."""
 
 
 class ParentEnded(BaseException):
@@ -126,14 +122,10 @@ class Parent:
             self._ask_kernel(signal.SIGCONT)
         if self._process is not None:
             self._process.join()
-            _wake(threading.main_thread())
+            if (main := threading.main_thread().ident) is not None:
+                signal.pthread_kill(main, signal.SIGCONT)
             time.sleep(EXIT_WITHIN_S)  # the main thread closes the environments meanwhile
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _wake(thread: threading.Thread) -> None:
-    if thread.ident is not None:
-        signal.pthread_kill(thread.ident, signal.SIGCONT)
 
 
 def _exit_soon() -> None:

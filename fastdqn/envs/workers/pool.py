@@ -6,107 +6,134 @@ each group, and serves the signals in the order in which they come.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from multiprocessing.util import Finalize
 from typing import Any
 
 import cloudpickle
-import gymnasium as gym
 import numpy as np
 
 from fastdqn.envs.specs.registrations import packed_registry
-from fastdqn.envs.workers.at_exit import closed_at_exit
-from fastdqn.envs.workers.failures import EnvFailures
-from fastdqn.envs.workers.process import LOOK_INTERVAL_S, WorkerProcess
-from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
-from fastdqn.envs.workers.spawning import parent_pid, signals_blocked, without_main_module
+from fastdqn.envs.workers.failures import EnvFailures, raise_failures
+from fastdqn.envs.workers.process import (
+    LOOK_INTERVAL_S,
+    WorkerProcess,
+    parent_pid,
+    signals_blocked,
+    without_main_module,
+)
+from fastdqn.envs.workers.settings import EnvFactory, PoolSettings
+from fastdqn.envs.workers.shared_block import SharedBlock
+from fastdqn.envs.workers.supervision import RestartBudget
 from fastdqn.envs.workers.system_limits import (
     refuse_unless_openable,
     refuse_unless_parent,
     refuse_unless_shareable,
 )
-from fastdqn.envs.workers.task import Task
-from fastdqn.envs.workers.worker import CALL, DONE, WorkerSetup, new_wire, run_worker
+from fastdqn.envs.workers.worker import CALL, DONE, new_wire, run_worker
 
-__all__ = ["PoolSettings", "WorkerPool"]
+__all__ = ["Pool", "WorkerPool"]
 
 CLOSE_TIMEOUT_S = 5.0
-EnvFactory = Callable[[], gym.Env[Any, Any]]
+BEFORE_CHILDREN_ARE_ENDED = 10
+"""multiprocessing waits for its children between finalizers of priority 0 and the others; workers
+do not leave before they are asked to."""
 
 
-@dataclass(frozen=True)
-class PoolSettings:
-    """How the environments are dealt out and stepped.
+class Pool(ABC):
+    """Environments in groups that step when they are asked to, wherever they are hosted.
 
-    Attributes:
-        num_workers: Processes, at most one per environment of a group.
-        caller_envs: Environments of each group, the last ones, that the caller's process hosts.
-        num_groups: Groups of environments, each stepped by signals of its own.
-        autoreset_mode: Value of a Gymnasium AutoresetMode.
-        send_infos: Whether infos are sent to the caller.
-        start_method: `spawn`, `forkserver` or `fork`.
-        daemon: Whether workers end with the parent and may start no children of their own.
-        max_concurrency: How many may run an environment at a time; None is all.
-        obs_space: Space of an observation that does not lie in the block, or None.
-        shared_obs: Gymnasium's shared memory for such observations; None pickles them.
-        plain_actions: See `Task`.
-        refuse_masks: See `Task`.
-        spin_s: Seconds to stay awake for a signal; 0 goes to sleep at once.
-        name: Prefix of the process names.
-    """
-
-    num_workers: int
-    caller_envs: int = 0
-    num_groups: int = 1
-    autoreset_mode: str = "SameStep"
-    send_infos: bool = False
-    start_method: str = "spawn"
-    daemon: bool = True
-    max_concurrency: int | None = None
-    obs_space: gym.Space[Any] | None = None
-    shared_obs: Any = None
-    plain_actions: bool = False
-    refuse_masks: bool = False
-    spin_s: float = 0.0
-    name: str = "Workers"
-
-    def spans(self, num_envs: int) -> list[list[tuple[int, int]]]:
-        """Return (first, last + 1) environment by share and group, in order.
-
-        Workers have even shares; the caller's is the last one, where it takes one.
-        """
-        edges = []
-        for first, last in pairwise(range(0, num_envs + 1, num_envs // self.num_groups)):
-            own = last - self.caller_envs
-            even = np.linspace(first, own, self.num_workers + 1).astype(int).tolist()
-            edges.append([*even, last] if self.caller_envs else even)
-        return [list(spans) for spans in zip(*map(pairwise, edges), strict=True)]
-
-    def task(self, span: tuple[int, int], spec: RowSpec) -> Task:
-        """Return what the host of these environments is to do."""
-        first, stop = span
-        mode, infos = self.autoreset_mode, self.send_infos
-        flags = self.plain_actions, self.refuse_masks
-        return Task(first, stop - first, spec, mode, infos, self.obs_space, *flags)
-
-
-class WorkerPool:
-    """Worker processes, each hosting some environments of every group.
+    What is sent to a group is collected later, in the order in which it was sent. A pool that is
+    not closed before is closed when the interpreter ends.
 
     Args:
-        env_fns: Factories, one per environment; pickled by value.
-        spec: Layout of the shared block.
-        settings: How the environments are dealt out.
+        env_fns: Factories, one per environment.
+        settings: How the environments are dealt out and stepped.
+        rows: The block.
+        budget: Counts restarts.
 
     Attributes:
         workers: The processes.
-        rows: The shared block; a group's columns are the workers' between `send_step` and
-            `collect`.
-        spans: (first, last + 1) environment by worker and group.
+        rows: The block; a group's columns are the pool's between `send_step` and `collect`.
+        spans: (first, last + 1) environment by share and group.
+        budget: The restarts so far; None where failures are raised instead.
+        restarted: [N] bool, whose last row is no transition since its environment was restarted.
+    """
+
+    def __init__(
+        self,
+        env_fns: Sequence[EnvFactory],
+        settings: PoolSettings,
+        rows: SharedBlock,
+        budget: RestartBudget | None,
+    ) -> None:
+        self.env_fns, self.settings, self.rows, self.budget = env_fns, settings, rows, budget
+        self.workers: list[WorkerProcess] = []
+        self.spans = settings.spans()
+        self.restarted = np.zeros(len(env_fns), np.bool_)
+        self._seeds: list[int | None] = [None] * len(env_fns)  # of the last resets
+        self._at_exit = Finalize(
+            None, _close, args=(weakref.ref(self),), exitpriority=BEFORE_CHILDREN_ARE_ENDED
+        )
+
+    @abstractmethod
+    def send_step(self, group: int = 0) -> None:
+        """Start one step of a group; hot path.
+
+        Raises:
+            WorkerError: A worker has ended, or the budget of restarts is spent.
+        """
+
+    @abstractmethod
+    def send_call(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> None:
+        """Send each share its arguments of a call; `collect` returns the answers."""
+
+    @abstractmethod
+    def collect(self, timeout: float | None, group: int = 0) -> list[Any]:
+        """Wait for one answer of each share; hot path.
+
+        Answers that came before a timeout are returned by the next call, so that a late one is
+        never taken for the answer to a later message.
+
+        Args:
+            timeout: Seconds, or None.
+            group: The group whose answers are due next; workers answer in the order of the signals.
+
+        Returns:
+            The answer of each share: None or an object.
+
+        Raises:
+            TimeoutError: `timeout` seconds passed.
+            WorkerError: A worker died, or the budget of restarts is spent.
+            EnvFailures: Environments raised, and are not restarted.
+        """
+
+    def _remember_seeds(self, first: int, seeds: Sequence[int | None]) -> None:
+        """Keep the seeds of a reset; None leaves the one before."""
+        for env, seed in enumerate(seeds, first):
+            self._seeds[env] = self._seeds[env] if seed is None else seed
+
+    @abstractmethod
+    def close(self, timeout: float | None) -> None:
+        """Close the environments; ask workers to end in `timeout` s (None is 5), then kill them."""
+        self._at_exit.cancel()
+
+
+def _close(pool_ref: weakref.ref[Pool]) -> None:
+    pool = pool_ref()
+    if pool is not None:
+        with contextlib.suppress(Exception):  # a thread of the caller may still be using it
+            pool.close(None)
+
+
+class WorkerPool(Pool):
+    """Worker processes, each hosting some environments of every group; factories are pickled.
 
     Raises:
         UsageError: More files or shared memory than this process may have.
@@ -114,32 +141,32 @@ class WorkerPool:
         EnvFailures: A factory raised.
     """
 
-    budget: Any = None  # no worker is restarted here
-    restarted: Any = None
-
     def __init__(
-        self, env_fns: Sequence[EnvFactory], spec: RowSpec, settings: PoolSettings
+        self,
+        env_fns: Sequence[EnvFactory],
+        settings: PoolSettings,
+        budget: RestartBudget | None = None,
     ) -> None:
-        refuse_unless_parent(f"num_workers={settings.num_workers}", "Use num_workers=0.")
-        refuse_unless_openable(settings.num_workers)
+        spec, num_workers = settings.spec, settings.num_workers
+        refuse_unless_parent(f"num_workers={num_workers}", "Use num_workers=0.")
+        refuse_unless_openable(num_workers)
         refuse_unless_shareable(spec.nbytes, spec.num_envs)
         self._context: Any = multiprocessing.get_context(settings.start_method)
-        self.env_fns, self.spec, self.settings = env_fns, spec, settings
         self._block = self._context.RawArray("B", spec.nbytes)
-        self.rows = SharedBlock.over(memoryview(self._block), spec)
+        super().__init__(env_fns, settings, SharedBlock.over(memoryview(self._block), spec), budget)
         self.rows.real[:] = True
-        self.spans = settings.spans(len(env_fns))[: settings.num_workers]
+        self.spans = self.spans[:num_workers]
         permits = settings.max_concurrency
         self.semaphore = self._context.BoundedSemaphore(permits) if permits else None
-        self.workers: list[WorkerProcess] = []
         self._answers: dict[int, Any] = {}
-        self._at_exit = closed_at_exit(self)
         self._registry = b"" if settings.start_method == "fork" else packed_registry()
         try:
-            for index in range(settings.num_workers):
+            for index in range(num_workers):
                 self.workers.append(self._start(index))
+            patience_s = budget.supervision.deadline_s if budget else None
             for group in range(settings.num_groups):
-                self.call("make", [()] * settings.num_workers, group)
+                WorkerPool.send_call(self, "make", [()] * num_workers, group)
+                WorkerPool.collect(self, patience_s, group)
         except BaseException:
             self.close(None)  # other environments may have started programs
             raise
@@ -147,20 +174,20 @@ class WorkerPool:
     def _start(self, index: int) -> WorkerProcess:
         """Start the process of worker `index`; its environments are not built yet."""
         settings, spans = self.settings, self.spans[index]
-        work = WorkerSetup(
-            [settings.task(span, self.spec) for span in spans],
-            cloudpickle.dumps([list(self.env_fns[a:b]) for a, b in spans]),
-            self._block,
-            settings.shared_obs,
-            self.semaphore,
-            parent_pid(settings.start_method),
-            settings.spin_s,
-            self._registry,
-        )
+        env_fns = cloudpickle.dumps([list(self.env_fns[a:b]) for a, b in spans])
         (ours, theirs), forked = new_wire(self._context), settings.start_method == "fork"
         process = self._context.Process(
             target=run_worker,
-            args=(theirs, work, [*(w.wire for w in self.workers), ours] if forked else []),
+            args=(theirs, [*(w.wire for w in self.workers), ours] if forked else []),
+            kwargs={
+                "settings": settings,
+                "spans": spans,
+                "env_fns": env_fns,
+                "block": self._block,
+                "semaphore": self.semaphore,
+                "parent_pid": parent_pid(settings.start_method),
+                "registry": self._registry,
+            },
             name=f"Worker<{settings.name}>-{spans[0][0]}..{spans[-1][1] - 1}",
             daemon=settings.daemon,
         )
@@ -172,12 +199,14 @@ class WorkerPool:
             raise
         finally:
             theirs.close()
+        if self.budget:
+            ours.limit(self.budget.supervision.deadline_s)
         return WorkerProcess(index, spans, process, ours, settings.spin_s)
 
     # Messages
 
     def send_step(self, group: int = 0) -> None:
-        """Wake every worker for one step of a group; hot path."""
+        """Wake every worker for one step of a group."""
         signal_ = bytes((group,))
         for worker in self.workers:
             try:
@@ -186,7 +215,7 @@ class WorkerPool:
                 raise worker.exit_error() from error
 
     def send_call(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> None:
-        """Send each worker its arguments of a call; `collect` returns the answers.
+        """Send each worker its arguments of a call.
 
         All arguments are pickled before the first is sent: a call is made everywhere or nowhere.
         """
@@ -200,29 +229,8 @@ class WorkerPool:
         message: bytes = cloudpickle.dumps((name, group, arguments))
         return message
 
-    def call(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> list[Any]:
-        """Send each worker its arguments of a call and return the answers."""
-        self.send_call(name, arguments, group)
-        return self.collect(None, group)
-
     def collect(self, timeout: float | None, group: int = 0) -> list[Any]:  # noqa: ARG002
-        """Wait for one answer of each worker; hot path.
-
-        Answers that came before a timeout are returned by the next call, so that a late one is
-        never taken for the answer to a later message.
-
-        Args:
-            timeout: Seconds, or None.
-            group: The group whose answers are due next; workers answer in the order of the signals.
-
-        Returns:
-            The answer of each worker: None or an object.
-
-        Raises:
-            TimeoutError: `timeout` seconds passed.
-            WorkerError: A worker died.
-            EnvFailures: Environments raised.
-        """
+        """Wait for one answer of each worker; see `Pool.collect`."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         for worker in self.workers:
             if worker.index not in self._answers:
@@ -230,9 +238,7 @@ class WorkerPool:
         answers = [self._answers[index] for index in range(len(self.workers))]
         self._answers.clear()
         if any(answers):
-            failures = [f for a in answers if isinstance(a, EnvFailures) for f in a.failures]
-            if failures:
-                raise EnvFailures(failures)
+            raise_failures(answers)
         return answers
 
     def _answer_of(self, worker: WorkerProcess, deadline: float, timeout: float | None) -> Any:
@@ -264,7 +270,7 @@ class WorkerPool:
                 return False
 
     def close(self, timeout: float | None) -> None:
-        """Ask the workers to end within `timeout` seconds (None is five), then kill them."""
+        """End the workers."""
         polite = CLOSE_TIMEOUT_S if timeout is None else timeout
         if polite:
             for worker in self.workers:
@@ -272,4 +278,4 @@ class WorkerPool:
         deadline = time.monotonic() + polite
         for worker in self.workers:
             worker.end(max(0.0, deadline - time.monotonic()))
-        self._at_exit.cancel()
+        super().close(timeout)

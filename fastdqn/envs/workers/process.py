@@ -1,37 +1,80 @@
-"""A worker process as its parent sees it: signals, answers, and its end."""
+"""A worker process as its parent sees it: its start, signals, answers, and its end."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import select
 import signal
 import socket
 import struct
-from collections.abc import Sequence
+import sys
+import threading
+import types
+from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 
 from fastdqn.envs.workers.failures import EnvFailures
+from fastdqn.envs.workers.parent_watch import GROUP_SIGNALS
 from fastdqn.envs.workers.worker import CLOSE, DONE, FAILED, Wire, next_signal
 from fastdqn.errors import WorkerError
 
-__all__ = ["LOOK_INTERVAL_S", "WorkerProcess"]
+__all__ = [
+    "LOOK_INTERVAL_S",
+    "WorkerProcess",
+    "parent_pid",
+    "signals_blocked",
+    "without_main_module",
+]
 
 LOOK_INTERVAL_S = 1.0
 """Seconds between checks of the other workers while one is waited for."""
 
 
+@contextlib.contextmanager
+def without_main_module() -> Iterator[None]:
+    """Hide the caller's script from multiprocessing, which would run it again in each worker."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Block the signals that only the parent handles while a worker is started.
+
+    The worker unblocks them. A fork server that is started with it keeps them blocked, so that a
+    signal to the process group does not end it.
+    """
+    resource_tracker.ensure_running()  # unblocks when it starts by itself
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def parent_pid(start_method: str) -> int:
+    """Return the process whose end a worker watches; see `Parent`."""
+    if start_method == "forkserver":
+        return -1
+    in_a_thread = threading.current_thread() is not threading.main_thread()
+    return 0 if in_a_thread else os.getpid()
+
+
 class WorkerProcess:
     """A worker as its parent sees it.
 
-    Args:
-        index: Which worker.
-        spans: Its environments by group.
-        process: The process.
-        wire: The parent's end of the line to it.
-        spin_s: Seconds to stay awake while waiting for its answers.
-
     Attributes:
+        index: Which worker.
+        spans: (first, last + 1) environment by group.
+        process: The process.
+        wire: The parent's end of the connection to it.
         signal: Sends a signal of one byte; raises OSError if the worker has ended.
     """
 
@@ -73,11 +116,7 @@ class WorkerProcess:
         return bool(self._poller.poll(timeout_s * 1000))
 
     def next_signal(self) -> bytes:
-        """Wait for the next signal, for a second at most; hot path.
-
-        Returns:
-            The signal; empty if none came or the worker has ended.
-        """
+        """Wait a second at most; return a signal, or nothing if the worker ended; hot path."""
         try:
             return next_signal(self.wire.signals, self._spin_s)
         except OSError:
@@ -108,8 +147,12 @@ class WorkerProcess:
         """Return the error that says how the process ended."""
         self.process.join(1.0)
         code = self.process.exitcode
-        how = "does not answer" if code is None else f"ended with {_describe_exit(code)}"
-        return WorkerError(f"{self} {how}")
+        if code is None:
+            return WorkerError(f"{self} does not answer")
+        if code >= 0:
+            return WorkerError(f"{self} ended with exit code {code}")
+        hint = " (often out of memory)" if -code == signal.SIGKILL else ""
+        return WorkerError(f"{self} ended with {signal.Signals(-code).name}{hint}")
 
     def request_close(self) -> None:
         """Ask the process to close its environments and to exit, if it still runs."""
@@ -127,10 +170,3 @@ class WorkerProcess:
         self.ended = True  # only now: an interrupted wait may be repeated
         self.process.close()
         self.wire.close()
-
-
-def _describe_exit(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    hint = " (often out of memory)" if -code == signal.SIGKILL else ""
-    return f"{signal.Signals(-code).name}{hint}"

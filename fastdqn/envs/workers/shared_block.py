@@ -57,9 +57,7 @@ class RowSpec:
             UsageError: A space has no fixed shape and numeric dtype.
         """
         for name, space in (("observation", obs), ("action", action)):
-            if not (
-                space is None or isinstance(space, Box | Discrete | MultiBinary | MultiDiscrete)
-            ):
+            if not isinstance(space, Box | Discrete | MultiBinary | MultiDiscrete | None):
                 raise UsageError(
                     f"{name} space {space}",
                     "the rows take arrays of one fixed shape and dtype",

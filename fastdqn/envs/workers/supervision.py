@@ -7,23 +7,28 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from fastdqn.envs.workers.failures import Failure
+from fastdqn.envs.workers.process import WorkerProcess
 from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.errors import UsageError, WorkerError
 
 __all__ = [
     "RestartBudget",
+    "SupervisedWorker",
     "Supervision",
-    "failure_line",
+    "failure_text",
     "fresh_seeds",
     "mark_unreal",
-    "seeds_text",
+    "with_circumstances",
 ]
 
 LONGEST_DELAY_S = 30.0
+POLITE_S = 1.0
+"""Seconds for closing the other environments of a worker after one of them has raised."""
 SEEDS_SHOWN = 4
 RESTARTS_TOLD = 1000
 
@@ -115,6 +120,64 @@ class RestartBudget:
         )
 
 
+class SupervisedWorker:
+    """One worker under supervision.
+
+    It is in one of three states: it serves (`live`); it has ended and is started again at `act_at`;
+    or it has been started and must answer `owed` calls until `act_at`.
+
+    Attributes:
+        process: The process that serves now, or the last one that did.
+        live: Whether it takes part in steps.
+        act_at: When to start it, or the deadline of its start.
+        owed: Groups whose first reset a starting worker has yet to answer.
+        in_a_row: Restarts since its last step.
+        attributes: What `set_attr` has set, by group and name.
+        due: Whether an answer is awaited, by group.
+        answers: Answers that were received and not collected yet, by group.
+        shown: By group: whether the caller has seen the first observations of this process.
+        first: Answers to the first resets of this process, by group.
+        seen: The last pickled observations, by group; None where they lie in the block.
+    """
+
+    def __init__(self, worker: WorkerProcess) -> None:
+        groups = range(len(worker.spans))
+        self.process = worker
+        self.live = True
+        self.act_at = math.inf
+        self.owed: deque[int] = deque()
+        self.in_a_row = 0
+        self.attributes: list[dict[str, Any]] = [{} for _ in groups]
+        self.due = [False for _ in groups]
+        self.answers: dict[int, Any] = {}
+        self.shown = [True for _ in groups]
+        self.first: list[Any] = [None for _ in groups]
+        self.seen: list[list[Any] | None] = [None for _ in groups]
+
+    def end(self, *, politely: bool) -> None:
+        """End the process, and drop what it has answered and still owes."""
+        if politely:  # it still runs: its other environments may have started programs
+            self.process.request_close()
+        self.process.end(POLITE_S if politely else 0.0)  # nothing writes its rows from here on
+        self.live, groups = False, len(self.due)
+        self.due, self.shown = [False] * groups, [False] * groups
+        self.answers.clear()
+        self.owed.clear()
+        self.in_a_row += 1
+
+    def take_owed(self) -> None:
+        """Take what a starting process has answered so far; it lives once it owes nothing.
+
+        Raises:
+            WorkerError: It has ended.
+            EnvFailures: Environments raised.
+        """
+        while self.owed and self.process.answered(0.0):
+            answer, group = self.process.receive(), self.owed.popleft()
+            self.first[group], self.seen[group] = answer, answer[1]
+        self.live = not self.owed
+
+
 def mark_unreal(rows: SharedBlock, start: int, stop: int) -> None:
     """Mark the rows of some environments as no transitions."""
     rows.real[start:stop] = False
@@ -132,14 +195,17 @@ def fresh_seeds(seeds: Sequence[int | None], branch: int) -> list[int | None]:
     ]
 
 
-def failure_line(failures: Sequence[Failure]) -> str:
-    """Return one line: which environments raised, and the last of their errors."""
+def failure_text(failures: Sequence[Failure]) -> str:
+    """Return a line: which environments raised, and the last of their errors; and all in full."""
     envs = ", ".join(str(failure.env) for failure in failures)
     last, many = failures[-1], "s" * (len(failures) > 1)
-    return f"environment{many} {envs} raised{last.doing}: {last.reason}"
+    line = f"environment{many} {envs} raised{last.doing}: {last.reason}"
+    return "\n".join([line, *map(str, failures)])
 
 
-def seeds_text(seeds: Sequence[int | None]) -> str:
-    """Return the first of the seeds, for a message."""
-    more = ", ..." if len(seeds) > SEEDS_SHOWN else ""
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds[:SEEDS_SHOWN]))}{more}"
+def with_circumstances(trouble: str, step: int, seeds: Sequence[int | None]) -> str:
+    """Return a message whose first line ends with the vector step and the first of the seeds."""
+    first, newline, rest = trouble.partition("\n")
+    shown, more = ", ".join(map(str, seeds[:SEEDS_SHOWN])), ", ..." * (len(seeds) > SEEDS_SHOWN)
+    many = "s" * (len(seeds) > 1)
+    return f"{first}; in vector step {step}, seed{many} {shown}{more}{newline}{rest}"

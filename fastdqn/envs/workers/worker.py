@@ -24,8 +24,8 @@ from fastdqn.envs.specs.registrations import register
 from fastdqn.envs.workers.failures import EnvFailures, Failure
 from fastdqn.envs.workers.hosted_envs import HostedEnvs
 from fastdqn.envs.workers.parent_watch import Parent, ignore_group_signals
+from fastdqn.envs.workers.settings import PoolSettings
 from fastdqn.envs.workers.shared_block import SharedBlock
-from fastdqn.envs.workers.task import Task
 from fastdqn.foundation.streams import hold_streams
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ __all__ = [
     "FAILED",
     "PAYLOAD",
     "Wire",
-    "WorkerSetup",
     "new_wire",
     "next_signal",
     "run_worker",
@@ -120,54 +119,46 @@ def new_wire(context: Any) -> tuple[Wire, Wire]:
     return Wire(signals[0], messages[0]), Wire(signals[1], messages[1])
 
 
-@dataclass(frozen=True)
-class WorkerSetup:
-    """What a worker process is started with.
-
-    Attributes:
-        tasks: One per group of environments.
-        env_fns: Cloudpickled lists of factories, one per task.
-        block: Shared memory (a RawArray) for the rows.
-        shared_obs: See `HostedEnvs`.
-        semaphore: Limits how many workers run an environment at a time, or None.
-        parent_pid: See `Parent`.
-        spin_s: Seconds to stay awake while waiting for the next signal.
-        registry: What the parent has registered with Gymnasium; see `registrations`.
-    """
-
-    tasks: Sequence[Task]
-    env_fns: bytes
-    block: Any
-    shared_obs: Any
-    semaphore: Any
-    parent_pid: int
-    spin_s: float = 0.0
-    registry: bytes = b""
-
-
-def run_worker(wire: Wire, work: WorkerSetup, inherited: Sequence[Wire]) -> None:
+def run_worker(
+    wire: Wire,
+    inherited: Sequence[Wire],
+    *,
+    settings: PoolSettings,
+    spans: Sequence[tuple[int, int]],
+    env_fns: bytes,
+    block: Any,
+    semaphore: Any,
+    parent_pid: int,
+    registry: bytes,
+) -> None:
     """Serve until the parent asks to close, or ends.
 
     Args:
         wire: This worker's end.
-        work: What to do.
         inherited: Ends of other connections that a forked child has inherited; closed first, since
             an open one would hide the parent's death from other workers.
+        settings: Of the pool.
+        spans: (first, last + 1) environment by group.
+        env_fns: Cloudpickled lists of factories, one per group.
+        block: Shared memory (a RawArray) for the rows.
+        semaphore: Limits how many workers run an environment at a time, or None.
+        parent_pid: See `Parent`.
+        registry: What the parent has registered with Gymnasium; see `registrations`.
     """
     ignore_group_signals()
     hold_streams()  # printing must not cost the worker
     for end in inherited:
         end.close()
-    parent = Parent(work.parent_pid)
-    rows = SharedBlock.over(memoryview(work.block), work.tasks[0].spec)
-    env_fns = pickle.loads(work.env_fns)  # noqa: S301 - written by the parent process
-    register(work.registry)
+    parent = Parent(parent_pid)
+    rows = SharedBlock.over(memoryview(block), settings.spec)
+    factories = pickle.loads(env_fns)  # noqa: S301 - written by the parent process
+    register(registry)
     hosts = [
-        HostedEnvs(task, fns, rows, work.shared_obs, work.semaphore)
-        for task, fns in zip(work.tasks, env_fns, strict=True)
+        HostedEnvs(settings, span, fns, rows, semaphore)
+        for span, fns in zip(spans, factories, strict=True)
     ]
     gc.freeze()  # imported objects stay; the collector need not scan them
-    parent.serve(partial(_serve, wire, hosts, work.spin_s))
+    parent.serve(partial(_serve, wire, hosts, settings.spin_s))
     for host in hosts:
         host.close()
 
@@ -185,17 +176,13 @@ def _serve(wire: Wire, hosts: Sequence[HostedEnvs], spin_s: float) -> bool:
             message = hosts[asked[0]].step()
             answer = None if message is None else cloudpickle.dumps(message)
     except EnvFailures as error:
-        wire.send(FAILED, _pack(error.failures))
+        wire.send(FAILED, cloudpickle.dumps([*map(_fit_to_travel, error.failures)]))
     except Exception as error:  # e.g. a result that cannot be pickled
-        wire.send(FAILED, _pack([hosts[0].failure(0, error)]))
+        failure = Failure.of(hosts[0].first_env, error)
+        wire.send(FAILED, cloudpickle.dumps([_fit_to_travel(failure)]))
     else:
         wire.send(DONE if answer is None else PAYLOAD, answer)
     return True
-
-
-def _pack(failures: Sequence[Failure]) -> bytes:
-    packed: bytes = cloudpickle.dumps([_fit_to_travel(failure) for failure in failures])
-    return packed
 
 
 def _fit_to_travel(failure: Failure) -> Failure:

@@ -12,8 +12,8 @@ from gymnasium.vector import AutoresetMode
 
 from fastdqn.envs.workers.failures import EnvFailures
 from fastdqn.envs.workers.hosted_envs import HostedEnvs
+from fastdqn.envs.workers.settings import PoolSettings
 from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
-from fastdqn.envs.workers.task import Task
 from tests.oracles import (
     CounterEnv,
     CrashingEnv,
@@ -41,8 +41,8 @@ def host_of(
 ) -> HostedEnvs:
     space = factories[0]().observation_space
     spec = RowSpec.of_spaces(len(factories), space, Discrete(3))
-    task = Task(0, len(factories), spec, mode.value, send_infos=False, plain_actions=True)
-    host = HostedEnvs(task, factories, SharedBlock.allocate(spec))
+    settings = PoolSettings(spec, autoreset_mode=mode.value, plain_actions=True)
+    host = HostedEnvs(settings, (0, len(factories)), factories, SharedBlock.allocate(spec))
     host.make()
     host.reset(list(range(len(factories))), None, [True] * len(factories))
     return host

@@ -20,7 +20,7 @@ from fastdqn.envs.sources.source import make_source, source_of
 from fastdqn.envs.space_check import MANY, Bounds, SpaceCheck, VectorCheck
 from fastdqn.envs.workers.allocation import Allocation
 from fastdqn.envs.workers.observation_writer import CheckedWriter, NumberWriter, writers_over
-from fastdqn.envs.workers.spawning import without_main_module
+from fastdqn.envs.workers.process import without_main_module
 from tests.drive import MODES
 from tests.unit.agent.test_dqn import small
 from tests.unruly import FallingEnv, LeavingEnv

@@ -11,10 +11,10 @@ from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.envs.workers.supervision import (
     RestartBudget,
     Supervision,
-    failure_line,
+    failure_text,
     fresh_seeds,
     mark_unreal,
-    seeds_text,
+    with_circumstances,
 )
 from fastdqn.errors import UsageError, WorkerError
 
@@ -123,8 +123,12 @@ def test_some_environments_alone_are_marked() -> None:
 def test_what_was_raised_is_named_in_one_line() -> None:
     one = Failure(3, None, "Traceback ...", "ValueError: two", " on action 1", ended=True)
     other = Failure(5, None, "Traceback ...", "OddError: no pickle", "", ended=True)
-    assert failure_line([one]) == "environment 3 raised on action 1: ValueError: two"
-    assert failure_line([one, other]) == "environments 3, 5 raised: OddError: no pickle"
+    assert (
+        failure_text([one]).splitlines()[0] == "environment 3 raised on action 1: ValueError: two"
+    )
+    lines = failure_text([one, other]).splitlines()
+    assert lines[0] == "environments 3, 5 raised: OddError: no pickle"
+    assert lines[1:] == [*str(one).splitlines(), *str(other).splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -132,4 +136,6 @@ def test_what_was_raised_is_named_in_one_line() -> None:
     [([7], "seed 7"), ([1, None], "seeds 1, None"), (list(range(9)), "seeds 0, 1, 2, 3, ...")],
 )
 def test_some_seeds_are_named(seeds: list[int | None], message: str) -> None:
-    assert seeds_text(seeds) == message
+    said = with_circumstances("It fell.\nTraceback ...", 3, seeds)
+    assert said == f"It fell.; in vector step 3, {message}\nTraceback ..."
+    assert with_circumstances("It fell.", 3, seeds) == f"It fell.; in vector step 3, {message}"

@@ -7,7 +7,7 @@ import signal
 import threading
 
 from fastdqn.envs.workers.parent_watch import GROUP_SIGNALS
-from fastdqn.envs.workers.spawning import parent_pid, signals_blocked
+from fastdqn.envs.workers.process import parent_pid, signals_blocked
 
 
 def test_signals_that_are_the_parents_business_are_held_back_for_a_moment() -> None:
