@@ -137,8 +137,11 @@ class BlockRunner:
             bound = native.bound(ring.ring, index)
             return bound if drawn else in_turn([partial(self._draw, index, random_bits), bound])
 
-        compiled = Parts(self._acting_in_c(), between.bound, learn)
-        plain = compiled._replace(advance=partial(partial, self._between))
+        own, act = self._iteration.own, self._acting_in_c()
+        compiled = Parts(act, lambda uniform, *step: between.bound(own(uniform), *step), learn)
+        plain = Parts(
+            act, lambda uniform, *step: partial(self._between, own(uniform), *step), learn
+        )
         return lambda block, call: (plain if block.uncompiled else compiled).run_of(block, call)
 
     def _on_a_card(self, native: CudaUpdate) -> Callable[[Block, BlockTensors], Call]:
@@ -158,7 +161,7 @@ class BlockRunner:
                 learns = partial(native, iteration.ring.ring, index)
                 return in_turn([draw(index, random_bits), learns])
 
-            return Parts(act, lambda *step: advance(*step[:3]), learn)
+            return Parts(act, lambda u, *step: advance(iteration.own(u), *step[:2]), learn)
 
         plain = parts(partial(partial, iteration.advance), partial(partial, self._draw))
         compiled = parts(advances.bound, draws.bound)
@@ -168,7 +171,8 @@ class BlockRunner:
                 return self._whole(block, call)
             needs: list[tuple[Step, tuple[Tensor, ...]]] = []
             if block.num_steps:
-                needs.append((advances, (call.uniform[0], call.ends[0], call.returns[0])))
+                step = iteration.own(call.uniform[0]), call.ends[0], call.returns[0]
+                needs.append((advances, step))
             if block.num_updates:
                 random_bits = call.random_bits[: block.num_updates]
                 needs.append((draws, (self._place(random_bits), random_bits)))

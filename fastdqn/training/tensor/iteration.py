@@ -76,7 +76,7 @@ class Iteration:
         """All of them as they are, to make a block of."""
 
         def advance(uniform: Tensor, ends: Tensor, returns: Tensor, _: Tensor) -> Call:
-            return partial(self.advance, uniform, ends, returns)
+            return partial(self.advance, self.own(uniform), ends, returns)
 
         return Parts(
             lambda uniform: partial(self.act, uniform),
@@ -98,10 +98,14 @@ class Iteration:
         self.returns.zero_()
         self.lengths.zero_()
 
+    def own(self, uniform: Tensor) -> Tensor:
+        """Return the environments' own numbers [N, R] of those of a vector step, as a view."""
+        return uniform[:, self.num_acting :]
+
     def advance(self, uniform: Tensor, ends: Tensor, returns: Tensor) -> None:
-        """Let pure environments step with the last actions and R of their numbers; record it."""
+        """Let pure environments step with the last actions and their own numbers; record it."""
         with torch.no_grad():
-            step = self._pure.advance(self.action, uniform[:, self.num_acting :])
+            step = self._pure.advance(self.action, uniform)
         self.record(step, ends, returns)
 
     def act(self, uniform: Tensor) -> None:
