@@ -22,7 +22,7 @@ from fastdqn.envs.tensor import TensorEnv
 from fastdqn.errors import UsageError
 from fastdqn.execution.modes import refuse_execution
 from fastdqn.learner.learner import Learner
-from fastdqn.learner.precision import refuse_precision
+from fastdqn.learner.settings import refuse_precision
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import mlp_for
 from fastdqn.networks.network_check import refuse_unfit

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdqn.agent.arguments import name_of
-from fastdqn.agent.saved_description import SavedDescription, write_description
+from fastdqn.agent.saved_description import SavedDescription
 from fastdqn.algorithms.objectives import Objective, objective_of
 from fastdqn.build import (
     SAMPLERS,
@@ -26,15 +26,16 @@ from fastdqn.build import (
     build_tensor_rollout,
     refuse_impossible,
 )
-from fastdqn.config import Config
+from fastdqn.config import Config, plain
 from fastdqn.device import resolve_device
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.provider import EnvProvider
 from fastdqn.envs.seeding import Stream, seeds_of
+from fastdqn.envs.specs.plain_values import to_plain
 from fastdqn.errors import UsageError
 from fastdqn.execution.modes import choose_execution, is_auto
 from fastdqn.foundation.scalars import whole
-from fastdqn.learner.precision import float32_products
+from fastdqn.learner.settings import float32_products
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer
 from fastdqn.replay.sampler_check import SamplerFactory
@@ -116,19 +117,22 @@ class Trainable:
         return {name: tensor.detach() for name, tensor in named}
 
     def describe(self) -> dict[str, Any]:
-        """Return the description that is saved with them: plain JSON values."""
-        env_steps, episodes = self._counts()
-        return write_description(
-            self.config,
-            self.description,
-            type(self.network).__name__,
-            parts=self._own_parts(),
-            by_id=self._by_id,
-            env_steps=env_steps,
-            episodes=episodes,
-            updates=self._ratio.updates,
-            rounds=self._rounds,
-        )
+        """Return what is saved with them, plain JSON values; see `SavedDescription`."""
+        config, env, (env_steps, episodes) = self.config, self.description, self._counts()
+        return {
+            "env_id": env.env_id,
+            **({} if self._by_id else {"env": dict(env.construction)}),
+            **self._own_parts(),
+            "env_steps": env_steps,
+            "episodes": episodes,
+            "updates": self._ratio.updates,
+            "rounds": self._rounds,
+            "obs_shape": list(env.obs_shape),
+            "obs_dtype": env.obs_dtype,
+            "num_actions": env.num_actions,
+            "network": type(self.network).__name__,
+            "config": {**plain(config), "run_dir": None, "env_kwargs": to_plain(config.env_kwargs)},
+        }
 
     def _own_parts(self) -> dict[str, str]:
         """Return the classes of the caller's own objective and sampler, by these names."""

@@ -15,15 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdqn.config import Config, plain
-from fastdqn.envs.description import EnvDescription
+from fastdqn.config import Config
 from fastdqn.envs.specs.construction import Construction
-from fastdqn.envs.specs.plain_values import NotPlainError, from_plain, to_plain
+from fastdqn.envs.specs.plain_values import NotPlainError, from_plain
 from fastdqn.errors import CheckpointError, UsageError
 from fastdqn.presets import PRESETS
 from fastdqn.transition import STORAGE_DTYPES
 
-__all__ = ["SavedDescription", "read_description", "refuse_other_shapes", "write_description"]
+__all__ = ["SavedDescription", "read_description", "refuse_other_shapes"]
 
 LARGEST, LARGEST_SETTING = 2**53, 2**128
 """Largest count, which a float64 holds exactly; and largest setting, which may be a seed."""
@@ -65,33 +64,6 @@ class SavedDescription:
     updates: int = 0
     episodes: int = 0
     rounds: int = 0
-
-
-def write_description(
-    config: Config,
-    env: EnvDescription,
-    network: str,
-    *,
-    parts: Mapping[str, str],
-    by_id: bool,
-    **counts: int,
-) -> dict[str, Any]:
-    """Return the description of a policy, plain JSON values; see `SavedDescription`.
-
-    How the environment was made is left out where it was passed by its id.
-    """
-    made: dict[str, Any] = {} if by_id else {"env": dict(env.construction)}
-    return {
-        "env_id": env.env_id,
-        **made,
-        **parts,
-        **counts,
-        "obs_shape": list(env.obs_shape),
-        "obs_dtype": env.obs_dtype,
-        "num_actions": env.num_actions,
-        "network": network,
-        "config": {**plain(config), "run_dir": None, "env_kwargs": to_plain(config.env_kwargs)},
-    }
 
 
 def read_description(description: Mapping[str, Any]) -> SavedDescription:

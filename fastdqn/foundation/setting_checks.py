@@ -37,7 +37,7 @@ def check(config: Any) -> None:
             _, fine, reason = _KINDS[kind]
             _demand(config, field.name, fine, reason)
     for reason, (fine, names) in _RANGES.items():
-        for name in names:
+        for name in names.split():
             _demand(config, name, fine, reason)
     _check_choices(config)
     _check_pairs(config)
@@ -52,47 +52,24 @@ def _demand(config: Any, name: str, fine: Callable[[Any], bool], reason: str) ->
     raise UsageError(f"{flag_of(name)} {spelled(value)}", reason, way_out)
 
 
-_RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "it must be at least 1": (
         lambda value: value >= 1,
-        (
-            "total_timesteps",
-            "num_envs",
-            "env_groups",
-            "buffer_size",
-            "batch_size",
-            "epsilon_decay_steps",
-            "eval_episodes",
-            "eval_interval",
-            "cpu_threads",
-            "log_interval",
-            "checkpoint_interval",
-        ),
+        "total_timesteps num_envs env_groups buffer_size batch_size epsilon_decay_steps "
+        "eval_episodes eval_interval cpu_threads log_interval checkpoint_interval",
     ),
     "it must not be negative": (
         lambda value: value >= 0,
-        (
-            "seed",
-            "target_period",
-            "target_period_episodes",
-            "weight_decay",
-            "learning_starts",
-            "learning_rate",
-            "max_worker_restarts",
-            "num_workers",
-            "eval_max_steps",
-        ),
+        "seed target_period target_period_episodes weight_decay learning_starts learning_rate "
+        "max_worker_restarts num_workers eval_max_steps",
     ),
-    "it must lie in [0, 1]": (
-        lambda value: 0 <= value <= 1,
-        ("gamma", "epsilon_start", "epsilon_end"),
-    ),
+    "it must lie in [0, 1]": (lambda value: 0 <= value <= 1, "gamma epsilon_start epsilon_end"),
     "it must be positive": (
         lambda value: value > 0,
-        ("replay_ratio", "clip_norm", "clip_value", "worker_deadline_s"),
+        "replay_ratio clip_norm clip_value worker_deadline_s",
     ),
-    "it must lie in (0, 1]": (lambda value: 0 < value <= 1, ("tau", "epsilon_decay_factor")),
-    "no machine keeps up with it": (lambda value: value <= 10_000, ("replay_ratio",)),
+    "it must lie in (0, 1]": (lambda value: 0 < value <= 1, "tau epsilon_decay_factor"),
+    "no machine keeps up with it": (lambda value: value <= 10_000, "replay_ratio"),
 }
 """Reason of a refusal -> what a value must fulfil, and the fields that it concerns."""
 

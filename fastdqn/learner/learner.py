@@ -19,8 +19,7 @@ from fastdqn.execution.modes import Mode, mode_of
 from fastdqn.execution.step import PureStep, Step
 from fastdqn.foundation.copying import copied, snapshot
 from fastdqn.foundation.scalars import whole
-from fastdqn.learner.precision import float32_products, refuse_precision
-from fastdqn.learner.settings import TARGETS, refuse_settings
+from fastdqn.learner.settings import TARGETS, float32_products, refuse_precision, refuse_settings
 from fastdqn.learner.state import METRICS, LearnerState
 from fastdqn.learner.steps import LearnerSteps, Source, index_of, native_parts
 from fastdqn.learner.update import Update

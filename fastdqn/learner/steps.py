@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,23 +34,11 @@ Source = Sampler | ReplayBuffer
 UPDATES_PER_CALL = (4, 2, 1)
 UPDATES_PER_GRAPH = (64, 32, 16, 8, 4, 2, 1)
 
+Runs = Callable[..., Step]
+"""Makes what runs a pure step; see `fastdqn.execution.compile.run_step` for the arguments.
 
-class Runs(Protocol):
-    """Makes what runs a pure step; see `fastdqn.execution.compile.run_step` for the arguments."""
-
-    def __call__(
-        self,
-        step: PureStep,
-        *,
-        plain: Step | None,
-        by_row: bool,
-        static: bool,
-        written: Sequence[Tensor] = (),
-    ) -> Step:
-        """Return what does the same as a pure step.
-
-        `written` is what it writes besides the learner's state.
-        """
+Of `written` it is passed what the step writes besides the learner's state.
+"""
 
 
 class LearnerSteps:

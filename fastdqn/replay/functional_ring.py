@@ -18,10 +18,7 @@ from torch import Tensor
 from fastdqn.replay.sizes import RingSizes
 from fastdqn.replay.storage import allocate
 
-__all__ = ["MAX_BITS", "FunctionalRing"]
-
-MAX_BITS = 2**62
-"""Bound of the random numbers that `draw` takes; a remainder of so many is uniform within 2^-30."""
+__all__ = ["FunctionalRing"]
 
 ROW_FIELDS = ("next_index", "action", "reward", "terminated", "truncated", "continues")
 """Fields of the ring with one value per transition."""
@@ -41,11 +38,7 @@ class FunctionalRing:
     Nothing here waits for the device or branches on a value; every method can be traced whole.
 
     Args:
-        capacity: Transitions to hold; rounded up to whole vector steps.
-        num_envs: Environments, N.
-        obs_shape: Shape of one observation.
-        obs_dtype: Dtype in which observations are stored.
-        device: Where the tensors live.
+        capacity, num_envs, obs_shape, obs_dtype, device: See `ReplayBuffer`.
 
     Attributes:
         ring: The tensors, T * N transitions and twice as many frames; written in place.
@@ -140,21 +133,6 @@ class FunctionalRing:
     def nth(self, n: Tensor, first: Tensor) -> Tensor:
         """Return the flat index of the n-th transition from number `first` on, for `gather`."""
         return (first + n) % len(self.ring.action)
-
-    def draw(self, random_bits: Tensor) -> Tensor:
-        """Turn random bits into flat indices, uniform over the transitions that can be drawn.
-
-            first + bits mod count,    count = min(row, T - 1) N
-
-        Args:
-            random_bits: [B] int64 in [0, 2^62), drawn by the caller. Before the first `write` the
-                result means nothing; the caller, who counts rows, must not ask for it.
-
-        Returns:
-            [B] int64 for `gather`.
-        """
-        first, count = self.span()
-        return self.nth(random_bits % count, first)
 
     def snapshot(self, num_rows: int) -> Callable[[], None]:
         """Copy the rows that the next `num_rows` calls of `write` change; return what undoes them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.live import Live
@@ -100,20 +100,15 @@ class LiveProgress(Progress):
 
     Args:
         console: A terminal; on anything else only the last panel would show.
-        may_stop_early: Whether the run may end before its last env step.
-        clock: Returns monotonic seconds.
+        clock: See `Progress`, as for `options`.
     """
 
     line_s = LINE_S
 
     def __init__(
-        self,
-        console: Console,
-        *,
-        may_stop_early: bool = False,
-        clock: Callable[[], float] = time.monotonic,
+        self, console: Console, *, clock: Callable[[], float] = time.monotonic, **options: Any
     ) -> None:
-        super().__init__(console, may_stop_early=may_stop_early, clock=clock)
+        super().__init__(console, clock=clock, **options)
         self._latest: Report | None = None
         self._footnote = ""
         self._pace = Pace(REFRESH_S, clock)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -113,19 +113,14 @@ class EpisodeLog(TableLog):
 
     def __init__(self, path: Path, *, env_id: str, solved_at: float | None) -> None:
         super().__init__(path, EPISODES)
-        self._env_id, self._solved_at = env_id, solved_at
+        self._names: dict[str, Any] = {"env_id": env_id, "solved_at": solved_at}
 
     def append(self, episodes: Sequence[Episode]) -> None:
         """Append one line per episode; reading it back gives the same float."""
         for episode in episodes:
-            self.add(self._line(episode))
-
-    def _line(self, episode: Episode) -> str:
-        return_ = float(episode.return_)
-        status = episode_status(
-            return_, episode.truncated, env_id=self._env_id, solved_at=self._solved_at
-        )
-        return f"{episode.episode},{episode.env_step},{return_!r},{episode.length},{status}"
+            return_ = float(episode.return_)
+            status = episode_status(return_, episode.truncated, **self._names)
+            self.add(f"{episode.episode},{episode.env_step},{return_!r},{episode.length},{status}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

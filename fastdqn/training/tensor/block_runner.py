@@ -203,10 +203,10 @@ class BlockRunner:
             return step
 
         if native is not None:
-            ring = iteration.ring
+            sampler = iteration.sampler
 
             def learn(random_bits: Tensor, _: bool) -> Call:
-                return lambda: native(ring.ring, ring.draw(random_bits))
+                return lambda: native(sampler.ring, sampler.draw(random_bits)[0])
 
             return Parts(self._acting_in_c(), advance, learn).run_of
         acts = self._counted(run(iteration.act))
@@ -230,7 +230,7 @@ class BlockRunner:
         self._draw(self._place(random_bits), random_bits)
 
     def _draw(self, index: Tensor, random_bits: Tensor) -> None:
-        index.copy_(self._iteration.ring.draw(random_bits))
+        index.copy_(self._iteration.sampler.draw(random_bits)[0])
 
     def _record(self, *tensors: Tensor) -> None:
         *step, ends, returns = tensors

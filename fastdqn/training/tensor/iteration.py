@@ -19,6 +19,7 @@ from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv, TensorStep, m
 from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import snapshot
 from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.replay import Sampler
 from fastdqn.replay.functional_ring import FunctionalRing
 from fastdqn.training.tensor.blocks import Call, Parts
 
@@ -35,7 +36,7 @@ class Iteration:
         env: The environments; `advance` needs pure ones.
         network: Its latest parameters act.
         learn: Makes updates, in place, one for each row of random bits.
-        ring: Stores the transitions.
+        sampler: Draws from the ring that stores the transitions.
 
     Attributes:
         epsilon: Scalar float32, probability of exploring; write into it to change it.
@@ -54,9 +55,11 @@ class Iteration:
         env: TensorEnv,
         network: FlatNetwork,
         learn: Callable[[Tensor], None],
-        ring: FunctionalRing,
+        sampler: Sampler,
     ) -> None:
-        self.network, self.ring, self.learn = network, ring, learn
+        assert isinstance(sampler.replay, FunctionalRing)
+        self.network, self.sampler, self.learn = network, sampler, learn
+        self.ring = ring = sampler.replay
         self.num_acting = NUM_ACTING + network.num_columns(env.num_envs)
         self.num_uniform = self.num_acting
         if isinstance(env, PureTensorEnv):

@@ -24,7 +24,8 @@ from fastdqn.learner.learner import Learner
 from fastdqn.native import refuse_sampler
 from fastdqn.networks.network_check import refuse_frames
 from fastdqn.replay import UniformSampler
-from fastdqn.replay.functional_ring import MAX_BITS, FunctionalRing
+from fastdqn.replay.buffer import MAX_DRAW
+from fastdqn.replay.functional_ring import FunctionalRing
 from fastdqn.replay.sampler_check import SamplerFactory, sampler_of
 from fastdqn.training.events import Episode
 from fastdqn.training.tensor.block_runner import BlockRunner
@@ -89,7 +90,7 @@ class TensorRollout(Whole):
         refuse_frames(learner.network, self.ring.ring.frames, None, env.env_id)
         self.sampler = sampler_of(sampler, self.ring, batch_size)
         learn = partial(learner.learn_from, learner.state, self.sampler)
-        self._iteration = Iteration(env, learner.network, learn, self.ring)
+        self._iteration = Iteration(env, learner.network, learn, self.sampler)
         self._calls: dict[Block, BlockTensors] = {}
         self._runners: dict[str, BlockRunner] = {}
         self.execute_as(execution)
@@ -192,7 +193,7 @@ class TensorRollout(Whole):
         if call is None:
             call = self._calls[block] = self._allocated(block)
         call.uniform.uniform_(generator=self.generator)
-        call.random_bits.random_(0, MAX_BITS, generator=self.generator)
+        call.random_bits.random_(0, MAX_DRAW, generator=self.generator)
         return call
 
     def _allocated(self, block: Block) -> BlockTensors:

@@ -14,8 +14,15 @@ from torch import Tensor
 
 from fastdqn.errors import UsageError
 from fastdqn.replay import gather
-from fastdqn.replay.functional_ring import MAX_BITS, FunctionalRing
+from fastdqn.replay.buffer import MAX_DRAW
+from fastdqn.replay.functional_ring import FunctionalRing
+from fastdqn.replay.sampler import UniformSampler
 from tests.hotpath.test_hotpath import Calls, Operations
+
+
+def drawn_from(ring: FunctionalRing, random_bits: Tensor) -> Tensor:
+    rows, _ = UniformSampler(ring, len(random_bits)).draw(random_bits)
+    return rows
 
 
 @dataclass
@@ -74,7 +81,7 @@ def column(numbers: list[int]) -> Tensor:
 
 def drawable(ring: FunctionalRing, count: int) -> list[tuple[Any, ...]]:
     """Return what the draw yields for the bits 0 ... count - 1."""
-    batch = gather(ring.ring, ring.draw(torch.arange(count)))
+    batch = gather(ring.ring, drawn_from(ring, torch.arange(count)))
     columns = [field.reshape(count).tolist() for field in batch.tensors() if field is not None]
     return list(zip(*columns, strict=True))
 
@@ -105,12 +112,12 @@ def test_what_can_be_drawn_is_what_a_plain_list_would_hold_in_order(
         want = reference.all()
         if want:
             assert drawable(ring, len(want)) == want
-            index = ring.draw(torch.arange(len(want)))
+            index = drawn_from(ring, torch.arange(len(want)))
             assert ring.ring.continues[index].tolist() == reference.continues()
             head = ring._slots(ring.row)
             assert not ring.ring.continues[head].any()
-            again = ring.draw(torch.arange(len(want), 3 * len(want)))
-            assert again.tolist() == ring.draw(torch.arange(len(want))).tolist() * 2
+            again = drawn_from(ring, torch.arange(len(want), 3 * len(want)))
+            assert again.tolist() == drawn_from(ring, torch.arange(len(want))).tolist() * 2
 
 
 @given(histories(), st.integers(1, 5))
@@ -151,8 +158,8 @@ def test_draws_are_uniform(rows: int) -> None:
     for _ in range(rows):
         reference.write([1, 0])
     places = min(2 * rows, 12)
-    random_bits = torch.randint(MAX_BITS, (20_000,), generator=torch.Generator().manual_seed(0))
-    counts = Counter(ring.draw(random_bits).tolist())
+    random_bits = torch.randint(MAX_DRAW, (20_000,), generator=torch.Generator().manual_seed(0))
+    counts = Counter(drawn_from(ring, random_bits).tolist())
     expected = len(random_bits) / places
     chi_square = sum((count - expected) ** 2 / expected for count in counts.values())
     assert len(counts) == places
@@ -162,7 +169,7 @@ def test_draws_are_uniform(rows: int) -> None:
 def test_the_largest_bits_and_the_longest_runs_stay_in_range() -> None:
     ring = FunctionalRing(12, 2, (1,))
     ring.row.fill_(2**40)
-    index = ring.draw(torch.tensor([0, MAX_BITS - 1, 2**53 + 1]))
+    index = drawn_from(ring, torch.tensor([0, MAX_DRAW - 1, 2**53 + 1]))
     head = 2**40 % 7 * 2
     assert ((index >= 0) & (index < 14)).all()
     assert not {head, head + 1} & set(index.tolist())
@@ -188,7 +195,7 @@ def test_nothing_looks_at_the_device_or_makes_float64() -> None:
         ring.begin(torch.zeros(2, 1))
         ring.write(*step, torch.zeros(2, 1), torch.zeros(2, 1))
         ring.cut()
-        gather(ring.ring, ring.draw(torch.arange(5)))
+        gather(ring.ring, drawn_from(ring, torch.arange(5)))
     assert operations.names["aten.index_put_"] > 0
     assert (operations.looks, operations.doubles) == ([], [])
     assert not calls.names
@@ -196,11 +203,11 @@ def test_nothing_looks_at_the_device_or_makes_float64() -> None:
 
 def test_writing_and_drawing_compile_whole_and_change_nothing_else() -> None:
     ring, twin = FunctionalRing(6, 2, (1,)), FunctionalRing(6, 2, (1,))
-    drawn = torch.zeros(4, dtype=torch.int64)
+    drawn, sampler = torch.zeros(4, dtype=torch.int64), UniformSampler(ring, 4)
 
     def turn(obs: Tensor, flags: Tensor, random_bits: Tensor) -> None:
         ring.write(random_bits[:2], obs[:, 0], flags, flags, obs, obs + 0.5)
-        drawn.copy_(ring.draw(random_bits))
+        drawn.copy_(sampler.draw(random_bits)[0])
 
     compiled = torch.compile(turn, fullgraph=True, dynamic=False, backend="aot_eager")
     for number in range(9):
@@ -211,7 +218,7 @@ def test_writing_and_drawing_compile_whole_and_change_nothing_else() -> None:
         )
         compiled(obs, flags, random_bits)
         twin.write(random_bits[:2], obs[:, 0], flags, flags, obs, obs + 0.5)
-        assert torch.equal(drawn, twin.draw(random_bits))
+        assert torch.equal(drawn, drawn_from(twin, random_bits))
     for mine, theirs in zip(tensors(ring), tensors(twin), strict=True):
         assert torch.equal(mine, theirs)
     torch._dynamo.reset()

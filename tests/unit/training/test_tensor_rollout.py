@@ -63,7 +63,7 @@ def _without_state(learn: Any, _state: object, *arguments: Any) -> None:
 def stored(rollout: TensorRollout) -> Transitions:
     """Return all that can be drawn, oldest first."""
     rows = min(rollout.rows, rollout.ring.num_rows - 1)
-    index = rollout.ring.draw(torch.arange(rows * rollout.env.num_envs))
+    index, _ = rollout.sampler.draw(torch.arange(rows * rollout.env.num_envs))
     return gather(rollout.ring.ring, index)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastdqn.config import Config
 from fastdqn.errors import UsageError
 from fastdqn.learner.learner import Learner
-from fastdqn.learner.precision import PRECISIONS, float32_products, refuse_precision
+from fastdqn.learner.settings import PRECISIONS, float32_products, refuse_precision
 from fastdqn.networks.mlp import MLP
 from tests.learner_settings import SETTINGS, written
 from tests.small_learners import Looking
