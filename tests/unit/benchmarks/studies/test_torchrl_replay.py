@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_drawing_and_gathering_are_timed_beside_torchrl(monkeypatch: pytest.MonkeyPatch) -> None:
     def sample(batch_size: int, device: torch.device) -> Callable[[], Any]:
         assert batch_size == 256
-        return lambda: time.sleep(0.02)
+        return lambda: time.sleep(0.002)
 
     monkeypatch.setattr(torchrl_replay, "torchrl_sample", sample)
     measured = torchrl_replay.compare(torch.device("cpu"), Effort(2, 0.02))
@@ -27,7 +27,7 @@ def test_drawing_and_gathering_are_timed_beside_torchrl(monkeypatch: pytest.Monk
         "gather(256) / torchrl",
     ]
     assert all(guard.better == "lower" and guard.median < 1.0 for guard in measured.guards)
-    assert measured.data["rates"]["torchrl"] <= 50
+    assert measured.data["rates"]["torchrl"] <= 500
     assert "| torchrl | " in measured.text
 
 
