@@ -142,8 +142,10 @@ class Sampler(Whole, ABC):
         """
         if self._rehearsing:
             return 0, len(self.ring.action)
-        self.buffer.refuse_empty()
-        return self.buffer.valid.first, len(self.buffer)
+        buffer = self.buffer
+        if not (count := len(buffer.valid)):
+            buffer.refuse_empty()
+        return buffer.valid.first, count
 
     def place(self, updates: int, num_random: int = 0) -> Tensor:
         """Return the memory that `fill` returns, as it is: for parts of a larger draw."""
