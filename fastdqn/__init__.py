@@ -36,7 +36,14 @@ if TYPE_CHECKING:
     from fastdqn.networks.mlp import MLP
     from fastdqn.policies.policy import epsilon_greedy
     from fastdqn.presets import PRESETS
-    from fastdqn.replay import ReplayBuffer, Sampler, UniformSampler, gather, uniform_of
+    from fastdqn.replay import (
+        PrioritizedSampler,
+        ReplayBuffer,
+        Sampler,
+        UniformSampler,
+        gather,
+        uniform_of,
+    )
     from fastdqn.training.callbacks import Callback
     from fastdqn.training.evaluation import Evaluation
     from fastdqn.training.schedules import Constant, Exponential, Linear, Multiplicative
@@ -73,7 +80,10 @@ _HOMES = {
     "fastdqn.algorithms.optimizers": ("Adam", "AdamW", "RMSprop"),
     "fastdqn.policies.policy": ("epsilon_greedy",),
     "fastdqn.presets": ("PRESETS",),
-    "fastdqn.replay": ("ReplayBuffer", "Sampler", "UniformSampler", "gather", "uniform_of"),
+    "fastdqn.replay": (
+        *("PrioritizedSampler", "ReplayBuffer", "Sampler", "UniformSampler"),
+        *("gather", "uniform_of"),
+    ),
     "fastdqn.training.schedules": ("Constant", "Exponential", "Linear", "Multiplicative"),
     "fastdqn.transition": ("Transitions",),
 }
@@ -101,6 +111,7 @@ __all__ = [
     "NonFiniteError",
     "Objective",
     "Pass",
+    "PrioritizedSampler",
     "PureTensorEnv",
     "RMSprop",
     "ReplayBuffer",

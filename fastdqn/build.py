@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -27,7 +28,13 @@ from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import mlp_for
 from fastdqn.networks.network_check import refuse_unfit
 from fastdqn.presets import preset_config
-from fastdqn.replay import NewestSampler, ReplayBuffer, Sampler, UniformSampler
+from fastdqn.replay import (
+    NewestSampler,
+    PrioritizedSampler,
+    ReplayBuffer,
+    Sampler,
+    UniformSampler,
+)
 from fastdqn.replay.sampler_check import SamplerFactory, sampler_of
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.host.trainer import HostTrainer
@@ -38,7 +45,6 @@ from fastdqn.training.trainer import Intervals, Trainer
 from fastdqn.transition import storage_dtype
 
 __all__ = [
-    "SAMPLERS",
     "build_config",
     "build_flat",
     "build_intervals",
@@ -48,11 +54,10 @@ __all__ = [
     "build_schedule",
     "build_tensor_rollout",
     "refuse_impossible",
+    "sampler_factory",
 ]
 
 
-SAMPLERS: dict[str, type[Sampler]] = {"uniform": UniformSampler, "newest": NewestSampler}
-"""Name on the command line -> what chooses the batches."""
 COPIES = 5
 """Copies of the parameters in memory: online, target, two moments, gradient."""
 
@@ -151,6 +156,23 @@ def build_flat(
     return flat
 
 
+def sampler_factory(config: Config) -> SamplerFactory:
+    """Return what builds the sampler that `replay` names."""
+    prioritized = partial(
+        PrioritizedSampler,
+        alpha=config.priority_alpha,
+        beta_start=config.priority_beta_start,
+        beta_end=config.priority_beta_end,
+        eps=config.priority_eps,
+    )
+    named: dict[str, SamplerFactory] = {
+        "uniform": UniformSampler,
+        "prioritized": prioritized,
+        "newest": NewestSampler,
+    }
+    return named[config.replay]
+
+
 def build_sampler(
     config: Config, env: EnvDescription, device: torch.device, make: SamplerFactory
 ) -> Sampler:
@@ -164,6 +186,7 @@ def build_sampler(
         seed=seeds_of(config.seed, Stream.REPLAY, 1)[0],
         num_groups=config.env_groups,
         num_masked=env.num_masked,
+        n_step=config.n_step,
     )
     sampler = sampler_of(make, ring, config.batch_size)
     sampler.due = round(config.replay_ratio * config.num_envs / config.env_groups)
@@ -227,6 +250,7 @@ def build_tensor_rollout(
         batch_size=config.batch_size,
         seed=config.seed,
         sampler=make,
+        n_step=config.n_step,
     )
 
 

@@ -80,8 +80,19 @@ class Config:
     clip_value: float | None = None
     """Largest magnitude of each element of the gradient; None leaves it."""
 
-    replay: Literal["uniform", "newest"] = "uniform"
-    """Learn from all stored transitions alike, or, without replay, from the newest ones only."""
+    replay: Literal["uniform", "prioritized", "newest"] = "uniform"
+    """Learn from all stored transitions alike, more often from those with large TD errors, or,
+    without replay, from the newest ones only."""
+    priority_alpha: float = 0.6
+    """How much priorities count when batches are drawn; 0 draws uniformly."""
+    priority_beta_start: float = 0.4
+    """How far the weights of losses make up for it at the first update; 1 is wholly."""
+    priority_beta_end: float = 1.0
+    """How far at the last update of the run; it moves linearly over the updates."""
+    priority_eps: float = 1e-6
+    """Added to each |TD error|, so that an error of 0 is no priority of 0."""
+    n_step: int = 1
+    """Rewards added up before the target network's value, over env steps of one episode."""
     buffer_size: int = 100_000
     """Transitions that the replay ring holds."""
     batch_size: int = 128

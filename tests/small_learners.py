@@ -146,11 +146,12 @@ def filled_ring(
     *,
     obs_size: int = 4,
     num_masked: int = 0,
+    n_step: int = 1,
     device: str = "cpu",
 ) -> ReplayBuffer:
     """Return a full ring of random transitions; a quarter of them ended within the step."""
-    given = (num_envs * rows, num_envs, (obs_size,))
-    replay = ReplayBuffer(*given, seed=1, num_masked=num_masked, device=device)
+    sizes = (num_envs * rows, num_envs, (obs_size,))
+    replay = ReplayBuffer(*sizes, seed=1, num_masked=num_masked, device=device, n_step=n_step)
     for seed in range(rows + 3):
         row = random_batch(seed, num_envs, obs_size=obs_size)
         masks = torch.rand(2, num_envs, num_masked, generator=torch.Generator().manual_seed(seed))

@@ -33,7 +33,8 @@ OF_BUILT_ENVS = ("num_workers", "vectorizer", "worker_deadline_s", "max_worker_r
 OF_ENVS = ("num_envs", "env_groups")
 """Settings that environments of the caller decide."""
 OF_THE_MLP = ("hidden_sizes", "kaiming")
-OF_PARTS = {"objective": ("double", "loss"), "sampler": ("replay",)}
+OF_THE_SAMPLER = "replay priority_alpha priority_beta_start priority_beta_end priority_eps"
+OF_PARTS = {"objective": ("double", "loss"), "sampler": tuple(OF_THE_SAMPLER.split())}
 """Part of the caller's own -> settings that it decides."""
 OF_A_RUN_DIRECTORY = ("run_dir", "tensorboard", "checkpoint_interval", "quiet")
 
@@ -165,6 +166,8 @@ def fitting(
     """
     of_envs = () if builds else OF_BUILT_ENVS + OF_ENVS
     decided = {*of_envs, *(OF_THE_MLP if own_network else ()), *others}
+    if "replay" in named and saved["replay"] != "prioritized":
+        decided |= {name for name in saved if name.startswith("priority_")}
     return {name: value for name, value in saved.items() if name in named or name not in decided}
 
 

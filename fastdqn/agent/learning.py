@@ -16,7 +16,6 @@ from fastdqn.agent.arguments import name_of
 from fastdqn.agent.saved_description import SavedDescription
 from fastdqn.algorithms.objectives import Objective, objective_of
 from fastdqn.build import (
-    SAMPLERS,
     build_flat,
     build_intervals,
     build_learner,
@@ -25,6 +24,7 @@ from fastdqn.build import (
     build_schedule,
     build_tensor_rollout,
     refuse_impossible,
+    sampler_factory,
 )
 from fastdqn.config import Config, plain
 from fastdqn.device import resolve_device
@@ -37,7 +37,7 @@ from fastdqn.execution.modes import choose_execution, is_auto
 from fastdqn.foundation.scalars import whole
 from fastdqn.learner.settings import float32_products
 from fastdqn.policies.policy import Policy
-from fastdqn.replay import ReplayBuffer
+from fastdqn.replay import ReplayBuffer, Sampler
 from fastdqn.replay.sampler_check import SamplerFactory
 from fastdqn.training.autotune import learning_seconds, tune
 from fastdqn.training.callbacks import Callback
@@ -100,7 +100,7 @@ class Trainable:
         self.network = flat.module
         self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
         self.learner = build_learner(config, flat, objective)
-        make = sampler or SAMPLERS[config.replay]
+        make = sampler or sampler_factory(config)
         self._tensor_rollout = self._sampler = None
         if tensors is not None:
             self._tensor_rollout = build_tensor_rollout(config, tensors, self.learner, make)
@@ -136,10 +136,15 @@ class Trainable:
 
     def _own_parts(self) -> dict[str, str]:
         """Return the classes of the caller's own objective and sampler, by these names."""
-        rollout = self._tensor_rollout
-        sampler = self._sampler if rollout is None else rollout.sampler
-        parts = {"objective": self.learner.objective, "sampler": sampler}
+        parts = {"objective": self.learner.objective, "sampler": self._own_sampler}
         return {part: name_of(type(own)) for part, own in parts.items() if part in self.origin}
+
+    @property
+    def _own_sampler(self) -> Sampler:
+        if self._tensor_rollout is not None:
+            return self._tensor_rollout.sampler
+        assert self._sampler is not None
+        return self._sampler
 
     def _counts(self) -> tuple[int, int]:
         """Return the env steps and episodes so far, in the middle of a training too."""
@@ -183,6 +188,8 @@ class Trainable:
                 evaluator = self._new_evaluator(config.seed, config.eval_episodes)
                 stack.callback(evaluator.close)
             self._rollout = rollout = self._tensor_rollout or self._new_rollout(stack)
+            until, made = self._env_steps + timesteps, self._ratio.updates
+            self._own_sampler.expect(made, made + self._ratio.due(until))
             try:
                 yield build_loop(
                     rollout,
@@ -190,7 +197,7 @@ class Trainable:
                     self._sampler,
                     ratio=self._ratio,
                     epsilon=build_schedule(config),
-                    until=self._env_steps + timesteps,
+                    until=until,
                     intervals=build_intervals(config),
                     callback=callback,
                     evaluator=evaluator,

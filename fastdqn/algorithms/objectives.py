@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from fastdqn.algorithms.td_losses import (
@@ -208,7 +209,13 @@ def refuse_other_rows(
     name, rows = type(objective).__name__, batch.action.shape
     found = {"losses": losses, "priorities": priority, "weights": batch.weight}
     for what, tensor in found.items():
-        if tensor is not None and tensor.shape != rows:
+        if tensor is None and what == "weights":
+            continue
+        if not isinstance(tensor, Tensor) or tensor.dtype is not torch.float32:
+            kind = getattr(tensor, "dtype", type(tensor).__name__)
+            got = f"{what} of {kind}, objective {name}"
+            raise UsageError(got, "each row has a number of float32", "Return tensors [B] float32.")
+        if tensor.shape != rows:
             got = f"{what} {list(tensor.shape)} for {rows[0]} rows, objective {name}"
             way_out = "Let `loss` return [B], [B]; let `draw` return weights [B]."
             raise UsageError(got, "each row has one number", way_out)

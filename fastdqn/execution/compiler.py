@@ -36,6 +36,8 @@ LOOK_INTERVAL_S = 1.0
 
 Process = subprocess.Popen[bytes]
 T = TypeVar("T")
+AnyFuture = Future[Any]
+"""Whatever it will hold: the type of a future does not vary with that of its result."""
 
 
 class Numerics(NamedTuple):
@@ -110,7 +112,7 @@ class Compiler:
     ) -> None:
         self._command, self._linger_s = (*command, str(niceness)), linger_s
         self._changed = threading.Condition()
-        self._pending: dict[Future[Any], Asked] = {}
+        self._pending: dict[AnyFuture, Asked] = {}
         self._process: Process | None = None
 
     def submit(self, request: Request, load: Callable[[], T]) -> Future[T]:
@@ -134,7 +136,7 @@ class Compiler:
             self._changed.notify_all()
         return future
 
-    def withdraw(self, future: Future[Any]) -> None:
+    def withdraw(self, future: AnyFuture) -> None:
         """Cancel a request; ends the process if it was the last one."""
         future.cancel()
         with self._changed:
@@ -183,7 +185,7 @@ class Compiler:
                 for each in settled:
                     _settle(each, problem, load)
 
-    def _next(self, process: Process) -> tuple[Future[Any], Asked] | None:
+    def _next(self, process: Process) -> tuple[AnyFuture, Asked] | None:
         """Wait for a request; None where the process has ended, or has waited long enough."""
         with self._changed:
             self._changed.wait_for(
@@ -224,7 +226,7 @@ def _ask(process: Process, request: Request) -> str | None:
     return json.loads(answer) if answer else None
 
 
-def _settle(future: Future[Any], problem: str, load: Callable[[], object]) -> None:
+def _settle(future: AnyFuture, problem: str, load: Callable[[], object]) -> None:
     if not future.set_running_or_notify_cancel():
         return
     try:

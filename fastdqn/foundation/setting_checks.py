@@ -55,7 +55,7 @@ def _demand(config: Any, name: str, fine: Callable[[Any], bool], reason: str) ->
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "it must be at least 1": (
         lambda value: value >= 1,
-        "total_timesteps num_envs env_groups buffer_size batch_size epsilon_decay_steps "
+        "total_timesteps num_envs env_groups n_step buffer_size batch_size epsilon_decay_steps "
         "eval_episodes eval_interval cpu_threads log_interval checkpoint_interval",
     ),
     "it must not be negative": (
@@ -63,10 +63,13 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "seed target_period target_period_episodes weight_decay learning_starts learning_rate "
         "max_worker_restarts num_workers eval_max_steps",
     ),
-    "it must lie in [0, 1]": (lambda value: 0 <= value <= 1, "gamma epsilon_start epsilon_end"),
+    "it must lie in [0, 1]": (
+        lambda value: 0 <= value <= 1,
+        "gamma epsilon_start epsilon_end priority_alpha priority_beta_start priority_beta_end",
+    ),
     "it must be positive": (
         lambda value: value > 0,
-        "replay_ratio clip_norm clip_value worker_deadline_s",
+        "replay_ratio clip_norm clip_value worker_deadline_s priority_eps",
     ),
     "it must lie in (0, 1]": (lambda value: 0 < value <= 1, "tau epsilon_decay_factor"),
     "no machine keeps up with it": (lambda value: value <= 10_000, "replay_ratio"),
@@ -161,6 +164,7 @@ def _check_pairs(config: Any) -> None:
             f"one vector step does not fit into --buffer-size {config.buffer_size}",
             "Use fewer environments or a larger buffer.",
         )
+    _check_replay(config)
     if config.num_envs % config.env_groups:
         raise UsageError(
             f"--env-groups {config.env_groups}",
@@ -179,6 +183,40 @@ def _check_pairs(config: Any) -> None:
             "the target would never be copied",
             "Give --target-period (updates) or --target-period-episodes.",
         )
+
+
+def _check_replay(config: Any) -> None:
+    """Refuse steps that a replay ring does not hold, and priorities without prioritized replay."""
+    if config.n_step > 1 and config.n_step * config.num_envs >= config.buffer_size:
+        raise UsageError(
+            f"--n-step {config.n_step}",
+            f"--buffer-size {config.buffer_size} holds {config.buffer_size // config.num_envs} "
+            f"transitions of each of {config.num_envs} environments",
+            "Choose a smaller --n-step or a larger buffer.",
+        )
+    if config.n_step > 1 and config.replay == "newest":
+        raise UsageError(
+            f"--n-step {config.n_step} with --replay newest",
+            "the rewards that follow the newest transitions are not there yet",
+            "Use --replay uniform or prioritized.",
+        )
+    _refuse_idle_priorities(config)
+
+
+def _refuse_idle_priorities(config: Any) -> None:
+    """Refuse numbers of prioritized replay beside another one."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if (
+            config.replay != "prioritized"
+            and field.name.startswith("priority_")
+            and value != field.default
+        ):
+            raise UsageError(
+                f"{flag_of(field.name)} {value} with --replay {config.replay}",
+                "it draws by no priorities",
+                "Add --replay prioritized, or leave it out.",
+            )
 
 
 def choices_of(field: Field[Any]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from fastdqn.networks.network_check import num_actions_of, refuse_frames
 from fastdqn.replay import Ring
 
 __all__ = [
+    "ONE_STEP",
     "refuse_index",
     "refuse_masks",
     "refuse_obs",
@@ -27,6 +28,7 @@ __all__ = [
     "refuse_uniform",
 ]
 
+ONE_STEP = "its kernels learn from single steps"
 WAY_OUT = "Pass it as documented, or use --execution eager."
 
 
@@ -70,8 +72,14 @@ def refuse_ring(network: FlatNetwork, ring: Ring) -> None:
         ("next_index", torch.int64),
         ("reward", torch.float32),
         ("terminated", torch.bool),
+        ("continues", torch.bool),
     ):
         refuse_tensor(f"the ring's {name}", getattr(ring, name), (count,), dtype, device)
+    if ring.n_step > 1 and device.type != "cpu":
+        raise UsageError(f"n-step {ring.n_step}", ONE_STEP, "Use --execution cudagraph.")
+    if ring.n_step > 1 and not 0 < ring.stride < count:
+        reason = f"the next one of a column lies {ring.stride} transitions further"
+        raise UsageError(f"n-step {ring.n_step} of a ring of {count}", reason, WAY_OUT)
     if ring.masks is not None:
         refuse_frames(network, ring.frames, ring.masks, "a ring")
         shape = frames, ring.masks.shape[1]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import tempfile
 import weakref
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -17,7 +15,7 @@ from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import BEYOND_ONE_HOT, MLP
 from fastdqn.replay import Ring
 from fastdqn.toolchain.cc import MLP as SOURCE
-from fastdqn.toolchain.cc import compile_c, compiled
+from fastdqn.toolchain.cc import loaded
 
 __all__ = [
     "DTYPES",
@@ -28,7 +26,7 @@ __all__ = [
     "Plan",
     "RingAddresses",
     "Settings",
-    "StartsAddresses",
+    "ValidAddresses",
     "addresses_of",
     "load_library",
     "members",
@@ -93,13 +91,13 @@ class RingAddresses(ctypes.Structure):
     """`Ring` of mlp.c, field by field."""
 
     _fields_ = (
-        *members(_pointer, *RING_FIELDS, *ROW_FIELDS),
-        *members(_number, "num_transitions", "num_frames", "frame_bytes"),
+        *members(_pointer, *RING_FIELDS, "continues", *ROW_FIELDS),
+        *members(_number, "num_transitions", "num_frames", "frame_bytes", "n_step", "stride"),
     )
 
 
-class StartsAddresses(ctypes.Structure):
-    """`ValidTransitions` of mlp.c, field by field."""
+class ValidAddresses(ctypes.Structure):
+    """`Valid` of mlp.c, field by field."""
 
     _fields_ = (("order", _pointer), *members(_number, "size", "first", "count", "newest"))
 
@@ -120,13 +118,7 @@ def load_library() -> ctypes.CDLL:
     Raises:
         UsageError: There is no C compiler, or it fails.
     """
-    try:
-        return _declared(ctypes.CDLL(str(compiled(SOURCE))))
-    except OSError:  # a home that is read-only or full, or a file that is not what it was
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{SOURCE.stem}.so"
-            compile_c(SOURCE, path)
-            return _declared(ctypes.CDLL(str(path)))
+    return _declared(loaded(SOURCE))
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -136,7 +128,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.fastdqn_close.restype = None
     library.fastdqn_close.argtypes = [pointer]
     library.fastdqn_update.restype = number
-    library.fastdqn_update.argtypes = [*[pointer] * 4, number]
+    library.fastdqn_update.argtypes = [*[pointer] * 5, number]
     library.fastdqn_act.restype = number
     library.fastdqn_act.argtypes = [*[pointer] * 4, number, _real, pointer]
     return library
@@ -166,9 +158,12 @@ def addresses_of(ring: Ring) -> RingAddresses:
     tensors = {name: getattr(ring, name) for name in RING_FIELDS}
     return RingAddresses(
         **{name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()},
+        continues=ring.continues.data_ptr(),
         num_transitions=len(ring.action),
         num_frames=len(ring.frames),
         frame_bytes=ring.frames[0].numel() * ring.frames.element_size(),
+        n_step=ring.n_step,
+        stride=ring.stride,
     )
 
 

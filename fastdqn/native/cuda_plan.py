@@ -215,7 +215,7 @@ class Call(ctypes.Structure):
         *members(_pointer, "numbers", "order", "first", "count"),
         *members(_number, "order_size", "newest"),
         ("turned", _pointer * 2),
-        ("given", _pointer * 2),
+        ("inputs", _pointer * 2),
         *members(_pointer, "rewards", "discounts", "weights", "actions", "next"),
         *members(_pointer, "units", "slopes", "by_row", "gradient", "squares"),
         *members(_real, "scale", "gamma", "tau", "clip_norm", "clip_value"),
@@ -277,7 +277,7 @@ class CudaPlan:
         num_parameters = sum((k + 1) * n for k, n in pairwise(shape.sizes))
         return {
             "turned": (_pointer * 2)(self._new(shape.turned), self._new(shape.turned)),
-            "given": (_pointer * 2)(*(self._new(rows * shape.sizes[0]) for _ in range(2))),
+            "inputs": (_pointer * 2)(*(self._new(rows * shape.sizes[0]) for _ in range(2))),
             **{name: self._new(rows) for name in ("rewards", "discounts", "weights")},
             "actions": self._new(rows, torch.int32),
             "next": self._new(rows, torch.int64),

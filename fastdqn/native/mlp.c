@@ -17,6 +17,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../replay/sum_tree.h"
+
 #if defined(__AVX512F__)
 #define WIDTH 16 /* floats of a vector register */
 #define ROWS 6   /* a tile of the product is ROWS x VECTORS registers */
@@ -33,6 +35,7 @@
 
 #define MAX_LAYERS 16
 #define ALIGNMENT 64
+#define MAX_FETCHED 8 /* steps of an n-step return that are asked for early */
 
 typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
@@ -69,15 +72,17 @@ typedef struct {
     const int64_t *next_index, *action;
     const float *reward;
     const uint8_t *terminated, *masks;
+    const uint8_t *continues; /* read for n_step above 1 */
     const float *discount, *weight; /* of a batch that brings its own, or NULL */
     int64_t num_transitions, num_frames, frame_bytes;
+    int64_t n_step, stride; /* rewards that are added up; from a transition to its column's next */
 } Ring;
 
 /* Which transitions may be drawn: `count` of them, from number `first` on, in a circle. */
 typedef struct {
     const int64_t *order;
     int64_t size, first, count, newest;
-} Starts;
+} Valid;
 
 typedef struct {
     Settings set;
@@ -93,8 +98,11 @@ typedef struct {
     float *turned; /* [batch, size] the same of a hidden layer's */
     float *gradient;
     int64_t *index; /* [batch] what is learned from */
+    int64_t *next; /* [batch] the frame that follows, n steps later */
+    float *reward, *discount; /* [batch] of these n steps, and of the value that follows */
     int64_t *best; /* [batch] next actions */
     float *goal; /* [batch] bootstrapped targets */
+    float *weights, *priority; /* [batch] of rows that are drawn from a tree */
     char *memory; /* holds all of these */
 } Plan;
 
@@ -367,42 +375,60 @@ static int64_t any_allowed(const uint8_t *mask, int64_t num, float uniform)
     return a;
 }
 
+static const uint8_t *mask_of(const Ring *ring, int64_t frame, int64_t num)
+{
+    return ring->masks ? ring->masks + frame * num : NULL;
+}
+
+/* Add up the rewards of n transitions, or of as many as continue each other. */
+static void add_rewards(Plan *plan, const Ring *ring, const int64_t *index)
+{
+    const float gamma = plan->set.gamma;
+    for (int64_t row = 0; row < plan->set.batch; row++) {
+        int64_t here = index[row];
+        float reward = ring->reward[here], factor = gamma;
+        for (int64_t k = 1; k < ring->n_step && ring->continues[here]; k++) {
+            here = (here + ring->stride) % ring->num_transitions;
+            reward += factor * ring->reward[here];
+            factor *= gamma;
+        }
+        plan->reward[row] = reward;
+        plan->next[row] = ring->next_index[here];
+        plan->discount[row] = ring->discount           ? ring->discount[here]
+                              : ring->terminated[here] ? 0.0f
+                                                       : factor;
+    }
+}
+
 /* The bootstrapped targets of a batch. Afterwards plan->aside holds nothing of use. */
-static void set_goals(Plan *plan, const Ring *ring, const int64_t *index)
+static void set_goals(Plan *plan, const Ring *ring)
 {
     const Settings *set = &plan->set;
     const int64_t columns = plan->columns, last = set->num_layers, num = set->sizes[last];
     for (int64_t row = 0; row < set->batch; row++)
-        encode(plan, ring->frames, row, ring->next_index[index[row]], columns, plan->aside[0], NULL,
-               0);
+        encode(plan, ring->frames, row, plan->next[row], columns, plan->aside[0], NULL, 0);
     const float *q = plan->aside[last];
     if (set->double_dqn) {
         forward(plan, set->online, plan->aside, columns);
-        for (int64_t row = 0; row < set->batch; row++) {
-            const int64_t next = ring->next_index[index[row]];
-            plan->best[row] =
-                argmax(q + row, columns, num, ring->masks ? ring->masks + next * num : NULL);
-        }
+        for (int64_t row = 0; row < set->batch; row++)
+            plan->best[row] = argmax(q + row, columns, num, mask_of(ring, plan->next[row], num));
     }
     const int bootstrapped_by_another = set->bootstrap != set->online;
     if (!set->double_dqn || bootstrapped_by_another)
         forward(plan, set->bootstrap, plan->aside, columns);
     for (int64_t row = 0; row < set->batch; row++) {
-        const int64_t here = index[row], next = ring->next_index[here];
         int64_t best = plan->best[row];
         if (!set->double_dqn)
-            best = argmax(q + row, columns, num, ring->masks ? ring->masks + next * num : NULL);
+            best = argmax(q + row, columns, num, mask_of(ring, plan->next[row], num));
         const float value = q[best * columns + row];
-        const float discount = ring->discount           ? ring->discount[here]
-                               : ring->terminated[here] ? 0.0f
-                                                        : set->gamma;
-        const float reward = ring->reward[here];
+        const float reward = plan->reward[row], discount = plan->discount[row];
         plan->goal[row] = discount == 0.0f ? reward : reward + discount * value;
     }
 }
 
 /* The loss's gradient by the Q-values, and three of the metrics. */
-static void set_errors(Plan *plan, const Ring *ring, const int64_t *index, float *metrics)
+static void set_errors(Plan *plan, const Ring *ring, const int64_t *index, const float *weights,
+                       float *metrics)
 {
     const Settings *set = &plan->set;
     const int64_t columns = plan->columns, last = set->num_layers, num = set->sizes[last];
@@ -417,12 +443,14 @@ static void set_errors(Plan *plan, const Ring *ring, const int64_t *index, float
             of_row = size < 1.0f ? 0.5f * error * error : size - 0.5f;
             slope = size < 1.0f ? error : copysignf(1.0f, error);
         }
-        if (ring->weight) {
-            of_row *= ring->weight[index[row]];
-            slope *= ring->weight[index[row]];
+        if (ring->weight || weights) {
+            const float weight = weights ? weights[row] : ring->weight[index[row]];
+            of_row *= weight;
+            slope *= weight;
         }
         loss += of_row;
         plan->slopes[last][at] = slope * share;
+        plan->priority[row] = size;
         magnitude += size;
         value += q;
     }
@@ -518,8 +546,9 @@ static void move_target(const Settings *set, int64_t count, int64_t step)
             behind[i] = ahead[i] - (ahead[i] - behind[i]) * (1.0f - tau);
 }
 
-/* Ask for what a batch will read, so that it arrives together; return what is out of range. */
-static int64_t fetch(const Plan *plan, const Ring *ring, const int64_t *index)
+/* Ask for what a batch will read, so that it arrives together, and add up its rewards; return what
+ * is out of range. */
+static int64_t fetch(Plan *plan, const Ring *ring, const int64_t *index)
 {
     for (int64_t row = 0; row < plan->set.batch; row++) {
         const int64_t here = index[row];
@@ -529,10 +558,18 @@ static int64_t fetch(const Plan *plan, const Ring *ring, const int64_t *index)
         __builtin_prefetch(ring->reward + here);
         __builtin_prefetch(ring->terminated + here);
         __builtin_prefetch((const char *)ring->frames + here * ring->frame_bytes);
+        for (int64_t k = 1; k < ring->n_step && k < MAX_FETCHED; k++) {
+            const int64_t later = (here + k * ring->stride) % ring->num_transitions;
+            __builtin_prefetch(ring->continues + later);
+            __builtin_prefetch(ring->reward + later);
+            __builtin_prefetch(ring->next_index + later);
+            __builtin_prefetch(ring->terminated + later);
+        }
     }
+    add_rewards(plan, ring, index);
     int64_t wrong = 0;
     for (int64_t row = 0; row < plan->set.batch; row++) {
-        const int64_t action = ring->action[index[row]], next = ring->next_index[index[row]];
+        const int64_t action = ring->action[index[row]], next = plan->next[row];
         wrong |= action < 0 || action >= plan->set.sizes[plan->set.num_layers];
         wrong |= next < 0 || next >= ring->num_frames;
         __builtin_prefetch((const char *)ring->frames + next * ring->frame_bytes);
@@ -540,25 +577,25 @@ static int64_t fetch(const Plan *plan, const Ring *ring, const int64_t *index)
     if (wrong) return BAD_ACTION;
     for (int64_t row = 0; plan->set.one_hot && row < plan->set.batch; row++)
         if (is_beyond(plan, ring->frames, index[row]) ||
-            is_beyond(plan, ring->frames, ring->next_index[index[row]]))
+            is_beyond(plan, ring->frames, plan->next[row]))
             return BAD_OBSERVATION;
     return FINE;
 }
 
-/* One update. */
+/* One update; return whether it was made. */
 
-static void update(Plan *plan, const Ring *ring, const int64_t *index)
+static int update(Plan *plan, const Ring *ring, const int64_t *index, const float *weights)
 {
     const Settings *set = &plan->set;
     const int64_t count = plan->num_parameters;
-    set_goals(plan, ring, index);
+    set_goals(plan, ring);
     const int64_t turned_row = apart(set->sizes[0]);
     for (int64_t row = 0; row < set->batch; row++)
         encode(plan, ring->frames, row, index[row], plan->columns, plan->units[0],
                plan->observations, turned_row);
     forward(plan, set->online, plan->units, plan->columns);
     float metrics[4];
-    set_errors(plan, ring, index, metrics);
+    set_errors(plan, ring, index, weights, metrics);
     backward(plan);
     metrics[3] = norm_of(plan->gradient, count);
     memcpy(set->metrics, metrics, sizeof(metrics));
@@ -566,7 +603,7 @@ static void update(Plan *plan, const Ring *ring, const int64_t *index)
     if (!isfinite(metrics[0]) || !isfinite(metrics[1]) || !isfinite(metrics[2]) ||
         !isfinite(metrics[3])) {
         *set->skipped += 1;
-        return;
+        return 0;
     }
     const int64_t step = *set->updates - *set->skipped;
     clip(set, plan->gradient, count, metrics[3]);
@@ -575,6 +612,7 @@ static void update(Plan *plan, const Ring *ring, const int64_t *index)
     else
         adam(set, set->online, plan->gradient, count, (double)step);
     move_target(set, count, step);
+    return 1;
 }
 
 /* What Python calls. */
@@ -615,6 +653,11 @@ static int64_t lay_out(Plan *plan, char *memory)
     plan->turned = taken(memory, &used, set->batch * (round_up(widest, WIDTH) + WIDTH), real);
     plan->gradient = taken(memory, &used, plan->num_parameters, real);
     plan->goal = taken(memory, &used, set->batch, real);
+    plan->reward = taken(memory, &used, set->batch, real);
+    plan->discount = taken(memory, &used, set->batch, real);
+    plan->next = taken(memory, &used, set->batch, whole_number);
+    plan->weights = taken(memory, &used, set->batch, real);
+    plan->priority = taken(memory, &used, set->batch, real);
     plan->best = taken(memory, &used, set->batch, whole_number);
     plan->index = taken(memory, &used, set->batch, whole_number);
     return used;
@@ -652,30 +695,34 @@ void fastdqn_close(Plan *plan)
 }
 
 /* Turn random numbers, or distances from the newest, into what they choose; -1 is nothing. */
-static void draw(const Plan *plan, const Starts *starts, const int64_t *numbers)
+static void draw(const Plan *plan, const Valid *valid, const int64_t *numbers)
 {
     for (int64_t row = 0; row < plan->set.batch; row++) {
-        if (numbers[row] < 0 || starts->count <= 0) {
+        if (numbers[row] < 0 || valid->count <= 0) {
             plan->index[row] = -1;
             continue;
         }
-        const int64_t back = numbers[row] % starts->count;
-        const int64_t nth = starts->newest ? starts->count - 1 - back : back;
-        plan->index[row] = starts->order[(nth + starts->first) % starts->size];
+        const int64_t back = numbers[row] % valid->count;
+        const int64_t nth = valid->newest ? valid->count - 1 - back : back;
+        plan->index[row] = valid->order[(nth + valid->first) % valid->size];
     }
 }
 
-/* Make one update for each row of numbers [updates, batch], in order: indices, or what `starts`
- * turns into some. None for a row that holds something out of range, and no further ones. */
-int64_t fastdqn_update(Plan *plan, const Ring *ring, const Starts *starts, const int64_t *numbers,
-                       int64_t updates)
+/* Make one update for each row of numbers [updates, batch], in order: indices, or what `valid` or
+ * `tree` turns into some; a tree is fed the new priorities before the next row. None for a row that
+ * holds something out of range, and no further ones. */
+int64_t fastdqn_update(Plan *plan, const Ring *ring, const Valid *valid, const Tree *tree,
+                       const int64_t *numbers, int64_t updates)
 {
-    for (int64_t i = 0; i < updates; i++, numbers += plan->set.batch) {
-        if (starts) draw(plan, starts, numbers);
-        const int64_t *index = starts ? plan->index : numbers;
+    const int64_t batch = plan->set.batch;
+    for (int64_t i = 0; i < updates; i++, numbers += batch) {
+        if (valid) draw(plan, valid, numbers);
+        if (tree) draw_from_tree(tree, numbers, batch, plan->index, plan->weights);
+        const int64_t *index = valid || tree ? plan->index : numbers;
         const int64_t answer = fetch(plan, ring, index);
         if (answer != FINE) return answer;
-        update(plan, ring, index);
+        const int made = update(plan, ring, index, tree ? plan->weights : NULL);
+        if (tree && made) feed_tree(tree, index, plan->priority, batch);
     }
     return FINE;
 }

@@ -71,7 +71,7 @@ struct Call {
     int64 order_size, newest;
     /* memory to work in */
     float *turned[2];          /* weights of the online and of the other network, [in, out] */
-    float *given[2];           /* [rows, in] observations and next observations of all updates */
+    float *inputs[2];           /* [rows, in] observations and next observations of all updates */
     float *rewards, *discounts, *weights; /* [rows] */
     int *actions;              /* [rows] */
     int64 *next;               /* [rows] frames of the next observations, for their masks */
@@ -401,8 +401,8 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS) prepare(const __grid_
     const bool fine = inside && leads && action >= 0 && action < NUM_ACTIONS &&
                       !is_beyond(call, here) && !is_beyond(call, next);
     for (int i = lane; i < size(0); i += 32) {
-        call.given[0][row * size(0) + i] = encoded(call, here, i);
-        call.given[1][row * size(0) + i] = encoded(call, next, i);
+        call.inputs[0][row * size(0) + i] = encoded(call, here, i);
+        call.inputs[1][row * size(0) + i] = encoded(call, next, i);
     }
     if (lane) return;
     /* What does not lie in the ring makes the update not finite, which changes nothing. */
@@ -468,7 +468,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) learn(const __grid_constan
         const int r = place / size(0), i = place % size(0);
         const int row = smaller(first + r, BATCH - 1);
         const int64 from = (call.update * BATCH + row) * size(0) + i;
-        const float here = call.given[0][from], next = call.given[1][from];
+        const float here = call.inputs[0][from], next = call.inputs[1][from];
         units[i * PASSED + r] = here;
         if (DOUBLE_DQN) units[i * PASSED + ROWS + r] = next;
         aside[i * ROWS + r] = next;

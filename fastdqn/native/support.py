@@ -14,13 +14,13 @@ from torch import Tensor
 from fastdqn.algorithms.objectives import DoubleDQNObjective, DQNObjective, Objective
 from fastdqn.algorithms.optimizers import Adam, AdamW, Optimizer, RMSprop
 from fastdqn.errors import UsageError
-from fastdqn.native.binding import refuse_tensor
+from fastdqn.native.binding import ONE_STEP, refuse_tensor
 from fastdqn.native.c_library import DTYPES, MAX_LAYERS, ROW_FIELDS, TARGETS, why_no_library
 from fastdqn.native.cuda_plan import why_not_on
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.networks.network_check import why_not_sizes
-from fastdqn.replay import NewestSampler, Ring, Sampler, UniformSampler
+from fastdqn.replay import NewestSampler, PrioritizedSampler, Ring, Sampler, UniformSampler
 from fastdqn.toolchain.nvrtc import why_no_nvrtc
 from fastdqn.transition import Transitions
 
@@ -148,16 +148,22 @@ def why_not_native(
 
 
 def _why_not_drawn(sampler: Sampler) -> str | None:
+    on_cpu = sampler.ring.action.is_cpu
+    if sampler.ring.n_step > 1 and not on_cpu:
+        return f"{ONE_STEP}, and --n-step is {sampler.ring.n_step}"
     if type(sampler) in SAMPLERS:
         return None
-    return f"it draws uniformly or takes the newest, and the sampler is {type(sampler).__name__}"
+    if type(sampler) is PrioritizedSampler and sampler.in_c is not None:
+        return None
+    ways = "uniformly, by priorities" if on_cpu else "uniformly"
+    return f"it draws {ways} or takes the newest, and the sampler is {type(sampler).__name__}"
 
 
 def refuse_sampler(sampler: Sampler) -> None:
     """Refuse a sampler whose batches are not drawn in C, nor in CUDA C.
 
     Raises:
-        UsageError: It is none of SAMPLERS.
+        UsageError: Says which there are.
     """
     if why_not := _why_not_drawn(sampler):
         raise UsageError("--execution native", why_not, "Use --execution eager or compile.")

@@ -29,7 +29,7 @@ from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import Whole, copied
 from fastdqn.replay.row_writer import Rows, writer_for
 from fastdqn.replay.sizes import RingSizes
-from fastdqn.replay.storage import Values, allocate, gather
+from fastdqn.replay.storage import Values, allocate, gather, refuse_gamma
 from fastdqn.replay.valid_transitions import ValidTransitions
 from fastdqn.transition import Transitions
 
@@ -59,6 +59,7 @@ class ReplayBuffer(Whole):
             ring holds fewer transitions, never wrong ones.
         num_masked: Actions of a mask, A; 0 stores no masks.
         num_groups: Groups of M = N / G neighbouring environments that are stepped in turn, G.
+        n_step: Rewards that a drawn transition adds up, n; see `fastdqn.replay.gather`.
 
     Attributes:
         ring: The tensors.
@@ -67,8 +68,8 @@ class ReplayBuffer(Whole):
             how many there are, as `publish` or the last row left it; for graphs.
 
     Raises:
-        UsageError: A size below 1, environments that do not split into equal groups, or more
-            bytes than the device has left.
+        UsageError: A size below 1, environments that do not split into equal groups, more steps
+            than an environment has room for, or more bytes than the device has left.
     """
 
     kept_by = "Save the tensors of `replay.ring`."
@@ -85,10 +86,11 @@ class ReplayBuffer(Whole):
         final_capacity: int | None = None,
         num_masked: int = 0,
         num_groups: int = 1,
+        n_step: int = 1,
     ) -> None:
         self.device = torch.device(device)
         shape = (capacity, num_envs, obs_shape, obs_dtype, final_capacity)
-        sizes = RingSizes(*shape, num_masked, num_groups)
+        sizes = RingSizes(*shape, num_masked, num_groups, n_step)
         sizes.refuse_unless_fits(self.device)
         self.num_envs, self.num_groups = sizes.num_envs, sizes.num_groups
         self.num_rows, self.row_size = sizes.rows, sizes.row_size
@@ -281,17 +283,15 @@ class ReplayBuffer(Whole):
         return self.valid.nth(draws.remainder_(len(self)))
 
     def newest(self, num_batches: int, batch_size: int) -> Tensor:
-        """Return the newest `batch_size` transitions, the same ones in every batch.
-
-        See `draw`. While fewer are stored, the newest ones repeat.
-        """
+        """Return the newest transitions, in every batch; see `draw`. Where few they repeat."""
         self.refuse_empty()
         back = torch.arange(batch_size, device=self.device) % len(self)
         return self.valid.nth(len(self) - 1 - back).repeat(num_batches, 1)
 
-    def sample(self, batch_size: int) -> TensorDict:
-        """Draw a batch uniformly as a TensorDict of batch size [B]; see `draw`."""
-        return gather(self.ring, self.draw(1, batch_size)[0]).to_tensordict()
+    def sample(self, batch_size: int, gamma: float | None = None) -> TensorDict:
+        """Draw a batch uniformly as a TensorDict of batch size [B]; see `draw` and `gather`."""
+        refuse_gamma(gamma)
+        return gather(self.ring, self.draw(1, batch_size)[0], gamma).to_tensordict()
 
     def refuse_empty(self) -> None:
         """Refuse to draw from a ring that holds nothing, by a UsageError."""

@@ -38,7 +38,7 @@ class FunctionalRing:
     Nothing here waits for the device or branches on a value; every method can be traced whole.
 
     Args:
-        capacity, num_envs, obs_shape, obs_dtype, device: See `ReplayBuffer`.
+        capacity, num_envs, obs_shape, obs_dtype, device, n_step: See `ReplayBuffer`.
 
     Attributes:
         ring: The tensors, T * N transitions and twice as many frames; written in place.
@@ -57,9 +57,10 @@ class FunctionalRing:
         obs_dtype: torch.dtype = torch.float32,
         *,
         device: torch.device | str = "cpu",
+        n_step: int = 1,
     ) -> None:
         place = torch.device(device)
-        sizes = _FullSizes(capacity, num_envs, obs_shape, obs_dtype)
+        sizes = _FullSizes(capacity, num_envs, obs_shape, obs_dtype, n_step=n_step)
         sizes.refuse_unless_fits(place)
         self.num_envs, self.num_rows, slots = num_envs, sizes.rows, sizes.slots
         self.capacity = slots - num_envs
@@ -129,6 +130,10 @@ class FunctionalRing:
         """
         rows = self.row.clamp(max=self.num_rows - 1)
         return (self.row - rows) * self.num_envs, rows * self.num_envs
+
+    def turnover(self) -> tuple[Tensor, Tensor]:
+        """Return the flat transitions [N] that the last `write` let be drawn, and took out."""
+        return self._slots(self.row - 1), self._slots(self.row)
 
     def nth(self, n: Tensor, first: Tensor) -> Tensor:
         """Return the flat index of the n-th transition from number `first` on, for `gather`."""

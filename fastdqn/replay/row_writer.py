@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -64,14 +64,12 @@ class Rows:
     def _look(self) -> None:
         """Take views of the memory: whole fields, and those of [T, M, ...]."""
         self._cells = writable(self._ring)
-        by_row: dict[str, Any] = {}
-        for field in fields(Ring):
-            cells = getattr(self._cells, field.name)
-            if cells is not None:
-                cells = cells[: len(self._ring.action)]
-                cells = cells.reshape(self.num_rows, self.row_size, *cells.shape[1:])
-            by_row[field.name] = cells
-        self._rows: Any = Ring(**by_row)
+        count, rows = len(self._ring.action), (self.num_rows, self.row_size)
+        by_row = {
+            name: cells[:count].reshape(*rows, *cells.shape[1:])
+            for name, cells in self._cells.cells().items()
+        }
+        self._rows: Any = replace(self._ring, **by_row)
         module: Any = np if self._ring.frames.is_cpu else torch
         self._either, self._negate = module.logical_or, module.logical_not
 

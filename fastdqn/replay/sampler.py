@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import Whole
+from fastdqn.foundation.scalars import whole
 from fastdqn.replay.buffer import MAX_DRAW, ReplayBuffer
 from fastdqn.replay.functional_ring import FunctionalRing
 
@@ -58,7 +59,11 @@ class Sampler(Whole, ABC):
     def __init__(
         self, replay: ReplayBuffer | FunctionalRing, batch_size: int, *, due: int = 1
     ) -> None:
-        self.replay, self.batch_size, self.due = replay, batch_size, due
+        if not isinstance(replay, ReplayBuffer | FunctionalRing):
+            got, reason = f"a sampler over {type(replay).__name__}", "it draws from a ring"
+            raise UsageError(got, reason, "Pass a ReplayBuffer.")
+        self.batch_size = whole("batch_size", batch_size, least=1, way_out="Try 64.")
+        self.replay, self.due = replay, due
         self.ring = replay.ring
         self._places: dict[tuple[int, int], Tensor] = {}
         self._rehearsing = False
@@ -85,6 +90,13 @@ class Sampler(Whole, ABC):
             rows: [B] int64, as they were drawn; one may come twice.
             priority: [B] float32 from the objective; NaN throughout where the update was skipped,
                 and then nothing may change.
+        """
+
+    def wrote(self) -> None:
+        """Look at what was just written; pure. Tensor environments call it at each vector step.
+
+        Samplers that keep something for each transition let the new ones in here, and the rows that
+        these push out, out; beside other environments `fill` does.
         """
 
     def written(self) -> tuple[Tensor, ...]:
@@ -129,6 +141,9 @@ class Sampler(Whole, ABC):
             got, reason = "the host's half of a sampler", "tensor environments fill its ring"
             raise UsageError(got, reason, "Call draw(random_bits) with numbers of your own.")
         return self.replay
+
+    def expect(self, drawn: int, total: int) -> None:
+        """Note how many batches were drawn before, and how many there will be in all."""
 
     def reseed(self, seed: int) -> None:
         """Let the draws go on with other random numbers."""

@@ -31,7 +31,8 @@ class RingSizes:
     The arguments are those of `ReplayBuffer`.
 
     Raises:
-        UsageError: A size below 1, or environments that do not split into equal groups.
+        UsageError: A size below 1, environments that do not split into equal groups, or more steps
+            than an environment has room for.
     """
 
     capacity: int
@@ -41,15 +42,24 @@ class RingSizes:
     final_capacity: int | None = None
     num_masked: int = 0
     num_groups: int = 1
+    n_step: int = 1
 
     def __post_init__(self) -> None:
         flags = {"capacity": "buffer-size", "num_envs": "num-envs", "num_groups": "env-groups"}
+        flags["n_step"] = "n-step"
         for name, flag in flags.items():
             way_out = "Pass a larger number."
             number = whole(f"--{flag}", getattr(self, name), least=1, way_out=way_out)
             object.__setattr__(self, name, number)
         shape = whole_numbers("obs_shape", self.obs_shape, way_out="Try (4,).")
         object.__setattr__(self, "obs_shape", shape)
+        if self.n_step > 1 and self.n_step * self.num_envs >= self.capacity:
+            raise UsageError(
+                f"--n-step {self.n_step}",
+                f"--buffer-size {self.capacity} holds {self.capacity // self.num_envs} transitions "
+                f"of each of {self.num_envs} environments",
+                "Choose a smaller n-step or a larger buffer.",
+            )
         if self.num_envs % self.num_groups:
             raise UsageError(
                 f"--env-groups {self.num_groups}",

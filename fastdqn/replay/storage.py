@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from fastdqn.algorithms.td_losses import discount_of
+from fastdqn.errors import UsageError
+from fastdqn.foundation.scalars import refuse_unless_finite
 from fastdqn.replay.sizes import RingSizes
 from fastdqn.transition import Transitions
 
-__all__ = ["Ring", "Values", "allocate", "as_index", "gather", "queued", "writable"]
+__all__ = ["Ring", "Values", "allocate", "as_index", "gather", "queued", "refuse_gamma", "writable"]
 
 Values = Tensor | npt.NDArray[Any]
 
@@ -36,6 +38,8 @@ class Ring:
             where this one ends. False at the ends of episodes, at cuts, before rows that are no
             transitions, and at the write head, whose successors are not written.
         masks: [T * M + F, A] bool, what may be done in each frame; None without masks.
+        n_step: Rewards that `gather` adds up, n.
+        stride: Flat transitions from one to the next of its environment, N.
     """
 
     frames: Tensor
@@ -46,6 +50,13 @@ class Ring:
     truncated: Tensor
     continues: Tensor
     masks: Tensor | None = None
+    n_step: int = 1
+    stride: int = 0
+
+    def cells(self) -> dict[str, Any]:
+        """Return the tensors that there are, or arrays in their place, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: cells for name, cells in named.items() if hasattr(cells, "shape")}
 
 
 def writable(ring: Ring) -> Any:
@@ -55,8 +66,7 @@ def writable(ring: Ring) -> Any:
     """
     if ring.frames.device.type != "cpu":
         return ring
-    tensors = (getattr(ring, field.name) for field in fields(ring))
-    return Ring(*(None if tensor is None else tensor.numpy() for tensor in tensors))  # type: ignore[arg-type]
+    return replace(ring, **{name: tensor.numpy() for name, tensor in ring.cells().items()})
 
 
 def gather(
@@ -68,21 +78,75 @@ def gather(
         ring: Read.
         index: [B] int64.
         gamma: Discount per env step, of which the batch's `discount` is made; None makes none.
+            A ring of n steps needs it.
         weight: [B] float32, becomes that of the batch; or None.
+
+    Raises:
+        UsageError: A ring of n steps without gamma.
+
+    Returns:
+        Transitions; of n steps, with the rewards added up, and what the last of them led to.
     """
     take = torch.index_select  # half the time of indexing with a tensor
-    following, terminated = take(ring.next_index, 0, index), take(ring.terminated, 0, index)
+    last, reward, factor = index, take(ring.reward, 0, index), None
+    if ring.n_step > 1:
+        last, reward, factor = _returns(ring, index, reward, gamma)
+    following, terminated = take(ring.next_index, 0, last), take(ring.terminated, 0, last)
     return Transitions(
         take(ring.frames, 0, index),
         take(ring.action, 0, index),
-        take(ring.reward, 0, index),
+        reward,
         take(ring.frames, 0, following),
         terminated,
-        take(ring.truncated, 0, index),
+        take(ring.truncated, 0, last),
         None if ring.masks is None else take(ring.masks, 0, following),
-        None if gamma is None else discount_of(terminated, gamma),
+        _discount(terminated, gamma, factor),
         weight,
     )
+
+
+def refuse_gamma(gamma: float | None) -> None:
+    """Refuse what is no discount, by a UsageError; None is none."""
+    if gamma is not None:
+        refuse_unless_finite("gamma", gamma, "Try 0.99.")
+        if not 0 <= gamma <= 1:
+            raise UsageError(f"gamma {gamma}", "it is a discount in [0, 1]", "Try 0.99.")
+
+
+def _discount(terminated: Tensor, gamma: float | None, factor: Tensor | None) -> Tensor | None:
+    if factor is not None:
+        return factor.masked_fill(terminated, 0.0)
+    return None if gamma is None else discount_of(terminated, gamma)
+
+
+def _returns(
+    ring: Ring, index: Tensor, reward: Tensor, gamma: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Add up the rewards of n transitions, or of as many as continue each other.
+
+        R = sum over k < m of gamma^k r_k,    m = n, or fewer at an end, a cut or the write head
+
+    Returns:
+        [B] int64 the last transition of each, [B] float32 R, and [B] float32 gamma^m.
+
+    Raises:
+        UsageError: Without gamma there is no such sum.
+
+    Source:
+        Sutton (1988), Learning to predict by the methods of temporal differences; Hessel et al.
+        (2018), Rainbow, arXiv:1710.02298, section 3.
+    """
+    if gamma is None:
+        reason = "the rewards of its transitions are discounted"
+        raise UsageError(f"n-step {ring.n_step} without gamma", reason, "Pass gamma=0.99.")
+    last, factor = index, torch.full_like(reward, gamma)
+    for _ in range(ring.n_step - 1):
+        goes_on = ring.continues.index_select(0, last)
+        last = torch.where(goes_on, (last + ring.stride) % len(ring.action), last)
+        following = ring.reward.index_select(0, last)
+        reward = reward + torch.where(goes_on, factor * following, 0.0)
+        factor = torch.where(goes_on, factor * gamma, factor)
+    return last, reward, factor
 
 
 def allocate(sizes: RingSizes, device: torch.device) -> Ring:
@@ -98,6 +162,8 @@ def allocate(sizes: RingSizes, device: torch.device) -> Ring:
         torch.zeros(slots, dtype=torch.bool, device=device),
         torch.zeros(slots, dtype=torch.bool, device=device),
         masks if sizes.num_masked else None,
+        n_step=sizes.n_step,
+        stride=num_envs,
     )
 
 

@@ -12,7 +12,10 @@ from torch import Tensor
 from fastdqn.foundation.copying import copied
 from fastdqn.replay.storage import queued
 
-__all__ = ["FinalObservations", "ValidTransitions"]
+__all__ = ["FinalObservations", "Places", "ValidTransitions"]
+
+Places = range | Tensor
+"""Flat transitions: neighbours, or [N] int64 on the device."""
 
 
 class ValidTransitions:
@@ -42,6 +45,7 @@ class ValidTransitions:
         self._first = 0  # transitions that have left the list
         self._last = 0  # transitions that ever entered it
         self._counts = [0] * num_rows  # transitions in the list by row
+        self._rows = 0  # rows that ever entered it
         self.window, self.published = torch.tensor([0, 1], device=device), (0, 1)
         self._on_host = _on_host(self.window)
 
@@ -73,6 +77,7 @@ class ValidTransitions:
             self._enter(columns + row % self.num_rows * self.row_size)
         self._counts[row % self.num_rows] = count
         self._last += count
+        self._rows = row + 1
 
     def _enter(self, new: Tensor) -> None:
         head = self._last % len(self._list)
@@ -101,6 +106,50 @@ class ValidTransitions:
                 else:
                     self._on_host[place] = new
         self.published = (first, count)
+
+    @property
+    def mark(self) -> tuple[int, int]:
+        """Return the oldest row that may be drawn, and the rows so far; see `changes`."""
+        return self._oldest, self._rows
+
+    def changes(self, mark: tuple[int, int]) -> tuple[list[Places], list[Places]]:
+        """Return which flat transitions have left the list since a mark, and which have entered.
+
+        Those that left come as whole rows, in which some may never have been in the list; those
+        that entered and left again come as the former only.
+        """
+        oldest, rows = mark
+        left = self._places_of(max(oldest, self._oldest - self.num_rows), self._oldest)
+        new = range(max(rows, self._oldest), self._rows)
+        count = sum(self._counts[row % self.num_rows] for row in new)
+        if count == len(new) * self.row_size:
+            return left, self._places_of(new.start, new.stop)
+        numbers = torch.arange(self._last - count, self._last, device=self._list.device)
+        return left, [self._list[numbers % len(self._list)]]
+
+    def number_of(self, places: Tensor) -> Tensor:
+        """Return the numbers of the transitions that lie at flat places [B] int64 now.
+
+        A number belongs to one transition for ever: rows written before it times M, and its column.
+        """
+        row, column = places // self.row_size, places % self.row_size
+        newest = self._rows - 1
+        return (newest - (newest - row) % self.num_rows) * self.row_size + column
+
+    def places_of(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the flat places [B] int64 of numbers, and whether each still lies there."""
+        places = numbers % len(self._list)
+        return places, self.number_of(places) == numbers
+
+    def _places_of(self, row: int, stop: int) -> list[Places]:
+        """Return the flat transitions of the rows from `row` to before `stop`."""
+        places: list[Places] = []
+        while row < stop:
+            here = row % self.num_rows
+            count = min(stop - row, self.num_rows - here)
+            places.append(range(here * self.row_size, (here + count) * self.row_size))
+            row += count
+        return places
 
     @property
     def first(self) -> int:

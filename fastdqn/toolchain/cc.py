@@ -6,6 +6,7 @@ PyTorch is not needed here: a command compiles while PyTorch is being loaded.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import shutil
@@ -17,9 +18,10 @@ from pathlib import Path
 from fastdqn.errors import UsageError
 from fastdqn.toolchain.disk_cache import cache_dir, processor
 
-__all__ = ["MLP", "begin_to_compile", "compile_c", "compiled", "find_compiler"]
+__all__ = ["MLP", "begin_to_compile", "compile_c", "compiled", "find_compiler", "loaded"]
 
-MLP = Path(__file__).parents[1] / "native" / "mlp.c"
+PACKAGE = Path(__file__).parents[1]
+MLP = PACKAGE / "native" / "mlp.c"
 """The C of the room `native`."""
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared")
@@ -73,10 +75,26 @@ def compiled(source: Path) -> Path:
     return path
 
 
+def loaded(source: Path) -> ctypes.CDLL:
+    """Load the library of a source, compiling it first where this machine has not got it.
+
+    Raises:
+        UsageError: There is no C compiler, or it fails.
+    """
+    try:
+        return ctypes.CDLL(str(compiled(source)))
+    except OSError:  # a home that is read-only or full, or a file that is not what it was
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{source.stem}.so"
+            compile_c(source, path)
+            return ctypes.CDLL(str(path))
+
+
 def _fingerprint(source: Path, compiler: str) -> str:
     """Return what identifies a library: source, compiler, options and processor."""
     message = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    parts = (source.read_bytes(), repr((FLAGS, TUNINGS)).encode(), message, processor().encode())
+    texts = [path.read_bytes() for path in (source, *sorted(PACKAGE.glob("*/*.h")))]
+    parts = (*texts, repr((FLAGS, TUNINGS)).encode(), message, processor().encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 

@@ -123,8 +123,8 @@ def _trial(learner: Learner, sampler: Sampler) -> Iterator[Callable[[], None]]:
 
     Generators are restored, too.
     """
-    restore = snapshot((*learner.state.written(), *sampler.written()))
     with sampler.rehearsal(), generators_restored():
+        restore = snapshot((*learner.state.written(), *sampler.written()))
         try:
             yield restore
         finally:

@@ -53,7 +53,7 @@ class CallbackList(Callback):
             method(*arguments)
 
 
-def refuse_callback(callback: Any) -> None:
+def refuse_callback(callback: object) -> None:
     """Refuse what is no Callback, or has a method that no training would call.
 
     Raises:

@@ -71,7 +71,7 @@ class SavedPolicy:
 
 
 def save_policy(
-    folder: Path, parameters: Mapping[str, Tensor], description: Mapping[str, Any]
+    folder: Path, parameters: Mapping[str, Tensor], description: Mapping[str, object]
 ) -> None:
     """Write a policy so that a crash at any moment leaves the old folder or the new one.
 
@@ -97,7 +97,7 @@ def save_policy(
 
 
 def _save_whole(
-    folder: Path, parameters: Mapping[str, Tensor], description: Mapping[str, Any]
+    folder: Path, parameters: Mapping[str, Tensor], description: Mapping[str, object]
 ) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
@@ -121,7 +121,7 @@ def save_checkpoint(
     checkpoints: Path,
     env_steps: int,
     parameters: Mapping[str, Tensor],
-    description: Mapping[str, Any],
+    description: Mapping[str, object],
 ) -> Path:
     """Save a policy as `step-<12 digits>`, if that is not there, and keep only the newest few.
 
@@ -184,7 +184,7 @@ def newest_checkpoint(run_dir: Path) -> SavedPolicy:
     raise CheckpointError(f"{run_dir} holds no saved policy: {detail}")
 
 
-def _digest(content: bytes, description: Mapping[str, Any]) -> str:
+def _digest(content: bytes, description: Mapping[str, object]) -> str:
     digest = hashlib.sha256(content)
     digest.update(json.dumps(description, sort_keys=True).encode())
     return digest.hexdigest()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutants.bugs import MUTANTS
+from tests.mutants.native_bugs import altered
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,3 +26,9 @@ def test_a_planted_bug_names_tests_that_there_are(mutant: str) -> None:
     for test in MUTANTS[mutant].tests:
         file, _, name = test.partition("[")[0].rpartition("::")
         assert name in names_in(file), test
+
+
+def test_what_is_altered_stands_once_in_its_text() -> None:
+    for _, _, text, alterations in altered():
+        counts = {name: text.count(old) for name, (old, _, _) in alterations.items()}
+        assert set(counts.values()) == {1}, counts

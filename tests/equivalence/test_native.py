@@ -18,8 +18,8 @@ from fastdqn.algorithms.optimizers import Adam, AdamW, RMSprop
 from fastdqn.algorithms.td_losses import masked_q
 from fastdqn.learner.learner import Learner, LearnerState
 from fastdqn.native import NativeActor, NativeUpdate
+from fastdqn.native.c_actor import MAX_PLACES
 from fastdqn.native.c_library import DTYPES, MAX_LAYERS
-from fastdqn.native.c_update import MAX_PLACES
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.policy import Policy

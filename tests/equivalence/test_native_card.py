@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from fastdqn.native.c_library import DTYPES
 from fastdqn.native.cuda_plan import SOURCE, Call, Shape, fitted, on_the_card
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
-from fastdqn.replay import NewestSampler, ReplayBuffer, Ring, UniformSampler
+from fastdqn.replay import NewestSampler, ReplayBuffer, UniformSampler
 from fastdqn.toolchain.nvrtc import KernelError
 from fastdqn.training.tensor.block_runner import BlockRunner
 from fastdqn.training.tensor.blocks import Block
@@ -65,8 +66,8 @@ def native_of(learner: Learner, device: str) -> CudaUpdate:
 def moved(replay: ReplayBuffer, device: str) -> ReplayBuffer:
     """Return a copy of a replay buffer whose ring lies elsewhere."""
     twin = copy.deepcopy(replay)
-    fields = (getattr(replay.ring, name) for name in Ring.__dataclass_fields__)
-    twin.ring = Ring(*(None if field is None else field.to(device) for field in fields))  # type: ignore[arg-type]
+    cells = {name: tensor.to(device) for name, tensor in replay.ring.cells().items()}
+    twin.ring = replace(replay.ring, **cells)
     return twin
 
 

@@ -84,6 +84,7 @@ def is_running(pid: int) -> bool:
     return answer.stdout.strip()[:1] not in {"", "Z"}
 
 
+@pytest.mark.slow
 def test_nothing_is_left_five_seconds_after_the_trainer_was_killed(tmp_path: Path) -> None:
     """Whatever a worker does by then, and whatever started it; all that can, close what they hold.
 

@@ -18,11 +18,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NATIVE = "tests/equivalence/test_native.py"
+TREE = "tests/unit/replay/test_sum_tree.py"
+PRIORITIZED = "tests/unit/replay/test_prioritized.py"
+OPTIONS = "tests/equivalence/test_replay_options.py"
 BINDING = "tests/unit/native/test_binding.py"
 CARD = "tests/equivalence/test_native_card.py"
 WRITER = "tests/equivalence/test_row_writer.py"
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1"
-OPTIONS = "detect_leaks=0:detect_stack_use_after_return=0"
+ASAN = "detect_leaks=0:detect_stack_use_after_return=0"
 LIBRARIES = ("libasan.so", "libubsan.so", "libstdc++.so.6")
 
 pytestmark = pytest.mark.slow
@@ -59,7 +62,7 @@ def sanitized(
         "CC": str(compiler),
         "XDG_CACHE_HOME": str(folder / "cache"),
         "LD_PRELOAD": " ".join(map(str, PRELOADED)),
-        "ASAN_OPTIONS": OPTIONS,
+        "ASAN_OPTIONS": ASAN,
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "FASTDQN_SANITIZED": "1",
         "FASTDQN_MUTANT": mutant or os.environ.get("FASTDQN_MUTANT", ""),
@@ -95,11 +98,13 @@ def report(done: subprocess.CompletedProcess[str]) -> str:
 @needs_sanitizers
 @pytest.mark.timeout(900)
 def test_the_c_stays_within_its_memory(tmp_path: Path) -> None:
-    done = sanitized(tmp_path, NATIVE, BINDING, "-k", "not cuda and not card and not compile")
+    files = NATIVE, BINDING, TREE, PRIORITIZED, OPTIONS
+    done = sanitized(tmp_path, *files, "-k", "not cuda and not card and not compile")
     assert done.returncode == 0, report(done)
     assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 150
     (library,) = (tmp_path / "cache/fastdqn").glob("mlp-*.so")
     assert b"__asan" in library.read_bytes()
+    assert len(list((tmp_path / "cache/fastdqn").glob("sum_tree-*.so"))) == 1
 
 
 @needs_sanitizers

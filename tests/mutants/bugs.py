@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastdqn import build
-from fastdqn.agent import loading, saved_description
+from fastdqn.agent import learning, loading
 from fastdqn.agent.dqn import DQN
 from fastdqn.agent.learning import Trainable
 from fastdqn.agent.saved_description import SavedDescription
@@ -57,6 +57,7 @@ from fastdqn.replay.valid_transitions import FinalObservations, ValidTransitions
 from fastdqn.training import evaluation, events, schedules
 from fastdqn.training.host import rollout
 from tests.mutants.native_bugs import plants
+from tests.mutants.replay_bugs import PLANTED
 
 __all__ = ["MUTANTS", "Mutant"]
 
@@ -973,7 +974,7 @@ def a_compiler_that_is_tried_before_the_training() -> None:
 def load_forgets_the_arguments_of_the_environment() -> None:
     right = construction.rebuilt
     exchange("rebuilt", lambda spec, _, wrappers: right(spec, spec.kwargs, wrappers), loading)
-    exchange("to_plain", lambda _: {}, saved_description)
+    exchange("to_plain", lambda _: {}, learning)
 
 
 @turns_red(
@@ -1181,10 +1182,10 @@ def a_copy_whose_network_shows_another_vector() -> None:
 
 @turns_red(COPIES + "the_copy_of_a_replay_buffer_goes_on_as_it_would")
 def a_copy_that_writes_beside_its_ring() -> None:
-    def deepcopy(self: ReplayBuffer, memo: dict[int, Any]) -> ReplayBuffer:
+    def deepcopy(self: Rows, memo: dict[int, Any]) -> Rows:
         return copying.copied(self, memo)
 
-    exchange("__deepcopy__", deepcopy, ReplayBuffer)
+    exchange("__deepcopy__", deepcopy, Rows)
 
 
 @turns_red(
@@ -1209,4 +1210,4 @@ def randomness_that_is_not_looked_for() -> None:
 # The C
 
 
-MUTANTS |= {name: Mutant(*planted) for name, planted in plants().items()}
+MUTANTS |= {name: Mutant(*planted) for name, planted in (PLANTED | plants()).items()}

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fastdqn
 from fastdqn.native import c_library, cuda_plan
-from fastdqn.replay import row_writer
+from fastdqn.replay import c_tree, row_writer
 
 __all__ = ["plants"]
 
@@ -23,6 +24,9 @@ ACTING = NATIVE + "acting_is_epsilon_greedy_over_the_allowed_actions"
 
 BINDING = "tests/unit/native/test_binding.py::test_"
 SANITIZED = "tests/faults/test_sanitized_c.py::test_"
+REPLAY = "tests/equivalence/test_replay_options.py::test_"
+OPTIONS = REPLAY + "two_hundred_updates_are_the_eager_ones"
+TREE = "tests/unit/replay/test_sum_tree.py::test_"
 CHOICE = NATIVE + "batches_are_chosen_as_the_sampler_chooses_them"
 
 ALTERATIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -33,7 +37,22 @@ ALTERATIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "native: terminated ignored": ("ring->terminated[here] ?", "0 ?", (UPDATE, SIZES)),
     "native: masks ignored": ("if (mask && !mask[a]) continue;", "", (UPDATE, ACTING)),
-    "native: weights ignored": ("if (ring->weight) {", "if (0) {", (SIZES, WEIGHTED)),
+    "native: weights ignored": (
+        "weights ? weights[row] : ring->weight[index[row]]",
+        "weights ? weights[row] : 1.0f",
+        (SIZES, WEIGHTED),
+    ),
+    "native: weights of priorities ignored": ("tree ? plan->weights : NULL", "NULL", (OPTIONS,)),
+    "native: priorities of a skipped update": (
+        "if (tree && made)",
+        "if (tree)",
+        (REPLAY + "a_skipped_update_writes_no_priority",),
+    ),
+    "native: n steps over the end of an episode": (
+        "k < ring->n_step && ring->continues[here]",
+        "k < ring->n_step",
+        (OPTIONS,),
+    ),
     "native: a batch's own discount ignored": (
         "ring->discount           ?",
         "0 ?",
@@ -62,14 +81,14 @@ ALTERATIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "batch / 4 * 4",
         (UPDATE, SIZES),
     ),
-    "native: the oldest transition forgotten": ("(nth + starts->first)", "nth", (CHOICE,)),
+    "native: the oldest transition forgotten": ("(nth + valid->first)", "nth", (CHOICE,)),
     "native: half numbers without their bias": (
         "0x1p112f",
         "0x1p111f",
         (NATIVE + "half_precision_is_read_with_its_subnormal_and_largest_numbers",),
     ),
     "native: a step that is not finite taken": (
-        "*set->skipped += 1;\n        return;",
+        "*set->skipped += 1;\n        return 0;",
         "*set->skipped += 1;",
         (NATIVE + "an_update_that_is_not_finite_changes_no_bit_and_is_counted",),
     ),
@@ -186,23 +205,76 @@ WRITES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 """The same of ring.cu."""
 
 
-def plant(module: Any, old: str, new: str) -> None:
-    """Let the source of a module be an altered text, in this process and for good."""
-    text = module.SOURCE.read_text()
+TREES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "tree: the child after the chosen one": (
+        "sum += some[i];",
+        "sum += i ? some[i - 1] : 0.0f;",
+        (TREE + "draws_follow_the_leaves_and_none_is_of_a_dead_one",),
+    ),
+    "tree: the last priority of a row that comes twice": (
+        "if (leaf > tree->leaves[rows[i]]) ",
+        "",
+        (
+            "tests/unit/replay/test_prioritized.py::test_"
+            "a_row_that_was_drawn_twice_takes_its_larger_priority",
+        ),
+    ),
+    "tree: sums of the level above forgotten": (
+        "refresh_level(tree, 3, rows, count, chunks, fan_out * fan_out);",
+        "",
+        (TREE + "sums_equal_dense_ones_after_a_hundred_thousand_changes",),
+    ),
+}
+"""The same of sum_tree.h."""
+PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "tree: priorities of rows that were overwritten": (
+        "|| row <= newest - num_rows",
+        "",
+        (
+            "tests/property/test_ring_laws.py::test_"
+            "the_ring_holds_the_newest_transitions_of_any_history",
+        ),
+    ),
+    "tree: a priority that is not finite": (
+        "if (!isfinite(priority[i])) return -1;",
+        "",
+        ("tests/unit/replay/test_prioritized.py::test_other_priorities_are_refused",),
+    ),
+}
+"""The same of sum_tree.c."""
+
+
+def plant(module: Any, old: str, new: str, header: str = "") -> None:
+    """Let the source of a module, or its header, be another text, in this process and for good."""
+    package = Path(fastdqn.__file__).parent
+    altered = package / header if header else module.SOURCE
+    text = altered.read_text()
     assert text.count(old) == 1, old
     folder = Path(tempfile.mkdtemp(prefix="fastdqn-mutant-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    altered = folder / module.SOURCE.name
-    altered.write_text(text.replace(old, new))
+    for source in (module.SOURCE, *package.glob("*/*.h")):
+        copy = folder / source.relative_to(package)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(text.replace(old, new) if source == altered else source.read_text())
     os.environ["XDG_CACHE_HOME"] = str(folder)
-    module.SOURCE = altered
+    module.SOURCE = folder / module.SOURCE.relative_to(package)
+
+
+def altered() -> list[tuple[str, Any, str, dict[str, tuple[str, str, tuple[str, ...]]]]]:
+    """Return what is altered: a header or nothing, its module, its text, and the alterations."""
+    header = "replay/sum_tree.h"
+    text = (Path(fastdqn.__file__).parent / header).read_text()
+    sources = (c_tree, PARTS), (c_library, ALTERATIONS), (cuda_plan, KERNELS), (row_writer, WRITES)
+    return [
+        (header, c_tree, text, TREES),
+        *(("", module, module.SOURCE.read_text(), found) for module, found in sources),
+    ]
 
 
 def plants() -> dict[str, tuple[partial[None], tuple[str, ...]]]:
     """Return what plants each bug, and the tests that must turn red."""
-    sources = (c_library, ALTERATIONS), (cuda_plan, KERNELS), (row_writer, WRITES)
     return {
-        name: (partial(plant, module, old, new), red)
-        for module, alterations in sources
+        name: (partial(plant, module, old, new, header), red)
+        for header, module, _, alterations in altered()
         for name, (old, new, red) in alterations.items()
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,9 +14,11 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from fastdqn.replay import ReplayBuffer, gather
+from fastdqn.replay.prioritized import PrioritizedSampler
 
 GO, TERMINATED, TRUNCATED, RESET = "go", "terminated", "truncated", "reset"
 NUM_ACTIONS = 5
+GAMMA = 0.5
 
 
 def masks_of(serials: Tensor) -> Tensor:
@@ -85,6 +88,18 @@ class ListedRing:
         begun = {(step.env, step.obs) for row in self.rows for step in row}
         return [(s.env, s.next_obs) in begun and not (s.terminated or s.truncated) for s in steps]
 
+    def of_n_steps(self, step: Step, n: int) -> tuple[float, Step, int]:
+        """Return the discounted rewards of a step and what continues it, its last, how many."""
+        begun = {(later.env, later.obs): later for row in self.rows for later in row}
+        total, taken = step.action / 2, 1
+        while taken < n and not (step.terminated or step.truncated):
+            following = begun.get((step.env, step.next_obs))
+            if following is None:
+                break
+            step, total = following, total + GAMMA**taken * following.action / 2
+            taken += 1
+        return total, step, taken
+
     @property
     def drawable(self) -> list[Step]:
         first = max(self.oldest, len(self.rows) - self.num_rows)
@@ -106,6 +121,9 @@ class Histories:
             num_masked=NUM_ACTIONS,
             num_groups=num_groups,
         )
+        self.sampler = PrioritizedSampler(self.replay, 8)
+        self.sampler.in_c = None if capacity % 2 else self.sampler.in_c
+        self.drawn: deque[tuple[Tensor, Tensor]] = deque(maxlen=6)
         rows = -(-capacity // row_size)
         late = num_envs - row_size  # those that a cut keeps after the ends of younger rows
         finals = late + rows * row_size
@@ -231,6 +249,8 @@ class Histories:
             assert sorted(steps) == expected
             assert self.replay.ring.continues[newest].tolist() == self.listed.continue_(steps)
             assert set(self.read(self.replay.draw(2, 8).flatten())) <= set(expected)
+            self.check_n_steps(newest, steps)
+        self.check_priorities()
         for group, serials in enumerate(self.listed.shown):
             obs, mask = self._frames(serials, group)
             shown_mask = self.replay.shown_mask(group)
@@ -239,6 +259,43 @@ class Histories:
             assert torch.equal(self.replay.shown(group), obs)
             assert shown_mask is not None
             assert torch.equal(shown_mask, mask)
+
+    def check_n_steps(self, rows: Tensor, steps: list[Step]) -> None:
+        """Compare sums of rewards, what follows and its discount with those of the list."""
+        n = 1 + self.serial % 5
+        stride = self.row_size * len(self.listed.shown)
+        batch = gather(replace(self.replay.ring, n_step=n, stride=stride), rows, GAMMA)
+        assert batch.discount is not None
+        assert torch.equal(batch.obs[:, 1].int(), torch.tensor([step.obs for step in steps]))
+        for row, step in enumerate(steps):
+            total, last, taken = self.listed.of_n_steps(step, n)
+            assert batch.reward[row] == total
+            assert batch.next_obs[row, 1] == last.next_obs
+            flags = bool(batch.terminated[row]), bool(batch.truncated[row])
+            assert flags == (last.terminated, last.truncated)
+            assert batch.discount[row] == (0 if last.terminated else GAMMA**taken)
+
+    def check_priorities(self) -> None:
+        """The tree holds a priority for what may be drawn, and nothing else; sums are exact."""
+        sampler, listed = self.sampler, self.listed.drawable
+        sampler.follow()
+        leaves = sampler.tree.leaves
+        rows = torch.nonzero(leaves)[:, 0]
+        assert sorted(self.read(rows)) == listed
+        assert math.isclose(sampler.tree.total(), leaves.double().sum(), rel_tol=1e-6)
+        assert sampler.tree.most() == leaves.max()
+        if not listed:
+            return
+        batch, numbers = sampler.sample()
+        self.drawn.append((numbers, batch.obs[:, 1].int()))
+        for index, obs in (self.drawn[0], self.drawn[-1]):
+            before, there = leaves.clone(), {step.obs for step in listed}
+            sampler.update_priorities(index, 1.0 + obs % 7)
+            changed = torch.nonzero(leaves != before)[:, 0]
+            assert {step.obs for step in self.read(changed)} <= set(obs.tolist()) & there
+            for step, leaf in zip(self.read(rows), leaves[rows].tolist(), strict=True):
+                if step.obs in obs:
+                    assert math.isclose(leaf, (1 + step.obs % 7 + 1e-6) ** 0.6, rel_tol=1e-5)
 
 
 KINDS = (GO, GO, TERMINATED, TRUNCATED, RESET)

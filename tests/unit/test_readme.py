@@ -25,6 +25,8 @@ from fastdqn.presets import preset_config
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md")}
+EXECUTED = ("environments.md", "extending.md", "replay.md")
+"""Pages whose Python code is run."""
 ENVIRONMENTS, ARCHITECTURE = PAGES["environments.md"], PAGES["architecture.md"]
 PACKAGE = ROOT / "fastdqn"
 SMALL_BUDGET = 10_000
@@ -117,7 +119,10 @@ def test_every_flag_in_the_prose_of_the_readme_exists() -> None:
 
 @pytest.mark.parametrize(
     "code",
-    [*blocks("python"), *blocks("python", ENVIRONMENTS), *blocks("python", PAGES["extending.md"])],
+    [
+        *blocks("python"),
+        *(code for page in EXECUTED for code in blocks("python", PAGES[page])),
+    ],
     ids=lambda code: code.splitlines()[-1],
 )
 @pytest.mark.usefixtures("nothing_left")

@@ -30,6 +30,7 @@ from fastdqn.execution.step import (
     StepGroup,
 )
 from fastdqn.native import CudaActor, CudaUpdate, NativeActor, NativeUpdate
+from fastdqn.replay import PrioritizedSampler
 from fastdqn.training.tensor.blocks import Block, BlockTensors, Call, Parts, in_turn
 from fastdqn.training.tensor.iteration import Iteration
 
@@ -133,8 +134,11 @@ class BlockRunner:
         between = self._compiled(self._between, alone=True)
 
         def learn(random_bits: Tensor, drawn: bool) -> Call:
-            ring, index = self._iteration.ring, self._place(random_bits)
-            bound = native.bound(ring.ring, index)
+            ring, sampler = self._iteration.ring.ring, self._iteration.sampler
+            if isinstance(sampler, PrioritizedSampler):
+                return native.bound(ring, random_bits, sampler)
+            index = self._place(random_bits)
+            bound = native.bound(ring, index)
             return bound if drawn else in_turn([partial(self._draw, index, random_bits), bound])
 
         own, act = self._iteration.own, self._acting_in_c()
@@ -203,10 +207,9 @@ class BlockRunner:
             return step
 
         if native is not None:
-            sampler = iteration.sampler
 
             def learn(random_bits: Tensor, _: bool) -> Call:
-                return lambda: native(sampler.ring, sampler.draw(random_bits)[0])
+                return partial(native.sampled, iteration.sampler, random_bits)
 
             return Parts(self._acting_in_c(), advance, learn).run_of
         acts = self._counted(run(iteration.act))
@@ -230,7 +233,8 @@ class BlockRunner:
         self._draw(self._place(random_bits), random_bits)
 
     def _draw(self, index: Tensor, random_bits: Tensor) -> None:
-        index.copy_(self._iteration.sampler.draw(random_bits)[0])
+        if self._iteration.sampler.independent:  # others draw in turns with their feedback
+            index.copy_(self._iteration.sampler.draw(random_bits)[0])
 
     def _record(self, *tensors: Tensor) -> None:
         *step, ends, returns = tensors

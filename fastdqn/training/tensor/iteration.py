@@ -134,6 +134,7 @@ class Iteration:
             reward = step.reward.float()
             terminated, truncated = step.terminated, step.truncated
             self.ring.write(self.action, reward, terminated, truncated, step.obs, step.final_obs)
+            self.sampler.wrote()
             self.shown.copy_(step.obs)
             total, length = self.returns + reward, self.lengths + 1
             ended = terminated | truncated

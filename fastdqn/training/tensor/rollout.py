@@ -50,6 +50,7 @@ class TensorRollout(Whole):
         seed: Seed of the environments and of everything that is drawn here.
         execution: `eager`, `native`, `compile`, `cudagraph` or `compile+cudagraph`.
         sampler: Builds what draws the batches.
+        n_step: Rewards that a drawn transition adds up.
 
     Attributes:
         ring: What was seen.
@@ -77,13 +78,16 @@ class TensorRollout(Whole):
         seed: int,
         execution: str = "eager",
         sampler: SamplerFactory = UniformSampler,
+        n_step: int = 1,
     ) -> None:
         self.device = learner.device
         _refuse(env, self.device, batch_size)
         self.env, self.batch_size, self._learner = env, batch_size, learner
         space = env.single_observation_space
         frame = space.shape or (), STORAGE_DTYPES[str(space.dtype)]
-        self.ring = FunctionalRing(capacity, env.num_envs, *frame, device=self.device)
+        self.ring = FunctionalRing(
+            capacity, env.num_envs, *frame, device=self.device, n_step=n_step
+        )
         self.generator = torch.Generator(self.device)
         self.num_envs = env.num_envs
         self.earlier_steps = self.rows = self.updates = self.episodes = 0

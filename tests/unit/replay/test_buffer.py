@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from itertools import chain
@@ -161,8 +160,7 @@ def test_ring_bytes_count_masks_and_groups(capacity: int, num_masked: int, num_g
 
 def _held_bytes(replay: ReplayBuffer) -> int:
     """The bytes of every tensor that a ring holds."""
-    held = [getattr(replay.ring, field.name) for field in dataclasses.fields(replay.ring)]
-    held = [tensor for tensor in held if tensor is not None]
+    held = list(replay.ring.cells().values())
     valid = vars(replay.valid)
     held += [tensor for name, tensor in valid.items() if isinstance(tensor, Tensor)]
     held = [tensor for tensor in held if tensor is not replay.window]

@@ -17,7 +17,7 @@ from fastdqn.native import NativeActor
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.actors import actors_for
 from fastdqn.policies.policy import Actor, EagerActor, Hosted, Policy
-from fastdqn.replay import ReplayBuffer, Sampler, UniformSampler
+from fastdqn.replay import PrioritizedSampler, ReplayBuffer, Sampler, UniformSampler
 from fastdqn.training import autotune
 from fastdqn.training.autotune import (
     fastest_actor,
@@ -287,3 +287,14 @@ def test_measuring_a_network_that_draws_leaves_pytorchs_own_generator_alone() ->
     with sampler.rehearsal():
         learner.learn(sampler, 1)
     assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_each_mode_is_tried_over_a_tree_that_holds_priorities() -> None:
+    sampler = PrioritizedSampler(ReplayBuffer(100, 2, (4,)), 8)
+    learner = Learner(MLP((4,), 2, (8,)))
+    with autotune._trial(learner, sampler) as restore:
+        for _ in range(2):
+            learner.learn(sampler, 1)
+            restore()
+            assert float(sampler.tree.total()) > 0
+    assert float(sampler.tree.total()) == 0
