@@ -26,9 +26,11 @@ def random_step(device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
     return tuple(part.to(device) for part in step)
 
 
-def random_replay(device: torch.device | str = "cpu") -> ReplayBuffer:
+def random_replay(
+    device: torch.device | str = "cpu", capacity: int = CAPACITY, n_step: int = 1
+) -> ReplayBuffer:
     """Return a full ring of LunarLander's sizes."""
-    replay = ReplayBuffer(CAPACITY, NUM_ENVS, (OBS_SIZE,), device=device)
+    replay = ReplayBuffer(capacity, NUM_ENVS, (OBS_SIZE,), device=device, n_step=n_step)
     replay.begin(torch.randn(NUM_ENVS, OBS_SIZE))
     steps = [random_step(device) for _ in range(64)]
     while len(replay) < replay.capacity:

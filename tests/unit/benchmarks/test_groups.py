@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import end_to_end
+from benchmarks import end_to_end, replay_options
 from benchmarks.end_to_end import EndToEndGroup, Limits, LoopTimer, Setting
 from benchmarks.env_ratios import SteppingGroup, TensorEnvGroup
 from benchmarks.guards import EVERYTHING, Selection
 from benchmarks.loop_parts import PartsGroup
 from benchmarks.measure import Effort
+from benchmarks.replay_options import ReplayOptionsGroup
 from benchmarks.update_modes import possible_modes
 from fastdqn.device import available_cores
 from fastdqn.training.host.trainer import HostTrainer
@@ -108,6 +109,18 @@ def test_parts_are_timed_beside_plain_tensors() -> None:
     ]
     assert set(measured.data["rates"]) == {"write", "plain copy", "act", "plain act"}
     assert all(0.02 < guard.median < 50.0 for guard in measured.guards)
+
+
+def test_options_of_the_replay_are_timed_beside_uniform_draws(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replay_options, "ROWS", 2_000)
+    measured = ReplayOptionsGroup().measure(TINY, Selection(only=("priorities",)))
+    (guard,) = measured.guards
+    assert guard.name == "update by priorities / uniform, native 64-64 b64"
+    assert (guard.better, guard.goal) == ("lower", 1.35)
+    assert 0.2 < guard.median < 20.0
+    assert set(measured.data["rates"]) == {"uniform", "by priorities"}
 
 
 # Environments
