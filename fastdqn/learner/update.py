@@ -235,12 +235,12 @@ class Update(Whole):
             losses, priority = self.objective.loss(outputs, others, batch, own)
             refuse_other_rows(self.objective, batch, losses, priority)
             losses = _weighted(losses, batch.weight)
-            share = torch.full_like(losses, 1 / len(losses))  # of each row in the mean
-            parts = torch.autograd.grad(losses, leaves, share, materialize_grads=True)
+            loss = losses.mean()
+            parts = torch.autograd.grad(loss, leaves, materialize_grads=True)
         grad = torch.cat([part.reshape(-1) for part in parts])
         norm = torch.linalg.vector_norm(grad)
         q = self.objective.q_values(outputs).gather(1, batch.action.unsqueeze(1))
-        metrics = torch.stack((losses.mean(), priority.mean(), q.mean(), norm))
+        metrics = torch.stack((loss.detach(), priority.mean(), q.mean(), norm))
         return grad, norm, metrics, priority
 
     def _commit(self, state: LearnerState, grad: Tensor, norm: Tensor, metrics: Tensor) -> Tensor:
