@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.guards import Guard, Measured, summed_up
-from benchmarks.provenance import RESULTS, as_markdown
+from benchmarks.provenance import RESULTS, as_markdown, provenance, save_result
 from fastdqn.errors import UsageError
 
-__all__ = ["find_base", "guards_of", "load", "load_base", "not_run_of", "report", "save"]
+__all__ = ["find_base", "guards_of", "load", "load_base", "not_run_of", "report", "save", "shown"]
 
 SCHEMA = 2
 BASELINE = "baseline"
@@ -31,6 +32,16 @@ def report(header: dict[str, Any], measured: Sequence[Measured]) -> str:
         lines = [f"- {what}: {why}" for what, why in not_run.items()]
         parts.append("Not run here:\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
+
+
+def shown(command: str, measured: Measured, name: str) -> int:
+    """Print what a study measured, save it under a name if there is one, and return 0."""
+    header = provenance(command)
+    text = f"{as_markdown(header)}\n\n{measured.text}"
+    sys.stdout.write(text + "\n")
+    guards = [guard.as_json() for guard in measured.guards]
+    save_result(name, {"provenance": header, "guards": guards, **measured.data}, text)
+    return 0
 
 
 def save(

@@ -619,7 +619,7 @@ def assert_lived(stored: Stored, rules: CounterRules) -> dict[int, int]:
         lives[e] = lives.get(e, 0) + 1
         mine = (env_id == e) & (life == one)
         seen = sorted(zip(episode[mine].tolist(), t[mine].tolist(), strict=True))
-        assert seen == _first_steps(rules, e, len(seen)), f"environment {e}, life {one}"
+        assert seen == _first_steps(rules, e, len(seen)), f"environment {e}, life {one}: {seen}"
     return lives
 
 

@@ -20,8 +20,8 @@ import tyro
 
 from benchmarks.guards import Measured, slower, summed_up
 from benchmarks.measure import Effort, interleave, medians, rate_of
-from benchmarks.provenance import as_markdown, provenance, save_result
 from benchmarks.random_replay import OBS_SIZE, random_replay
+from benchmarks.saved import shown
 from fastdqn.replay import PrioritizedSampler
 
 __all__ = ["PEERS", "compare"]
@@ -146,12 +146,7 @@ def main() -> int:
         return 2
     torch.set_num_threads(1)
     measured = compare(arguments.capacity, Effort(arguments.rounds, arguments.seconds))
-    header = provenance("python -m benchmarks.studies.priorities")
-    text = f"{as_markdown(header)}\n\n{measured.text}"
-    sys.stdout.write(text + "\n")
-    guards = [guard.as_json() for guard in measured.guards]
-    save_result(arguments.save, {"provenance": header, "guards": guards, **measured.data}, text)
-    return 0
+    return shown("python -m benchmarks.studies.priorities", measured, arguments.save)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from tensordict import TensorDict
 
 from benchmarks.guards import Measured, slower, summed_up
 from benchmarks.measure import Effort, interleave, medians, rate_of
-from benchmarks.provenance import as_markdown, provenance, save_result
 from benchmarks.random_replay import CAPACITY, NUM_ACTIONS, OBS_SIZE, random_replay
+from benchmarks.saved import shown
 from fastdqn.device import resolve_device
 from fastdqn.replay import gather
 
@@ -109,12 +109,7 @@ def main() -> int:
     torch.set_num_threads(1)
     effort = Effort(arguments.rounds, arguments.seconds)
     measured = compare(resolve_device(arguments.device), effort)
-    header = provenance("python -m benchmarks.studies.torchrl_replay")
-    text = f"{as_markdown(header)}\n\n{measured.text}"
-    sys.stdout.write(text + "\n")
-    guards = [guard.as_json() for guard in measured.guards]
-    save_result(arguments.save, {"provenance": header, "guards": guards, **measured.data}, text)
-    return 0
+    return shown("python -m benchmarks.studies.torchrl_replay", measured, arguments.save)
 
 
 if __name__ == "__main__":

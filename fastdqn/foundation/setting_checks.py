@@ -23,7 +23,7 @@ from fastdqn.foundation.scalars import (
     python_scalar,
 )
 
-__all__ = ["check", "choices_of", "flag_of", "plain_value", "spelled"]
+__all__ = ["check", "choices_of", "flag_of", "plain_value", "refuse_too_many_steps", "spelled"]
 
 
 def check(config: Any) -> None:
@@ -185,15 +185,24 @@ def _check_pairs(config: Any) -> None:
         )
 
 
-def _check_replay(config: Any) -> None:
-    """Refuse steps that a replay ring does not hold, and priorities without prioritized replay."""
-    if config.n_step > 1 and config.n_step * config.num_envs >= config.buffer_size:
+def refuse_too_many_steps(n_step: int, capacity: int, num_envs: int) -> None:
+    """Refuse more steps than a ring of so many transitions holds of each environment.
+
+    Raises:
+        UsageError: Names both.
+    """
+    if n_step > 1 and n_step * num_envs >= capacity:
         raise UsageError(
-            f"--n-step {config.n_step}",
-            f"--buffer-size {config.buffer_size} holds {config.buffer_size // config.num_envs} "
-            f"transitions of each of {config.num_envs} environments",
+            f"--n-step {n_step}",
+            f"--buffer-size {capacity} holds {capacity // num_envs} transitions of each of "
+            f"{num_envs} environments",
             "Choose a smaller --n-step or a larger buffer.",
         )
+
+
+def _check_replay(config: Any) -> None:
+    """Refuse steps that a replay ring does not hold, and priorities without prioritized replay."""
+    refuse_too_many_steps(config.n_step, config.buffer_size, config.num_envs)
     if config.n_step > 1 and config.replay == "newest":
         raise UsageError(
             f"--n-step {config.n_step} with --replay newest",

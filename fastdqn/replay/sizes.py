@@ -11,6 +11,7 @@ import torch
 from fastdqn.device import available_bytes
 from fastdqn.errors import UsageError
 from fastdqn.foundation.scalars import whole, whole_numbers
+from fastdqn.foundation.setting_checks import refuse_too_many_steps
 
 __all__ = ["RingSizes", "ring_bytes"]
 
@@ -20,6 +21,11 @@ BYTES_BESIDE_FRAMES = 8 + 8 + 8 + 4 + 1 + 1 + 1
 """Per transition: next index, place in the draw, action, reward, both end flags, `continues`."""
 BYTES_BESIDE_ROWS = 8
 """Per environment of a row: its number."""
+FLAGS = {
+    **{"capacity": "--buffer-size", "num_envs": "--num-envs"},
+    **{"num_groups": "--env-groups", "n_step": "--n-step"},
+}
+"""Whole numbers of at least 1 -> their flags."""
 MARGIN = 0.9
 """Part of the free memory that an advised capacity may take."""
 
@@ -45,21 +51,13 @@ class RingSizes:
     n_step: int = 1
 
     def __post_init__(self) -> None:
-        flags = {"capacity": "buffer-size", "num_envs": "num-envs", "num_groups": "env-groups"}
-        flags["n_step"] = "n-step"
-        for name, flag in flags.items():
+        for name, flag in FLAGS.items():
             way_out = "Pass a larger number."
-            number = whole(f"--{flag}", getattr(self, name), least=1, way_out=way_out)
+            number = whole(flag, getattr(self, name), least=1, way_out=way_out)
             object.__setattr__(self, name, number)
         shape = whole_numbers("obs_shape", self.obs_shape, way_out="Try (4,).")
         object.__setattr__(self, "obs_shape", shape)
-        if self.n_step > 1 and self.n_step * self.num_envs >= self.capacity:
-            raise UsageError(
-                f"--n-step {self.n_step}",
-                f"--buffer-size {self.capacity} holds {self.capacity // self.num_envs} transitions "
-                f"of each of {self.num_envs} environments",
-                "Choose a smaller n-step or a larger buffer.",
-            )
+        refuse_too_many_steps(self.n_step, self.capacity, self.num_envs)
         if self.num_envs % self.num_groups:
             raise UsageError(
                 f"--env-groups {self.num_groups}",
