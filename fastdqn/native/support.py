@@ -188,9 +188,19 @@ def why_not_act(network: FlatNetwork) -> str | None:
 
 
 def _why_not_kind(network: FlatNetwork) -> str | None:
-    name = type(network.module).__name__
-    if type(network.module) is not MLP:
+    module, name = network.module, type(network.module).__name__
+    if type(module) is not MLP:
         return f"it knows multilayer perceptrons only, and the network is {name}"
+    unknown = {
+        "--noisy": module.noisy,
+        "--dueling": module.dueling,
+        "--layer-norm": module.layer_norm,
+        f"--activation {module.activation}": module.activation != "relu",
+        "several numbers for each action": module.num_atoms is not None,
+    }
+    for option, used in unknown.items():
+        if used:
+            return f"it knows plain multilayer perceptrons, and this one has {option}"
     if network.num_random(1):
         return f"it draws nothing while it acts, and the network {name} reads random numbers"
     if network.q_values is not None:

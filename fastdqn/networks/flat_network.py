@@ -119,7 +119,7 @@ class FlatNetwork(Whole):
                 where noise that is symmetric vanishes.
         """
         if type(self.module) is MLP:  # a subclass may have a forward pass of its own
-            return self.module.apply_to(parameters, obs)
+            return self.module.apply_to(parameters, obs, random)
         by_name = dict(zip(self._names, parameters, strict=True))
         given: tuple[Tensor, ...] = (obs,)
         if count := self.num_random(len(obs)):
@@ -154,7 +154,7 @@ def _num_random_of(module: nn.Module) -> int | Callable[[int], Any]:
     """Return the numbers that a module reads, or refuse an attribute that would go unread."""
     count: Any = getattr(module, "num_random", 0)
     name, way_out = f"network {type(module).__name__}", "Let forward(obs, random) hand them down."
-    if type(module) is MLP and count:
+    if type(module) is MLP and count and not module.noisy:
         raise UsageError(f"num_random of {name}", "its forward pass reads none", "Subclass MLP.")
     inner = [type(layer).__name__ for layer in module.modules() if getattr(layer, "num_random", 0)]
     if inner and not hasattr(module, "num_random"):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,12 +14,26 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
+from fastdqn.errors import UsageError
 from fastdqn.foundation.scalars import whole, whole_numbers
+from fastdqn.networks.noisy import NoisyLinear, noisy_linear
 
-__all__ = ["BEYOND_ONE_HOT", "MLP", "mlp_for"]
+__all__ = ["ACTIVATIONS", "BEYOND_ONE_HOT", "MLP", "mlp_for"]
 
 
 BEYOND_ONE_HOT = "an observation is none of those that the one-hot network knows"
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "relu": torch.relu,
+        "leaky_relu": functional.leaky_relu,
+        "elu": functional.elu,
+        "gelu": functional.gelu,
+        "silu": functional.silu,
+        "tanh": torch.tanh,
+    }
+)
+"""What follows a hidden layer, by name."""
+Layer = nn.Linear | NoisyLinear
 
 
 class MLP(nn.Module):
@@ -27,20 +42,41 @@ class MLP(nn.Module):
     Observations of any shape are flattened and become float32; whole numbers of a Discrete
     space become one-hot vectors; the scale is applied here and nowhere else.
 
+    A dueling network divides the units of its last hidden layer: the first half of them gives the
+    value V of a state, the others the advantages A of its actions, and
+
+        Q(s, a) = V(s) + A(s, a) - mean_b A(s, b)
+
+    A noisy network has noisy layers in place of all linear ones but the first hidden one, and reads
+    `num_random` numbers for a forward pass, which its rows share; see `NoisyLinear`.
+
     Args:
         obs_shape: Shape of one observation.
-        num_actions: Outputs, A.
+        num_actions: Actions, A.
         hidden_sizes: Units of each hidden layer; () is a linear Q-function.
         one_hot: Values of a Discrete observation space, or 0.
         offset: Subtracted from the observation before anything else.
         scale: Multiplies the observation, e.g. 1/255 for images.
         kaiming: He initialisation with zero biases instead of PyTorch's default.
+        activation: What follows a hidden layer, a name in ACTIVATIONS.
+        layer_norm: Normalise the units of each hidden layer before its activation.
+        dueling: Estimate the value of a state apart from the advantages of its actions.
+        noisy: Explore by noise in the weights, whose size is learned.
+        num_atoms: Numbers for each action, K: outputs [B, A, K]; None is one, [B, A].
+
+    Attributes:
+        num_random: Uniform numbers that a forward pass reads; 0 unless it is noisy.
 
     Raises:
-        UsageError: Sizes that are not whole numbers, or units or actions below 1.
+        UsageError: Sizes that are not whole numbers, units, actions or atoms below 1, an activation
+            that is none of those, or a dueling network whose last hidden layer has a single unit.
 
     Source:
         He et al. (2015), Delving deep into rectifiers, arXiv:1502.01852, section 2.2.
+        Wang et al. (2016), Dueling network architectures, arXiv:1511.06581, equation 9; their
+        streams are as wide as the layer that is divided here.
+        Fortunato et al. (2018), Noisy networks for exploration, arXiv:1706.10295.
+        Ba, Kiros, Hinton (2016), Layer normalization, arXiv:1607.06450.
     """
 
     def __init__(
@@ -53,48 +89,127 @@ class MLP(nn.Module):
         offset: int = 0,
         scale: float = 1.0,
         kaiming: bool = False,
+        activation: str = "relu",
+        layer_norm: bool = False,
+        dueling: bool = False,
+        noisy: bool = False,
+        num_atoms: int | None = None,
     ) -> None:
         super().__init__()
         obs_shape = whole_numbers("obs_shape", obs_shape, way_out="Try (4,).")
         num_actions = whole("num_actions", num_actions, least=1, way_out="Try 2.")
         hidden_sizes = whole_numbers("--hidden-sizes", hidden_sizes, least=1, way_out="Try 64 64.")
+        if num_atoms is not None:
+            num_atoms = whole("num_atoms", num_atoms, least=1, way_out="Try 51.")
+        _refuse_unfit(activation, hidden_sizes, dueling=dueling)
         self.one_hot, self.offset, self.scale = one_hot, offset, scale
-        sizes = [one_hot or math.prod(obs_shape), *hidden_sizes, num_actions]
-        self.layers = nn.ModuleList(
-            nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes)
-        )
+        self.activation, self.layer_norm = activation, layer_norm
+        self.dueling, self.noisy, self.num_atoms = dueling, noisy, num_atoms
+        self.num_actions, self._activate = num_actions, ACTIVATIONS[activation]
+        self._build([one_hot or math.prod(obs_shape), *hidden_sizes], num_atoms or 1)
         if kaiming:
             self._init_kaiming()
 
+    def _build(self, sizes: Sequence[int], num_atoms: int) -> None:
+        """Build the layers over `sizes`: inputs and units of each hidden layer."""
+        self._divided = sizes[-1] // 2 if self.dueling and len(sizes) > 1 else 0
+        last = sizes[-1] - self._divided, self.num_actions * num_atoms
+        shapes = [*pairwise(sizes), last]
+        kinds = [
+            NoisyLinear if self.noisy and (i or len(shapes) == 1) else nn.Linear
+            for i in range(len(shapes))
+        ]
+        self.layers = nn.ModuleList(kind(*shape) for kind, shape in zip(kinds, shapes, strict=True))
+        if self.dueling:
+            self.value = kinds[-1](self._divided or sizes[-1], num_atoms)
+        if self.layer_norm:
+            self.norms = nn.ModuleList(nn.LayerNorm(size) for size in sizes[1:])
+        layers = self._linear_layers()
+        counts = [len(list(layer.parameters())) for layer in layers]
+        self._first = list(accumulate(counts, initial=0))
+        numbers = [layer.num_random if isinstance(layer, NoisyLinear) else 0 for layer in layers]
+        self._random = list(accumulate(numbers, initial=0))
+        self.num_random = self._random[-1]
+
+    def _linear_layers(self) -> list[Layer]:
+        """Return the layers in the order of their parameters: the value is the last one."""
+        layers: Any = [*self.layers, *([self.value] if self.dueling else [])]
+        return list(layers)
+
     @property
     def steps(self) -> list[tuple[int, int]]:
-        """Inputs and outputs of each layer, in order."""
-        layers: Any = self.layers
-        return [(layer.in_features, layer.out_features) for layer in layers]
+        """Inputs and outputs of each layer, in order; of a dueling network the value's is last."""
+        return [(layer.in_features, layer.out_features) for layer in self._linear_layers()]
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Inputs, units of each hidden layer, actions."""
-        return self.steps[0][0], *(outputs for _, outputs in self.steps)
+        layers: Any = self.layers
+        hidden = (layer.out_features for layer in layers[:-1])
+        return layers[0].in_features, *hidden, self.num_actions
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes that the parameters have if every layer is as wide as the one before, in order."""
+        *hidden, _ = self.sizes
+        last = hidden[-1] - self._divided, self.num_actions * (self.num_atoms or 1)
+        steps = [*pairwise(hidden), last]
+        if self.dueling:
+            steps.append((self._divided or hidden[-1], self.num_atoms or 1))
+        shapes: list[tuple[int, ...]] = []
+        for layer, (k, n) in zip(self._linear_layers(), steps, strict=True):
+            shapes += [(n, k), (n,)] * (2 if isinstance(layer, NoisyLinear) else 1)
+        return shapes + [(size,) for size in hidden[1:] for _ in "wb" if self.layer_norm]
 
     def _init_kaiming(self) -> None:
-        for parameter in self.parameters():
-            if parameter.ndim > 1:
-                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
-            else:
-                nn.init.zeros_(parameter)
+        for layer in self._linear_layers():
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """Return Q-values [B, A] float32 of observations [B, *O]."""
-        return self.apply_to(list(self.parameters()), obs)
+    def forward(self, obs: Tensor, random: Tensor | None = None) -> Tensor:
+        """Return Q-values [B, A] float32, or [B, A, K], of observations [B, *O].
 
-    def apply_to(self, parameters: Sequence[Tensor], obs: Tensor) -> Tensor:
-        """Return what `forward` would with these parameters (weight, bias, weight, ...)."""
-        x = self._encode(obs)
-        last = len(parameters) - 2
-        for i in range(0, last, 2):
-            x = functional.linear(x, parameters[i], parameters[i + 1]).relu()
-        return functional.linear(x, parameters[last], parameters[last + 1])
+        Args:
+            obs: [B, *O].
+            random: [num_random] float32 in [0, 1) for a noisy network; None is no noise.
+        """
+        return self.apply_to(list(self.parameters()), obs, random)
+
+    def apply_to(
+        self, parameters: Sequence[Tensor], obs: Tensor, random: Tensor | None = None
+    ) -> Tensor:
+        """Return what `forward` would with these parameters, in the order of the module's own."""
+        x, last = self._encode(obs), len(self.layers) - 1
+        for number in range(last):
+            x = self._linear(number, parameters, x, random)
+            if self.layer_norm:
+                own = self._first[-1] + 2 * number
+                x = functional.layer_norm(x, x.shape[-1:], parameters[own], parameters[own + 1])
+            x = self._activate(x)
+        if not self.dueling:
+            return self._by_atom(self._linear(last, parameters, x, random))
+        of_value, of_advantages = x, x
+        if self._divided:
+            of_value, of_advantages = x[:, : self._divided], x[:, self._divided :]
+        value = self._linear(last + 1, parameters, of_value, random).unsqueeze(1)
+        outputs = self._linear(last, parameters, of_advantages, random)
+        advantages = outputs.view(len(outputs), self.num_actions, -1)
+        q = value + advantages - advantages.mean(1, keepdim=True)
+        return q if self.num_atoms else q.squeeze(2)
+
+    def _linear(
+        self, number: int, parameters: Sequence[Tensor], x: Tensor, random: Tensor | None
+    ) -> Tensor:
+        own = parameters[self._first[number] : self._first[number + 1]]
+        if len(own) == 2:
+            return functional.linear(x, own[0], own[1])
+        numbers = (
+            None if random is None else random[self._random[number] : self._random[number + 1]]
+        )
+        return noisy_linear(x, own, numbers)
+
+    def _by_atom(self, outputs: Tensor) -> Tensor:
+        return outputs.view(len(outputs), self.num_actions, -1) if self.num_atoms else outputs
 
     def _encode(self, obs: Tensor) -> Tensor:
         if self.one_hot:
@@ -123,18 +238,29 @@ def _one_hot(numbers: Tensor, size: int) -> Tensor:
     return hot / hot.sum(-1, keepdim=True)
 
 
+def _refuse_unfit(activation: str, hidden_sizes: Sequence[int], *, dueling: bool) -> None:
+    if activation not in ACTIVATIONS:
+        way_out = f"Choose {', '.join(ACTIVATIONS)}."
+        raise UsageError(f"--activation {activation}", "there is no such activation", way_out)
+    if dueling and hidden_sizes and hidden_sizes[-1] == 1:
+        reason = "a dueling network divides its last hidden layer, which has 1 unit"
+        raise UsageError("--dueling", reason, "Give it 2 or more with --hidden-sizes.")
+
+
 def mlp_for(
-    space: Space[Any], num_actions: int, hidden_sizes: Sequence[int], *, kaiming: bool = False
+    space: Space[Any], num_actions: int, hidden_sizes: Sequence[int], **options: Any
 ) -> MLP:
-    """Build the MLP that suits an observation space: one-hot for Discrete, 1/255 for images."""
+    """Build the MLP that suits an observation space: one-hot for Discrete, 1/255 for images.
+
+    Args:
+        space: Of one observation.
+        num_actions: A.
+        hidden_sizes: Units of each hidden layer.
+        options: `kaiming`, `activation`, `layer_norm`, `dueling`, `noisy`, `num_atoms` of `MLP`.
+    """
     if isinstance(space, Discrete):
         one_hot, offset = int(space.n), int(space.start)
-        return MLP((), num_actions, hidden_sizes, one_hot=one_hot, offset=offset, kaiming=kaiming)
+        return MLP((), num_actions, hidden_sizes, one_hot=one_hot, offset=offset, **options)
     image = isinstance(space, Box) and space.dtype == "uint8" and len(space.shape) >= 2
-    return MLP(
-        tuple(space.shape or ()),
-        num_actions,
-        hidden_sizes,
-        scale=1.0 / 255.0 if image else 1.0,
-        kaiming=kaiming,
-    )
+    scale = 1.0 / 255.0 if image else 1.0
+    return MLP(tuple(space.shape or ()), num_actions, hidden_sizes, scale=scale, **options)

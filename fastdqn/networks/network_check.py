@@ -167,8 +167,7 @@ def observations_of(space: Space[Any], device: torch.device, rows: int = ROWS) -
 def why_not_sizes(module: MLP) -> str | None:
     """Return how an MLP's layers differ from its sizes, or None: they may have been replaced."""
     parameters = list(module.parameters())
-    shapes = [shape for k, n in module.steps for shape in ((n, k), (n,))]
-    if [tuple(parameter.shape) for parameter in parameters] != shapes:
+    if [tuple(parameter.shape) for parameter in parameters] != module.shapes:
         return "its layers are not linear ones with biases, each as wide as the one before"
     if module.one_hot not in {0, module.sizes[0]}:
         return (

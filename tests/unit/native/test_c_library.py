@@ -149,7 +149,7 @@ def test_what_the_c_does_not_know_is_named() -> None:
 class Doubled(MLP):
     """A subclass with a forward pass of its own."""
 
-    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         return 2 * super().forward(obs)
 
 

@@ -118,7 +118,7 @@ def test_kaiming_reaches_the_networks_of_all_spaces() -> None:
 class Doubled(MLP):
     """An MLP with a forward pass of its own."""
 
-    def forward(self, obs: Tensor) -> Tensor:
+    def forward(self, obs: Tensor) -> Tensor:  # type: ignore[override]
         return 2.0 * super().forward(obs)
 
 

@@ -273,7 +273,7 @@ def test_measuring_what_learning_takes_leaves_no_trace() -> None:
 class Noisy(MLP):
     """Draws in its forward pass."""
 
-    def forward(self, obs: Tensor) -> Tensor:
+    def forward(self, obs: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(obs) + torch.randn(2)
 
 
