@@ -206,7 +206,9 @@ def test_the_copy_of_a_flat_network_shows_its_own_vector(
         assert parameter.requires_grad
 
 
-@pytest.mark.parametrize("execution", ["eager", "native", "compile"])
+@pytest.mark.parametrize(
+    "execution", ["eager", "native", pytest.param("compile", marks=pytest.mark.slow)]
+)
 def test_the_copy_of_a_learner_updates_its_own_state(execution: str, one_thread: None) -> None:
     learner = Learner(MLP((4,), 2, (8,)), execution=execution)
     learner.update(random_batch(0))

@@ -83,7 +83,7 @@ SETTINGS = {
     ),
 }
 RING, GIVEN = "ring, huber, adam, soft, double, norm", "masks, given, plain"
-QUICK = (RING, GIVEN)
+QUICK = (RING,)
 each_setting = pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in SETTINGS],
@@ -162,6 +162,7 @@ def test_masks_make_a_difference_that_the_comparison_would_see() -> None:
             assert apart > 1e-3, name
 
 
+@pytest.mark.slow
 def test_one_learner_compiles_batches_with_and_without_masks(
     compiled: Compilers,
 ) -> None:
@@ -224,6 +225,7 @@ def test_nothing_compiles_again_after_the_first_calls(
     assert {name: learner.compile_s for name, learner in learners.items()} == seconds
 
 
+@pytest.mark.slow
 def test_choosing_batches_compiles_with_the_update_and_reads_the_ring_anew() -> None:
     """What a graph may hold: one compile, though the ring grows, wraps and has gaps."""
     setting = SETTINGS[RING]

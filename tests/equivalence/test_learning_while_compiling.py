@@ -227,7 +227,7 @@ def assert_same_rollouts(mine: TensorRollout, theirs: TensorRollout) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("moves_at", [0, 7])
+@pytest.mark.parametrize("moves_at", [0, pytest.param(7, marks=pytest.mark.slow)])
 def test_blocks_do_what_eager_blocks_do_whenever_they_move(
     kind: str, moves_at: int, inductor: HeldInductor
 ) -> None:

@@ -24,6 +24,7 @@ from tests.small_learners import filled_ring
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 UPDATES = 200
+SLOW = ("both, masked, DQN", "no target, mse")
 COMPILE = pytest.param("compile", marks=pytest.mark.slow)
 OPTIONS: dict[str, dict[str, Any]] = {
     "prioritized": {"prioritized": True},
@@ -81,7 +82,10 @@ def test_two_hundred_updates_are_the_eager_ones(mode: str, name: str) -> None:
     assert int(twins.learners[0].state.skipped) == 0
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in OPTIONS],
+)
 def test_graphs_learn_what_eager_learning_does_to_the_bit(name: str) -> None:
     twins = Twins("cudagraph", **OPTIONS[name])
     for updates in (4, 1, 16, 8, 2, 4, 5, 16, 27, 1, 16, 100):

@@ -170,6 +170,7 @@ def test_whole_episodes_are_gymnasiums(env_id: str, falls: int, cuts: int) -> No
     assert truncated >= cuts
 
 
+@pytest.mark.slow
 def test_whole_swings_are_gymnasiums_in_stretches_of_fifty_steps() -> None:
     """The double pendulum is chaotic: the last bit of a cosine would show after some 200 steps."""
     twins = Twins("Acrobot-v1", torch.float64)

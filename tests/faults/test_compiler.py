@@ -249,6 +249,7 @@ def test_whoever_asks_no_longer_ends_it_with_all_it_started(tmp_path: Path, busy
     wait_until(lambda: all(map(gone, (pid, *started))))
 
 
+@pytest.mark.slow
 def test_it_dies_with_its_parent_and_says_nothing(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from tests.faults import test_compiler as t;"

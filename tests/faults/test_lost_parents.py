@@ -341,6 +341,7 @@ def test_an_environment_that_raises_costs_no_program_of_its_neighbours(tmp_path:
 # Opening and closing
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left", "quick_starts")
 def test_a_hundred_vectors_leave_files_children_and_shared_memory_as_they_were(
     monkeypatch: pytest.MonkeyPatch,

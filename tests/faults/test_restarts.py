@@ -245,6 +245,7 @@ def test_two_workers_that_hang_cost_one_deadline() -> None:
     envs.close()
 
 
+@pytest.mark.slow
 def test_a_death_is_seen_while_another_worker_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     factories = [partial(HangingEnv, 0, sleep_s=2.5), partial(HangingEnv, 1)]
     envs = supervised(factories, 2)
@@ -264,6 +265,7 @@ def test_a_death_is_seen_while_another_worker_hangs(monkeypatch: pytest.MonkeyPa
     envs.close()
 
 
+@pytest.mark.slow
 def test_a_worker_stopped_in_the_middle_of_a_message_is_a_hang() -> None:
     envs = supervised([partial(Heavy, i) for i in range(2)], 2, Supervision(deadline_s=1.0))
     envs.reset(seed=1)

@@ -187,6 +187,7 @@ def test_an_interrupt_while_modules_load_ends_it_without_a_word(
     assert not command.run_dir.exists()
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_workers_start_ends_them_too(tmp_path: Path) -> None:
     with started(ENDLESS, tmp_path) as command:
         command.wait_until((command.run_dir / "episodes.csv").exists)

@@ -66,6 +66,7 @@ def fire_at(envs: GroupedVectorEnv, pause_s: float) -> Iterator[None]:
 # Under fire
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2])
 def test_workers_killed_from_outside_at_any_moment_join_no_two_lives(groups: int) -> None:
     envs = supervised(mortals(6, LivingEnv), num_workers=3, num_groups=groups)
@@ -77,7 +78,7 @@ def test_workers_killed_from_outside_at_any_moment_join_no_two_lives(groups: int
     envs.close()
 
 
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_workers_that_die_hang_and_raise_in_steps_and_resets_join_no_two_lives(
     groups: int,
 ) -> None:

@@ -92,6 +92,7 @@ EVERY = 8
 """Of the values, one in so many is tried in a setting that is not in ENV, others in the next."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", range(3))
 def test_every_place_is_loaded_or_refused_whatever_is_in_it(
     which: int, policies: list[Path], nowhere: Path

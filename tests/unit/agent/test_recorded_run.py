@@ -172,6 +172,7 @@ agent.learn(10**8)
 """
 
 
+@pytest.mark.slow
 def test_a_script_that_is_terminated_leaves_what_the_command_would(tmp_path: Path) -> None:
     command = [sys.executable, "-c", TERMINATED, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)

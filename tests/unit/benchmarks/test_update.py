@@ -107,6 +107,7 @@ def test_only_what_a_selected_ratio_needs_is_timed() -> None:
     assert set(group.ratios()) == {f"update eager x reference, 8-8 b4 K{k}" for k in (1, 2, 4)}
 
 
+@pytest.mark.slow
 def test_a_call_of_k_counts_k_updates() -> None:
     """An eager update takes about as long alone as among 8."""
     group = UpdateGroup(64, 64, "cpu", ("eager",), updates_per_call=(1, 8))

@@ -81,6 +81,7 @@ def test_an_interpreter_that_is_to_be_safe_does_not_look_in_the_current_folder()
     assert "No module named 'far_away_envs'" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_command_finds_a_module_of_its_folder_in_workers_and_evaluations(folder: Path) -> None:
     """As a console script, whose own folder takes the place of the current one on the path."""
     script = folder / "bin" / "command.py"

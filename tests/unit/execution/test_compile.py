@@ -276,7 +276,7 @@ def test_calls_that_wait_are_compiled_from_the_first_on(loaded: list[Interpreted
 # In this process
 
 
-@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("by_row", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_where_no_library_can_be_made_this_process_compiles(by_row: bool) -> None:
     step, never = Adder(), Adder()
     waiting = ahead(step, PromptCompiler("no space left"), background=False, by_row=by_row)

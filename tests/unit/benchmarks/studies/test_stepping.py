@@ -67,7 +67,15 @@ def test_a_timer_takes_the_actions_in_turn_and_divides_by_the_time(
 
 
 @pytest.mark.parametrize(
-    "kind", ["bare", "bare on all cores", "sync", "grouped", "grouped source", "envpool source"]
+    "kind",
+    [
+        "bare",
+        pytest.param("bare on all cores", marks=pytest.mark.slow),
+        "sync",
+        "grouped",
+        "grouped source",
+        "envpool source",
+    ],
 )
 def test_kinds_step_and_leave_nothing_running(kind: str, nothing_left: None) -> None:
     with open_steppers(Crowd("CartPole-v1", 2, cores=2), [kind]) as timers:
