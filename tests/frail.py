@@ -43,6 +43,18 @@ class FailsOnce(LivingEnv):
         return super().step(action)
 
 
+class Shrinks(LivingEnv):
+    """Shows two numbers where its space promises five, once a file is there."""
+
+    def __init__(self, env_id: int, flaw: str) -> None:
+        super().__init__(env_id)
+        self.flaw = Path(flaw)
+
+    def _obs(self) -> Any:
+        obs = super()._obs()
+        return obs[:2] if self.flaw.exists() else obs
+
+
 class SometimesFails(ScriptedEnv):
     """Environment 0 raises at every third step of a life."""
 

@@ -498,23 +498,25 @@ LONGEST_LIFE = 2**20
 
 
 class LivingEnv(CounterEnv):
-    """Shows [env_id, life, episode, t]: a life begins with the seed that also names it.
+    """Shows [env_id, life, episode, t, more]: a life begins with the seed that also names it.
 
-    A transition from before a restart to after it joins two lives.
+    A transition from before a restart to after it joins two lives. `life` and `more` are the lower
+    20 bits of the seed and the others: float32 does not hold all of them in one number, and the
+    lower ones alone are now and then those of two lives of a test.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.life = 0
-        self.observation_space = Box(0, 2**24, (4,), self.dtype)
+        self.life = self.more = 0
+        self.observation_space = Box(0, 2**24, (5,), self.dtype)
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
         if seed is not None:
-            self.life, self.episode = seed % LONGEST_LIFE, -1
+            (self.more, self.life), self.episode = divmod(seed, LONGEST_LIFE), -1
         return super().reset(seed=seed, options=options)
 
     def _obs(self) -> npt.NDArray[Any]:
-        return np.array([self.env_id, self.life, self.episode, self.t], self.dtype)
+        return np.array([self.env_id, self.life, self.episode, self.t, self.more], self.dtype)
 
 
 class MortalEnv(LivingEnv):
@@ -607,15 +609,16 @@ def assert_lived(stored: Stored, rules: CounterRules) -> dict[int, int]:
         How many lives each environment has had.
     """
     obs, after = stored.obs.astype(np.int64), stored.next_obs.astype(np.int64)
-    assert ((after - obs) == [0, 0, 0, 1]).all()
-    env_id, life, episode, t = obs.T
+    assert ((after - obs) == [0, 0, 0, 1, 0]).all()
+    env_id, life, episode, t, more = obs.T
+    life = more * LONGEST_LIFE + life
     np.testing.assert_array_equal(
         stored.reward.astype(np.int64), ((env_id * 4096 + episode) * 64 + t) * 4 + stored.action
     )
     flags = [rules.flags(e, k, s) for e, k, s in zip(env_id, episode, t, strict=True)]
     np.testing.assert_array_equal(np.stack([stored.terminated, stored.truncated], 1), flags)
     lives: dict[int, int] = {}
-    for e, one in np.unique(obs[:, :2], axis=0).tolist():
+    for e, one in np.unique(np.stack([env_id, life], 1), axis=0).tolist():
         lives[e] = lives.get(e, 0) + 1
         mine = (env_id == e) & (life == one)
         seen = sorted(zip(episode[mine].tolist(), t[mine].tolist(), strict=True))

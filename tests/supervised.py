@@ -20,7 +20,7 @@ LENGTHS = (3, 5, 2)
 RULES = CounterRules(LENGTHS, "alternating")
 PATIENT = Supervision(max_restarts=100_000, max_in_a_row=100, delay_s=0.01)
 HASTY = Supervision(deadline_s=0.4, max_restarts=100_000, max_in_a_row=100, delay_s=0.01)
-LONG_S = 30.0
+LONG_S = 90.0
 
 
 def mortals(num_envs: int, kind: type[LivingEnv] = MortalEnv, **fate: float) -> list[Any]:

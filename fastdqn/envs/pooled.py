@@ -86,7 +86,10 @@ class PooledVectorEnv(AsyncVectorEnv):
             group: Which group steps; groups are received in the order in which they were sent.
         """
         np.copyto(self._groups[group].action, actions)
-        self._pool.send_step(group)
+        try:
+            self._pool.send_step(group)
+        except EnvFailures as error:
+            error.raise_last()
         self._state = AsyncState.WAITING_STEP
 
     def recv(self, timeout: float | None = None, group: int = 0) -> list[Any]:
@@ -121,7 +124,10 @@ class PooledVectorEnv(AsyncVectorEnv):
     def _send_call(self, name: str, part: Callable[[int, int], tuple[Any, ...]]) -> None:
         """Send a call to every worker and group, each with its own part of the arguments."""
         for group, spans in enumerate(zip(*self._pool.spans, strict=True)):
-            self._pool.send_call(name, [part(a, b) for a, b in spans], group)
+            try:
+                self._pool.send_call(name, [part(a, b) for a, b in spans], group)
+            except EnvFailures as error:
+                error.raise_last()
 
     def _answers_to(self, state: AsyncState, timeout: float | None) -> list[Any]:
         """Return the answers to a call that is pending."""

@@ -16,9 +16,10 @@ from gymnasium.spaces import Box, Dict, Tuple
 from gymnasium.vector import AutoresetMode
 
 from fastdqn.envs.sources.source import source_of
+from fastdqn.envs.workers.allocation import Allocation
 from fastdqn.envs.workers.supervision import RestartBudget, Supervision
-from fastdqn.errors import WorkerError
-from tests.frail import Deadly, FallsInReset, Heavy, SometimesFails
+from fastdqn.errors import UsageError, WorkerError
+from tests.frail import Deadly, FallsInReset, Heavy, Shrinks, SometimesFails
 from tests.oracles import (
     CrashingEnv,
     FlawedEnv,
@@ -32,7 +33,7 @@ from tests.oracles import (
     one_of,
 )
 from tests.scripted import ScriptedEnv
-from tests.supervised import PATIENT, RULES, mortals, supervised
+from tests.supervised import PATIENT, RULES, mortals, roll_until, rollout_over, supervised
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,7 +137,7 @@ def test_a_restart_in_a_partial_reset_reports_that_the_others_were_cut(num_worke
     after, _, _, _, infos = envs.step([0] * 4)
     real = ~infos["restarted"]
     assert real.tolist() == ([True] * 4 if num_workers == 0 else [False, False, True, True])
-    assert (after[real] - obs[real]).tolist() == [[0, 0, 0, 1]] * int(real.sum())
+    assert (after[real] - obs[real]).tolist() == [[0, 0, 0, 1, 0]] * int(real.sum())
     envs.close()
 
 
@@ -298,6 +299,47 @@ def test_one_restart_too_many_is_an_error_that_names_everything() -> None:
     )
     with pytest.raises(WorkerError, match=said):
         step_until(envs, restarted=True)
+    envs.close()
+
+
+@pytest.mark.parametrize(("raises", "caller_envs"), [(0, 0), (0, 2), (5, 2)])
+def test_once_the_budget_is_spent_no_later_step_is_collected(raises: int, caller_envs: int) -> None:
+    """The answers of the others lie there, and would be taken for those to the next step."""
+    factories = one_of(partial(CrashingEnv, raises, at=2), raises, 6)
+    shares = Allocation(2, caller_envs)
+    envs = supervised(factories, 2, Supervision(max_restarts=0), allocation=shares)
+    envs.reset(seed=5)
+    envs.step([0] * 6)
+    step = partial(envs.step, [1] * 6)
+    for again in (step, step, partial(envs.call, "now"), envs.reset, step):
+        with pytest.raises(WorkerError, match=f"environment {raises} raised on action 1: "):
+            again()
+    envs.close()
+
+
+def test_what_no_restart_can_mend_is_raised_by_each_later_call_too(tmp_path: Path) -> None:
+    flaw = tmp_path / "flaw"
+    envs = supervised([partial(Shrinks, i, str(flaw)) for i in range(2)], 2)
+    envs.reset(seed=5)
+    kill(envs, 0)
+    flaw.touch()
+    with pytest.raises(UsageError, match=r"environment . with an observation of shape"):
+        step_until(envs, restarted=False)
+    for again in (partial(envs.step, [0, 0]), envs.reset):
+        with pytest.raises(UsageError, match="environment 0 with an observation of shape"):
+            again()
+    envs.close()
+
+
+def test_a_source_whose_budget_is_spent_raises_that_until_it_is_closed() -> None:
+    factories = one_of(partial(CrashingEnv, 0, at=2), 0, 4)
+    envs = supervised(factories, 2, Supervision(max_restarts=0), num_groups=2)
+    rollout = rollout_over(envs, 100)
+    with pytest.raises(WorkerError, match="environment 0 raised"):
+        roll_until(rollout, lambda: False)
+    for _ in range(2):
+        with pytest.raises(WorkerError, match="environment 0 raised"):
+            rollout.reset([1, 2, 3, 4])
     envs.close()
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
@@ -20,6 +21,7 @@ from tests.oracles import (
     LivingEnv,
     MortalEnv,
     NonFiniteEnv,
+    Stored,
     assert_counted,
     assert_lived,
     counters,
@@ -61,6 +63,26 @@ def fire_at(envs: GroupedVectorEnv, pause_s: float) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def lived(env: LivingEnv, seeds: list[int], steps: int) -> Stored:
+    """Return what an environment shows in some steps after each of its resets."""
+    rows: list[Any] = []
+    for seed in seeds:
+        obs, _ = env.reset(seed=seed)
+        for _ in range(steps):
+            after, reward, terminated, truncated, _ = env.step(1)
+            rows.append((obs, 1, reward, after, terminated, truncated))
+            obs = env.reset()[0] if terminated or truncated else after
+    return Stored(*map(np.array, zip(*rows, strict=True)))
+
+
+def test_lives_differ_by_all_bits_of_their_seeds() -> None:
+    env = LivingEnv(1, LENGTHS, "alternating")
+    seeds = [7, 7 + 2**20, 7 + 2**24, 2**31 - 1, 2**20 - 1]
+    assert assert_lived(lived(env, seeds, 9), RULES) == {1: 5}
+    with pytest.raises(AssertionError, match=f"environment 1, life {7 + 2**20}: "):
+        assert_lived(lived(env, [7, 7 + 2**20, 7 + 2**20], 9), RULES)
 
 
 # Under fire

@@ -861,6 +861,14 @@ def a_budget_that_is_never_spent() -> None:
     exchange("spend", spend, RestartBudget)
 
 
+@turns_red(
+    BUDGET + "a_spent_budget_refuses_what_follows_by_the_same_error",
+    RESTARTS + "once_the_budget_is_spent_no_later_step_is_collected",
+)
+def steps_go_on_after_a_spent_budget() -> None:
+    exchange("refuse_if_over", lambda _: None, RestartBudget)
+
+
 @turns_red(RESTARTS + "two_workers_that_hang_cost_one_deadline")
 def a_deadline_for_one_worker_after_the_other() -> None:
     right = SupervisedPool._wait_for

@@ -41,9 +41,9 @@ class SupervisedPool(WorkerPool):
     """A `WorkerPool` that replaces workers instead of raising.
 
     Failures before the first reset are raised at once, since a factory that fails then will fail
-    again. Later, only a spent budget is raised, and failures that no restart can mend. A call whose
-    worker dies or hangs is repeated with its replacement, which also gets the attributes that were
-    set.
+    again. Later, only a spent budget is raised, and failures that no restart can mend; whatever is
+    sent afterwards raises the same. A call whose worker dies or hangs is repeated with its
+    replacement, which also gets the attributes that were set.
 
     Args:
         env_fns, settings: See `Pool`.
@@ -67,6 +67,7 @@ class SupervisedPool(WorkerPool):
 
     def send_step(self, group: int = 0) -> None:
         """Wake every worker that takes part for one step of a group."""
+        self.budget.refuse_if_over()
         self._asked[group] = "step", ()
         self._deadlines.pop(group, None)
         self._steps += 1
@@ -77,6 +78,7 @@ class SupervisedPool(WorkerPool):
 
     def send_call(self, name: str, arguments: Sequence[tuple[Any, ...]], group: int = 0) -> None:
         """Send each worker its arguments of a call; all but a step wait until all workers live."""
+        self.budget.refuse_if_over()
         messages = [self.packed(name, group, part) for part in arguments]
         if name == "step":
             self._steps += 1
@@ -255,6 +257,7 @@ class SupervisedPool(WorkerPool):
             if isinstance(error, EnvFailures) and (final := error.final()):
                 member.process.end()
                 member.owed.clear()
+                self.budget.over = final
                 raise final from None
             self._replace(member, error)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdqn.envs.workers.failures import Failure
+from fastdqn.envs.workers.failures import EnvFailures, Failure
 from fastdqn.envs.workers.process import WorkerProcess
 from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.errors import UsageError, WorkerError
@@ -75,12 +75,14 @@ class RestartBudget:
         restarts: One message per restart, the newest thousand: a line, followed by the traceback
             where an environment raised.
         count: Restarts so far.
+        over: What ended the restarts for good, or None.
     """
 
     def __init__(self, supervision: Supervision) -> None:
         self.supervision = supervision
         self.restarts: deque[str] = deque(maxlen=RESTARTS_TOLD)
         self.count = 0
+        self.over: WorkerError | EnvFailures | None = None
         self._times: deque[float] = deque()
 
     def spend(self, trouble: str, in_a_row: int) -> float:
@@ -100,14 +102,24 @@ class RestartBudget:
         while self._times[0] < now - limits.window_s:
             self._times.popleft()
         if in_a_row > limits.max_in_a_row:
-            raise WorkerError(f"{message}\nIt failed {in_a_row} times without a single step.")
+            self.over = WorkerError(f"{message}\nIt failed {in_a_row} times without a single step.")
+            raise self.over
         if len(self._times) > limits.max_restarts:
-            raise WorkerError(f"{message}\n{self._exceeded()}")
+            self.over = WorkerError(f"{message}\n{self._exceeded()}")
+            raise self.over
         self.count += 1
         self.restarts.append(trouble)
         if in_a_row == 1:
             return 0.0
         return float(min(limits.delay_s * 2.0 ** (in_a_row - 2), LONGEST_DELAY_S))
+
+    def refuse_if_over(self) -> None:
+        """Raise what ended the restarts: environments are missing since then. Hot path.
+
+        Steps that were under way are in no order any more, so no later one may be collected.
+        """
+        if self.over is not None:
+            raise self.over.with_traceback(None)
 
     def _exceeded(self) -> str:
         limits = self.supervision

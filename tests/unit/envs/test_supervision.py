@@ -55,6 +55,20 @@ def test_restarts_are_counted_in_a_window_that_moves(clock: Clock) -> None:
     assert list(budget.restarts) == ["first", "second", "third"]
 
 
+@pytest.mark.parametrize("limits", [Supervision(max_restarts=1), Supervision(max_in_a_row=0)])
+def test_a_spent_budget_refuses_what_follows_by_the_same_error(limits: Supervision) -> None:
+    budget = RestartBudget(limits)
+    for _ in range(min(limits.max_restarts, limits.max_in_a_row)):
+        budget.spend("trouble", 1)
+        budget.refuse_if_over()
+    with pytest.raises(WorkerError) as spent:
+        budget.spend("trouble", 1)
+    for _ in range(2):
+        with pytest.raises(WorkerError) as again:
+            budget.refuse_if_over()
+        assert again.value is spent.value
+
+
 @pytest.mark.parametrize(
     ("allowed", "said"),
     [
