@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from gymnasium.spaces import Discrete
-from torch import nn
+from torch import Tensor, nn
 
+from fastdqn.algorithms.exploration import ladder_of
 from fastdqn.algorithms.objectives import Objective, q_values_of
 from fastdqn.algorithms.optimizers import OPTIMIZERS, Adam, AdamW, Optimizer
 from fastdqn.config import Config, spelled
@@ -38,7 +39,7 @@ from fastdqn.replay import (
 from fastdqn.replay.sampler_check import SamplerFactory, sampler_of
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.host.trainer import HostTrainer
-from fastdqn.training.schedules import Constant, Exponential, Linear, Multiplicative, Schedule
+from fastdqn.training.schedules import Schedule, exploration_schedule, learning_rate_schedule
 from fastdqn.training.tensor.rollout import TensorRollout
 from fastdqn.training.tensor.trainer import TensorTrainer
 from fastdqn.training.trainer import Intervals, Trainer
@@ -48,7 +49,9 @@ __all__ = [
     "build_config",
     "build_flat",
     "build_intervals",
+    "build_ladder",
     "build_learner",
+    "build_learning_rate",
     "build_loop",
     "build_sampler",
     "build_schedule",
@@ -220,13 +223,21 @@ def _optimizer(config: Config) -> Optimizer:
 def build_schedule(config: Config) -> Schedule:
     """Build the exploration schedule."""
     start, end = config.epsilon_start, config.epsilon_end
-    schedules: dict[str, Callable[[], Schedule]] = {
-        "exponential": lambda: Exponential(start, end, config.epsilon_decay_steps),
-        "linear": lambda: Linear(start, end, config.epsilon_decay_steps),
-        "multiplicative": lambda: Multiplicative(start, end, config.epsilon_decay_factor),
-        "constant": lambda: Constant(start),
-    }
-    return schedules[config.epsilon_schedule]()
+    steps, factor = config.epsilon_decay_steps, config.epsilon_decay_factor
+    return exploration_schedule(config.epsilon_schedule, start, end, steps, factor)
+
+
+def build_learning_rate(config: Config, env_steps: int) -> Schedule | None:
+    """Build the schedule of the step size over so many env steps; None is a constant."""
+    start, end = config.learning_rate, config.learning_rate_end
+    return learning_rate_schedule(config.lr_schedule, start, end, env_steps)
+
+
+def build_ladder(config: Config, device: torch.device) -> Tensor | None:
+    """Build the epsilon ladder [N]; None where all environments explore alike."""
+    if not config.epsilon_ladder:
+        return None
+    return ladder_of(config.num_envs, config.epsilon_ladder_alpha).to(device)
 
 
 def build_tensor_rollout(
@@ -251,6 +262,7 @@ def build_tensor_rollout(
         seed=config.seed,
         sampler=make,
         n_step=config.n_step,
+        ladder=build_ladder(config, learner.device),
     )
 
 

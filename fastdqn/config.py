@@ -70,7 +70,12 @@ class Config:
     optimizer: Literal["adam", "adamw", "rmsprop"] = "adam"
     """Optimizer of the online network."""
     learning_rate: float = 5e-4
-    """Step size of the optimizer."""
+    """Step size of the optimizer; that at the first env step, if it falls."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the step size falls over the env steps of the run: not at all, along a straight line, or
+    along half a cosine wave."""
+    learning_rate_end: float = 0.0
+    """Step size at the last env step of the linear and the cosine schedule."""
     weight_decay: float = 0.0
     """Weight decay of the optimizer."""
     amsgrad: bool = False
@@ -112,6 +117,12 @@ class Config:
     """Env steps: time constant of the exponential, length of the linear schedule."""
     epsilon_decay_factor: float = 0.995
     """Factor per finished episode of the multiplicative schedule."""
+    epsilon_ladder: bool = False
+    """Let each environment explore with a probability of its own while training: the schedule's in
+    the first one, less in each that follows."""
+    epsilon_ladder_alpha: float = 7.0
+    """How far they lie apart: environment i of N explores with epsilon ** (1 + alpha i / (N - 1)),
+    epsilon being the schedule's."""
 
     stop_at_return: float | None = None
     """Stop when the mean return of a greedy evaluation on fresh environments reaches this."""

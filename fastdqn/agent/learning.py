@@ -18,7 +18,9 @@ from fastdqn.algorithms.objectives import Objective, objective_of
 from fastdqn.build import (
     build_flat,
     build_intervals,
+    build_ladder,
     build_learner,
+    build_learning_rate,
     build_loop,
     build_sampler,
     build_schedule,
@@ -197,6 +199,7 @@ class Trainable:
                     self._sampler,
                     ratio=self._ratio,
                     epsilon=build_schedule(config),
+                    learning_rate=build_learning_rate(config, timesteps),
                     until=until,
                     intervals=build_intervals(config),
                     callback=callback,
@@ -211,9 +214,10 @@ class Trainable:
 
     def _new_rollout(self, stack: ExitStack) -> HostRollout:
         """Build the environments of a training; the stack closes them."""
-        learning = partial(learning_seconds, self.learner, self._sampler)
-        source = stack.enter_context(self._provider.training(self.config, learning))
-        rollout = HostRollout(source, self.policy, self.replay)
+        config, learning = self.config, partial(learning_seconds, self.learner, self._sampler)
+        source = stack.enter_context(self._provider.training(config, learning))
+        ladder = build_ladder(config, self.learner.device)
+        rollout = HostRollout(source, self.policy, self.replay, ladder)
         rollout.env_steps, rollout.episodes = self._env_steps, self._episodes
         return rollout
 

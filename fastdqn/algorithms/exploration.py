@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, where
 
 from fastdqn.algorithms.td_losses import masked_q
 
-__all__ = ["NUM_ACTING", "explore"]
+__all__ = ["NUM_ACTING", "bend_", "explore", "ladder_of"]
 
 NUM_ACTING = 2
 """Uniform numbers that the choice of one action takes."""
+BELOW_ONE = 1.0 - 2.0**-24
+"""The largest number below 1 of float32, and of uniform numbers."""
 
 
 def explore(
@@ -43,6 +46,43 @@ def explore(
     else:
         anything = _any_allowed(action_mask, uniform[:, 1:2])
     return where(uniform[:, 0] < epsilon, anything, best)
+
+
+def ladder_of(num_envs: int, alpha: float) -> Tensor:
+    """Return the inverse exponents of an epsilon ladder, for `bend_`.
+
+        epsilon_i = epsilon^(1 + alpha i / (N - 1)),    i = 0 .. N - 1
+
+    A single environment explores with epsilon itself.
+
+    Args:
+        num_envs: Environments, N, at least 1.
+        alpha: How far the probabilities lie apart, at least 0.
+
+    Returns:
+        [N] float32 in (0, 1], 1 / (1 + alpha i / (N - 1)).
+
+    Source:
+        Horgan et al. (2018), Distributed prioritized experience replay, arXiv:1803.00933, section
+        4.1, with epsilon = 0.4 and alpha = 7.
+    """
+    exponents = [1.0 + alpha * (env / max(num_envs - 1, 1)) for env in range(num_envs)]
+    return torch.tensor([1.0 / exponent for exponent in exponents], dtype=torch.float32)
+
+
+def bend_(uniform: Tensor, ladder: Tensor) -> None:
+    """Let each environment explore by an epsilon of its own, in place, whatever acts.
+
+        u < epsilon^k    if and only if    u^(1/k) < epsilon
+
+    So every actor that compares the first number with one epsilon explores by the powers of it,
+    within 2^-24, the spacing of uniform numbers. Hot path; never waits for the device.
+
+    Args:
+        uniform: [..., N, 2 or more] float32 in [0, 1); the first of each environment is written.
+        ladder: [N] float32 on the same device, 1 / k; see `ladder_of`.
+    """
+    uniform[..., 0].pow_(ladder).clamp_(max=BELOW_ONE)
 
 
 def _any_allowed(action_mask: Tensor, uniform: Tensor) -> Tensor:

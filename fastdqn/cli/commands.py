@@ -30,7 +30,13 @@ __all__ = ["main"]
 
 WRONG_ARGUMENTS, FAILED, INTERRUPTED = 2, 1, 130
 PLAIN: dict[str, Any] = {"execution": "eager", "precision": "float32"}
-SMALLEST: dict[str, Any] = {"buffer_size": 1, "batch_size": 1, "num_envs": 1, "env_groups": 1}
+SMALLEST: dict[str, Any] = {
+    "buffer_size": 1,
+    "batch_size": 1,
+    "n_step": 1,
+    "num_envs": 1,
+    "env_groups": 1,
+}
 """Settings of an agent that only acts."""
 
 
@@ -172,8 +178,11 @@ def _plot(argv: list[str]) -> int:
 
 def _presets(argv: list[str]) -> int:
     parse(PresetsArguments, "presets", argv)
-    summaries = [(name, preset.summary) for name, preset in PRESETS.items()]
-    _print_rows(summaries, headers=("preset", "what it does"))
+    rows: list[tuple[str | Text, str]] = []
+    for name, preset in PRESETS.items():
+        rows += [(name, preset.summary), (Text("  expected", "not bold dim"), preset.expected)]
+        rows += [(Text("  source", "not bold dim"), preset.source), ("", "")]
+    _print_rows(rows[:-1], headers=("preset", "what it does"))
     return _say("\nfastdqn train --preset NAME; flags that follow change single settings.")
 
 
@@ -218,7 +227,7 @@ def _preset_of(argv: list[str]) -> Config:
 # Output
 
 
-def _print_rows(rows: Sequence[tuple[str, str | Text]], headers: Sequence[str] = ()) -> None:
+def _print_rows(rows: Sequence[tuple[str | Text, str | Text]], headers: Sequence[str] = ()) -> None:
     """Print names and what is said of them as two columns."""
     name, said = headers or ("", "")
     table = Table(box=None, pad_edge=False, show_header=bool(headers))

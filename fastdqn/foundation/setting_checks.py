@@ -61,7 +61,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "it must not be negative": (
         lambda value: value >= 0,
         "seed target_period target_period_episodes weight_decay learning_starts learning_rate "
-        "max_worker_restarts num_workers eval_max_steps",
+        "max_worker_restarts num_workers eval_max_steps learning_rate_end epsilon_ladder_alpha",
     ),
     "it must lie in [0, 1]": (
         lambda value: 0 <= value <= 1,
@@ -165,6 +165,8 @@ def _check_pairs(config: Any) -> None:
             "Use fewer environments or a larger buffer.",
         )
     _check_replay(config)
+    _check_learning_rate(config)
+    _check_ladder(config)
     if config.num_envs % config.env_groups:
         raise UsageError(
             f"--env-groups {config.env_groups}",
@@ -209,23 +211,60 @@ def _check_replay(config: Any) -> None:
             "the rewards that follow the newest transitions are not there yet",
             "Use --replay uniform or prioritized.",
         )
-    _refuse_idle_priorities(config)
+    if config.replay != "prioritized":
+        beside, reason = f"with --replay {config.replay}", "it draws by no priorities"
+        _refuse_idle(config, "priority_", beside, reason, "--replay prioritized")
 
 
-def _refuse_idle_priorities(config: Any) -> None:
-    """Refuse numbers of prioritized replay beside another one."""
+def _check_learning_rate(config: Any) -> None:
+    """Refuse a learning rate that does not fall, and an end of one that is constant."""
+    start, end, schedule = config.learning_rate, config.learning_rate_end, config.lr_schedule
+    beside = f"with --lr-schedule {schedule}"
+    if schedule == "constant":
+        reason = "a constant learning rate has no other end"
+        _refuse_idle(config, "learning_rate_end", beside, reason, "--lr-schedule linear")
+    elif not start > 0:
+        raise UsageError(
+            f"--learning-rate {start} {beside}", "nothing falls from 0", "Start with 5e-4."
+        )
+    elif end > start:
+        raise UsageError(
+            f"--learning-rate-end {end} {beside}",
+            f"it lies above --learning-rate {start}, where the schedule starts",
+            "End at that or below.",
+        )
+
+
+def _check_ladder(config: Any) -> None:
+    """Refuse a ladder that starts from no exploration, and a number of one that is not there."""
+    if not config.epsilon_ladder:
+        reason = "all environments explore alike"
+        _refuse_idle(config, "epsilon_ladder_", "without a ladder", reason, "--epsilon-ladder")
+        return
+    constant = config.epsilon_schedule == "constant"
+    if config.epsilon_start == 0 and (constant or config.epsilon_end == 0):
+        raise UsageError(
+            f"--epsilon-ladder with --epsilon-start {config.epsilon_start}",
+            "every power of 0 is 0, so no environment would explore",
+            "Start with 0.4, or leave the ladder out.",
+        )
+
+
+def _refuse_idle(config: Any, prefix: str, beside: str, reason: str, flag: str) -> None:
+    """Refuse a setting that another one leaves without effect, if it is not the default.
+
+    Args:
+        config: The settings.
+        prefix: How the names of the fields begin.
+        beside: What leaves them without effect.
+        reason: Why.
+        flag: What gives them an effect.
+    """
     for field in fields(config):
         value = getattr(config, field.name)
-        if (
-            config.replay != "prioritized"
-            and field.name.startswith("priority_")
-            and value != field.default
-        ):
-            raise UsageError(
-                f"{flag_of(field.name)} {value} with --replay {config.replay}",
-                "it draws by no priorities",
-                "Add --replay prioritized, or leave it out.",
-            )
+        if field.name.startswith(prefix) and value != field.default:
+            got = f"{flag_of(field.name)} {value} {beside}"
+            raise UsageError(got, reason, f"Add {flag}, or leave it out.")
 
 
 def choices_of(field: Field[Any]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastdqn.algorithms.exploration import NUM_ACTING, explore
+from fastdqn.algorithms.exploration import NUM_ACTING, bend_, explore
 from fastdqn.foundation.copying import Whole, copied
 from fastdqn.native import NativeActor, why_not_act
 from fastdqn.networks.flat_network import FlatNetwork
@@ -135,37 +135,54 @@ class Policy(Whole):
         twin._parameters = twin.network.views(twin.network.flat)
         return twin
 
-    def act(self, obs: Tensor, epsilon: float, action_mask: Tensor | None = None) -> Tensor:
+    def act(
+        self,
+        obs: Tensor,
+        epsilon: float,
+        action_mask: Tensor | None = None,
+        ladder: Tensor | None = None,
+    ) -> Tensor:
         """Explore with probability `epsilon`. Hot path; never waits for the device.
 
         Args:
             obs: [N, *O] on the device of the network.
             epsilon: In [0, 1].
             action_mask: [N, A] bool beside `obs`, or None; see `epsilon_greedy`.
+            ladder: [N] float32 on the device of the network, see `exploration.bend_`; None explores
+                with `epsilon` everywhere.
 
         Returns:
             [N] int64 on the device, counted from 0; the caller's own.
         """
-        return self.actor(obs, epsilon, self._drawn(len(obs)), action_mask)
+        return self.actor(obs, epsilon, self._drawn(len(obs), ladder), action_mask)
 
-    def act_on_host(self, obs: Tensor, epsilon: float, action_mask: Tensor | None = None) -> Hosted:
+    def act_on_host(
+        self,
+        obs: Tensor,
+        epsilon: float,
+        action_mask: Tensor | None = None,
+        ladder: Tensor | None = None,
+    ) -> Hosted:
         """Do what `act` does and bring the actions to the host. Waits for the device once.
 
         Observations and masks lie at the same address at every call; both results may be
         overwritten by the next one.
         """
-        return self.actor.on_host(obs, epsilon, self._drawn(len(obs)), action_mask)
+        return self.actor.on_host(obs, epsilon, self._drawn(len(obs), ladder), action_mask)
 
     def reseed(self, seed: int) -> None:
         """Let exploration go on with other random numbers."""
         self._generator.manual_seed(seed)
 
-    def _drawn(self, num_envs: int) -> Tensor:
+    def _drawn(self, num_envs: int, ladder: Tensor | None = None) -> Tensor:
         """Return new uniform numbers [N, 2 + C], C for the network, in memory that is reused."""
         if len(self._uniform) != num_envs:
             columns = NUM_ACTING + self.network.num_columns(num_envs)
             self._uniform = self._uniform.new_empty(num_envs, columns)
-        return self._uniform.uniform_(generator=self._generator)
+        self._uniform.uniform_(generator=self._generator)
+        if ladder is not None:
+            bend_(self._uniform, ladder)
+        return self._uniform
 
     def choose(
         self,

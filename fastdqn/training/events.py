@@ -87,13 +87,15 @@ class Report:
         episodes: Finished episodes so far.
         sps: Env steps per training second since the previous report.
         return_mean_100: Mean return of the last 100 finished episodes; NaN before the first.
-        epsilon: Exploration probability in force.
+        epsilon: Exploration probability of the schedule, also that of the first environment of an
+            epsilon ladder; the others explore less.
         loss: Loss of the last update; NaN before the first.
         q_mean: Mean Q(s, a) of the last batch; NaN before the first.
         grad_norm: Norm of the last gradient before clipping; NaN before the first.
         wall_s: Seconds since the command started.
         time_left_s: Seconds until total_env_steps at the present speed; NaN when unknown.
         time_share: Fractions of the training time by activity; they sum to 1.
+        learning_rate: Step size of the last update; before the first, that of the first.
     """
 
     env_steps: int
@@ -109,3 +111,4 @@ class Report:
     wall_s: float
     time_left_s: float
     time_share: dict[str, float] = field(default_factory=dict)
+    learning_rate: float = math.nan

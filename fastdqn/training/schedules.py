@@ -1,4 +1,4 @@
-"""Exploration schedules and the account that keeps the replay ratio exact.
+"""Schedules of exploration and learning rate, and the account that keeps the replay ratio exact.
 
 A schedule is a function of env steps and finished episodes, never of loop iterations, so that it
 is the same for one environment and for a thousand.
@@ -7,6 +7,7 @@ is the same for one environment and for a thousand.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,11 +15,14 @@ from fastdqn.errors import UsageError
 
 __all__ = [
     "Constant",
+    "Cosine",
     "Exponential",
     "Linear",
     "Multiplicative",
     "ReplayRatio",
     "Schedule",
+    "exploration_schedule",
+    "learning_rate_schedule",
 ]
 
 
@@ -72,6 +76,35 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Cosine:
+    """Half a cosine wave from `start` to `end`, then `end`.
+
+        value = end + (start - end) (1 + cos(pi env_steps / duration)) / 2
+
+    Args:
+        start: Value at step 0.
+        end: Value from `duration` on.
+        duration: Length of the slope, env steps, > 0.
+
+    Source:
+        Loshchilov, Hutter (2017), SGDR: Stochastic gradient descent with warm restarts,
+        arXiv:1608.03983, equation 5, without restarts.
+    """
+
+    start: float
+    end: float
+    duration: int
+
+    def __post_init__(self) -> None:
+        _refuse_unless_positive("duration", self.duration)
+
+    def __call__(self, env_steps: int, episodes: int) -> float:  # noqa: ARG002
+        """Return the value at `env_steps`; `episodes` is ignored."""
+        fraction = min(max(env_steps / self.duration, 0.0), 1.0)
+        return self.end + (self.start - self.end) * (1.0 + math.cos(math.pi * fraction)) / 2.0
+
+
+@dataclass(frozen=True)
 class Exponential:
     """An exponential decay towards `end`.
 
@@ -118,6 +151,45 @@ class Multiplicative:
     def __call__(self, env_steps: int, episodes: int) -> float:  # noqa: ARG002
         """Return the value after `episodes`; `env_steps` is ignored."""
         return max(self.end, self.start * self.factor**episodes)
+
+
+def exploration_schedule(
+    name: str, start: float, end: float, decay_steps: int, decay_factor: float
+) -> Schedule:
+    """Return the schedule of exploration that `--epsilon-schedule` names.
+
+    Args:
+        name: `exponential`, `linear`, `multiplicative` or `constant`.
+        start: Value at first.
+        end: Value in the end; a constant has none.
+        decay_steps: Env steps: time constant of the exponential, length of the linear one.
+        decay_factor: Factor per episode of the multiplicative one.
+    """
+    schedules: dict[str, Callable[[], Schedule]] = {
+        "exponential": lambda: Exponential(start, end, decay_steps),
+        "linear": lambda: Linear(start, end, decay_steps),
+        "multiplicative": lambda: Multiplicative(start, end, decay_factor),
+        "constant": lambda: Constant(start),
+    }
+    return schedules[name]()
+
+
+def learning_rate_schedule(name: str, start: float, end: float, duration: int) -> Schedule | None:
+    """Return the schedule of the step size that `--lr-schedule` names; None leaves it as it is.
+
+    Args:
+        name: `constant`, `linear` or `cosine`.
+        start: Value at step 0.
+        end: Value from `duration` on; a constant has none.
+        duration: Env steps of the training.
+    """
+    if name == "constant":
+        return None
+    schedules: dict[str, Callable[[], Schedule]] = {
+        "linear": lambda: Linear(start, end, duration),
+        "cosine": lambda: Cosine(start, end, duration),
+    }
+    return schedules[name]()
 
 
 class ReplayRatio:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 
+import numpy as np
+
 from fastdqn.errors import NonFiniteError
 from fastdqn.execution.step import Progress
 from fastdqn.learner.learner import Learner
@@ -54,6 +56,8 @@ class Trainer(ABC):
         learner: Rows to weights.
         ratio: Counts the updates that are due.
         epsilon: Exploration over env steps and episodes.
+        learning_rate: Step size over the env steps since this trainer was built; None leaves
+            `learner.state.learning_rate` as it is.
         until: Env steps at which the run ends by itself.
         intervals: When to report, save and evaluate.
         callback: Called with reports, episodes, evaluations and checkpoints.
@@ -84,6 +88,7 @@ class Trainer(ABC):
     started: float
     evaluator: Evaluator | None = None
     stop_at_return: float | None = None
+    learning_rate: Schedule | None = None
 
     def __post_init__(self) -> None:
         self.status = "running"
@@ -137,6 +142,12 @@ class Trainer(ABC):
             report = self.report()
             self.peak_sps = self.peak_sps or report.sps
             self.callback.on_report(report)
+
+    def _anneal(self, env_steps: int) -> None:
+        """Write the step size after so many env steps where every update reads it."""
+        if self.learning_rate is not None:
+            rate = self.learning_rate(env_steps - self._begun_at, self.rollout.episodes)
+            self.learner.state.learning_rate.fill_(rate)
 
     # By interval
 
@@ -240,7 +251,12 @@ class Trainer(ABC):
             wall_s=time.perf_counter() - self.started,
             time_left_s=max(self.until - env_steps, 0) / sps if sps else math.nan,
             time_share=self.watch.shares(),
+            learning_rate=self._rate(),
         )
+
+    def _rate(self) -> float:
+        """Return the step size with the digits that float32 holds."""
+        return float(str(np.float32(self.learner.state.learning_rate.item())))
 
     def _refuse_skipped(self) -> None:
         skipped = int(self.learner.state.skipped)

@@ -58,6 +58,7 @@ from fastdqn.training import evaluation, events, schedules
 from fastdqn.training.host import rollout
 from tests.mutants.native_bugs import plants
 from tests.mutants.replay_bugs import PLANTED
+from tests.mutants.schedule_bugs import SCHEDULED
 
 __all__ = ["MUTANTS", "Mutant"]
 
@@ -1218,4 +1219,4 @@ def randomness_that_is_not_looked_for() -> None:
 # The C
 
 
-MUTANTS |= {name: Mutant(*planted) for name, planted in (PLANTED | plants()).items()}
+MUTANTS |= {name: Mutant(*planted) for name, planted in (PLANTED | SCHEDULED | plants()).items()}

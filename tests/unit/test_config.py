@@ -28,7 +28,7 @@ AT_LEAST_ONE = (
 NOT_NEGATIVE = (
     "seed num_workers target_period target_period_episodes learning_starts max_worker_restarts"
 )
-NOT_NEGATIVE_NUMBERS = "weight_decay learning_rate"
+NOT_NEGATIVE_NUMBERS = "weight_decay learning_rate learning_rate_end"
 POSITIVE_NUMBERS = "replay_ratio clip_norm clip_value worker_deadline_s"
 FRACTIONS = "gamma epsilon_start epsilon_end"
 POSITIVE_FRACTIONS = "tau epsilon_decay_factor"
@@ -285,3 +285,61 @@ def test_settings_as_plain_values_survive_json() -> None:
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     again = Config(**values)
     assert replace(again, run_dir=config.run_dir) == config
+
+
+IDLE = {
+    "a learning rate that falls from 0": (
+        {"lr_schedule": "linear", "learning_rate": 0.0},
+        "--learning-rate 0.0 with --lr-schedule linear: nothing falls from 0.",
+    ),
+    "a learning rate that rises": (
+        {"lr_schedule": "cosine", "learning_rate": 1e-3, "learning_rate_end": 2e-3},
+        "--learning-rate-end 0.002 with --lr-schedule cosine: it lies above --learning-rate 0.001",
+    ),
+    "an end of a constant": (
+        {"learning_rate_end": 1e-5},
+        "--learning-rate-end 1e-05 with --lr-schedule constant: a constant learning rate has no ",
+    ),
+    "a ladder from no exploration": (
+        {"epsilon_ladder": True, "epsilon_schedule": "constant", "epsilon_start": 0.0},
+        "--epsilon-ladder with --epsilon-start 0.0: every power of 0 is 0",
+    ),
+    "a ladder from no exploration to none": (
+        {"epsilon_ladder": True, "epsilon_start": 0.0, "epsilon_end": 0.0},
+        "--epsilon-ladder with --epsilon-start 0.0: every power of 0 is 0",
+    ),
+    "an alpha below 0": (
+        {"epsilon_ladder": True, "epsilon_ladder_alpha": -0.5},
+        "--epsilon-ladder-alpha -0.5: it must not be negative.",
+    ),
+    "an alpha without end": (
+        {"epsilon_ladder": True, "epsilon_ladder_alpha": math.inf},
+        "--epsilon-ladder-alpha inf: it must be a finite number",
+    ),
+    "an alpha without a ladder": (
+        {"epsilon_ladder_alpha": 3.0},
+        "--epsilon-ladder-alpha 3.0 without a ladder: all environments explore alike. Add ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_schedules_that_have_no_effect_are_refused(name: str) -> None:
+    settings, words = IDLE[name]
+    with pytest.raises(UsageError) as refused:
+        Config(**settings)  # type: ignore[arg-type]
+    assert str(refused.value).startswith(words)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr_schedule": "linear", "learning_rate": 1e-3, "learning_rate_end": 1e-3},
+        {"lr_schedule": "cosine"},
+        {"learning_rate": 0.0},
+        {"epsilon_ladder": True, "epsilon_start": 0.0, "epsilon_end": 0.1},
+        {"epsilon_ladder": True, "epsilon_ladder_alpha": 0.0, "num_envs": 1},
+    ],
+)
+def test_schedules_at_the_edge_of_what_is_possible_are_accepted(settings: dict[str, Any]) -> None:
+    assert Config(**settings)

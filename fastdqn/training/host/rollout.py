@@ -45,6 +45,8 @@ class HostRollout:
         source: The environments; between `collect` and `send` a group's rows may be read here.
         policy: Chooses the actions.
         replay: Gets the transitions; also holds the current observations.
+        ladder: [N] float32 on the device of the network, see `exploration.bend_`; None explores
+            alike everywhere.
 
     Attributes:
         num_envs: Environments, N.
@@ -53,11 +55,18 @@ class HostRollout:
         episodes: Finished episodes so far.
     """
 
-    def __init__(self, source: EnvSource, policy: Policy, replay: ReplayBuffer) -> None:
+    def __init__(
+        self,
+        source: EnvSource,
+        policy: Policy,
+        replay: ReplayBuffer,
+        ladder: Tensor | None = None,
+    ) -> None:
         self.source, self.policy, self.replay = source, policy, replay
         self.num_envs, self.num_workers = source.num_envs, source.num_workers
         self.env_steps = self.episodes = 0
-        self._groups = [_Group(source, i, replay.device) for i in range(source.num_groups)]
+        groups = range(source.num_groups)
+        self._groups = [_Group(source, index, replay.device, ladder) for index in groups]
         self._waiting: deque[_Group] = deque()  # they act next
         self._stepping: deque[_Group] = deque()  # they step now, the oldest first
 
@@ -97,10 +106,10 @@ class HostRollout:
         """Choose a group's actions and return them on the host."""
         if group.shown is None:
             shown, mask = self.replay.shown(group.index), self.replay.shown_mask(group.index)
-            chosen = group.action = self.policy.act(shown, epsilon, mask).numpy()
+            chosen = group.action = self.policy.act(shown, epsilon, mask, group.ladder).numpy()
             return chosen
         shown, mask = group.shown
-        action, chosen = self.policy.act_on_host(shown, epsilon, mask)
+        action, chosen = self.policy.act_on_host(shown, epsilon, mask, group.ladder)
         group.action = chosen if group.on_host else action
         return chosen
 
@@ -191,13 +200,17 @@ class _Group:
         shown: Observations and masks at a fixed address on the network's device; None on the host
             if only the replay has them in the dtype that the network takes.
         action: [M] int64, its last actions, for the replay.
+        ladder: [M] of its environments, or None.
     """
 
-    def __init__(self, source: EnvSource, index: int, device: torch.device) -> None:
+    def __init__(
+        self, source: EnvSource, index: int, device: torch.device, ladder: Tensor | None
+    ) -> None:
         self.index = index
         self.rows = source.rows_of(index)
         size = len(self.rows.real)
         self.first_env = index * size
+        self.ladder = None if ladder is None else ladder[self.first_env : self.first_env + size]
         floats = (("reward", self.rows.reward), ("observation", self.rows.obs))
         self.watched = [
             (what, values, values.reshape(-1), float(_LARGEST[values.dtype.name]))

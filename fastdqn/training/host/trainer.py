@@ -49,6 +49,7 @@ class HostTrainer(Trainer):
             return
         if self._first_update is None:
             self._first_update = (self.rollout.env_steps, self.watch.train_s)
+        self._anneal(self.rollout.env_steps)
         compiled = self.learner.compile_s
         self.learner.learn(self.sampler, due)
         self.ratio.pay(due)

@@ -230,7 +230,8 @@ class BlockRunner:
     def _between(self, uniform: Tensor, ends: Tensor, returns: Tensor, random_bits: Tensor) -> None:
         """Let the environments step, write their rows, and choose what to learn from."""
         self._iteration.advance(uniform, ends, returns)
-        self._draw(self._place(random_bits), random_bits)
+        if len(random_bits):  # or the place of nothing would be allocated within a trace
+            self._draw(self._place(random_bits), random_bits)
 
     def _draw(self, index: Tensor, random_bits: Tensor) -> None:
         if self._iteration.sampler.independent:  # others draw in turns with their feedback

@@ -14,7 +14,9 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from fastdqn.algorithms.exploration import bend_
 from fastdqn.envs.tensor.protocol import TensorEnv, holds_integers
 from fastdqn.errors import NonFiniteError, UsageError
 from fastdqn.execution.modes import mode_of
@@ -51,6 +53,7 @@ class TensorRollout(Whole):
         execution: `eager`, `native`, `compile`, `cudagraph` or `compile+cudagraph`.
         sampler: Builds what draws the batches.
         n_step: Rewards that a drawn transition adds up.
+        ladder: [N] float32 on the device, see `exploration.bend_`; None explores alike everywhere.
 
     Attributes:
         ring: What was seen.
@@ -79,6 +82,7 @@ class TensorRollout(Whole):
         execution: str = "eager",
         sampler: SamplerFactory = UniformSampler,
         n_step: int = 1,
+        ladder: Tensor | None = None,
     ) -> None:
         self.device = learner.device
         _refuse(env, self.device, batch_size)
@@ -89,7 +93,7 @@ class TensorRollout(Whole):
             capacity, env.num_envs, *frame, device=self.device, n_step=n_step
         )
         self.generator = torch.Generator(self.device)
-        self.num_envs = env.num_envs
+        self.num_envs, self._ladder = env.num_envs, ladder
         self.earlier_steps = self.rows = self.updates = self.episodes = 0
         refuse_frames(learner.network, self.ring.ring.frames, None, env.env_id)
         self.sampler = sampler_of(sampler, self.ring, batch_size)
@@ -197,6 +201,8 @@ class TensorRollout(Whole):
         if call is None:
             call = self._calls[block] = self._allocated(block)
         call.uniform.uniform_(generator=self.generator)
+        if self._ladder is not None:
+            bend_(call.uniform, self._ladder)
         call.random_bits.random_(0, MAX_DRAW, generator=self.generator)
         return call
 

@@ -32,6 +32,7 @@ class TensorTrainer(Trainer):
         self.watch.lap("other")
         if block.total_updates and self._first_update is None:
             self._first_update = (before, self.watch.train_s)
+        self._anneal(before)
         compiled = rollout.compile_s
         episodes = rollout.advance(block, self.epsilon(before, rollout.episodes))
         self.ratio.pay(block.total_updates)

@@ -33,6 +33,7 @@ def _report(env_steps: int = 1000, loss: float = 0.5) -> Report:
         wall_s=2.5,
         time_left_s=20.0,
         time_share={"learn": 0.75, "act": 0.25},
+        learning_rate=0.125,
     )
 
 
@@ -56,6 +57,7 @@ def test_a_report_becomes_one_json_line(tmp_path: Path) -> None:
         "wall_s": 2.5,
         "time_left_s": 20.0,
         "time_share": {"learn": 0.75, "act": 0.25},
+        "learning_rate": 0.125,
     }
 
 
@@ -116,7 +118,7 @@ def test_tensorboard_holds_every_finite_figure_over_env_steps(tmp_path: Path) ->
     events.Reload()
     assert set(events.Tags()["scalars"]) == {
         *(f"train/{n}" for n in ("updates", "episodes", "sps", "epsilon", "loss", "q_mean")),
-        *(f"train/{n}" for n in ("wall_s", "time_left_s")),
+        *(f"train/{n}" for n in ("wall_s", "time_left_s", "learning_rate")),
         "time_share/learn",
         "time_share/act",
     }

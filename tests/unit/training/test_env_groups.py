@@ -144,7 +144,9 @@ def _sequences(stored: Stored) -> dict[tuple[int, ...], tuple[Any, ...]]:
 class ByObservation:
     """Acts by what it sees, so that an environment's actions do not depend on its group."""
 
-    def act_on_host(self, obs: torch.Tensor, _epsilon: float, _mask: Any = None) -> Hosted:
+    def act_on_host(
+        self, obs: torch.Tensor, _epsilon: float, _mask: Any = None, _ladder: Any = None
+    ) -> Hosted:
         action = (obs @ torch.tensor([5.0, 3.0, 1.0])).long() % 3
         return action, action.numpy()
 

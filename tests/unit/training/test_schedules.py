@@ -9,6 +9,7 @@ import pytest
 from fastdqn.errors import UsageError
 from fastdqn.training.schedules import (
     Constant,
+    Cosine,
     Exponential,
     Linear,
     Multiplicative,
@@ -34,6 +35,18 @@ def test_a_line_goes_from_start_to_end_and_stays(env_steps: int, value: float) -
 
 @pytest.mark.parametrize(
     ("env_steps", "value"),
+    [
+        *((-5, 1.0), (0, 1.0), (500, 0.55), (1000, 0.1), (10**12, 0.1)),
+        (250, 0.55 + 0.45 / math.sqrt(2)),
+        (333, 0.55 + 0.45 * math.cos(math.pi * 0.333)),
+    ],
+)
+def test_half_a_cosine_wave_goes_from_start_to_end_and_stays(env_steps: int, value: float) -> None:
+    assert Cosine(1.0, 0.1, 1000)(env_steps, 3) == pytest.approx(value, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("env_steps", "value"),
     [(-5, 1.0), (0, 1.0), (1000, 0.1 + 0.9 / math.e), (10**9, 0.1)],
 )
 def test_an_exponential_goes_from_start_towards_end(env_steps: int, value: float) -> None:
@@ -49,7 +62,12 @@ def test_a_factor_per_episode_goes_down_to_its_floor(episodes: int, value: float
 
 @pytest.mark.parametrize(
     "schedule",
-    [Linear(1.0, 0.05, 500), Exponential(1.0, 0.05, 200.0), Multiplicative(1, 0.05, 0.9)],
+    [
+        Linear(1.0, 0.05, 500),
+        Cosine(1.0, 0.05, 500),
+        Exponential(1.0, 0.05, 200.0),
+        Multiplicative(1, 0.05, 0.9),
+    ],
 )
 def test_decaying_schedules_really_decay_and_never_leave_their_range(schedule: Schedule) -> None:
     values = [schedule(progress, progress) for progress in range(0, 1000, 10)]
@@ -79,6 +97,8 @@ def test_each_schedule_reads_its_own_count_only() -> None:
 def test_a_slope_without_length_is_refused(duration: int) -> None:
     with pytest.raises(UsageError, match="must be positive"):
         Linear(1.0, 0.1, duration)
+    with pytest.raises(UsageError, match="must be positive"):
+        Cosine(1.0, 0.1, duration)
     with pytest.raises(UsageError, match="must be positive"):
         Exponential(1.0, 0.1, duration)
 

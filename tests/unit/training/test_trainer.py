@@ -19,7 +19,7 @@ from fastdqn.training.evaluation import Evaluation, EvaluationStopped, Evaluator
 from fastdqn.training.events import Episode, Report
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.host.trainer import HostTrainer
-from fastdqn.training.schedules import Constant, ReplayRatio, Schedule
+from fastdqn.training.schedules import Constant, Linear, ReplayRatio, Schedule
 from fastdqn.training.trainer import Intervals, Trainer
 
 SEEDS = [7, 8]
@@ -70,11 +70,14 @@ class FakeLearner:
     def __init__(self, stage: Stage) -> None:
         self.stage, self.updates, self.compile_s, self.will_compile_s = stage, 0, 0.0, 0.0
         metrics = torch.tensor([0.5, 0.25, 7.0, 3.0])
-        self.state = SimpleNamespace(metrics=metrics, skipped=torch.tensor(0))
+        rate = torch.tensor(0.25)
+        self.state = SimpleNamespace(metrics=metrics, skipped=torch.tensor(0), learning_rate=rate)
+        self.rates: list[float] = []
         self.compiling: list[Any] = []
 
     def learn(self, sampler: object, updates: int) -> None:
         self.updates += updates
+        self.rates.append(self.state.learning_rate.item())
         self.stage.say(f"learn {updates} from {sampler}", 4.0 + self.will_compile_s)
         self.compile_s += self.will_compile_s
         self.will_compile_s = 0.0
@@ -155,21 +158,24 @@ def staged(
     *,
     until: int,
     num_envs: int = 2,
+    stage: Stage | None = None,
     ratio: float = 0.5,
     starts: int = 2,
     ends: dict[int, int] | None = None,
     means: Sequence[tuple[float, float]] = (),
     goal: float | None = None,
     epsilon: Schedule | None = None,
+    learning_rate: Schedule | None = None,
     **intervals: int,
 ) -> tuple[HostTrainer, Stage]:
-    stage = Stage(clock, num_envs, ends or {})
+    stage = stage or Stage(clock, num_envs, ends or {})
     trainer = HostTrainer(
         cast("HostRollout", stage.rollout),
         cast("Any", stage.learner),
         sampler=cast("Any", "samples"),
         ratio=ReplayRatio(ratio, starts),
         epsilon=epsilon or Constant(0.5),
+        learning_rate=learning_rate,
         until=until,
         intervals=Intervals(**{"report": NEVER, "checkpoint": NEVER, **intervals}),
         callback=stage,
@@ -490,6 +496,39 @@ def test_updates_that_were_skipped_are_found_without_an_interval_too(clock: Cloc
         trainer.run(SEEDS)
 
 
+# The step size
+
+
+def test_the_updates_of_each_vector_step_are_made_with_the_step_size_of_its_env_steps(
+    clock: Clock,
+) -> None:
+    falls = Linear(1.0, 0.0, 16)
+    trainer, stage = staged(clock, until=16, starts=4, learning_rate=falls, report=4)
+    trainer.run(SEEDS)
+    assert stage.learner.rates == [1 - steps / 16 for steps in (6, 8, 10, 12, 14, 16)]
+    rates = [report.learning_rate for report in stage.reports]
+    assert rates == [0.25, 0.625, 0.375, 0.125]  # at first that which the learner was built with
+    assert stage.learner.state.learning_rate.item() == 0.0  # of the updates after the last report
+
+
+def test_the_step_size_falls_over_the_env_steps_of_this_call(clock: Clock) -> None:
+    stage = Stage(clock, 2, {})
+    stage.rollout.env_steps = 1000
+    trainer, _ = staged(
+        clock, until=1008, stage=stage, learning_rate=Linear(1.0, 0.5, 8), starts=1000
+    )
+    trainer.run(SEEDS)
+    assert stage.learner.rates == [1 - steps / 16 for steps in (2, 4, 6, 8)]
+
+
+def test_a_constant_step_size_stays_as_it_was_written_by_hand(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=8, starts=0, report=4)
+    stage.learner.state.learning_rate.fill_(0.0123)
+    trainer.run(SEEDS)
+    assert {report.learning_rate for report in stage.reports} == {0.0123}
+    assert set(stage.learner.rates) == {torch.tensor(0.0123).item()}
+
+
 # The clock
 
 
@@ -519,6 +558,7 @@ def test_a_report_shows_where_the_time_went(clock: Clock) -> None:
             "learn": 12.0 / train_s,
             "other": 0.0,
         },
+        learning_rate=0.25,
     )
     assert trainer.startup_s == 15.0
     assert trainer.watch.seconds["compile"] == 30.0
