@@ -39,10 +39,15 @@ from fastdqn.replay import (
 from fastdqn.replay.sampler_check import SamplerFactory, sampler_of
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.host.trainer import HostTrainer
-from fastdqn.training.schedules import Schedule, exploration_schedule, learning_rate_schedule
+from fastdqn.training.schedules import (
+    Intervals,
+    Schedule,
+    exploration_schedule,
+    learning_rate_schedule,
+)
 from fastdqn.training.tensor.rollout import TensorRollout
 from fastdqn.training.tensor.trainer import TensorTrainer
-from fastdqn.training.trainer import Intervals, Trainer
+from fastdqn.training.trainer import Trainer
 from fastdqn.transition import storage_dtype
 
 __all__ = [
@@ -266,12 +271,12 @@ def build_tensor_rollout(
     )
 
 
-def build_intervals(config: Config) -> Intervals:
-    """Return the intervals of the loop; evaluations only where one may stop the run."""
+def build_intervals(config: Config, *, evaluates: bool = True) -> Intervals:
+    """Return the intervals of the loop, with or without evaluations."""
     return Intervals(
         report=config.log_interval,
         checkpoint=config.checkpoint_interval,
-        evaluate=config.eval_interval if config.stop_at_return is not None else 0,
+        evaluate=config.eval_interval if evaluates else 0,
         target_episodes=config.target_period_episodes if config.target == "hard" else 0,
     )
 

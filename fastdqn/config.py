@@ -127,9 +127,11 @@ class Config:
     stop_at_return: float | None = None
     """Stop when the mean return of a greedy evaluation on fresh environments reaches this."""
     eval_episodes: int = 100
-    """Fresh episodes of the evaluation that may stop the run and of the one at its end."""
+    """Fresh episodes of a full evaluation: one that may stop the run or may find the best policy so
+    far, and the one at its end."""
     eval_interval: int = 10_000
-    """Env steps between evaluations while `stop_at_return` is set."""
+    """Env steps between greedy evaluations of 5 or 20 episodes, all where they promise a new best
+    policy; 0 is none before the end of the run."""
     eval_max_steps: int | None = None
     """Env steps after which an episode of an evaluation is cut, and counted as it is; 0 is never,
     None is 10,000, or the environment's own time limit where that is longer."""

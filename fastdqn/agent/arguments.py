@@ -23,6 +23,7 @@ __all__ = [
     "refuse_decided",
     "refuse_missing_objective",
     "refuse_other_parts",
+    "refuse_unevaluated",
     "refuse_unwritten",
     "warn_without_effect",
     "without_run_directory",
@@ -164,11 +165,30 @@ def fitting(
         own_network: Whether the network is the caller's.
         others: Settings that other parts of the caller's own decide.
     """
-    of_envs = () if builds else OF_BUILT_ENVS + OF_ENVS
+    of_envs = () if builds else (*OF_BUILT_ENVS, *OF_ENVS, "eval_interval")
     decided = {*of_envs, *(OF_THE_MLP if own_network else ()), *others}
     if "replay" in named and saved["replay"] != "prioritized":
         decided |= {name for name in saved if name.startswith("priority_")}
     return {name: value for name, value in saved.items() if name in named or name not in decided}
+
+
+def refuse_unevaluated(named: Collection[str], config: Config, *, builds: bool) -> None:
+    """Refuse evaluations that the caller asked for where no fresh environments can be built.
+
+    Args:
+        named: Names of the caller's settings.
+        config: All settings.
+        builds: Whether environments are built here and not by the caller.
+
+    Raises:
+        UsageError: Names the interval.
+    """
+    if "eval_interval" in named and config.eval_interval and not builds:
+        raise UsageError(
+            f"eval_interval={config.eval_interval} with environments that the caller built",
+            "evaluations need fresh environments and cannot build them",
+            "Pass an environment id or a factory, or leave it out.",
+        )
 
 
 def refuse_unwritten(named: Collection[str], config: Config, *, has_callback: bool = False) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy.typing as npt
 from gymnasium.vector import VectorEnv
@@ -22,16 +22,15 @@ from fastdqn.agent.arguments import (
     refuse_decided,
     refuse_missing_objective,
     refuse_other_parts,
+    refuse_unevaluated,
     refuse_unwritten,
     warn_without_effect,
     without_run_directory,
 )
 from fastdqn.agent.learning import Trainable, threads
-from fastdqn.agent.loading import restore
+from fastdqn.agent.loading import restore, saved_policy
 from fastdqn.algorithms.objectives import Objective
-from fastdqn.build import (
-    build_config,
-)
+from fastdqn.build import build_config
 from fastdqn.config import Config
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.provider import AnyEnv, env_provider_of
@@ -43,7 +42,7 @@ from fastdqn.policies.predict import predict
 from fastdqn.replay.sampler_check import SamplerFactory
 from fastdqn.reporting.run_directory import make_run_dir
 from fastdqn.training.callbacks import Callback, refuse_callback
-from fastdqn.training.checkpoint import SavedPolicy, load_policy, save_policy
+from fastdqn.training.checkpoint import SavedPolicy, save_policy
 from fastdqn.training.evaluation import Evaluation, OnProgress
 from fastdqn.training.signals import exit_on_sigterm
 
@@ -106,6 +105,7 @@ class DQN(Trainable, Whole):
             builds=self._provider.builds,
             own_network=network is not None,
         )
+        refuse_unevaluated(settings, self.config, builds=self._provider.builds)
         self._run_dir = self.config.run_dir
         self._recorded: Path | None = None  # the folder that the last call of `learn` left
         self._build(network, objective, sampler)
@@ -177,15 +177,14 @@ class DQN(Trainable, Whole):
             train_recorded,
         )
 
-        started, silent = time.perf_counter(), self.config.quiet
+        started = time.perf_counter()
         refuse_missing_tensorboard(self.config)
         goes_on = self._recorded == run_dir.resolve()
         make_run_dir(replace(self.config, run_dir=run_dir), goes_on=goes_on)
         self._recorded = run_dir.resolve()
         with exit_on_sigterm():
-            outcome = train_recorded(
-                self, run_dir, total_timesteps, started=started, callback=callback, silent=silent
-            )
+            of_call: Any = {"callback": callback, "silent": self.config.quiet, "goes_on": goes_on}
+            outcome = train_recorded(self, run_dir, total_timesteps, started=started, **of_call)
         if outcome.error is not None:
             raise outcome.error
         return self
@@ -250,6 +249,7 @@ class DQN(Trainable, Whole):
         saved: str | Path | SavedPolicy,
         env: AnyEnv | None = None,
         *,
+        policy: Literal["best", "last"] = "last",
         network: nn.Module | None = None,
         objective: Objective | None = None,
         sampler: SamplerFactory | None = None,
@@ -257,29 +257,29 @@ class DQN(Trainable, Whole):
     ) -> Self:
         """Load a policy that `save` or a run wrote.
 
-        Counts go on where they were: env steps, episodes, updates, and with them schedules and
-        periods. Learning restarts with an empty replay, new seeds, an optimizer whose moments are
-        zero and a target that equals the online network.
+        Counts and schedules go on. Learning restarts with an empty replay, new seeds, no moments of
+        the optimizer and a target network that equals the online one.
 
         Args:
-            saved: The folder of the policy or of the run, or what `load_policy` returned.
-            env: The environment of the agent; None takes the saved one, if the file holds it:
-                an id that is registered, plain arguments, Gymnasium's own wrappers. The saved id
-                keeps the saved arguments and wrappers, unless `env_kwargs` or `wrapper` is given:
-                one that cannot be applied again is refused (name it as `wrapper`, or `()` for
-                none); a UserWarning says that the file does not hold them.
-            network: The module whose parameters were saved, if it was the caller's own.
-            objective: That of the training, if it was the caller's own.
+            saved: Folder of the policy or run, or what `load_policy` returned.
+            env: The environment of the agent; None takes the saved one, if the file holds it: an
+                id that is registered, plain arguments, Gymnasium's own wrappers. The saved id keeps
+                these, unless `env_kwargs` or `wrapper` is given: one that cannot be applied again
+                is refused (name it as `wrapper`, or `()` for none); a UserWarning says that the
+                file does not hold them.
+            policy: Of a run's folder: `last`, or `best`, by full evaluations while it was trained.
+            network: The module whose parameters were saved, if the caller's own.
+            objective: That of the training, likewise.
             sampler: Likewise; None draws as `replay` says, with a UserWarning.
             settings: Override saved settings.
 
         Raises:
-            CheckpointError: The folder holds no whole policy, an invalid value, or the
-                parameters of another network, or was trained with another objective or sampler.
-            UsageError: The environment cannot be built from the file: pass it as `env`.
+            CheckpointError: There is no whole policy, an invalid value, or the parameters of
+                another network, or another objective or sampler.
+            UsageError: The environment cannot be built, or `policy` is no choice.
         """
-        policy = saved if isinstance(saved, SavedPolicy) else load_policy(Path(saved))
-        restored = restore(policy, env, settings, own_network=network is not None)
+        read = saved_policy(saved, policy)
+        restored = restore(read, env, settings, own_network=network is not None)
         refuse_missing_objective(objective, restored.saved.objective, restored.folder)
         named = fitting(
             restored.settings,
@@ -292,6 +292,6 @@ class DQN(Trainable, Whole):
         agent._caller_settings = settings
         refuse_other_parts(restored.saved, agent._own_parts(), restored.folder)
         restored.refuse_other_spaces(agent.description)
-        policy.copy_into(agent.parameters())
+        read.copy_into(agent.parameters())
         agent._go_on_from(restored.saved)
         return agent

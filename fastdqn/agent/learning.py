@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
@@ -44,6 +44,7 @@ from fastdqn.replay.sampler_check import SamplerFactory
 from fastdqn.training.autotune import learning_seconds, tune
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import Evaluator, step_limit
+from fastdqn.training.events import BestPolicy
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.schedules import ReplayRatio
 from fastdqn.training.tensor.rollout import TensorRollout
@@ -82,6 +83,7 @@ class Trainable:
     config: Config
     description: EnvDescription
     origin: dict[str, str]
+    _caller_settings: Mapping[str, Any]
     _provider: EnvProvider
     _by_id: bool
     """Whether the environment was passed by its id."""
@@ -174,12 +176,22 @@ class Trainable:
 
     @contextmanager
     def trainer(
-        self, total_timesteps: int | None, callback: Callback, *, started: float | None = None
+        self,
+        total_timesteps: int | None,
+        callback: Callback,
+        *,
+        started: float | None = None,
+        recorded: bool = False,
+        best: BestPolicy | None = None,
     ) -> Iterator[Trainer]:
-        """Build the environments and the loop; close the environments afterwards."""
+        """Build the environments and the loop; close the environments afterwards.
+
+        A training that is `recorded` in a folder is evaluated now and then, from the best policy so
+        far on; another one if `eval_interval` was named or `stop_at_return` is set.
+        """
         config = self.config
         started = time.perf_counter() if started is None else started
-        timesteps = self._timesteps(total_timesteps)
+        timesteps, asked = self._timesteps(total_timesteps), self._asks_for_evaluations
         self._refuse_idle(timesteps)
         self._choose_execution(timesteps)
         with ExitStack() as stack:
@@ -201,9 +213,11 @@ class Trainable:
                     epsilon=build_schedule(config),
                     learning_rate=build_learning_rate(config, timesteps),
                     until=until,
-                    intervals=build_intervals(config),
+                    intervals=build_intervals(config, evaluates=recorded or asked),
                     callback=callback,
                     evaluator=evaluator,
+                    must_evaluate=asked,
+                    best=best,
                     stop_at_return=config.stop_at_return,
                     started=started,
                 )
@@ -211,6 +225,11 @@ class Trainable:
                 self._env_steps, self._episodes = rollout.env_steps, rollout.episodes
                 self._rollout = None
                 self.learner.close()
+
+    @property
+    def _asks_for_evaluations(self) -> bool:
+        config, named = self.config, "eval_interval" in self._caller_settings
+        return config.stop_at_return is not None or (named and config.eval_interval > 0)
 
     def _new_rollout(self, stack: ExitStack) -> HostRollout:
         """Build the environments of a training; the stack closes them."""

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -25,9 +26,9 @@ from fastdqn.envs.specs.plain_values import CONFIGURING, NotPlainError, names_of
 from fastdqn.envs.specs.wrapping import Wrapper, read_wrapper
 from fastdqn.errors import CheckpointError, UsageError, first_line
 from fastdqn.foundation.trial_env import trial_env
-from fastdqn.training.checkpoint import SavedPolicy
+from fastdqn.training.checkpoint import SavedPolicy, load_policy
 
-__all__ = ["Restored", "restore"]
+__all__ = ["Restored", "restore", "saved_policy"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,25 @@ class Restored:
                 f"{env.env_id} has {now[0]} {now[1]} and {now[2]}",
                 _command(Construction(env.env_id), self.folder),
             )
+
+
+def saved_policy(saved: str | Path | SavedPolicy, policy: str) -> SavedPolicy:
+    """Read the policy of a folder, or return one that was read.
+
+    Args:
+        saved: Its folder, that of a run, or what `load_policy` returned.
+        policy: `best` or `last`; which one of a run.
+
+    Raises:
+        CheckpointError: There is none, or it cannot be read.
+        UsageError: There is no such choice.
+    """
+    if not isinstance(saved, SavedPolicy):
+        return load_policy(Path(saved), policy)
+    if policy != "last":
+        way_out = f"load_policy(folder, policy={policy!r}) reads another."
+        raise UsageError(f"policy={policy!r}", f"{saved.folder} has been read already", way_out)
+    return saved
 
 
 def restore(

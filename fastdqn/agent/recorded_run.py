@@ -7,6 +7,7 @@ import shlex
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastdqn.agent.learning import Trainable
 from fastdqn.config import Config
@@ -46,6 +47,7 @@ def train_recorded(
     request: StopRequest | None = None,
     callback: Callback | None = None,
     silent: bool = False,
+    goes_on: bool = False,
 ) -> RunOutcome:
     """Train, and leave a complete run directory however it ends; a second call goes on there.
 
@@ -57,9 +59,10 @@ def train_recorded(
         request: Handles signals; None leaves them to the caller.
         callback: Called beside the recorder; or None.
         silent: Print nothing on the terminal.
+        goes_on: Whether an earlier call wrote the folder, which may hold a best policy.
 
     Returns:
-        How it ended. Errors of the training are returned, not raised: the policy is saved.
+        How it ended, errors of the training included: they are not raised, the policy is saved.
 
     Raises:
         UsageError: A setting cannot be used.
@@ -77,21 +80,30 @@ def train_recorded(
             started=started,
         )
         callbacks = record if callback is None else CallbackList(record, callback)
-        with record, agent.trainer(total_timesteps, callbacks, started=started) as trainer:
-            _introduce(console, agent)
-            _warn_crowded(console, trainer.rollout.num_workers)
+        best = record.best_so_far() if goes_on else None
+        of_run: Any = {"started": started, "recorded": True, "best": best}
+        with record, agent.trainer(total_timesteps, callbacks, **of_run) as trainer:
+            _introduce(console, agent, trainer, callbacks)
             record.write_config(_resolved(run_dir, agent))
             ended = _train(agent.env_seeds(), trainer, record, request or StopRequest())
-        record.report_missing_files()
-        _draw(console, run_dir)
-        console.say(f"Results  {run_dir / 'result.json'}")
-        console.say(f"Try it   {_command(run_dir, config)}")
+        _finish(record, run_dir, config, has_best=trainer.best_policy is not None)
     return ended
 
 
-def _command(run_dir: Path, config: Config) -> str:
+def _finish(record: RunRecorder, run_dir: Path, config: Config, *, has_best: bool) -> None:
+    """Print what is missing and what is there, draw the plots, and say how to evaluate."""
+    console = record.console
+    record.report_missing_files()
+    _draw(console, run_dir)
+    console.say(f"Results  {run_dir / 'result.json'}")
+    console.say(f"Try it   {_command(run_dir, config)}")
+    if has_best:
+        console.say(f"Or best  {_command(run_dir, config, '--policy', 'best')}")
+
+
+def _command(run_dir: Path, config: Config, *flags: str) -> str:
     """Return the command that evaluates the run, with the wrappers that no file may name."""
-    words = ["fastdqn", "evaluate", str(run_dir)]
+    words = ["fastdqn", "evaluate", str(run_dir), *flags]
     if any(":" in name for name in (config.env_id, *config.wrapper)):
         words += ["--env-id", config.env_id]
         if config.env_kwargs:
@@ -115,7 +127,7 @@ def refuse_missing_tensorboard(config: Config) -> None:
         )
 
 
-def _introduce(console: Console, agent: Trainable) -> None:
+def _introduce(console: Console, agent: Trainable, trainer: Trainer, callback: Callback) -> None:
     config = agent.config
     algorithm = agent.origin.get("objective", "Double DQN" if config.double else "DQN")
     hidden = f"hidden {' '.join(map(str, config.hidden_sizes)) or 'none'}"
@@ -130,6 +142,9 @@ def _introduce(console: Console, agent: Trainable) -> None:
         f"Device {learner.device}, {precision}execution {learner.execution} "
         f"({agent.execution_reason})"
     )
+    if trainer.selection is None and config.eval_interval:
+        callback.on_no_evaluations("the caller built those of the training")
+    _warn_crowded(console, trainer.rollout.num_workers)
 
 
 def _warn_crowded(console: Console, num_workers: int) -> None:
@@ -205,6 +220,12 @@ def _conclude(console: Console, trainer: Trainer, status: str) -> None:
         console.say(
             f"Greedy   mean return {mean} +- {std} over {evaluation.episodes} fresh episodes"
             f"{cut_words(evaluation)}"
+        )
+    if (best := trainer.best_policy) is not None:
+        mean, std = mean_words(best)
+        console.say(
+            f"Best     mean return {mean} +- {std} over {best.episodes} fresh episodes, "
+            f"policy of env step {best.env_step:,}"
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from dataclasses import field as field_of
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -46,6 +46,9 @@ class EvaluateArguments:
 
     path: Annotated[Path, tyro.conf.Positional]
     """Run directory, or a folder that `agent.save` wrote."""
+    policy: Literal["last", "best"] = "last"
+    """Which one of a run: the last one, or the best one, by full evaluations while it was
+    trained."""
     episodes: int = 100
     """Fresh episodes."""
     seed: int = 0
@@ -146,7 +149,7 @@ def _evaluate(argv: list[str]) -> int:
     from fastdqn.agent.dqn import DQN  # noqa: PLC0415
     from fastdqn.training.checkpoint import load_policy  # noqa: PLC0415
 
-    saved = load_policy(asked.path)
+    saved = load_policy(asked.path, asked.policy)
     for reason in saved.skipped:
         Console(stderr=True).print(Text(f"skipped: {reason}", "yellow"), soft_wrap=True)
     named: dict[str, Any] = {"env_kwargs": asked.env_kwargs, "wrapper": asked.wrapper}

@@ -17,6 +17,7 @@ class Stream(IntEnum):
     NETWORK = 2
     EXPLORATION = 3
     REPLAY = 4
+    BEST_POLICY_ENVS = 5
 
 
 def seeds_of(run_seed: int, stream: Stream, count: int, round_: int = 0) -> list[int]:

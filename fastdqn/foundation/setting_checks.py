@@ -56,12 +56,13 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "it must be at least 1": (
         lambda value: value >= 1,
         "total_timesteps num_envs env_groups n_step buffer_size batch_size epsilon_decay_steps "
-        "eval_episodes eval_interval cpu_threads log_interval checkpoint_interval",
+        "eval_episodes cpu_threads log_interval checkpoint_interval",
     ),
     "it must not be negative": (
         lambda value: value >= 0,
         "seed target_period target_period_episodes weight_decay learning_starts learning_rate "
-        "max_worker_restarts num_workers eval_max_steps learning_rate_end epsilon_ladder_alpha",
+        "max_worker_restarts num_workers eval_interval eval_max_steps learning_rate_end "
+        "epsilon_ladder_alpha",
     ),
     "it must lie in [0, 1]": (
         lambda value: 0 <= value <= 1,
@@ -167,6 +168,7 @@ def _check_pairs(config: Any) -> None:
     _check_replay(config)
     _check_learning_rate(config)
     _check_ladder(config)
+    _refuse_idle_stop(config)
     if config.num_envs % config.env_groups:
         raise UsageError(
             f"--env-groups {config.env_groups}",
@@ -247,6 +249,16 @@ def _check_ladder(config: Any) -> None:
             f"--epsilon-ladder with --epsilon-start {config.epsilon_start}",
             "every power of 0 is 0, so no environment would explore",
             "Start with 0.4, or leave the ladder out.",
+        )
+
+
+def _refuse_idle_stop(config: Any) -> None:
+    """Refuse a return to stop at where no evaluation can reach it."""
+    if config.stop_at_return is not None and not config.eval_interval:
+        raise UsageError(
+            f"--eval-interval 0 with --stop-at-return {config.stop_at_return:g}",
+            "only an evaluation stops the run, and there would be none",
+            "Leave one of the two out.",
         )
 
 

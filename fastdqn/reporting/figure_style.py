@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fastdqn.foundation.formatting import format_threshold
+from fastdqn.foundation.formatting import format_return, format_threshold
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ THOUSANDS = "{x:,.0f}"
 """Format of ticks: whole numbers with commas."""
 SIZE_IN = (10.0, 5.0)
 TICK_STEPS = (1, 2, 2.5, 5, 10)
-SOLVED, EVALUATED = "#2e8b57", "#b5376b"
+SOLVED, EVALUATED, BEST = "#2e8b57", "#b5376b", "#e0a100"
 INK, FAINT, GRID = "#333333", "#8c8c8c", "#e6e6e6"
 
 
@@ -73,7 +73,8 @@ def draw_solved(axes: Axes, solved_at: float | None) -> None:
 def draw_evaluations(axes: Axes, x: FloatArray, evaluations: EvaluationTable) -> None:
     """Draw the mean of every greedy evaluation, with a bar of one deviation to each side.
 
-    Those of fewer episodes than the largest one, screenings, are hollow.
+    Those of fewer episodes than the largest one, screenings, are hollow; the best policy's has a
+    star.
 
     Args:
         axes: With returns on the y axis.
@@ -98,6 +99,13 @@ def draw_evaluations(axes: Axes, x: FloatArray, evaluations: EvaluationTable) ->
                 x[which], mean[which], "o", color=EVALUATED, markerfacecolor=face,
                 markersize=5, markeredgewidth=1.2, label=label, zorder=3.5,
             )  # fmt: skip
+    best = np.flatnonzero(finite & evaluations.best)[-1:]
+    if best.size:
+        label = f"best policy, {format_return(float(mean[best[0]]))}"
+        axes.plot(
+            x[best], mean[best], "*", color=BEST, markersize=15, markeredgecolor="white",
+            markeredgewidth=0.8, label=label, zorder=4.0,
+        )  # fmt: skip
 
 
 def marker(values: FloatArray) -> str:

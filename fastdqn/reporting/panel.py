@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from fastdqn.training.evaluation import Evaluation
-    from fastdqn.training.events import Report
+    from fastdqn.training.events import BestPolicy, Report
 
 __all__ = [
     "build_panel",
@@ -66,7 +66,7 @@ def report_line(report: Report, *, may_stop_early: bool = False) -> str:
     )
 
 
-def mean_words(evaluation: Evaluation) -> tuple[str, str]:
+def mean_words(evaluation: Evaluation | BestPolicy) -> tuple[str, str]:
     """Return the mean return of an evaluation and the deviation of its returns as two texts."""
     mean, std = evaluation.mean, evaluation.std
     return format_return(mean, beside=std), format_spread(std, mean)
@@ -94,6 +94,7 @@ def evaluation_line(env_steps: int, evaluation: Evaluation, reached: bool) -> st
     return (
         f"evaluation at {env_steps:,} steps: return {mean} (std {std}) "
         f"over {evaluation.episodes} episodes{', target reached' * reached}"
+        f"{', the best so far' * evaluation.best}"
         f"{cut_words(evaluation)}"
     )
 

@@ -24,6 +24,7 @@ __all__ = ["commit", "describe_machine", "make_run_dir", "result_of", "versions"
 SCHEMA = 1
 PROBE_BYTES = 4096
 EVALUATED = ("mean", "std", "episodes")
+OF_THE_BEST = ("mean", "env_step")
 PACKAGES = ("fastdqn", "torch", "gymnasium", "numpy", "tensordict", "safetensors")
 
 
@@ -128,6 +129,7 @@ def result_of(trainer: Trainer, config: Config, env_id: str, status: str) -> dic
         "return": {
             "train_mean_100": trainer.return_mean_100,
             **{f"eval_{name}": getattr(trainer.evaluation, name, None) for name in EVALUATED},
+            **{f"best_{name}": getattr(trainer.best_policy, name, None) for name in OF_THE_BEST},
         },
         "time_to_target_s": {
             "train_wall": trainer.solved_train_s,

@@ -11,7 +11,9 @@ from typing import Any, Self
 from torch import Tensor
 
 from fastdqn.config import Config
+from fastdqn.errors import CheckpointError
 from fastdqn.foundation.saved_files import write_json_whole
+from fastdqn.reporting.best_policy import BestPolicyFolder
 from fastdqn.reporting.console import Console
 from fastdqn.reporting.metrics import MetricsLog, TensorBoardMetrics
 from fastdqn.reporting.progress import make_progress
@@ -20,7 +22,7 @@ from fastdqn.reporting.tables import EpisodeLog, EvaluationLog
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.checkpoint import save_checkpoint
 from fastdqn.training.evaluation import Evaluation
-from fastdqn.training.events import Episode, Report
+from fastdqn.training.events import BestPolicy, Episode, Report
 from fastdqn.training.trainer import Trainer
 
 __all__ = ["RunRecorder"]
@@ -67,6 +69,7 @@ class RunRecorder(Callback):
         }
         if config.tensorboard:
             self._metrics["TensorBoard events"] = TensorBoardMetrics(run_dir / "tensorboard")
+        self._best = BestPolicyFolder(run_dir, parameters, describe)
         self._progress = make_progress(
             console, quiet=config.quiet, may_stop_early=config.stop_at_return is not None
         )
@@ -85,8 +88,14 @@ class RunRecorder(Callback):
         self._progress.report(report)
 
     def on_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
-        """Print what the greedy policy reached, and append it to evaluations.csv."""
+        """Save the best policy, append a line to evaluations.csv and print one."""
         wall_s = time.perf_counter() - self._started
+        if evaluation.best:
+            best = BestPolicy(env_steps, evaluation.mean, evaluation.std, evaluation.episodes)
+            with self._reporting_failure(
+                "the best policy", f"the best policy of env step {env_steps}"
+            ):
+                self._best.save(best)
         with self._reporting_failure("evaluations.csv"):
             self._evaluations.append(env_steps, wall_s, evaluation)
         self._progress.evaluated(env_steps, evaluation, reached)
@@ -94,6 +103,11 @@ class RunRecorder(Callback):
     def on_evaluation_progress(self, done: int, episodes: int, steps: int) -> None:
         """Show the progress of an evaluation."""
         self._progress.evaluating(done, episodes, steps)
+
+    def on_no_evaluations(self, reason: str) -> None:
+        """Print why there are no evaluations."""
+        why = f"fresh environments cannot be built ({reason})"
+        self.console.say(f"No evaluations, and no best policy: {why}", style="yellow")
 
     def on_checkpoint(self, trainer: Trainer) -> None:
         """Save the policy and result.json; a failure is printed and leaves the older ones."""
@@ -122,14 +136,25 @@ class RunRecorder(Callback):
         with self._reporting_failure("config.json"):
             write_config(self.run_dir, self._config, resolved)
 
+    def best_so_far(self) -> BestPolicy | None:
+        """Return the best policy of earlier calls that this one goes on from; or None."""
+        try:
+            return self._best.read()
+        except CheckpointError as error:
+            words = f"The best policy so far is not kept: {error}"
+            self.console.say(words, style="yellow")
+            return None
+
     def save(self, trainer: Trainer, status: str) -> None:
-        """Write a checkpoint and result.json."""
+        """Write a checkpoint and result.json, and the best policy, if it could not be written."""
         if "config.json" in self._lost:
             self.write_config(self._resolved)
         env_steps, folder = trainer.rollout.env_steps, self.run_dir / "checkpoints"
         counts = {"env_steps": env_steps, "episodes": trainer.rollout.episodes}
         with self._reporting_failure("the policy", f"the checkpoint of env step {env_steps}"):
             save_checkpoint(folder, env_steps, self._parameters(), {**self._describe(), **counts})
+        with self._reporting_failure("the best policy"):
+            self._best.flush()
         with self._reporting_failure("result.json", f"result.json at env step {env_steps}"):
             result = result_of(trainer, self._config, self._env_id, status)
             write_json_whole(self.run_dir / "result.json", result)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +132,7 @@ class EvaluationTable:
         mean: [K] float64, mean return of the episodes.
         std: [K] float64, standard deviation of these returns.
         episodes: [K] int64, episodes of each: few in a screening.
-        best: [K] bool, whether the mean was above that of every one before it.
+        best: [K] bool, whether it made the policy the best one so far.
     """
 
     env_step: Ints
@@ -158,8 +157,8 @@ class EvaluationLog(TableLog):
     """
 
     def __init__(self, path: Path) -> None:
-        earlier = EVALUATIONS.read(path).mean if path.exists() else np.zeros(0)
-        self._best = max(earlier[np.isfinite(earlier)].tolist(), default=-math.inf)
+        if path.exists():
+            EVALUATIONS.read(path)  # refuses another file
         super().__init__(path, EVALUATIONS)
 
     def append(self, env_steps: int, wall_s: float, evaluation: Evaluation) -> None:
@@ -168,14 +167,12 @@ class EvaluationLog(TableLog):
         Args:
             env_steps: Env steps of the run so far.
             wall_s: Seconds since the command started.
-            evaluation: The returns.
+            evaluation: The returns, and whether they made the policy the best one so far.
 
         Raises:
             OSError: The line cannot be written; it waits for the next one.
         """
         mean, std = float(evaluation.mean), float(evaluation.std)
-        is_best = mean > self._best
-        if is_best:
-            self._best = mean
-        self.add(f"{env_steps},{wall_s:.3f},{mean!r},{std!r},{evaluation.episodes},{int(is_best)}")
+        episodes, best = evaluation.episodes, int(evaluation.best)
+        self.add(f"{env_steps},{wall_s:.3f},{mean!r},{std!r},{episodes},{best}")
         self.flush()

@@ -22,7 +22,17 @@ class Callback:
         """Called with a periodic report."""
 
     def on_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
-        """Called with the result of a greedy evaluation."""
+        """Called with the result of a greedy evaluation, before the training goes on.
+
+        Args:
+            env_steps: Env steps of the run; the policy is that of this moment.
+            evaluation: Returns and lengths: of a screening of 5 or 20 episodes, or of a full
+                evaluation, if one followed. Its `best` says that this policy is the best so far.
+            reached: Whether the mean of a full evaluation reached `stop_at_return`.
+        """
+
+    def on_no_evaluations(self, reason: str) -> None:
+        """Called once if fresh environments cannot be built, so that there are no evaluations."""
 
     def on_evaluation_progress(self, done: int, episodes: int, steps: int) -> None:
         """Called every few seconds of an evaluation: episodes done, all episodes, env steps."""

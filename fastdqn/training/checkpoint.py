@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,11 +21,21 @@ from fastdqn.device import available_bytes
 from fastdqn.errors import CheckpointError, UsageError
 from fastdqn.foundation.saved_files import parse_json, read_regular
 
-__all__ = ["SavedPolicy", "load_policy", "newest_checkpoint", "save_checkpoint", "save_policy"]
+__all__ = [
+    "BEST",
+    "CHECKPOINTS",
+    "SavedPolicy",
+    "load_best",
+    "load_policy",
+    "newest_checkpoint",
+    "save_best",
+    "save_checkpoint",
+    "save_policy",
+]
 
 SCHEMA = 1
 TENSORS, DESCRIPTION = "model.safetensors", "policy.json"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, BEST = "checkpoints", "best"
 KEEP_LAST = 3
 MAX_DESCRIPTION_BYTES = 1_000_000
 COPIES = 3
@@ -136,17 +147,60 @@ def save_checkpoint(
     return folder
 
 
-def load_policy(folder: Path) -> SavedPolicy:
-    """Read a saved policy, or the newest one of a run, and check it against its description.
+def save_best(
+    checkpoints: Path, parameters: Mapping[str, Tensor], description: Mapping[str, object]
+) -> None:
+    """Save the best policy of a run as `best`, in the place of the one before.
 
     Raises:
-        CheckpointError: A file is missing, damaged or of another schema.
+        OSError: The disk is full, or something else lies there.
+    """
+    try:
+        save_policy(checkpoints / BEST, parameters, description)
+    except UsageError as error:
+        raise OSError(errno.EEXIST, error.reason, str(checkpoints / BEST)) from error
+
+
+def load_policy(folder: Path, policy: str = "last") -> SavedPolicy:
+    """Read a saved policy, or one of a run, and check it against its description.
+
+    Args:
+        folder: Of a policy or of a run.
+        policy: Of a run: `last`, the newest, or `best`, that with the highest mean of a full
+            evaluation.
+
+    Raises:
+        CheckpointError: A file is missing, damaged or of another schema, or a run has no best
+            policy.
+        UsageError: `policy` is neither, or `best` of a folder that holds one policy.
     """
     folder = folder.absolute()
+    if policy not in {"best", "last"}:
+        raise UsageError(f"policy={policy!r}", "there is no such policy", "Choose best or last.")
     if (folder / CHECKPOINTS).is_dir():
-        return newest_checkpoint(folder)
-    if not folder.exists() and _aside(folder).exists():
-        folder = _aside(folder)
+        return newest_checkpoint(folder) if policy == "last" else load_best(folder)
+    if policy == "best":
+        raise UsageError(
+            f"the best policy of {folder}",
+            "it is no folder of a run, which has a best and a last policy",
+            "Name the folder of the run, or leave the choice out.",
+        )
+    return _read(_kept(folder))
+
+
+def load_best(run_dir: Path) -> SavedPolicy:
+    """Load the best policy of a run.
+
+    Raises:
+        CheckpointError: It has none, or one that cannot be read.
+    """
+    folder = _kept(run_dir / CHECKPOINTS / BEST)
+    if not folder.exists():
+        raise CheckpointError(
+            f"{run_dir} holds no best policy: no full evaluation of a policy was played. "
+            "Its last policy, --policy last, may be there; --eval-interval and --eval-episodes of "
+            "fastdqn train say when policies are evaluated."
+        )
     return _read(folder)
 
 
@@ -181,6 +235,8 @@ def newest_checkpoint(run_dir: Path) -> SavedPolicy:
         except CheckpointError as error:
             reasons.append(str(error))
     detail = "; ".join(reasons) or "there is no checkpoints/step-*"
+    if _kept(run_dir / CHECKPOINTS / BEST).exists():
+        detail += ". It holds a best policy: --policy best, or DQN.load(folder, policy='best')"
     raise CheckpointError(f"{run_dir} holds no saved policy: {detail}")
 
 
@@ -214,6 +270,12 @@ def _replace(draft: Path, folder: Path) -> None:
 def _aside(folder: Path) -> Path:
     """Return the folder of a policy whose replacement a crash interrupted."""
     return folder.with_name(f".replaced-{folder.name}")
+
+
+def _kept(folder: Path) -> Path:
+    """Return the folder of a policy, or where a crash left it while it was replaced."""
+    aside = _aside(folder)
+    return aside if not folder.exists() and aside.exists() else folder
 
 
 def _shape(name: str, named: Mapping[str, Tensor]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from fastdqn.envs.sources.source import EnvSource
 from fastdqn.errors import UsageError
 from fastdqn.policies.policy import Policy
 from fastdqn.training.events import Evaluation
+from fastdqn.training.games import Games
 from fastdqn.training.stopwatch import Pace
 from fastdqn.training.transfer import transfer_to
 
@@ -77,7 +79,7 @@ def evaluate(
         EvaluationStopped: `stopped` returned True.
     """
     policy = policy.to_play()
-    games = _Games(source, episodes, max_steps or NO_LIMIT)
+    games = Games(source, episodes, max_steps or NO_LIMIT)
     act, pace = _acting(policy, source), Pace(PROGRESS_EVERY_S, at_once=False)
     games.begin(seeds)
     while games.missing:
@@ -148,42 +150,66 @@ class Evaluator:
                 f"max_steps {self.max_steps}", "it must not be negative", "0 is no bound."
             )
         self._source: EnvSource | None = None
-        self._round = 0
+        self._rounds: Counter[Stream] = Counter()
 
-    def screen(self, target_return: float) -> Evaluation:
+    def screen(
+        self, target_return: float, worth: Callable[[Evaluation], bool] | None = None
+    ) -> Evaluation:
         """Play a few episodes, to decide whether a full evaluation is worth it.
 
         A few more follow if the target return is within reach; a policy that fails by chance is
         screened again later.
 
+        Args:
+            target_return: Mean return to reach.
+            worth: Returns whether more are worth it after the first few; None is always.
+
         Raises:
             EvaluationStopped: `stopped` returned True; in the other calls, too.
         """
         most = min(LOOK_EPISODES, self.episodes)
-        return self._while_in_reach(target_return, GLANCE_EPISODES, most)
+        return self._while_in_reach(target_return, GLANCE_EPISODES, most, worth=worth)
 
-    def full(self, target_return: float | None = None) -> Evaluation:
+    def full(
+        self, target_return: float | None = None, stream: Stream = Stream.EVALUATION_ENVS
+    ) -> Evaluation:
         """Play all episodes, none of them shared with a screening.
 
         Args:
             target_return: Mean return to reach: if it is out of reach after a while, fewer are
                 played. None plays all.
+            stream: What the seeds are drawn for.
         """
         if target_return is None:
-            return self._play(self.episodes)
-        return self._while_in_reach(target_return, FIRST_EPISODES, self.episodes)
+            return self._play(self.episodes, stream)
+        return self._while_in_reach(target_return, FIRST_EPISODES, self.episodes, stream=stream)
 
-    def _while_in_reach(self, target_return: float, first: int, episodes: int) -> Evaluation:
+    def _while_in_reach(
+        self,
+        target_return: float,
+        first: int,
+        episodes: int,
+        *,
+        stream: Stream = Stream.EVALUATION_ENVS,
+        worth: Callable[[Evaluation], bool] | None = None,
+    ) -> Evaluation:
         """Play the first episodes, and the others if the target return is within their reach."""
-        seen = self._play(min(first, episodes))
+        seen = self._play(min(first, episodes), stream)
         more = episodes - seen.episodes
-        return seen + self._play(more) if more and seen.within_reach(target_return) else seen
+        if not more or not seen.within_reach(target_return) or (worth and not worth(seen)):
+            return seen
+        return seen + self._play(more, stream)
 
-    def _play(self, episodes: int) -> Evaluation:
+    def open(self) -> None:
+        """Build the environments, if they are not there."""
         self._source = self._source or self.make_source()
-        self._round += 1
+
+    def _play(self, episodes: int, stream: Stream) -> Evaluation:
+        self.open()
+        assert self._source is not None
+        self._rounds[stream] += 1
         source, max_steps = self._source, self.max_steps
-        seeds = seeds_of(self.seed, Stream.EVALUATION_ENVS, source.num_envs, self._round)
+        seeds = seeds_of(self.seed, stream, source.num_envs, self._rounds[stream])
         asks: Any = {"on_progress": self.on_progress, "stopped": self.stopped}
         return evaluate(self.policy, source, seeds, episodes, max_steps=max_steps, **asks)
 
@@ -194,101 +220,8 @@ class Evaluator:
             self._source = None
 
 
-class _Games:
-    """Deals E episodes of at most `max_steps` env steps out to N environments, and counts them.
-
-    Attributes:
-        returns: [E] float64, NaN for unfinished episodes.
-        lengths: [E] int64.
-        missing: Unfinished episodes.
-        num_playing: Environments that play a counted episode.
-        num_cut: Episodes that were cut.
-        num_resets: How often all environments were reset.
-    """
-
-    def __init__(self, source: EnvSource, episodes: int, max_steps: int) -> None:
-        self.source, self.rows, self.max_steps = source, source.rows, max_steps
-        self.returns = np.full(episodes, np.nan)
-        self.lengths = np.zeros(episodes, np.int64)
-        self.missing = episodes
-        self.num_playing = self.num_cut = self.num_resets = self._begun = 0
-        self._playing = np.full(source.num_envs, -1)  # number of the episode; -1 is none
-        self._so_far = np.zeros(source.num_envs)
-        self._steps = np.zeros(source.num_envs, np.int64)
-        self._since_reset = 0  # vector steps; no episode is longer
-
-    @property
-    def num_steps(self) -> int:
-        """Env steps of the episodes that count, so far."""
-        return int(self.lengths.sum() + self._steps.sum())
-
-    def begin(self, seeds: Sequence[int]) -> None:
-        """Reset all environments and begin an episode in each, as long as some are left."""
-        num_envs, left = self.source.num_envs, self.missing  # all that had begun have finished
-        self.source.reset(seeds)
-        self.num_resets += 1
-        first = _spread(left, num_envs)
-        self._playing[:] = np.where(first < left, first + self._begun, -1)
-        self.num_playing = min(left, num_envs)
-        self._begun += self.num_playing
-        self._so_far[:], self._steps[:], self._since_reset = 0.0, 0, 0
-        self.rows.resting[:] = self._playing < 0
-
-    def count(self) -> None:
-        """Count the last step; end the episodes that ended or are too long."""
-        rows = self.rows
-        self._since_reset += 1
-        counted = rows.real & (self._playing >= 0)
-        np.add(self._so_far, rows.reward, out=self._so_far, where=counted)
-        self._steps += counted
-        if not rows.real.all():  # a reset, or an episode lost with its worker
-            self._so_far[~rows.real], self._steps[~rows.real] = 0.0, 0
-        ended = (rows.terminated | rows.truncated) & rows.real
-        for env in np.flatnonzero(ended).tolist():
-            self._end(env, rows.episode_return[env], rows.episode_length[env])
-            self._begin_next(env)
-        if self._since_reset >= self.max_steps:
-            self._cut()
-
-    def _cut(self) -> None:
-        """End the episodes that are too long; their environments rest."""
-        for env in np.flatnonzero(self._steps >= self.max_steps).tolist():
-            self.num_cut += 1
-            self._end(env, self._so_far[env], self._steps[env])
-            self.rows.resting[env] = True
-
-    def _end(self, env: int, return_: float, length: int) -> None:
-        episode = self._playing[env]
-        if episode >= 0:
-            self.returns[episode], self.lengths[episode] = return_, length
-            self.missing -= 1
-            self.num_playing -= 1
-        self._playing[env] = -1
-        self._so_far[env], self._steps[env] = 0.0, 0
-
-    def _begin_next(self, env: int) -> None:
-        """Begin an episode in an environment that has just been reset, or let it rest."""
-        begins = self._begun < len(self.returns)
-        self.rows.resting[env] = not begins
-        if begins:
-            self._playing[env] = self._begun
-            self._begun += 1
-            self.num_playing += 1
-
-
 def _seeds_after(seeds: Sequence[int], num_resets: int) -> list[int]:
     """Return seeds for another reset, below 2^31, from the first ones and its number."""
     entropy = [*(int(seed) for seed in seeds), num_resets]
     state = np.random.SeedSequence(entropy).generate_state(len(seeds))
     return [int(word) >> 1 for word in state]
-
-
-def _spread(episodes: int, num_envs: int) -> npt.NDArray[np.int64]:
-    """Return the episode that each environment plays first [N], E where it plays none.
-
-    Few are dealt out evenly: neighbours share a core.
-    """
-    first = min(episodes, num_envs)
-    playing = np.full(num_envs, episodes)
-    playing[np.arange(first) * num_envs // first] = np.arange(first)
-    return playing

@@ -1,4 +1,4 @@
-"""Events of a training: finished episodes and periodic reports."""
+"""Events of a training: finished episodes, evaluations and periodic reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Episode", "Evaluation", "Report"]
+__all__ = ["BestPolicy", "Episode", "Evaluation", "Report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,15 @@ class Evaluation:
         num_cut: Episodes that were cut since they were too long; they count with their return
             until then.
         max_steps: Env steps at which an episode was cut; 0 is never.
+        best: Whether it is a full evaluation of a training, and its mean is above those of all
+            full evaluations before.
     """
 
     returns: npt.NDArray[np.float64]
     lengths: npt.NDArray[np.int64]
     num_cut: int = 0
     max_steps: int = 0
+    best: bool = False
 
     @property
     def mean(self) -> float:
@@ -74,6 +77,23 @@ class Evaluation:
             self.num_cut + other.num_cut,
             max(self.max_steps, other.max_steps),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class BestPolicy:
+    """The full evaluation of the best policy so far.
+
+    Attributes:
+        env_step: Env steps of the run when it was evaluated.
+        mean: Mean return.
+        std: Standard deviation of the returns over the episodes.
+        episodes: Episodes of the evaluation.
+    """
+
+    env_step: int
+    mean: float
+    std: float
+    episodes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Schedules of exploration and learning rate, and the account that keeps the replay ratio exact.
+"""Schedules of exploration and learning rate, intervals, and the account that keeps the replay ratio exact.
 
 A schedule is a function of env steps and finished episodes, never of loop iterations, so that it
 is the same for one environment and for a thousand.
@@ -17,13 +17,32 @@ __all__ = [
     "Constant",
     "Cosine",
     "Exponential",
+    "Intervals",
     "Linear",
     "Multiplicative",
     "ReplayRatio",
     "Schedule",
+    "crossed",
     "exploration_schedule",
     "learning_rate_schedule",
 ]
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Intervals of reports, checkpoints and evaluations; env steps.
+
+    Attributes:
+        report: Between reports.
+        checkpoint: Between saved policies.
+        evaluate: Between evaluations; 0 is never.
+        target_episodes: Finished episodes between hard copies of the target; 0 is never.
+    """
+
+    report: int
+    checkpoint: int
+    evaluate: int = 0
+    target_episodes: int = 0
 
 
 class Schedule(Protocol):
@@ -234,6 +253,11 @@ class ReplayRatio:
     def pay(self, updates: int) -> None:
         """Record `updates` optimizer steps as done."""
         self.updates += updates
+
+
+def crossed(interval: int, before: int, now: int) -> bool:
+    """Return whether a multiple of `interval` lies in (before, now]; never for interval 0."""
+    return interval > 0 and now // interval > before // interval
 
 
 def _refuse_unless_positive(name: str, value: float) -> None:

@@ -15,36 +15,20 @@ from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
-from fastdqn.errors import NonFiniteError
+from fastdqn.errors import NonFiniteError, first_line
 from fastdqn.execution.step import Progress
 from fastdqn.learner.learner import Learner
 from fastdqn.learner.state import why_skipped
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import EvaluationStopped, Evaluator
-from fastdqn.training.events import Episode, Evaluation, Report
+from fastdqn.training.events import BestPolicy, Episode, Evaluation, Report
 from fastdqn.training.host.rollout import HostRollout
-from fastdqn.training.schedules import ReplayRatio, Schedule
+from fastdqn.training.schedules import Intervals, ReplayRatio, Schedule, crossed
+from fastdqn.training.selection import Selection
 from fastdqn.training.stopwatch import Stopwatch
 from fastdqn.training.tensor.rollout import TensorRollout
 
-__all__ = ["Intervals", "Trainer"]
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """Intervals of reports, checkpoints and evaluations; env steps.
-
-    Attributes:
-        report: Between reports.
-        checkpoint: Between saved policies.
-        evaluate: Between evaluations; 0 is never.
-        target_episodes: Finished episodes between hard copies of the target; 0 is never.
-    """
-
-    report: int
-    checkpoint: int
-    evaluate: int = 0
-    target_episodes: int = 0
+__all__ = ["Trainer"]
 
 
 @dataclass(eq=False, repr=False)
@@ -63,6 +47,8 @@ class Trainer(ABC):
         callback: Called with reports, episodes, evaluations and checkpoints.
         started: `time.perf_counter()` at the start of the command.
         evaluator: Plays greedy episodes; needed with `stop_at_return`.
+        must_evaluate: Whether it is an error that its environments cannot be built.
+        best: The best policy of an earlier call, to be beaten; or None.
         stop_at_return: Mean return of a full evaluation that ends the run.
 
     Attributes:
@@ -73,7 +59,7 @@ class Trainer(ABC):
         solved_total_s: Seconds since `started` until then, or None.
         peak_sps: Most env steps per second of a report.
         worker_restarts: Workers of this run that were restarted.
-        evaluation: The last full evaluation, or None.
+        selection: The evaluations so far and the best policy; None without an evaluator.
         watch: Seconds by activity.
     """
 
@@ -87,6 +73,8 @@ class Trainer(ABC):
     callback: Callback
     started: float
     evaluator: Evaluator | None = None
+    must_evaluate: bool = True
+    best: BestPolicy | None = None
     stop_at_return: float | None = None
     learning_rate: Schedule | None = None
 
@@ -94,7 +82,6 @@ class Trainer(ABC):
         self.status = "running"
         self.startup_s = self.peak_sps = 0.0
         self.returns: deque[float] = deque(maxlen=100)
-        self.evaluation: Evaluation | None = None
         self.solved_train_s: float | None = None
         self.solved_total_s: float | None = None
         self.worker_restarts = 0
@@ -103,9 +90,11 @@ class Trainer(ABC):
         self._first_update: tuple[int, float] | None = None
         self._begun_at = self.rollout.env_steps
         self._reported = (self._begun_at, 0.0)
+        self.selection: Selection | None = None
         if self.evaluator is not None:
             self.evaluator.on_progress = self.callback.on_evaluation_progress
             self.evaluator.stopped = lambda: self.status == "stopped"
+            self.selection = Selection(self.evaluator, self.best)
 
     # The loop
 
@@ -152,16 +141,15 @@ class Trainer(ABC):
     # By interval
 
     def _look(self, before: int, now: int) -> None:
-        if _crossed(self.intervals.report, before, now):
+        if crossed(self.intervals.report, before, now):
             report = self.report()
             self.peak_sps = max(self.peak_sps, report.sps)
             self.callback.on_report(report)
             self._report_compiled()
-        if _crossed(self.intervals.checkpoint, before, now):
+        if crossed(self.intervals.checkpoint, before, now):
             self.callback.on_checkpoint(self)
-        target_return, running = self.stop_at_return, self.status == "running"
-        if target_return is not None and running and _crossed(self.intervals.evaluate, before, now):
-            self._try_to_finish(target_return)
+        if self.status == "running" and crossed(self.intervals.evaluate, before, now):
+            self._evaluate()
         if now >= self.until and self.status == "running":
             self.status = "completed"
 
@@ -187,43 +175,49 @@ class Trainer(ABC):
 
     def _count(self, episodes: list[Episode]) -> None:
         last = self.rollout.episodes
-        if _crossed(self.intervals.target_episodes, last - len(episodes), last):
+        if crossed(self.intervals.target_episodes, last - len(episodes), last):
             self.learner.sync_target()
         self.returns.extend(episode.return_ for episode in episodes)
         self.callback.on_episodes(episodes)
 
-    def _try_to_finish(self, target_return: float) -> None:
-        """Screen the policy, and evaluate it fully if the screening reaches the target return.
-
-        A stop ends the evaluation at once, without a result.
-        """
-        if self.evaluator is not None and self._first_update is not None:
-            self.watch.lap("other")
+    def _evaluate(self) -> None:
+        """Evaluate the policy, which may end the run; a stop leaves it without a result."""
+        selection = self.selection
+        if selection is None or self._first_update is None:
+            return
+        self.watch.lap("other")
+        if self._can_evaluate(selection):
             with suppress(EvaluationStopped):
-                self._evaluate_for(target_return, self.evaluator)
-            self.watch.lap("evaluate")
+                self._evaluate_by(selection)
+        self.watch.lap("evaluate")
 
-    def _evaluate_for(self, target_return: float, evaluator: Evaluator) -> None:
-        evaluation = evaluator.screen(target_return)
-        reached = False
-        if evaluation.mean >= target_return:
-            evaluation = evaluator.full(target_return)
-            reached = evaluation.mean >= target_return
-            if evaluation.episodes == evaluator.episodes:
-                self.evaluation = evaluation
+    def _evaluate_by(self, selection: Selection) -> None:
+        now, target_return = self.rollout.env_steps, self.stop_at_return
+        evaluation, reached = selection.evaluate(now, now - self._begun_at, target_return)
         if reached and self.status == "running":
             self.status = "solved"
             self.solved_train_s = self.watch.train_s
             self.solved_total_s = time.perf_counter() - self.started
-        self.callback.on_evaluation(self.rollout.env_steps, evaluation, reached)
+        self.callback.on_evaluation(now, evaluation, reached)
+
+    def _can_evaluate(self, selection: Selection) -> bool:
+        """Build the environments of evaluations; where that fails, report it, and do without."""
+        try:
+            selection.evaluator.open()
+        except Exception as error:  # a factory may raise any exception
+            if self.must_evaluate:
+                raise
+            self.selection = None
+            self.callback.on_no_evaluations(f"{type(error).__name__}: {first_line(error)}")
+        return self.selection is not None
 
     def evaluate_fully(self) -> None:
         """Play a full evaluation outside the loop, e.g. at its end."""
-        if self.evaluator is not None:
+        if (selection := self.selection) is not None and self._can_evaluate(selection):
             self.watch.lap("other")
-            self.evaluation = self.evaluator.full()
+            evaluation = selection.evaluate_last(self.rollout.env_steps)
             self.watch.lap("evaluate")
-            self.callback.on_evaluation(self.rollout.env_steps, self.evaluation, False)
+            self.callback.on_evaluation(self.rollout.env_steps, evaluation, False)
 
     def report(self) -> Report:
         """Read the metrics from the device and return a report.
@@ -266,6 +260,16 @@ class Trainer(ABC):
             raise NonFiniteError(f"{skipped} updates {before} had {why}")
 
     @property
+    def evaluation(self) -> Evaluation | None:
+        """The last full evaluation that might have ended the run or was played at its end."""
+        return None if self.selection is None else self.selection.last
+
+    @property
+    def best_policy(self) -> BestPolicy | None:
+        """The full evaluation of the best policy, that of an earlier call included; or None."""
+        return self.best if self.selection is None else self.selection.best
+
+    @property
     def return_mean_100(self) -> float:
         """Mean return of the last 100 finished episodes; NaN before the first."""
         return sum(self.returns) / len(self.returns) if self.returns else math.nan
@@ -284,8 +288,3 @@ class Trainer(ABC):
         env_steps, train_s = self._first_update
         elapsed = self.watch.train_s - train_s
         return (self.rollout.env_steps - env_steps) / elapsed if elapsed > 0 else math.nan
-
-
-def _crossed(interval: int, before: int, now: int) -> bool:
-    """Return whether a multiple of `interval` lies in (before, now]; never for interval 0."""
-    return interval > 0 and now // interval > before // interval

@@ -54,8 +54,9 @@ from fastdqn.replay.buffer import ReplayBuffer
 from fastdqn.replay.functional_ring import FunctionalRing
 from fastdqn.replay.row_writer import Rows
 from fastdqn.replay.valid_transitions import FinalObservations, ValidTransitions
-from fastdqn.training import evaluation, events, schedules
+from fastdqn.training import events, games, schedules
 from fastdqn.training.host import rollout
+from tests.mutants.best_policy_bugs import PLANTED as OF_THE_BEST
 from tests.mutants.native_bugs import plants
 from tests.mutants.replay_bugs import PLANTED
 from tests.mutants.schedule_bugs import SCHEDULED
@@ -700,7 +701,7 @@ def few_episodes_side_by_side() -> None:
     def spread(episodes: int, num_envs: int) -> Any:
         return np.minimum(np.arange(num_envs), episodes)
 
-    exchange("_spread", spread, evaluation)
+    exchange("_spread", spread, games)
 
 
 @turns_red(EVALUATION + "a_full_evaluation_ends_early_only_where_the_goal_is_out_of_reach")
@@ -1219,4 +1220,5 @@ def randomness_that_is_not_looked_for() -> None:
 # The C
 
 
-MUTANTS |= {name: Mutant(*planted) for name, planted in (PLANTED | SCHEDULED | plants()).items()}
+BY_ROOM = PLANTED | OF_THE_BEST | SCHEDULED | plants()
+MUTANTS |= {name: Mutant(*planted) for name, planted in BY_ROOM.items()}

@@ -23,7 +23,7 @@ from fastdqn.errors import UsageError
 
 AT_LEAST_ONE = (
     "total_timesteps num_envs env_groups buffer_size batch_size epsilon_decay_steps "
-    "eval_episodes eval_interval cpu_threads log_interval checkpoint_interval"
+    "eval_episodes cpu_threads log_interval checkpoint_interval"
 )
 NOT_NEGATIVE = (
     "seed num_workers target_period target_period_episodes learning_starts max_worker_restarts"

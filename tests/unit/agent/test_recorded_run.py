@@ -57,7 +57,7 @@ def result_in(run_dir: Path) -> dict[str, Any]:
 
 
 def steps_in(run_dir: Path) -> list[str]:
-    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    return sorted(path.name for path in (run_dir / "checkpoints").glob("step-*"))
 
 
 def cartpole() -> gymnasium.Env[Any, Any]:

@@ -440,6 +440,9 @@ def test_a_run_leaves_a_complete_folder(finished_run: Path) -> None:
     left = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*")}
     assert left == {
         "checkpoints",
+        "checkpoints/best",
+        "checkpoints/best/model.safetensors",
+        "checkpoints/best/policy.json",
         "checkpoints/step-000000000400",
         "checkpoints/step-000000000400/model.safetensors",
         "checkpoints/step-000000000400/policy.json",
@@ -492,7 +495,7 @@ def test_evaluate_takes_an_older_policy_where_the_newest_is_damaged_and_says_so(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
-    (good,) = (run / "checkpoints").iterdir()
+    (good,) = (run / "checkpoints").glob("step-*")
     newer = shutil.copytree(good, good.with_name("step-000000000500"))
     (newer / "model.safetensors").write_bytes(b"torn")
     assert main(["evaluate", str(run), "--episodes", "1"]) == 0

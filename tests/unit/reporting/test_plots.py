@@ -140,6 +140,20 @@ def test_evaluations_are_drawn_with_their_deviation_and_screenings_hollow() -> N
     assert ends == [[95.0, 105.0], [230.0, 290.0]]
 
 
+def test_the_best_policy_of_the_end_has_a_star() -> None:
+    table = _table([float(i) for i in range(300)])
+    found = _evaluations(
+        (5_000, 1.0, 100.0, 5.0, 100), (9_000, 2.0, 260.0, 30.0, 100), (9_500, 3.0, 20.0, 1.0, 100)
+    )
+    found.best[:2] = True
+    left = figures.build_returns_figure(RunData("t", None, table, evaluations=found)).axes[0]
+    star = _line(left, "best policy, 260.0")
+    assert (_x(star).tolist(), _y(star).tolist()) == ([9_000.0], [260.0])
+    found.best[:] = False
+    left = figures.build_returns_figure(RunData("t", None, table, evaluations=found)).axes[0]
+    assert not any(label.startswith("best") for label in _labels(left))
+
+
 def test_the_headline_has_the_steps_of_the_run_and_not_of_its_last_episode(tmp_path: Path) -> None:
     _write_run(tmp_path)
     path = tmp_path / "evaluations.csv"

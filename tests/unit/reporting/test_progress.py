@@ -33,10 +33,16 @@ SHARES = {"act": 0.09, "env_wait": 0.31, "write": 0.05, "learn": 0.52, "other": 
 
 
 def _evaluation(
-    mean: float, std: float, episodes: int, num_cut: int = 0, max_steps: int = 0
+    mean: float,
+    std: float,
+    episodes: int,
+    *,
+    num_cut: int = 0,
+    max_steps: int = 0,
+    best: bool = False,
 ) -> Evaluation:
     parts = SimpleNamespace(
-        mean=mean, std=std, episodes=episodes, num_cut=num_cut, max_steps=max_steps
+        mean=mean, std=std, episodes=episodes, num_cut=num_cut, max_steps=max_steps, best=best
     )
     return cast("Evaluation", parts)
 
@@ -206,10 +212,11 @@ def test_cut_episodes_and_long_evaluations_are_reported() -> None:
     out = io.StringIO()
     progress = PlainProgress(Console(None, stream=out), clock=_Clock())
     progress.evaluating(3, 100, 123_456)
-    progress.evaluated(7_000, _evaluation(0.955, 0.0123, 100, num_cut=3, max_steps=10_000), False)
+    cut: dict[str, int] = {"num_cut": 3, "max_steps": 10_000}
+    progress.evaluated(7_000, _evaluation(0.955, 0.0123, 100, best=True, **cut), False)
     assert out.getvalue().splitlines() == [
         "evaluating: 3 of 100 episodes done, 123,456 steps played",
-        "evaluation at 7,000 steps: return 0.955 (std 0.012) over 100 episodes; "
+        "evaluation at 7,000 steps: return 0.955 (std 0.012) over 100 episodes, the best so far; "
         "3 of 100 episodes were cut at 10,000 steps",
     ]
 

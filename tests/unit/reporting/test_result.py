@@ -24,6 +24,7 @@ from fastdqn.reporting.console import Console
 from fastdqn.reporting.run_directory import result_of
 from fastdqn.reporting.run_recorder import RunRecorder
 from fastdqn.training.evaluation import Evaluation
+from fastdqn.training.events import BestPolicy
 from fastdqn.training.host.trainer import HostTrainer
 from fastdqn.training.schedules import ReplayRatio
 from fastdqn.training.stopwatch import Stopwatch
@@ -56,6 +57,7 @@ def a_trainer(**changes: Any) -> HostTrainer:
         "returns": deque([1.0, 2.0]),
         "return_mean_100": 1.5,
         "evaluation": Evaluation(np.array([10.0, 20.0]), np.array([3, 4])),
+        "best_policy": BestPolicy(700, 17.0, 2.0, 2),
         "solved_train_s": 6.0,
         "solved_total_s": 9.0,
     }
@@ -94,6 +96,8 @@ def test_a_solved_run_is_reported_in_full() -> None:
             "eval_mean": 15.0,
             "eval_std": 5.0,
             "eval_episodes": 2,
+            "best_mean": 17.0,
+            "best_env_step": 700,
         },
         "time_to_target_s": {"train_wall": 6.0, "total_wall": 9.0},
         "worker_restarts": 3,
@@ -109,6 +113,7 @@ def test_what_does_not_exist_yet_is_null() -> None:
         peak_sps=0.0,
         return_mean_100=math.nan,
         evaluation=None,
+        best_policy=None,
         solved_train_s=None,
         solved_total_s=None,
     )
@@ -122,6 +127,8 @@ def test_what_does_not_exist_yet_is_null() -> None:
         "eval_mean": None,
         "eval_std": None,
         "eval_episodes": None,
+        "best_mean": None,
+        "best_env_step": None,
     }
     assert result["time_to_target_s"] == {"train_wall": None, "total_wall": None}
     assert set(result["time_share"].values()) == {0.0}

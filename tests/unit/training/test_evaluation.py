@@ -313,6 +313,19 @@ def test_every_evaluation_runs_on_seeds_that_no_other_one_used() -> None:
     assert len({seed for seeds in tape.seeds for seed in seeds}) == 6
 
 
+def test_evaluations_of_another_stream_move_none_of_the_usual_seeds() -> None:
+    tape = _SeedTape()
+    evaluator = Evaluator(random_policy(tape), lambda: tape, seed=4, episodes=4)
+    for stream in (Stream.BEST_POLICY_ENVS, Stream.EVALUATION_ENVS, Stream.BEST_POLICY_ENVS):
+        evaluator.full(None, stream)
+    evaluator.close()
+    assert tape.seeds == [
+        seeds_of(4, Stream.BEST_POLICY_ENVS, 2, 1),
+        seeds_of(4, Stream.EVALUATION_ENVS, 2, 1),
+        seeds_of(4, Stream.BEST_POLICY_ENVS, 2, 2),
+    ]
+
+
 @pytest.mark.parametrize(
     ("episodes", "goal", "played"),
     [(30, -1e9, 20), (30, 1e9, 5), (8, -1e9, 8), (8, 1e9, 5), (3, -1e9, 3), (1, 1e9, 1)],

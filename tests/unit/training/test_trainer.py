@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 
+from fastdqn.envs.seeding import Stream
 from fastdqn.errors import NonFiniteError
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import Evaluation, EvaluationStopped, Evaluator
-from fastdqn.training.events import Episode, Report
+from fastdqn.training.events import BestPolicy, Episode, Report
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.host.trainer import HostTrainer
-from fastdqn.training.schedules import Constant, Linear, ReplayRatio, Schedule
-from fastdqn.training.trainer import Intervals, Trainer
+from fastdqn.training.schedules import Constant, Intervals, Linear, ReplayRatio, Schedule
+from fastdqn.training.trainer import Trainer
 
 SEEDS = [7, 8]
 NEVER = 10**9
@@ -94,14 +95,21 @@ class FakeEvaluator:
         self.full_mean, self.episodes = math.nan, 3
         self.out_of_reach = -math.inf
         """A mean that ends a full evaluation early."""
+        self.length = NEVER
+        """Env steps of an episode of a screening: too many for a full one to find the best."""
 
-    def screen(self, goal: float) -> Evaluation:
+    def open(self) -> None:
+        self.stage.then.get("open", lambda: None)()
+
+    def screen(self, goal: float, worth: object = None) -> Evaluation:
         self.stage.say("screen", 20.0)
         mean, self.full_mean = next(self.means)
-        return Evaluation(np.array([mean]), np.array([1]))
+        return Evaluation(np.array([mean]), np.array([self.length]))
 
-    def full(self, goal: float | None = None) -> Evaluation:
-        self.stage.say("full", 50.0)
+    def full(
+        self, goal: float | None = None, stream: Stream = Stream.EVALUATION_ENVS
+    ) -> Evaluation:
+        self.stage.say("full" if stream == Stream.EVALUATION_ENVS else "full for the best", 50.0)
         early = goal is not None and self.full_mean <= self.out_of_reach
         count = 1 if early else self.episodes
         return Evaluation(np.array([self.full_mean] * count), np.array([1] * count))
@@ -136,6 +144,9 @@ class Stage(Callback):
     def on_evaluation_progress(self, done: int, episodes: int, steps: int) -> None:
         self.say(f"saw evaluating {done} of {episodes}: {steps}")
 
+    def on_no_evaluations(self, reason: str) -> None:
+        self.say(f"saw no evaluations: {reason}")
+
     def on_checkpoint(self, trainer: Trainer) -> None:
         self.say(f"saw checkpoint at {trainer.rollout.env_steps} {trainer.status}")
 
@@ -166,6 +177,7 @@ def staged(
     goal: float | None = None,
     epsilon: Schedule | None = None,
     learning_rate: Schedule | None = None,
+    must_evaluate: bool = True,
     **intervals: int,
 ) -> tuple[HostTrainer, Stage]:
     stage = stage or Stage(clock, num_envs, ends or {})
@@ -180,6 +192,7 @@ def staged(
         intervals=Intervals(**{"report": NEVER, "checkpoint": NEVER, **intervals}),
         callback=stage,
         evaluator=cast("Evaluator", FakeEvaluator(stage, means)),
+        must_evaluate=must_evaluate,
         stop_at_return=goal,
         started=90.0,
     )
@@ -432,11 +445,60 @@ def test_an_untrained_policy_is_not_evaluated(clock: Clock) -> None:
     assert count(stage, "screen") == 0
 
 
-def test_without_a_goal_nothing_is_evaluated(clock: Clock) -> None:
-    trainer, stage = staged(clock, until=20, evaluate=2)
+def test_without_an_interval_nothing_is_evaluated(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=20)
     trainer.run(SEEDS)
     assert count(stage, "screen") == 0
     assert (trainer.solved_train_s, trainer.solved_total_s) == (None, None)
+
+
+# The best policy
+
+
+def test_without_a_goal_the_best_policy_is_looked_for(clock: Clock) -> None:
+    means = [(5.0, 4.0), (3.0, 9.0), (6.0, 3.0), (5.0, 6.0)]
+    trainer, stage = staged(clock, until=40, means=means, evaluate=10)
+    assert isinstance(trainer.evaluator, FakeEvaluator)
+    trainer.evaluator.length = 1
+    assert trainer.run(SEEDS) == "completed"
+    assert [event for event in stage.tape if event[:4] in {"scre", "full"}] == [
+        *("screen", "full for the best"),
+        "screen",
+        *("screen", "full for the best"),
+        *("screen", "full for the best"),
+    ]
+    assert trainer.best_policy == BestPolicy(40, 6.0, 0.0, 3)
+    assert trainer.evaluation is None
+    trainer.evaluate_fully()
+    assert stage.tape[-2:] == ["full", "saw evaluation at 40: 6 False"]
+    assert trainer.best_policy == BestPolicy(40, 6.0, 0.0, 3)
+    assert trainer.evaluation is not None
+    assert not trainer.evaluation.best
+
+
+def test_an_untrained_policy_is_never_the_best(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=10, starts=8, means=[(9.0, 9.0)], evaluate=2)
+    assert trainer.run(SEEDS) == "completed"
+    assert count(stage, "screen") == 0
+    assert trainer.best_policy is None
+
+
+def test_environments_that_cannot_be_built_are_reported_once_and_done_without(
+    clock: Clock,
+) -> None:
+    def fail() -> None:
+        raise OSError("the port is taken\nby us")
+
+    trainer, stage = staged(clock, until=40, evaluate=10, must_evaluate=False)
+    stage.then["open"] = fail
+    assert trainer.run(SEEDS) == "completed"
+    trainer.evaluate_fully()
+    said = [event for event in stage.tape if "evaluat" in event]
+    assert said == ["saw no evaluations: OSError: the port is taken"]
+    trainer, stage = staged(clock, until=40, evaluate=10)
+    stage.then["open"] = fail
+    with pytest.raises(OSError, match="the port is taken"):
+        trainer.run(SEEDS)
 
 
 # Stopping and failing
