@@ -16,6 +16,7 @@ from benchmarks.env_ratios import SteppingGroup, TensorEnvGroup
 from benchmarks.guards import Group, Guard, Measured, Selection
 from benchmarks.loop_parts import PartsGroup
 from benchmarks.measure import Effort
+from benchmarks.network_options import NetworkOptionsGroup
 from benchmarks.provenance import provenance
 from benchmarks.replay_options import ReplayOptionsGroup
 from benchmarks.saved import guards_of, load_base, report, save
@@ -89,7 +90,7 @@ def groups_for(arguments: Arguments) -> list[Group]:
     groups: list[Group] = [EndToEndGroup(setting) for setting in settings]
     groups += [UpdateGroup(hidden, batch, device) for hidden, batch in sizes]
     groups += [PartsGroup(device), TensorEnvGroup(device)]
-    groups += [] if on_cuda else [ReplayOptionsGroup()]
+    groups += [] if on_cuda else [ReplayOptionsGroup(), NetworkOptionsGroup()]
     groups += [SteppingGroup(env_id, 64) for env_id in ("LunarLander-v3", "CartPole-v1")]
     return groups
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from benchmarks.random_replay import random_replay, random_step
 from benchmarks.update_modes import learner_of
 from fastdqn.replay import PrioritizedSampler, Sampler, UniformSampler
 
-__all__ = ["ReplayOptionsGroup"]
+__all__ = ["BATCH", "HIDDEN", "UPDATES", "ReplayOptionsGroup", "call_of"]
 
 ROWS = 1_000_000
 HIDDEN, BATCH, UPDATES = 64, 64, 4
@@ -30,9 +31,10 @@ GOALS = {"by priorities": 1.35, "over 3 steps": 1.1}
 """Option -> what its update may take, as a multiple of the uniform one over single steps."""
 
 
-def call_of(sampler: Sampler) -> Callable[[], None]:
-    """Return a call that writes a vector step and makes updates in C."""
-    learner, replay = learner_of("native", HIDDEN, torch.device("cpu")), sampler.buffer
+def call_of(sampler: Sampler, **options: Any) -> Callable[[], None]:
+    """Return a call that writes a vector step and makes updates in C; options are of `MLP`."""
+    learner = learner_of("native", HIDDEN, torch.device("cpu"), **options)
+    replay = sampler.buffer
     steps, turn = [random_step() for _ in range(64)], 0
 
     def call() -> None:

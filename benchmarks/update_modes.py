@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -46,10 +47,10 @@ def possible_modes(device: torch.device) -> tuple[list[str], dict[str, str]]:
     return possible, refused
 
 
-def learner_of(mode: str, hidden: int, device: torch.device) -> Learner:
-    """Return a learner of LunarLander's sizes; the same weights each time."""
+def learner_of(mode: str, hidden: int, device: torch.device, **options: Any) -> Learner:
+    """Return a learner of LunarLander's sizes; the same weights each time; options of `MLP`."""
     torch.manual_seed(0)
-    network = MLP((OBS_SIZE,), NUM_ACTIONS, (hidden, hidden))
+    network = MLP((OBS_SIZE,), NUM_ACTIONS, (hidden, hidden), **options)
     return Learner(network, execution=mode, device=device)
 
 

@@ -26,6 +26,7 @@ from fastdqn.native.c_library import (
 )
 from fastdqn.native.support import why_not_act
 from fastdqn.networks.flat_network import FlatNetwork
+from fastdqn.networks.mlp import MLP
 
 __all__ = ["MAX_PLACES", "NativeActor"]
 
@@ -71,7 +72,8 @@ class NativeActor(Whole):
             reason = why_not or f"the network is on {network.flat.device}"
             raise UsageError("acting in C", reason, "Act with `Policy.choose`.")
         self._network, self._device = network, network.flat.device
-        self._num_actions = network.views(network.flat)[-1].numel()
+        assert isinstance(network.module, MLP)
+        self._num_actions = network.module.num_actions
         self._act = load_library().fastdqn_act
         self._plans: dict[tuple[torch.Size, torch.dtype], Plan] = {}
         self._places: dict[tuple[int, int | None], _Place] = {}

@@ -76,6 +76,7 @@ class Settings(ctypes.Structure):
     _fields_ = (
         ("num_layers", _number),
         ("sizes", _number * (MAX_LAYERS + 1)),
+        *members(_number, "layer_norm", "dueling", "divided"),
         *members(_number, "batch", "one_hot", "offset", "dtype"),
         *members(_real, "scale", "gamma", "tau"),
         *members(_number, "double_dqn", "loss", "optimizer"),
@@ -147,6 +148,9 @@ def settings_of(network: FlatNetwork, batch: int, dtype: torch.dtype) -> Setting
     settings, sizes = Settings(), module.sizes
     settings.num_layers = len(module.layers)
     settings.sizes[: len(sizes)] = sizes
+    settings.layer_norm, settings.dueling = module.layer_norm, module.dueling
+    if module.dueling and len(sizes) > 2:
+        settings.divided, _ = module.steps[-1]
     settings.batch, settings.dtype = batch, DTYPES[dtype]
     settings.one_hot, settings.offset, settings.scale = module.one_hot, module.offset, module.scale
     settings.online = settings.bootstrap = network.flat.data_ptr()

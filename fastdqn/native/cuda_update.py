@@ -16,7 +16,7 @@ from fastdqn.native.binding import (
 )
 from fastdqn.native.c_library import RING_FIELDS
 from fastdqn.native.cuda_plan import GATHERED, Call, CudaPlan, Make, Shape, on_the_card
-from fastdqn.native.support import Learned, batch_as_ring
+from fastdqn.native.support import Learned, batch_as_ring, refuse_by_kernels
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.replay import NewestSampler, Ring, Sampler
@@ -44,6 +44,9 @@ class CudaUpdate(Whole):
 
     Attributes:
         make: See above; actors compile by it, too.
+
+    Raises:
+        UsageError: The MLP is dueling, or has LayerNorm.
     """
 
     built_from = ("_learned", "make")
@@ -51,6 +54,7 @@ class CudaUpdate(Whole):
     def __init__(self, learned: Learned, make: Make = on_the_card) -> None:
         module, numbers = learned.network.module, learned.numbers
         assert isinstance(module, MLP)
+        refuse_by_kernels(module)
         self._learned, self._network = learned, learned.network
         self._module, self.make = module, make
         self._ring: Ring | None = None
@@ -159,12 +163,16 @@ class CudaActor(Whole):
     Args:
         network: Of an MLP on a card.
         make: Compiles the kernels.
+
+    Raises:
+        UsageError: The MLP is dueling, or has LayerNorm.
     """
 
     built_from = ("_network", "_make")
 
     def __init__(self, network: FlatNetwork, make: Make = on_the_card) -> None:
         assert isinstance(network.module, MLP)
+        refuse_by_kernels(network.module)
         self._network, self._module, self._make = network, network.module, make
         self._plans: dict[tuple[int, torch.dtype, bool], CudaPlan] = {}
 

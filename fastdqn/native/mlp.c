@@ -5,9 +5,10 @@
  * holds one unit of several rows of the batch, the weights are read as PyTorch stores them, and no
  * width but the batch's is padded.
  *
- *     forward     Y  [out, B]  = W [out, in] X [in, B] + b            then max(0, Y)
+ *     forward     Y  [out, B]  = W [out, in] X [in, B] + b            then max(0, Y), or layer_norm.h
  *     backward    dX [in, B]   = W^T [in, out] dY [out, B]            then 0 where X is 0
  *                 dW [out, in] = dY [out, B] X^T [B, in]
+ *     dueling     Q  [A, B]    = V [1, B] + Y [A, B] - mean_A(Y)      V has a layer of its own
  *
  * Nothing is allocated but in `fastdqn_open`. Longer than 300 lines: it is compiled as one unit.
  */
@@ -41,6 +42,15 @@ typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias))
 typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 
+static inline float all_of(vec numbers)
+{
+    float total = 0.0f;
+    for (int v = 0; v < WIDTH; v++) total += numbers[v];
+    return total;
+}
+
+#include "layer_norm.h"
+
 enum loss { HUBER, MSE };
 enum optimizer { ADAM, ADAMW, RMSPROP };
 enum target { SOFT, HARD, NONE };
@@ -51,6 +61,10 @@ enum dtype { FLOAT32, FLOAT16, UINT8, INT8, INT16, INT32, INT64 }; /* bool is UI
 typedef struct {
     int64_t num_layers; /* linear layers; hidden ones are followed by a ReLU */
     int64_t sizes[MAX_LAYERS + 1];
+    int64_t layer_norm; /* hidden layers are normalised before their ReLU */
+    int64_t dueling; /* the last layer's outputs are advantages, and one more layer gives a value */
+    int64_t divided; /* units of the last hidden layer that the value reads; the others are those of
+                        the advantages; 0: both read all of them */
     int64_t batch; /* rows of a batch, B */
     int64_t one_hot, offset; /* values of a Discrete observation, or 0 */
     int64_t dtype; /* of the frames */
@@ -84,16 +98,26 @@ typedef struct {
     int64_t size, first, count, newest;
 } Valid;
 
+/* A linear layer: from `in` units of a layer of units to `out` of the next. */
+typedef struct {
+    int64_t layer; /* of what it reads */
+    int64_t from, in, to, out;
+    int64_t weight, bias; /* where they begin in the flat parameters */
+} Linear;
+
 typedef struct {
     Settings set;
     int64_t frame_size; /* numbers of one stored frame */
     int64_t width; /* the batch, rounded up to whole registers */
     int64_t columns; /* from one row of `width` numbers to the next, see `apart` */
     int64_t num_parameters;
-    int64_t weight[MAX_LAYERS], bias[MAX_LAYERS]; /* where they begin in the flat parameters */
+    int64_t num_linear;
+    Linear linear[MAX_LAYERS + 1]; /* that of the value is last */
+    int64_t gamma[MAX_LAYERS], beta[MAX_LAYERS]; /* of a hidden layer's norm, likewise */
     float *units[MAX_LAYERS + 1]; /* [size, columns] activations of the pass that is differentiated */
     float *aside[MAX_LAYERS + 1]; /* the same of passes that are not */
     float *slopes[MAX_LAYERS + 1]; /* [size, columns] gradient by units */
+    float *normal[MAX_LAYERS], *rate[MAX_LAYERS]; /* of the pass that is differentiated, see Norm */
     float *observations; /* [batch, size] the first layer's input with its units as the last axis */
     float *turned; /* [batch, size] the same of a hidden layer's */
     float *gradient;
@@ -263,21 +287,64 @@ static void encode(
 
 /* The network. */
 
-static void forward(const Plan *plan, const float *flat, float *const *units, int64_t columns)
+static Norm norm_of_layer(const Plan *plan, const float *flat, int64_t layer, int kept)
+{
+    return (Norm){
+        .units = plan->set.sizes[layer], .columns = plan->columns, .width = plan->width,
+        .gamma = flat + plan->gamma[layer], .beta = flat + plan->beta[layer],
+        .normal = kept ? plan->normal[layer] : NULL, .rate = kept ? plan->rate[layer] : NULL,
+    };
+}
+
+/* Turn advantages [num, columns], below which lies the value [1, columns], into Q-values. */
+static void join(float *q, int64_t num, int64_t columns, int64_t width)
+{
+    for (int64_t column = 0; column < width; column += WIDTH) {
+        vec total = {0};
+        for (int64_t a = 0; a < num; a++) total += *(const vec *)(q + a * columns + column);
+        const vec mean = total / (float)num, value = *(const vec *)(q + num * columns + column);
+        for (int64_t a = 0; a < num; a++) {
+            vec *advantage = (vec *)(q + a * columns + column);
+            *advantage = value + *advantage - mean;
+        }
+    }
+}
+
+/* Turn the gradient by Q-values into that by advantages, and write that by the value below. */
+static void part(float *slopes, int64_t num, int64_t columns, int64_t width)
+{
+    for (int64_t column = 0; column < width; column += WIDTH) {
+        vec total = {0};
+        for (int64_t a = 0; a < num; a++) total += *(const vec *)(slopes + a * columns + column);
+        *(vec *)(slopes + num * columns + column) = total;
+        for (int64_t a = 0; a < num; a++)
+            *(vec *)(slopes + a * columns + column) -= total / (float)num;
+    }
+}
+
+/* Compute `units` from units[0]; with `kept`, write what `backward` reads besides. */
+static void forward(const Plan *plan, const float *flat, float *const *units, int64_t columns,
+                    int kept)
 {
     const Settings *set = &plan->set;
-    for (int64_t layer = 0; layer < set->num_layers; layer++) {
-        const int64_t in = set->sizes[layer];
+    const int64_t last = set->num_layers;
+    for (int64_t i = 0; i < plan->num_linear; i++) {
+        const Linear *linear = plan->linear + i;
+        const int hidden = linear->layer + 1 < last, normed = hidden && set->layer_norm;
         const Product p = {
-            .a = flat + plan->weight[layer], .a_row = in, .a_column = 1,
-            .b = units[layer], .b_row = columns,
-            .c = units[layer + 1], .c_row = columns,
-            .m = set->sizes[layer + 1], .n = plan->width, .k = in,
-            .start = flat + plan->bias[layer],
-            .after = layer + 1 < set->num_layers ? RELU : STORE,
+            .a = flat + linear->weight, .a_row = linear->in, .a_column = 1,
+            .b = units[linear->layer] + linear->from * columns, .b_row = columns,
+            .c = units[linear->layer + 1] + linear->to * columns, .c_row = columns,
+            .m = linear->out, .n = plan->width, .k = linear->in,
+            .start = flat + linear->bias,
+            .after = hidden && !normed ? RELU : STORE,
         };
         multiply(&p);
+        if (!normed) continue;
+        const Norm norm = norm_of_layer(plan, flat, linear->layer + 1, kept);
+        normalize(&norm, units[linear->layer + 1]);
     }
+    if (set->dueling) join(units[last], set->sizes[last], columns, plan->width);
 }
 
 /* Write [batch, size] of [size, columns]: squares of four by four, then what is left. */
@@ -305,41 +372,55 @@ static void turn(const float *units, int64_t size, int64_t columns, float *turne
             turned[row * turned_row + i] = units[i * columns + row];
 }
 
+/* From the gradient by what a linear layer gives to that by its parameters and what it reads.
+ *
+ * turned: [batch, size] all units of the layer that it reads from. */
+static void backward_linear(Plan *plan, const Linear *linear, const float *turned)
+{
+    const int64_t columns = plan->columns, layer = linear->layer, from = linear->from * columns;
+    const float *slopes = plan->slopes[layer + 1] + linear->to * columns;
+    const Product by_weight = {
+        .a = slopes, .a_row = columns, .a_column = 1,
+        .b = turned + linear->from, .b_row = apart(plan->set.sizes[layer]),
+        .c = plan->gradient + linear->weight, .c_row = linear->in,
+        .m = linear->out, .n = linear->in, .k = plan->set.batch, .after = STORE,
+    };
+    multiply(&by_weight);
+    float *by_bias = plan->gradient + linear->bias;
+    for (int64_t o = 0; o < linear->out; o++) {
+        vec sum = {0};
+        for (int64_t column = 0; column < plan->width; column += WIDTH)
+            sum += *(const vec *)(slopes + o * columns + column);
+        by_bias[o] = all_of(sum);
+    }
+    if (!layer) return;
+    const Product by_units = {
+        .a = plan->set.online + linear->weight, .a_row = 1, .a_column = linear->in,
+        .b = slopes, .b_row = columns,
+        .c = plan->slopes[layer] + from, .c_row = columns,
+        .m = linear->in, .n = plan->width, .k = linear->out,
+        .after = GATE, .gate = plan->units[layer] + from,
+    };
+    multiply(&by_units);
+}
+
 /* From the gradient by the Q-values, in slopes[L], to that by the parameters. */
 static void backward(Plan *plan)
 {
     const Settings *set = &plan->set;
-    const int64_t columns = plan->columns, batch = set->batch;
-    for (int64_t layer = set->num_layers - 1; layer >= 0; layer--) {
-        const int64_t in = set->sizes[layer], out = set->sizes[layer + 1];
-        const int64_t turned_row = apart(in);
-        const float *slopes = plan->slopes[layer + 1];
+    const int64_t columns = plan->columns, last = set->num_layers;
+    if (set->dueling) part(plan->slopes[last], set->sizes[last], columns, plan->width);
+    for (int64_t layer = last - 1; layer >= 0; layer--) {
+        const int64_t size = set->sizes[layer];
         float *turned = layer ? plan->turned : plan->observations;
-        if (layer) turn(plan->units[layer], in, columns, turned, turned_row, batch);
-        const Product by_weight = {
-            .a = slopes, .a_row = columns, .a_column = 1,
-            .b = turned, .b_row = turned_row,
-            .c = plan->gradient + plan->weight[layer], .c_row = in,
-            .m = out, .n = in, .k = batch, .after = STORE,
-        };
-        multiply(&by_weight);
-        float *by_bias = plan->gradient + plan->bias[layer];
-        for (int64_t o = 0; o < out; o++) {
-            vec sum = {0};
-            float total = 0.0f;
-            for (int64_t column = 0; column < plan->width; column += WIDTH)
-                sum += *(const vec *)(slopes + o * columns + column);
-            for (int v = 0; v < WIDTH; v++) total += sum[v];
-            by_bias[o] = total;
-        }
-        if (!layer) break;
-        const Product by_units = {
-            .a = set->online + plan->weight[layer], .a_row = 1, .a_column = in,
-            .b = slopes, .b_row = columns,
-            .c = plan->slopes[layer], .c_row = columns,
-            .m = in, .n = plan->width, .k = out, .after = GATE, .gate = plan->units[layer],
-        };
-        multiply(&by_units);
+        if (layer) turn(plan->units[layer], size, columns, turned, apart(size), set->batch);
+        backward_linear(plan, plan->linear + layer, turned);
+        if (set->dueling && layer == last - 1)
+            backward_linear(plan, plan->linear + last, turned);
+        if (!layer || !set->layer_norm) continue;
+        const Norm norm = norm_of_layer(plan, set->online, layer, 1);
+        undo_normalize(&norm, plan->slopes[layer], plan->gradient + plan->gamma[layer],
+                       plan->gradient + plan->beta[layer]);
     }
 }
 
@@ -409,13 +490,13 @@ static void set_goals(Plan *plan, const Ring *ring)
         encode(plan, ring->frames, row, plan->next[row], columns, plan->aside[0], NULL, 0);
     const float *q = plan->aside[last];
     if (set->double_dqn) {
-        forward(plan, set->online, plan->aside, columns);
+        forward(plan, set->online, plan->aside, columns, 0);
         for (int64_t row = 0; row < set->batch; row++)
             plan->best[row] = argmax(q + row, columns, num, mask_of(ring, plan->next[row], num));
     }
     const int bootstrapped_by_another = set->bootstrap != set->online;
     if (!set->double_dqn || bootstrapped_by_another)
-        forward(plan, set->bootstrap, plan->aside, columns);
+        forward(plan, set->bootstrap, plan->aside, columns, 0);
     for (int64_t row = 0; row < set->batch; row++) {
         int64_t best = plan->best[row];
         if (!set->double_dqn)
@@ -593,7 +674,7 @@ static int update(Plan *plan, const Ring *ring, const int64_t *index, const floa
     for (int64_t row = 0; row < set->batch; row++)
         encode(plan, ring->frames, row, index[row], plan->columns, plan->units[0],
                plan->observations, turned_row);
-    forward(plan, set->online, plan->units, plan->columns);
+    forward(plan, set->online, plan->units, plan->columns, 1);
     float metrics[4];
     set_errors(plan, ring, index, weights, metrics);
     backward(plan);
@@ -643,10 +724,16 @@ static int64_t lay_out(Plan *plan, char *memory)
     const int64_t real = sizeof(float), whole_number = sizeof(int64_t);
     int64_t used = 0, widest = 0;
     for (int64_t layer = 0; layer <= set->num_layers; layer++) {
-        const int64_t size = set->sizes[layer], numbers = size * plan->columns;
+        const int64_t size = set->sizes[layer], value = set->dueling && layer == set->num_layers;
+        const int64_t numbers = (size + value) * plan->columns;
+        const int normed = set->layer_norm && layer && layer < set->num_layers;
         plan->units[layer] = taken(memory, &used, numbers, real);
         plan->aside[layer] = taken(memory, &used, numbers, real);
         plan->slopes[layer] = layer ? taken(memory, &used, numbers, real) : NULL;
+        if (normed) {
+            plan->normal[layer] = taken(memory, &used, numbers, real);
+            plan->rate[layer] = taken(memory, &used, plan->columns, real);
+        }
         if (layer && layer < set->num_layers && size > widest) widest = size;
     }
     plan->observations = taken(memory, &used, set->batch * apart(set->sizes[0]), real);
@@ -663,6 +750,34 @@ static int64_t lay_out(Plan *plan, char *memory)
     return used;
 }
 
+static void add_linear(Plan *plan, Linear linear)
+{
+    linear.weight = plan->num_parameters;
+    linear.bias = linear.weight + linear.in * linear.out;
+    plan->num_parameters = linear.bias + linear.out;
+    plan->linear[plan->num_linear++] = linear;
+}
+
+/* Find out where all parameters lie: of the layers, of the value, of the norms. */
+static void place_parameters(Plan *plan)
+{
+    const Settings *set = &plan->set;
+    const int64_t last = set->num_layers - 1, num = set->sizes[last + 1], all = set->sizes[last];
+    for (int64_t layer = 0; layer < last; layer++)
+        add_linear(plan, (Linear){.layer = layer, .in = set->sizes[layer],
+                                  .out = set->sizes[layer + 1]});
+    add_linear(plan, (Linear){.layer = last, .from = set->divided, .in = all - set->divided,
+                              .out = num});
+    if (set->dueling)
+        add_linear(plan, (Linear){.layer = last, .in = set->divided ? set->divided : all,
+                                  .to = num, .out = 1});
+    for (int64_t layer = 1; set->layer_norm && layer <= last; layer++) {
+        plan->gamma[layer] = plan->num_parameters;
+        plan->beta[layer] = plan->gamma[layer] + set->sizes[layer];
+        plan->num_parameters = plan->beta[layer] + set->sizes[layer];
+    }
+}
+
 /* Allocate all that calls with these settings need; NULL where memory is short. */
 Plan *fastdqn_open(const Settings *set)
 {
@@ -672,11 +787,7 @@ Plan *fastdqn_open(const Settings *set)
     plan->width = round_up(set->batch, WIDTH);
     plan->columns = apart(set->batch);
     plan->frame_size = set->one_hot ? 1 : set->sizes[0];
-    for (int64_t layer = 0; layer < set->num_layers; layer++) {
-        plan->weight[layer] = plan->num_parameters;
-        plan->bias[layer] = plan->weight[layer] + set->sizes[layer] * set->sizes[layer + 1];
-        plan->num_parameters = plan->bias[layer] + set->sizes[layer + 1];
-    }
+    place_parameters(plan);
     const int64_t bytes = lay_out(plan, NULL);
     plan->memory = aligned_alloc(ALIGNMENT, (size_t)bytes);
     if (!plan->memory) {
@@ -738,7 +849,7 @@ int64_t fastdqn_act(Plan *plan, const void *frames, const uint8_t *masks, const 
         if (is_beyond(plan, frames, row)) return BAD_OBSERVATION;
     for (int64_t row = 0; row < set->batch; row++)
         encode(plan, frames, row, row, columns, plan->aside[0], NULL, 0);
-    forward(plan, set->online, plan->aside, columns);
+    forward(plan, set->online, plan->aside, columns, 0);
     for (int64_t row = 0; row < set->batch; row++) {
         const uint8_t *mask = masks ? masks + row * num : NULL;
         const float *draw = uniform + row * uniform_row;

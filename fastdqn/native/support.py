@@ -27,6 +27,7 @@ from fastdqn.transition import Transitions
 __all__ = [
     "Learned",
     "batch_as_ring",
+    "refuse_by_kernels",
     "refuse_sampler",
     "why_not_act",
     "why_not_native",
@@ -180,11 +181,11 @@ def why_not_act(network: FlatNetwork) -> str | None:
     if len(module.layers) > MAX_LAYERS:
         return f"it knows {MAX_LAYERS} layers, and the network has {len(module.layers)}"
     irregular = why_not_sizes(module)
-    if irregular or network.flat.shape != (sum((k + 1) * n for k, n in module.steps),):
+    if irregular or network.flat.shape != (sum(map(math.prod, module.shapes)),):
         return irregular or "the network's vector holds other parameters than its layers"
     if device.type == "cpu":
         return why_no_library()
-    return why_no_nvrtc() or why_not_on(module, device)
+    return _why_no_kernel(module) or why_no_nvrtc() or why_not_on(module, device)
 
 
 def _why_not_kind(network: FlatNetwork) -> str | None:
@@ -193,19 +194,35 @@ def _why_not_kind(network: FlatNetwork) -> str | None:
         return f"it knows multilayer perceptrons only, and the network is {name}"
     unknown = {
         "--noisy": module.noisy,
-        "--dueling": module.dueling,
-        "--layer-norm": module.layer_norm,
         f"--activation {module.activation}": module.activation != "relu",
         "several numbers for each action": module.num_atoms is not None,
     }
     for option, used in unknown.items():
         if used:
-            return f"it knows plain multilayer perceptrons, and this one has {option}"
+            return f"it does not know multilayer perceptrons with {option}"
     if network.num_random(1):
         return f"it draws nothing while it acts, and the network {name} reads random numbers"
     if network.q_values is not None:
         return "it takes outputs for Q-values, and the objective makes Q-values of them"
     return None
+
+
+def _why_no_kernel(module: MLP) -> str | None:
+    unknown = {"--dueling": module.dueling, "--layer-norm": module.layer_norm}
+    for option, used in unknown.items():
+        if used:
+            return f"its kernels do not know multilayer perceptrons with {option}"
+    return None
+
+
+def refuse_by_kernels(module: MLP) -> None:
+    """Refuse an MLP with a part that the C knows and the CUDA C does not.
+
+    Raises:
+        UsageError: Names the part.
+    """
+    if why_not := _why_no_kernel(module):
+        raise UsageError("--execution native", why_not, "Use --execution cudagraph.")
 
 
 def batch_as_ring(batch: Transitions) -> tuple[Ring, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Schedules of exploration and learning rate, intervals, and the account that keeps the replay ratio exact.
+"""Schedules of exploration and learning rate, intervals, and the account of the replay ratio.
 
 A schedule is a function of env steps and finished episodes, never of loop iterations, so that it
 is the same for one environment and for a thousand.

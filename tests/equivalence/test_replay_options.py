@@ -7,6 +7,8 @@ both draw are compared, and what both write.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -37,7 +39,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 class Twins:
     """A learner in a mode and an eager one, each with a sampler over a ring of its own."""
 
-    def __init__(self, mode: str, *, prioritized: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        mode: str,
+        *,
+        prioritized: bool = False,
+        network: Mapping[str, Any] = MappingProxyType({}),
+        **options: Any,
+    ) -> None:
         ring = {name: options.pop(name) for name in ("n_step", "num_masked") if name in options}
         self.mode, self.prioritized = mode, prioritized
         kind = PrioritizedSampler if prioritized else UniformSampler
@@ -45,8 +54,8 @@ class Twins:
         self.learners = []
         for _ in range(2):
             torch.manual_seed(0)
-            network = fastdqn.MLP((4,), ring.get("num_masked", 2), (16,))
-            self.learners.append(Learner(network, learning_rate=1e-3, **options))
+            module = fastdqn.MLP((4,), ring.get("num_masked", 2), (16,), **network)
+            self.learners.append(Learner(module, learning_rate=1e-3, **options))
         self.cuda = RecordingCuda()
         if mode == "cudagraph":
             run_by_graphs(self.learners[0], self.cuda)

@@ -18,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NATIVE = "tests/equivalence/test_native.py"
+NETWORKS = "tests/equivalence/test_native_networks.py"
 TREE = "tests/unit/replay/test_sum_tree.py"
 PRIORITIZED = "tests/unit/replay/test_prioritized.py"
 OPTIONS = "tests/equivalence/test_replay_options.py"
@@ -98,7 +99,7 @@ def report(done: subprocess.CompletedProcess[str]) -> str:
 @needs_sanitizers
 @pytest.mark.timeout(900)
 def test_the_c_stays_within_its_memory(tmp_path: Path) -> None:
-    files = NATIVE, BINDING, TREE, PRIORITIZED, OPTIONS
+    files = NATIVE, NETWORKS, BINDING, TREE, PRIORITIZED, OPTIONS
     done = sanitized(tmp_path, *files, "-k", "not cuda and not card and not compile")
     assert done.returncode == 0, report(done)
     assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 150
@@ -124,11 +125,15 @@ def test_the_kernels_of_the_card_stay_within_their_memory(tmp_path: Path) -> Non
         ("native: an observation read beyond its end", "AddressSanitizer: heap-buffer-overflow"),
         ("native: a part of the memory too small", "AddressSanitizer: use-after-poison"),
         ("native: a draw that no number bounds", "runtime error|AddressSanitizer"),
+        ("native: no memory for the value", "AddressSanitizer: use-after-poison"),
     ],
 )
 def test_the_sanitizers_see_what_goes_beyond_it(mutant: str, message: str, tmp_path: Path) -> None:
-    some = "outside_its_range" if "draw" in mutant else "schedule_of_the_learning_rate"
-    files = (BINDING,) if "draw" in mutant else (NATIVE,)
-    done = sanitized(tmp_path, *files, "-k", f"({some}) and not cuda", mutant=mutant)
+    file, some = NATIVE, "schedule_of_the_learning_rate"
+    if "draw" in mutant:
+        file, some = BINDING, "outside_its_range"
+    if "value" in mutant:
+        file, some = NETWORKS, "one_hot"
+    done = sanitized(tmp_path, file, "-k", f"({some}) and not cuda", mutant=mutant)
     assert done.returncode != 0, report(done)
     assert re.search(message, done.stdout + done.stderr), report(done)

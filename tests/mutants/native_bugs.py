@@ -13,6 +13,7 @@ from typing import Any
 import fastdqn
 from fastdqn.native import c_library, cuda_plan
 from fastdqn.replay import c_tree, row_writer
+from tests.mutants.native_network_bugs import HEADS, NORMS
 
 __all__ = ["plants"]
 
@@ -31,8 +32,8 @@ CHOICE = NATIVE + "batches_are_chosen_as_the_sampler_chooses_them"
 
 ALTERATIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "native: next values of the online network": (
-        "forward(plan, set->bootstrap, plan->aside, columns);",
-        "forward(plan, set->online, plan->aside, columns);",
+        "forward(plan, set->bootstrap, plan->aside, columns, 0);",
+        "forward(plan, set->online, plan->aside, columns, 0);",
         (UPDATE,),
     ),
     "native: terminated ignored": ("ring->terminated[here] ?", "0 ?", (UPDATE, SIZES)),
@@ -262,11 +263,14 @@ def plant(module: Any, old: str, new: str, header: str = "") -> None:
 
 def altered() -> list[tuple[str, Any, str, dict[str, tuple[str, str, tuple[str, ...]]]]]:
     """Return what is altered: a header or nothing, its module, its text, and the alterations."""
-    header = "replay/sum_tree.h"
-    text = (Path(fastdqn.__file__).parent / header).read_text()
-    sources = (c_tree, PARTS), (c_library, ALTERATIONS), (cuda_plan, KERNELS), (row_writer, WRITES)
+    package = Path(fastdqn.__file__).parent
+    headers = ("replay/sum_tree.h", c_tree, TREES), ("native/layer_norm.h", c_library, NORMS)
+    sources = (
+        *((c_tree, PARTS), (c_library, {**ALTERATIONS, **HEADS})),
+        *((cuda_plan, KERNELS), (row_writer, WRITES)),
+    )
     return [
-        (header, c_tree, text, TREES),
+        *((name, module, (package / name).read_text(), found) for name, module, found in headers),
         *(("", module, module.SOURCE.read_text(), found) for module, found in sources),
     ]
 

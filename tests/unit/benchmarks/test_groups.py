@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import end_to_end, replay_options
+from benchmarks import end_to_end, network_options, replay_options
 from benchmarks.end_to_end import EndToEndGroup, Limits, LoopTimer, Setting
 from benchmarks.env_ratios import SteppingGroup, TensorEnvGroup
 from benchmarks.guards import EVERYTHING, Selection
 from benchmarks.loop_parts import PartsGroup
 from benchmarks.measure import Effort
+from benchmarks.network_options import NetworkOptionsGroup
 from benchmarks.replay_options import ReplayOptionsGroup
 from benchmarks.update_modes import possible_modes
 from fastdqn.device import available_cores
@@ -121,6 +122,18 @@ def test_options_of_the_replay_are_timed_beside_uniform_draws(
     assert (guard.better, guard.goal) == ("lower", 1.35)
     assert 0.2 < guard.median < 20.0
     assert set(measured.data["rates"]) == {"uniform", "by priorities"}
+
+
+def test_options_of_the_network_are_timed_beside_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(network_options, "ROWS", 2_000)
+    measured = NetworkOptionsGroup().measure(TINY, Selection(only=("dueling",)))
+    (guard,) = measured.guards
+    assert guard.name == "update dueling / plain, native 64-64 b64"
+    assert (guard.better, guard.goal) == ("lower", 1.25)
+    assert 0.2 < guard.median < 20.0
+    assert set(measured.data["rates"]) == {"plain", "dueling"}
 
 
 # Environments
