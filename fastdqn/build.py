@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from fastdqn.algorithms.exploration import ladder_of
 from fastdqn.algorithms.objectives import Objective, q_values_of
 from fastdqn.algorithms.optimizers import OPTIMIZERS, Adam, AdamW, Optimizer
-from fastdqn.config import Config, spelled
+from fastdqn.config import Config, refuse_epsilon, settled, spelled
 from fastdqn.device import available_bytes, check_device
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.seeding import Stream, seeds_of
@@ -27,6 +26,7 @@ from fastdqn.learner.learner import Learner
 from fastdqn.learner.settings import refuse_precision
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import mlp_for
+from fastdqn.networks.mlp_options import parameter_shapes
 from fastdqn.networks.network_check import refuse_unfit
 from fastdqn.presets import preset_config
 from fastdqn.replay import (
@@ -66,6 +66,9 @@ __all__ = [
 ]
 
 
+OF_SHAPES = ("dueling", "noisy", "layer_norm")
+OF_THE_MLP = (*OF_SHAPES, "kaiming", "activation")
+"""Settings that are arguments of `MLP`; some decide which parameters it has."""
 COPIES = 5
 """Copies of the parameters in memory: online, target, two moments, gradient."""
 
@@ -85,7 +88,10 @@ def build_config(env_id: str, settings: Mapping[str, Any]) -> Config:
         )
     preset = settings.get("preset") or ""
     named = {**settings, "env_id": env_id, "preset": preset}
-    return replace(preset_config(preset) if preset else Config(), **named)
+    config = replace(preset_config(preset) if preset else Config(), **named)
+    if config.noisy:
+        refuse_epsilon(settings, "pass noisy=False")
+    return settled(config)
 
 
 def refuse_impossible(config: Config, device: torch.device, *, builds: bool) -> None:
@@ -116,15 +122,17 @@ def _new_network(config: Config, env: EnvDescription) -> nn.Module:
     _refuse_wide(config, env)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds_of(config.seed, Stream.NETWORK, 1)[0])
-        return mlp_for(env.obs_space, env.num_actions, config.hidden_sizes, kaiming=config.kaiming)
+        options = {name: getattr(config, name) for name in OF_THE_MLP}
+        return mlp_for(env.obs_space, env.num_actions, config.hidden_sizes, **options)
 
 
 def _refuse_wide(config: Config, env: EnvDescription) -> None:
     """Refuse hidden layers whose parameters, moments and target do not fit into memory."""
     space: Any = env.obs_space
     inputs = int(space.n) if isinstance(space, Discrete) else math.prod(env.obs_shape)
-    sizes = [inputs, *config.hidden_sizes, env.num_actions]
-    needed = COPIES * 4 * sum((a + 1) * b for a, b in pairwise(sizes))
+    options = {name: getattr(config, name) for name in OF_SHAPES}
+    shapes = parameter_shapes(inputs, config.hidden_sizes, env.num_actions, **options)
+    needed = COPIES * 4 * sum(map(math.prod, shapes.values()))
     free = available_bytes(torch.device("cpu"))
     if needed > free:
         raise UsageError(

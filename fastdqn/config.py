@@ -5,14 +5,32 @@ The text below each field is the help of its flag; it gives the unit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from dataclasses import field as field_of
 from pathlib import Path
 from typing import Any, Literal
 
-from fastdqn.foundation.setting_checks import check, choices_of, flag_of, plain_value, spelled
+from fastdqn.foundation.setting_checks import (
+    check,
+    choices_of,
+    flag_of,
+    of_epsilon,
+    plain_value,
+    refuse_epsilon,
+    spelled,
+)
 
-__all__ = ["Config", "check", "choices_of", "flag_of", "plain", "spelled"]
+__all__ = [
+    "Config",
+    "check",
+    "choices_of",
+    "flag_of",
+    "of_epsilon",
+    "plain",
+    "refuse_epsilon",
+    "settled",
+    "spelled",
+]
 
 
 @dataclass(frozen=True)
@@ -56,6 +74,14 @@ class Config:
     """Units of each hidden layer of the MLP."""
     kaiming: bool = False
     """Start the MLP from He's normal initialisation instead of PyTorch's."""
+    dueling: bool = False
+    """Let the MLP estimate the value of a state apart from the advantages of its actions."""
+    noisy: bool = False
+    """Explore by noise in the weights of the MLP, whose size is learned; epsilon is 0 then."""
+    layer_norm: bool = False
+    """Normalise the units of each hidden layer of the MLP before the activation."""
+    activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"] = "relu"
+    """What follows a hidden layer of the MLP."""
     loss: Literal["huber", "mse"] = "huber"
     """Loss of the TD error."""
     target: Literal["soft", "hard", "none"] = "soft"
@@ -166,6 +192,16 @@ class Config:
         for field in fields(self):
             object.__setattr__(self, field.name, plain_value(field, getattr(self, field.name)))
         check(self)
+
+
+def settled(config: Config) -> Config:
+    """Return the settings that count: a noisy network explores, and epsilon is 0 beside it."""
+    if not config.noisy:
+        return config
+    default: dict[str, Any] = {
+        field.name: field.default for field in fields(config) if of_epsilon(field.name)
+    }
+    return replace(config, **{**default, "epsilon_start": 0.0, "epsilon_end": 0.0})
 
 
 def plain(config: Config) -> dict[str, Any]:

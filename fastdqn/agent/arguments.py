@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from fastdqn.agent.saved_description import SavedDescription
-from fastdqn.config import Config
+from fastdqn.config import Config, of_epsilon, refuse_epsilon, settled
 from fastdqn.errors import CheckpointError, UsageError
+from fastdqn.presets import preset_config
 
 __all__ = [
+    "arguments_of",
     "chosen_in",
     "decided_by",
     "fitting",
@@ -33,7 +35,7 @@ OF_BUILT_ENVS = ("num_workers", "vectorizer", "worker_deadline_s", "max_worker_r
 """Settings that say how environments are built and stepped."""
 OF_ENVS = ("num_envs", "env_groups")
 """Settings that environments of the caller decide."""
-OF_THE_MLP = ("hidden_sizes", "kaiming")
+OF_THE_MLP = ("hidden_sizes", "kaiming", "dueling", "noisy", "layer_norm", "activation")
 OF_THE_SAMPLER = "replay priority_alpha priority_beta_start priority_beta_end priority_eps"
 OF_PARTS = {"objective": ("double", "loss"), "sampler": tuple(OF_THE_SAMPLER.split())}
 """Part of the caller's own -> settings that it decides."""
@@ -167,6 +169,8 @@ def fitting(
     """
     of_envs = () if builds else (*OF_BUILT_ENVS, *OF_ENVS, "eval_interval")
     decided = {*of_envs, *(OF_THE_MLP if own_network else ()), *others}
+    if saved.get("noisy") and not own_network:
+        decided |= set(filter(of_epsilon, saved))
     if "replay" in named and saved["replay"] != "prioritized":
         decided |= {name for name in saved if name.startswith("priority_")}
     return {name: value for name, value in saved.items() if name in named or name not in decided}
@@ -219,6 +223,25 @@ def refuse_unwritten(named: Collection[str], config: Config, *, has_callback: bo
 def without_run_directory(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the caller's settings without those of a run directory."""
     return {name: value for name, value in settings.items() if name not in OF_A_RUN_DIRECTORY}
+
+
+def arguments_of(config: Config) -> dict[str, Any]:
+    """Return the settings of a Config as arguments of `DQN`, without the environment's id.
+
+    Epsilon is left out beside a noisy network, which may have that of a preset, or 0.
+
+    Raises:
+        UsageError: It is another one.
+    """
+    settings = {name: value for name, value in vars(config).items() if name != "env_id"}
+    if not config.noisy:
+        return settings
+    default = Config()
+    usual = default, preset_config(config.preset) if config.preset else default, settled(config)
+    named = list(filter(of_epsilon, settings))
+    own = [name for name in named if settings[name] not in {getattr(c, name) for c in usual}]
+    refuse_epsilon(own, "pass noisy=False")
+    return {name: value for name, value in settings.items() if name not in named}
 
 
 def chosen_in(config: Config) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from gymnasium.vector import VectorEnv
 from torch import nn
 
 from fastdqn.agent.arguments import (
+    arguments_of,
     chosen_in,
     decided_by,
     fitting,
@@ -95,6 +96,8 @@ class DQN(Trainable, Whole):
         self.description: EnvDescription = self._provider.description
         self._by_id = isinstance(env, str)
         settings = {**settings, **self._provider.fixed}
+        if network is not None:
+            settings["noisy"] = False  # it explores by epsilon, whatever a preset says of the MLP
         name = env if isinstance(env, str) else self.description.env_id
         self.config = build_config(name, settings)
         parts = {"network": network, "objective": objective, "sampler": sampler}
@@ -129,7 +132,7 @@ class DQN(Trainable, Whole):
     @classmethod
     def from_config(cls, config: Config) -> Self:
         """Build the agent of a whole `Config`."""
-        agent = cls(config.env_id, **{k: v for k, v in vars(config).items() if k != "env_id"})
+        agent = cls(config.env_id, **arguments_of(config))
         agent._caller_settings = chosen_in(config)
         return agent
 

@@ -18,6 +18,7 @@ from typing import Any
 import gymnasium as gym
 
 from fastdqn.agent.saved_description import SavedDescription, read_description, refuse_other_shapes
+from fastdqn.config import Config
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.provider import AnyEnv
 from fastdqn.envs.specs.construction import FORWARDING, Construction, bare_env, chain_of, rebuilt
@@ -107,6 +108,8 @@ def restore(
             refuse_other_shapes(read, saved.parameters)
     except CheckpointError as error:
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
+    if not own_network:
+        _refuse_other_activation(read, given, folder)
     kept = dict(read.settings)
     saved_id, made = kept.pop("env_id"), read.construction
     bare_id = saved_id.rpartition(":")[2]
@@ -126,6 +129,16 @@ def restore(
         found, more = _rebuilding(made, saved_id, folder, named)
         kept |= more
     return Restored(found, {**kept, **given}, read, folder, env is None and not configured)
+
+
+def _refuse_other_activation(
+    saved: SavedDescription, given: Mapping[str, Any], folder: str
+) -> None:
+    """Refuse another activation than the saved one, whose parameters are of the same shapes."""
+    was = saved.settings.get("activation", Config.activation)
+    if given.get("activation", was) != was:
+        got = f"activation={given['activation']!r} for {folder}"
+        raise UsageError(got, f"its network was trained with {was}", "Leave it out.")
 
 
 def _refuse_unknown(

@@ -130,7 +130,10 @@ def refuse_missing_tensorboard(config: Config) -> None:
 def _introduce(console: Console, agent: Trainable, trainer: Trainer, callback: Callback) -> None:
     config = agent.config
     algorithm = agent.origin.get("objective", "Double DQN" if config.double else "DQN")
-    hidden = f"hidden {' '.join(map(str, config.hidden_sizes)) or 'none'}"
+    named = {"dueling": config.dueling, "noisy": config.noisy, "LayerNorm": config.layer_norm}
+    options = [name for name, used in named.items() if used]
+    options += [config.activation] * (config.activation != Config.activation)
+    hidden = " ".join(["hidden", *(map(str, config.hidden_sizes or ("none",))), *options])
     console.say(
         f"{algorithm} on {agent.description.env_id}, seed {config.seed}: {config.num_envs} "
         f"environments, replay ratio {config.replay_ratio:g}, batch {config.batch_size}, "

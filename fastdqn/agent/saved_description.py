@@ -19,6 +19,7 @@ from fastdqn.config import Config
 from fastdqn.envs.specs.construction import Construction
 from fastdqn.envs.specs.plain_values import NotPlainError, from_plain
 from fastdqn.errors import CheckpointError, UsageError
+from fastdqn.networks.mlp_options import parameter_shapes
 from fastdqn.presets import PRESETS
 from fastdqn.transition import STORAGE_DTYPES
 
@@ -29,6 +30,8 @@ LARGEST, LARGEST_SETTING = 2**53, 2**128
 MAX_DIMENSIONS, MAX_LENGTH = 64, 1_000
 MAX_THREADS = 1_024
 MAX_WORDS = 2_000
+OF_SHAPES = ("dueling", "noisy", "layer_norm")
+"""Settings that decide which parameters an MLP has."""
 
 
 @dataclass(frozen=True)
@@ -96,24 +99,24 @@ def refuse_other_shapes(saved: SavedDescription, tensors: Mapping[str, Tensor]) 
             f"it holds the parameters of another network than an MLP, {saved.network}: pass it, "
             "DQN.load(folder, network=...)"
         )
-    sizes = (*saved.settings.get("hidden_sizes", Config.hidden_sizes), saved.num_actions)
-    names = {f"layers.{i}.{part}" for i in range(len(sizes)) for part in ("weight", "bias")}
-    if names != tensors.keys():
-        raise CheckpointError(f"it says that it has {len(sizes)} layers, and holds others")
-    first, one_number = tensors["layers.0.weight"], not saved.obs_shape
-    one_hot = one_number and not saved.obs_dtype.startswith("float")  # an input per value
+    hidden = saved.settings.get("hidden_sizes", Config.hidden_sizes)
+    options = {name: saved.settings.get(name, False) for name in OF_SHAPES}
+    first = tensors.get("layers.0.weight", torch.empty(0))
+    one_hot = not saved.obs_shape and not saved.obs_dtype.startswith("float")  # an input per value
     inputs = first.shape[1] if one_hot and first.ndim == 2 else math.prod(saved.obs_shape)
-    for i, size in enumerate(sizes):
-        for name, shape in ((f"layers.{i}.weight", (size, inputs)), (f"layers.{i}.bias", (size,))):
-            tensor = tensors[name]
-            if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
-                raise CheckpointError(
-                    f"its {name} is of shape {tuple(tensor.shape)} and {tensor.dtype}, "
-                    f"and {shape} and float32 in its description"
-                )
-            if not bool(torch.isfinite(tensor).all()):
-                raise CheckpointError(f"its {name} holds a number that is not finite")
-        inputs = size
+    shapes = parameter_shapes(inputs, hidden, saved.num_actions, **options)
+    if shapes.keys() != tensors.keys():
+        layers = " ".join([f"{len(hidden) + 1} layers", *(f"--{o}" for o in options if options[o])])
+        raise CheckpointError(f"it says that it has {layers}, and holds others")
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
+            raise CheckpointError(
+                f"its {name} is of shape {tuple(tensor.shape)} and {tensor.dtype}, "
+                f"and {shape} and float32 in its description"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"its {name} holds a number that is not finite")
 
 
 # Settings

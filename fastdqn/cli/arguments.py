@@ -19,7 +19,7 @@ from fastdqn.config import choices_of, flag_of, spelled
 from fastdqn.errors import UsageError
 from fastdqn.foundation.scalars import as_whole, is_whole
 
-__all__ = ["parse", "words_after"]
+__all__ = ["fields_in", "parse", "words_after"]
 
 T = TypeVar("T")
 SEVERAL = ("tuple[str, ...]", "dict[str, Any]")
@@ -80,6 +80,12 @@ def words_after(argv: list[str], flag: str) -> list[str]:
             rest = takewhile(lambda word: not word.startswith("--"), argv[position + 1 :])
             return [value] if equals else list(rest)
     return []
+
+
+def fields_in(kind: type[Any], argv: list[str]) -> list[str]:
+    """Return the names of the dataclass's fields whose flags the command line holds."""
+    flags = set(map(_flag_in, argv))
+    return [field.name for field in fields(kind) if flags.intersection(_spellings(field))]
 
 
 def _with_whole_numbers(kind: type[Any], argv: list[str]) -> list[str]:

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fastdqn import __version__
-from fastdqn.cli.arguments import parse, words_after
-from fastdqn.config import Config
+from fastdqn.cli.arguments import fields_in, parse, words_after
+from fastdqn.config import Config, refuse_epsilon
 from fastdqn.errors import FastDQNError, UsageError
 from fastdqn.execution.modes import may_be_native
 from fastdqn.foundation.formatting import format_return
@@ -135,6 +135,8 @@ def _train(argv: list[str], started: float) -> int:
     if words_after(argv, "--run-dir") == [""]:
         raise UsageError("--run-dir ''", "it is no path", "Name a folder, or leave it out.")
     config = parse(Config, "train", argv, default=_preset_of(argv))
+    if config.noisy:
+        refuse_epsilon(fields_in(Config, argv), "add --no-noisy")
     if may_be_native(config.execution):
         begin_to_compile(MLP)  # while another core loads PyTorch
     from fastdqn.cli.train import train  # noqa: PLC0415 - PyTorch is loaded only where it is needed

@@ -6,7 +6,7 @@ They use only names and annotations of the fields, which are in `config`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields
 from os import PathLike
 from pathlib import Path
@@ -23,7 +23,16 @@ from fastdqn.foundation.scalars import (
     python_scalar,
 )
 
-__all__ = ["check", "choices_of", "flag_of", "plain_value", "refuse_too_many_steps", "spelled"]
+__all__ = [
+    "check",
+    "choices_of",
+    "flag_of",
+    "of_epsilon",
+    "plain_value",
+    "refuse_epsilon",
+    "refuse_too_many_steps",
+    "spelled",
+]
 
 
 def check(config: Any) -> None:
@@ -169,6 +178,12 @@ def _check_pairs(config: Any) -> None:
     _check_learning_rate(config)
     _check_ladder(config)
     _refuse_idle_stop(config)
+    if config.dueling and tuple(config.hidden_sizes)[-1:] == (1,):
+        raise UsageError(
+            f"--dueling with --hidden-sizes {spelled(config.hidden_sizes)}",
+            "it divides the units of the last hidden layer, which has 1",
+            "Give that 2 or more.",
+        )
     if config.num_envs % config.env_groups:
         raise UsageError(
             f"--env-groups {config.env_groups}",
@@ -277,6 +292,29 @@ def _refuse_idle(config: Any, prefix: str, beside: str, reason: str, flag: str) 
         if field.name.startswith(prefix) and value != field.default:
             got = f"{flag_of(field.name)} {value} {beside}"
             raise UsageError(got, reason, f"Add {flag}, or leave it out.")
+
+
+def of_epsilon(name: str) -> bool:
+    """Return whether a setting says how far epsilon-greedy exploration goes."""
+    return name.startswith("epsilon_")
+
+
+def refuse_epsilon(named: Iterable[str], way_out: str) -> None:
+    """Refuse settings of epsilon beside a noisy network.
+
+    Args:
+        named: Names of the caller's settings.
+        way_out: How to leave the noise out.
+
+    Raises:
+        UsageError: Names the first of them.
+    """
+    for name in filter(of_epsilon, named):
+        raise UsageError(
+            f"{flag_of(name)} with --noisy",
+            "a noisy network explores by its own noise, and epsilon is 0",
+            f"Leave it out, or {way_out}.",
+        )
 
 
 def choices_of(field: Field[Any]) -> tuple[str, ...]:

@@ -154,10 +154,12 @@ def _num_random_of(module: nn.Module) -> int | Callable[[int], Any]:
     """Return the numbers that a module reads, or refuse an attribute that would go unread."""
     count: Any = getattr(module, "num_random", 0)
     name, way_out = f"network {type(module).__name__}", "Let forward(obs, random) hand them down."
-    if type(module) is MLP and count and not module.noisy:
-        raise UsageError(f"num_random of {name}", "its forward pass reads none", "Subclass MLP.")
+    if type(module) is MLP and count != (reads := module.num_noise):
+        reason = f"its forward pass reads {reads or 'none'}"
+        raise UsageError(f"num_random of {name}", reason, "Subclass MLP.")
     inner = [type(layer).__name__ for layer in module.modules() if getattr(layer, "num_random", 0)]
-    if inner and not hasattr(module, "num_random"):
+    silent = isinstance(module, MLP) and not count  # the number that every MLP has
+    if inner and (silent or not hasattr(module, "num_random")):
         reason = f"its layer {inner[0]} has num_random, and the outermost module has none"
         raise UsageError(name, reason, f"Give it the sum of its layers'. {way_out}")
     return count if callable(count) else _whole(module, count)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,25 +13,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
-from fastdqn.errors import UsageError
 from fastdqn.foundation.scalars import whole, whole_numbers
+from fastdqn.networks.mlp_options import ACTIVATIONS, flag, parameter_shapes, refuse_unfit
 from fastdqn.networks.noisy import NoisyLinear, noisy_linear
 
 __all__ = ["ACTIVATIONS", "BEYOND_ONE_HOT", "MLP", "mlp_for"]
 
 
 BEYOND_ONE_HOT = "an observation is none of those that the one-hot network knows"
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {
-        "relu": torch.relu,
-        "leaky_relu": functional.leaky_relu,
-        "elu": functional.elu,
-        "gelu": functional.gelu,
-        "silu": functional.silu,
-        "tanh": torch.tanh,
-    }
-)
-"""What follows a hidden layer, by name."""
 Layer = nn.Linear | NoisyLinear
 
 
@@ -69,15 +57,19 @@ class MLP(nn.Module):
 
     Raises:
         UsageError: Sizes that are not whole numbers, units, actions or atoms below 1, an activation
-            that is none of those, or a dueling network whose last hidden layer has a single unit.
+            that is none of those, an option that is neither True nor False, or a dueling network
+            whose last hidden layer has a single unit.
 
     Source:
         He et al. (2015), Delving deep into rectifiers, arXiv:1502.01852, section 2.2.
         Wang et al. (2016), Dueling network architectures, arXiv:1511.06581, equation 9; their
         streams are as wide as the layer that is divided here.
-        Fortunato et al. (2018), Noisy networks for exploration, arXiv:1706.10295.
+        Fortunato et al. (2018), Noisy networks for exploration, arXiv:1706.10295, section 3.1;
+        there all layers that are no convolutions are noisy.
         Ba, Kiros, Hinton (2016), Layer normalization, arXiv:1607.06450.
     """
+
+    num_random: int = 0
 
     def __init__(
         self,
@@ -101,11 +93,13 @@ class MLP(nn.Module):
         hidden_sizes = whole_numbers("--hidden-sizes", hidden_sizes, least=1, way_out="Try 64 64.")
         if num_atoms is not None:
             num_atoms = whole("num_atoms", num_atoms, least=1, way_out="Try 51.")
-        _refuse_unfit(activation, hidden_sizes, dueling=dueling)
+        self.layer_norm = flag("--layer-norm", layer_norm)
+        self.dueling, self.noisy = flag("--dueling", dueling), flag("--noisy", noisy)
+        refuse_unfit(activation, hidden_sizes, dueling=self.dueling)
         self.one_hot, self.offset, self.scale = one_hot, offset, scale
-        self.activation, self.layer_norm = activation, layer_norm
-        self.dueling, self.noisy, self.num_atoms = dueling, noisy, num_atoms
-        self.num_actions, self._activate = num_actions, ACTIVATIONS[activation]
+        self.activation, self._activate = activation, ACTIVATIONS[activation]
+        self.num_actions, self.num_atoms = num_actions, num_atoms
+        self._plain = not (self.dueling or self.noisy or self.layer_norm or num_atoms)
         self._build([one_hot or math.prod(obs_shape), *hidden_sizes], num_atoms or 1)
         if kaiming:
             self._init_kaiming()
@@ -129,7 +123,13 @@ class MLP(nn.Module):
         self._first = list(accumulate(counts, initial=0))
         numbers = [layer.num_random if isinstance(layer, NoisyLinear) else 0 for layer in layers]
         self._random = list(accumulate(numbers, initial=0))
-        self.num_random = self._random[-1]
+        if self.noisy:  # otherwise a subclass may have a number of its own
+            self.num_random = self.num_noise
+
+    @property
+    def num_noise(self) -> int:
+        """Uniform numbers that its noisy layers read together."""
+        return self._random[-1]
 
     def _linear_layers(self) -> list[Layer]:
         """Return the layers in the order of their parameters: the value is the last one."""
@@ -151,15 +151,17 @@ class MLP(nn.Module):
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Shapes that the parameters have if every layer is as wide as the one before, in order."""
-        *hidden, _ = self.sizes
-        last = hidden[-1] - self._divided, self.num_actions * (self.num_atoms or 1)
-        steps = [*pairwise(hidden), last]
-        if self.dueling:
-            steps.append((self._divided or hidden[-1], self.num_atoms or 1))
-        shapes: list[tuple[int, ...]] = []
-        for layer, (k, n) in zip(self._linear_layers(), steps, strict=True):
-            shapes += [(n, k), (n,)] * (2 if isinstance(layer, NoisyLinear) else 1)
-        return shapes + [(size,) for size in hidden[1:] for _ in "wb" if self.layer_norm]
+        inputs, *hidden, num_actions = self.sizes
+        shapes = parameter_shapes(
+            inputs,
+            hidden,
+            num_actions,
+            dueling=self.dueling,
+            noisy=self.noisy,
+            layer_norm=self.layer_norm,
+            num_atoms=self.num_atoms,
+        )
+        return list(shapes.values())
 
     def _init_kaiming(self) -> None:
         for layer in self._linear_layers():
@@ -179,23 +181,39 @@ class MLP(nn.Module):
         self, parameters: Sequence[Tensor], obs: Tensor, random: Tensor | None = None
     ) -> Tensor:
         """Return what `forward` would with these parameters, in the order of the module's own."""
-        x, last = self._encode(obs), len(self.layers) - 1
-        for number in range(last):
+        if not self._plain:
+            return self.head(parameters, self.features(parameters, obs, random), random)
+        x, last = self._encode(obs), len(parameters) - 2
+        for number in range(0, last, 2):
+            x = self._activate(functional.linear(x, parameters[number], parameters[number + 1]))
+        return functional.linear(x, parameters[last], parameters[last + 1])
+
+    def features(
+        self, parameters: Sequence[Tensor], obs: Tensor, random: Tensor | None = None
+    ) -> Tensor:
+        """Return what the last hidden layer gives, [B, H], or without one the inputs."""
+        x = self._encode(obs)
+        for number in range(len(self.layers) - 1):
             x = self._linear(number, parameters, x, random)
             if self.layer_norm:
                 own = self._first[-1] + 2 * number
                 x = functional.layer_norm(x, x.shape[-1:], parameters[own], parameters[own + 1])
             x = self._activate(x)
+        return x
+
+    def head(self, parameters: Sequence[Tensor], x: Tensor, random: Tensor | None = None) -> Tensor:
+        """Return what `forward` makes of `features` [B, H]."""
+        last = len(self.layers) - 1
         if not self.dueling:
             return self._by_atom(self._linear(last, parameters, x, random))
         of_value, of_advantages = x, x
         if self._divided:
             of_value, of_advantages = x[:, : self._divided], x[:, self._divided :]
-        value = self._linear(last + 1, parameters, of_value, random).unsqueeze(1)
-        outputs = self._linear(last, parameters, of_advantages, random)
-        advantages = outputs.view(len(outputs), self.num_actions, -1)
-        q = value + advantages - advantages.mean(1, keepdim=True)
-        return q if self.num_atoms else q.squeeze(2)
+        value = self._linear(last + 1, parameters, of_value, random)
+        advantages = self._by_atom(self._linear(last, parameters, of_advantages, random))
+        if self.num_atoms:
+            value = value.unsqueeze(1)
+        return value + advantages - advantages.mean(1, keepdim=True)
 
     def _linear(
         self, number: int, parameters: Sequence[Tensor], x: Tensor, random: Tensor | None
@@ -209,7 +227,9 @@ class MLP(nn.Module):
         return noisy_linear(x, own, numbers)
 
     def _by_atom(self, outputs: Tensor) -> Tensor:
-        return outputs.view(len(outputs), self.num_actions, -1) if self.num_atoms else outputs
+        if not self.num_atoms:
+            return outputs
+        return outputs.view(len(outputs), self.num_actions, self.num_atoms)
 
     def _encode(self, obs: Tensor) -> Tensor:
         if self.one_hot:
@@ -236,15 +256,6 @@ def _one_hot(numbers: Tensor, size: int) -> Tensor:
             raise IndexError(f"{BEYOND_ONE_HOT}, 0 to {size - 1} after its offset") from error
     hot = (numbers.unsqueeze(-1) == torch.arange(size, device=numbers.device)).float()
     return hot / hot.sum(-1, keepdim=True)
-
-
-def _refuse_unfit(activation: str, hidden_sizes: Sequence[int], *, dueling: bool) -> None:
-    if activation not in ACTIVATIONS:
-        way_out = f"Choose {', '.join(ACTIVATIONS)}."
-        raise UsageError(f"--activation {activation}", "there is no such activation", way_out)
-    if dueling and hidden_sizes and hidden_sizes[-1] == 1:
-        reason = "a dueling network divides its last hidden layer, which has 1 unit"
-        raise UsageError("--dueling", reason, "Give it 2 or more with --hidden-sizes.")
 
 
 def mlp_for(

@@ -136,7 +136,7 @@ def num_actions_of(network: FlatNetwork, shown: Tensor, where: str) -> int:
         UsageError: It gives something else, or raises.
     """
     module, name = network.module, f"network {type(network.module).__name__}"
-    if type(module) is MLP and network.q_values is None:
+    if type(module) is MLP and network.q_values is None and module.num_atoms is None:
         why_not = why_not_sizes(module) or _why_not_shown(module, shown)
         if why_not:
             raise UsageError(name, f"{why_not} ({where})", "Build it for what it will be shown.")

@@ -56,6 +56,7 @@ from fastdqn.replay.row_writer import Rows
 from fastdqn.replay.valid_transitions import FinalObservations, ValidTransitions
 from fastdqn.training import events, games, schedules
 from fastdqn.training.host import rollout
+from tests.mutants import network_bugs
 from tests.mutants.best_policy_bugs import PLANTED as OF_THE_BEST
 from tests.mutants.native_bugs import plants
 from tests.mutants.replay_bugs import PLANTED
@@ -1220,5 +1221,5 @@ def randomness_that_is_not_looked_for() -> None:
 # The C
 
 
-BY_ROOM = PLANTED | OF_THE_BEST | SCHEDULED | plants()
+BY_ROOM = PLANTED | OF_THE_BEST | SCHEDULED | network_bugs.PLANTED | plants()
 MUTANTS |= {name: Mutant(*planted) for name, planted in BY_ROOM.items()}
