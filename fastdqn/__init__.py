@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastdqn.agent.dqn import DQN
+    from fastdqn.algorithms.distributional import C51Objective
+    from fastdqn.algorithms.munchausen import MunchausenObjective
     from fastdqn.algorithms.objectives import DoubleDQNObjective, DQNObjective, Objective, Pass
     from fastdqn.algorithms.optimizers import Adam, AdamW, RMSprop
+    from fastdqn.algorithms.quantiles import IQNObjective, QRObjective
     from fastdqn.algorithms.td_losses import (
         double_dqn_target,
         dqn_target,
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
         WorkerError,
     )
     from fastdqn.learner.learner import Learner
+    from fastdqn.networks.iqn import IQN
     from fastdqn.networks.mlp import MLP
     from fastdqn.policies.policy import epsilon_greedy
     from fastdqn.presets import PRESETS
@@ -76,6 +80,10 @@ _HOMES = {
         "td_error",
     ),
     "fastdqn.networks.mlp": ("MLP",),
+    "fastdqn.networks.iqn": ("IQN",),
+    "fastdqn.algorithms.distributional": ("C51Objective",),
+    "fastdqn.algorithms.munchausen": ("MunchausenObjective",),
+    "fastdqn.algorithms.quantiles": ("IQNObjective", "QRObjective"),
     "fastdqn.algorithms.objectives": ("DQNObjective", "DoubleDQNObjective", "Objective", "Pass"),
     "fastdqn.algorithms.optimizers": ("Adam", "AdamW", "RMSprop"),
     "fastdqn.policies.policy": ("epsilon_greedy",),
@@ -91,10 +99,12 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "DQN",
+    "IQN",
     "MLP",
     "PRESETS",
     "Adam",
     "AdamW",
+    "C51Objective",
     "Callback",
     "CheckpointError",
     "Config",
@@ -105,14 +115,17 @@ __all__ = [
     "Exponential",
     "FastDQNError",
     "GroupedVectorEnv",
+    "IQNObjective",
     "Learner",
     "Linear",
     "Multiplicative",
+    "MunchausenObjective",
     "NonFiniteError",
     "Objective",
     "Pass",
     "PrioritizedSampler",
     "PureTensorEnv",
+    "QRObjective",
     "RMSprop",
     "ReplayBuffer",
     "Sampler",

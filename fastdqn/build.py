@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from gymnasium.spaces import Discrete
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastdqn.algorithms.exploration import ladder_of
-from fastdqn.algorithms.objectives import Objective, q_values_of
+from fastdqn.algorithms.objectives import Objective
 from fastdqn.algorithms.optimizers import OPTIMIZERS, Adam, AdamW, Optimizer
-from fastdqn.config import Config, refuse_epsilon, settled, spelled
-from fastdqn.device import available_bytes, check_device
+from fastdqn.config import Config, refuse_epsilon, settled
+from fastdqn.device import check_device
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.tensor import TensorEnv
@@ -25,9 +23,6 @@ from fastdqn.execution.modes import refuse_execution
 from fastdqn.learner.learner import Learner
 from fastdqn.learner.settings import refuse_precision
 from fastdqn.networks.flat_network import FlatNetwork
-from fastdqn.networks.mlp import mlp_for
-from fastdqn.networks.mlp_options import parameter_shapes
-from fastdqn.networks.network_check import refuse_unfit
 from fastdqn.presets import preset_config
 from fastdqn.replay import (
     NewestSampler,
@@ -52,7 +47,6 @@ from fastdqn.transition import storage_dtype
 
 __all__ = [
     "build_config",
-    "build_flat",
     "build_intervals",
     "build_ladder",
     "build_learner",
@@ -64,13 +58,6 @@ __all__ = [
     "refuse_impossible",
     "sampler_factory",
 ]
-
-
-OF_SHAPES = ("dueling", "noisy", "layer_norm")
-OF_THE_MLP = (*OF_SHAPES, "kaiming", "activation")
-"""Settings that are arguments of `MLP`; some decide which parameters it has."""
-COPIES = 5
-"""Copies of the parameters in memory: online, target, two moments, gradient."""
 
 
 def build_config(env_id: str, settings: Mapping[str, Any]) -> Config:
@@ -115,61 +102,6 @@ def refuse_impossible(config: Config, device: torch.device, *, builds: bool) -> 
             "evaluation needs fresh environments and cannot build them",
             "Pass an environment id or a factory.",
         )
-
-
-def _new_network(config: Config, env: EnvDescription) -> nn.Module:
-    """Build the MLP; its initial weights depend on the run's seed alone."""
-    _refuse_wide(config, env)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds_of(config.seed, Stream.NETWORK, 1)[0])
-        options = {name: getattr(config, name) for name in OF_THE_MLP}
-        return mlp_for(env.obs_space, env.num_actions, config.hidden_sizes, **options)
-
-
-def _refuse_wide(config: Config, env: EnvDescription) -> None:
-    """Refuse hidden layers whose parameters, moments and target do not fit into memory."""
-    space: Any = env.obs_space
-    inputs = int(space.n) if isinstance(space, Discrete) else math.prod(env.obs_shape)
-    options = {name: getattr(config, name) for name in OF_SHAPES}
-    shapes = parameter_shapes(inputs, config.hidden_sizes, env.num_actions, **options)
-    needed = COPIES * 4 * sum(map(math.prod, shapes.values()))
-    free = available_bytes(torch.device("cpu"))
-    if needed > free:
-        raise UsageError(
-            f"--hidden-sizes {spelled(config.hidden_sizes)}",
-            f"learning needs {needed / 2**30:,.1f} GiB for its parameters, and "
-            f"{free / 2**30:,.1f} GiB are left",
-            "Choose smaller layers.",
-        )
-
-
-def build_flat(
-    config: Config,
-    env: EnvDescription,
-    network: nn.Module | None,
-    objective: Objective,
-    device: torch.device,
-    *,
-    stacklevel: int,
-) -> FlatNetwork:
-    """Build the online network on its device, or take the caller's, and check that it fits.
-
-    Args:
-        config: Settings of a network that is built.
-        env: Its observations and actions.
-        network: The caller's own, or None.
-        objective: Says which of its outputs are Q-values.
-        device: Where it will live.
-        stacklevel: Of a warning about it, as `warnings.warn` takes it.
-
-    Raises:
-        UsageError: It does not turn the environment's observations into Q-values of its actions,
-            or would not fit into memory.
-    """
-    module = _new_network(config, env) if network is None else network
-    flat = FlatNetwork(module, device, q_values_of(objective))
-    refuse_unfit(flat, env.obs_space, env.num_actions, env.env_id, stacklevel=stacklevel + 1)
-    return flat
 
 
 def sampler_factory(config: Config) -> SamplerFactory:

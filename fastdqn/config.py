@@ -10,15 +10,8 @@ from dataclasses import field as field_of
 from pathlib import Path
 from typing import Any, Literal
 
-from fastdqn.foundation.setting_checks import (
-    check,
-    choices_of,
-    flag_of,
-    of_epsilon,
-    plain_value,
-    refuse_epsilon,
-    spelled,
-)
+from fastdqn.foundation.pair_checks import check_pairs, of_epsilon, refuse_epsilon
+from fastdqn.foundation.setting_checks import check, choices_of, flag_of, plain_value, spelled
 
 __all__ = [
     "Config",
@@ -67,7 +60,25 @@ class Config:
     """Keep room for action masks though an environment's first infos hold none."""
 
     double: bool = True
-    """Double DQN: the online network chooses the next action, the target network values it."""
+    """Double DQN: the online network chooses the next action, the target network values it. Without
+    effect on munchausen, whose target weighs all actions."""
+    objective: Literal["dqn", "munchausen", "c51", "qr", "iqn"] = "dqn"
+    """What is learned of returns: their mean, by dqn or munchausen (rewards likely actions); or
+    their distribution, by c51 (atoms between v_min and v_max), qr or iqn (quantiles)."""
+    num_atoms: int = 51
+    """Atoms of c51 for each action, v_min and v_max among them."""
+    v_min: float = -200.0
+    """Smallest discounted return that c51 represents."""
+    v_max: float = 200.0
+    """Largest discounted return that c51 represents."""
+    num_quantiles: int = 51
+    """Quantiles of qr for each action; of iqn, quantile fractions of a forward pass."""
+    munchausen_alpha: float = 0.9
+    """Factor of the log-probability of the action that munchausen adds to its reward."""
+    munchausen_temperature: float = 0.03
+    """Temperature of the softmax policy of munchausen; larger is more random."""
+    munchausen_clip: float = -1.0
+    """Smallest log-probability that munchausen adds, times the temperature; negative."""
     gamma: float = 0.99
     """Discount per env step."""
     hidden_sizes: tuple[int, ...] = (128, 128)
@@ -192,6 +203,7 @@ class Config:
         for field in fields(self):
             object.__setattr__(self, field.name, plain_value(field, getattr(self, field.name)))
         check(self)
+        check_pairs(self)
 
 
 def settled(config: Config) -> Config:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ __all__ = [
     "check_device",
     "resolve_device",
     "synchronize",
+    "threads",
 ]
 
 Operation = Callable[[torch.device], Tensor]
@@ -126,6 +128,17 @@ OPERATIONS: Mapping[str, Operation] = {
     "remainder_ on int64": lambda at: torch.tensor(LARGE, device=at).remainder_(1_000_003),
 }
 """The operations of acting, drawing, learning and writing."""
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Give PyTorch's CPU operations so many threads within this context."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_device(device: torch.device, operations: Mapping[str, Operation] = OPERATIONS) -> None:

@@ -54,6 +54,8 @@ class Transitions:
             counts, n steps later, and 0 where it does not; None lets the learner derive it from
             `terminated`.
         weight: [B] float32, factor of the row's loss; None is 1 everywhere.
+        action_mask: [B, A] bool, actions allowed in `obs`; None allows all. Only an objective with
+            a pass over `obs` reads it.
     """
 
     obs: Tensor
@@ -65,12 +67,13 @@ class Transitions:
     next_action_mask: Tensor | None = None
     discount: Tensor | None = None
     weight: Tensor | None = None
+    action_mask: Tensor | None = None
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """Return the fields in order; None for one that is missing."""
         return (
             *(self.obs, self.action, self.reward, self.next_obs, self.terminated, self.truncated),
-            *(self.next_action_mask, self.discount, self.weight),
+            *(self.next_action_mask, self.discount, self.weight, self.action_mask),
         )
 
     def to_tensordict(self) -> TensorDict:
@@ -83,7 +86,7 @@ class Transitions:
 
     @classmethod
     def from_tensordict(cls, data: TensorDict) -> Transitions:
-        """Read the fields of a TensorDict; aliases its tensors. The last three may be missing.
+        """Read the fields of a TensorDict; aliases its tensors. The last four may be missing.
 
         Raises:
             KeyError: Another field is missing.
@@ -93,5 +96,5 @@ class Transitions:
 
 
 _FIELDS = tuple(field.name for field in fields(Transitions))
-NUM_OPTIONAL = 3
+NUM_OPTIONAL = 4
 """Fields that a batch may lack: its last ones."""

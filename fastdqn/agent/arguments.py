@@ -12,9 +12,12 @@ from typing import Any
 from fastdqn.agent.saved_description import SavedDescription
 from fastdqn.config import Config, of_epsilon, refuse_epsilon, settled
 from fastdqn.errors import CheckpointError, UsageError
+from fastdqn.foundation.objective_checks import OF_OBJECTIVES, idle_in
+from fastdqn.networks.mlp_options import OPTIONS
 from fastdqn.presets import preset_config
 
 __all__ = [
+    "apart",
     "arguments_of",
     "chosen_in",
     "decided_by",
@@ -24,6 +27,7 @@ __all__ = [
     "origin_of",
     "refuse_decided",
     "refuse_missing_objective",
+    "refuse_other_activation",
     "refuse_other_parts",
     "refuse_unevaluated",
     "refuse_unwritten",
@@ -35,9 +39,10 @@ OF_BUILT_ENVS = ("num_workers", "vectorizer", "worker_deadline_s", "max_worker_r
 """Settings that say how environments are built and stepped."""
 OF_ENVS = ("num_envs", "env_groups")
 """Settings that environments of the caller decide."""
-OF_THE_MLP = ("hidden_sizes", "kaiming", "dueling", "noisy", "layer_norm", "activation")
+OF_THE_MLP = ("hidden_sizes", *OPTIONS)
 OF_THE_SAMPLER = "replay priority_alpha priority_beta_start priority_beta_end priority_eps"
-OF_PARTS = {"objective": ("double", "loss"), "sampler": tuple(OF_THE_SAMPLER.split())}
+OF_THE_OBJECTIVE = ("objective", "double", "loss", *OF_OBJECTIVES)
+OF_PARTS = {"objective": OF_THE_OBJECTIVE, "sampler": tuple(OF_THE_SAMPLER.split())}
 """Part of the caller's own -> settings that it decides."""
 OF_A_RUN_DIRECTORY = ("run_dir", "tensorboard", "checkpoint_interval", "quiet")
 
@@ -63,6 +68,13 @@ def name_of(thing: Any) -> str:
         return f"partial of {name_of(thing.func)}"
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def apart(objective: Any, settings: Mapping[str, Any]) -> tuple[Any | None, dict[str, Any]]:
+    """Return an objective of the caller's own, or None, and the settings with one that is named."""
+    if isinstance(objective, str):
+        return None, {**settings, "objective": str(objective)}
+    return objective, dict(settings)
 
 
 def decided_by(**parts: Any) -> dict[str, str]:
@@ -103,6 +115,18 @@ def refuse_missing_objective(objective: Any, saved: str | None, folder: str) -> 
             f"{folder} was trained with an objective of the caller's own, "
             f"{saved}: pass it, DQN.load(folder, objective=...)"
         )
+
+
+def refuse_other_activation(saved: SavedDescription, given: Mapping[str, Any], folder: str) -> None:
+    """Refuse another activation than the saved one, whose parameters are of the same shapes.
+
+    Raises:
+        UsageError: Names both.
+    """
+    was = saved.settings.get("activation", Config.activation)
+    if given.get("activation", was) != was:
+        got = f"activation={given['activation']!r} for {folder}"
+        raise UsageError(got, f"its network was trained with {was}", "Leave it out.")
 
 
 def refuse_other_parts(saved: SavedDescription, passed: Mapping[str, str], folder: str) -> None:
@@ -173,6 +197,8 @@ def fitting(
         decided |= set(filter(of_epsilon, saved))
     if "replay" in named and saved["replay"] != "prioritized":
         decided |= {name for name in saved if name.startswith("priority_")}
+    if "objective" in named:
+        decided |= idle_in(saved["objective"])
     return {name: value for name, value in saved.items() if name in named or name not in decided}
 
 

@@ -10,33 +10,31 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy.typing as npt
-from gymnasium.vector import VectorEnv
 from torch import nn
 
 from fastdqn.agent.arguments import (
+    apart,
     arguments_of,
     chosen_in,
-    decided_by,
-    fitting,
     folder_of,
     origin_of,
     refuse_decided,
-    refuse_missing_objective,
     refuse_other_parts,
     refuse_unevaluated,
     refuse_unwritten,
     warn_without_effect,
     without_run_directory,
 )
-from fastdqn.agent.learning import Trainable, threads
-from fastdqn.agent.loading import restore, saved_policy
+from fastdqn.agent.learning import Trainable
+from fastdqn.agent.loading import restore
+from fastdqn.agent.saved_description import saved_policy
 from fastdqn.algorithms.objectives import Objective
 from fastdqn.build import build_config
 from fastdqn.config import Config
+from fastdqn.device import threads
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.provider import AnyEnv, env_provider_of
 from fastdqn.envs.specs.plain_values import CONFIGURING, with_plain_arguments
-from fastdqn.envs.tensor import TensorEnv
 from fastdqn.foundation.copying import Whole, copied
 from fastdqn.foundation.scalars import whole
 from fastdqn.policies.predict import predict
@@ -57,8 +55,9 @@ class DQN(Trainable, Whole):
         env: A Gymnasium id, a factory of environments, or a VectorEnv or tensor environments
             that the caller built (trained in as they are, and left for the caller to close).
         network: A module from observations [B, *O] to Q-values [B, A], or to what the objective
-            makes Q-values of; None is an MLP of `hidden_sizes`.
-        objective: What an update makes smaller; None is what `double` and `loss` say.
+            makes Q-values of; None is an MLP of `hidden_sizes`, with as many outputs as the
+            objective reads, or an IQN.
+        objective: What an update makes smaller: a name, as in `Config`, or your own `Objective`.
         sampler: Builds what chooses the batches, of the ring and the batch size; None is what
             `replay` says.
         settings: Fields of `Config`, e.g. `num_envs=16, double=True`.
@@ -78,10 +77,11 @@ class DQN(Trainable, Whole):
         env: AnyEnv,
         *,
         network: nn.Module | None = None,
-        objective: Objective | None = None,
+        objective: Objective | str | None = None,
         sampler: SamplerFactory | None = None,
         **settings: Any,
     ) -> None:
+        objective, settings = apart(objective, settings)
         self._caller_settings: Mapping[str, Any] = settings
         refuse_decided(settings, objective=objective, sampler=sampler)
         settings = with_plain_arguments(settings)
@@ -163,7 +163,7 @@ class DQN(Trainable, Whole):
         """
         if callback is not None:
             refuse_callback(callback)
-        self._refuse_idle(self._timesteps(total_timesteps))
+        self._timesteps(total_timesteps)  # refuses too few before anything is written
         self._run_dir = folder_of(run_dir) or self._run_dir
         if self._run_dir is not None:
             return self._learn_in(self._run_dir, total_timesteps, callback)
@@ -254,7 +254,7 @@ class DQN(Trainable, Whole):
         *,
         policy: Literal["best", "last"] = "last",
         network: nn.Module | None = None,
-        objective: Objective | None = None,
+        objective: Objective | str | None = None,
         sampler: SamplerFactory | None = None,
         **settings: Any,
     ) -> Self:
@@ -272,26 +272,20 @@ class DQN(Trainable, Whole):
                 file does not hold them.
             policy: Of a run's folder: `last`, or `best`, by full evaluations while it was trained.
             network: The module whose parameters were saved, if the caller's own.
-            objective: That of the training, likewise.
+            objective: The caller's own of the training, or another name.
             sampler: Likewise; None draws as `replay` says, with a UserWarning.
-            settings: Override saved settings.
+            settings: Override saved ones.
 
         Raises:
             CheckpointError: There is no whole policy, an invalid value, or the parameters of
                 another network, or another objective or sampler.
             UsageError: The environment cannot be built, or `policy` is no choice.
         """
+        objective, settings = apart(objective, settings)
         read = saved_policy(saved, policy)
-        restored = restore(read, env, settings, own_network=network is not None)
-        refuse_missing_objective(objective, restored.saved.objective, restored.folder)
-        named = fitting(
-            restored.settings,
-            settings,
-            builds=not isinstance(restored.env, VectorEnv | TensorEnv),
-            own_network=network is not None,
-            others=decided_by(objective=objective, sampler=sampler),
-        )
-        agent = cls(restored.env, network=network, objective=objective, sampler=sampler, **named)
+        parts = {"objective": objective, "sampler": sampler}
+        restored = restore(read, env, settings, parts, own_network=network is not None)
+        agent = cls(restored.env, network=network, **{**parts, **restored.settings})
         agent._caller_settings = settings
         refuse_other_parts(restored.saved, agent._own_parts(), restored.folder)
         restored.refuse_other_spaces(agent.description)

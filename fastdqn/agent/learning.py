@@ -9,14 +9,14 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fastdqn.agent.arguments import name_of
+from fastdqn.agent.network import build_flat
 from fastdqn.agent.saved_description import SavedDescription
+from fastdqn.algorithms.named_objectives import named_objective
 from fastdqn.algorithms.objectives import Objective, objective_of
 from fastdqn.build import (
-    build_flat,
     build_intervals,
     build_ladder,
     build_learner,
@@ -29,13 +29,14 @@ from fastdqn.build import (
     sampler_factory,
 )
 from fastdqn.config import Config, plain
-from fastdqn.device import resolve_device
+from fastdqn.device import resolve_device, threads
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.provider import EnvProvider
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.specs.plain_values import to_plain
 from fastdqn.errors import UsageError
 from fastdqn.execution.modes import choose_execution, is_auto
+from fastdqn.foundation.objective_checks import OF_OBJECTIVES
 from fastdqn.foundation.scalars import whole
 from fastdqn.learner.settings import float32_products
 from fastdqn.policies.policy import Policy
@@ -49,22 +50,12 @@ from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.schedules import ReplayRatio
 from fastdqn.training.tensor.rollout import TensorRollout
 from fastdqn.training.trainer import Trainer
+from fastdqn.training.value_range import value_range_of
 
-__all__ = ["NOT_TRAINED", "Trainable", "threads"]
+__all__ = ["NOT_TRAINED", "Trainable"]
 
 EVALUATION_ENVS = 20
 NOT_TRAINED = "not trained yet"
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Give PyTorch's CPU operations so many threads within this context."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Trainable:
@@ -98,8 +89,10 @@ class Trainable:
         device = resolve_device(config.device)
         tensors = self._provider.tensors(config.num_envs, device)
         refuse_impossible(config, device, builds=self._provider.builds)  # before any allocation
-        chosen = (config.double, config.loss) if objective is None else (None, None)
-        objective = objective_of(objective, *chosen)
+        if objective is None:
+            settings = {name: getattr(config, name) for name in ("double", "loss", *OF_OBJECTIVES)}
+            objective = named_objective(config.objective, **settings)
+        objective = objective_of(objective, None, None)
         flat = build_flat(config, self.description, network, objective, device, stacklevel=4)
         self.network = flat.module
         self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
@@ -110,6 +103,7 @@ class Trainable:
             self._tensor_rollout = build_tensor_rollout(config, tensors, self.learner, make)
         else:
             self._sampler = build_sampler(config, self.description, device, make)
+        self._value_range = value_range_of(objective, config.gamma)
         self._ratio = ReplayRatio(config.replay_ratio, config.learning_starts)
         self.execution_reason, self._chosen = NOT_TRAINED, self.learner.execution
         self._rounds = self._env_steps = self._episodes = 0
@@ -192,7 +186,6 @@ class Trainable:
         config = self.config
         started = time.perf_counter() if started is None else started
         timesteps, asked = self._timesteps(total_timesteps), self._asks_for_evaluations
-        self._refuse_idle(timesteps)
         self._choose_execution(timesteps)
         with ExitStack() as stack:
             stack.enter_context(threads(config.cpu_threads))
@@ -219,6 +212,7 @@ class Trainable:
                     must_evaluate=asked,
                     best=best,
                     stop_at_return=config.stop_at_return,
+                    value_range=self._value_range,
                     started=started,
                 )
             finally:
@@ -241,11 +235,10 @@ class Trainable:
         return rollout
 
     def _timesteps(self, asked: int | None) -> int:
-        if asked is None:
-            return self.config.total_timesteps
-        return whole("total_timesteps", asked, way_out="Try 100_000.")
-
-    def _refuse_idle(self, timesteps: int) -> None:
+        """Return the env steps of a call, or refuse so few that nothing would be learned."""
+        timesteps = self.config.total_timesteps
+        if asked is not None:
+            timesteps = whole("total_timesteps", asked, way_out="Try 100_000.")
         waits = max(self._ratio.start - self._env_steps, 0)
         if timesteps <= waits:
             raise UsageError(
@@ -253,6 +246,7 @@ class Trainable:
                 f"learning starts after {waits} env steps, so nothing is learned",
                 "Train longer, or lower learning_starts.",
             )
+        return timesteps
 
     def _choose_execution(self, timesteps: int) -> None:
         asked, learner = self.config.execution, self.learner

@@ -12,24 +12,30 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.vector import VectorEnv
 
+from fastdqn.agent.arguments import (
+    decided_by,
+    fitting,
+    refuse_missing_objective,
+    refuse_other_activation,
+)
 from fastdqn.agent.saved_description import SavedDescription, read_description, refuse_other_shapes
-from fastdqn.config import Config
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.provider import AnyEnv
 from fastdqn.envs.specs.construction import FORWARDING, Construction, bare_env, chain_of, rebuilt
 from fastdqn.envs.specs.ids import factory_of, for_workers
 from fastdqn.envs.specs.plain_values import CONFIGURING, NotPlainError, names_of, spelled_arguments
 from fastdqn.envs.specs.wrapping import Wrapper, read_wrapper
+from fastdqn.envs.tensor import TensorEnv
 from fastdqn.errors import CheckpointError, UsageError, first_line
 from fastdqn.foundation.trial_env import trial_env
-from fastdqn.training.checkpoint import SavedPolicy, load_policy
+from fastdqn.training.checkpoint import SavedPolicy
 
-__all__ = ["Restored", "restore", "saved_policy"]
+__all__ = ["Restored", "restore"]
 
 
 @dataclass(frozen=True)
@@ -68,27 +74,13 @@ class Restored:
             )
 
 
-def saved_policy(saved: str | Path | SavedPolicy, policy: str) -> SavedPolicy:
-    """Read the policy of a folder, or return one that was read.
-
-    Args:
-        saved: Its folder, that of a run, or what `load_policy` returned.
-        policy: `best` or `last`; which one of a run.
-
-    Raises:
-        CheckpointError: There is none, or it cannot be read.
-        UsageError: There is no such choice.
-    """
-    if not isinstance(saved, SavedPolicy):
-        return load_policy(Path(saved), policy)
-    if policy != "last":
-        way_out = f"load_policy(folder, policy={policy!r}) reads another."
-        raise UsageError(f"policy={policy!r}", f"{saved.folder} has been read already", way_out)
-    return saved
-
-
 def restore(
-    saved: SavedPolicy, env: AnyEnv | None, given: Mapping[str, Any], *, own_network: bool
+    saved: SavedPolicy,
+    env: AnyEnv | None,
+    given: Mapping[str, Any],
+    parts: Mapping[str, Any],
+    *,
+    own_network: bool,
 ) -> Restored:
     """Check a saved policy and find the environment and the settings of its agent.
 
@@ -97,8 +89,16 @@ def restore(
     the id that the caller names is made as it is registered, with a UserWarning. Without the
     caller's own network the saved one must be an MLP.
 
+    Args:
+        saved: Of the file.
+        env: The caller's, or None.
+        given: The caller's settings.
+        parts: The caller's `objective` and `sampler`; None is not of the caller's own.
+        own_network: Whether the network is the caller's.
+
     Raises:
-        CheckpointError: A value of the file is invalid.
+        CheckpointError: A value of the file is invalid, or it was trained with an objective of the
+            caller's own, which is missing.
         UsageError: The environment cannot be built from the file, or the network is missing.
     """
     folder = str(saved.folder)
@@ -109,7 +109,21 @@ def restore(
     except CheckpointError as error:
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
     if not own_network:
-        _refuse_other_activation(read, given, folder)
+        refuse_other_activation(read, given, folder)
+    found, kept, from_file = _found(read, env, given, folder)
+    refuse_missing_objective(parts["objective"], read.objective, folder)
+    builds = not isinstance(found, VectorEnv | TensorEnv)
+    settings = {**kept, **given}
+    settings = fitting(
+        settings, given, builds=builds, own_network=own_network, others=decided_by(**parts)
+    )
+    return Restored(found, settings, read, folder, from_file)
+
+
+def _found(
+    read: SavedDescription, env: AnyEnv | None, given: Mapping[str, Any], folder: str
+) -> tuple[AnyEnv, dict[str, Any], bool]:
+    """Return the environment, the settings that stay, and whether it comes from the file."""
     kept = dict(read.settings)
     saved_id, made = kept.pop("env_id"), read.construction
     bare_id = saved_id.rpartition(":")[2]
@@ -128,17 +142,7 @@ def restore(
     else:
         found, more = _rebuilding(made, saved_id, folder, named)
         kept |= more
-    return Restored(found, {**kept, **given}, read, folder, env is None and not configured)
-
-
-def _refuse_other_activation(
-    saved: SavedDescription, given: Mapping[str, Any], folder: str
-) -> None:
-    """Refuse another activation than the saved one, whose parameters are of the same shapes."""
-    was = saved.settings.get("activation", Config.activation)
-    if given.get("activation", was) != was:
-        got = f"activation={given['activation']!r} for {folder}"
-        raise UsageError(got, f"its network was trained with {was}", "Leave it out.")
+    return found, kept, env is None and not configured
 
 
 def _refuse_unknown(

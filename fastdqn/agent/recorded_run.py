@@ -127,9 +127,17 @@ def refuse_missing_tensorboard(config: Config) -> None:
         )
 
 
+def _algorithm_of(config: Config) -> str:
+    """Return the usual name of what the settings learn by."""
+    if config.objective == "munchausen":  # which has no double variant
+        return "Munchausen DQN"
+    named = {"dqn": "DQN", "c51": "C51", "qr": "QR-DQN", "iqn": "IQN"}[config.objective]
+    return f"Double {named}" if config.double else named
+
+
 def _introduce(console: Console, agent: Trainable, trainer: Trainer, callback: Callback) -> None:
     config = agent.config
-    algorithm = agent.origin.get("objective", "Double DQN" if config.double else "DQN")
+    algorithm = agent.origin.get("objective", _algorithm_of(config))
     named = {"dueling": config.dueling, "noisy": config.noisy, "LayerNorm": config.layer_norm}
     options = [name for name, used in named.items() if used]
     options += [config.activation] * (config.activation != Config.activation)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,19 +20,40 @@ from fastdqn.config import Config
 from fastdqn.envs.specs.construction import Construction
 from fastdqn.envs.specs.plain_values import NotPlainError, from_plain
 from fastdqn.errors import CheckpointError, UsageError
-from fastdqn.networks.mlp_options import parameter_shapes
+from fastdqn.networks.iqn import embedding_shapes
+from fastdqn.networks.mlp_options import OF_SHAPES, parameter_shapes
 from fastdqn.presets import PRESETS
+from fastdqn.training.checkpoint import SavedPolicy, load_policy
 from fastdqn.transition import STORAGE_DTYPES
 
-__all__ = ["SavedDescription", "read_description", "refuse_other_shapes"]
+__all__ = ["SavedDescription", "read_description", "refuse_other_shapes", "saved_policy"]
 
 LARGEST, LARGEST_SETTING = 2**53, 2**128
 """Largest count, which a float64 holds exactly; and largest setting, which may be a seed."""
 MAX_DIMENSIONS, MAX_LENGTH = 64, 1_000
 MAX_THREADS = 1_024
 MAX_WORDS = 2_000
-OF_SHAPES = ("dueling", "noisy", "layer_norm")
-"""Settings that decide which parameters an MLP has."""
+PREFIXES = {"MLP": "", "IQN": "mlp."}
+"""Class of a network that is built from settings -> what the names of its layers begin with."""
+
+
+def saved_policy(saved: str | Path | SavedPolicy, policy: str) -> SavedPolicy:
+    """Read the policy of a folder, or return one that was read.
+
+    Args:
+        saved: Its folder, that of a run, or what `load_policy` returned.
+        policy: `best` or `last`; which one of a run.
+
+    Raises:
+        CheckpointError: There is none, or it cannot be read.
+        UsageError: There is no such choice.
+    """
+    if not isinstance(saved, SavedPolicy):
+        return load_policy(Path(saved), policy)
+    if policy != "last":
+        way_out = f"load_policy(folder, policy={policy!r}) reads another."
+        raise UsageError(f"policy={policy!r}", f"{saved.folder} has been read already", way_out)
+    return saved
 
 
 @dataclass(frozen=True)
@@ -89,22 +111,27 @@ def read_description(description: Mapping[str, Any]) -> SavedDescription:
 
 
 def refuse_other_shapes(saved: SavedDescription, tensors: Mapping[str, Tensor]) -> None:
-    """Compare the layers of an MLP in a description with the tensors of the file.
+    """Compare the layers of an MLP or an IQN in a description with the tensors of the file.
 
     Raises:
         CheckpointError: They are of another network, or not finite.
     """
-    if saved.network != "MLP":
+    if saved.network not in PREFIXES:
         raise CheckpointError(
             f"it holds the parameters of another network than an MLP, {saved.network}: pass it, "
             "DQN.load(folder, network=...)"
         )
+    inner = {name.removeprefix(PREFIXES[saved.network]): tensor for name, tensor in tensors.items()}
     hidden = saved.settings.get("hidden_sizes", Config.hidden_sizes)
     options = {name: saved.settings.get(name, False) for name in OF_SHAPES}
-    first = tensors.get("layers.0.weight", torch.empty(0))
+    first = inner.get("layers.0.weight", torch.empty(0))
     one_hot = not saved.obs_shape and not saved.obs_dtype.startswith("float")  # an input per value
     inputs = first.shape[1] if one_hot and first.ndim == 2 else math.prod(saved.obs_shape)
-    shapes = parameter_shapes(inputs, hidden, saved.num_actions, **options)
+    atoms = _numbers_of(saved, inner, f"layers.{len(hidden)}.bias")
+    shapes = parameter_shapes(inputs, hidden, saved.num_actions, num_atoms=atoms, **options)
+    if saved.network == "IQN":
+        shapes = {f"mlp.{name}": shape for name, shape in shapes.items()}
+        shapes |= embedding_shapes((inputs, *hidden)[-1])
     if shapes.keys() != tensors.keys():
         layers = " ".join([f"{len(hidden) + 1} layers", *(f"--{o}" for o in options if options[o])])
         raise CheckpointError(f"it says that it has {layers}, and holds others")
@@ -117,6 +144,16 @@ def refuse_other_shapes(saved: SavedDescription, tensors: Mapping[str, Tensor]) 
             )
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"its {name} holds a number that is not finite")
+
+
+def _numbers_of(saved: SavedDescription, tensors: Mapping[str, Tensor], last: str) -> int:
+    """Return the numbers for each action; of the caller's own objective, those in the file."""
+    if saved.network == "IQN":
+        return 1
+    if saved.objective is not None and last in tensors:
+        return max(tensors[last].numel() // saved.num_actions, 1)
+    name = {"c51": "num_atoms", "qr": "num_quantiles"}.get(saved.settings.get("objective", ""))
+    return int(saved.settings.get(name, getattr(Config, name))) if name else 1
 
 
 # Settings

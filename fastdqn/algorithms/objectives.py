@@ -25,6 +25,8 @@ from fastdqn.foundation.scalars import as_bool, whole
 from fastdqn.transition import Transitions
 
 __all__ = [
+    "ONLINE_NEXT",
+    "TARGET_NEXT",
     "DQNObjective",
     "DoubleDQNObjective",
     "Objective",

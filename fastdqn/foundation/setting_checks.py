@@ -1,4 +1,4 @@
-"""Checks of settings: the type and range of each value, and pairs that exclude each other.
+"""Checks of settings, one by one: the type and range of each value.
 
 They use only names and annotations of the fields, which are in `config`.
 """
@@ -6,7 +6,7 @@ They use only names and annotations of the fields, which are in `config`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from os import PathLike
 from pathlib import Path
@@ -27,10 +27,7 @@ __all__ = [
     "check",
     "choices_of",
     "flag_of",
-    "of_epsilon",
     "plain_value",
-    "refuse_epsilon",
-    "refuse_too_many_steps",
     "spelled",
 ]
 
@@ -39,7 +36,7 @@ def check(config: Any) -> None:
     """Refuse settings that cannot be used, naming flag, value and way out.
 
     Raises:
-        UsageError: A value is of a wrong type or out of its range, or two exclude each other.
+        UsageError: A value is of a wrong type or out of its range.
     """
     for field in fields(config):  # types first, for a Config that is built in Python
         if (kind := _kind_of(field)) in _KINDS:
@@ -49,7 +46,6 @@ def check(config: Any) -> None:
         for name in names.split():
             _demand(config, name, fine, reason)
     _check_choices(config)
-    _check_pairs(config)
 
 
 def _demand(config: Any, name: str, fine: Callable[[Any], bool], reason: str) -> None:
@@ -65,8 +61,9 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "it must be at least 1": (
         lambda value: value >= 1,
         "total_timesteps num_envs env_groups n_step buffer_size batch_size epsilon_decay_steps "
-        "eval_episodes cpu_threads log_interval checkpoint_interval",
+        "eval_episodes cpu_threads log_interval checkpoint_interval num_quantiles",
     ),
+    "it must be at least 2, the ends of the support": (lambda value: value >= 2, "num_atoms"),
     "it must not be negative": (
         lambda value: value >= 0,
         "seed target_period target_period_episodes weight_decay learning_starts learning_rate "
@@ -75,12 +72,14 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "it must lie in [0, 1]": (
         lambda value: 0 <= value <= 1,
-        "gamma epsilon_start epsilon_end priority_alpha priority_beta_start priority_beta_end",
+        "gamma epsilon_start epsilon_end priority_alpha priority_beta_start priority_beta_end "
+        "munchausen_alpha",
     ),
     "it must be positive": (
         lambda value: value > 0,
-        "replay_ratio clip_norm clip_value worker_deadline_s priority_eps",
+        "replay_ratio clip_norm clip_value worker_deadline_s priority_eps munchausen_temperature",
     ),
+    "it must be negative": (lambda value: value < 0, "munchausen_clip"),
     "it must lie in (0, 1]": (lambda value: 0 < value <= 1, "tau epsilon_decay_factor"),
     "no machine keeps up with it": (lambda value: value <= 10_000, "replay_ratio"),
 }
@@ -152,169 +151,6 @@ def _check_choices(config: Any) -> None:
                 "there is no such choice",
                 f"Choose {', '.join(choices)}.",
             )
-
-
-def _check_pairs(config: Any) -> None:
-    """Refuse pairs of values that exclude each other."""
-    if config.batch_size > config.buffer_size:
-        raise UsageError(
-            f"--batch-size {config.batch_size}",
-            f"it is larger than --buffer-size {config.buffer_size}",
-            "Make the batch smaller or the buffer larger.",
-        )
-    if config.learning_starts >= config.total_timesteps:
-        raise UsageError(
-            f"--learning-starts {config.learning_starts}",
-            f"the run ends at --total-timesteps {config.total_timesteps}, so nothing is learned",
-            "Start earlier or run longer.",
-        )
-    if config.num_envs > config.buffer_size:
-        raise UsageError(
-            f"--num-envs {config.num_envs}",
-            f"one vector step does not fit into --buffer-size {config.buffer_size}",
-            "Use fewer environments or a larger buffer.",
-        )
-    _check_replay(config)
-    _check_learning_rate(config)
-    _check_ladder(config)
-    _refuse_idle_stop(config)
-    if config.dueling and tuple(config.hidden_sizes)[-1:] == (1,):
-        raise UsageError(
-            f"--dueling with --hidden-sizes {spelled(config.hidden_sizes)}",
-            "it divides the units of the last hidden layer, which has 1",
-            "Give that 2 or more.",
-        )
-    if config.num_envs % config.env_groups:
-        raise UsageError(
-            f"--env-groups {config.env_groups}",
-            f"--num-envs {config.num_envs} do not fall into that many equal groups",
-            "Choose --num-envs as a multiple of it.",
-        )
-    if config.env_groups > 1 and config.vectorizer != "grouped":
-        raise UsageError(
-            f"--env-groups {config.env_groups} with --vectorizer {config.vectorizer}",
-            "only our own workers step in groups",
-            "Leave one of the two out.",
-        )
-    if config.target == "hard" and not (config.target_period or config.target_period_episodes):
-        raise UsageError(
-            "--target hard",
-            "the target would never be copied",
-            "Give --target-period (updates) or --target-period-episodes.",
-        )
-
-
-def refuse_too_many_steps(n_step: int, capacity: int, num_envs: int) -> None:
-    """Refuse more steps than a ring of so many transitions holds of each environment.
-
-    Raises:
-        UsageError: Names both.
-    """
-    if n_step > 1 and n_step * num_envs >= capacity:
-        raise UsageError(
-            f"--n-step {n_step}",
-            f"--buffer-size {capacity} holds {capacity // num_envs} transitions of each of "
-            f"{num_envs} environments",
-            "Choose a smaller --n-step or a larger buffer.",
-        )
-
-
-def _check_replay(config: Any) -> None:
-    """Refuse steps that a replay ring does not hold, and priorities without prioritized replay."""
-    refuse_too_many_steps(config.n_step, config.buffer_size, config.num_envs)
-    if config.n_step > 1 and config.replay == "newest":
-        raise UsageError(
-            f"--n-step {config.n_step} with --replay newest",
-            "the rewards that follow the newest transitions are not there yet",
-            "Use --replay uniform or prioritized.",
-        )
-    if config.replay != "prioritized":
-        beside, reason = f"with --replay {config.replay}", "it draws by no priorities"
-        _refuse_idle(config, "priority_", beside, reason, "--replay prioritized")
-
-
-def _check_learning_rate(config: Any) -> None:
-    """Refuse a learning rate that does not fall, and an end of one that is constant."""
-    start, end, schedule = config.learning_rate, config.learning_rate_end, config.lr_schedule
-    beside = f"with --lr-schedule {schedule}"
-    if schedule == "constant":
-        reason = "a constant learning rate has no other end"
-        _refuse_idle(config, "learning_rate_end", beside, reason, "--lr-schedule linear")
-    elif not start > 0:
-        raise UsageError(
-            f"--learning-rate {start} {beside}", "nothing falls from 0", "Start with 5e-4."
-        )
-    elif end > start:
-        raise UsageError(
-            f"--learning-rate-end {end} {beside}",
-            f"it lies above --learning-rate {start}, where the schedule starts",
-            "End at that or below.",
-        )
-
-
-def _check_ladder(config: Any) -> None:
-    """Refuse a ladder that starts from no exploration, and a number of one that is not there."""
-    if not config.epsilon_ladder:
-        reason = "all environments explore alike"
-        _refuse_idle(config, "epsilon_ladder_", "without a ladder", reason, "--epsilon-ladder")
-        return
-    constant = config.epsilon_schedule == "constant"
-    if config.epsilon_start == 0 and (constant or config.epsilon_end == 0):
-        raise UsageError(
-            f"--epsilon-ladder with --epsilon-start {config.epsilon_start}",
-            "every power of 0 is 0, so no environment would explore",
-            "Start with 0.4, or leave the ladder out.",
-        )
-
-
-def _refuse_idle_stop(config: Any) -> None:
-    """Refuse a return to stop at where no evaluation can reach it."""
-    if config.stop_at_return is not None and not config.eval_interval:
-        raise UsageError(
-            f"--eval-interval 0 with --stop-at-return {config.stop_at_return:g}",
-            "only an evaluation stops the run, and there would be none",
-            "Leave one of the two out.",
-        )
-
-
-def _refuse_idle(config: Any, prefix: str, beside: str, reason: str, flag: str) -> None:
-    """Refuse a setting that another one leaves without effect, if it is not the default.
-
-    Args:
-        config: The settings.
-        prefix: How the names of the fields begin.
-        beside: What leaves them without effect.
-        reason: Why.
-        flag: What gives them an effect.
-    """
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name.startswith(prefix) and value != field.default:
-            got = f"{flag_of(field.name)} {value} {beside}"
-            raise UsageError(got, reason, f"Add {flag}, or leave it out.")
-
-
-def of_epsilon(name: str) -> bool:
-    """Return whether a setting says how far epsilon-greedy exploration goes."""
-    return name.startswith("epsilon_")
-
-
-def refuse_epsilon(named: Iterable[str], way_out: str) -> None:
-    """Refuse settings of epsilon beside a noisy network.
-
-    Args:
-        named: Names of the caller's settings.
-        way_out: How to leave the noise out.
-
-    Raises:
-        UsageError: Names the first of them.
-    """
-    for name in filter(of_epsilon, named):
-        raise UsageError(
-            f"{flag_of(name)} with --noisy",
-            "a noisy network explores by its own noise, and epsilon is 0",
-            f"Leave it out, or {way_out}.",
-        )
 
 
 def choices_of(field: Field[Any]) -> tuple[str, ...]:

@@ -142,11 +142,12 @@ class Update(Whole):
                 `num_random(B)` that become the update's own.
         """
         size, feeds, random = sampler.batch_size, bool(sampler.written()), None
+        both_masks = any(sees == "obs" for _, sees in self.objective.passes)
         if random_bits.shape[1] > size:
             random, random_bits = uniform_of(random_bits[:, size:]), random_bits[:, :size]
         with torch.no_grad():
             for number, (rows, weight) in enumerate(_drawn(sampler, random_bits)):
-                batch = gather(sampler.ring, rows, self.gamma, weight)
+                batch = gather(sampler.ring, rows, self.gamma, weight, both_masks=both_masks)
                 own = None if random is None else random[number]
                 priority, made = self._step(state, batch, own)
                 if feeds:

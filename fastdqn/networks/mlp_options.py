@@ -14,7 +14,11 @@ from torch.nn import functional
 from fastdqn.errors import UsageError
 from fastdqn.foundation.scalars import as_bool
 
-__all__ = ["ACTIVATIONS", "flag", "parameter_shapes", "refuse_unfit"]
+__all__ = ["ACTIVATIONS", "OF_SHAPES", "OPTIONS", "flag", "parameter_shapes", "refuse_unfit"]
+
+OF_SHAPES = ("dueling", "noisy", "layer_norm")
+OPTIONS = (*OF_SHAPES, "kaiming", "activation")
+"""Arguments of `MLP` that are settings of a run; some decide which parameters it has."""
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {

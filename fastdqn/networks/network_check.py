@@ -127,6 +127,8 @@ def refuse_batch(network: FlatNetwork, batch: Transitions) -> None:
     if not batch.action.numel():
         raise UsageError("a batch of no transitions", "there is nothing to learn", "Pass some.")
     refuse_frames(network, batch.obs, batch.next_action_mask, "a batch")
+    if batch.action_mask is not None:
+        refuse_frames(network, batch.obs, batch.action_mask, "a batch")
 
 
 def num_actions_of(network: FlatNetwork, shown: Tensor, where: str) -> int:

@@ -42,6 +42,8 @@ def _q_values(network: FlatNetwork, shown: Tensor, before: Tensor, where: str) -
     try:
         with torch.enable_grad():
             q: Any = network.q(leaves, shown)
+    except UsageError as error:  # of the objective: these are no outputs that it reads
+        raise UsageError(name, f"{error.reason}, and it gives {error.got}", error.way_out) from None
     except Exception as error:  # a network of the caller may raise any exception
         reason = f"it raises on {fed} ({type(error).__name__}: {first_line(error)})"
         raise UsageError(name, reason, "Build it for what it will be shown.") from error

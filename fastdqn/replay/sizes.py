@@ -10,8 +10,8 @@ import torch
 
 from fastdqn.device import available_bytes
 from fastdqn.errors import UsageError
+from fastdqn.foundation.pair_checks import refuse_too_many_steps
 from fastdqn.foundation.scalars import whole, whole_numbers
-from fastdqn.foundation.setting_checks import refuse_too_many_steps
 
 __all__ = ["RingSizes", "ring_bytes"]
 

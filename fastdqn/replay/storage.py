@@ -70,7 +70,12 @@ def writable(ring: Ring) -> Any:
 
 
 def gather(
-    ring: Ring, index: Tensor, gamma: float | None = None, weight: Tensor | None = None
+    ring: Ring,
+    index: Tensor,
+    gamma: float | None = None,
+    weight: Tensor | None = None,
+    *,
+    both_masks: bool = False,
 ) -> Transitions:
     """Copy the transitions at flat `index` [B] int64 out of the ring.
 
@@ -80,6 +85,7 @@ def gather(
         gamma: Discount per env step, of which the batch's `discount` is made; None makes none.
             A ring of n steps needs it.
         weight: [B] float32, becomes that of the batch; or None.
+        both_masks: Copy the action masks of `obs`, too, and not of `next_obs` alone.
 
     Raises:
         UsageError: A ring of n steps without gamma.
@@ -102,6 +108,7 @@ def gather(
         None if ring.masks is None else take(ring.masks, 0, following),
         _discount(terminated, gamma, factor),
         weight,
+        take(ring.masks, 0, index) if both_masks and ring.masks is not None else None,
     )
 
 

@@ -64,7 +64,8 @@ def _try_to_write(probe: Path) -> None:
 
 
 def _name(config: Config) -> str:
-    algorithm = config.preset or ("double-dqn" if config.double else "dqn")
+    dqn = "double-dqn" if config.double else "dqn"
+    algorithm = config.preset or (dqn if config.objective == "dqn" else config.objective)
     env = re.sub(r"[^\w.-]+", "-", config.env_id)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"{env}__{algorithm}__{config.seed}__{stamp}"

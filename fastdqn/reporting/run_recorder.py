@@ -122,6 +122,10 @@ class RunRecorder(Callback):
         if rest:
             self.console.log("\n".join(rest))
 
+    def on_returns_beyond(self, env_steps: int, message: str) -> None:
+        """Print a line about a return that is outside of the objective's support."""
+        self.console.say(f"At env step {env_steps:,}: {message}", style="yellow")
+
     def on_compiled(self, env_steps: int, message: str) -> None:
         """Print a line about a compilation that has finished or failed."""
         self.console.say(f"At env step {env_steps:,}: {message}")

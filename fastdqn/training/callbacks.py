@@ -43,6 +43,9 @@ class Callback:
     def on_restart(self, env_steps: int, message: str) -> None:
         """Called when a worker was restarted, with the reason."""
 
+    def on_returns_beyond(self, env_steps: int, message: str) -> None:
+        """Called when a return is the first one outside of what the objective can represent."""
+
     def on_compiled(self, env_steps: int, message: str) -> None:
         """Called when the updates run compiled from now on, or why they will not."""
 

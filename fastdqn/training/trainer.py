@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from fastdqn.training.schedules import Intervals, ReplayRatio, Schedule, crossed
 from fastdqn.training.selection import Selection
 from fastdqn.training.stopwatch import Stopwatch
 from fastdqn.training.tensor.rollout import TensorRollout
+from fastdqn.training.value_range import ValueRange
 
 __all__ = ["Trainer"]
 
@@ -50,6 +51,7 @@ class Trainer(ABC):
         must_evaluate: Whether it is an error that its environments cannot be built.
         best: The best policy of an earlier call, to be beaten; or None.
         stop_at_return: Mean return of a full evaluation that ends the run.
+        value_range: What returns are compared with at reports.
 
     Attributes:
         status: `running`, then `completed`, `solved` or `stopped`.
@@ -76,6 +78,7 @@ class Trainer(ABC):
     must_evaluate: bool = True
     best: BestPolicy | None = None
     stop_at_return: float | None = None
+    value_range: ValueRange = field(default_factory=ValueRange)
     learning_rate: Schedule | None = None
 
     def __post_init__(self) -> None:
@@ -131,6 +134,7 @@ class Trainer(ABC):
             report = self.report()
             self.peak_sps = self.peak_sps or report.sps
             self.callback.on_report(report)
+        self.value_range.report(self.rollout, self.callback, last=True)
 
     def _anneal(self, env_steps: int) -> None:
         """Write the step size after so many env steps where every update reads it."""
@@ -146,6 +150,7 @@ class Trainer(ABC):
             self.peak_sps = max(self.peak_sps, report.sps)
             self.callback.on_report(report)
             self._report_compiled()
+            self.value_range.report(self.rollout, self.callback)
         if crossed(self.intervals.checkpoint, before, now):
             self.callback.on_checkpoint(self)
         if self.status == "running" and crossed(self.intervals.evaluate, before, now):

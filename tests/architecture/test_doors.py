@@ -61,8 +61,17 @@ def test_the_doors_are_kept() -> None:
     [
         ("errors", set()),
         ("foundation/scalars", {"fastdqn.errors"}),
+        ("foundation/objective_checks", {"fastdqn.errors"}),
         ("foundation/setting_checks", {"fastdqn.errors", "fastdqn.foundation.scalars"}),
-        ("config", {"fastdqn.foundation.setting_checks"}),
+        (
+            "foundation/pair_checks",
+            {
+                "fastdqn.errors",
+                "fastdqn.foundation.objective_checks",
+                "fastdqn.foundation.setting_checks",
+            },
+        ),
+        ("config", {"fastdqn.foundation.pair_checks", "fastdqn.foundation.setting_checks"}),
         ("presets", {"fastdqn.config", "fastdqn.errors"}),
         ("cli/arguments", {"fastdqn.config", "fastdqn.errors", "fastdqn.foundation.scalars"}),
         ("training/signals", set()),

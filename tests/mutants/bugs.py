@@ -59,6 +59,7 @@ from fastdqn.training.host import rollout
 from tests.mutants import network_bugs
 from tests.mutants.best_policy_bugs import PLANTED as OF_THE_BEST
 from tests.mutants.native_bugs import plants
+from tests.mutants.objective_bugs import PLANTED as OF_OBJECTIVES
 from tests.mutants.replay_bugs import PLANTED
 from tests.mutants.schedule_bugs import SCHEDULED
 
@@ -1221,5 +1222,5 @@ def randomness_that_is_not_looked_for() -> None:
 # The C
 
 
-BY_ROOM = PLANTED | OF_THE_BEST | SCHEDULED | network_bugs.PLANTED | plants()
+BY_ROOM = PLANTED | OF_THE_BEST | OF_OBJECTIVES | SCHEDULED | network_bugs.PLANTED | plants()
 MUTANTS |= {name: Mutant(*planted) for name, planted in BY_ROOM.items()}

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import fastdqn.config
 from fastdqn.config import Config, choices_of, flag_of, plain, spelled
 from fastdqn.errors import UsageError
+from fastdqn.foundation.objective_checks import OF_OBJECTIVES
 
 AT_LEAST_ONE = (
     "total_timesteps num_envs env_groups buffer_size batch_size epsilon_decay_steps "
@@ -137,6 +138,8 @@ def test_whole_numbers_may_be_numpys_or_written_as_1e3(name: str, value: object)
     ample: dict[str, Any] = {"learning_starts": 0, name: value}
     if name == "env_groups":
         ample["num_envs"] = 1_000
+    if name in OF_OBJECTIVES:
+        ample["objective"] = OF_OBJECTIVES[name][0]
     kept = getattr(replace(WIDE, **ample), name)
     assert (kept, type(kept)) == (1_000, int)
 

@@ -25,7 +25,7 @@ from fastdqn.presets import preset_config
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md")}
-EXECUTED = ("environments.md", "extending.md", "replay.md")
+EXECUTED = ("environments.md", "extending.md", "objectives.md", "replay.md")
 """Pages whose Python code is run."""
 ENVIRONMENTS, ARCHITECTURE = PAGES["environments.md"], PAGES["architecture.md"]
 PACKAGE = ROOT / "fastdqn"

@@ -17,6 +17,7 @@ OPTIONAL = (
     ("next_action_mask", torch.bool),
     ("discount", torch.float32),
     ("weight", torch.float32),
+    ("action_mask", torch.bool),
 )
 
 

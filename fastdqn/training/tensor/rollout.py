@@ -119,6 +119,11 @@ class TensorRollout(Whole):
         return self.earlier_steps + self.rows * self.num_envs
 
     @property
+    def replay(self) -> FunctionalRing:
+        """The ring, by the name that it has in the rollout on the host."""
+        return self.ring
+
+    @property
     def compile_s(self) -> float:
         """Seconds spent compiling so far."""
         return sum(runner.steps.wait_s for runner in self._runners.values())
