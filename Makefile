@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+ORACLES := .venv-oracles
 JOBS ?= 2
 PARALLEL := -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train check format test test-slow dropin gymnasium-tests test-gpu learn mutants coverage bench bench-quick bench-save bench-compare bench-stepping solve clean
+.PHONY: help setup train check format test test-slow dropin gymnasium-tests test-gpu oracles learn mutants coverage bench bench-quick bench-save bench-compare bench-stepping solve clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -35,10 +36,10 @@ format: $(STAMP) ## Rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 
 test: $(STAMP) ## Run the tests, JOBS at a time (2; about four minutes on two cores)
-	$(BIN)/python -m pytest $(PARALLEL) -m 'not learning and not cuda and not dropin and not slow' $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not learning and not cuda and not dropin and not oracle and not slow' $(ARGS)
 
 test-slow: $(STAMP) ## Run the tests that take minutes: whole runs, everything compiled, the C under sanitizers
-	$(BIN)/python -m pytest $(PARALLEL) -m slow --timeout 900 $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'slow and not oracle' --timeout 900 $(ARGS)
 
 dropin: $(STAMP) ## Compare GroupedVectorEnv with Gymnasium's AsyncVectorEnv, call by call
 	$(BIN)/python -m pytest $(PARALLEL) -m dropin $(ARGS)
@@ -49,6 +50,16 @@ gymnasium-tests: $(STAMP) ## Run the tests of a clone of Gymnasium (GYMNASIUM=pa
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device; FASTDQN_REQUIRE_CUDA=1 fails without one
 	$(BIN)/python -m pytest -m cuda --timeout 600 $(ARGS)
 
+oracles: $(ORACLES)/.installed ## Compare with TorchRL, Stable-Baselines3 and sb3-contrib; in .venv-oracles, which it builds
+	FASTDQN_REQUIRE_ORACLES=1 $(ORACLES)/bin/python -m pytest $(PARALLEL) -m oracle tests/peers --timeout 600 $(ARGS)
+	FASTDQN_REQUIRE_ORACLES=1 $(ORACLES)/bin/python -m tests.mutants.peers
+
+$(ORACLES)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(ORACLES)
+	$(ORACLES)/bin/python -m pip install --quiet --upgrade pip
+	$(ORACLES)/bin/python -m pip install --quiet --editable '.[oracles]'
+	@touch $@
+
 learn: $(STAMP) ## Run the learning tests: both presets, from nothing to solved
 	$(BIN)/python -m pytest -m learning --timeout 900 $(ARGS)
 
@@ -56,7 +67,7 @@ mutants: $(STAMP) ## Plant named bugs and see that each turns a test red
 	$(BIN)/python -m tests.mutants
 
 coverage: $(STAMP) ## Run the tests with branch coverage
-	$(BIN)/coverage run -m pytest -m 'not learning and not cuda and not slow' -q
+	$(BIN)/coverage run -m pytest -m 'not learning and not cuda and not oracle and not slow' -q
 	$(BIN)/coverage report
 
 bench: $(STAMP) ## Time everything: the parts, stepping, tensor environments, all guarded ratios
@@ -80,6 +91,6 @@ bench-stepping: $(STAMP) ## Time stepping alone, 1 to 256 environments; written 
 solve: $(STAMP) ## Train PRESET (lunarlander) with ten seeds, caches cold (ARGS=--warm), and print how long each took
 	$(BIN)/python -m benchmarks.studies.solve --preset $(or $(PRESET),lunarlander) $(ARGS)
 
-clean: ## Delete .venv and all caches; runs/ stays
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage
+clean: ## Delete .venv, .venv-oracles and all caches; runs/ stays
+	rm -rf $(VENV) $(ORACLES) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -104,9 +104,12 @@ def verdict(name: str, tests: Sequence[str], lines: list[str], code: int) -> tup
     return True, ", ".join(test.rpartition("::test_")[2] for test in tests)
 
 
-def main() -> int:
-    """Print the table; return 1 if a mutant survives or a test is red without one."""
-    mutants = {name: MUTANTS[name].tests for name in sys.argv[1:] or MUTANTS}
+def main(mutants: Mapping[str, Sequence[str]]) -> int:
+    """Print the table; return 1 if a mutant survives or a test is red without one.
+
+    Args:
+        mutants: Name -> tests that must turn red.
+    """
     plan = {HEALTHY: sorted(set(chain(*mutants.values()))), **mutants}
     width = max(map(len, plan))
     sys.stdout.write(f"{'mutant':{width}} | killed by\n{'-' * width}-|-{'-' * 40}\n")
@@ -121,4 +124,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main({name: MUTANTS[name].tests for name in sys.argv[1:] or MUTANTS}))

@@ -1,0 +1,1 @@
+"""Comparisons with other libraries over random inputs, by `make oracles`."""
