@@ -43,6 +43,8 @@ VARIANTS: Mapping[str, str] = MappingProxyType(
     }
 )
 """More flags of the preset, by the name of a variant."""
+SUPPORTS: Mapping[str, str] = MappingProxyType({"cartpole": "--v-min 0 --v-max 50"})
+"""Flags of C51, by preset: what discounted returns can be there. Others have the defaults."""
 HEADS = (
     "variant | solved | env steps to target | of double | train s | command s "
     "| worst fresh greedy mean"
@@ -65,7 +67,7 @@ class Arguments:
     variants: tuple[str, ...] = field(default_factory=lambda: tuple(VARIANTS))
     """Names of variants; see the source for their flags."""
     train_args: str = ""
-    """More flags of all variants, in one word: --train-args='--v-min 0 --v-max 50'."""
+    """More flags of all variants, in one word: --train-args='--num-envs 8'."""
     save: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """Write benchmarks/results/NAME.md and NAME.json."""
 
@@ -87,7 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"{name}, seed {run['seed']}: {run['status']} after {steps:,} env ")
             sys.stderr.write(f"steps, {seconds:.1f} s, {format_return(run['fresh_mean'])}\n")
     header = provenance("python -m benchmarks.studies.family")
-    flags = [f"`{name}`: `{VARIANTS[name]}`" for name in arguments.variants if VARIANTS[name]]
+    flags = [
+        f"`{name}`: `{shlex.join(flags_of(name, arguments.preset))}`"
+        for name in arguments.variants
+        if VARIANTS[name]
+    ]
     about = f"Preset `{arguments.preset}` {arguments.train_args}, {arguments.seeds} seeds."
     text = "\n\n".join((as_markdown(header), about, "; ".join(flags) + ".", LEGEND, table(runs)))
     sys.stdout.write(text + "\n")
@@ -99,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _trained(arguments: Arguments, caches: Path) -> Iterator[tuple[str, Run]]:
     """Train every variant with every seed, after a first time that is not counted."""
     more = shlex.split(arguments.train_args)
-    commands = {name: [*more, *shlex.split(VARIANTS[name])] for name in arguments.variants}
+    commands = {name: [*more, *flags_of(name, arguments.preset)] for name in arguments.variants}
     for command in commands.values():
         train(arguments.preset, arguments.seeds, caches, [*command, *SHORT])
     for seed in range(arguments.seeds):
@@ -107,7 +113,13 @@ def _trained(arguments: Arguments, caches: Path) -> Iterator[tuple[str, Run]]:
             yield name, train(arguments.preset, seed, caches, command)
 
 
-SHORT = ("--total-timesteps", "20000")
+def flags_of(variant: str, preset: str) -> list[str]:
+    """Return the flags of a variant, with the support of C51 that suits the preset."""
+    flags = VARIANTS[variant]
+    return shlex.split(f"{flags} {SUPPORTS.get(preset, '')}" if "c51" in flags else flags)
+
+
+SHORT = ("--total-timesteps", "5000", "--execution", "compile")
 """Of the runs that fill the caches."""
 
 

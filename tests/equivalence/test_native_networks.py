@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fastdqn import Learner, UsageError
 from fastdqn.algorithms.td_losses import masked_q
 from fastdqn.native import NativeActor
 from fastdqn.native.c_library import MAX_LAYERS
@@ -200,16 +201,14 @@ def test_a_copy_learns_what_the_original_does() -> None:
     assert native.state.online.data_ptr() != twin.state.online.data_ptr()
 
 
-def test_layers_that_were_replaced_by_wider_ones_are_divided_as_before() -> None:
-    """The value reads four units as in the network that was built, not half of the ten."""
-    torch.manual_seed(0)
+@pytest.mark.parametrize("execution", ["eager", "native"])
+def test_layers_that_were_replaced_by_wider_ones_are_refused(execution: str) -> None:
+    """The value would read four units as in the network that was built, not half of the ten."""
     module = mlp(4, 3, (8,), "both")
     module.layers[0], module.layers[1] = nn.Linear(4, 10), nn.Linear(6, 3)
     module.norms[0] = nn.LayerNorm(10)
-    eager, native = pair(module)
-    for learner in (eager, native):
-        learner.update(random_batch(0, actions=3))
-    assert_alike(native.state, eager.state)
+    with pytest.raises(UsageError, match="its layers are not"):
+        Learner(module, execution=execution).update(random_batch(0, actions=3))
 
 
 # Acting

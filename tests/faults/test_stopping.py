@@ -136,8 +136,9 @@ def assert_complete(run_dir: Path, status: str, env: str | None = None) -> None:
     last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["updates"] <= result["updates"]
     assert (run_dir / "plots" / "returns.png").exists()
-    (newest,) = (run_dir / "checkpoints").iterdir()
+    (newest,) = (run_dir / "checkpoints").glob("step-*")
     assert newest.name == f"step-{result['env_steps']:012d}"
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} <= {newest.name, "best"}
 
 
 # Signals

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import provenance
 from benchmarks.studies import family
-from benchmarks.studies.family import VARIANTS, main, row, table
+from benchmarks.studies.family import VARIANTS, flags_of, main, row, table
 
 STEPS = {"double": 100_000, "dueling": 50_000}
 
@@ -50,7 +50,7 @@ def test_variants_take_turns_after_runs_that_are_not_counted(
     seen = [(seed, "--dueling" in flags) for _, seed, flags in training.calls]
     assert seen == [(2, False), (2, True), (0, False), (0, True), (1, False), (1, True)]
     assert all(flags[:2] == ["--gamma", "0.9"] for *_, flags in training.calls)
-    assert ["20000" in flags for *_, flags in training.calls] == [True] * 2 + [False] * 4
+    assert ["compile" in flags for *_, flags in training.calls] == [True] * 2 + [False] * 4
     assert {preset for preset, *_ in training.calls} == {"lunarlander"}
     assert len(training.caches) == 1
     out = capsys.readouterr().out
@@ -77,6 +77,13 @@ def test_a_variant_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -
     error = capsys.readouterr().err
     assert "--variants duelling: there is no such variant" in error
     assert all(name in error for name in VARIANTS)
+
+
+def test_c51_has_the_support_of_the_preset() -> None:
+    assert flags_of("c51", "cartpole") == ["--objective", "c51", "--v-min", "0", "--v-max", "50"]
+    assert flags_of("c51", "lunarlander") == ["--objective", "c51"]
+    assert "--v-min" not in flags_of("qr", "cartpole")
+    assert "--v-max" in flags_of("rainbow", "cartpole")
 
 
 def test_results_are_saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
