@@ -61,10 +61,9 @@ _ACROBOT = Config(
     stop_at_return=-88.0,
     eval_interval=5_000,
 )
-# With targets of one step, the same epsilon everywhere and inputs as they are, no training episode
-# of 300,000 env steps reached the flag. Environments that explore little follow the network's
-# optimism to it, targets of ten steps carry its news back sooner, and a network whose inputs lie
-# in [-1, 1] sees the velocity, which lies within 0.07. Without the ladder two of five seeds failed.
+# Of eight settings that were tried on five seeds this is the only one that reached -110 with all of
+# them: targets of ten steps, inputs within [-1, 1] and a ladder. What each of these does alone was
+# not measured.
 _MOUNTAINCAR = Config(
     env_id="MountainCar-v0",
     wrapper=("RescaleObservation(min_obs=-1,max_obs=1)",),
@@ -81,6 +80,17 @@ _MOUNTAINCAR = Config(
     epsilon_ladder_alpha=3.0,
     stop_at_return=-110.0,
     eval_interval=5_000,
+)
+_RAINBOW = replace(
+    _LUNARLANDER,
+    objective="c51",
+    dueling=True,
+    noisy=True,
+    epsilon_start=0.0,
+    epsilon_end=0.0,
+    replay="prioritized",
+    priority_alpha=0.5,
+    n_step=3,
 )
 _LESSON = replace(
     _LUNARLANDER, num_envs=1, replay_ratio=1.0, total_timesteps=100_000, stop_at_return=None
@@ -118,6 +128,12 @@ PRESETS: dict[str, Preset] = {
         _MOUNTAINCAR,
         NOT_MEASURED,
         "settings: found by trying; ladder: Horgan et al. (2018), arXiv:1803.00933",
+    ),
+    "rainbow": Preset(
+        "LunarLander-v3 by Rainbow: C51, dueling, noisy, prioritized, three steps.",
+        _RAINBOW,
+        NOT_MEASURED,
+        "settings: of lunarlander; steps, alpha, atoms: Hessel et al. (2018), arXiv:1710.02298",
     ),
     "lesson-bare": Preset(
         "The bare Q-network: greedy, newest transition only, its own target. Does not learn.",
