@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from fastdqn.algorithms.exploration import ladder_of
 from fastdqn.algorithms.objectives import Objective
 from fastdqn.algorithms.optimizers import OPTIMIZERS, Adam, AdamW, Optimizer
-from fastdqn.config import Config, refuse_epsilon, settled
+from fastdqn.config import Config, refuse_epsilon, settled, with_named
 from fastdqn.device import check_device
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.seeding import Stream, seeds_of
@@ -75,7 +74,7 @@ def build_config(env_id: str, settings: Mapping[str, Any]) -> Config:
         )
     preset = settings.get("preset") or ""
     named = {**settings, "env_id": env_id, "preset": preset}
-    config = replace(preset_config(preset) if preset else Config(), **named)
+    config = with_named(preset_config(preset) if preset else Config(), named)
     if config.noisy:
         refuse_epsilon(settings, "pass noisy=False")
     return settled(config)

@@ -5,16 +5,19 @@ The text below each field is the help of its flag; it gives the unit.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from dataclasses import field as field_of
 from pathlib import Path
 from typing import Any, Literal
 
+from fastdqn.foundation.idle_settings import idle_in
 from fastdqn.foundation.pair_checks import check_pairs, of_epsilon, refuse_epsilon
 from fastdqn.foundation.setting_checks import check, choices_of, flag_of, plain_value, spelled
 
 __all__ = [
     "Config",
+    "Draft",
     "check",
     "choices_of",
     "flag_of",
@@ -23,6 +26,7 @@ __all__ = [
     "refuse_epsilon",
     "settled",
     "spelled",
+    "with_named",
 ]
 
 
@@ -204,6 +208,32 @@ class Config:
             object.__setattr__(self, field.name, plain_value(field, getattr(self, field.name)))
         check(self)
         check_pairs(self)
+
+
+@dataclass(frozen=True)
+class Draft(Config):
+    """Settings of one training run. Later flags win over the preset."""
+
+    def __post_init__(self) -> None:
+        """Check nothing: the named ones are checked beside the others by `with_named`."""
+
+
+def with_named(inherited: Config, named: Mapping[str, Any]) -> Config:
+    """Return settings with those that the caller named.
+
+    What these leave without effect is inherited from the defaults instead, so that the caller need
+    not know of it.
+
+    Args:
+        inherited: Settings of a preset, or the defaults.
+        named: The caller's, by name.
+
+    Raises:
+        UsageError: A value cannot be used, or has no effect and was named.
+    """
+    default = Config()
+    idle = idle_in(Config, {**vars(inherited), **named}) - named.keys()
+    return replace(inherited, **{name: getattr(default, name) for name in idle}, **named)
 
 
 def settled(config: Config) -> Config:

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastdqn.agent.saved_description import SavedDescription
 from fastdqn.config import Config, of_epsilon, refuse_epsilon, settled
-from fastdqn.errors import CheckpointError, UsageError
-from fastdqn.foundation.objective_checks import OF_OBJECTIVES, idle_in
+from fastdqn.errors import UsageError
+from fastdqn.foundation.idle_settings import idle_in
+from fastdqn.foundation.objective_checks import ARGUMENTS
 from fastdqn.networks.mlp_options import OPTIONS
 from fastdqn.presets import preset_config
 
@@ -26,9 +26,6 @@ __all__ = [
     "name_of",
     "origin_of",
     "refuse_decided",
-    "refuse_missing_objective",
-    "refuse_other_activation",
-    "refuse_other_parts",
     "refuse_unevaluated",
     "refuse_unwritten",
     "warn_without_effect",
@@ -41,7 +38,7 @@ OF_ENVS = ("num_envs", "env_groups")
 """Settings that environments of the caller decide."""
 OF_THE_MLP = ("hidden_sizes", *OPTIONS)
 OF_THE_SAMPLER = "replay priority_alpha priority_beta_start priority_beta_end priority_eps"
-OF_THE_OBJECTIVE = ("objective", "double", "loss", *OF_OBJECTIVES)
+OF_THE_OBJECTIVE = ("objective", *ARGUMENTS)
 OF_PARTS = {"objective": OF_THE_OBJECTIVE, "sampler": tuple(OF_THE_SAMPLER.split())}
 """Part of the caller's own -> settings that it decides."""
 OF_A_RUN_DIRECTORY = ("run_dir", "tensorboard", "checkpoint_interval", "quiet")
@@ -104,48 +101,6 @@ def refuse_decided(settings: Mapping[str, Any], **parts: Any) -> None:
             raise UsageError(got, f"the {part} decides it", "Leave one of them out.")
 
 
-def refuse_missing_objective(objective: Any, saved: str | None, folder: str) -> None:
-    """Refuse no objective for a policy that learned by one of the caller's, which no file holds.
-
-    Raises:
-        CheckpointError: Names the saved one.
-    """
-    if objective is None and saved is not None:
-        raise CheckpointError(
-            f"{folder} was trained with an objective of the caller's own, "
-            f"{saved}: pass it, DQN.load(folder, objective=...)"
-        )
-
-
-def refuse_other_activation(saved: SavedDescription, given: Mapping[str, Any], folder: str) -> None:
-    """Refuse another activation than the saved one, whose parameters are of the same shapes.
-
-    Raises:
-        UsageError: Names both.
-    """
-    was = saved.settings.get("activation", Config.activation)
-    if given.get("activation", was) != was:
-        got = f"activation={given['activation']!r} for {folder}"
-        raise UsageError(got, f"its network was trained with {was}", "Leave it out.")
-
-
-def refuse_other_parts(saved: SavedDescription, passed: Mapping[str, str], folder: str) -> None:
-    """Refuse an objective or a sampler of another class than the saved one; modules may move.
-
-    Raises:
-        CheckpointError: Names both.
-    """
-    for part in ("objective", "sampler"):
-        was, found = getattr(saved, part), passed.get(part)
-        trained = f"{folder} was trained with the {part} {was}"
-        way_out = f"pass it, DQN.load(folder, {part}=...)"
-        if was is not None and found is None:
-            message = f"{trained}, and learning goes on without: {way_out}"
-            warnings.warn(message, UserWarning, stacklevel=3)
-        elif was is not None and was.rpartition(".")[2] != str(found).rpartition(".")[2]:
-            raise CheckpointError(f"{trained}, and this is {found}: {way_out}")
-
-
 def warn_without_effect(
     settings: Mapping[str, Any], fixed: Mapping[str, Any], *, builds: bool, own_network: bool
 ) -> None:
@@ -182,7 +137,7 @@ def fitting(
     own_network: bool,
     others: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Return settings without the saved ones that the caller's environments or network override.
+    """Return settings without the saved ones that the caller's environments or settings override.
 
     Args:
         saved: Settings of a file, overridden by those of the caller.
@@ -195,10 +150,7 @@ def fitting(
     decided = {*of_envs, *(OF_THE_MLP if own_network else ()), *others}
     if saved.get("noisy") and not own_network:
         decided |= set(filter(of_epsilon, saved))
-    if "replay" in named and saved["replay"] != "prioritized":
-        decided |= {name for name in saved if name.startswith("priority_")}
-    if "objective" in named:
-        decided |= idle_in(saved["objective"])
+    decided |= idle_in(Config, saved)
     return {name: value for name, value in saved.items() if name in named or name not in decided}
 
 

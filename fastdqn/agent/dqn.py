@@ -19,7 +19,6 @@ from fastdqn.agent.arguments import (
     folder_of,
     origin_of,
     refuse_decided,
-    refuse_other_parts,
     refuse_unevaluated,
     refuse_unwritten,
     warn_without_effect,
@@ -28,6 +27,7 @@ from fastdqn.agent.arguments import (
 from fastdqn.agent.learning import Trainable
 from fastdqn.agent.loading import restore
 from fastdqn.agent.saved_description import saved_policy
+from fastdqn.agent.saved_parts import refuse_other_parts
 from fastdqn.algorithms.objectives import Objective
 from fastdqn.build import build_config
 from fastdqn.config import Config
@@ -97,7 +97,7 @@ class DQN(Trainable, Whole):
         self._by_id = isinstance(env, str)
         settings = {**settings, **self._provider.fixed}
         if network is not None:
-            settings["noisy"] = False  # it explores by epsilon, whatever a preset says of the MLP
+            settings |= dict.fromkeys(("noisy", "dueling"), False)  # whatever is said of the MLP
         name = env if isinstance(env, str) else self.description.env_id
         self.config = build_config(name, settings)
         parts = {"network": network, "objective": objective, "sampler": sampler}
@@ -272,14 +272,15 @@ class DQN(Trainable, Whole):
                 file does not hold them.
             policy: Of a run's folder: `last`, or `best`, by full evaluations while it was trained.
             network: The module whose parameters were saved, if the caller's own.
-            objective: The caller's own of the training, or another name.
+            objective: The caller's own of the training; dqn and munchausen may take turns.
             sampler: Likewise; None draws as `replay` says, with a UserWarning.
             settings: Override saved ones.
 
         Raises:
             CheckpointError: There is no whole policy, an invalid value, or the parameters of
                 another network, or another objective or sampler.
-            UsageError: The environment cannot be built, or `policy` is no choice.
+            UsageError: The environment cannot be built, `policy` is no choice, or the saved outputs
+                would mean something else.
         """
         objective, settings = apart(objective, settings)
         read = saved_policy(saved, policy)

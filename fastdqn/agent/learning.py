@@ -36,7 +36,7 @@ from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.specs.plain_values import to_plain
 from fastdqn.errors import UsageError
 from fastdqn.execution.modes import choose_execution, is_auto
-from fastdqn.foundation.objective_checks import OF_OBJECTIVES
+from fastdqn.foundation.objective_checks import ARGUMENTS
 from fastdqn.foundation.scalars import whole
 from fastdqn.learner.settings import float32_products
 from fastdqn.policies.policy import Policy
@@ -90,7 +90,7 @@ class Trainable:
         tensors = self._provider.tensors(config.num_envs, device)
         refuse_impossible(config, device, builds=self._provider.builds)  # before any allocation
         if objective is None:
-            settings = {name: getattr(config, name) for name in ("double", "loss", *OF_OBJECTIVES)}
+            settings = {name: getattr(config, name) for name in ARGUMENTS}
             objective = named_objective(config.objective, **settings)
         objective = objective_of(objective, None, None)
         flat = build_flat(config, self.description, network, objective, device, stacklevel=4)

@@ -17,13 +17,13 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
-from fastdqn.agent.arguments import (
-    decided_by,
-    fitting,
+from fastdqn.agent.arguments import decided_by, fitting
+from fastdqn.agent.saved_description import SavedDescription, read_description, refuse_other_shapes
+from fastdqn.agent.saved_parts import (
     refuse_missing_objective,
     refuse_other_activation,
+    refuse_other_objective,
 )
-from fastdqn.agent.saved_description import SavedDescription, read_description, refuse_other_shapes
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.provider import AnyEnv
 from fastdqn.envs.specs.construction import FORWARDING, Construction, bare_env, chain_of, rebuilt
@@ -99,7 +99,8 @@ def restore(
     Raises:
         CheckpointError: A value of the file is invalid, or it was trained with an objective of the
             caller's own, which is missing.
-        UsageError: The environment cannot be built from the file, or the network is missing.
+        UsageError: The environment cannot be built from the file, the network is missing, or the
+            caller names what its parameters would not mean.
     """
     folder = str(saved.folder)
     try:
@@ -110,6 +111,7 @@ def restore(
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
     if not own_network:
         refuse_other_activation(read, given, folder)
+    refuse_other_objective(read, given, parts["objective"], folder)
     found, kept, from_file = _found(read, env, given, folder)
     refuse_missing_objective(parts["objective"], read.objective, folder)
     builds = not isinstance(found, VectorEnv | TensorEnv)

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
-from gymnasium.spaces import Discrete
 from torch import nn
 
+from fastdqn.agent.memory_check import refuse_many_numbers, refuse_wide
 from fastdqn.algorithms.distributional import C51Objective
 from fastdqn.algorithms.objectives import Objective, q_values_of
 from fastdqn.algorithms.quantiles import IQNObjective, QRObjective
-from fastdqn.config import Config, spelled
-from fastdqn.device import available_bytes
+from fastdqn.config import Config
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.seeding import Stream, seeds_of
-from fastdqn.errors import UsageError
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.iqn import iqn_for
 from fastdqn.networks.mlp import mlp_for
-from fastdqn.networks.mlp_options import OF_SHAPES, OPTIONS, parameter_shapes
+from fastdqn.networks.mlp_options import OPTIONS
 from fastdqn.networks.network_check import refuse_unfit
 
 __all__ = ["build_flat"]
-
-COPIES = 5
-"""Copies of the parameters in memory: online, target, two moments, gradient."""
 
 
 def _atoms_of(objective: Objective) -> int | None:
@@ -47,30 +40,12 @@ def _maker_for(objective: Objective) -> Callable[..., nn.Module]:
 
 def _new_network(config: Config, env: EnvDescription, objective: Objective) -> nn.Module:
     """Build the network of an objective; its initial weights depend on the run's seed alone."""
-    _refuse_wide(config, env, _atoms_of(objective))
+    refuse_wide(config, env, _atoms_of(objective))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds_of(config.seed, Stream.NETWORK, 1)[0])
         options = {name: getattr(config, name) for name in OPTIONS}
         make = _maker_for(objective)
         return make(env.obs_space, env.num_actions, config.hidden_sizes, **options)
-
-
-def _refuse_wide(config: Config, env: EnvDescription, num_atoms: int | None) -> None:
-    """Refuse hidden layers whose parameters, moments and target do not fit into memory."""
-    space: Any = env.obs_space
-    inputs = int(space.n) if isinstance(space, Discrete) else math.prod(env.obs_shape)
-    options = {name: getattr(config, name) for name in OF_SHAPES}
-    sizes = inputs, config.hidden_sizes, env.num_actions
-    shapes = parameter_shapes(*sizes, num_atoms=num_atoms, **options)
-    needed = COPIES * 4 * sum(map(math.prod, shapes.values()))
-    free = available_bytes(torch.device("cpu"))
-    if needed > free:
-        raise UsageError(
-            f"--hidden-sizes {spelled(config.hidden_sizes)}",
-            f"learning needs {needed / 2**30:,.1f} GiB for its parameters, and "
-            f"{free / 2**30:,.1f} GiB are left",
-            "Choose smaller layers.",
-        )
 
 
 def build_flat(
@@ -94,8 +69,9 @@ def build_flat(
 
     Raises:
         UsageError: It does not turn the environment's observations into Q-values of its actions,
-            or would not fit into memory.
+            or it or an update would not fit into memory.
     """
+    refuse_many_numbers(config, env, objective, device)
     module = _new_network(config, env, objective) if network is None else network
     flat = FlatNetwork(module, device, q_values_of(objective))
     refuse_unfit(flat, env.obs_space, env.num_actions, env.env_id, stacklevel=stacklevel + 1)

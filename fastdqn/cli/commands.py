@@ -17,7 +17,7 @@ from rich.text import Text
 
 from fastdqn import __version__
 from fastdqn.cli.arguments import fields_in, parse, words_after
-from fastdqn.config import Config, refuse_epsilon
+from fastdqn.config import Config, Draft, refuse_epsilon, with_named
 from fastdqn.errors import FastDQNError, UsageError
 from fastdqn.execution.modes import may_be_native
 from fastdqn.foundation.formatting import format_return
@@ -134,9 +134,11 @@ def _dispatch(argv: list[str], started: float) -> int:
 def _train(argv: list[str], started: float) -> int:
     if words_after(argv, "--run-dir") == [""]:
         raise UsageError("--run-dir ''", "it is no path", "Name a folder, or leave it out.")
-    config = parse(Config, "train", argv, default=_preset_of(argv))
+    preset, named = _preset_of(argv), fields_in(Config, argv)
+    filled = parse(Draft, "train", argv, default=Draft(**vars(preset)))
+    config = with_named(preset, {name: getattr(filled, name) for name in named})
     if config.noisy:
-        refuse_epsilon(fields_in(Config, argv), "add --no-noisy")
+        refuse_epsilon(named, "add --no-noisy")
     if may_be_native(config.execution):
         begin_to_compile(MLP)  # while another core loads PyTorch
     from fastdqn.cli.train import train  # noqa: PLC0415 - PyTorch is loaded only where it is needed

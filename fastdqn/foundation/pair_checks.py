@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
 from typing import Any
 
 from fastdqn.errors import UsageError
-from fastdqn.foundation.objective_checks import check_objective
+from fastdqn.foundation.idle_settings import refuse_idle
+from fastdqn.foundation.objective_checks import refuse_support
 from fastdqn.foundation.setting_checks import flag_of, spelled
 
 __all__ = ["check_pairs", "of_epsilon", "refuse_epsilon", "refuse_too_many_steps"]
@@ -33,8 +33,9 @@ def check_pairs(config: Any) -> None:
             f"one vector step does not fit into --buffer-size {config.buffer_size}",
             "Use fewer environments or a larger buffer.",
         )
+    refuse_idle(config)
     _check_replay(config)
-    check_objective(config)
+    refuse_support(config.v_min, config.v_max, config.num_atoms)
     _check_learning_rate(config)
     _check_ladder(config)
     _refuse_idle_stop(config)
@@ -80,7 +81,7 @@ def refuse_too_many_steps(n_step: int, capacity: int, num_envs: int) -> None:
 
 
 def _check_replay(config: Any) -> None:
-    """Refuse steps that a replay ring does not hold, and priorities without prioritized replay."""
+    """Refuse steps that a replay ring does not hold, or whose rewards are still missing."""
     refuse_too_many_steps(config.n_step, config.buffer_size, config.num_envs)
     if config.n_step > 1 and config.replay == "newest":
         raise UsageError(
@@ -88,23 +89,19 @@ def _check_replay(config: Any) -> None:
             "the rewards that follow the newest transitions are not there yet",
             "Use --replay uniform or prioritized.",
         )
-    if config.replay != "prioritized":
-        beside, reason = f"with --replay {config.replay}", "it draws by no priorities"
-        _refuse_idle(config, "priority_", beside, reason, "--replay prioritized")
 
 
 def _check_learning_rate(config: Any) -> None:
-    """Refuse a learning rate that does not fall, and an end of one that is constant."""
+    """Refuse a learning rate that is scheduled and does not fall."""
     start, end, schedule = config.learning_rate, config.learning_rate_end, config.lr_schedule
     beside = f"with --lr-schedule {schedule}"
     if schedule == "constant":
-        reason = "a constant learning rate has no other end"
-        _refuse_idle(config, "learning_rate_end", beside, reason, "--lr-schedule linear")
-    elif not start > 0:
+        return
+    if not start > 0:
         raise UsageError(
             f"--learning-rate {start} {beside}", "nothing falls from 0", "Start with 5e-4."
         )
-    elif end > start:
+    if end > start:
         raise UsageError(
             f"--learning-rate-end {end} {beside}",
             f"it lies above --learning-rate {start}, where the schedule starts",
@@ -113,13 +110,10 @@ def _check_learning_rate(config: Any) -> None:
 
 
 def _check_ladder(config: Any) -> None:
-    """Refuse a ladder that starts from no exploration, and a number of one that is not there."""
-    if not config.epsilon_ladder:
-        reason = "all environments explore alike"
-        _refuse_idle(config, "epsilon_ladder_", "without a ladder", reason, "--epsilon-ladder")
-        return
+    """Refuse a ladder that starts from no exploration."""
     constant = config.epsilon_schedule == "constant"
-    if config.epsilon_start == 0 and (constant or config.epsilon_end == 0):
+    none = config.epsilon_start == 0 and (constant or config.epsilon_end == 0)
+    if config.epsilon_ladder and none:
         raise UsageError(
             f"--epsilon-ladder with --epsilon-start {config.epsilon_start}",
             "every power of 0 is 0, so no environment would explore",
@@ -133,25 +127,8 @@ def _refuse_idle_stop(config: Any) -> None:
         raise UsageError(
             f"--eval-interval 0 with --stop-at-return {config.stop_at_return:g}",
             "only an evaluation stops the run, and there would be none",
-            "Leave one of the two out.",
+            "Add --stop-at-return None to train to the end, or leave --eval-interval out.",
         )
-
-
-def _refuse_idle(config: Any, prefix: str, beside: str, reason: str, flag: str) -> None:
-    """Refuse a setting that another one leaves without effect, if it is not the default.
-
-    Args:
-        config: The settings.
-        prefix: How the names of the fields begin.
-        beside: What leaves them without effect.
-        reason: Why.
-        flag: What gives them an effect.
-    """
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name.startswith(prefix) and value != field.default:
-            got = f"{flag_of(field.name)} {value} {beside}"
-            raise UsageError(got, reason, f"Add {flag}, or leave it out.")
 
 
 def of_epsilon(name: str) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from fastdqn.algorithms.distributional import C51Objective
 from fastdqn.algorithms.objectives import Objective
+from fastdqn.config import flag_of
 from fastdqn.replay import ReplayBuffer
 from fastdqn.replay.functional_ring import FunctionalRing
 from fastdqn.replay.returns import discounted_returns, stored
@@ -81,7 +82,7 @@ class ValueRange:
         for name, return_ in found.items():
             if name in self.open:
                 side, change, bound = sides[name]
-                flag = f"--{name.replace('_', '-')}"
+                flag = flag_of(name)
                 messages.append(
                     f"a discounted return of {return_:.6g} is {side} {flag} {bound:g}, where the "
                     f"support of C51 ends, and is learned as {bound:g}: {change} {flag}"

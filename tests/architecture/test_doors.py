@@ -67,11 +67,19 @@ def test_the_doors_are_kept() -> None:
             "foundation/pair_checks",
             {
                 "fastdqn.errors",
+                "fastdqn.foundation.idle_settings",
                 "fastdqn.foundation.objective_checks",
                 "fastdqn.foundation.setting_checks",
             },
         ),
-        ("config", {"fastdqn.foundation.pair_checks", "fastdqn.foundation.setting_checks"}),
+        (
+            "config",
+            {
+                "fastdqn.foundation.idle_settings",
+                "fastdqn.foundation.pair_checks",
+                "fastdqn.foundation.setting_checks",
+            },
+        ),
         ("presets", {"fastdqn.config", "fastdqn.errors"}),
         ("cli/arguments", {"fastdqn.config", "fastdqn.errors", "fastdqn.foundation.scalars"}),
         ("training/signals", set()),

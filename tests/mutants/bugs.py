@@ -62,6 +62,7 @@ from tests.mutants.native_bugs import plants
 from tests.mutants.objective_bugs import PLANTED as OF_OBJECTIVES
 from tests.mutants.replay_bugs import PLANTED
 from tests.mutants.schedule_bugs import SCHEDULED
+from tests.mutants.settings_bugs import PLANTED as OF_SETTINGS
 
 __all__ = ["MUTANTS", "Mutant"]
 
@@ -1222,5 +1223,6 @@ def randomness_that_is_not_looked_for() -> None:
 # The C
 
 
-BY_ROOM = PLANTED | OF_THE_BEST | OF_OBJECTIVES | SCHEDULED | network_bugs.PLANTED | plants()
+BY_ROOM = PLANTED | OF_THE_BEST | OF_OBJECTIVES | SCHEDULED | OF_SETTINGS
+BY_ROOM |= network_bugs.PLANTED | plants()
 MUTANTS |= {name: Mutant(*planted) for name, planted in BY_ROOM.items()}

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fastdqn import DQN, CheckpointError, UsageError, make_tensor_env
-from fastdqn.agent import network as network_file
+from fastdqn.agent import memory_check
 from fastdqn.cli.commands import main
 from fastdqn.config import Config
 from fastdqn.native import why_not_act
@@ -253,7 +253,7 @@ def test_memory_is_counted_with_all_options(monkeypatch: pytest.MonkeyPatch) -> 
     agent = agent_of(**OPTIONS)
     needed = 5 * 4 * agent.learner.network.flat.numel()
     for free, fits in ((needed, True), (needed - 1, False)):
-        monkeypatch.setattr(network_file, "available_bytes", lambda _, free=free: free)
+        monkeypatch.setattr(memory_check, "available_bytes", lambda _, free=free: free)
         if fits:
             agent_of(**OPTIONS)
         else:

@@ -108,7 +108,7 @@ def test_another_name_takes_the_place_of_the_saved_one_where_the_network_fits(
     plain = DQN.load(tmp_path / "saved", objective="dqn")
     assert plain.learner.objective == DoubleDQNObjective()
     assert plain.config.munchausen_alpha == 0.9
-    with pytest.raises(CheckpointError, match="another network"):
+    with pytest.raises(UsageError, match="trained with objective='munchausen'"):
         DQN.load(tmp_path / "saved", objective="c51")
 
 
