@@ -111,6 +111,7 @@ class DQN(Trainable, Whole):
         refuse_unevaluated(settings, self.config, builds=self._provider.builds)
         self._run_dir = self.config.run_dir
         self._recorded: Path | None = None  # the folder that the last call of `learn` left
+        self._unsaved_best: Any = None  # the best policy of that call, if a full disk refused it
         self._build(network, objective, sampler)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -124,7 +125,7 @@ class DQN(Trainable, Whole):
         twin = copied(self, memo, shared=("_provider", "description"), anew=("_rollout",))
         twin._rollout = None
         twin._env_steps, twin._episodes = self._counts()  # in the middle of a training, too
-        twin._run_dir = twin._recorded = None
+        twin._run_dir = twin._recorded = twin._unsaved_best = None
         twin.config = replace(self.config, run_dir=None)
         twin._caller_settings = without_run_directory(self._caller_settings)
         return twin
@@ -187,7 +188,9 @@ class DQN(Trainable, Whole):
         self._recorded = run_dir.resolve()
         with exit_on_sigterm():
             of_call: Any = {"callback": callback, "silent": self.config.quiet, "goes_on": goes_on}
+            of_call["unsaved"] = self._unsaved_best
             outcome = train_recorded(self, run_dir, total_timesteps, started=started, **of_call)
+        self._unsaved_best = outcome.unsaved
         if outcome.error is not None:
             raise outcome.error
         return self
@@ -222,7 +225,8 @@ class DQN(Trainable, Whole):
         Args:
             episodes: How many, played in up to 20 environments at a time; None is the setting
                 `eval_episodes`.
-            seed: Of the environments; those of the training are others even for the same seed.
+            seed: Of the environments; those of a training with the same seed, and of the evaluation
+                at its end, are others.
             max_steps: Env steps after which an episode is cut; 0 is never, None is the setting
                 `eval_max_steps`. The result has the number of cut episodes.
             on_progress: Called every few seconds with the episodes done, all episodes and the env
@@ -260,8 +264,8 @@ class DQN(Trainable, Whole):
     ) -> Self:
         """Load a policy that `save` or a run wrote.
 
-        Counts and schedules go on. Learning restarts with an empty replay, new seeds, no moments of
-        the optimizer and a target network that equals the online one.
+        Counts, and epsilon, go on. Learning restarts with an empty replay, new seeds, no moments of
+        the optimizer, a learning rate at its start and a target network like the online one.
 
         Args:
             saved: Folder of the policy or run, or what `load_policy` returned.

@@ -193,6 +193,7 @@ class Trainable:
             evaluator = None
             if self._provider.builds:
                 evaluator = self._new_evaluator(config.seed, config.eval_episodes)
+                evaluator.call = self._rounds
                 stack.callback(evaluator.close)
             self._rollout = rollout = self._tensor_rollout or self._new_rollout(stack)
             until, made = self._env_steps + timesteps, self._ratio.updates
@@ -210,6 +211,7 @@ class Trainable:
                     callback=callback,
                     evaluator=evaluator,
                     must_evaluate=asked,
+                    evaluated_at_end=recorded,
                     best=best,
                     stop_at_return=config.stop_at_return,
                     value_range=self._value_range,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shlex
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from fastdqn.device import available_cores
 from fastdqn.envs.specs.plain_values import spelled_arguments
 from fastdqn.errors import FastDQNError, UsageError, WorkerError
 from fastdqn.foundation.formatting import format_figure
+from fastdqn.reporting.best_policy import Unsaved
 from fastdqn.reporting.console import Console
 from fastdqn.reporting.panel import cut_words, mean_words
 from fastdqn.reporting.run_recorder import RunRecorder
@@ -32,10 +33,12 @@ class RunOutcome:
     Attributes:
         status: `completed`, `solved`, `stopped` or `failed`.
         error: The exception that ended it, a KeyboardInterrupt included, or None.
+        unsaved: The best policy, if a full disk refused it; or None.
     """
 
     status: str
     error: BaseException | None
+    unsaved: Unsaved | None = None
 
 
 def train_recorded(
@@ -48,6 +51,7 @@ def train_recorded(
     callback: Callback | None = None,
     silent: bool = False,
     goes_on: bool = False,
+    unsaved: Unsaved | None = None,
 ) -> RunOutcome:
     """Train, and leave a complete run directory however it ends; a second call goes on there.
 
@@ -60,6 +64,7 @@ def train_recorded(
         callback: Called beside the recorder; or None.
         silent: Print nothing on the terminal.
         goes_on: Whether an earlier call wrote the folder, which may hold a best policy.
+        unsaved: The best policy of that call, if it could not be written; or None.
 
     Returns:
         How it ended, errors of the training included: they are not raised, the policy is saved.
@@ -69,16 +74,8 @@ def train_recorded(
     """
     config = agent.config
     with Console(run_dir / "log.txt", silent=silent) as console:
-        record = RunRecorder(
-            run_dir,
-            console,
-            config=config,
-            env_id=agent.description.env_id,
-            solved_at=agent.solved_at,
-            parameters=agent.parameters,
-            describe=agent.describe,
-            started=started,
-        )
+        before = unsaved if goes_on else None
+        record = _recorder_of(agent, run_dir, console, started=started, unsaved=before)
         callbacks = record if callback is None else CallbackList(record, callback)
         best = record.best_so_far() if goes_on else None
         of_run: Any = {"started": started, "recorded": True, "best": best}
@@ -87,7 +84,20 @@ def train_recorded(
             record.write_config(_resolved(run_dir, agent))
             ended = _train(agent.env_seeds(), trainer, record, request or StopRequest())
         _finish(record, run_dir, config, has_best=trainer.best_policy is not None)
-    return ended
+    return replace(ended, unsaved=record.unsaved)
+
+
+def _recorder_of(agent: Trainable, run_dir: Path, console: Console, **of_call: Any) -> RunRecorder:
+    return RunRecorder(
+        run_dir,
+        console,
+        config=agent.config,
+        env_id=agent.description.env_id,
+        solved_at=agent.solved_at,
+        parameters=agent.parameters,
+        describe=agent.describe,
+        **of_call,
+    )
 
 
 def _finish(record: RunRecorder, run_dir: Path, config: Config, *, has_best: bool) -> None:

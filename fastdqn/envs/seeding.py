@@ -18,9 +18,12 @@ class Stream(IntEnum):
     EXPLORATION = 3
     REPLAY = 4
     BEST_POLICY_ENVS = 5
+    LAST_POLICY_ENVS = 6
 
 
-def seeds_of(run_seed: int, stream: Stream, count: int, round_: int = 0) -> list[int]:
+def seeds_of(
+    run_seed: int, stream: Stream, count: int, round_: int = 0, call: int = 0
+) -> list[int]:
     """Return `count` seeds below 2^31 for one stream of a run.
 
     Args:
@@ -28,6 +31,8 @@ def seeds_of(run_seed: int, stream: Stream, count: int, round_: int = 0) -> list
         stream: Their use.
         count: How many.
         round_: Serial number of the draw, e.g. of the evaluation; each gives other seeds.
+        call: Serial number of the call of `learn` that counts the rounds from 1; likewise.
     """
-    sequence = np.random.SeedSequence(run_seed, spawn_key=(stream, round_))
+    place = (stream, round_, call) if call else (stream, round_)
+    sequence = np.random.SeedSequence(run_seed, spawn_key=place)
     return [int(seed) for seed in sequence.generate_state(count, np.uint32) >> np.uint32(1)]

@@ -11,11 +11,15 @@ from typing import Any
 from torch import Tensor
 
 from fastdqn.errors import CheckpointError
+from fastdqn.foundation.policy_folders import CHECKPOINTS, has_best
 from fastdqn.foundation.saved_files import without_nan
-from fastdqn.training.checkpoint import BEST, CHECKPOINTS, load_best, save_best
+from fastdqn.training.checkpoint import load_best, save_best
 from fastdqn.training.events import BestPolicy
 
-__all__ = ["BestPolicyFolder"]
+__all__ = ["BestPolicyFolder", "Unsaved"]
+
+Unsaved = tuple[dict[str, Tensor], dict[str, Any]]
+"""A best policy that a full disk refused: its tensors by name, and its description."""
 
 KEY = "evaluation"
 """Of the description; its value holds the fields of a BestPolicy."""
@@ -28,6 +32,10 @@ class BestPolicyFolder:
         run_dir: The run's folder.
         parameters: Returns the tensors of the policy, by name.
         describe: Returns its description, plain JSON values.
+        unsaved: What an earlier call of `learn` could not write; or None.
+
+    Attributes:
+        unsaved: The best policy, if it waits for room; or None.
     """
 
     def __init__(
@@ -35,9 +43,10 @@ class BestPolicyFolder:
         run_dir: Path,
         parameters: Callable[[], Mapping[str, Tensor]],
         describe: Callable[[], Mapping[str, Any]],
+        unsaved: Unsaved | None = None,
     ) -> None:
         self._run_dir, self._parameters, self._describe = run_dir, parameters, describe
-        self._unsaved: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self.unsaved = unsaved
 
     def save(self, best: BestPolicy) -> None:
         """Save the policy of this moment, which is the best one.
@@ -47,14 +56,14 @@ class BestPolicyFolder:
         """
         evaluated = {"env_steps": best.env_step, KEY: without_nan(asdict(best))}
         description = {**self._describe(), **evaluated}
-        self._unsaved = None
+        self.unsaved = None
         try:
             save_best(self._run_dir / CHECKPOINTS, self._parameters(), description)
         except OSError:
             copies = {
                 name: tensor.to("cpu", copy=True) for name, tensor in self._parameters().items()
             }
-            self._unsaved = copies, description
+            self.unsaved = copies, description
             raise
 
     def flush(self) -> None:
@@ -63,9 +72,9 @@ class BestPolicyFolder:
         Raises:
             OSError: It still cannot be written.
         """
-        if self._unsaved is not None:
-            save_best(self._run_dir / CHECKPOINTS, *self._unsaved)
-            self._unsaved = None
+        if self.unsaved is not None:
+            save_best(self._run_dir / CHECKPOINTS, *self.unsaved)
+            self.unsaved = None
 
     def read(self) -> BestPolicy | None:
         """Return what an earlier call of `learn` found; None if it saved no best policy.
@@ -73,7 +82,9 @@ class BestPolicyFolder:
         Raises:
             CheckpointError: It cannot be read.
         """
-        if not (self._run_dir / CHECKPOINTS / BEST).exists():
+        if self.unsaved is not None:
+            return _best_in(self.unsaved[1].get(KEY), "the best policy that waits for room")
+        if not has_best(self._run_dir):
             return None
         saved = load_best(self._run_dir)
         return _best_in(saved.description.get(KEY), str(saved.folder))

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from fastdqn.errors import UsageError
+from fastdqn.foundation.policy_folders import has_best
 from fastdqn.foundation.saved_files import replacing
 from fastdqn.reporting.figures import (
     RunData,
@@ -31,7 +32,8 @@ def plot_run(run_dir: Path) -> list[Path]:
     """Draw the pictures of a run into its folder ``plots``.
 
     ``returns.png`` comes from episodes.csv; ``wall_time.png`` from metrics.jsonl, where there is
-    one; both show evaluations.csv, where there is one. The headline and the threshold
+    one; both show evaluations.csv, where there is one, and with a star the best policy, where the
+    folder holds it. The headline and the threshold
     come from config.json's ``env_id`` and ``solved_at``, or else ``stop_at_return``; without them
     the folder's name is the headline, and the environment's own threshold is drawn, if known.
 
@@ -49,12 +51,15 @@ def plot_run(run_dir: Path) -> list[Path]:
     episodes = EPISODES.read(_episodes_path(run_dir))
     metrics, evaluations = run_dir / "metrics.jsonl", run_dir / "evaluations.csv"
     title, solved_at = _named(run_dir)
+    evaluated = EVALUATIONS.read(evaluations) if evaluations.exists() else EVALUATIONS.table_of()
+    if not has_best(run_dir):  # older releases marked screenings, and kept no policy
+        evaluated.best[:] = False
     run = RunData(
         title,
         solved_at,
         episodes,
         read_metrics(metrics) if metrics.is_file() else (),
-        EVALUATIONS.read(evaluations) if evaluations.exists() else EVALUATIONS.table_of(),
+        evaluated,
     )
     pictures = {"returns": build_returns_figure}
     if metrics.is_file():

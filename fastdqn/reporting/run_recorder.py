@@ -13,7 +13,7 @@ from torch import Tensor
 from fastdqn.config import Config
 from fastdqn.errors import CheckpointError
 from fastdqn.foundation.saved_files import write_json_whole
-from fastdqn.reporting.best_policy import BestPolicyFolder
+from fastdqn.reporting.best_policy import BestPolicyFolder, Unsaved
 from fastdqn.reporting.console import Console
 from fastdqn.reporting.metrics import MetricsLog, TensorBoardMetrics
 from fastdqn.reporting.progress import make_progress
@@ -43,6 +43,7 @@ class RunRecorder(Callback):
         parameters: Returns the tensors of a policy, by name.
         describe: Returns their description, plain JSON values.
         started: `time.perf_counter()` at the start of the command.
+        unsaved: The best policy of an earlier call, if it could not be written; or None.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class RunRecorder(Callback):
         parameters: Callable[[], Mapping[str, Tensor]],
         describe: Callable[[], dict[str, Any]],
         started: float,
+        unsaved: Unsaved | None = None,
     ) -> None:
         self.run_dir, self.console = run_dir, console
         self._config, self._env_id, self._started = config, env_id, started
         self._parameters, self._describe = parameters, describe
         self._resolved: dict[str, object] = {}
         self._lost: set[str] = set()
+        self._evaluated = False
         self._episodes = EpisodeLog(run_dir / "episodes.csv", env_id=env_id, solved_at=solved_at)
         self._evaluations = EvaluationLog(run_dir / "evaluations.csv")
         self._metrics: dict[str, MetricsLog | TensorBoardMetrics] = {
@@ -69,7 +72,7 @@ class RunRecorder(Callback):
         }
         if config.tensorboard:
             self._metrics["TensorBoard events"] = TensorBoardMetrics(run_dir / "tensorboard")
-        self._best = BestPolicyFolder(run_dir, parameters, describe)
+        self._best = BestPolicyFolder(run_dir, parameters, describe, unsaved)
         self._progress = make_progress(
             console, quiet=config.quiet, may_stop_early=config.stop_at_return is not None
         )
@@ -90,6 +93,7 @@ class RunRecorder(Callback):
     def on_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
         """Save the best policy, append a line to evaluations.csv and print one."""
         wall_s = time.perf_counter() - self._started
+        self._evaluated = True
         if evaluation.best:
             best = BestPolicy(env_steps, evaluation.mean, evaluation.std, evaluation.episodes)
             with self._reporting_failure(
@@ -105,9 +109,9 @@ class RunRecorder(Callback):
         self._progress.evaluating(done, episodes, steps)
 
     def on_no_evaluations(self, reason: str) -> None:
-        """Print why there are no evaluations."""
-        why = f"fresh environments cannot be built ({reason})"
-        self.console.say(f"No evaluations, and no best policy: {why}", style="yellow")
+        """Print why there are no evaluations, or no more of them."""
+        lost = "No more evaluations" if self._evaluated else "No evaluations, and no best policy"
+        self.console.say(f"{lost}: no fresh environments to play in ({reason})", style="yellow")
 
     def on_checkpoint(self, trainer: Trainer) -> None:
         """Save the policy and result.json; a failure is printed and leaves the older ones."""
@@ -143,11 +147,18 @@ class RunRecorder(Callback):
     def best_so_far(self) -> BestPolicy | None:
         """Return the best policy of earlier calls that this one goes on from; or None."""
         try:
-            return self._best.read()
+            best = self._best.read()
+            self._evaluated = best is not None
+            return best
         except CheckpointError as error:
             words = f"The best policy so far is not kept: {error}"
             self.console.say(words, style="yellow")
             return None
+
+    @property
+    def unsaved(self) -> Unsaved | None:
+        """The best policy, if it could not be written so far; or None."""
+        return self._best.unsaved
 
     def save(self, trainer: Trainer, status: str) -> None:
         """Write a checkpoint and result.json, and the best policy, if it could not be written."""

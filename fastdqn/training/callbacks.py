@@ -32,7 +32,11 @@ class Callback:
         """
 
     def on_no_evaluations(self, reason: str) -> None:
-        """Called once if fresh environments cannot be built, so that there are no evaluations."""
+        """Called once if there are no evaluations, or no more of them, that were not asked for.
+
+        Args:
+            reason: Why fresh environments cannot be built, or what they raised.
+        """
 
     def on_evaluation_progress(self, done: int, episodes: int, steps: int) -> None:
         """Called every few seconds of an evaluation: episodes done, all episodes, env steps."""

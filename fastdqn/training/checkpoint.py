@@ -19,11 +19,10 @@ from torch import Tensor
 
 from fastdqn.device import available_bytes
 from fastdqn.errors import CheckpointError, UsageError
+from fastdqn.foundation.policy_folders import BEST, CHECKPOINTS, aside, has_best, kept
 from fastdqn.foundation.saved_files import parse_json, read_regular
 
 __all__ = [
-    "BEST",
-    "CHECKPOINTS",
     "SavedPolicy",
     "load_best",
     "load_policy",
@@ -35,7 +34,6 @@ __all__ = [
 
 SCHEMA = 1
 TENSORS, DESCRIPTION = "model.safetensors", "policy.json"
-CHECKPOINTS, BEST = "checkpoints", "best"
 KEEP_LAST = 3
 MAX_DESCRIPTION_BYTES = 1_000_000
 COPIES = 3
@@ -185,7 +183,7 @@ def load_policy(folder: Path, policy: str = "last") -> SavedPolicy:
             "it is no folder of a run, which has a best and a last policy",
             "Name the folder of the run, or leave the choice out.",
         )
-    return _read(_kept(folder))
+    return _read(kept(folder))
 
 
 def load_best(run_dir: Path) -> SavedPolicy:
@@ -194,14 +192,13 @@ def load_best(run_dir: Path) -> SavedPolicy:
     Raises:
         CheckpointError: It has none, or one that cannot be read.
     """
-    folder = _kept(run_dir / CHECKPOINTS / BEST)
-    if not folder.exists():
+    if not has_best(run_dir):
         raise CheckpointError(
             f"{run_dir} holds no best policy: no full evaluation of a policy was played. "
             "Its last policy, --policy last, may be there; --eval-interval and --eval-episodes of "
             "fastdqn train say when policies are evaluated."
         )
-    return _read(folder)
+    return _read(kept(run_dir / CHECKPOINTS / BEST))
 
 
 def _read(folder: Path) -> SavedPolicy:
@@ -235,7 +232,7 @@ def newest_checkpoint(run_dir: Path) -> SavedPolicy:
         except CheckpointError as error:
             reasons.append(str(error))
     detail = "; ".join(reasons) or "there is no checkpoints/step-*"
-    if _kept(run_dir / CHECKPOINTS / BEST).exists():
+    if has_best(run_dir):
         detail += ". It holds a best policy: --policy best, or DQN.load(folder, policy='best')"
     raise CheckpointError(f"{run_dir} holds no saved policy: {detail}")
 
@@ -253,29 +250,18 @@ def _steps(checkpoints: Path) -> list[Path]:
 
 def _replace(draft: Path, folder: Path) -> None:
     """Move the draft to the folder; the old folder is moved aside until that is done."""
-    aside = _aside(folder)
+    old = aside(folder)
     if folder.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
     try:
         draft.rename(folder)
     except BaseException:
-        if aside.exists():
-            aside.rename(folder)
+        if old.exists():
+            old.rename(folder)
         raise
     _sync(folder.parent)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _aside(folder: Path) -> Path:
-    """Return the folder of a policy whose replacement a crash interrupted."""
-    return folder.with_name(f".replaced-{folder.name}")
-
-
-def _kept(folder: Path) -> Path:
-    """Return the folder of a policy, or where a crash left it while it was replaced."""
-    aside = _aside(folder)
-    return aside if not folder.exists() and aside.exists() else folder
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _shape(name: str, named: Mapping[str, Tensor]) -> str:

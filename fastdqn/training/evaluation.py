@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.sources.source import EnvSource
 from fastdqn.errors import UsageError
+from fastdqn.foundation.trial_env import generators_restored
 from fastdqn.policies.policy import Policy
 from fastdqn.training.events import Evaluation
 from fastdqn.training.games import Games
@@ -127,7 +128,8 @@ class Evaluator:
         seed: The run's seed.
         episodes: Fresh episodes of a full evaluation.
         max_steps: Env steps after which an episode is cut; 0 is never.
-        on_progress: See `evaluate`; a trainer sets it.
+        call: Serial number of the call of `learn`, from 0; each has other seeds.
+        on_progress: See `evaluate`; a `Selection` sets it.
         stopped: See `evaluate`; a trainer sets it.
 
     Raises:
@@ -139,6 +141,7 @@ class Evaluator:
     seed: int
     episodes: int
     max_steps: int = 0
+    call: int = 0
     on_progress: OnProgress | None = None
     stopped: Callable[[], bool] | None = None
 
@@ -200,24 +203,20 @@ class Evaluator:
             return seen
         return seen + self._play(more, stream)
 
-    def open(self) -> None:
-        """Build the environments, if they are not there."""
-        self._source = self._source or self.make_source()
-
     def _play(self, episodes: int, stream: Stream) -> Evaluation:
-        self.open()
-        assert self._source is not None
+        self._source = source = self._source or self.make_source()
         self._rounds[stream] += 1
-        source, max_steps = self._source, self.max_steps
-        seeds = seeds_of(self.seed, stream, source.num_envs, self._rounds[stream])
+        max_steps = self.max_steps
+        seeds = seeds_of(self.seed, stream, source.num_envs, self._rounds[stream], self.call)
         asks: Any = {"on_progress": self.on_progress, "stopped": self.stopped}
         return evaluate(self.policy, source, seeds, episodes, max_steps=max_steps, **asks)
 
     def close(self) -> None:
-        """Close the environments."""
-        if self._source is not None:
-            self._source.close()
-            self._source = None
+        """Close the environments; the global random generators are restored."""
+        source, self._source = self._source, None
+        if source is not None:
+            with generators_restored():
+                source.close()
 
 
 def _seeds_after(seeds: Sequence[int], num_resets: int) -> list[int]:

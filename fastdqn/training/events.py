@@ -115,7 +115,7 @@ class Report:
         wall_s: Seconds since the command started.
         time_left_s: Seconds until total_env_steps at the present speed; NaN when unknown.
         time_share: Fractions of the training time by activity; they sum to 1.
-        learning_rate: Step size of the last update; before the first, that of the first.
+        learning_rate: Step size of the last update; before the first, that the learner has.
     """
 
     env_steps: int

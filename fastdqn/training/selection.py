@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
 from fastdqn.envs.seeding import Stream
-from fastdqn.foundation.trial_env import generators_restored
-from fastdqn.training.evaluation import Evaluator
+from fastdqn.errors import first_line
+from fastdqn.foundation.trial_env import close_quietly, generators_restored
+from fastdqn.training.callbacks import Callback
+from fastdqn.training.evaluation import EvaluationStopped, Evaluator
 from fastdqn.training.events import BestPolicy, Evaluation
 
 __all__ = ["Selection"]
 
+T = TypeVar("T")
+
 BUDGET, BUDGET_BESIDE_A_TARGET = (0.5, 4.0), (0.1, 0.1)
 """Env steps of full evaluations for the best policy, at most, per env step of the training: of all
 before one, and of that one."""
+BUDGET_OF_SCREENINGS = 0.5
+"""Env steps of all screenings before one, at most, per env step of the training."""
 
 
 @dataclass(eq=False)
@@ -23,8 +31,9 @@ class Selection:
     """Evaluates the policy of a training now and then, and keeps which one was the best.
 
     Every evaluation is a screening of 5 episodes, or of 20 if the return to reach is within two
-    standard errors. That is `target_return`, if there is one, else any mean above the best one. A
-    full evaluation of other episodes follows
+    standard errors. That is `target_return`, if there is one, else any mean above the best one, and
+    then 20 are played only if the training can afford the full evaluation that may follow. A full
+    evaluation of other episodes follows
 
     - if the screening reached `target_return`: it decides whether the run ends;
     - else if the mean of the screening is above the best one, and the training can afford it: the
@@ -36,27 +45,37 @@ class Selection:
     The best policy is the one with the highest mean of a full evaluation that played all of its
     episodes; of equal means the earlier one stays, and a mean that is not finite does not count,
     nor do screenings. What is played follows from counts and returns, never from time. The global
-    random generators are restored.
+    random generators are restored, also after environments that draw from them while they are
+    built.
 
     Args:
         evaluator: Plays.
         best: The best policy of an earlier call, to be beaten; or None.
+        required: Whether the caller asked for evaluations: then none is left out, and an exception
+            in one is raised. Otherwise it is reported, and nothing is evaluated any more.
+        callback: Called with the progress, and with why nothing is evaluated any more.
 
     Attributes:
         last: The last full evaluation that might have ended the run or was played at its end.
         extra_steps: Env steps of the full evaluations for the best policy.
+        screened_steps: Env steps of the screenings.
     """
 
     evaluator: Evaluator
     best: BestPolicy | None = None
+    _: KW_ONLY
+    required: bool = True
+    callback: Callback = field(default_factory=Callback)
 
     def __post_init__(self) -> None:
         self.last: Evaluation | None = None
-        self.extra_steps = 0
+        self.extra_steps = self.screened_steps = 0
+        self._failed = self._reports = False
+        self.evaluator.on_progress = self._report_progress
 
     def evaluate(
         self, env_step: int, trained_steps: int, target_return: float | None = None
-    ) -> tuple[Evaluation, bool]:
+    ) -> tuple[Evaluation, bool] | None:
         """Screen the policy, and evaluate it fully if it may be good enough.
 
         Args:
@@ -65,29 +84,65 @@ class Selection:
             target_return: Mean return of a full evaluation that ends the run; or None.
 
         Returns:
-            The evaluation, the full one if there was one, and whether it ends the run.
+            The evaluation, the full one if there was one, and whether it ends the run; None if one
+            that is not required has failed, or is left out: the screenings so far took more than a
+            half as many env steps as the training.
 
         Raises:
             EvaluationStopped: The training was stopped; the best policy is as before.
         """
+        if not self.required and self.screened_steps > BUDGET_OF_SCREENINGS * trained_steps:
+            return None
+        return self._guarded(partial(self._evaluate, env_step, trained_steps, target_return))
+
+    def _evaluate(
+        self, env_step: int, trained_steps: int, target_return: float | None
+    ) -> tuple[Evaluation, bool]:
         budget = BUDGET if target_return is None else BUDGET_BESIDE_A_TARGET
         affords = partial(self._affords, trained_steps, budget)
-        with generators_restored():
-            if target_return is None:
-                seen = self.evaluator.screen(self._goal, affords)
-            else:
-                seen = self.evaluator.screen(target_return)
-                if seen.mean >= target_return:
-                    return self._try_to_finish(env_step, target_return)
-            if seen.mean >= self._goal and affords(seen):
-                return self._compared(env_step, self._try_to_beat()), False
+        goal, worth = (self._goal, affords) if target_return is None else (target_return, None)
+        seen = self.evaluator.screen(goal, worth)
+        self.screened_steps += int(seen.lengths.sum())
+        if target_return is not None and seen.mean >= target_return:
+            return self._try_to_finish(env_step, target_return)
+        if seen.mean >= self._goal and affords(seen):
+            return self._compared(env_step, self._try_to_beat()), False
         return seen, False
 
-    def evaluate_last(self, env_step: int) -> Evaluation:
-        """Play all episodes with the last policy of a run."""
+    def evaluate_last(self, env_step: int) -> Evaluation | None:
+        """Play all episodes with the last policy of a run; None as in `evaluate`."""
+        play = partial(self.evaluator.full, stream=Stream.LAST_POLICY_ENVS)
+        found = self._guarded(lambda: self._compared(env_step, play()))
+        self.last = found or self.last
+        return found
+
+    def _guarded(self, play: Callable[[], T]) -> T | None:
+        """Play; where that fails and is not required, report it once, and do without."""
+        if self._failed:
+            return None
         with generators_restored():
-            self.last = self._compared(env_step, self.evaluator.full())
-        return self.last
+            try:
+                return play()
+            except EvaluationStopped:
+                raise
+            except Exception as error:  # an environment may raise any exception
+                if self.required or self._reports:
+                    raise
+                close_quietly(self.evaluator)
+                self._give_up(error)
+        return None
+
+    def _give_up(self, error: Exception) -> None:
+        if self.evaluator.stopped is not None and self.evaluator.stopped():
+            raise EvaluationStopped from error  # the signal may have ended workers, too
+        self._failed = True
+        self.callback.on_no_evaluations(f"{type(error).__name__}: {first_line(error)}")
+
+    def _report_progress(self, done: int, episodes: int, steps: int) -> None:
+        """Report the progress; what the callback raises is no failure of the evaluation."""
+        self._reports = True
+        self.callback.on_evaluation_progress(done, episodes, steps)
+        self._reports = False
 
     @property
     def _goal(self) -> float:

@@ -12,10 +12,11 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
 import numpy as np
 
-from fastdqn.errors import NonFiniteError, first_line
+from fastdqn.errors import NonFiniteError
 from fastdqn.execution.step import Progress
 from fastdqn.learner.learner import Learner
 from fastdqn.learner.state import why_skipped
@@ -48,9 +49,11 @@ class Trainer(ABC):
         callback: Called with reports, episodes, evaluations and checkpoints.
         started: `time.perf_counter()` at the start of the command.
         evaluator: Plays greedy episodes; needed with `stop_at_return`.
-        must_evaluate: Whether it is an error that its environments cannot be built.
+        must_evaluate: Whether an exception in an evaluation ends the run.
         best: The best policy of an earlier call, to be beaten; or None.
         stop_at_return: Mean return of a full evaluation that ends the run.
+        evaluated_at_end: Whether `evaluate_fully` follows a run that ends by itself. Then the
+            interval that ends with it has no evaluation of its own, unless that may be a stop.
         value_range: What returns are compared with at reports.
 
     Attributes:
@@ -78,6 +81,7 @@ class Trainer(ABC):
     must_evaluate: bool = True
     best: BestPolicy | None = None
     stop_at_return: float | None = None
+    evaluated_at_end: bool = False
     value_range: ValueRange = field(default_factory=ValueRange)
     learning_rate: Schedule | None = None
 
@@ -95,9 +99,9 @@ class Trainer(ABC):
         self._reported = (self._begun_at, 0.0)
         self.selection: Selection | None = None
         if self.evaluator is not None:
-            self.evaluator.on_progress = self.callback.on_evaluation_progress
             self.evaluator.stopped = lambda: self.status == "stopped"
-            self.selection = Selection(self.evaluator, self.best)
+            of_run: Any = {"required": self.must_evaluate, "callback": self.callback}
+            self.selection = Selection(self.evaluator, self.best, **of_run)
 
     # The loop
 
@@ -153,7 +157,9 @@ class Trainer(ABC):
             self.value_range.report(self.rollout, self.callback)
         if crossed(self.intervals.checkpoint, before, now):
             self.callback.on_checkpoint(self)
-        if self.status == "running" and crossed(self.intervals.evaluate, before, now):
+        at_end = now >= self.until and self.evaluated_at_end and self.stop_at_return is None
+        due = crossed(self.intervals.evaluate, before, now) and not at_end
+        if due and self.status == "running":
             self._evaluate()
         if now >= self.until and self.status == "running":
             self.status = "completed"
@@ -187,41 +193,33 @@ class Trainer(ABC):
 
     def _evaluate(self) -> None:
         """Evaluate the policy, which may end the run; a stop leaves it without a result."""
-        selection = self.selection
-        if selection is None or self._first_update is None:
+        if self.selection is None or self._first_update is None:
             return
         self.watch.lap("other")
-        if self._can_evaluate(selection):
-            with suppress(EvaluationStopped):
-                self._evaluate_by(selection)
+        with suppress(EvaluationStopped):
+            self._evaluate_by(self.selection)
         self.watch.lap("evaluate")
 
     def _evaluate_by(self, selection: Selection) -> None:
         now, target_return = self.rollout.env_steps, self.stop_at_return
-        evaluation, reached = selection.evaluate(now, now - self._begun_at, target_return)
+        played = selection.evaluate(now, now - self._begun_at, target_return)
+        if played is None:
+            return
+        evaluation, reached = played
         if reached and self.status == "running":
             self.status = "solved"
             self.solved_train_s = self.watch.train_s
             self.solved_total_s = time.perf_counter() - self.started
         self.callback.on_evaluation(now, evaluation, reached)
 
-    def _can_evaluate(self, selection: Selection) -> bool:
-        """Build the environments of evaluations; where that fails, report it, and do without."""
-        try:
-            selection.evaluator.open()
-        except Exception as error:  # a factory may raise any exception
-            if self.must_evaluate:
-                raise
-            self.selection = None
-            self.callback.on_no_evaluations(f"{type(error).__name__}: {first_line(error)}")
-        return self.selection is not None
-
     def evaluate_fully(self) -> None:
         """Play a full evaluation outside the loop, e.g. at its end."""
-        if (selection := self.selection) is not None and self._can_evaluate(selection):
-            self.watch.lap("other")
-            evaluation = selection.evaluate_last(self.rollout.env_steps)
-            self.watch.lap("evaluate")
+        if self.selection is None:
+            return
+        self.watch.lap("other")
+        evaluation = self.selection.evaluate_last(self.rollout.env_steps)
+        self.watch.lap("evaluate")
+        if evaluation is not None:
             self.callback.on_evaluation(self.rollout.env_steps, evaluation, False)
 
     def report(self) -> Report:

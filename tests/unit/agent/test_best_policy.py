@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from fastdqn import DQN, CheckpointError, UsageError
@@ -73,7 +74,7 @@ def test_the_best_policy_of_a_run_is_saved_loaded_and_said(
     seen = Best(agent)
     agent.learn(600, run_dir=run, callback=seen)
     rows, out = rows_of(run), capsys.readouterr().out
-    assert [int(row["env_step"]) for row in rows] == [*range(100, 700, 100), 600]
+    assert [int(row["env_step"]) for row in rows] == [*range(100, 700, 100)]
     assert [int(row["best"]) for row in rows] == [found.best for _, found in seen.evaluations]
     best = max((row for row in rows if row["best"] == "1"), key=lambda row: float(row["mean"]))
     assert best_in(run) == {
@@ -136,7 +137,7 @@ def test_what_a_full_disk_refuses_is_saved_when_there_is_room(
 
     def save_best(*arguments: Any) -> None:
         calls.append(0)
-        if len(calls) < 3:
+        if len(calls) < 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         right(*arguments)
 
@@ -147,6 +148,43 @@ def test_what_a_full_disk_refuses_is_saved_when_there_is_room(
     assert "No space left" in log
     assert "Could write the best policy" in log
     assert best_in(tmp_path)["env_step"] == 300
+
+
+def same_returns(**settings: Any) -> DQN:
+    """Return an agent in whose environment no policy is better than another."""
+    return small(env_kwargs={"sutton_barto_reward": True}, **settings)
+
+
+def test_what_a_full_disk_refused_is_kept_by_later_calls_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    agent = same_returns()
+    with monkeypatch.context() as patch:
+        patch.setattr(best_policy, "save_best", full)
+        for _ in range(2):
+            agent.learn(200, run_dir=tmp_path)
+    assert not (tmp_path / "checkpoints" / "best").exists()
+    twin, other = copy.deepcopy(agent), tmp_path / "other"
+    twin.learn(200, run_dir=other)
+    assert best_in(other)["env_step"] == 500
+    agent.learn(200)
+    assert best_in(tmp_path)["env_step"] == 100
+    agent.learn(200, run_dir=tmp_path / "another")
+    assert best_in(tmp_path / "another")["env_step"] == 700
+
+
+def test_a_best_policy_that_a_crash_left_aside_is_still_the_one_to_beat(tmp_path: Path) -> None:
+    agent = same_returns()
+    agent.learn(200, run_dir=tmp_path)
+    folder = tmp_path / "checkpoints" / "best"
+    folder.rename(folder.with_name(".replaced-best"))
+    agent.learn(200)
+    assert load_policy(tmp_path, "best").description["evaluation"]["env_step"] == 100
+    result = json.loads((tmp_path / "result.json").read_text())["return"]
+    assert result["best_env_step"] == 100
 
 
 @pytest.mark.parametrize(
@@ -188,6 +226,106 @@ def test_masks_and_arguments_of_environments_hold_in_evaluations(tmp_path: Path)
     agent = small(env_kwargs={"sutton_barto_reward": True})
     agent.learn(150, run_dir=tmp_path / "rewarded")
     assert best_in(tmp_path / "rewarded")["mean"] == -1.0
+
+
+class Drawing(CartPoleEnv):
+    """Draws from the global generator while it is built, played and closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        np.random.random(3)
+
+    def step(self, action: Any) -> Any:
+        obs, reward, *rest = super().step(action)  # type: ignore[no-untyped-call]
+        return obs, reward + np.random.random(), *rest
+
+    def close(self) -> None:
+        np.random.random(3)
+
+
+@pytest.mark.parametrize("vectorizer", ["sync", "grouped"])
+def test_environments_that_draw_while_they_are_built_change_nothing(
+    tmp_path: Path, vectorizer: str
+) -> None:
+    left = []
+    for interval in (0, 100):
+        run = tmp_path / str(interval)
+        agent = small(Drawing, vectorizer=vectorizer, num_workers=0, eval_interval=interval)
+        np.random.seed(3)
+        agent.learn(200, run_dir=run)
+        agent.learn(200)
+        left.append((run / "episodes.csv").read_text())
+    assert left[0] == left[1]
+
+
+class Lonely(CartPoleEnv):
+    """A simulator of one client: a second one fails when it is reset."""
+
+    client = 0
+
+    def reset(self, **kwargs: Any) -> Any:
+        if Lonely.client not in {0, id(self)}:
+            raise ConnectionError("port 9000 is taken")
+        Lonely.client = id(self)
+        return super().reset(**kwargs)
+
+    def close(self) -> None:
+        Lonely.client *= Lonely.client != id(self)
+
+
+def test_environments_that_fail_in_an_evaluation_end_no_training(tmp_path: Path) -> None:
+    settings = {**SMALL, "num_envs": 1, "quiet": True}
+    agent = DQN(Lonely, **settings)
+    try:
+        agent.learn(200, run_dir=tmp_path)
+    except ConnectionError as error:
+        pytest.fail(f"the training ended: {error}")
+    assert agent.describe()["env_steps"] == 200
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "completed"
+    log = (tmp_path / "log.txt").read_text()
+    assert log.count("No evaluations, and no best policy: no fresh environments") == 1
+    assert "(ConnectionError: port 9000 is taken)" in log
+    with pytest.raises(ConnectionError, match="port 9000"):
+        DQN(Lonely, **settings, eval_interval=100).learn(200)
+
+
+class Lucky(CartPoleEnv):
+    """Ends after five steps; its return says with which seed it was reset."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, info = super().reset(**kwargs)
+        self.steps, self.luck = 0, float(self.np_random.random())
+        return obs, info
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        obs, *_ = super().step(action)  # type: ignore[no-untyped-call]
+        return obs, self.luck, self.steps == 5, False, {}
+
+
+def test_no_call_of_learn_plays_episodes_of_another_or_of_evaluate(tmp_path: Path) -> None:
+    agent = small(Lucky, eval_interval=100)
+    played = []
+    for _ in range(3):
+        seen = Best(agent)
+        agent.learn(200, run_dir=tmp_path, callback=seen)
+        played += [found.returns.tolist() for _, found in seen.evaluations]
+        agent.save(tmp_path / "saved")
+    seen = Best(loaded := DQN.load(tmp_path / "saved", Lucky, eval_interval=100, quiet=True))
+    loaded.learn(200, callback=seen)
+    played += [found.returns.tolist() for _, found in seen.evaluations]
+    played.append(agent.evaluate(20, seed=agent.config.seed).returns.tolist())
+    returns = [return_ for each in played for return_ in each]
+    assert len(returns) == len(set(returns)) == 3 * 2 * 3 + 2 * 3 + 20
+
+
+def test_the_end_of_a_run_is_not_evaluated_on_the_episodes_of_evaluate(tmp_path: Path) -> None:
+    agent = small(Lucky, eval_interval=0)
+    seen = Best(agent)
+    agent.learn(200, run_dir=tmp_path, callback=seen)
+    ((_, found),) = seen.evaluations
+    again = agent.evaluate(3, seed=agent.config.seed)
+    assert not set(found.returns) & set(again.returns)
 
 
 # Which trainings are evaluated

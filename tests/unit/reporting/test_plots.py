@@ -154,6 +154,23 @@ def test_the_best_policy_of_the_end_has_a_star() -> None:
     assert not any(label.startswith("best") for label in _labels(left))
 
 
+@pytest.mark.parametrize("folder", ["", "checkpoints/best", "checkpoints/.replaced-best"])
+def test_a_star_needs_a_best_policy_in_the_folder(tmp_path: Path, folder: str) -> None:
+    """Runs of older releases mark screenings as the best, and hold no best policy."""
+    _write_run(tmp_path)
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    log = EvaluationLog(tmp_path / "evaluations.csv")
+    log.append(100, 3.0, Evaluation(np.ones(5), np.ones(5, np.int64), best=True))
+    log.close()
+    seen: list[Figure] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastdqn.reporting.plots.save_figure", lambda figure, _: seen.append(figure))
+        plot_run(tmp_path)
+    for figure in seen:
+        starred = [label for label in _labels(figure.axes[0]) if label.startswith("best policy")]
+        assert bool(starred) == bool(folder)
+
+
 def test_the_headline_has_the_steps_of_the_run_and_not_of_its_last_episode(tmp_path: Path) -> None:
     _write_run(tmp_path)
     path = tmp_path / "evaluations.csv"

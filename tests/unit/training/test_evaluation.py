@@ -326,6 +326,16 @@ def test_evaluations_of_another_stream_move_none_of_the_usual_seeds() -> None:
     ]
 
 
+def test_each_call_of_learn_has_evaluations_on_seeds_of_its_own() -> None:
+    tape = _SeedTape()
+    for call in (0, 1, 2):
+        evaluator = Evaluator(random_policy(tape), lambda: tape, seed=4, episodes=4, call=call)
+        for stream in (Stream.EVALUATION_ENVS, Stream.LAST_POLICY_ENVS, Stream.EVALUATION_ENVS):
+            evaluator.full(None, stream)
+    assert tape.seeds[0] == seeds_of(4, Stream.EVALUATION_ENVS, 2, 1)
+    assert len({seed for seeds in tape.seeds for seed in seeds}) == 2 * 9
+
+
 @pytest.mark.parametrize(
     ("episodes", "goal", "played"),
     [(30, -1e9, 20), (30, 1e9, 5), (8, -1e9, 8), (8, 1e9, 5), (3, -1e9, 3), (1, 1e9, 1)],

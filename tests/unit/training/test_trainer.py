@@ -98,8 +98,8 @@ class FakeEvaluator:
         self.length = NEVER
         """Env steps of an episode of a screening: too many for a full one to find the best."""
 
-    def open(self) -> None:
-        self.stage.then.get("open", lambda: None)()
+    def close(self) -> None:
+        self.stage.say("close")
 
     def screen(self, goal: float, worth: object = None) -> Evaluation:
         self.stage.say("screen", 20.0)
@@ -109,7 +109,7 @@ class FakeEvaluator:
     def full(
         self, goal: float | None = None, stream: Stream = Stream.EVALUATION_ENVS
     ) -> Evaluation:
-        self.stage.say("full" if stream == Stream.EVALUATION_ENVS else "full for the best", 50.0)
+        self.stage.say("full" + " for the best" * (stream == Stream.BEST_POLICY_ENVS), 50.0)
         early = goal is not None and self.full_mean <= self.out_of_reach
         count = 1 if early else self.episodes
         return Evaluation(np.array([self.full_mean] * count), np.array([1] * count))
@@ -476,6 +476,16 @@ def test_without_a_goal_the_best_policy_is_looked_for(clock: Clock) -> None:
     assert not trainer.evaluation.best
 
 
+@pytest.mark.parametrize(("goal", "screened"), [(None, 2), (99.0, 3)])
+def test_the_end_is_evaluated_once_unless_it_may_be_a_stop(
+    clock: Clock, goal: float | None, screened: int
+) -> None:
+    trainer, stage = staged(clock, until=30, means=[(5.0, 4.0)] * 3, evaluate=10, goal=goal)
+    trainer.evaluated_at_end = True
+    assert trainer.run(SEEDS) == "completed"
+    assert count(stage, "screen") == screened
+
+
 def test_an_untrained_policy_is_never_the_best(clock: Clock) -> None:
     trainer, stage = staged(clock, until=10, starts=8, means=[(9.0, 9.0)], evaluate=2)
     assert trainer.run(SEEDS) == "completed"
@@ -483,22 +493,67 @@ def test_an_untrained_policy_is_never_the_best(clock: Clock) -> None:
     assert trainer.best_policy is None
 
 
-def test_environments_that_cannot_be_built_are_reported_once_and_done_without(
-    clock: Clock,
-) -> None:
-    def fail() -> None:
-        raise OSError("the port is taken\nby us")
+def fail() -> None:
+    raise OSError("the port is taken\nby us")
 
-    trainer, stage = staged(clock, until=40, evaluate=10, must_evaluate=False)
-    stage.then["open"] = fail
-    assert trainer.run(SEEDS) == "completed"
+
+MOMENTS = ["screen", "full for the best", "full"]
+
+
+def failing_at(clock: Clock, moment: str, *, required: bool) -> tuple[Trainer, Stage]:
+    means = [(5.0, 4.0), (4.0, 3.0), (4.0, 3.0)]
+    trainer, stage = staged(clock, until=35, means=means, evaluate=10, must_evaluate=required)
+    cast("FakeEvaluator", trainer.evaluator).length = 1
+    stage.then[moment] = fail
+    return trainer, stage
+
+
+def train_and_evaluate(trainer: Trainer) -> None:
+    trainer.run(SEEDS)
     trainer.evaluate_fully()
-    said = [event for event in stage.tape if "evaluat" in event]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_environments_that_fail_are_reported_once_closed_and_done_without(
+    clock: Clock, moment: str
+) -> None:
+    trainer, stage = failing_at(clock, moment, required=False)
+    train_and_evaluate(trainer)
+    trainer.evaluate_fully()
+    assert trainer.status == "completed"
+    assert [stage.tape.count(event) for event in (moment, "close")] == [1, 1]
+    said = [event for event in stage.tape if "no evaluations" in event]
     assert said == ["saw no evaluations: OSError: the port is taken"]
-    trainer, stage = staged(clock, until=40, evaluate=10)
-    stage.then["open"] = fail
+    assert trainer.best_policy == (BestPolicy(10, 4.0, 0.0, 3) if moment == "full" else None)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_evaluations_that_were_asked_for_and_fail_end_the_run(clock: Clock, moment: str) -> None:
+    trainer, _ = failing_at(clock, moment, required=True)
+    with pytest.raises(OSError, match="the port is taken"):
+        train_and_evaluate(trainer)
+
+
+def test_what_a_callback_raises_in_an_evaluation_ends_the_run(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=40, means=[(5.0, 4.0)], evaluate=10, must_evaluate=False)
+    stage.then["saw evaluating 1 of 2: 3"] = fail
+    evaluator = cast("FakeEvaluator", trainer.evaluator)
+    stage.then["screen"] = lambda: evaluator.on_progress(1, 2, 3)  # type: ignore[attr-defined]
     with pytest.raises(OSError, match="the port is taken"):
         trainer.run(SEEDS)
+    assert count(stage, "saw no evaluations") == 0
+
+
+def test_environments_that_fail_after_a_stop_are_not_reported(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=40, means=[(5.0, 4.0)], evaluate=10, must_evaluate=False)
+
+    def interrupt() -> None:
+        trainer.stop()
+        fail()
+
+    stage.then["screen"] = interrupt
+    assert trainer.run(SEEDS) == "stopped"
+    assert count(stage, "saw no evaluations") == 0
 
 
 # Stopping and failing
