@@ -52,7 +52,7 @@ class SlowCompiler:
             future.set_exception(CompileError(problem))
             return
         request.path.parent.mkdir(parents=True, exist_ok=True)
-        request.path.write_bytes(pickle.dumps((request.graph, request.num_rows, request.last)))
+        request.path.write_bytes(pickle.dumps((request.source, request.num_rows, request.last)))
         future.set_result(load())
 
 
@@ -73,14 +73,14 @@ class Interpreted:
     """What `SlowCompiler` compiled: runs the trace, and counts how often."""
 
     def __init__(self, path: Path) -> None:
-        graph, self.num_rows, self.last = pickle.loads(path.read_bytes())  # noqa: S301
-        self.graph, self.calls = pickle.loads(graph), 0  # noqa: S301
+        source, self.num_rows, self.last = pickle.loads(path.read_bytes())  # noqa: S301
+        self.operations, self.calls = source.function(), 0
 
     def __call__(self, tensors: list[Tensor]) -> None:
         self.calls += 1
         last = tensors[self.last]
         for row in last.split(1) if self.num_rows else [last]:
-            self.graph(*tensors[: self.last], row, *tensors[self.last + 1 :])
+            self.operations(*tensors[: self.last], row, *tensors[self.last + 1 :])
 
 
 def interpreted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Interpreted]:

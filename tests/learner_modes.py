@@ -12,7 +12,7 @@ from fastdqn.execution.step import PureStep, Step
 from fastdqn.learner.learner import Learner
 from fastdqn.learner.steps import LearnerSteps
 
-__all__ = ["learning_step", "run_by", "run_by_graphs"]
+__all__ = ["assert_from_a_library", "learning_step", "run_by", "run_by_graphs"]
 
 CUDA = torch.device("cuda")
 
@@ -42,3 +42,13 @@ def learning_step(learner: Learner) -> Any:
     """Return what learns from the one source that the learner has learned from in its mode."""
     (step,) = learner._steps.learning
     return step
+
+
+def assert_from_a_library(learner: Learner) -> None:
+    """Check that a library was found or made for what the learner has learned by.
+
+    Calls that wait would otherwise be compiled in this process, and compute the same.
+    """
+    compiler = learning_step(learner).compiler
+    assert compiler.fallback is None
+    assert compiler.loaded + compiler.made > 0

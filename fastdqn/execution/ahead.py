@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -23,7 +22,7 @@ from torch import Tensor
 from fastdqn.execution.compiler import AHEAD, BACKGROUND, Compiler, Numerics, Request
 from fastdqn.execution.in_process import InProcess
 from fastdqn.execution.step import PureStep
-from fastdqn.execution.trace import CompileError, TensorSpec, Trace
+from fastdqn.execution.trace import CompileError, Source, TensorSpec, Trace
 from fastdqn.toolchain.disk_cache import processor
 
 __all__ = ["AheadOfTime", "library_path", "load_library"]
@@ -108,7 +107,8 @@ class AheadOfTime:
         if num_rows:
             specs[last] = TensorSpec.of(tensors[-1])
         numerics = Numerics.current()
-        request = Request(pickle.dumps(traced.graph), tuple(specs), num_rows, last, numerics, path)
+        source = Source.of(traced.graph)
+        request = Request(source, tuple(specs), num_rows, last, numerics, path)
         found = self._process.submit(request, partial(self._made, path, traced))
         self._waiting.add(found)
         found.add_done_callback(self._waiting.discard)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from fastdqn.execution.trace import CompileError, TensorSpec
+from fastdqn.execution.trace import CompileError, Source, TensorSpec
 
 __all__ = ["AHEAD", "BACKGROUND", "LOOK_INTERVAL_S", "Compiler", "Numerics", "Request"]
 
@@ -73,7 +73,7 @@ class Request(NamedTuple):
     """One request to the compiler process, pickled.
 
     Attributes:
-        graph: The operations, pickled: a GraphModule of PyTorch's own operations.
+        source: PyTorch's own operations.
         specs: Of its inputs.
         num_rows: Repeats the operations for each row of the input at `last`; 0 does not.
         last: Which input that is.
@@ -81,7 +81,7 @@ class Request(NamedTuple):
         path: Of the library, which is written atomically.
     """
 
-    graph: bytes
+    source: Source
     specs: tuple[TensorSpec, ...]
     num_rows: int
     last: int

@@ -9,6 +9,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +28,7 @@ from fastdqn.execution.step import in_one_line
 __all__ = [
     "COMPILER",
     "CompileError",
+    "Source",
     "TensorSpec",
     "Trace",
     "UntraceableError",
@@ -83,6 +87,42 @@ class Trace:
     graph: GraphModule
     specs: tuple[TensorSpec, ...]
     constants: tuple[Tensor, ...]
+
+
+class Source(NamedTuple):
+    """The operations of a trace as the text of a function, which pickle sends anywhere.
+
+    A pickled GraphModule does not serve: PyTorch traces it anew when it is loaded. Operations that
+    take no tensor (`arange`, `zeros`) run at that moment, and what they return stays in the graph
+    as a constant, which cannot be exported and would keep what is written into it.
+
+    Attributes:
+        text: Defines `forward(self, *tensors)`.
+        modules: Name in the text -> module.
+        values: Name in the text -> anything else that pickle takes.
+    """
+
+    text: str
+    modules: dict[str, str]
+    values: dict[str, Any]
+
+    @classmethod
+    def of(cls, graph: GraphModule) -> Source:
+        """Write a graph without attributes down."""
+        code = graph.graph.python_code("self")
+        modules, values = {}, {}
+        for name, value in code.globals.items():
+            if isinstance(value, ModuleType):
+                modules[name] = value.__name__
+            else:
+                values[name] = value
+        return cls(code.src, modules, values)
+
+    def function(self) -> Callable[..., object]:
+        """Return what does the operations, one after another, on the tensors of the trace."""
+        scope = self.values | {name: import_module(path) for name, path in self.modules.items()}
+        exec(self.text, scope)  # noqa: S102 - written by PyTorch
+        return partial(scope["forward"], None)
 
 
 # Tracing

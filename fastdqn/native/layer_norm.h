@@ -36,7 +36,10 @@ static inline __attribute__((always_inline)) void normalize_some(
             square[v] += away * away;
         }
     memcpy(rate, square, (size_t)(vectors * WIDTH) * sizeof(float));
-    for (int c = 0; c < vectors * WIDTH; c++) rate[c] = 1.0f / sqrtf(rate[c] / (float)units + EPS);
+    for (int c = 0; c < vectors * WIDTH; c++) {
+        const float variance = rate[c] / (float)units;
+        rate[c] = 1.0f / sqrtf(variance + EPS) + (variance - variance); /* NaN beyond float32 */
+    }
     if (norm->rate) memcpy(norm->rate + column, rate, (size_t)(vectors * WIDTH) * sizeof(float));
     for (int64_t i = 0; i < units; i++) {
         const float gamma = norm->gamma[i], beta = norm->beta[i];

@@ -190,6 +190,30 @@ def test_an_update_that_is_not_finite_changes_no_bit() -> None:
     assert int(native.state.skipped) == 1
 
 
+@pytest.mark.parametrize("batch", [3, 70])
+def test_a_variance_beyond_float32_is_no_update_as_in_eager_learning(batch: int) -> None:
+    torch.manual_seed(0)
+    eager, native = pair(mlp(4, 2, (8,), "both"), learning_rate=1e-5, loss="mse")
+    before = native.state.online.clone()
+    for number, field in enumerate(("obs", "next_obs"), 1):
+        huge = random_batch(number, batch)
+        getattr(huge, field)[batch - 1] = 1e30
+        huge.terminated[batch - 1] = False
+        for learner in (eager, native):
+            learner.update(huge)
+            assert int(learner.state.skipped) == number
+    assert torch.equal(native.state.online, before)
+    large = random_batch(3, batch)
+    large.obs[batch - 1] = 1e15
+    for learner in (eager, native):
+        learner.update(large)
+    assert_alike(native.state, eager.state, rtol=1e-3)
+    assert int(native.state.skipped) == 2
+    obs, draws = torch.stack((torch.full((4,), 1e30), torch.ones(4))), torch.ones(2, 2)
+    chosen = NativeActor(native.network)(obs, 0.0, draws)
+    assert torch.equal(chosen, Policy(native.network).choose(obs, 0.0, draws))
+
+
 def test_a_copy_learns_what_the_original_does() -> None:
     _, native = pair(mlp(4, 2, (8,), "both"))
     native.update(random_batch(0))

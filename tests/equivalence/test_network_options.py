@@ -23,7 +23,7 @@ from fastdqn.training.tensor.block_runner import BlockRunner
 from fastdqn.training.tensor.blocks import Block
 from fastdqn.training.tensor.rollout import TensorRollout
 from tests.fake_cuda import RecordingCuda
-from tests.learner_modes import run_by_graphs
+from tests.learner_modes import assert_from_a_library, run_by_graphs
 from tests.oracles import CounterRules
 from tests.small_learners import filled_ring, random_batch
 from tests.tensor_oracles import PureCounter
@@ -86,6 +86,7 @@ def test_two_hundred_compiled_updates_are_the_eager_ones(name: str) -> None:
             torch.testing.assert_close(mine, theirs, rtol=2e-4, atol=2e-5)
     assert (pair.learners[1].state.online - initial).abs().max() > 0.05
     assert int(pair.learners[0].state.skipped) == 0
+    assert_from_a_library(pair.learners[0])
 
 
 CALLS = (4, 1, 16, 8, 2, 4, 5, 16, 27, 1, 16, 100)

@@ -26,7 +26,7 @@ from fastdqn import (
 )
 from fastdqn.algorithms.objectives import Objective
 from tests.fake_cuda import RecordingCuda
-from tests.learner_modes import run_by_graphs
+from tests.learner_modes import assert_from_a_library, run_by_graphs
 from tests.small_learners import filled_ring, random_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -107,6 +107,7 @@ def test_two_hundred_compiled_updates_are_the_eager_ones(name: str) -> None:
             mine.copy_(theirs)
     assert int(learners[0].state.updates) == UPDATES
     assert int(learners[0].state.skipped) == 0
+    assert_from_a_library(learners[0])
 
 
 @pytest.mark.parametrize("name", MADE)

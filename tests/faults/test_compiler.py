@@ -20,7 +20,7 @@ from fastdqn.execution.ahead import AheadOfTime, load_library
 from fastdqn.execution.compile import CompiledStep
 from fastdqn.execution.compiler import Compiler, Numerics, Request
 from fastdqn.execution.step import PureStep
-from fastdqn.execution.trace import CompileError, TensorSpec
+from fastdqn.execution.trace import CompileError, Source, TensorSpec
 from fastdqn.learner.learner import Learner
 from tests.learner_modes import learning_step, run_by
 from tests.small_learners import Branches, filled_ring
@@ -51,7 +51,9 @@ def gone(pid: int) -> bool:
 def request(folder: Path) -> Request:
     """Return one that nobody can fulfil."""
     spec = TensorSpec.of(torch.zeros(1))
-    return Request(b"no pickle", (spec,), 0, 0, Numerics.current(), folder / "none.pt2")
+    return Request(
+        Source("no Python", {}, {}), (spec,), 0, 0, Numerics.current(), folder / "none.pt2"
+    )
 
 
 def loaded() -> None:
@@ -195,7 +197,7 @@ def test_a_broken_library_is_deleted_and_missed(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_compiled_is_told_in_one_line(tmp_path: Path, compiler: Compiler) -> None:
-    with pytest.raises(CompileError, match=r"^UnpicklingError: [^\n]+$"):
+    with pytest.raises(CompileError, match=r"^SyntaxError: [^\n]+$"):
         compiler.submit(request(tmp_path), loaded).result(PATIENCE_S)
     assert list(tmp_path.iterdir()) == []
 

@@ -7,6 +7,7 @@ has to run to the end: a test counts as red only where an assertion fails.
 from __future__ import annotations
 
 import contextlib
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ from fastdqn.execution import modes
 from fastdqn.execution.cuda_graph import CudaGraphStep
 from fastdqn.execution.in_process import InProcess
 from fastdqn.execution.step import PlainUntilCompiled
+from fastdqn.execution.trace import Source
 from fastdqn.foundation import copying, trial_env
 from fastdqn.learner import update
 from fastdqn.learner.learner import Learner, LearnerState
@@ -85,6 +87,7 @@ FIRE = "tests/faults/test_supervision.py::test_"
 RESTARTS = "tests/faults/test_restarts.py::test_"
 BUDGET = "tests/unit/envs/test_supervision.py::test_"
 LOCAL = "tests/unit/envs/test_local_pool.py::test_"
+EXPORTED = "tests/unit/execution/test_compiler_process.py::test_"
 COMPILED = "tests/unit/execution/test_compile.py::test_"
 STEP = "tests/unit/execution/test_step.py::test_"
 MOVING = "tests/equivalence/test_learning_while_compiling.py::test_"
@@ -959,6 +962,12 @@ def a_warm_up_that_fails_and_stays() -> None:
         restore()
 
     exchange("_rehearse", rehearse, CudaGraphStep)
+
+
+@turns_red(EXPORTED + "what_operations_make_without_a_tensor_is_made_in_each_call")
+def graphs_that_are_traced_anew_where_they_are_loaded() -> None:
+    exchange("of", lambda graph: Source(pickle.dumps(graph), {}, {}), Source)  # type: ignore[arg-type]
+    exchange("function", lambda source: pickle.loads(source.text), Source)  # noqa: S301
 
 
 @turns_red(COMPILED + "closed_it_forgets_what_a_thread_compiles_and_asks_for_nothing")

@@ -105,9 +105,14 @@ NORMS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "layer norm: no eps": ("#define EPS 1e-5f", "#define EPS 0.0f", (NORM,)),
     "layer norm: a larger eps": ("#define EPS 1e-5f", "#define EPS 1e-4f", (NORM,)),
     "layer norm: eps beside the root": (
-        "1.0f / sqrtf(rate[c] / (float)units + EPS)",
-        "1.0f / (sqrtf(rate[c] / (float)units) + EPS)",
+        "1.0f / sqrtf(variance + EPS)",
+        "1.0f / (sqrtf(variance) + EPS)",
         (NORM,),
+    ),
+    "layer norm: units of 0 where the variance is beyond float32": (
+        " + (variance - variance)",
+        "",
+        (NETWORKS + "a_variance_beyond_float32_is_no_update_as_in_eager_learning",),
     ),
     "layer norm: the variance of a sample": (
         "rate[c] / (float)units",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fastdqn.device import OPERATIONS, check_device
+from fastdqn.device import OPERATIONS, Operation, check_device
 from fastdqn.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -20,6 +20,11 @@ SPOILED = {
     "index_copy_": "index_copy_",
     "lerp_": "lerp_",
     "remainder_ on int64": "remainder_",
+    "erfinv": "erfinv",
+    "cos": "cos",
+    "layer_norm": "layer_norm",
+    "logsumexp": "logsumexp",
+    "log_softmax": "log_softmax",
 }
 """Name in the message -> the operation that is spoiled."""
 
@@ -72,3 +77,14 @@ def test_a_small_difference_of_rounding_passes() -> None:
 
     rounded.calls = 0  # type: ignore[attr-defined]
     check_device(CPU, {"rounded": rounded})
+
+
+def test_formulas_of_a_card_may_differ_by_more_and_wrong_ones_are_seen() -> None:
+    def moved(by: float) -> Operation:
+        calls = iter((by, 0.0))
+        return lambda _: torch.tensor([-0.5]) + next(calls)
+
+    check_device(CPU, {"cos": moved(1e-4)})
+    for name, by in (("cos", 1e-2), ("lerp_", 1e-4), ("log_softmax", float("nan"))):
+        with pytest.raises(UsageError, match=f"{name} gives"):
+            check_device(CPU, {name: moved(by)})

@@ -112,7 +112,7 @@ def test_rows_are_traced_once_and_repeated(loaded: list[Interpreted]) -> None:
         process.finish()
     first, second = process.requests
     assert (first.num_rows, second.num_rows, first.path == second.path) == (4, 2, False)
-    assert first.graph == second.graph
+    assert first.source == second.source
     assert first.specs[0].shape == (4, 3)
     rows = torch.arange(12.0).reshape(4, 3)
     for piece in (rows, rows[:2]):
