@@ -127,8 +127,8 @@ class Config:
     """Largest magnitude of each element of the gradient; None leaves it."""
 
     replay: Literal["uniform", "prioritized", "newest"] = "uniform"
-    """Learn from all stored transitions alike, more often from those with large TD errors, or,
-    without replay, from the newest ones only."""
+    """Learn from all stored transitions alike, more often from those with large priorities (the
+    |TD error| of a DQN, the loss of a distribution), or, without replay, from the newest only."""
     priority_alpha: float = 0.6
     """How much priorities count when batches are drawn; 0 draws uniformly."""
     priority_beta_start: float = 0.4
@@ -136,7 +136,7 @@ class Config:
     priority_beta_end: float = 1.0
     """How far at the last update of the run; it moves linearly over the updates."""
     priority_eps: float = 1e-6
-    """Added to each |TD error|, so that an error of 0 is no priority of 0."""
+    """Added to each priority (|TD error|, or a loss), so that none is 0."""
     n_step: int = 1
     """Rewards added up before the target network's value, over env steps of one episode."""
     buffer_size: int = 100_000

@@ -15,11 +15,12 @@ from fastdqn.algorithms.quantiles import IQNObjective, QRObjective
 from fastdqn.config import Config
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.seeding import Stream, seeds_of
+from fastdqn.learner.outputs_check import refuse_no_fractions
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.iqn import iqn_for
 from fastdqn.networks.mlp import mlp_for
 from fastdqn.networks.mlp_options import OPTIONS
-from fastdqn.networks.network_check import refuse_unfit
+from fastdqn.networks.network_check import observations_of, refuse_unfit
 
 __all__ = ["build_flat"]
 
@@ -75,4 +76,6 @@ def build_flat(
     module = _new_network(config, env, objective) if network is None else network
     flat = FlatNetwork(module, device, q_values_of(objective))
     refuse_unfit(flat, env.obs_space, env.num_actions, env.env_id, stacklevel=stacklevel + 1)
+    if network is not None:
+        refuse_no_fractions(flat, objective, observations_of(env.obs_space, device))
     return flat

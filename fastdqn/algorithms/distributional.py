@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -84,7 +85,8 @@ def project(
         m_i = sum_j max(0, 1 - |clip(r + discount z_j, v_min, v_max) - z_i| / dz) p_j
 
     The mass of each moved atom goes to its two neighbours, the nearer one getting more. Where the
-    discount is 0 the return is r, whatever the probabilities are.
+    discount is 0 the return is r, whatever the probabilities are. A reward that is not finite is
+    not clipped to the support: its row is NaN, and so is its loss.
 
     Args:
         reward: [B] float32.
@@ -94,7 +96,7 @@ def project(
         v_max: The last atom, above it.
 
     Returns:
-        [B, K] float32; each row sums to 1.
+        [B, K] float32; each row sums to 1, or is NaN.
 
     Raises:
         ValueError: The shapes are others, which would broadcast silently.
@@ -108,6 +110,7 @@ def project(
     count = probabilities.shape[1]
     number = torch.arange(count, device=reward.device, dtype=torch.float32)
     spacing = (v_max - v_min) / (count - 1)
+    reward = reward.masked_fill(~reward.isfinite(), math.nan)
     moved = moved_atoms(reward, discount, v_min + spacing * number)
     place = ((moved - v_min) / spacing).clamp(0.0, count - 1.0)
     share = (1.0 - (place.unsqueeze(1) - number.view(1, -1, 1)).abs()).clamp(min=0.0)

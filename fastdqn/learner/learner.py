@@ -19,6 +19,7 @@ from fastdqn.execution.modes import Mode, mode_of
 from fastdqn.execution.step import PureStep, Step
 from fastdqn.foundation.copying import copied, snapshot
 from fastdqn.foundation.scalars import whole
+from fastdqn.learner.outputs_check import refuse_other_outputs
 from fastdqn.learner.settings import TARGETS, float32_products, refuse_precision, refuse_settings
 from fastdqn.learner.state import METRICS, LearnerState
 from fastdqn.learner.steps import LearnerSteps, Source, index_of, native_parts
@@ -104,6 +105,7 @@ class Learner(Update):
         self._own_random = int(self.objective.num_random)
         self.network = network if isinstance(network, FlatNetwork) else FlatNetwork(network, device)
         self.network.q_values = q_values_of(self.objective)
+        refuse_other_outputs(self.network, self.objective)
         self.device = self.network.flat.device
         refuse_precision(precision, self.device)
         self.precision, self.gamma = precision, float(gamma)

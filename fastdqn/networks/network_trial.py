@@ -18,7 +18,7 @@ from fastdqn.errors import UsageError, first_line
 from fastdqn.foundation.trial_env import generators_restored
 from fastdqn.networks.flat_network import FlatNetwork
 
-__all__ = ["tried", "warn_if_random"]
+__all__ = ["tried", "twin_of", "warn_if_random"]
 
 TOLERANCE = 1e-2
 """Fraction of the largest Q-value by which rounding may change one in another batch."""
@@ -32,7 +32,7 @@ def tried(network: FlatNetwork, shown: Tensor, where: str) -> int:
             writes into the observations.
     """
     with generators_restored():
-        return _q_values(_twin(network), shown.clone(), shown, where)
+        return _q_values(twin_of(network), shown.clone(), shown, where)
 
 
 def _q_values(network: FlatNetwork, shown: Tensor, before: Tensor, where: str) -> int:
@@ -76,7 +76,7 @@ def warn_if_random(network: FlatNetwork, shown: Tensor, stacklevel: int) -> None
     """
     name = type(network.module).__name__
     with generators_restored(), torch.no_grad():
-        twin = _twin(network)
+        twin = twin_of(network)
         if _is_random(twin, shown):
             twin.module.eval()
             way_out = (
@@ -126,7 +126,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=0.0, atol=atol, equal_nan=True)
 
 
-def _twin(network: FlatNetwork) -> FlatNetwork:
+def twin_of(network: FlatNetwork) -> FlatNetwork:
     """Return a copy to try, or the network itself where it cannot be copied."""
     try:
         return copy.deepcopy(network)

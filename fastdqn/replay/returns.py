@@ -26,13 +26,13 @@ def discounted_returns(ring: Ring, gamma: float) -> tuple[Tensor, Tensor]:
 
     Returns:
         [T * M] float64 on the host, the sums as far as transitions continue each other, and [T * M]
-        float64, the discount of what follows them: 0 where the episode has ended, terminated or
-        truncated; gamma^m of m steps where it was cut, or goes on beyond the write head.
+        float64, the discount of what follows them: 0 where the episode has terminated; gamma^m of m
+        steps where it was truncated or cut, or goes on beyond the write head.
     """
     total = ring.reward.cpu().double()
-    ended = (ring.terminated | ring.truncated).cpu()
-    factor = torch.full_like(total, gamma).masked_fill_(ended, 0.0)
-    goes_on = ring.continues.cpu() & ~ended
+    terminated, truncated = ring.terminated.cpu(), ring.truncated.cpu()
+    factor = torch.full_like(total, gamma).masked_fill_(terminated, 0.0)
+    goes_on = ring.continues.cpu() & ~(terminated | truncated)
     following = (torch.arange(len(total)) + ring.stride) % len(total)
     for _ in range(len(total).bit_length() + 1):
         if not bool(goes_on.any()):

@@ -75,7 +75,7 @@ def gather(
     gamma: float | None = None,
     weight: Tensor | None = None,
     *,
-    both_masks: bool = False,
+    both_masks: bool = True,
 ) -> Transitions:
     """Copy the transitions at flat `index` [B] int64 out of the ring.
 
@@ -85,7 +85,8 @@ def gather(
         gamma: Discount per env step, of which the batch's `discount` is made; None makes none.
             A ring of n steps needs it.
         weight: [B] float32, becomes that of the batch; or None.
-        both_masks: Copy the action masks of `obs`, too, and not of `next_obs` alone.
+        both_masks: Copy the action masks of `obs`, too, and not of `next_obs` alone. Objectives
+            without a pass over `obs` do not read them.
 
     Raises:
         UsageError: A ring of n steps without gamma.

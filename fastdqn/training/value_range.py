@@ -46,8 +46,9 @@ class ValueRange:
     ) -> list[str]:
         """Return a message for each bound that a return of the ring is the first one beyond.
 
-        Returns are exact where the episode has ended. A running episode counts with the value
-        within the support that would bring its return back furthest.
+        Returns are exact where the episode has terminated. One that still runs, or was truncated,
+        counts with the value within the support that would bring its return back furthest: the
+        target of its last transition has a value of what follows, too.
 
         Args:
             replay: Read; waits for the device.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -129,6 +130,21 @@ def test_half_precision_leaves_the_losses_in_float32(name: str) -> None:
         half, whole = (learner.update(random_batch(seed)).clone() for learner in learners)
         torch.testing.assert_close(half, whole, rtol=0.1, atol=0.05)
     assert all(int(learner.state.skipped) == 0 for learner in learners)
+
+
+@pytest.mark.parametrize("reward", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("discounted", [True, False])
+@pytest.mark.parametrize("name", MADE)
+def test_a_reward_that_is_not_finite_is_not_learned(
+    name: str, discounted: bool, reward: float
+) -> None:
+    learner, batch = learner_of(name), random_batch(0, actions=NUM_MASKED)
+    batch.reward[2] = reward
+    batch.terminated[2] = not discounted
+    before = learner.state.online.clone()
+    learner.update(batch)
+    assert int(learner.state.skipped) == 1
+    assert torch.equal(learner.state.online, before)
 
 
 @pytest.mark.parametrize("name", MADE)

@@ -17,6 +17,7 @@ from fastdqn.training import checkpoint, evaluation, selection
 from fastdqn.training.events import BestPolicy, Evaluation
 from fastdqn.training.selection import Selection
 from fastdqn.training.trainer import Trainer
+from tests.mutants.planted import Planted, exchange
 
 __all__ = ["PLANTED"]
 
@@ -24,21 +25,8 @@ SELECTION = "tests/unit/training/test_selection.py::test_"
 TRAINER = "tests/unit/training/test_trainer.py::test_"
 AGENT = "tests/unit/agent/test_best_policy.py::test_"
 
-PLANTED: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {}
-"""Name -> what plants the bug, and tests that must turn red."""
-
-
-def turns_red(*tests: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    def enter(plant: Callable[[], None]) -> Callable[[], None]:
-        PLANTED[plant.__name__.replace("_", " ")] = plant, tests
-        return plant
-
-    return enter
-
-
-def exchange(owner: Any, name: str, new: object) -> None:
-    assert hasattr(owner, name)
-    setattr(owner, name, new)
+PLANTED = Planted()
+turns_red = PLANTED.turns_red
 
 
 @turns_red(

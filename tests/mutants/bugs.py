@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastdqn import build
 from fastdqn.agent import learning, loading
+from fastdqn.agent import network as agent_network
 from fastdqn.agent.dqn import DQN
 from fastdqn.agent.learning import Trainable
 from fastdqn.agent.saved_description import SavedDescription
@@ -177,8 +177,8 @@ def terminated_ignored() -> None:
 def discount_of_truncated_steps_zero() -> None:
     right = storage.gather
 
-    def gather(*given: Any) -> Any:
-        batch = right(*given)
+    def gather(*given: Any, **options: Any) -> Any:
+        batch = right(*given, **options)
         assert batch.discount is not None
         return replace(batch, discount=batch.discount.masked_fill(batch.truncated, 0.0))
 
@@ -1183,7 +1183,7 @@ def networks_of_any_number_of_actions() -> None:
     def refuse_unfit(network: Any, *_: Any, **__: Any) -> None:
         network_check.num_actions_of(network, torch.zeros(3, 4), "somewhere")
 
-    exchange("refuse_unfit", refuse_unfit, build)
+    exchange("refuse_unfit", refuse_unfit, agent_network)
 
 
 @turns_red(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,13 +11,15 @@ from torch.nn import functional
 
 from fastdqn import build, config
 from fastdqn.agent import arguments, loading
+from fastdqn.agent import network as agent_network
 from fastdqn.config import Config
-from fastdqn.foundation import setting_checks
+from fastdqn.foundation import pair_checks
 from fastdqn.learner.update import Update
 from fastdqn.networks import mlp, noisy
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import MLP
 from fastdqn.policies.policy import Policy
+from tests.mutants.planted import Planted, exchange
 
 __all__ = ["PLANTED"]
 
@@ -25,21 +27,8 @@ GOLDEN = "tests/golden/test_networks.py::test_"
 OPTIONS = "tests/unit/networks/test_mlp_options.py::test_"
 AGENT = "tests/unit/agent/test_network_options.py::test_"
 
-PLANTED: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {}
-"""Name -> what plants the bug, and tests that must turn red."""
-
-
-def turns_red(*tests: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    def enter(plant: Callable[[], None]) -> Callable[[], None]:
-        PLANTED[plant.__name__.replace("_", " ")] = plant, tests
-        return plant
-
-    return enter
-
-
-def exchange(owner: Any, name: str, new: object) -> None:
-    assert hasattr(owner, name)
-    setattr(owner, name, new)
+PLANTED = Planted()
+turns_red = PLANTED.turns_red
 
 
 @turns_red(GOLDEN + "factorised_noise_is_that_of_a_plain_loop")
@@ -145,9 +134,9 @@ def noise_in_greedy_actions() -> None:
 def noise_drawn_once_and_kept() -> None:
     right = Policy._drawn
 
-    def _drawn(self: Policy, num_envs: int) -> Tensor:
+    def _drawn(self: Policy, num_envs: int, ladder: Tensor | None = None) -> Tensor:
         if len(self._uniform) != num_envs:
-            right(self, num_envs)
+            right(self, num_envs, ladder)
         self._uniform[:, :2].uniform_(generator=self._generator)
         return self._uniform
 
@@ -164,7 +153,7 @@ def epsilon_that_goes_on_beside_noise() -> None:
     AGENT + "saved_policies_keep_their_options",
 )
 def epsilon_beside_noise_that_is_ignored() -> None:
-    for module in (build, config, setting_checks, arguments):
+    for module in (build, config, pair_checks, arguments):
         exchange(module, "refuse_epsilon", lambda *_: None)
 
 
@@ -188,4 +177,4 @@ def saved_layers_that_are_not_checked() -> None:
 
 @turns_red(AGENT + "memory_is_counted_with_all_options")
 def memory_of_a_plain_network_alone() -> None:
-    exchange(build, "OF_SHAPES", ())
+    exchange(agent_network, "OF_SHAPES", ())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from fastdqn.replay import returns as ring_returns
 from fastdqn.training import value_range
 from fastdqn.training.value_range import ValueRange
 from fastdqn.transition import Transitions
+from tests.mutants import batch_bugs
+from tests.mutants.planted import Planted, exchange
 
 __all__ = ["PLANTED"]
 
@@ -29,21 +31,8 @@ NETWORK = "tests/unit/networks/test_iqn.py::test_"
 RANGE = "tests/unit/training/test_value_range.py::test_"
 RETURNS = "tests/unit/replay/test_returns.py::test_"
 
-PLANTED: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {}
-"""Name -> what plants the bug, and tests that must turn red."""
-
-
-def turns_red(*tests: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    def enter(plant: Callable[[], None]) -> Callable[[], None]:
-        PLANTED[plant.__name__.replace("_", " ")] = plant, tests
-        return plant
-
-    return enter
-
-
-def exchange(owner: Any, name: str, new: object) -> None:
-    assert hasattr(owner, name)
-    setattr(owner, name, new)
+PLANTED = Planted(batch_bugs.PLANTED)
+turns_red = PLANTED.turns_red
 
 
 @turns_red(

@@ -17,6 +17,7 @@ from fastdqn.replay.prioritized import PrioritizedSampler
 from fastdqn.replay.sum_tree import SumTree
 from fastdqn.replay.valid_transitions import ValidTransitions
 from fastdqn.training import autotune
+from tests.mutants.planted import Planted, exchange
 
 __all__ = ["PLANTED"]
 
@@ -27,21 +28,8 @@ TREE = "tests/unit/replay/test_sum_tree.py::test_"
 AUTOTUNE = "tests/unit/training/test_autotune.py::test_"
 AGENT = "tests/unit/agent/test_replay_options.py::test_"
 
-PLANTED: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {}
-"""Name -> what plants the bug, and tests that must turn red."""
-
-
-def turns_red(*tests: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    def enter(plant: Callable[[], None]) -> Callable[[], None]:
-        PLANTED[plant.__name__.replace("_", " ")] = plant, tests
-        return plant
-
-    return enter
-
-
-def exchange(owner: Any, name: str, new: object) -> None:
-    assert hasattr(owner, name)
-    setattr(owner, name, new)
+PLANTED = Planted()
+turns_red = PLANTED.turns_red
 
 
 @turns_red(PRIORITIZED + "probabilities_and_weights_equal_the_closed_form")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +14,7 @@ from fastdqn.training.host import rollout as host_rollout
 from fastdqn.training.schedules import Constant, Cosine, Schedule, learning_rate_schedule
 from fastdqn.training.tensor import rollout as tensor_rollout
 from fastdqn.training.trainer import Trainer
+from tests.mutants.planted import Planted, exchange
 
 __all__ = ["SCHEDULED"]
 
@@ -23,21 +23,8 @@ EACH = OPTIONS + "each_environment_explores_with_its_power_of_epsilon"
 TRAINER = "tests/unit/training/test_trainer.py::test_"
 SCHEDULES = "tests/unit/training/test_schedules.py::test_"
 
-SCHEDULED: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {}
-"""Name -> what plants the bug, and tests that must turn red."""
-
-
-def turns_red(*tests: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    def enter(plant: Callable[[], None]) -> Callable[[], None]:
-        SCHEDULED[plant.__name__.replace("_", " ")] = plant, tests
-        return plant
-
-    return enter
-
-
-def exchange(owner: Any, name: str, new: object) -> None:
-    assert hasattr(owner, name)
-    setattr(owner, name, new)
+SCHEDULED = Planted()
+turns_red = SCHEDULED.turns_red
 
 
 @turns_red(EACH + "[one by one-eager]", EACH + "[tensors-eager]")

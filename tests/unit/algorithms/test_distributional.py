@@ -48,6 +48,15 @@ def test_mass_stays_1_and_the_mean_moves_where_nothing_is_clipped(
     torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-4 * (abs(low) + width))
 
 
+@pytest.mark.parametrize("reward", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("discount", [0.0, 0.9])
+def test_a_reward_that_is_not_finite_has_no_distribution(reward: float, discount: float) -> None:
+    rewards, discounts = torch.tensor([1.0, reward]), torch.tensor([0.9, discount])
+    found = project(rewards, discounts, torch.full((2, 5), 0.2), -3.0, 3.0)
+    assert found[1].isnan().all()
+    assert found[0].isfinite().all()
+
+
 @settings(max_examples=30, deadline=None)
 @given(atoms=st.integers(2, 40), shift=st.integers(-45, 45), seed=st.integers(0, 2**16))
 def test_atoms_that_are_hit_keep_their_mass_to_the_bit(atoms: int, shift: int, seed: int) -> None:

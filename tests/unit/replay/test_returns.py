@@ -35,7 +35,7 @@ def test_each_return_is_that_of_a_loop_to_the_end_of_its_episode(
         draw = torch.rand(num_envs, generator=generator)
         terminated, truncated = draw < 0.1, draw > 0.9
         action = torch.zeros(num_envs, dtype=torch.int64)
-        history.append((reward.double(), terminated | truncated))
+        history.append((reward.double(), terminated, terminated | truncated))
         if isinstance(ring, FunctionalRing):
             ring.write(action, reward, terminated, truncated, obs, obs)
         else:
@@ -44,9 +44,9 @@ def test_each_return_is_that_of_a_loop_to_the_end_of_its_episode(
     total, factor = (found[stored(ring)] for found in discounted_returns(ring.ring, gamma))
     sums, factors = torch.zeros(num_envs).double(), torch.ones(num_envs).double()
     for row in range(1, 1 + len(total) // num_envs):
-        reward, over = history[-row]
+        reward, terminal, over = history[-row]
         sums = reward + torch.where(over, 0.0, gamma * sums)
-        factors = torch.where(over, 0.0, gamma * factors)
+        factors = torch.where(terminal, 0.0, gamma * torch.where(over, 1.0, factors))
         found = slice(len(total) - row * num_envs, len(total) - (row - 1) * num_envs)
         torch.testing.assert_close(total[found], sums)
         torch.testing.assert_close(factor[found], factors)

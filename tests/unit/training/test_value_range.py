@@ -37,10 +37,9 @@ def range_of(low: float, high: float, gamma: float = 0.5) -> ValueRange:
     return value_range_of(C51Objective(v_min=low, v_max=high), gamma)
 
 
-@pytest.mark.parametrize("ends", ["terminated", "truncated"])
-def test_a_return_is_discounted_exactly(ends: str) -> None:
+def test_a_return_is_discounted_exactly() -> None:
     """1 + 2/2 + 4/4 = 3 from the first step on, 4 from the last. Undiscounted it were 7."""
-    ring = ring_of([1.0, 2.0, 4.0], ends)
+    ring = ring_of([1.0, 2.0, 4.0], "terminated")
     assert range_of(-1, 4.0).beyond(ring, 3) == []
     (message,) = range_of(-1, 3.999).beyond(ring, 3)
     assert "a discounted return of 4 is above --v-max 3.999" in message
@@ -50,12 +49,21 @@ def test_a_return_is_discounted_exactly(ends: str) -> None:
     assert message.endswith("lower --v-min")
 
 
-def test_a_running_episode_counts_once_no_value_of_the_support_brings_it_back() -> None:
+@pytest.mark.parametrize("ends", ["", "truncated"])
+def test_what_goes_on_counts_once_no_value_of_the_support_brings_it_back(ends: str) -> None:
     """1 + 1/2 + V/4 with V from the support: at least 1.5 - 8/4, at most 1.5 + 1/4."""
-    ring = ring_of([1.0, 1.0], "")
+    ring = ring_of([1.0, 1.0], ends)
     assert range_of(-8, 1.0).beyond(ring, 2) == []
     (message,) = range_of(-1, 0.9).beyond(ring, 2)
     assert "return of 1.25 is above" in message
+
+
+def test_a_time_limit_leaves_the_value_of_going_on() -> None:
+    """A reward of 1 for ever is worth 100. From the last step on 1 was observed, below v_min."""
+    ring = ring_of([1.0] * 90, "truncated")
+    assert range_of(50, 101, 0.99).beyond(ring, 90) == []
+    (message,) = range_of(50, 101, 0.99).beyond(ring_of([1.0] * 90, "terminated"), 90)
+    assert "a discounted return of 1 is below --v-min 50" in message
 
 
 def test_each_bound_is_reported_once_and_other_objectives_never_look() -> None:
