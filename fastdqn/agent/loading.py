@@ -18,7 +18,12 @@ import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
 from fastdqn.agent.arguments import decided_by, fitting
-from fastdqn.agent.saved_description import SavedDescription, read_description, refuse_other_shapes
+from fastdqn.agent.saved_description import (
+    SavedDescription,
+    read_description,
+    refuse_other_layers,
+    refuse_other_shapes,
+)
 from fastdqn.agent.saved_parts import (
     refuse_missing_objective,
     refuse_other_activation,
@@ -111,6 +116,7 @@ def restore(
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
     if not own_network:
         refuse_other_activation(read, given, folder)
+        refuse_other_layers(read, given, folder)
     refuse_other_objective(read, given, parts["objective"], folder)
     found, kept, from_file = _found(read, env, given, folder)
     refuse_missing_objective(parts["objective"], read.objective, folder)

@@ -20,19 +20,27 @@ from fastdqn.config import Config
 from fastdqn.envs.specs.construction import Construction
 from fastdqn.envs.specs.plain_values import NotPlainError, from_plain
 from fastdqn.errors import CheckpointError, UsageError
+from fastdqn.foundation.setting_checks import plain_value
 from fastdqn.networks.iqn import embedding_shapes
 from fastdqn.networks.mlp_options import OF_SHAPES, parameter_shapes
 from fastdqn.presets import PRESETS
 from fastdqn.training.checkpoint import SavedPolicy, load_policy
 from fastdqn.transition import STORAGE_DTYPES
 
-__all__ = ["SavedDescription", "read_description", "refuse_other_shapes", "saved_policy"]
+__all__ = [
+    "SavedDescription",
+    "read_description",
+    "refuse_other_layers",
+    "refuse_other_shapes",
+    "saved_policy",
+]
 
 LARGEST, LARGEST_SETTING = 2**53, 2**128
 """Largest count, which a float64 holds exactly; and largest setting, which may be a seed."""
 MAX_DIMENSIONS, MAX_LENGTH = 64, 1_000
 MAX_THREADS = 1_024
 MAX_WORDS = 2_000
+OWN_NETWORK = "If it was a network of your own, pass it: DQN.load(folder, network=...)"
 PREFIXES = {"MLP": "", "IQN": "mlp."}
 """Class of a network that is built from settings -> what the names of its layers begin with."""
 
@@ -134,16 +142,31 @@ def refuse_other_shapes(saved: SavedDescription, tensors: Mapping[str, Tensor]) 
         shapes |= embedding_shapes((inputs, *hidden)[-1])
     if shapes.keys() != tensors.keys():
         layers = " ".join([f"{len(hidden) + 1} layers", *(f"--{o}" for o in options if options[o])])
-        raise CheckpointError(f"it says that it has {layers}, and holds others")
+        raise CheckpointError(f"it says that it has {layers}, and holds others. {OWN_NETWORK}")
     for name, shape in shapes.items():
         tensor = tensors[name]
         if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
             raise CheckpointError(
                 f"its {name} is of shape {tuple(tensor.shape)} and {tensor.dtype}, "
-                f"and {shape} and float32 in its description"
+                f"and {shape} and float32 in its description. {OWN_NETWORK}"
             )
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"its {name} holds a number that is not finite")
+
+
+def refuse_other_layers(saved: SavedDescription, given: Mapping[str, Any], folder: str) -> None:
+    """Refuse settings of the caller that ask for other layers than the saved network has.
+
+    Raises:
+        UsageError: Names the setting, and what it was.
+    """
+    for name in ("hidden_sizes", *OF_SHAPES):
+        was = saved.settings.get(name, getattr(Config, name))
+        found = plain_value(Config.__dataclass_fields__[name], given.get(name, was))
+        if type(found) is not type(was) or found != was:
+            got = f"{name}={given[name]!r} for {folder}"
+            reason = f"its network was trained with {name}={was!r}"
+            raise UsageError(got, reason, "Leave it out.")
 
 
 def _numbers_of(saved: SavedDescription, tensors: Mapping[str, Tensor], last: str) -> int:

@@ -15,7 +15,7 @@ from fastdqn.algorithms.objectives import ONLINE_NEXT, TARGET_NEXT, Pass
 from fastdqn.algorithms.td_losses import masked_q
 from fastdqn.errors import UsageError
 from fastdqn.foundation.objective_checks import refuse_support
-from fastdqn.foundation.scalars import refuse_unless_finite, whole
+from fastdqn.foundation.scalars import refuse_unless_bool, refuse_unless_finite, whole
 from fastdqn.transition import Transitions
 
 __all__ = [
@@ -141,6 +141,9 @@ class DistributionalObjective:
     double: bool = True
     num_random: ClassVar[int] = 0
 
+    def __post_init__(self) -> None:
+        refuse_unless_bool("--double", self.double, "Try True.")
+
     @property
     def passes(self) -> tuple[Pass, ...]:
         """The target network at the next state and, if it chooses there, the online one."""
@@ -176,10 +179,11 @@ class C51Objective(DistributionalObjective):
         num_atoms: K, at least 2.
         v_min: The smallest return that is distinguished.
         v_max: The largest one.
-        double: See `DistributionalObjective`.
+        double: The online network chooses the next action, and the target network says what the
+            return is then; else the target network does both, as in the paper.
 
     Raises:
-        UsageError: One atom, or a support of no width.
+        UsageError: One atom, a support of no width, or a `double` that is no bool.
 
     Source:
         Bellemare, Dabney, Munos (2017), A distributional perspective on reinforcement learning,
@@ -192,6 +196,7 @@ class C51Objective(DistributionalObjective):
     v_max: float = 200.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         whole("--num-atoms", self.num_atoms, least=2, way_out="Try 51.")
         for flag, value in {"--v-min": self.v_min, "--v-max": self.v_max}.items():
             refuse_unless_finite(flag, value, "Try -200 and 200.")

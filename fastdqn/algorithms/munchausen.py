@@ -95,10 +95,12 @@ class MunchausenObjective(DQNObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        positive = f"it must be positive, from {TINY:g} to {LARGE:g}"
+        negative = f"it must be negative, from {-LARGE:g} to {-TINY:g}"
         for name, value, low, high, reason, way_out in (
             ("alpha", self.alpha, 0.0, 1.0, "it must lie in [0, 1]", "Try 0.9."),
-            ("temperature", self.temperature, TINY, LARGE, "it must be positive", "Try 0.03."),
-            ("clip", self.clip, -LARGE, -TINY, "it must be negative", "Try -1."),
+            ("temperature", self.temperature, TINY, LARGE, positive, "Try 0.03."),
+            ("clip", self.clip, -LARGE, -TINY, negative, "Try -1."),
         ):
             refuse_unless_finite(f"--munchausen-{name}", value, way_out)
             if not low <= value <= high:

@@ -21,7 +21,7 @@ from fastdqn.algorithms.td_losses import (
     td_error,
 )
 from fastdqn.errors import UsageError
-from fastdqn.foundation.scalars import as_bool, whole
+from fastdqn.foundation.scalars import refuse_unless_bool, whole
 from fastdqn.transition import Transitions
 
 __all__ = [
@@ -91,6 +91,16 @@ class Objective(Protocol):
 
 TARGET_NEXT, ONLINE_NEXT = Pass("target", "next_obs"), Pass("online", "next_obs")
 PASSES = (TARGET_NEXT, ONLINE_NEXT, Pass("target", "obs"), Pass("online", "obs"))
+
+
+BY_NAME = {
+    "dqn": "DoubleDQNObjective()",
+    "munchausen": "MunchausenObjective(...)",
+    "c51": "C51Objective(...)",
+    "qr": "QRObjective(...)",
+    "iqn": "IQNObjective(...)",
+}
+"""Name of an objective -> what builds it, for messages."""
 
 
 @dataclass(frozen=True)
@@ -170,14 +180,18 @@ def objective_of(objective: Objective | None, double: bool | None, loss: str | N
                 got, reason = f"{name}={value!r} beside an objective", "the objective decides it"
                 raise UsageError(got, reason, "Leave it out.")
         return objective
-    if double is not None and not isinstance(as_bool(double), bool):
-        raise UsageError(f"double={double!r}", "it must be True or False", "Try True.")
+    if double is not None:
+        refuse_unless_bool("--double", double, "Try True.")
     kind = DQNObjective if double is not None and not double else DoubleDQNObjective
     return kind("huber" if loss is None else loss)
 
 
 def _refuse_unfit(objective: Any) -> None:
     """Refuse what is no objective, before anything is built with it."""
+    if isinstance(objective, str):
+        got, reason = f"objective {objective!r}", "a learner takes an object, and no name"
+        objects = BY_NAME.get(objective, ", ".join(BY_NAME.values()))
+        raise UsageError(got, reason, f"Pass {objects} of fastdqn.")
     if isinstance(objective, type):
         name = objective.__name__
         raise UsageError(f"objective {name}", "it is a class", f"Pass an instance: {name}(...).")

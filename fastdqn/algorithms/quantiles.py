@@ -77,10 +77,11 @@ class QRObjective(DistributionalObjective):
 
     Args:
         num_quantiles: N, at least 1.
-        double: See `DistributionalObjective`.
+        double: The online network chooses the next action, and the target network says what the
+            return is then; else the target network does both, as in the paper.
 
     Raises:
-        UsageError: No quantile.
+        UsageError: No quantile, or a `double` that is no bool.
 
     Source:
         Dabney et al. (2018), Distributional reinforcement learning with quantile regression,
@@ -91,6 +92,7 @@ class QRObjective(DistributionalObjective):
     num_quantiles: int = 51
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         whole("--num-quantiles", self.num_quantiles, least=1, way_out="Try 51.")
 
     @property
@@ -129,7 +131,8 @@ class IQNObjective(QRObjective):
 
     Args:
         num_quantiles: Fractions of a forward pass, N, at least 1.
-        double: See `DistributionalObjective`.
+        double: The online network chooses the next action, and the target network says what the
+            return is then; else the target network does both, as in the paper.
 
     Source:
         Dabney et al. (2018), Implicit quantile networks for distributional reinforcement learning,

@@ -15,6 +15,7 @@ __all__ = [
     "is_finite",
     "is_whole",
     "python_scalar",
+    "refuse_unless_bool",
     "refuse_unless_finite",
     "whole",
     "whole_numbers",
@@ -95,6 +96,16 @@ def whole_numbers(name: str, values: Any, *, least: int = 0, way_out: str) -> tu
         reason = f"each must be a whole number of at least {least}"
         raise UsageError(f"{name} {tuple(values)}", reason, way_out)
     return numbers
+
+
+def refuse_unless_bool(name: str, value: Any, way_out: str) -> None:
+    """Refuse a value that is neither True nor False, nor 1 or 0.
+
+    Raises:
+        UsageError: It is not; names it.
+    """
+    if not isinstance(as_bool(value), bool):
+        raise UsageError(f"{name} {value!r}", "it must be True or False", way_out)
 
 
 def refuse_unless_finite(name: str, value: Any, way_out: str) -> None:

@@ -38,6 +38,7 @@ def check(config: Any) -> None:
     Raises:
         UsageError: A value is of a wrong type or out of its range.
     """
+    _demand(config, "hidden_sizes", _is_sequence, "it must be a tuple of whole numbers, as (64,)")
     for field in fields(config):  # types first, for a Config that is built in Python
         if (kind := _kind_of(field)) in _KINDS:
             _, fine, reason = _KINDS[kind]
@@ -54,7 +55,14 @@ def _demand(config: Any, name: str, fine: Callable[[Any], bool], reason: str) ->
         return
     default = field.default_factory() if field.default is MISSING else field.default
     way_out = f"The default is {spelled(default) or 'none'}."
-    raise UsageError(f"{flag_of(name)} {spelled(value)}", reason, way_out)
+    raise UsageError(f"{flag_of(name)} {_quoted(value)}", reason, way_out)
+
+
+def _quoted(value: Any) -> str:
+    """Return a value as `spelled` does, texts in quotes: they are none where they are refused."""
+    if isinstance(value, tuple | list):
+        return " ".join(map(_quoted, value))
+    return repr(value) if isinstance(value, str) else spelled(value)
 
 
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -106,6 +114,10 @@ def _plain_sizes(value: Any) -> Any:
     """Return sizes that came as a list or an array as a tuple."""
     sizes = value.tolist() if getattr(value, "ndim", None) == 1 else value
     return tuple(map(as_whole, sizes)) if isinstance(sizes, tuple | list) else value
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, tuple | list)
 
 
 def _are_sizes(value: Any) -> bool:

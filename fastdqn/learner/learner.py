@@ -20,7 +20,13 @@ from fastdqn.execution.step import PureStep, Step
 from fastdqn.foundation.copying import copied, snapshot
 from fastdqn.foundation.scalars import whole
 from fastdqn.learner.outputs_check import refuse_other_outputs
-from fastdqn.learner.settings import TARGETS, float32_products, refuse_precision, refuse_settings
+from fastdqn.learner.settings import (
+    TARGETS,
+    float32_products,
+    refuse_optimizer,
+    refuse_precision,
+    refuse_settings,
+)
 from fastdqn.learner.state import METRICS, LearnerState
 from fastdqn.learner.steps import LearnerSteps, Source, index_of, native_parts
 from fastdqn.learner.update import Update
@@ -38,7 +44,7 @@ __all__ = ["METRICS", "TARGETS", "Learner", "LearnerState"]
 
 
 class Learner(Update):
-    """Updates a Q-network by DQN or Double DQN with a target network.
+    """Updates a network by an objective, Double DQN unless another one is chosen, and its target.
 
     An update is one pure step over `state`; non-finite losses or gradients change no parameter,
     no moment and no target, and are counted in `state.skipped`.
@@ -101,6 +107,8 @@ class Learner(Update):
             clip_norm=clip_norm,
             clip_value=clip_value,
         )
+        self._optimizer = optimizer = Adam() if optimizer is None else optimizer
+        refuse_optimizer(optimizer)
         self.objective = objective_of(objective, double, loss)
         self._own_random = int(self.objective.num_random)
         self.network = network if isinstance(network, FlatNetwork) else FlatNetwork(network, device)
@@ -112,8 +120,7 @@ class Learner(Update):
         self.target_kind, self.tau = target, float(tau)
         self.target_period = whole("--target-period", target_period, way_out="0 is never.")
         self.clip_norm, self.clip_value = clip_norm, clip_value
-        self._optimizer = optimizer or Adam()
-        slots = self._optimizer.num_slots
+        slots = optimizer.num_slots
         self.state = LearnerState.initial(self.network.flat, slots, learning_rate)
         self.generator = torch.Generator(self.device).manual_seed(0)
         self._modes: dict[str, LearnerSteps] = {}

@@ -13,7 +13,14 @@ import torch
 from fastdqn.errors import UsageError
 from fastdqn.foundation.scalars import refuse_unless_finite
 
-__all__ = ["PRECISIONS", "TARGETS", "float32_products", "refuse_precision", "refuse_settings"]
+__all__ = [
+    "PRECISIONS",
+    "TARGETS",
+    "float32_products",
+    "refuse_optimizer",
+    "refuse_precision",
+    "refuse_settings",
+]
 
 TARGETS = ("soft", "hard", "none")
 PRECISIONS = ("float32", "tf32", "bf16")
@@ -52,6 +59,21 @@ def refuse_settings(
 def _refuse_unless(fine: bool, got: str, reason: str, way_out: str) -> None:
     if not fine:
         raise UsageError(got, reason, way_out)
+
+
+def refuse_optimizer(optimizer: object) -> None:
+    """Refuse what is no optimizer, a name or a class among them.
+
+    Raises:
+        UsageError: Names it.
+    """
+    fine = not isinstance(optimizer, type) and callable(optimizer)
+    _refuse_unless(
+        fine and hasattr(optimizer, "num_slots"),
+        f"optimizer {optimizer!r}",
+        "it is no object with num_slots that turns a gradient into parameters",
+        "Pass Adam(), AdamW() or RMSprop() of fastdqn.",
+    )
 
 
 def refuse_precision(precision: str, device: torch.device) -> None:

@@ -103,7 +103,7 @@ class FlatNetwork(Whole):
         Acting draws them beside its own, so that there is one draw.
         """
         count, rows = self.num_random(len(uniform)), len(uniform)
-        if not count:
+        if not count or not rows:  # no row reads any
             return None
         return uniform[:, first : first + self.num_columns(rows)].reshape(-1)[:count]
 
@@ -122,7 +122,8 @@ class FlatNetwork(Whole):
             return self.module.apply_to(parameters, obs, random)
         by_name = dict(zip(self._names, parameters, strict=True))
         given: tuple[Tensor, ...] = (obs,)
-        if count := self.num_random(len(obs)):
+        if self.num_random(len(obs) or 1):  # of no rows, too, it is called with numbers
+            count = self.num_random(len(obs))
             given = (obs, self.flat.new_full((count,), 0.5) if random is None else random)
         outputs: Tensor = functional_call(self.module, by_name, given)
         return outputs

@@ -33,12 +33,15 @@ class IQN(nn.Module):
     so that each is uniform in its part, and every expectation over them is as with independent
     ones. Numbers of one half give the midpoints, which is how a greedy policy acts.
 
+        iqn = IQN(MLP((4,), num_actions=2), num_quantiles=8)
+        outputs = iqn(obs, torch.rand(iqn.num_random(len(obs))))
+
     Args:
         mlp: psi and f; one number for each action.
         num_quantiles: Fractions of a forward pass and row, N.
 
     Raises:
-        UsageError: No quantile, or an MLP with several numbers for each action.
+        UsageError: No quantile, no MLP, or one with several numbers for each action.
 
     Source:
         Dabney et al. (2018), Implicit quantile networks for distributional reinforcement learning,
@@ -48,6 +51,9 @@ class IQN(nn.Module):
     def __init__(self, mlp: MLP, num_quantiles: int = 51) -> None:
         super().__init__()
         self.num_quantiles = whole("--num-quantiles", num_quantiles, least=1, way_out="Try 51.")
+        if not isinstance(mlp, MLP):
+            got, reason = f"IQN of {mlp if mlp is None else type(mlp).__name__}", "it reads an MLP"
+            raise UsageError(got, reason, "Try IQN(MLP((4,), num_actions=2)).")
         if mlp.num_atoms is not None:
             got, reason = f"num_atoms={mlp.num_atoms}", "a fraction gives one number for an action"
             raise UsageError(got, reason, "Build the MLP without it.")
@@ -73,7 +79,8 @@ class IQN(nn.Module):
         features = self.mlp.features(parameters, obs, noise)
         embedded = torch.relu(self.embedding(cosines(fractions)))
         joined = (features.unsqueeze(1) * embedded).flatten(0, 1)
-        quantiles = self.mlp.head(parameters, joined, noise).view(rows, count, -1)
+        quantiles = self.mlp.head(parameters, joined, noise)
+        quantiles = quantiles.view(rows, count, self.mlp.num_actions)
         return torch.cat((quantiles.transpose(1, 2).float(), fractions.unsqueeze(1)), 1)
 
 

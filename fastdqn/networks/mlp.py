@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
-from fastdqn.foundation.scalars import whole, whole_numbers
+from fastdqn.foundation.scalars import refuse_unless_finite, whole, whole_numbers
 from fastdqn.networks.mlp_options import ACTIVATIONS, flag, parameter_shapes, refuse_unfit
 from fastdqn.networks.noisy import NoisyLinear, noisy_linear
 
@@ -21,6 +21,7 @@ __all__ = ["ACTIVATIONS", "BEYOND_ONE_HOT", "MLP", "mlp_for"]
 
 
 BEYOND_ONE_HOT = "an observation is none of those that the one-hot network knows"
+SMALLEST_OFFSET = -(2**63)
 Layer = nn.Linear | NoisyLinear
 
 
@@ -58,7 +59,7 @@ class MLP(nn.Module):
     Raises:
         UsageError: Sizes that are not whole numbers, units, actions or atoms below 1, an activation
             that is none of those, an option that is neither True nor False, or a dueling network
-            whose last hidden layer has a single unit.
+            whose last hidden layer has a single unit; a scale that is no finite number.
 
     Source:
         He et al. (2015), Delving deep into rectifiers, arXiv:1502.01852, section 2.2.
@@ -96,12 +97,15 @@ class MLP(nn.Module):
         self.layer_norm = flag("--layer-norm", layer_norm)
         self.dueling, self.noisy = flag("--dueling", dueling), flag("--noisy", noisy)
         refuse_unfit(activation, hidden_sizes, dueling=self.dueling)
-        self.one_hot, self.offset, self.scale = one_hot, offset, scale
+        self.one_hot = whole("one_hot", one_hot, way_out="0 is no one-hot vector.")
+        self.offset = whole("offset", offset, least=SMALLEST_OFFSET, way_out="Try 0.")
+        refuse_unless_finite("scale", scale, "Try 1.0, or 1 / 255 for images.")
+        self.scale = float(scale)
         self.activation, self._activate = activation, ACTIVATIONS[activation]
         self.num_actions, self.num_atoms = num_actions, num_atoms
         self._plain = not (self.dueling or self.noisy or self.layer_norm or num_atoms)
-        self._build([one_hot or math.prod(obs_shape), *hidden_sizes], num_atoms or 1)
-        if kaiming:
+        self._build([self.one_hot or math.prod(obs_shape), *hidden_sizes], num_atoms or 1)
+        if flag("--kaiming", kaiming):
             self._init_kaiming()
 
     def _build(self, sizes: Sequence[int], num_atoms: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastdqn.errors import UsageError
-from fastdqn.foundation.scalars import as_bool
+from fastdqn.foundation.scalars import refuse_unless_bool
 
 __all__ = ["ACTIVATIONS", "OF_SHAPES", "OPTIONS", "flag", "parameter_shapes", "refuse_unfit"]
 
@@ -82,9 +82,8 @@ def _steps(
 
 def flag(name: str, value: Any) -> bool:
     """Return an option that is on or off as a bool, or refuse it."""
-    if not isinstance(value := as_bool(value), bool):
-        raise UsageError(f"{name} {value!r}", "it must be True or False", "Leave it out.")
-    return value
+    refuse_unless_bool(name, value, "Leave it out.")
+    return bool(value)
 
 
 def refuse_unfit(activation: Any, hidden_sizes: Sequence[int], *, dueling: bool) -> None:

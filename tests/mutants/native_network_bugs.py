@@ -35,12 +35,6 @@ HEADS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ".in = all - set->divided",
         (UPDATE, DUELING, ACTING),
     ),
-    "native: half of the units whatever the value reads": (
-        "plan->set = *set;",
-        "plan->set = *set;\n"
-        "    if (set->divided) plan->set.divided = set->sizes[set->num_layers - 1] / 2;",
-        (NETWORKS + "layers_that_were_replaced_by_wider_ones_are_divided_as_before",),
-    ),
     "native: slopes of advantages without their mean": (
         "-= total / (float)num;",
         "-= 0.0f * total;",

@@ -252,3 +252,11 @@ def bounds_that_are_reported_again_and_again() -> None:
 
     right = ValueRange._messages
     exchange(ValueRange, "_messages", messages)
+
+
+@turns_red(
+    "tests/unit/algorithms/test_objectives.py"
+    "::test_a_choice_of_the_next_action_that_is_no_bool_is_refused"
+)
+def a_word_that_is_taken_for_double() -> None:
+    exchange(distributional, "refuse_unless_bool", lambda *_: None)

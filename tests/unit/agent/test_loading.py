@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import wrappers
 from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.vector import SyncVectorEnv
 
-from fastdqn import DQN, CheckpointError, UsageError
+from fastdqn import DQN, IQN, MLP, CheckpointError, UsageError
 from fastdqn.cli.commands import main
 from fastdqn.envs.specs.construction import chain_of
 from fastdqn.envs.tensor import make_tensor_env
@@ -548,6 +549,25 @@ def test_policies_of_the_first_schema_are_loaded_for_ever() -> None:
     assert lake.config.env_id == "FrozenLake-v1"
     assert lake.describe()["episodes"] == 0  # it did not say how many
     assert lake.learn(60).describe()["env_steps"] == 360
+
+
+@pytest.mark.parametrize("kind", [MLP, IQN])
+def test_an_mlp_or_iqn_of_the_callers_own_with_other_layers_is_asked_for(
+    kind: Any, tmp_path: Path
+) -> None:
+    for hidden in ((6,), (6, 6)):
+
+        def built(hidden: tuple[int, ...] = hidden) -> Any:
+            mlp = MLP((4,), 2, hidden)
+            return mlp if kind is MLP else IQN(mlp, 3)
+
+        own: dict[str, Any] = {} if kind is MLP else {"objective": "iqn", "num_quantiles": 3}
+        agent = small("CartPole-v1", network=built(), **own)
+        agent.save(path := tmp_path / str(hidden))
+        with pytest.raises(CheckpointError, match=r"your own, pass it: .*network=\.\.\."):
+            DQN.load(path)
+        again = DQN.load(path, network=built())
+        assert all(map(torch.equal, again.parameters().values(), agent.parameters().values()))
 
 
 def test_a_network_of_the_callers_own_is_asked_for(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -140,10 +141,30 @@ def test_saved_policies_keep_their_options(tmp_path: Path) -> None:
         DQN.load(tmp_path / "policy", epsilon_end=0.0)
     with pytest.raises(UsageError, match=r"activation='relu' .*trained with tanh"):
         DQN.load(tmp_path / "policy", activation="relu")
-    with pytest.raises(CheckpointError, match="parameters of another network"):
-        DQN.load(tmp_path / "policy", dueling=False)
     with pytest.raises(CheckpointError, match="network"):
         DQN.load(tmp_path / "policy", network=Branches())
+
+
+@pytest.mark.parametrize(
+    ("given", "was"),
+    [
+        ({"dueling": False}, "dueling=True"),
+        ({"noisy": False}, "noisy=True"),
+        ({"layer_norm": "yes"}, "layer_norm=True"),
+        ({"hidden_sizes": [8, 7]}, r"hidden_sizes=\(8, 6\)"),
+    ],
+    ids=str,
+)
+def test_a_saved_network_is_not_loaded_with_other_layers(
+    given: dict[str, Any], was: str, tmp_path: Path
+) -> None:
+    agent_of(**OPTIONS).save(tmp_path / "policy")
+    ((name, value),) = given.items()
+    words = re.escape(f"{name}={value!r} for {tmp_path / 'policy'}: its network was trained with ")
+    with pytest.raises(UsageError, match=f"{words}{was}. Leave it out"):
+        DQN.load(tmp_path / "policy", **given)
+    same: dict[str, Any] = {"dueling": np.True_, "noisy": 1, "hidden_sizes": np.array([8, 6])}
+    assert DQN.load(tmp_path / "policy", **same).config.hidden_sizes == (8, 6)
 
 
 def test_a_file_is_checked_against_the_options_it_names(tmp_path: Path) -> None:
@@ -223,9 +244,16 @@ def test_a_config_with_an_epsilon_beside_noisy_is_refused_and_that_of_a_preset_i
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"dueling": "yes"}, "--dueling yes: it must be True or False"),
+        ({"dueling": "yes"}, "--dueling 'yes': it must be True or False"),
         ({"noisy": 0.5}, "--noisy 0.5: it must be True or False"),
         ({"layer_norm": None}, "--layer-norm None: it must be True or False"),
+        (
+            {"hidden_sizes": 64},
+            r"--hidden-sizes 64: it must be a tuple of whole numbers, as \(64,\)",
+        ),
+        ({"hidden_sizes": "64"}, "--hidden-sizes '64': it must be a tuple of whole numbers"),
+        ({"hidden_sizes": ("64", 8)}, "--hidden-sizes '64' 8: a layer has a whole number of units"),
+        ({"num_atoms": "1"}, "--num-atoms '1': it must be a whole number"),
         ({"activation": "mish"}, "--activation mish: there is no such choice. Choose relu, leaky"),
         ({"activation": 3}, "--activation 3: there is no such choice"),
         (

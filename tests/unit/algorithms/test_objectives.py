@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import fastdqn
 from fastdqn.agent.dqn import DQN
+from fastdqn.algorithms.distributional import C51Objective
+from fastdqn.algorithms.named_objectives import named_objective
 from fastdqn.algorithms.objectives import (
     DoubleDQNObjective,
     DQNObjective,
@@ -18,7 +22,10 @@ from fastdqn.algorithms.objectives import (
     objective_of,
     q_values_of,
 )
+from fastdqn.algorithms.quantiles import IQNObjective, QRObjective
+from fastdqn.config import Config, choices_of
 from fastdqn.errors import UsageError
+from fastdqn.foundation.objective_checks import OF_OBJECTIVES
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
 from tests.small_learners import Looking, random_batch, with_factors
@@ -124,6 +131,34 @@ def test_what_is_no_objective_is_refused_at_construction(own: Any, message: str)
         Learner(MLP((4,), 2), objective=own)
     with pytest.raises(UsageError, match=message):
         DQN("CartPole-v1", objective=own)
+
+
+@pytest.mark.parametrize("name", choices_of(Config.__dataclass_fields__["objective"]))
+def test_a_learner_says_which_object_stands_for_a_name(name: str) -> None:
+    named: Any = name
+    with pytest.raises(UsageError, match=f"objective '{name}': a learner takes an object") as found:
+        Learner(MLP((4,), 2), objective=named)
+    (kind,) = re.findall(r"Pass (\w+)\(", str(found.value))
+    settings: Any = {"double": True, "loss": "huber"} | {
+        setting: Config.__dataclass_fields__[setting].default for setting in OF_OBJECTIVES
+    }
+    assert type(named_objective(name, **settings)) is getattr(fastdqn, kind)
+
+
+def test_a_name_that_there_is_not_is_answered_with_all_objects() -> None:
+    named: Any = "c52"
+    with pytest.raises(
+        UsageError, match=r"DoubleDQNObjective\(\), .*, IQNObjective\(...\) of fastdqn"
+    ):
+        Learner(MLP((4,), 2), objective=named)
+
+
+@pytest.mark.parametrize("kind", [C51Objective, QRObjective, IQNObjective])
+def test_a_choice_of_the_next_action_that_is_no_bool_is_refused(kind: Any) -> None:
+    for wrong in ("no", None, 2, 0.5):
+        with pytest.raises(UsageError, match=f"--double {wrong!r}: it must be True or False"):
+            kind(double=wrong)
+    assert len(kind(double=np.bool_(False)).passes) == 1
 
 
 def test_whole_numbers_of_numpy_are_taken() -> None:

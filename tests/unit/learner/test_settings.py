@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastdqn.algorithms.optimizers import Adam
 from fastdqn.config import Config
 from fastdqn.errors import UsageError
 from fastdqn.learner.learner import Learner
@@ -20,6 +21,12 @@ from tests.small_learners import Looking
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+
+
+@pytest.mark.parametrize("wrong", ["adam", "", Adam, torch.optim.Adam, 3, print], ids=str)
+def test_what_is_no_optimizer_is_refused(wrong: Any) -> None:
+    with pytest.raises(UsageError, match=r"^optimizer .*Pass Adam\(\), AdamW\(\) or RMSprop\(\)"):
+        Learner(MLP((4,), 2), optimizer=wrong)
 
 
 def test_each_device_has_its_precisions() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
+from torch import nn
 
 from fastdqn import IQN, MLP, IQNObjective, UsageError
 from fastdqn.networks.flat_network import FlatNetwork
@@ -21,6 +22,15 @@ def test_each_fraction_lies_in_its_part_and_one_half_is_the_midpoint() -> None:
     part = torch.arange(8) / 8
     assert ((found >= part) & (found < part + 1 / 8 + 1e-6)).all()
     torch.testing.assert_close(stratified(torch.full((1, 2), 0.5)), torch.tensor([[0.25, 0.75]]))
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_a_pass_over_no_rows_gives_none(noisy: bool) -> None:
+    network = IQN(MLP((4,), 2, (8,), noisy=noisy), 4)
+    found = network(torch.zeros(0, 4), torch.rand(network.num_random(0)))
+    assert found.shape == (0, 3, 4)
+    flat = FlatNetwork(network)
+    assert flat(flat.views(flat.flat), torch.zeros(0, 4)).shape == (0, 3, 4)
 
 
 def test_expectations_over_the_fractions_are_those_of_independent_ones() -> None:
@@ -79,6 +89,10 @@ def test_a_flat_network_hands_it_its_numbers(space: Any, options: dict[str, Any]
 
 
 def test_what_it_cannot_be_built_of_is_refused() -> None:
+    wrong: Any
+    for wrong, name in ((nn.Linear(4, 2), "Linear"), (None, "None"), ("x", "str"), (MLP, "type")):
+        with pytest.raises(UsageError, match=f"IQN of {name}: it reads an MLP"):
+            IQN(wrong, 4)
     with pytest.raises(UsageError, match="num_atoms=3"):
         IQN(MLP((4,), 2, num_atoms=3))
     with pytest.raises(UsageError, match="--num-quantiles 0"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -200,14 +201,40 @@ def test_an_activation_that_there_is_not_is_refused(activation: Any) -> None:
         MLP((4,), 2, activation=activation)
 
 
-@pytest.mark.parametrize("name", ["dueling", "noisy", "layer_norm"])
+@pytest.mark.parametrize("name", ["dueling", "noisy", "layer_norm", "kaiming"])
 def test_an_option_that_is_neither_on_nor_off_is_refused(name: str) -> None:
     wrong: list[Any] = ["yes", None, 2, 0.5]
     for value in wrong:
         with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} .*True or False"):
             MLP((4,), 2, **{name: value})
     chosen: dict[str, Any] = {name: np.bool_(True)}
-    assert getattr(MLP((4,), 2, **chosen), name) is True
+    assert getattr(MLP((4,), 2, **chosen), name, True) is True
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"one_hot": -1}, "one_hot -1: it must be at least 0"),
+        ({"one_hot": 2.5}, "one_hot 2.5: it must be a whole number"),
+        ({"offset": "a"}, "offset 'a': it must be a whole number"),
+        ({"offset": 0.5}, "offset 0.5: it must be a whole number"),
+        ({"scale": "x"}, "scale 'x': it must be a finite number"),
+        ({"scale": math.nan}, "scale nan: it must be a finite number"),
+        ({"scale": None}, "scale None: it must be a finite number"),
+    ],
+)
+def test_what_an_observation_cannot_be_changed_by_is_refused(
+    given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        MLP((4,), 2, **given)
+
+
+def test_numbers_of_numpy_and_negative_offsets_change_an_observation() -> None:
+    given: dict[str, Any] = {"one_hot": np.int64(3), "offset": np.int64(-2)}
+    network, scaled = MLP((), 2, **given), MLP((4,), 2, scale=np.float32(0.5))  # type: ignore[arg-type]
+    assert torch.equal(network._encode(torch.tensor([-1])), torch.tensor([[0.0, 1.0, 0.0]]))
+    assert torch.equal(scaled._encode(torch.ones(1, 4)), torch.full((1, 4), 0.5))
 
 
 def test_one_unit_is_not_divided() -> None:

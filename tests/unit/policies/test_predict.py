@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import gymnasium as gym
@@ -159,6 +159,22 @@ def test_spaces_that_count_refuse_what_they_do_not_have(
     for obs in wrong:
         with pytest.raises(UsageError, match="it is none of"):
             agent.predict(obs)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [{}, {"noisy": True}]
+    + [{"objective": name, "noisy": noisy} for name in ("c51", "iqn") for noisy in (False, True)],
+    ids=str,
+)
+@pytest.mark.parametrize("env", [partial(Shows, BOX), "CliffWalking-v1"], ids=["box", "discrete"])
+def test_a_batch_of_no_observations_gets_no_actions(env: Any, network: dict[str, Any]) -> None:
+    agent = DQN(env, num_envs=1, num_workers=0, buffer_size=256, hidden_sizes=(8,), **network)
+    shape, count = agent.description.obs_shape, agent.description.num_actions
+    empty = np.zeros((0, *shape), agent.description.obs_dtype)
+    assert agent.predict(empty).shape == (0,)
+    assert agent.predict(empty, np.ones((0, count), bool)).shape == (0,)
+    assert agent.predict(np.zeros((2, *shape), empty.dtype)).shape == (2,)
 
 
 @pytest.mark.parametrize(
