@@ -241,7 +241,7 @@ class DQN(Trainable, Whole):
         seed = whole("seed", seed, way_out="Try 0.")
         if max_steps is not None:
             max_steps = whole("max_steps", max_steps, way_out="0 is no bound.")
-        evaluator = self._new_evaluator(seed, episodes, max_steps)
+        evaluator = self._new_evaluator(seed, episodes, max_steps=max_steps)
         evaluator.on_progress = on_progress
         with threads(self.config.cpu_threads), closing(evaluator):
             return evaluator.full()

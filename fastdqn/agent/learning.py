@@ -180,8 +180,7 @@ class Trainable:
     ) -> Iterator[Trainer]:
         """Build the environments and the loop; close the environments afterwards.
 
-        A training that is `recorded` in a folder is evaluated now and then, from the best policy so
-        far on; another one if `eval_interval` was named or `stop_at_return` is set.
+        A `recorded` training is evaluated now and then; another one if evaluations were asked for.
         """
         config = self.config
         started = time.perf_counter() if started is None else started
@@ -192,8 +191,7 @@ class Trainable:
             stack.enter_context(float32_products(config.precision, self.learner.device))
             evaluator = None
             if self._provider.builds:
-                evaluator = self._new_evaluator(config.seed, config.eval_episodes)
-                evaluator.call = self._rounds
+                evaluator = self._new_evaluator(config.seed, config.eval_episodes, self._rounds)
                 stack.callback(evaluator.close)
             self._rollout = rollout = self._tensor_rollout or self._new_rollout(stack)
             until, made = self._env_steps + timesteps, self._ratio.updates
@@ -292,8 +290,10 @@ class Trainable:
             return self._sampler.buffer
         raise UsageError("agent.replay", "tensor environments have none", "Do without it.")
 
-    def _new_evaluator(self, seed: int, episodes: int, max_steps: int | None = None) -> Evaluator:
+    def _new_evaluator(
+        self, seed: int, episodes: int, call: int = 0, *, max_steps: int | None = None
+    ) -> Evaluator:
         make = partial(self._provider.evaluation, self.config, min(EVALUATION_ENVS, episodes))
         asked = self.config.eval_max_steps if max_steps is None else max_steps
         limit = step_limit(asked, self.description.max_episode_steps)
-        return Evaluator(self.policy, make, seed, episodes, max_steps=limit)
+        return Evaluator(self.policy, make, seed, episodes, max_steps=limit, call=call)

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastdqn import build, config
-from fastdqn.agent import arguments, loading
-from fastdqn.agent import network as agent_network
+from fastdqn.agent import arguments, loading, memory_check
 from fastdqn.config import Config
 from fastdqn.foundation import pair_checks
 from fastdqn.learner.update import Update
@@ -177,4 +176,4 @@ def saved_layers_that_are_not_checked() -> None:
 
 @turns_red(AGENT + "memory_is_counted_with_all_options")
 def memory_of_a_plain_network_alone() -> None:
-    exchange(agent_network, "OF_SHAPES", ())
+    exchange(memory_check, "OF_SHAPES", ())
