@@ -175,7 +175,7 @@ def test_an_evaluation_without_an_end_is_cut_and_said(tmp_path: Path) -> None:
     words = f"train {SHORT} --env-id saying_envs:Endless-v0 --run-dir run --eval-max-steps 70"
     done = run(words, "", tmp_path, PYTHONPATH=env)
     assert (code(tmp_path), done.stderr) == (0, "")
-    cut = "70.0 (std 0.0) over 4 episodes; 4 of 4 episodes were cut at 70 steps"
+    cut = "70.0 (std 0.0) over 4 episodes, the best so far; 4 of 4 episodes were cut at 70 steps"
     assert cut in done.stdout
     assert cut in (tmp_path / "run" / "log.txt").read_text()
 
