@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastdqn.errors import UsageError
 from fastdqn.foundation.scalars import whole
 from fastdqn.networks.mlp import MLP, mlp_for
+from fastdqn.networks.noisy import scaled_noise
 
 __all__ = ["IQN", "NUM_COSINES", "cosines", "embedding_shapes", "iqn_for", "stratified"]
 
@@ -74,7 +75,7 @@ class IQN(nn.Module):
         """
         rows, count = len(obs), self.num_quantiles
         fractions = stratified(random[: rows * count].view(rows, count))
-        noise = random[rows * count :] if self.mlp.noisy else None
+        noise = scaled_noise(random[rows * count :]) if self.mlp.noisy else None
         parameters = list(self.mlp.parameters())
         features = self.mlp.features(parameters, obs, noise)
         embedded = torch.relu(self.embedding(cosines(fractions)))

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from fastdqn.foundation.scalars import refuse_unless_finite, whole, whole_numbers
 from fastdqn.networks.mlp_options import ACTIVATIONS, flag, parameter_shapes, refuse_unfit
-from fastdqn.networks.noisy import NoisyLinear, noisy_linear
+from fastdqn.networks.noisy import NoisyLinear, noisy_linear, scaled_noise
 
 __all__ = ["ACTIVATIONS", "BEYOND_ONE_HOT", "MLP", "mlp_for"]
 
@@ -186,49 +186,54 @@ class MLP(nn.Module):
     ) -> Tensor:
         """Return what `forward` would with these parameters, in the order of the module's own."""
         if not self._plain:
-            return self.head(parameters, self.features(parameters, obs, random), random)
+            noise = None if random is None else scaled_noise(random)
+            return self.head(parameters, self.features(parameters, obs, noise), noise)
         x, last = self._encode(obs), len(parameters) - 2
         for number in range(0, last, 2):
             x = self._activate(functional.linear(x, parameters[number], parameters[number + 1]))
         return functional.linear(x, parameters[last], parameters[last + 1])
 
     def features(
-        self, parameters: Sequence[Tensor], obs: Tensor, random: Tensor | None = None
+        self, parameters: Sequence[Tensor], obs: Tensor, noise: Tensor | None = None
     ) -> Tensor:
-        """Return what the last hidden layer gives, [B, H], or without one the inputs."""
+        """Return what the last hidden layer gives, [B, H], or without one the inputs.
+
+        Args:
+            parameters: As of `apply_to`.
+            obs: [B, *O].
+            noise: [num_noise] of the noisy layers, see `scaled_noise`; None is none.
+        """
         x = self._encode(obs)
         for number in range(len(self.layers) - 1):
-            x = self._linear(number, parameters, x, random)
+            x = self._linear(number, parameters, x, noise)
             if self.layer_norm:
                 own = self._first[-1] + 2 * number
                 x = functional.layer_norm(x, x.shape[-1:], parameters[own], parameters[own + 1])
             x = self._activate(x)
         return x
 
-    def head(self, parameters: Sequence[Tensor], x: Tensor, random: Tensor | None = None) -> Tensor:
-        """Return what `forward` makes of `features` [B, H]."""
+    def head(self, parameters: Sequence[Tensor], x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return what `forward` makes of `features` [B, H], with the same noise."""
         last = len(self.layers) - 1
         if not self.dueling:
-            return self._by_atom(self._linear(last, parameters, x, random))
+            return self._by_atom(self._linear(last, parameters, x, noise))
         of_value, of_advantages = x, x
         if self._divided:
             of_value, of_advantages = x[:, : self._divided], x[:, self._divided :]
-        value = self._linear(last + 1, parameters, of_value, random)
-        advantages = self._by_atom(self._linear(last, parameters, of_advantages, random))
+        value = self._linear(last + 1, parameters, of_value, noise)
+        advantages = self._by_atom(self._linear(last, parameters, of_advantages, noise))
         if self.num_atoms:
             value = value.unsqueeze(1)
         return value + advantages - advantages.mean(1, keepdim=True)
 
     def _linear(
-        self, number: int, parameters: Sequence[Tensor], x: Tensor, random: Tensor | None
+        self, number: int, parameters: Sequence[Tensor], x: Tensor, noise: Tensor | None
     ) -> Tensor:
         own = parameters[self._first[number] : self._first[number + 1]]
         if len(own) == 2:
             return functional.linear(x, own[0], own[1])
-        numbers = (
-            None if random is None else random[self._random[number] : self._random[number + 1]]
-        )
-        return noisy_linear(x, own, numbers)
+        first, end = self._random[number : number + 2]
+        return noisy_linear(x, own, None if noise is None else noise[first:end])
 
     def _by_atom(self, outputs: Tensor) -> Tensor:
         if not self.num_atoms:

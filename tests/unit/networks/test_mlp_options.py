@@ -19,7 +19,7 @@ from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.networks.mlp import ACTIVATIONS, MLP, mlp_for
 from fastdqn.networks.mlp_options import parameter_shapes
 from fastdqn.networks.network_check import refuse_unfit, why_not_sizes
-from fastdqn.networks.noisy import NoisyLinear, scaled_noise
+from fastdqn.networks.noisy import NoisyLinear, inverse_erf, scaled_noise
 from tests.small_learners import Descent, random_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -170,6 +170,16 @@ def test_numbers_become_normal_ones_and_are_finite_at_both_ends() -> None:
     assert bool(torch.isfinite(ends).all())
     assert 5.0 < float(-normal_of(ends[0])) < 6.0
     assert 5.0 < float(normal_of(ends[2])) < 6.0
+
+
+def test_the_inverse_of_erf_is_within_a_hundred_thousandth_on_both_sides_of_its_split() -> None:
+    x = torch.cat([torch.linspace(-1.0, 1.0, 100_001)[1:-1], 1.0 - 2.0 ** -torch.arange(9.0, 25.0)])
+    wanted = torch.erfinv(x.double())
+    found = inverse_erf(x)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=0.0)
+    assert torch.equal(inverse_erf(-x), -found)
+    assert bool((found.abs() > 2.1).any())  # where the other polynomial counts
+    assert float(inverse_erf(torch.zeros(1))) == 0.0
 
 
 def normal_of(noise: Tensor) -> Tensor:
