@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import tyro
 
 from benchmarks.provenance import as_markdown, provenance, save_result
-from benchmarks.studies.solve import Run, train
+from benchmarks.studies.solve import UNCOUNTED_SEED, Run, seeds_of, train
 from fastdqn.errors import UsageError
 from fastdqn.foundation.formatting import format_return
 
@@ -63,7 +63,9 @@ class Arguments:
     preset: str = "cartpole"
     """Preset to train."""
     seeds: int = 3
-    """Seeds 0 to this, excluded."""
+    """How many seeds."""
+    first_seed: int = 0
+    """The first of them."""
     variants: tuple[str, ...] = field(default_factory=lambda: tuple(VARIANTS))
     """Names of variants; see the source for their flags."""
     train_args: str = ""
@@ -107,8 +109,8 @@ def _trained(arguments: Arguments, caches: Path) -> Iterator[tuple[str, Run]]:
     more = shlex.split(arguments.train_args)
     commands = {name: [*more, *flags_of(name, arguments.preset)] for name in arguments.variants}
     for command in commands.values():
-        train(arguments.preset, arguments.seeds, caches, [*command, *SHORT])
-    for seed in range(arguments.seeds):
+        train(arguments.preset, UNCOUNTED_SEED, caches, [*command, *SHORT])
+    for seed in seeds_of(arguments.first_seed, arguments.seeds):
         for name, command in commands.items():
             yield name, train(arguments.preset, seed, caches, command)
 
