@@ -70,6 +70,8 @@ class Arguments:
     """Names of variants; see the source for their flags."""
     train_args: str = ""
     """More flags of all variants, in one word: --train-args='--num-envs 8'."""
+    caches: Path | None = None
+    """Folder of compiled artefacts that stays for later calls; None is one of this call's own."""
     save: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """Write benchmarks/results/NAME.md and NAME.json."""
 
@@ -85,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     runs: dict[str, list[Run]] = {name: [] for name in arguments.variants}
     with tempfile.TemporaryDirectory() as folder:
-        for name, run in _trained(arguments, Path(folder)):
+        for name, run in _trained(arguments, arguments.caches or Path(folder)):
             runs[name].append(run)
             steps, seconds = run["env_steps"], run["seconds"]["command"]
             sys.stderr.write(f"{name}, seed {run['seed']}: {run['status']} after {steps:,} env ")

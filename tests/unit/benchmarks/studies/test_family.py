@@ -61,6 +61,14 @@ def test_variants_take_turns_after_runs_that_are_not_counted(
     assert "`dueling`: `--dueling`" in out
 
 
+def test_compiled_artefacts_stay_in_a_folder_that_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    training = Training(monkeypatch)
+    assert main(["--variants", "double", "--seeds", "1", "--caches", str(tmp_path)]) == 0
+    assert training.caches == {tmp_path}
+
+
 def test_a_target_that_was_not_reached_fails_and_has_no_steps(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
