@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdqn.agent.learning import Trainable
+from fastdqn.agent.resumed_run import Resumed, lent_by
 from fastdqn.config import Config
 from fastdqn.device import available_cores
 from fastdqn.envs.specs.plain_values import spelled_arguments
@@ -18,6 +19,7 @@ from fastdqn.foundation.formatting import format_figure
 from fastdqn.reporting.best_policy import Unsaved
 from fastdqn.reporting.console import Console
 from fastdqn.reporting.panel import cut_words, mean_words
+from fastdqn.reporting.run_checkpoints import Lent
 from fastdqn.reporting.run_recorder import RunRecorder
 from fastdqn.training.callbacks import Callback, CallbackList
 from fastdqn.training.signals import EXIT_CODES, StopRequest
@@ -52,6 +54,7 @@ def train_recorded(
     silent: bool = False,
     goes_on: bool = False,
     unsaved: Unsaved | None = None,
+    resumed: Resumed | None = None,
 ) -> RunOutcome:
     """Train, and leave a complete run directory however it ends; a second call goes on there.
 
@@ -65,6 +68,7 @@ def train_recorded(
         silent: Print nothing on the terminal.
         goes_on: Whether an earlier call wrote the folder, which may hold a best policy.
         unsaved: The best policy of that call, if it could not be written; or None.
+        resumed: How the run goes on from a checkpoint, to which the agent was restored; or None.
 
     Returns:
         How it ended, errors of the training included: they are not raised, the policy is saved.
@@ -73,29 +77,36 @@ def train_recorded(
         UsageError: A setting cannot be used.
     """
     config = agent.config
+    if resumed is not None:
+        resumed.cut_back(run_dir)
     with Console(run_dir / "log.txt", silent=silent) as console:
         before = unsaved if goes_on else None
-        record = _recorder_of(agent, run_dir, console, started=started, unsaved=before)
+        lent = lent_by(agent, None if resumed is None else resumed.chunks)
+        record = _recorder_of(agent, run_dir, console, lent, started=started, unsaved=before)
         callbacks = record if callback is None else CallbackList(record, callback)
         best = record.best_so_far() if goes_on else None
         of_run: Any = {"started": started, "recorded": True, "best": best}
         with record, agent.trainer(total_timesteps, callbacks, **of_run) as trainer:
+            trainer.saving = record.checkpoints
             _introduce(console, agent, trainer, callbacks)
+            if resumed is not None:
+                resumed.introduce(trainer, record, best)
             record.write_config(_resolved(run_dir, agent))
             ended = _train(agent.env_seeds(), trainer, record, request or StopRequest())
         _finish(record, run_dir, config, has_best=trainer.best_policy is not None)
     return replace(ended, unsaved=record.unsaved)
 
 
-def _recorder_of(agent: Trainable, run_dir: Path, console: Console, **of_call: Any) -> RunRecorder:
+def _recorder_of(
+    agent: Trainable, run_dir: Path, console: Console, lent: Lent, **of_call: Any
+) -> RunRecorder:
     return RunRecorder(
         run_dir,
         console,
         config=agent.config,
         env_id=agent.description.env_id,
         solved_at=agent.solved_at,
-        parameters=agent.parameters,
-        describe=agent.describe,
+        lent=lent,
         **of_call,
     )
 
@@ -196,8 +207,11 @@ def _train(
     try:
         with request.leads_to(trainer.stop):
             status = trainer.run(seeds)
-        record.save(trainer, status)
-        if status == "completed":
+            last = status == "completed" and trainer.selection is not None
+            record.save(trainer, "running" if last else status)
+        if request.received:
+            status = "stopped"
+        elif last:
             trainer.evaluate_fully()
     except KeyboardInterrupt as interrupt:
         status, failure = "stopped", interrupt
@@ -209,6 +223,8 @@ def _train(
         failure = error
         if status == "failed":
             record.console.say(f"Failed: {_reason(error)}", style="red")
+    if failure is not None:
+        record.checkpoints.abandon()
     record.save(trainer, status)
     record.end_progress()
     _conclude(record.console, trainer, status)

@@ -12,9 +12,26 @@ from fastdqn.foundation.setting_checks import flag_of, spelled
 __all__ = ["MAY_CHANGE", "Change", "changes_of"]
 
 MAY_CHANGE = frozenset(
-    "total_timesteps log_interval checkpoint_interval checkpoint_every keep_last save_replay "
-    "eval_interval eval_episodes eval_max_steps stop_at_return num_workers worker_deadline_s "
-    "max_worker_restarts device execution cpu_threads tensorboard quiet".split()
+    [
+        "total_timesteps",
+        "log_interval",
+        "checkpoint_interval",
+        "checkpoint_every",
+        "keep_last",
+        "save_replay",
+        "eval_interval",
+        "eval_episodes",
+        "eval_max_steps",
+        "stop_at_return",
+        "num_workers",
+        "worker_deadline_s",
+        "max_worker_restarts",
+        "device",
+        "execution",
+        "cpu_threads",
+        "tensorboard",
+        "quiet",
+    ]
 )
 """Settings that change neither what the saved numbers mean nor the shape of any of them."""
 
@@ -26,23 +43,48 @@ OF_UPDATES = "the moments of its optimizer, and all updates so far, follow from 
 OF_RING = "its replay ring has the shape that it decides"
 REASONS: Mapping[str, str] = {
     **dict.fromkeys(
-        "env_id env_kwargs wrapper num_envs env_groups vectorizer action_masks "
-        "expect_action_masks".split(),
+        [
+            "env_id",
+            "env_kwargs",
+            "wrapper",
+            "num_envs",
+            "env_groups",
+            "vectorizer",
+            "action_masks",
+            "expect_action_masks",
+        ],
         OF_ENVS,
     ),
     "seed": OF_SEEDS,
     **dict.fromkeys(
-        "hidden_sizes dueling noisy layer_norm activation objective num_atoms num_quantiles "
-        "kaiming".split(),
+        [
+            "hidden_sizes",
+            "dueling",
+            "noisy",
+            "layer_norm",
+            "activation",
+            "objective",
+            "num_atoms",
+            "num_quantiles",
+            "kaiming",
+        ],
         OF_NETWORK,
     ),
     **dict.fromkeys(
-        "gamma n_step v_min v_max double munchausen_alpha munchausen_temperature "
-        "munchausen_clip".split(),
+        [
+            "gamma",
+            "n_step",
+            "v_min",
+            "v_max",
+            "double",
+            "munchausen_alpha",
+            "munchausen_temperature",
+            "munchausen_clip",
+        ],
         OF_RETURNS,
     ),
-    **dict.fromkeys("optimizer amsgrad".split(), OF_UPDATES),
-    **dict.fromkeys("replay buffer_size".split(), OF_RING),
+    **dict.fromkeys(["optimizer", "amsgrad"], OF_UPDATES),
+    **dict.fromkeys(["replay", "buffer_size"], OF_RING),
     "run_dir": "it goes on in its own folder",
 }
 """Setting -> why it may not change; the others are a part of what the run is compared by."""

@@ -98,9 +98,8 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("without_locks")
 def test_without_locks_the_process_in_the_file_decides(tmp_path: Path) -> None:
-    with locked(tmp_path):
-        with pytest.raises(UsageError, match=f"process {os.getpid()}"):
-            locked(tmp_path).__enter__()
+    with locked(tmp_path), pytest.raises(UsageError, match=f"process {os.getpid()}"):
+        locked(tmp_path).__enter__()
     assert not (tmp_path / LOCK).exists()
     mark(tmp_path, pid=2**22 + 7)
     with locked(tmp_path):
