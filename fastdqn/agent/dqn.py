@@ -122,8 +122,10 @@ class DQN(Trainable, Whole):
         """
         if self._tensor_rollout is not None and not self._provider.builds:
             memo[id(self._tensor_rollout.env)] = self._tensor_rollout.env
-        twin = copied(self, memo, shared=("_provider", "description"), anew=("_rollout",))
-        twin._rollout = None
+        twin = copied(
+            self, memo, shared=("_provider", "description"), anew=("_rollout", "_trainer")
+        )
+        twin._rollout = twin._trainer = None
         twin._env_steps, twin._episodes = self._counts()  # in the middle of a training, too
         twin._run_dir = twin._recorded = twin._unsaved_best = None
         twin.config = replace(self.config, run_dir=None)
@@ -170,7 +172,7 @@ class DQN(Trainable, Whole):
             return self._learn_in(self._run_dir, total_timesteps, callback)
         refuse_unwritten(self._caller_settings, self.config, has_callback=callback is not None)
         with self.trainer(total_timesteps, Callback() if callback is None else callback) as trainer:
-            trainer.run(self.env_seeds())
+            trainer.run(self.next_seeds())
         return self
 
     def _learn_in(

@@ -164,13 +164,12 @@ def _as_told(run_dir: Path, config: Config) -> tuple[Config, list[dict[str, Any]
         return config, []
 
 
-def is_finished(found: Found, config: Config, *, solved: bool) -> str | None:
+def is_finished(found: Found, config: Config) -> str | None:
     """Return how a run ended that has nothing left to do, in words; None if it has.
 
     Args:
         found: The run.
         config: Its settings from now on.
-        solved: Whether a run that reached its return is finished, too.
     """
     try:
         result = json.loads((found.run_dir / "result.json").read_text())
@@ -182,4 +181,6 @@ def is_finished(found: Found, config: Config, *, solved: bool) -> str | None:
     at = f"after {found.env_steps:,} env steps"
     if status == "completed" and found.env_steps >= found.begun_at + config.total_timesteps:
         return f"Completed {at} already; a larger --total-timesteps goes on"
-    return f"Solved {at} already" if status == "solved" and solved else None
+    if status == "solved" and config.stop_at_return == found.config.stop_at_return:
+        return f"Solved {at} already; another --stop-at-return goes on"
+    return None

@@ -92,7 +92,7 @@ def train_recorded(
             if resumed is not None:
                 resumed.introduce(trainer, record, best)
             record.write_config(_resolved(run_dir, agent))
-            ended = _train(agent.env_seeds(), trainer, record, request or StopRequest())
+            ended = _train(agent.next_seeds(), trainer, record, request or StopRequest())
         _finish(record, run_dir, config, has_best=trainer.best_policy is not None)
     return replace(ended, unsaved=record.unsaved)
 
@@ -201,7 +201,7 @@ def _resolved(run_dir: Path, agent: Trainable) -> dict[str, object]:
 
 
 def _train(
-    seeds: list[int], trainer: Trainer, record: RunRecorder, request: StopRequest
+    seeds: list[int] | None, trainer: Trainer, record: RunRecorder, request: StopRequest
 ) -> RunOutcome:
     failure: BaseException | None = None
     try:

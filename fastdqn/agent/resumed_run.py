@@ -76,6 +76,8 @@ class Resumed:
         for reason in self.inexact:
             say(f"Not bit for bit: {reason}", style="yellow")
         self._adopt(trainer, best)
+        if trainer.status == "solved" and any("--stop-at-return" in each for each in self.changed):
+            trainer.status = "running"
 
     def _adopt(self, trainer: Trainer, best: BestPolicy | None) -> None:
         """Let the best policy of the folder be the one to beat, if the run had found it by now.

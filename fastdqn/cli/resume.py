@@ -55,7 +55,7 @@ def _go_on(asked: Asked, started: float, request: StopRequest) -> str:
     found = find(run_dir, from_policy=asked.from_policy)
     config, changes = asked.changed(found.config)
     refuse_missing_tensorboard(config)
-    done = is_finished(found, config, solved=asked.anew is not None)
+    done = is_finished(found, config)
     if done is not None:
         Console().print(f"{run_dir}: {done}", highlight=False, markup=False, soft_wrap=True)
         return "completed"

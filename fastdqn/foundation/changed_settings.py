@@ -35,59 +35,24 @@ MAY_CHANGE = frozenset(
 )
 """Settings that change neither what the saved numbers mean nor the shape of any of them."""
 
-OF_ENVS = "it holds transitions and open episodes of the environments that it began with"
-OF_SEEDS = "its generators go on from where they are"
-OF_NETWORK = "its parameters are those of a network that it decides"
-OF_RETURNS = "its network values states by it"
-OF_UPDATES = "the moments of its optimizer, and all updates so far, follow from it"
-OF_RING = "its replay ring has the shape that it decides"
-REASONS: Mapping[str, str] = {
-    **dict.fromkeys(
-        [
-            "env_id",
-            "env_kwargs",
-            "wrapper",
-            "num_envs",
-            "env_groups",
-            "vectorizer",
-            "action_masks",
-            "expect_action_masks",
-        ],
-        OF_ENVS,
+REFUSALS = {
+    "it holds transitions and open episodes of the environments that it began with": (
+        "env_id env_kwargs wrapper num_envs env_groups vectorizer action_masks expect_action_masks"
     ),
-    "seed": OF_SEEDS,
-    **dict.fromkeys(
-        [
-            "hidden_sizes",
-            "dueling",
-            "noisy",
-            "layer_norm",
-            "activation",
-            "objective",
-            "num_atoms",
-            "num_quantiles",
-            "kaiming",
-        ],
-        OF_NETWORK,
+    "its generators go on from where they are": "seed",
+    "its parameters are those of a network that it decides": (
+        "hidden_sizes dueling noisy layer_norm activation objective num_atoms num_quantiles kaiming"
     ),
-    **dict.fromkeys(
-        [
-            "gamma",
-            "n_step",
-            "v_min",
-            "v_max",
-            "double",
-            "munchausen_alpha",
-            "munchausen_temperature",
-            "munchausen_clip",
-        ],
-        OF_RETURNS,
+    "its network values states by it": (
+        "gamma n_step v_min v_max double munchausen_alpha munchausen_temperature munchausen_clip"
     ),
-    **dict.fromkeys(["optimizer", "amsgrad"], OF_UPDATES),
-    **dict.fromkeys(["replay", "buffer_size"], OF_RING),
-    "run_dir": "it goes on in its own folder",
+    "the moments of its optimizer, and all updates so far, follow from it": "optimizer amsgrad",
+    "its replay ring has the shape that it decides": "replay buffer_size",
+    "it goes on in its own folder": "run_dir",
 }
-"""Setting -> why it may not change; the others are a part of what the run is compared by."""
+"""Reason -> settings that it concerns."""
+REASONS = {name: reason for reason, names in REFUSALS.items() for name in names.split()}
+"""Setting -> why it may not change; of the others, `OTHERS`."""
 OTHERS = "it would be another run under the name of this one"
 WAYS_OUT: Mapping[str, str] = {
     "run_dir": "Copy the folder, and resume the copy",

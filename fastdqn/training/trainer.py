@@ -10,7 +10,6 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
@@ -24,6 +23,8 @@ from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import EvaluationStopped, Evaluator
 from fastdqn.training.events import BestPolicy, Episode, Evaluation, Report
 from fastdqn.training.host.rollout import HostRollout
+from fastdqn.training.resuming import Resumable
+from fastdqn.training.saved_state import restore_selection, selection_state
 from fastdqn.training.saving import Saving
 from fastdqn.training.schedules import Intervals, ReplayRatio, Schedule, crossed
 from fastdqn.training.selection import Selection
@@ -35,7 +36,7 @@ __all__ = ["Trainer"]
 
 
 @dataclass(eq=False, repr=False)
-class Trainer(ABC):
+class Trainer(Resumable, ABC):
     """Trains until `until` env steps, a reached return, or `stop`.
 
     Args:
@@ -94,7 +95,7 @@ class Trainer(ABC):
         self.returns: deque[float] = deque(maxlen=100)
         self.solved_train_s: float | None = None
         self.solved_total_s: float | None = None
-        self.worker_restarts = 0
+        self.worker_restarts = self._seen_restarts = 0
         self.watch = Stopwatch()
         self._reported_steps: list[Progress] = []  # that are reported as compiled, or not
         self._first_update: tuple[int, float] | None = None
@@ -109,12 +110,10 @@ class Trainer(ABC):
 
     # The loop
 
-    def run(self, seeds: Sequence[int]) -> str:
-        """Reset the environments with these seeds and train; return the status."""
-        self.begin(seeds)
-        return self._loop()
-
-    def _loop(self) -> str:
+    def run(self, seeds: Sequence[int] | None) -> str:
+        """Reset the environments with these seeds, or resume for None, and train; return status."""
+        self.resume() if seeds is None else self.begin(seeds)
+        self._take_up()
         while self.status == "running":
             self.vector_step()
         self.saving.keep(self)
@@ -125,7 +124,7 @@ class Trainer(ABC):
         """Reset the environments and start the stopwatch."""
         self.rollout.reset(seeds)
         self.startup_s = time.perf_counter() - self.started
-        self.watch = Stopwatch()
+        self.watch.go_on_from({})
         self._reported_steps = [step for step in self._steps() if step.ready_after_s is not None]
 
     def _steps(self) -> Sequence[Progress]:
@@ -165,8 +164,8 @@ class Trainer(ABC):
             self._report_compiled()
             self.value_range.report(self.rollout, self.callback)
         at_end = now >= self.until and self.evaluated_at_end and self.stop_at_return is None
-        due = crossed(self.intervals.evaluate, before, now) and not at_end
-        if due and self.status == "running":
+        self._evaluation_due = crossed(self.intervals.evaluate, before, now) and not at_end
+        if self._evaluation_due and self.status == "running":
             self._evaluate()
         if crossed(self.intervals.checkpoint, before, now) or (reports and self._saved.due()):
             self.callback.on_checkpoint(self)
@@ -175,8 +174,8 @@ class Trainer(ABC):
 
     def _report_restarts(self) -> None:
         rollout = self.rollout
-        new = rollout.num_restarts - self.worker_restarts
-        self.worker_restarts = rollout.num_restarts
+        new = rollout.num_restarts - self._seen_restarts
+        self._seen_restarts, self.worker_restarts = rollout.num_restarts, self.worker_restarts + new
         if self.status != "stopped":  # by a signal that may have ended the workers first
             for message in rollout.restarts[-new:]:
                 self.callback.on_restart(rollout.env_steps, message)
@@ -205,8 +204,12 @@ class Trainer(ABC):
         if self.selection is None or self._first_update is None:
             return
         self.watch.lap("other")
-        with suppress(EvaluationStopped):
+        before = selection_state(self.selection)
+        try:
             self._evaluate_by(self.selection)
+            self._evaluation_due = False
+        except EvaluationStopped:  # a training that goes on from here plays the same episodes
+            restore_selection(self.selection, before)
         self.watch.lap("evaluate")
 
     def _evaluate_by(self, selection: Selection) -> None:

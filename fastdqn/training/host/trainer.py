@@ -39,7 +39,7 @@ class HostTrainer(Trainer):
         lap("write")
         if episodes:
             self._count(episodes)
-        if rollout.num_restarts > self.worker_restarts:
+        if rollout.num_restarts > self._seen_restarts:
             self._report_restarts()
         self._look(before, rollout.env_steps)
 
