@@ -22,6 +22,7 @@ from fastdqn.cli.resuming import (
     MISSING,
     Asked,
     ResumeArguments,
+    ResumeHelp,
     TrainArguments,
     asked_by_auto,
     asked_by_flags,
@@ -159,7 +160,8 @@ def _train(argv: list[str], started: float) -> int:
 
 
 def _resume(argv: list[str], started: float) -> int:
-    filled, named = parse(ResumeArguments, "resume", argv), fields_in(Config, argv)
+    kind = ResumeHelp if {"-h", "--help"} & set(argv) else ResumeArguments
+    filled, named = parse(kind, "resume", argv), fields_in(Config, argv)
     if filled.path == MISSING:
         raise UsageError("fastdqn resume", "PATH is missing", "Give a run directory, runs/...")
     asked = asked_by_flags(filled.path, filled, named, from_policy=filled.from_policy)

@@ -20,6 +20,7 @@ __all__ = [
     "NAMED_AGAIN",
     "Asked",
     "ResumeArguments",
+    "ResumeHelp",
     "TrainArguments",
     "asked_by_auto",
     "asked_by_flags",
@@ -58,15 +59,20 @@ class ResumeArguments(Draft):
     replay, new episodes, and an optimizer that begins anew."""
 
 
-def _show_what_may_change() -> None:
-    """Let the help of `fastdqn resume` list the flags that it takes; the others are parsed."""
+@dataclass(frozen=True)
+class ResumeHelp(ResumeArguments):
+    """What the help shows: flags that may not change are left out."""
+
+
+def _leave_out_what_may_not_change() -> None:
     for name, kind in get_type_hints(Config).items():
         shown = name in MAY_CHANGE or name in NAMED_AGAIN
         hint = tyro.conf.arg(help_behavior_hint="(as before)") if shown else tyro.conf.Suppress
-        ResumeArguments.__annotations__[name] = Annotated[kind, hint]
+        ResumeHelp.__annotations__[name] = Annotated[kind, hint]
+    ResumeHelp.__doc__ = ResumeArguments.__doc__
 
 
-_show_what_may_change()
+_leave_out_what_may_not_change()
 
 
 @dataclass(frozen=True)
