@@ -26,6 +26,8 @@ MAY_CHANGE = frozenset(
         "num_workers",
         "worker_deadline_s",
         "max_worker_restarts",
+        "restore_episodes",
+        "restore_limit_s",
         "device",
         "execution",
         "cpu_threads",

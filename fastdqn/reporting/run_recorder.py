@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +28,8 @@ __all__ = ["RunRecorder"]
 
 
 CHECKPOINT = "the checkpoint"
+MOST_NAMED = 8
+"""Environments."""
 
 
 class RunRecorder(Callback):
@@ -154,6 +156,14 @@ class RunRecorder(Callback):
         self.console.say(f"Restarted at env step {env_steps:,}: {first}", style="yellow")
         if rest:
             self.console.log("\n".join(rest))
+
+    def on_lost_episodes(self, env_steps: int, lost: Mapping[int, str]) -> None:
+        """Print which environments begin new episodes, and why."""
+        for reason in dict.fromkeys(lost.values()):
+            envs = [env for env, why in lost.items() if why == reason]
+            some = ", ".join(map(str, envs[:MOST_NAMED])) + ", ..." * (len(envs) > MOST_NAMED)
+            words = f"{len(envs)} of the environments begin new episodes ({some}): {reason}"
+            self.console.say(f"Not bit for bit: {words}", style="yellow")
 
     def on_returns_beyond(self, env_steps: int, message: str) -> None:
         """Print a line about a return that is outside of the objective's support."""
