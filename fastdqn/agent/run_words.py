@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from fastdqn.agent.learning import Trainable
 from fastdqn.config import Config
 from fastdqn.device import available_cores
@@ -13,6 +15,9 @@ from fastdqn.training.callbacks import Callback
 from fastdqn.training.trainer import Trainer
 
 __all__ = ["conclude", "introduce", "reason_of"]
+
+LARGE_BYTES = 10**9
+"""Of a ring, whose checkpoints are worth a word."""
 
 
 def introduce(console: Console, agent: Trainable, trainer: Trainer, callback: Callback) -> None:
@@ -37,6 +42,8 @@ def introduce(console: Console, agent: Trainable, trainer: Trainer, callback: Ca
     if trainer.selection is None and config.eval_interval:
         callback.on_no_evaluations("the caller built those of the training")
     _warn_crowded(console, trainer.rollout.num_workers)
+    if config.save_replay:
+        _warn_large(console, sum(map(_bytes_of, agent.replay_tensors().values())), config)
 
 
 def _algorithm_of(config: Config) -> str:
@@ -55,6 +62,19 @@ def _warn_crowded(console: Console, num_workers: int) -> None:
             f"--num-workers {max(cores - 1, 0)} leaves one core to the learner",
             style="yellow",
         )
+
+
+def _warn_large(console: Console, ring_bytes: int, config: Config) -> None:
+    if ring_bytes > LARGE_BYTES:
+        console.say(
+            f"Checkpoints hold the replay ring: {ring_bytes / 1e9:.1f} GB each, {config.keep_last} "
+            "are kept, which share what did not change; --no-save-replay leaves it out",
+            style="yellow",
+        )
+
+
+def _bytes_of(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def reason_of(error: BaseException) -> str:

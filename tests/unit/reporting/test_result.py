@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from fastdqn.agent.dqn import DQN
+from fastdqn.agent.resumed_run import lent_by
 from fastdqn.config import Config
 from fastdqn.foundation.saved_files import write_json_whole
 from fastdqn.reporting.console import Console
