@@ -92,15 +92,22 @@ class GoesOn:
             learner.prepare(self._own_sampler, max(self._own_sampler.due, 1))
         return True
 
-    def _take_up(self, trainer: Trainer) -> None:
-        """Let a trainer go on in the middle, where a restored training is there."""
+    def _taken_up(self, trainer: Trainer) -> Trainer:
+        """Return a trainer that goes on in the middle, where a restored training is there."""
         self._trainer, middle = trainer, self._middle
         if middle is None:
-            return
+            return trainer
         host = isinstance(trainer.rollout, HostRollout) and "rollout" in middle.values
         trainer.restore(middle.part("trainer"), middle.part("rollout") if host else None)
         if trainer.selection is not None and "selection" in middle.values:
             restore_selection(trainer.selection, middle.part("selection"))
+        return trainer
+
+    def _end_of(self, rollout: HostRollout | TensorRollout) -> None:
+        """Note where a training has ended, and stop what is still being compiled."""
+        self._env_steps, self._episodes = rollout.env_steps, rollout.episodes
+        self._rollout = self._trainer = self._middle = None
+        self.learner.close()
 
     def next_seeds(self) -> list[int] | None:
         """Return `env_seeds`, or None where the environments go on in the middle of episodes."""

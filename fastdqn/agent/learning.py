@@ -163,7 +163,6 @@ class Trainable(TrainingState):
                 stack.callback(evaluator.close)
             self._rollout = rollout = self._tensor_rollout or self._new_rollout(stack)
             until, made = self._env_steps + timesteps, self._ratio.updates
-            total = until - self._begun_at()
             self._own_sampler.expect(made, made + self._ratio.due(until))
             try:
                 trainer = build_loop(
@@ -172,7 +171,7 @@ class Trainable(TrainingState):
                     self._sampler,
                     ratio=self._ratio,
                     epsilon=build_schedule(config),
-                    learning_rate=build_learning_rate(config, total),
+                    learning_rate=build_learning_rate(config, until - self._begun_at()),
                     until=until,
                     intervals=build_intervals(config, evaluates=recorded or asked),
                     callback=callback,
@@ -184,12 +183,9 @@ class Trainable(TrainingState):
                     value_range=self._value_range,
                     started=started,
                 )
-                self._take_up(trainer)
-                yield trainer
+                yield self._taken_up(trainer)
             finally:
-                self._env_steps, self._episodes = rollout.env_steps, rollout.episodes
-                self._rollout = self._trainer = self._middle = None
-                self.learner.close()
+                self._end_of(rollout)
 
     @property
     def _asks_for_evaluations(self) -> bool:

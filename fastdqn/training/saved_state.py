@@ -15,9 +15,11 @@ from fastdqn.training.selection import Selection
 from fastdqn.training.value_range import ValueRange
 
 __all__ = [
+    "best_values",
     "finite_or_none",
     "optional_number",
     "ratio_state",
+    "read_best",
     "restore_ratio",
     "restore_selection",
     "restore_value_range",
