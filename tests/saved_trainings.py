@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -118,20 +119,10 @@ def _differ(
     seen.add(id(one))
     if type(one) is not type(other):
         yield f"{path}: {type(one).__name__}, {type(other).__name__}"
-    elif isinstance(one, Tensor):
-        if not _same_tensors(one, other):
-            yield path
-    elif isinstance(one, torch.Generator):
-        if not torch.equal(one.get_state(), other.get_state()):
-            yield path
-    elif isinstance(one, np.ndarray):
-        if not np.array_equal(one, other, equal_nan=one.dtype.kind == "f"):
-            yield path
-    elif isinstance(one, random.Random):
-        if one.getstate() != other.getstate():
-            yield path
     elif isinstance(one, Mapping | list | tuple | deque | set | frozenset):
         yield from _differ_in_parts(path, one, other, ignored, seen)
+    elif (same := _same_numbers(one, other)) is not None:
+        yield from () if same else (path,)
     elif (named := _attributes(one)) is not None:
         others = _attributes(other) or {}
         for name in sorted((named.keys() | others.keys()) - ignored):
@@ -139,8 +130,19 @@ def _differ(
                 yield f"{path}.{name}: missing"
             else:
                 yield from _differ(f"{path}.{name}", named[name], others[name], ignored, seen)
-    elif one != other and not (one != one and other != other):
+    elif one != other and not (_is_nan(one) and _is_nan(other)):
         yield f"{path}: {one!r}, {other!r}"
+
+
+def _same_numbers(one: Any, other: Any) -> bool | None:
+    """Return whether two tensors, arrays or generators are the same; None of other objects."""
+    if isinstance(one, Tensor):
+        return _same_tensors(one, other)
+    if isinstance(one, torch.Generator):
+        return torch.equal(one.get_state(), other.get_state())
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+    return one.getstate() == other.getstate() if isinstance(one, random.Random) else None
 
 
 def _differ_in_parts(
@@ -164,8 +166,14 @@ def _differ_in_parts(
 def _same_tensors(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    same: Tensor = (one == other) | ((one != one) & (other != other))
+    same = one == other
+    if one.is_floating_point():
+        same |= one.isnan() & other.isnan()
     return bool(same.all())
+
+
+def _is_nan(number: Any) -> bool:
+    return isinstance(number, float) and math.isnan(number)
 
 
 def _attributes(thing: Any) -> dict[str, Any] | None:

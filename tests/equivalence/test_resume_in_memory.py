@@ -6,22 +6,20 @@ Everything goes through JSON and tensors that share no memory with the agent, as
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import pytest
-import torch
+from gymnasium.vector import SyncVectorEnv
 
 from fastdqn import DQN
 from fastdqn.envs.tensor import make_tensor_env
 from fastdqn.training.callbacks import Callback
 from tests.masked import MaskedCounterEnv
-from tests.saved_trainings import Saved, differences, finish, restored, save, train_to
+from tests.saved_trainings import differences, finish, restored, save, train_to
 
 CARTPOLE, FROZEN_LAKE = "CartPole-v1", "FrozenLake-v1"
 SMALL: dict[str, Any] = {
@@ -56,7 +54,14 @@ def given_tensors(**settings: Any) -> DQN:
     return DQN(make_tensor_env(CARTPOLE, 4, "cpu"), **{**SMALL, "num_workers": None, **settings})
 
 
+def given_vector(**settings: Any) -> DQN:
+    """Environments that are reset in a step of its own: such rows are not whole."""
+    envs = SyncVectorEnv([partial(gym.make, CARTPOLE)] * 4)
+    return DQN(envs, **{**SMALL, "num_workers": None, **settings})
+
+
 AGENTS: dict[str, Make] = {
+    "rows that are not whole": partial(given_vector, **PRIORITIZED),
     "plain": cartpole,
     "native": partial(cartpole, execution="native"),
     "native prioritized": partial(cartpole, execution="native", **PRIORITIZED),
@@ -94,7 +99,15 @@ def assert_same_training(one: DQN, other: DQN) -> None:
     assert differences(one, other) == []
 
 
-QUICK = ("native prioritized", "groups", "masks", "frozen lake", "tensors prioritized", "noisy")
+QUICK = (
+    "rows that are not whole",
+    "native prioritized",
+    "groups",
+    "masks",
+    "frozen lake",
+    "tensors prioritized",
+    "noisy",
+)
 ALL = AGENTS | COMPILED
 slow = pytest.mark.slow
 EACH = [name if name in QUICK else pytest.param(name, marks=slow) for name in ALL]
