@@ -58,6 +58,12 @@ class Config:
     """Seconds that a worker may take for a step or a reset; one that takes longer is restarted."""
     max_worker_restarts: int = 100
     """Restarts of workers within ten minutes; one more ends the run."""
+    restore_episodes: bool = False
+    """Let the environments of a restarted worker go on with their open episodes, which are played
+    again and compared, instead of losing them."""
+    restore_limit_s: float = 60.0
+    """Seconds that playing open episodes again may take, after a resume or the restart of a worker;
+    environments that are not ready by then begin new ones."""
     action_masks: bool = True
     """Obey the action masks of environments, when acting and in the target."""
     expect_action_masks: bool = False

@@ -32,7 +32,10 @@ __all__ = [
     "without_run_directory",
 ]
 
-OF_BUILT_ENVS = ("num_workers", "vectorizer", "worker_deadline_s", "max_worker_restarts")
+OF_BUILT_ENVS = (
+    *("num_workers", "vectorizer", "worker_deadline_s", "max_worker_restarts"),
+    *("restore_episodes", "restore_limit_s"),
+)
 """Settings that say how environments are built and stepped."""
 OF_ENVS = ("num_envs", "env_groups")
 """Settings that environments of the caller decide."""

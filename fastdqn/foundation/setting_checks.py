@@ -85,7 +85,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "it must be positive": (
         lambda value: value > 0,
-        "replay_ratio clip_norm clip_value worker_deadline_s priority_eps munchausen_temperature",
+        "replay_ratio clip_norm clip_value worker_deadline_s restore_limit_s priority_eps "
+        "munchausen_temperature",
     ),
     "it must be negative": (lambda value: value < 0, "munchausen_clip"),
     "it must lie in (0, 1]": (lambda value: 0 < value <= 1, "tau epsilon_decay_factor"),
