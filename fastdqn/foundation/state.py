@@ -186,11 +186,29 @@ class Chunked(Protocol):
         ...
 
     def version(self, number: int) -> int:
-        """Return a number that grows whenever the contents of a chunk change."""
+        """Return a number that grows whenever the contents of a chunk change.
+
+        It is 0 as long as the chunk is as it was allocated.
+        """
         ...
 
     def next_written(self, vector_steps: int) -> set[int]:
-        """Return the chunks that so many vector steps from now on may change."""
+        """Return the chunks that may change by the end of so many vector steps from now on.
+
+        Resets and cuts before the first of these steps count, too.
+        """
+        ...
+
+    def refuse(self, number: int, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse tensors of a file that cannot be this chunk; nothing is written.
+
+        Raises:
+            CheckpointError: Names the tensor, and what is wrong with it.
+        """
+        ...
+
+    def load(self, number: int, tensors: Mapping[str, Tensor] | None) -> None:
+        """Copy tensors that `refuse` let pass into a chunk; None is what was allocated."""
         ...
 
 

@@ -255,6 +255,11 @@ class FinalObservations:
         self._used += count
         return places, lost
 
+    @property
+    def used(self) -> int:
+        """Return how many places were ever taken; place p is the p % F-th."""
+        return self._used
+
     def take_back(self, row: int) -> bool:
         """Return whether an older row at this place of the ring points to final observations."""
         place = row % self._num_rows
