@@ -201,7 +201,15 @@ class Config:
     log_interval: int = 5_000
     """Env steps between reports and lines of metrics.jsonl."""
     checkpoint_interval: int = 50_000
-    """Env steps between saved policies; one is always saved at the end."""
+    """Env steps between checkpoints, from which a run can go on; one is always made at the end."""
+    checkpoint_every: str | None = None
+    """Time between checkpoints as well, as 90s, 10m or 1h, looked at with each report; None is no
+    such time."""
+    keep_last: int = 3
+    """Checkpoints that are kept, the newest ones; the best policy is kept beside them."""
+    save_replay: bool = True
+    """Save the replay ring with each checkpoint. Without it a run that goes on refills the ring to
+    learning_starts env steps before its next update."""
     tensorboard: bool = False
     """Write TensorBoard events beside metrics.jsonl."""
     quiet: bool = False

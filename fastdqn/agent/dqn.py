@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -36,10 +35,8 @@ from fastdqn.foundation.copying import Whole, copied
 from fastdqn.foundation.scalars import whole
 from fastdqn.policies.predict import predict
 from fastdqn.replay.sampler_check import SamplerFactory
-from fastdqn.reporting.run_directory import make_run_dir
 from fastdqn.training.callbacks import Callback, refuse_callback
 from fastdqn.training.evaluation import Evaluation, OnProgress
-from fastdqn.training.signals import exit_on_sigterm
 
 __all__ = ["DQN"]
 
@@ -145,9 +142,10 @@ class DQN(SavedAgent, Whole):
         """Train for a number of env steps; a later call goes on where this one ends.
 
         Episodes that run at the end of a call are cut there. With a run directory the call writes
-        the files of `fastdqn train`, also if it ends by an error, a Ctrl-C, or, in the main thread,
-        a SIGTERM that no other handler takes. It prints its progress unless the setting `quiet` is
-        on; a later call continues the files.
+        the files of `fastdqn train`, also if it ends by an error, a Ctrl-C or a SIGTERM: the first
+        of these ends it after a vector step, with a checkpoint, where the caller has no handlers of
+        its own. It prints its progress unless the setting `quiet` is on; a later call continues the
+        files.
 
         Args:
             total_timesteps: Env steps of this call; None takes the setting.
@@ -175,20 +173,13 @@ class DQN(SavedAgent, Whole):
         self, run_dir: Path, total_timesteps: int | None, callback: Callback | None
     ) -> Self:
         from fastdqn.agent.recorded_run import (  # noqa: PLC0415 - loaded only where a folder is written
-            refuse_missing_tensorboard,
-            train_recorded,
+            learn_recorded,
         )
 
-        started = time.perf_counter()
-        refuse_missing_tensorboard(self.config)
         goes_on = self._recorded == run_dir.resolve()
-        make_run_dir(replace(self.config, run_dir=run_dir), goes_on=goes_on)
-        self._recorded = run_dir.resolve()
-        with exit_on_sigterm():
-            of_call: Any = {"callback": callback, "silent": self.config.quiet, "goes_on": goes_on}
-            of_call["unsaved"] = self._unsaved_best
-            outcome = train_recorded(self, run_dir, total_timesteps, started=started, **of_call)
-        self._unsaved_best = outcome.unsaved
+        of_call: Any = {"callback": callback, "goes_on": goes_on, "unsaved": self._unsaved_best}
+        outcome = learn_recorded(self, run_dir, total_timesteps, **of_call)
+        self._recorded, self._unsaved_best = run_dir.resolve(), outcome.unsaved
         if outcome.error is not None:
             raise outcome.error
         return self

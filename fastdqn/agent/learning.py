@@ -199,6 +199,7 @@ class Trainable(TrainingState):
         ladder = build_ladder(config, self.learner.device)
         rollout = HostRollout(source, self.policy, self.replay, ladder)
         rollout.env_steps, rollout.episodes = self._env_steps, self._episodes
+        rollout.restore_limit_s = config.restore_limit_s
         return rollout
 
     def _timesteps(self, asked: int | None) -> int:

@@ -55,7 +55,7 @@ def restore_generator(generator: torch.Generator, state: PartState) -> None:
 def _set(state: PartState, like: Tensor, write: Callable[[Tensor], object]) -> None:
     found = state.tensor("generator", like)
     try:
-        write(found.cpu().contiguous())
+        write(found.cpu().clone())  # PyTorch crashes where bytes of a file are not aligned
     except RuntimeError as error:  # PyTorch looks at the numbers
         raise state.refusal("generator", f"none that can be: {error}") from error
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastdqn.execution.step import Progress
 from fastdqn.foundation.state import PartState
+from fastdqn.training.callbacks import Callback
 from fastdqn.training.events import BestPolicy
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.saved_state import (
@@ -48,6 +49,7 @@ class Resumable:
     solved_total_s: float | None
     worker_restarts: int
     watch: Stopwatch
+    callback: Callback
     _reported_steps: list[Progress]
     _first_update: tuple[int, float] | None
     _begun_at: int
@@ -139,6 +141,8 @@ class Resumable:
     def _resume_on_host(self, rollout: Any) -> None:
         assert self._rollout_state is not None
         rollout.restore(self._rollout_state)
+        if rollout.lost:
+            self.callback.on_lost_episodes(rollout.env_steps, rollout.lost)
 
     def _steps(self) -> Sequence[Progress]:
         raise NotImplementedError

@@ -25,9 +25,10 @@ from fastdqn.training.events import BestPolicy, Episode, Evaluation, Report
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.resuming import Resumable
 from fastdqn.training.saved_state import restore_selection, selection_state
+from fastdqn.training.saving import Saving
 from fastdqn.training.schedules import Intervals, ReplayRatio, Schedule, crossed
 from fastdqn.training.selection import Selection
-from fastdqn.training.stopwatch import Stopwatch
+from fastdqn.training.stopwatch import Pace, Stopwatch
 from fastdqn.training.tensor.rollout import TensorRollout
 from fastdqn.training.value_range import ValueRange
 
@@ -56,6 +57,7 @@ class Trainer(Resumable, ABC):
         evaluated_at_end: Whether `evaluate_fully` follows a run that ends by itself. Then the
             interval that ends with it has no evaluation of its own, unless that may be a stop.
         value_range: What returns are compared with at reports.
+        saving: Copies the training between vector steps, while it is saved.
 
     Attributes:
         status: `running`, then `completed`, `solved` or `stopped`.
@@ -85,6 +87,7 @@ class Trainer(Resumable, ABC):
     evaluated_at_end: bool = False
     value_range: ValueRange = field(default_factory=ValueRange)
     learning_rate: Schedule | None = None
+    saving: Saving = field(default_factory=Saving)
 
     def __post_init__(self) -> None:
         self.status = "running"
@@ -98,6 +101,7 @@ class Trainer(Resumable, ABC):
         self._first_update: tuple[int, float] | None = None
         self._begun_at = self.rollout.env_steps
         self._reported = (self._begun_at, 0.0)
+        self._saved = Pace(self.intervals.checkpoint_s, at_once=False)
         self.selection: Selection | None = None
         if self.evaluator is not None:
             self.evaluator.stopped = lambda: self.status == "stopped"
@@ -112,6 +116,7 @@ class Trainer(Resumable, ABC):
         self._take_up()
         while self.status == "running":
             self.vector_step()
+        self.saving.keep(self)
         self._end()
         return self.status
 
@@ -151,18 +156,19 @@ class Trainer(Resumable, ABC):
     # By interval
 
     def _look(self, before: int, now: int) -> None:
-        if crossed(self.intervals.report, before, now):
+        reports = crossed(self.intervals.report, before, now)
+        if reports:
             report = self.report()
             self.peak_sps = max(self.peak_sps, report.sps)
             self.callback.on_report(report)
             self._report_compiled()
             self.value_range.report(self.rollout, self.callback)
-        if crossed(self.intervals.checkpoint, before, now):
-            self.callback.on_checkpoint(self)
         at_end = now >= self.until and self.evaluated_at_end and self.stop_at_return is None
         self._evaluation_due = crossed(self.intervals.evaluate, before, now) and not at_end
         if self._evaluation_due and self.status == "running":
             self._evaluate()
+        if crossed(self.intervals.checkpoint, before, now) or (reports and self._saved.due()):
+            self.callback.on_checkpoint(self)
         if now >= self.until and self.status == "running":
             self.status = "completed"
 

@@ -27,6 +27,7 @@ class HostTrainer(Trainer):
         """Act, learn while the workers step, collect, write, check intervals."""
         rollout, lap = self.rollout, self.watch.lap
         before = rollout.env_steps
+        self.saving.advance()
         lap("other")
         rollout.send(self.epsilon(before, rollout.episodes))
         lap("act")
