@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from gymnasium.vector import SyncVectorEnv
 
@@ -44,6 +45,25 @@ def masked(**settings: Any) -> DQN:
     """Counters whose masks and final masks matter."""
     make = partial(MaskedCounterEnv, episode_length=(3, 5, 4))
     return DQN(make, **{**SMALL, **settings})
+
+
+class MaskedCartPole(gym.Wrapper[Any, Any, Any, Any]):
+    """Forbids to push a pole that leans far back further back."""
+
+    def reset(self, **settings: Any) -> Any:
+        obs, info = super().reset(**settings)
+        return obs, {**info, "action_mask": self.mask(obs)}
+
+    def step(self, action: Any) -> Any:
+        obs, *flags, info = super().step(action)
+        return obs, *flags, {**info, "action_mask": self.mask(obs)}
+
+    def mask(self, obs: Any) -> Any:
+        return np.array([obs[2] > -0.05, obs[2] < 0.05], np.int8)
+
+
+def masked_cartpole(**settings: Any) -> DQN:
+    return DQN(lambda: MaskedCartPole(gym.make(CARTPOLE)), **{**SMALL, **settings})
 
 
 def frozen_lake(**settings: Any) -> DQN:
@@ -165,11 +185,17 @@ IN_THE_MIDDLE: dict[str, Make] = {
     ),
     "rainbow": partial(AGENTS["rainbow"], **TENSORS),
     "given": given_tensors,
+    "host": partial(cartpole, **PRIORITIZED, execution="native"),
+    "host, groups": partial(cartpole, env_groups=2, replay_ratio=0.6, eval_interval=80),
+    "host, lake": partial(frozen_lake, eval_interval=70, eval_episodes=4),
+    "host, masks": partial(masked_cartpole, objective="munchausen"),
 }
 IN_THE_MIDDLE_SLOWLY: dict[str, Make] = {
     "in C": partial(cartpole, **TENSORS, execution="native"),
     "compiled": partial(cartpole, **TENSORS, execution="compile", **PRIORITIZED),
     "iqn": partial(cartpole, **TENSORS, objective="iqn"),
+    "host, compiled": partial(cartpole, execution="compile", replay_ratio=0.5),
+    "host, workers": partial(cartpole, num_workers=2, env_groups=2, noisy=True, n_step=3),
 }
 MIDDLES = [*IN_THE_MIDDLE, *(pytest.param(each, marks=slow) for each in IN_THE_MIDDLE_SLOWLY)]
 
