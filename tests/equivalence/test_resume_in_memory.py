@@ -139,6 +139,7 @@ def test_two_calls_of_learn_are_the_same_with_save_and_load_between_them(
 ) -> None:
     make = ALL[name]
     agent = make().learn(203)
+    torch.rand(3, generator=agent.learner.generator)  # as batches of the caller's own do
     saved, twin = save(agent), copy.deepcopy(agent)
     again = restored(make(), saved)
     assert again.inexact == ()
