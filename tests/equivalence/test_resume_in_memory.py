@@ -14,11 +14,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.vector import SyncVectorEnv
 
 from fastdqn import DQN
 from fastdqn.envs.tensor import make_tensor_env
 from fastdqn.training.callbacks import Callback
+from tests.fake_cuda import RecordingCuda
+from tests.learner_modes import run_by_graphs
 from tests.masked import MaskedCounterEnv
 from tests.saved_trainings import differences, finish, restored, save, train_to
 
@@ -217,3 +220,52 @@ def test_a_training_that_was_stopped_is_the_one_that_was_not(name: str, one_thre
     again.learn(100)  # and both go on, in new episodes
     agent.learn(100)
     assert_same_training(agent, again)
+
+
+# In an agent that has trained already: every tensor is written where it lies
+
+
+def addresses(agent: DQN) -> list[int]:
+    """Return where the tensors lie that graphs, compiled steps and C read and write."""
+    sampler = agent._own_sampler
+    tensors = [*agent.learner.state.written(), agent.learner.state.learning_rate]
+    tensors += [*sampler.written(), *agent.replay_tensors().values()]
+    if agent._tensor_rollout is None:
+        tensors += [agent.replay.window, agent.replay.valid.order]
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["native prioritized", "rows that are not whole", "tensors prioritized", "prioritized"],
+)
+def test_an_agent_that_has_gone_further_goes_back_in_place(name: str, one_thread: None) -> None:
+    agent = ALL[name]().learn(203)
+    saved, twin = save(agent), copy.deepcopy(agent)
+    agent.learn(180)
+    places = addresses(agent)
+    restored(agent, saved)
+    assert addresses(agent) == places
+    assert differences(twin, agent) == []
+    twin.learn(90)
+    agent.learn(90)
+    assert_same_training(twin, agent)
+
+
+@pytest.mark.parametrize("target", ["soft", "hard"])
+def test_recorded_graphs_go_on_with_a_restored_state(target: str, one_thread: None) -> None:
+    settings = {**PRIORITIZED, "target": target, "target_period": 7 if target == "hard" else 0}
+    agent, cuda = cartpole(**settings).learn(150), RecordingCuda()
+    saved, eager = save(agent), copy.deepcopy(agent)
+    run_by_graphs(agent.learner, cuda)
+    agent.learner.execute_as("cudagraph")
+    for updates in (1, 2, 4):
+        agent.learner.learn(agent._own_sampler, updates)
+    captures = cuda.captures()
+    restored(agent, saved)
+    for one in (agent, eager):
+        for updates in (4, 2, 1, 4):
+            one.learner.learn(one._own_sampler, updates)
+    assert cuda.captures() == captures > 0
+    assert differences(eager.learner, agent.learner) == []
+    assert differences(eager._own_sampler, agent._own_sampler) == []
