@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 from torch import nn
 
 from fastdqn.agent.arguments import apart
 from fastdqn.agent.learning import Trainable
-from fastdqn.agent.loading import restore
+from fastdqn.agent.loading import Restored, restore
 from fastdqn.agent.saved_description import saved_policy
 from fastdqn.agent.saved_parts import refuse_other_parts
 from fastdqn.agent.whole_training import goes_on, training_in
@@ -89,17 +89,14 @@ class SavedAgent(Trainable):
         network: nn.Module | None = None,
         objective: Objective | str | None = None,
         sampler: SamplerFactory | None = None,
-        replay: bool | None = None,
+        training: bool | None = None,
         **settings: Any,
     ) -> Self:
         """Load a policy or a training that `save` or a run wrote.
 
-        A training goes on bit for bit where it was saved, in the middle of a call of `learn`, too;
-        `inexact` of the agent says why where it does not. So do the global random generators.
-
-        Of a policy alone, counts and epsilon go on. Learning restarts with an empty replay, new
-        seeds, no moments of the optimizer, a learning rate at its start and a target network like
-        the online one.
+        A training goes on bit for bit, also in the middle of a call of `learn`, and with the global
+        random generators; `agent.inexact` says why where it does not. Of a policy alone, counts and
+        epsilon go on; replay, optimizer, learning rate and seeds begin anew.
 
         Args:
             saved: Folder of the policy or run, or what `load_policy` returned.
@@ -111,10 +108,9 @@ class SavedAgent(Trainable):
             policy: Of a run's folder: `last`, or `best`, by full evaluations while it was trained.
             network: The module whose parameters were saved, if the caller's own.
             objective: The caller's own of the training; dqn and munchausen may take turns.
-            sampler: Likewise; None draws as the setting `replay` said, with a UserWarning.
-            replay: Whether the whole training goes on; False loads its policy alone. None is True
-                where the folder holds one, unless other settings than those of
-                `fastdqn.foundation.changed_settings.MAY_CHANGE` are others than it was saved with.
+            sampler: Likewise; None draws as `replay` says, with a UserWarning.
+            training: Whether a whole training goes on, or its policy alone. None goes on with one
+                that is there, unless it came to its end, or `settings` change its meaning.
             settings: Override saved ones.
 
         Raises:
@@ -124,18 +120,25 @@ class SavedAgent(Trainable):
                 would mean something else.
         """
         objective, settings = apart(objective, settings)
-        training = training_in(saved, policy, asked=replay)
-        read = saved_policy(saved, policy) if training is None else training.policy
+        found = training_in(saved, policy, asked=training)
+        read = saved_policy(saved, policy) if found is None else found.policy
         parts = {"objective": objective, "sampler": sampler}
         restored = restore(read, env, settings, parts, own_network=network is not None)
-        built: Any = cls
-        agent: Self = built(restored.env, network=network, **{**parts, **restored.settings})
+        agent: Self = cast(Any, cls)(
+            restored.env, network=network, **{**parts, **restored.settings}
+        )
         agent._caller_settings = settings
-        refuse_other_parts(restored.saved, agent._own_parts(), restored.folder)
-        restored.refuse_other_spaces(agent.description)
-        read.copy_into(agent.parameters())
-        if training is not None and goes_on(agent.config, restored, asked=replay):
-            agent.restore_from(training)
+        return agent._filled(read, restored, found, training)
+
+    def _filled(
+        self, read: SavedPolicy, restored: Restored, found: SavedTraining | None, asked: bool | None
+    ) -> Self:
+        """Return this fresh agent with what was saved in it."""
+        refuse_other_parts(restored.saved, self._own_parts(), restored.folder)
+        restored.refuse_other_spaces(self.description)
+        read.copy_into(self.parameters())
+        if found is not None and goes_on(self.config, restored, asked=asked):
+            self.restore_from(found)
         else:
-            agent._go_on_from(restored.saved)
-        return agent
+            self._go_on_from(restored.saved)
+        return self

@@ -8,6 +8,7 @@ from pathlib import Path
 from fastdqn.agent.loading import Restored
 from fastdqn.checkpoint.layout import STATE, steps
 from fastdqn.checkpoint.reader import SavedTraining, newest_training
+from fastdqn.checkpoint.saved_policy import ONLINE
 from fastdqn.config import Config
 from fastdqn.errors import UsageError
 from fastdqn.foundation.changed_settings import MAY_CHANGE
@@ -39,7 +40,7 @@ def training_in(
     if isinstance(saved, SavedPolicy) or policy != "last":
         if asked:
             reason = "only the newest policy of a folder may have a training"
-            raise UsageError("replay=True", reason, "Pass the folder, and policy='last'.")
+            raise UsageError("training=True", reason, "Pass the folder, and policy='last'.")
         return None
     path = Path(saved).absolute()
     inner = path / CHECKPOINTS
@@ -47,11 +48,13 @@ def training_in(
     if not asked and not any((folder / STATE).exists() for folder in folders):
         return None
     training = newest_training(path)
+    if ONLINE in training.state.values and not asked:
+        return None  # its policy has made the last updates, which the training has yet to make
     return replace(training, policy=replace(training.policy, skipped=training.skipped))
 
 
 def goes_on(config: Config, restored: Restored, *, asked: bool | None) -> bool:
-    """Return whether an agent has the settings that a training was saved with.
+    """Return whether an agent has the settings that a training was saved with, but `MAY_CHANGE`.
 
     Args:
         config: Of the agent.
@@ -68,8 +71,8 @@ def goes_on(config: Config, restored: Restored, *, asked: bool | None) -> bool:
         if name in free or now == saved.get(name, now):
             continue
         if asked:
-            got = f"{name}={now!r} with replay=True"
+            got = f"{name}={now!r} with training=True"
             reason = f"the training in {restored.folder} was saved with {saved[name]!r}"
-            raise UsageError(got, reason, "Leave it out, or pass replay=False.")
+            raise UsageError(got, reason, "Leave it out, or pass training=False.")
         return False
     return True

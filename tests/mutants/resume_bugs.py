@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any
 
@@ -89,7 +90,7 @@ def the_fraction_of_an_update_is_lost_at_a_resume() -> None:
 
 @turns_red(FORGED + "[a burst]", FORGED + "[an earlier burst]")
 def a_forged_account_makes_a_burst() -> None:
-    exchange(saved_state.math, "ceil", lambda _: 10**9)
+    exchange(math, "ceil", lambda _: 10**9)
 
 
 @turns_red(CALLS + "[rows that are not whole]")
@@ -116,7 +117,7 @@ def places_of_last_observations_are_taken_from_the_start() -> None:
 
 @turns_red(CALLS + "[native prioritized]", MIDDLE + "[plain]")
 def a_resumed_target_is_the_online_network() -> None:
-    right = training_state.restore_learner
+    right = learner_state.restore_learner
 
     def restore(learner: Learner, state: PartState) -> None:
         right(learner, state)
@@ -127,7 +128,7 @@ def a_resumed_target_is_the_online_network() -> None:
 
 @turns_red(CALLS + "[frozen lake]", MIDDLE + "[host]")
 def a_resumed_optimizer_counts_from_zero() -> None:
-    right = training_state.restore_learner
+    right = learner_state.restore_learner
 
     def restore(learner: Learner, state: PartState) -> None:
         right(learner, state)
@@ -141,7 +142,7 @@ def a_resumed_optimizer_counts_from_zero() -> None:
     STATES + "an_evaluation_that_was_stopped_is_played_when_the_training_goes_on",
 )
 def a_resumed_training_evaluates_with_the_first_seeds() -> None:
-    right = going_on.restore_selection
+    right = saved_state.restore_selection
 
     def restore(selection: Selection, state: PartState) -> None:
         right(selection, state)

@@ -84,7 +84,7 @@ def test_a_policy_alone_is_loaded_where_it_is_asked_for_or_other_settings_are(
     agent.save(tmp_path / "agent", replay=True)
     load = partial(DQN.load, tmp_path / "agent")
     for policy_alone in (
-        load(replay=False),
+        load(training=False),
         load(buffer_size=300),
         DQN.load(load_policy(tmp_path / "agent")),
     ):
@@ -93,17 +93,38 @@ def test_a_policy_alone_is_loaded_where_it_is_asked_for_or_other_settings_are(
         for name, tensor in agent.parameters().items():
             assert torch.equal(policy_alone.parameters()[name], tensor)
     assert len(load(num_workers=None, eval_interval=1000).replay) == len(agent.replay)
-    with pytest.raises(UsageError, match=r"buffer_size=300 with replay=True: .* saved with 150"):
-        load(buffer_size=300, replay=True)
-    with pytest.raises(UsageError, match="replay=True: only the newest policy"):
-        DQN.load(load_policy(tmp_path / "agent"), replay=True)
+    with pytest.raises(UsageError, match=r"buffer_size=300 with training=True: .* saved with 150"):
+        load(buffer_size=300, training=True)
+    with pytest.raises(UsageError, match="training=True: only the newest policy"):
+        DQN.load(load_policy(tmp_path / "agent"), training=True)
 
 
 def test_a_policy_alone_cannot_go_on_as_a_training(tmp_path: Path) -> None:
     make().save(tmp_path / "agent")
     with pytest.raises(CheckpointError, match="holds a policy and no state of a training"):
-        DQN.load(tmp_path / "agent", replay=True)
+        DQN.load(tmp_path / "agent", training=True)
     assert DQN.load(tmp_path / "agent").describe()["env_steps"] == 0
+
+
+def test_a_run_that_came_to_its_end_is_loaded_as_its_policy_or_goes_on_where_asked(
+    tmp_path: Path,
+) -> None:
+    settings: dict[str, Any] = {"run_dir": tmp_path / "run", "quiet": True, "eval_interval": 0}
+    agent = make(**settings, replay_ratio=0.25).learn(222)
+    policy = DQN.load(tmp_path / "run")
+    for name, tensor in agent.parameters().items():
+        assert torch.equal(policy.parameters()[name], tensor)
+    assert policy.describe()["updates"] == agent.describe()["updates"]
+    assert len(policy.replay) == 0
+    whole = DQN.load(tmp_path / "run", training=True)
+    assert len(whole.replay) == len(agent.replay)
+    whole.learn(100)
+    assert whole.describe()["updates"] == int((whole.describe()["env_steps"] - 40) * 0.25)
+
+
+def test_the_setting_replay_is_one_of_load_as_before(tmp_path: Path) -> None:
+    make(replay="prioritized").learn(100).save(tmp_path / "agent", replay=True)
+    assert DQN.load(tmp_path / "agent", replay="uniform").config.replay == "uniform"
 
 
 def test_a_damaged_training_is_refused_by_its_file(tmp_path: Path) -> None:
