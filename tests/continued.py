@@ -23,10 +23,10 @@ from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.workers.supervision import Supervision
 
 if TYPE_CHECKING:
-    from tests.oracles import Stored
     from fastdqn.foundation.state import PartState
     from fastdqn.replay import ReplayBuffer
     from fastdqn.training.host.rollout import HostRollout
+    from tests.oracles import Stored
 
 Step = tuple[Any, Any, bool, bool, dict[str, Any]]
 Factory = Callable[[], gym.Env[Any, Any]]

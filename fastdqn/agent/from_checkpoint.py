@@ -10,7 +10,7 @@ from typing import Any
 
 from fastdqn.agent.arguments import chosen_in
 from fastdqn.agent.dqn import DQN
-from fastdqn.agent.resumed_run import Resumed, chunks_of
+from fastdqn.agent.resumed_run import Resumed
 from fastdqn.agent.saved_description import read_description
 from fastdqn.checkpoint.reader import SavedTraining, newest_training
 from fastdqn.config import Config
@@ -18,7 +18,6 @@ from fastdqn.errors import CheckpointError
 from fastdqn.foundation.changed_settings import MAY_CHANGE, Change
 from fastdqn.foundation.saved_files import parse_json, read_regular
 from fastdqn.reporting.cutting_back import Counts
-from fastdqn.reporting.run_checkpoints import ONLINE
 from fastdqn.training.checkpoint import SavedPolicy, newest_checkpoint
 
 __all__ = ["Found", "find", "is_finished"]
@@ -97,13 +96,8 @@ class Found:
 
 
 def _restore(agent: DQN, saved: SavedTraining, resumed: Resumed) -> None:
-    if ONLINE in saved.state.values:  # before the last updates of a run that had come to its end
-        online = saved.state.part(ONLINE).tensors
-        replace(saved.policy, parameters=dict(online)).copy_into(agent.parameters())
-    if saved.has_replay:
-        resumed.chunks = chunks_of(agent)
-        resumed.filled = saved.fill(resumed.chunks)
-    agent.restore_training(saved.state)
+    chunks, resumed.filled = agent.restore_from(saved)
+    resumed.chunks = chunks if saved.has_replay else None
     resumed.inexact = list(agent.inexact)
 
 

@@ -162,7 +162,7 @@ def _refuse_other_cells(state: PartState, filled: _Filled, num_actions: int, hol
         if not bool(reward.isfinite().all()):
             raise state.refusal("reward", "not finite throughout")
         for frames in (drawn, ring.next_index[drawn]):
-            if not bool(holds(ring.frames[frames]).all()):
+            if len(frames) and not bool(holds(ring.frames[frames]).all()):
                 raise state.refusal("frames", "none that the environment may show")
 
 

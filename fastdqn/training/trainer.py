@@ -288,18 +288,3 @@ class Trainer(Resumable, ABC):
     def return_mean_100(self) -> float:
         """Mean return of the last 100 finished episodes; NaN before the first."""
         return sum(self.returns) / len(self.returns) if self.returns else math.nan
-
-    @property
-    def overall_sps(self) -> float:
-        """Env steps per training second of the whole call, before the first update, too."""
-        train_s = self.watch.train_s
-        return (self.rollout.env_steps - self._begun_at) / train_s if train_s > 0 else math.nan
-
-    @property
-    def train_sps(self) -> float:
-        """Env steps per training second, from the first update on; NaN before it."""
-        if self._first_update is None:
-            return math.nan
-        env_steps, train_s = self._first_update
-        elapsed = self.watch.train_s - train_s
-        return (self.rollout.env_steps - env_steps) / elapsed if elapsed > 0 else math.nan

@@ -14,7 +14,7 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
 from fastdqn import __version__
-from fastdqn.agent import recorded_run, run_words
+from fastdqn.agent import run_words
 from fastdqn.cli import commands
 from fastdqn.cli import train as run
 from fastdqn.cli.commands import main
