@@ -112,16 +112,15 @@ def train_recorded(
     Raises:
         UsageError: A setting cannot be used.
     """
-    config = agent.config
     if resumed is not None:
         resumed.cut_back(run_dir)
     with Console(run_dir / "log.txt", silent=silent) as console:
-        before = unsaved if goes_on else None
         lent = lent_by(agent, None if resumed is None else resumed.chunks)
-        record = _recorder_of(agent, run_dir, console, lent, started=started, unsaved=before)
+        of_run: Any = {"started": started, "unsaved": unsaved if goes_on else None}
+        record = _recorder_of(agent, run_dir, console, lent, **of_run)
         callbacks = record if callback is None else CallbackList(record, callback)
         best = record.best_so_far() if goes_on else None
-        of_run: Any = {"started": started, "recorded": True, "best": best}
+        of_run = {"started": started, "recorded": True, "best": best}
         with record, agent.trainer(total_timesteps, callbacks, **of_run) as trainer:
             trainer.saving = record.checkpoints
             introduce(console, agent, trainer, callbacks)
@@ -129,7 +128,7 @@ def train_recorded(
                 resumed.introduce(trainer, record, best)
             record.write_config(_resolved(run_dir, agent))
             ended = _train(agent.next_seeds(), trainer, record, request or StopRequest())
-        _finish(record, run_dir, config, has_best=trainer.best_policy is not None)
+        _finish(record, run_dir, agent.config, has_best=trainer.best_policy is not None)
     return replace(ended, unsaved=record.unsaved)
 
 
