@@ -95,7 +95,7 @@ def train_recorded(
     """Train, and leave a complete run directory however it ends; a second call goes on there.
 
     Args:
-        agent: The agent.
+        agent: Trains.
         run_dir: The run's folder; exists.
         total_timesteps: Env steps; None takes the setting.
         started: `time.perf_counter()` at the start of the command.
@@ -104,7 +104,7 @@ def train_recorded(
         silent: Print nothing on the terminal.
         goes_on: Whether an earlier call wrote the folder, which may hold a best policy.
         unsaved: The best policy of that call, if it could not be written; or None.
-        resumed: How the run goes on from a checkpoint, to which the agent was restored; or None.
+        resumed: How the run goes on from the checkpoint that the agent has; or None.
 
     Returns:
         How it ended, errors of the training included: they are not raised, the policy is saved.
@@ -112,8 +112,6 @@ def train_recorded(
     Raises:
         UsageError: A setting cannot be used.
     """
-    if resumed is not None:
-        resumed.cut_back(run_dir)
     with Console(run_dir / "log.txt", silent=silent) as console:
         lent = lent_by(agent, None if resumed is None else resumed.chunks)
         of_run: Any = {"started": started, "unsaved": unsaved if goes_on else None}
@@ -124,7 +122,7 @@ def train_recorded(
         with record, agent.trainer(total_timesteps, callbacks, **of_run) as trainer:
             trainer.saving = record.checkpoints
             introduce(console, agent, trainer, callbacks)
-            if resumed is not None:
+            if resumed:
                 resumed.introduce(trainer, record, best)
             record.write_config(_resolved(run_dir, agent))
             ended = _train(agent.next_seeds(), trainer, record, request or StopRequest())

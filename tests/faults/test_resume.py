@@ -108,7 +108,8 @@ def completed(run_dir: Path) -> bool:
 
 def flags_of(total: int) -> str:
     """Return the flags of a run that reports 40 times, and is evaluated four times."""
-    return f"{SMALL} --total-timesteps {total} --log-interval {total // 40} --eval-interval {total // 4}"
+    intervals = f"--log-interval {total // 40} --eval-interval {total // 4}"
+    return f"{SMALL} --total-timesteps {total} {intervals}"
 
 
 @pytest.mark.parametrize("case", CASES)
