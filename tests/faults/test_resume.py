@@ -20,7 +20,7 @@ from tests.resumed import assert_same_run, newest
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SOON_S, GONE_S = 120.0, 10.0
-SLOW, FAST = 4_000, 120_000
+SLOW, FAST = 4_000, 60_000
 """Env steps of a run that does some hundred a second, and of one that does ten thousand."""
 SMALL = (
     "--num-envs 4 --num-workers 2 --learning-starts 200 "
