@@ -29,6 +29,8 @@ from tests.ring_histories import Sizes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    Change = Callable[[dict[str, Any]], object]
+
 SIZES = Sizes(capacity=60, chunk_bytes=600)
 MEGABYTES = 64
 
@@ -84,20 +86,20 @@ def test_what_is_unchanged_is_read(forged: Path) -> None:
 # state.json
 
 
-def names_of_files(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], None]:
+def names_of_files(change: Change) -> Change:
     return lambda told: change(told["files"])
 
 
-def renamed(name: str) -> Callable[[dict[str, Any]], None]:
+def renamed(name: str) -> Change:
     """Let state.json name a file in the place of another, with the same size and hash."""
     return names_of_files(lambda files: files.update({name: files.pop("state.safetensors")}))
 
 
-def entry(name: str, **about: Any) -> Callable[[dict[str, Any]], None]:
+def entry(name: str, **about: Any) -> Change:
     return names_of_files(lambda files: files[name].update(about))
 
 
-def ring(**about: Any) -> Callable[[dict[str, Any]], None]:
+def ring(**about: Any) -> Change:
     return lambda told: told["replay"].update(about)
 
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -247,7 +247,12 @@ def test_loading_takes_the_memory_of_a_chunk(
     training.writer.begin(training.name, training.policy(), training.state(), training.chunks)
     training.writer.finish()
     allocated, right = list[int](), torch.empty
-    monkeypatch.setattr(torch, "empty", lambda n, **kw: allocated.append(n) or right(n, **kw))
+
+    def empty(size: int, **more: Any) -> torch.Tensor:
+        allocated.append(size)
+        return right(size, **more)
+
+    monkeypatch.setattr(torch, "empty", empty)
     tracemalloc.start()
     newest(tmp_path).fill(training.chunks)
     peak = tracemalloc.get_traced_memory()[1]

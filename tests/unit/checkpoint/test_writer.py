@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastdqn.checkpoint import disk, saving
+from fastdqn.checkpoint import disk, layout, saving, staging
 from fastdqn.checkpoint import writer as writer_file
 from fastdqn.checkpoint.reader import newest_training
 from fastdqn.checkpoint.tensor_file import contents
@@ -92,7 +92,7 @@ class SlowDisk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.go, self.waiting = threading.Event(), threading.Event()
-        right = saving.write
+        right = disk.write
 
         def write(path: Path, parts: Any) -> Any:
             if path.name.startswith("chunk"):
@@ -133,7 +133,7 @@ def test_a_ring_about_to_overwrite_a_chunk_waits_for_the_disk(
 
 def test_at_most_two_chunks_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training, made = Training(tmp_path), list[int]()
-    right = writer_file.Slot
+    right = staging.Slot
 
     def slot(size: int, *rest: Any) -> Any:
         made.append(size)
@@ -152,7 +152,12 @@ def test_a_step_copies_at_most_one_chunk_that_it_does_not_change(
     training = Training(tmp_path, Sizes(capacity=400, chunk_bytes=2_000))
     training.go_on(150)
     counts, right = list[int](), training.chunks.chunk
-    monkeypatch.setattr(training.chunks, "chunk", lambda n: counts.append(n) or right(n))
+
+    def chunk(number: int) -> Any:
+        counts.append(number)
+        return right(number)
+
+    monkeypatch.setattr(training.chunks, "chunk", chunk)
     training.begin()
     for _ in range(30):
         counts.clear()
@@ -433,7 +438,7 @@ def test_files_folders_and_the_parent_are_written_through_before_and_after(
         name = Path(f"/proc/self/fd/{descriptor}").readlink().name
         tape.append(name.rpartition("-")[0] or name)
 
-    right = saving.put_in_place
+    right = layout.put_in_place
 
     def put_in_place(draft: Path, folder: Path) -> None:
         tape.append("here")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -182,7 +183,7 @@ def test_counts_of_the_device_are_those_of_the_host() -> None:
     assert ring.counts() == (2, 4)
 
 
-WRONG = {
+WRONG: dict[str, tuple[str, Any, str]] = {
     "a next observation before the ring": ("next_index", lambda t: t - 10**6, "next_index"),
     "a next observation behind it": ("next_index", lambda t: t + 10**12, "next_index"),
     "an action that there is not": ("action", lambda t: t + ACTIONS, r"action .* \[0, 3\)"),
