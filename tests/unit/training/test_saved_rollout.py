@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from fastdqn.envs.grouped import GroupedVectorEnv
