@@ -95,7 +95,7 @@ def train_recorded(
     """Train, and leave a complete run directory however it ends; a second call goes on there.
 
     Args:
-        agent: The agent.
+        agent: Trains.
         run_dir: The run's folder; exists.
         total_timesteps: Env steps; None takes the setting.
         started: `time.perf_counter()` at the start of the command.
@@ -104,7 +104,7 @@ def train_recorded(
         silent: Print nothing on the terminal.
         goes_on: Whether an earlier call wrote the folder, which may hold a best policy.
         unsaved: The best policy of that call, if it could not be written; or None.
-        resumed: How the run goes on from a checkpoint, to which the agent was restored; or None.
+        resumed: How the run goes on from the checkpoint that the agent has; or None.
 
     Returns:
         How it ended, errors of the training included: they are not raised, the policy is saved.
@@ -112,24 +112,21 @@ def train_recorded(
     Raises:
         UsageError: A setting cannot be used.
     """
-    config = agent.config
-    if resumed is not None:
-        resumed.cut_back(run_dir)
     with Console(run_dir / "log.txt", silent=silent) as console:
-        before = unsaved if goes_on else None
         lent = lent_by(agent, None if resumed is None else resumed.chunks)
-        record = _recorder_of(agent, run_dir, console, lent, started=started, unsaved=before)
+        of_run: Any = {"started": started, "unsaved": unsaved if goes_on else None}
+        record = _recorder_of(agent, run_dir, console, lent, **of_run)
         callbacks = record if callback is None else CallbackList(record, callback)
         best = record.best_so_far() if goes_on else None
-        of_run: Any = {"started": started, "recorded": True, "best": best}
+        of_run = {"started": started, "recorded": True, "best": best}
         with record, agent.trainer(total_timesteps, callbacks, **of_run) as trainer:
             trainer.saving = record.checkpoints
             introduce(console, agent, trainer, callbacks)
-            if resumed is not None:
+            if resumed:
                 resumed.introduce(trainer, record, best)
             record.write_config(_resolved(run_dir, agent))
             ended = _train(agent.next_seeds(), trainer, record, request or StopRequest())
-        _finish(record, run_dir, config, has_best=trainer.best_policy is not None)
+        _finish(record, run_dir, agent.config, has_best=trainer.best_policy is not None)
     return replace(ended, unsaved=record.unsaved)
 
 

@@ -61,6 +61,7 @@ def _go_on(asked: Asked, started: float, request: StopRequest) -> str:
         return "completed"
     agent, resumed = found.agent(config, changes, *_environment(asked))
     resumed.command = shlex.join(["fastdqn", *sys.argv[1:]])
+    resumed.cut_back(run_dir)
     left = _left(found, config)
     options: Any = {"goes_on": True, "resumed": resumed, "request": request}
     return train_recorded(agent, run_dir, left, started=started, **options).status

@@ -163,7 +163,8 @@ class RunRecorder(Callback):
             envs = [env for env, why in lost.items() if why == reason]
             some = ", ".join(map(str, envs[:MOST_NAMED])) + ", ..." * (len(envs) > MOST_NAMED)
             words = f"{len(envs)} of the environments begin new episodes ({some}): {reason}"
-            self.console.say(f"Not bit for bit: {words}", style="yellow")
+            at = f"At env step {env_steps:,}, not bit for bit"
+            self.console.say(f"{at}: {words}", style="yellow")
 
     def on_returns_beyond(self, env_steps: int, message: str) -> None:
         """Print a line about a return that is outside of the objective's support."""
