@@ -8,10 +8,13 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import os
 import random
+import signal
 import time
 from collections.abc import Callable, Container, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -204,3 +207,26 @@ def resumed(
     twin.restore_limit_s = limit_s
     twin.restore(saved)
     return twin
+
+
+class DiesOnce(NoiseEnv):
+    """Ends its process, or raises, in one step of one of its lives.
+
+    Args:
+        env_id: Which one.
+        path: A file that says whether it has happened.
+        at: The step of the first episode that is long enough.
+        how: `dies` or `raises`.
+    """
+
+    def __init__(self, env_id: int, path: str, at: int = 9, how: str = "dies") -> None:
+        super().__init__(env_id=env_id)
+        self.path, self.at, self.how = Path(path), at, how
+
+    def step(self, action: int) -> Step:
+        if self.t == self.at and not self.path.exists():
+            self.path.touch()
+            if self.how == "raises":
+                raise ValueError("out of luck")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)

@@ -71,7 +71,10 @@ def contents(tensors: Mapping[str, Tensor]) -> list[memoryview]:
 
 
 def _raw(tensor: Tensor) -> memoryview:
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+    flat = tensor.detach().reshape(-1)
+    if flat.numel() < 2:  # its stride may be 0, which no view as bytes may have
+        flat = torch.empty_strided(flat.shape, (1,), dtype=flat.dtype).copy_(flat)
+    return flat.view(torch.uint8).numpy().data
 
 
 def brief(value: object) -> str:

@@ -187,8 +187,6 @@ IN_THE_MIDDLE: dict[str, Make] = {
     "target by episodes": partial(
         cartpole, **TENSORS, target="hard", target_period_episodes=3, log_interval=60
     ),
-    "rainbow": partial(AGENTS["rainbow"], **TENSORS),
-    "given": given_tensors,
     "host": partial(cartpole, **PRIORITIZED, execution="native"),
     "host, groups": partial(cartpole, env_groups=2, replay_ratio=0.6, eval_interval=80),
     "host, lake": partial(frozen_lake, eval_interval=70, eval_episodes=4),
@@ -198,6 +196,8 @@ IN_THE_MIDDLE_SLOWLY: dict[str, Make] = {
     "in C": partial(cartpole, **TENSORS, execution="native"),
     "compiled": partial(cartpole, **TENSORS, execution="compile", **PRIORITIZED),
     "iqn": partial(cartpole, **TENSORS, objective="iqn"),
+    "rainbow": partial(AGENTS["rainbow"], **TENSORS),
+    "given": given_tensors,
     "host, compiled": partial(cartpole, execution="compile", replay_ratio=0.5),
     "host, workers": partial(cartpole, num_workers=2, env_groups=2, noisy=True, n_step=3),
 }
@@ -237,7 +237,12 @@ def addresses(agent: DQN) -> list[int]:
 
 @pytest.mark.parametrize(
     "name",
-    ["native prioritized", "rows that are not whole", "tensors prioritized", "prioritized"],
+    [
+        "native prioritized",
+        "rows that are not whole",
+        "tensors prioritized",
+        pytest.param("prioritized", marks=slow),
+    ],
 )
 def test_an_agent_that_has_gone_further_goes_back_in_place(name: str, one_thread: None) -> None:
     agent = ALL[name]().learn(203)
@@ -252,7 +257,7 @@ def test_an_agent_that_has_gone_further_goes_back_in_place(name: str, one_thread
     assert_same_training(twin, agent)
 
 
-@pytest.mark.parametrize("target", ["soft", "hard"])
+@pytest.mark.parametrize("target", [pytest.param("soft", marks=slow), "hard"])
 def test_recorded_graphs_go_on_with_a_restored_state(target: str, one_thread: None) -> None:
     settings = {**PRIORITIZED, "target": target, "target_period": 7 if target == "hard" else 0}
     agent, cuda = cartpole(**settings).learn(150), RecordingCuda()

@@ -292,6 +292,30 @@ def test_without_a_ring_it_is_filled_anew_and_no_update_is_made_up_for(kind: str
     assert again.describe()["env_steps"] == 304
 
 
+@pytest.mark.parametrize("kind", ["workers", "tensors"])
+def test_a_training_in_the_middle_without_a_ring_comes_to_its_end(kind: str) -> None:
+    agent, heard = agent_of(kind, **PRIORITIZED), list[Any]()
+
+    class Hears(Callback):
+        def on_report(self, report: Any) -> None:
+            heard.append((report.env_steps, report.sps, report.updates))
+
+    with agent.trainer(400, Callback()) as trainer:
+        trainer.begin(agent.env_seeds())
+        while trainer.rollout.env_steps < 200:
+            trainer.vector_step()
+        saved = save(agent, replay=False)
+        train_s = trainer.watch.train_s
+        made = trainer.ratio.updates
+    again = restored(agent_of(kind, log_interval=50, **PRIORITIZED), saved)
+    trainer = finish(again, seen=Hears())
+    assert (trainer.status, again.describe()["env_steps"]) == ("completed", 400)
+    assert trainer.watch.train_s > train_s
+    assert all(0 < sps < 1e6 for _, sps, _ in heard)
+    ratio = again.config.replay_ratio
+    assert again.describe()["updates"] == made + int((400 - 200 - 40) * ratio)
+
+
 def test_the_global_generators_go_on() -> None:
     agent = agent_of()
     random.gauss(0.0, 1.0)

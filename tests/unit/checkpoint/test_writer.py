@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fastdqn.checkpoint import disk, layout, saving, staging
 from fastdqn.checkpoint import writer as writer_file
 from fastdqn.checkpoint.reader import newest_training
+from fastdqn.checkpoint.tensor_file import contents
 from fastdqn.checkpoint.writer import CheckpointWriter, Saved
 from fastdqn.errors import UsageError
 from tests.checkpoints import Training, files_of, names, newest
@@ -463,3 +465,11 @@ def test_a_moment_is_the_same_twice(tmp_path: Path) -> None:
     newest_training(tmp_path).fill(training.sizes.chunks(other))
     assert not same(cells_of(other), cells_of(training.history.ring))
     assert disk.BLOCK_BYTES >= 2**16
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_tensors_of_one_number_whose_stride_is_0_are_written(count: int) -> None:
+    tensor = torch.full((1,), 7, dtype=torch.int32).expand(3)[:count]
+    header, *rest = contents({"a": tensor})
+    assert b"".join(rest) == b"\7\0\0\0" * count
+    assert b"I32" in bytes(header)
