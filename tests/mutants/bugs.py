@@ -65,6 +65,7 @@ from tests.mutants.native_bugs import plants
 from tests.mutants.objective_bugs import PLANTED as OF_OBJECTIVES
 from tests.mutants.replay_bugs import PLANTED
 from tests.mutants.resume_bugs import PLANTED as OF_RESUMING
+from tests.mutants.run_bugs import PLANTED as OF_RUNS
 from tests.mutants.schedule_bugs import SCHEDULED
 from tests.mutants.settings_bugs import PLANTED as OF_SETTINGS
 
@@ -1234,6 +1235,6 @@ def randomness_that_is_not_looked_for() -> None:
 # The C
 
 
-BY_ROOM = PLANTED | OF_THE_BEST | OF_OBJECTIVES | SCHEDULED | OF_SETTINGS | OF_RESUMING
+BY_ROOM = PLANTED | OF_THE_BEST | OF_OBJECTIVES | SCHEDULED | OF_SETTINGS | OF_RESUMING | OF_RUNS
 BY_ROOM |= network_bugs.PLANTED | OF_CHECKPOINTS | plants()
 MUTANTS |= {name: Mutant(*planted) for name, planted in BY_ROOM.items()}

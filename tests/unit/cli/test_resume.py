@@ -19,6 +19,9 @@ TENSOR = (
 )
 
 
+HOST = TENSOR.replace("--vectorizer tensor", "--num-workers 0").replace("0.125", "0.25")
+
+
 @pytest.fixture(scope="module")
 def never_stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
@@ -79,6 +82,42 @@ def test_a_run_that_has_come_to_its_end_goes_on_with_a_larger_total(
     assert "Changed: --total-timesteps 512 -> 1024" in said
     (at,) = json.loads((folder / "config.json").read_text())["resumed"]
     assert (at["env_step"], at["changed"]) == (512, ["--total-timesteps 512 -> 1024"])
+
+
+def test_the_last_updates_and_report_of_a_run_that_goes_on_are_made_where_they_belong(
+    tmp_path: Path,
+) -> None:
+    """A run ends by updates, a report and an evaluation; one that goes on makes them later."""
+    run("train", HOST, f"--total-timesteps 1024 --run-dir {tmp_path / 'whole'}")
+    folder = tmp_path / "run"
+    run("train", HOST, f"--total-timesteps 500 --run-dir {folder}")
+    ended = json.loads((folder / "result.json").read_text())
+    assert run(f"resume {folder} --total-timesteps 1024") == 0
+    totals = {"total_env_steps": 1024}
+    here, there = metrics_of(folder), metrics_of(tmp_path / "whole")
+    assert [each | totals for each in here] == there
+    episodes = [(each / "episodes.csv").read_bytes() for each in (folder, tmp_path / "whole")]
+    assert episodes[0] == episodes[1]
+    now, then = state_of(folder), state_of(tmp_path / "whole")
+    assert [name for name in then if not now[name].equal(then[name])] == []
+    evaluations = (folder / "evaluations.csv").read_text()
+    assert "\n500," in evaluations
+    if ended["return"]["best_env_step"] == 500:
+        best = json.loads((folder / "result.json").read_text())["return"]["best_mean"]
+        assert best >= ended["return"]["best_mean"]
+
+
+def test_checkpoints_are_made_by_time_and_kept_as_many_as_asked_for(tmp_path: Path) -> None:
+    words = HOST.replace("--checkpoint-interval 256", "--checkpoint-every 0.001s --keep-last 2")
+    assert run("train", words, f"--total-timesteps 512 --run-dir {tmp_path / 'run'}") == 0
+    steps = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert len(steps) == 2
+    assert steps[-1] == "step-000000000512"
+    never = HOST.replace("--checkpoint-interval 256", "--checkpoint-every 1h")
+    assert run("train", never, f"--total-timesteps 256 --run-dir {tmp_path / 'other'}") == 0
+    assert [path.name for path in (tmp_path / "other" / "checkpoints").glob("step-*")] == [
+        "step-000000000256"
+    ]
 
 
 def test_what_changed_holds_though_the_run_was_killed_before_its_next_checkpoint(
