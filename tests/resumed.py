@@ -56,15 +56,16 @@ def newest(run_dir: Path) -> Path:
 def state_of(run_dir: Path) -> dict[str, Tensor]:
     """Return all tensors of the newest checkpoint, by file and name.
 
-    Without the global generators, which Python seeds anew in every process, and the steps at which
-    open episodes began, which every process counts from its own start.
+    Without the global generators, which Python seeds anew in every process; the steps at which
+    open episodes began, which every process counts from its own start; and the last actions, which
+    a process has not taken that went on here.
     """
     folder, origins = newest(run_dir), "state.safetensors rollout/origins"
     found = {
         f"{path.relative_to(folder)} {name}": tensor
         for path in sorted(folder.rglob("*.safetensors"))
         for name, tensor in load_file(path).items()
-        if not name.startswith("generators/")
+        if not name.startswith("generators/") and name != "rollout/action"
     }
     if origins in found:
         found[origins][:, STEP] = 0

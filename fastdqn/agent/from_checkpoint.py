@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,15 +12,17 @@ from fastdqn.agent.arguments import chosen_in
 from fastdqn.agent.dqn import DQN
 from fastdqn.agent.resumed_run import Resumed
 from fastdqn.agent.saved_description import read_description
+from fastdqn.checkpoint.layout import STATE, steps
 from fastdqn.checkpoint.reader import SavedTraining, newest_training
 from fastdqn.config import Config
 from fastdqn.errors import CheckpointError
 from fastdqn.foundation.changed_settings import MAY_CHANGE, Change
+from fastdqn.foundation.policy_folders import CHECKPOINTS
 from fastdqn.foundation.saved_files import parse_json, read_regular
-from fastdqn.reporting.cutting_back import Counts
+from fastdqn.reporting.cutting_back import Counts, cut_back
 from fastdqn.training.checkpoint import SavedPolicy, newest_checkpoint
 
-__all__ = ["Found", "find", "is_finished"]
+__all__ = ["Found", "clear_for_a_new_beginning", "find", "is_finished"]
 
 MOST_BYTES = 10_000_000
 MOST_RESUMED = 1_000
@@ -148,14 +150,43 @@ def _as_told(run_dir: Path, config: Config) -> tuple[Config, list[dict[str, Any]
     Those of config.json are newer than the checkpoint's where the run went on with others, and was
     stopped before its next checkpoint.
     """
+    content = _read(run_dir / "config.json")
     try:
-        content = parse_json(read_regular(run_dir / "config.json", MOST_BYTES))
         newer = content["config"]
         changed = {name: newer[name] for name in MAY_CHANGE & newer.keys()}
         resumed = [each for each in content.get("resumed", []) if isinstance(each, dict)]
         return replace(config, **changed), resumed[-MOST_RESUMED:]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return config, []
+
+
+def clear_for_a_new_beginning(run_dir: Path) -> bool:
+    """Return whether a run has nothing to go on from, and may begin anew in its folder.
+
+    Where it was given up before its first checkpoint, its policy is removed. One of an older
+    version, or of a run that failed, stays, and nothing begins.
+    """
+    folders = steps(run_dir / CHECKPOINTS)
+    if any((folder / STATE).exists() for folder in folders):
+        return False
+    status = _read(run_dir / "result.json").get("status")
+    settings = _read(run_dir / "config.json").get("config")
+    of_now = isinstance(settings, dict) and "save_replay" in settings
+    if folders and not (of_now and status in {"stopped", "running"}):
+        return False
+    for folder in folders:
+        shutil.rmtree(folder)
+    cut_back(run_dir, Counts(0, 0, 0))
+    return True
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return what a JSON file of a run holds; empty where it cannot be read."""
+    try:
+        content = parse_json(read_regular(path, MOST_BYTES))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def is_finished(found: Found, config: Config) -> str | None:
@@ -165,12 +196,9 @@ def is_finished(found: Found, config: Config) -> str | None:
         found: The run.
         config: Its settings from now on.
     """
-    try:
-        result = json.loads((found.run_dir / "result.json").read_text())
-        status, env_steps = result["status"], result["env_steps"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    if env_steps != found.env_steps:
+    result = _read(found.run_dir / "result.json")
+    status = result.get("status")
+    if result.get("env_steps") != found.env_steps:
         return None
     at = f"after {found.env_steps:,} env steps"
     if status == "completed" and found.env_steps >= found.begun_at + config.total_timesteps:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastdqn.errors import NonFiniteError
+from fastdqn.execution.compile import waits_for_a_compiler
 from fastdqn.execution.step import Progress
 from fastdqn.learner.learner import Learner
 from fastdqn.learner.state import why_skipped
@@ -132,8 +133,14 @@ class Trainer(Resumable, ABC):
         return self.learner.compiling
 
     def stop(self) -> None:
-        """End the loop after the current vector step; may be called from a signal handler."""
+        """End the loop after the current vector step; may be called from a signal handler.
+
+        Raises:
+            KeyboardInterrupt: The step waits for a compiler, which may take minutes.
+        """
         self.status = "stopped"
+        if waits_for_a_compiler():
+            raise KeyboardInterrupt
 
     @abstractmethod
     def vector_step(self) -> None:

@@ -38,6 +38,13 @@ def killed(tmp_path: Path) -> Path:
     return folder
 
 
+def only_policies(run_dir: Path) -> None:
+    for folder in (run_dir / "checkpoints").glob("step-*"):
+        for path in folder.iterdir():
+            if path.name not in {"model.safetensors", "policy.json"}:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def refused(words: str, capsys: pytest.CaptureFixture[str]) -> str:
     assert run(words) == 2
     return capsys.readouterr().err
@@ -153,6 +160,18 @@ def test_auto_begins_what_is_not_there_and_what_has_no_checkpoint_yet(
     assert_same_run(tmp_path / "run", never_stopped)
 
 
+@pytest.mark.parametrize(("status", "code"), [("stopped", 0), ("failed", 1)])
+def test_auto_begins_anew_what_was_given_up_before_its_first_checkpoint(
+    killed: Path, status: str, code: int
+) -> None:
+    """What failed is left for its user to look at."""
+    only_policies(killed)
+    (killed / "result.json").write_text(json.dumps({"status": status}))
+    words = f"train {TENSOR} --total-timesteps 1024 --resume auto --run-dir {killed}"
+    assert run(words) == code
+    assert newest(killed).name == ("step-000000001024" if code == 0 else "step-000000000512")
+
+
 def test_a_damaged_checkpoint_is_named_and_an_older_one_taken(
     never_stopped: Path, killed: Path
 ) -> None:
@@ -209,10 +228,7 @@ def test_a_policy_alone_is_refused_and_goes_on_where_that_is_asked_for(
     killed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As older versions saved it."""
-    for folder in (killed / "checkpoints").glob("step-*"):
-        for path in folder.iterdir():
-            if path.name not in {"model.safetensors", "policy.json"}:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    only_policies(killed)
     assert run(f"resume {killed}") == 1
     err = capsys.readouterr().err
     assert "holds a policy and no state of a training" in err
