@@ -38,7 +38,7 @@ def a_run_that_goes_on_after_its_last_updates() -> None:
 
 @turns_red(RESUME + "the_last_updates_and_report_of_a_run_that_goes_on_are_made_where_they_belong")
 def the_report_of_a_stop_left_in_the_metrics() -> None:
-    right = resumed_run.cut_back
+    right = cutting_back.cut_back
 
     def cut(run_dir: Path, counts: Counts) -> list[str]:
         return right(run_dir, Counts(counts.env_steps, counts.episodes, counts.env_steps))
