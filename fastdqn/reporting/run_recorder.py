@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -138,6 +139,9 @@ class RunRecorder(Callback):
     def _report_saved(self) -> None:
         """Log the checkpoints that were written meanwhile, and print what could not be."""
         for ended in self.checkpoints.poll():
+            if isinstance(ended, OSError) and ended.errno == errno.EBUSY:
+                self.console.log(f"{ended.strerror}: {ended.filename}")
+                continue
             with self._reporting_failure(CHECKPOINT, "a checkpoint"):
                 if isinstance(ended, OSError):
                     raise ended

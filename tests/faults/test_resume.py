@@ -157,6 +157,7 @@ def test_a_signal_at_any_moment_leaves_a_checkpoint_that_loads(
     tmp_path: Path, when: str, number: signal.Signals
 ) -> None:
     words, variables = f"{flags_of(SLOW)} --env-id CartPole-v1", dict[str, str]()
+    words += " --total-timesteps 1000000"  # no moment is that of the end
     run, code = tmp_path / "run", {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
     if when == "evaluating":
         words += " --execution eager --eval-episodes 5000 --eval-interval 400"
