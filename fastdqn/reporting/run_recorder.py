@@ -131,7 +131,8 @@ class RunRecorder(Callback):
             self._episodes.flush()
         self._report_saved()
         if trainer.rollout.env_steps < trainer.until and trainer.status == "running":
-            with self._reporting_failure(CHECKPOINT, f"the checkpoint of {_at(trainer)}"):
+            words = f"the checkpoint of {_at(trainer)}"
+            with self._reporting_failure(CHECKPOINT, words, settles=False):
                 self.checkpoints.begin(trainer)
             self._report_policies_alone()
         self._save_others(trainer, trainer.status)
