@@ -195,7 +195,7 @@ def test_a_ring_of_other_sizes_is_refused_and_not_written(tmp_path: Path) -> Non
 
 def test_nothing_is_written_where_one_chunk_is_refused(tmp_path: Path) -> None:
     training = run_of(tmp_path)
-    saved, ring = newest(tmp_path), training.sizes.ring()
+    saved, ring = newest(tmp_path), training.sizes.history(1).ring
     before = cells_of(ring)
     strict = RingChunks(ring, limits={"action": 1}, chunk_bytes=training.sizes.chunk_bytes)
     with pytest.raises(CheckpointError, match=r"its action holds a number outside \[0, 1\)"):
