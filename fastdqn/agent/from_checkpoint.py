@@ -45,6 +45,9 @@ class Found:
         config: The settings of the run.
         resumed: When it went on before.
         begun_at: Env steps at which its training began.
+        ends_at: Env steps at which the training of the checkpoint ends by itself, with
+            `total_timesteps`; a call of `learn` may have asked for another number than the setting.
+        total_timesteps: The setting when the checkpoint was made.
         env_steps: Env steps so far.
     """
 
@@ -54,7 +57,15 @@ class Found:
     config: Config
     resumed: list[dict[str, Any]]
     begun_at: int
+    ends_at: int
+    total_timesteps: int
     env_steps: int
+
+    def until(self, config: Config) -> int:
+        """Return the env steps at which the run ends by itself, with these settings."""
+        if config.total_timesteps == self.total_timesteps:
+            return self.ends_at
+        return self.begun_at + config.total_timesteps
 
     def agent(
         self, config: Config, changes: list[Change], env: str | None, named: Mapping[str, Any]
@@ -123,12 +134,15 @@ def find(run_dir: Path, *, from_policy: bool = False) -> Found:
         read = read_description(policy.description)
     except CheckpointError as error:
         raise CheckpointError(f"{policy.folder} cannot be resumed: {error}") from error
-    begun_at, env_steps = 0, read.env_steps
+    before = Config(**read.settings)
+    begun_at, ends_at, env_steps = 0, before.total_timesteps, read.env_steps
     if training is not None:
-        begun_at = training.state.part("trainer").whole("begun_at")
+        loop = training.state.part("trainer")
+        begun_at, ends_at = loop.whole("begun_at"), loop.whole("until")
         env_steps = training.state.part("agent").whole("env_steps")
-    config, resumed = _as_told(run_dir, Config(**read.settings))
-    return Found(run_dir, policy, training, config, resumed, begun_at, env_steps)
+    config, resumed = _as_told(run_dir, before)
+    counts = begun_at, ends_at, before.total_timesteps, env_steps
+    return Found(run_dir, policy, training, config, resumed, *counts)
 
 
 def _policy_alone(run_dir: Path, error: CheckpointError, *, from_policy: bool) -> SavedPolicy:
@@ -201,7 +215,7 @@ def is_finished(found: Found, config: Config) -> str | None:
     if result.get("env_steps") != found.env_steps:
         return None
     at = f"after {found.env_steps:,} env steps"
-    if status == "completed" and found.env_steps >= found.begun_at + config.total_timesteps:
+    if status == "completed" and found.env_steps >= found.until(config):
         return f"Completed {at} already; a larger --total-timesteps goes on"
     if status == "solved" and config.stop_at_return == found.config.stop_at_return:
         return f"Solved {at} already; another --stop-at-return goes on"

@@ -65,7 +65,7 @@ def _go_on(asked: Asked, started: float, request: StopRequest) -> str:
 
 def _left(found: Found, config: Config) -> int:
     """Return the env steps until the total is reached."""
-    return max(found.begun_at + config.total_timesteps - found.env_steps, 0)
+    return max(found.until(config) - found.env_steps, 0)
 
 
 def _environment(asked: Asked) -> tuple[str | None, dict[str, Any]]:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from fastdqn import DQN
 from fastdqn.cli.commands import main
 from fastdqn.reporting.run_lock import LOCK, locked
 from tests.resumed import assert_same_run, killed_at, metrics_of, newest, run, state_of
+from tests.small_agents import SMALL
 
 TENSOR = (
     "--env-id CartPole-v1 --vectorizer tensor --num-envs 4 --learning-starts 64 --batch-size 8 "
@@ -147,6 +149,17 @@ def test_a_finished_run_has_nothing_left_to_do(
         assert "Completed after 1,024 env steps already" in capsys.readouterr().out
     after = {path: path.stat().st_mtime_ns for path in never_stopped.rglob("*")}
     assert {k: t for k, t in after.items() if k != never_stopped} == before
+
+
+def test_a_run_from_python_ends_where_its_call_of_learn_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = DQN("CartPole-v1", num_workers=0, **{**SMALL, "vectorizer": "grouped", "quiet": True})
+    agent.learn(200, run_dir=tmp_path / "run")
+    assert run(f"resume {tmp_path / 'run'}") == 0
+    assert "Completed after 200 env steps already" in capsys.readouterr().out
+    assert run(f"resume {tmp_path / 'run'} --total-timesteps 400") == 0
+    assert newest(tmp_path / "run").name == "step-000000000400"
 
 
 def test_auto_begins_what_is_not_there_and_what_has_no_checkpoint_yet(
