@@ -62,7 +62,7 @@ class HostedEnvs(EnvAccess):
         self.pickled: list[Any] = [None] * self.num_envs
         self.returns, self.lengths = [0.0] * self.num_envs, [0] * self.num_envs
         self.ended = [False] * self.num_envs
-        self._interrupted: _Step | None = None
+        self._interrupted: _Step | None = None  # the rest of a step, which the next call makes
         self.permit = permit or contextlib.nullcontext()
         self.pickles = settings.obs_space is not None and settings.shared_obs is None
         self._writers: list[Any] = []
@@ -105,8 +105,6 @@ class HostedEnvs(EnvAccess):
 
     def step(self, actions: Sequence[Any] | None = None) -> Answer | None:
         """Step every environment that is not at rest, in one loop with few calls; hot path.
-
-        After a step that was interrupted, go on with the environment in which it was.
 
         Args:
             actions: One per environment; None takes them from the block.
