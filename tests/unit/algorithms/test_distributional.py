@@ -130,6 +130,7 @@ def test_what_says_no_numbers_and_no_q_values_is_no_objective() -> None:
     class Half(DistributionalObjective):
         numbers = 3
 
-    for kind, missing in ((DistributionalObjective, "numbers"), (Half, "q_values")):
+    kinds: dict[type[Any], str] = {DistributionalObjective: "numbers", Half: "q_values"}
+    for kind, missing in kinds.items():
         with pytest.raises(TypeError, match=missing):
             kind()
