@@ -60,6 +60,7 @@ from fastdqn.training import events, games, schedules
 from fastdqn.training.host import rollout
 from tests.mutants import network_bugs
 from tests.mutants.best_policy_bugs import PLANTED as OF_THE_BEST
+from tests.mutants.call_bugs import PLANTED as OF_CALLS
 from tests.mutants.checkpoint_bugs import PLANTED as OF_CHECKPOINTS
 from tests.mutants.native_bugs import plants
 from tests.mutants.objective_bugs import PLANTED as OF_OBJECTIVES
@@ -1236,5 +1237,5 @@ def randomness_that_is_not_looked_for() -> None:
 
 
 BY_ROOM = PLANTED | OF_THE_BEST | OF_OBJECTIVES | SCHEDULED | OF_SETTINGS | OF_RESUMING | OF_RUNS
-BY_ROOM |= network_bugs.PLANTED | OF_CHECKPOINTS | plants()
+BY_ROOM |= network_bugs.PLANTED | OF_CHECKPOINTS | OF_CALLS | plants()
 MUTANTS |= {name: Mutant(*planted) for name, planted in BY_ROOM.items()}
