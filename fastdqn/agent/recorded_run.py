@@ -163,6 +163,8 @@ def _introduce(console: Console, agent: Trainable, trainer: Trainer, callback: C
         f"Device {learner.device}, {precision}execution {learner.execution} "
         f"({agent.execution_reason})"
     )
+    if agent.memory_line:
+        console.say(agent.memory_line)
     if trainer.selection is None and config.eval_interval:
         callback.on_no_evaluations("the caller built those of the training")
     _warn_crowded(console, trainer.rollout.num_workers)
@@ -183,6 +185,7 @@ def _resolved(run_dir: Path, agent: Trainable) -> dict[str, object]:
         "run_dir": str(run_dir),
         "device": str(agent.learner.device),
         "execution": agent.learner.execution,
+        "buffer_size": agent.config.buffer_size,
         "solved_at": agent.solved_at,
         "num_parameters": sum(tensor.numel() for tensor in agent.parameters().values()),
         **agent.origin,

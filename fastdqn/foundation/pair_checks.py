@@ -15,7 +15,8 @@ __all__ = ["check_pairs", "of_epsilon", "refuse_epsilon", "refuse_too_many_steps
 
 def check_pairs(config: Any) -> None:
     """Refuse pairs of values that exclude each other."""
-    if config.batch_size > config.buffer_size:
+    chosen_later = config.buffer_size == "auto"  # large enough for the other settings
+    if not chosen_later and config.batch_size > config.buffer_size:
         raise UsageError(
             f"--batch-size {config.batch_size}",
             f"it is larger than --buffer-size {config.buffer_size}",
@@ -27,7 +28,7 @@ def check_pairs(config: Any) -> None:
             f"the run ends at --total-timesteps {config.total_timesteps}, so nothing is learned",
             "Start earlier or run longer.",
         )
-    if config.num_envs > config.buffer_size:
+    if not chosen_later and config.num_envs > config.buffer_size:
         raise UsageError(
             f"--num-envs {config.num_envs}",
             f"one vector step does not fit into --buffer-size {config.buffer_size}",
@@ -82,7 +83,8 @@ def refuse_too_many_steps(n_step: int, capacity: int, num_envs: int) -> None:
 
 def _check_replay(config: Any) -> None:
     """Refuse steps that a replay ring does not hold, or whose rewards are still missing."""
-    refuse_too_many_steps(config.n_step, config.buffer_size, config.num_envs)
+    if config.buffer_size != "auto":
+        refuse_too_many_steps(config.n_step, config.buffer_size, config.num_envs)
     if config.n_step > 1 and config.replay == "newest":
         raise UsageError(
             f"--n-step {config.n_step} with --replay newest",
