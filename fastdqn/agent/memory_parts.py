@@ -127,8 +127,9 @@ def atoms_of(objective: Objective) -> int | None:
     """Return the numbers for each action that an objective reads of an MLP; None is one."""
     if isinstance(objective, C51Objective):
         return objective.num_atoms
-    one = isinstance(objective, IQNObjective) or not isinstance(objective, QRObjective)
-    return None if one else objective.num_quantiles
+    if isinstance(objective, IQNObjective) or not isinstance(objective, QRObjective):
+        return None
+    return objective.num_quantiles
 
 
 def _num_parameters(

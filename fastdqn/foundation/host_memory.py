@@ -63,7 +63,7 @@ def memory_limits(root: Path = ROOT, rlimit: Rlimit = resource.getrlimit) -> lis
     """Return every limit there is; the machine's memory is the first.
 
     Args:
-        root: Where /proc and /sys are; others are for tests.
+        root: The folder that has proc and sys.
         rlimit: Returns the soft and the hard limit of a number in `resource`, bytes.
     """
     machine = MemoryLimit("memory of the machine", _machine_bytes(root))

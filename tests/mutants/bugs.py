@@ -60,6 +60,7 @@ from fastdqn.training import events, games, schedules
 from fastdqn.training.host import rollout
 from tests.mutants import network_bugs
 from tests.mutants.best_policy_bugs import PLANTED as OF_THE_BEST
+from tests.mutants.memory_bugs import PLANTED as OF_MEMORY
 from tests.mutants.native_bugs import plants
 from tests.mutants.objective_bugs import PLANTED as OF_OBJECTIVES
 from tests.mutants.replay_bugs import PLANTED
@@ -1233,5 +1234,5 @@ def randomness_that_is_not_looked_for() -> None:
 
 
 BY_ROOM = PLANTED | OF_THE_BEST | OF_OBJECTIVES | SCHEDULED | OF_SETTINGS
-BY_ROOM |= network_bugs.PLANTED | plants()
+BY_ROOM |= network_bugs.PLANTED | plants() | OF_MEMORY
 MUTANTS |= {name: Mutant(*planted) for name, planted in BY_ROOM.items()}

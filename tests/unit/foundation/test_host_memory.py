@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def unlimited(_: int) -> tuple[int, int]:
     return UNLIMITED
 
 
-def tree(root: Path, files: dict[str, str | int]) -> Path:
+def tree(root: Path, files: Mapping[str, str | int]) -> Path:
     """Write files below a root; 8 GiB of the machine are left unless they say otherwise."""
     for name, text in {"proc/meminfo": meminfo(8 * GIB), **files}.items():
         path = root / name
@@ -198,7 +199,7 @@ def test_version_1_counts_up_to_the_root(tmp_path: Path) -> None:
 
 def test_both_versions_side_by_side_count(tmp_path: Path) -> None:
     mounts = f"{V1}\n{V2.replace('/sys/fs/cgroup ', '/sys/fs/cgroup/unified ')}"
-    files = {"proc/self/cgroup": "4:memory:/\n0::/", "proc/self/mountinfo": mounts}
+    files = of_version_2("/", mounts) | {"proc/self/cgroup": "4:memory:/\n0::/"}
     files |= group_1("sys/fs/cgroup/memory", 3 * GIB, 0)
     files |= group("sys/fs/cgroup/unified", 2 * GIB, 0)
     assert left(tree(tmp_path, files)) == 2 * GIB
