@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.tensor import TensorEnv
 from fastdqn.errors import UsageError
 from fastdqn.execution.modes import refuse_execution
+from fastdqn.foundation.durations import seconds_of
 from fastdqn.learner.learner import Learner
 from fastdqn.learner.settings import refuse_precision
 from fastdqn.networks.flat_network import FlatNetwork
@@ -224,6 +226,7 @@ def build_intervals(config: Config, *, evaluates: bool = True) -> Intervals:
         checkpoint=config.checkpoint_interval,
         evaluate=config.eval_interval if evaluates else 0,
         target_episodes=config.target_period_episodes if config.target == "hard" else 0,
+        checkpoint_s=seconds_of(config.checkpoint_every or "") or math.inf,
     )
 
 

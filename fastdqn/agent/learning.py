@@ -15,7 +15,7 @@ from fastdqn.agent.arguments import name_of
 from fastdqn.agent.memory_parts import EVALUATION_ENVS
 from fastdqn.agent.network import build_flat, objective_for
 from fastdqn.agent.preflight import Training, fitted
-from fastdqn.agent.saved_description import SavedDescription
+from fastdqn.agent.training_state import NOT_TRAINED, TrainingState
 from fastdqn.algorithms.objectives import Objective
 from fastdqn.build import (
     build_intervals,
@@ -40,7 +40,7 @@ from fastdqn.execution.modes import choose_execution, is_auto
 from fastdqn.foundation.scalars import whole
 from fastdqn.learner.settings import float32_products
 from fastdqn.policies.policy import Policy
-from fastdqn.replay import ReplayBuffer, Sampler
+from fastdqn.replay import ReplayBuffer
 from fastdqn.replay.sampler_check import SamplerFactory
 from fastdqn.training.autotune import learning_seconds, tune
 from fastdqn.training.callbacks import Callback
@@ -54,10 +54,8 @@ from fastdqn.training.value_range import value_range_of
 
 __all__ = ["NOT_TRAINED", "Trainable"]
 
-NOT_TRAINED = "not trained yet"
 
-
-class Trainable:
+class Trainable(TrainingState):
     """The parts of an agent, and how they train; its calls are those of `DQN`.
 
     Attributes:
@@ -138,37 +136,6 @@ class Trainable:
         parts = {"objective": self.learner.objective, "sampler": self._own_sampler}
         return {part: name_of(type(own)) for part, own in parts.items() if part in self.origin}
 
-    @property
-    def _own_sampler(self) -> Sampler:
-        if self._tensor_rollout is not None:
-            return self._tensor_rollout.sampler
-        assert self._sampler is not None
-        return self._sampler
-
-    def _counts(self) -> tuple[int, int]:
-        """Return the env steps and episodes so far, in the middle of a training too."""
-        running = self._rollout
-        if running is None:
-            return self._env_steps, self._episodes
-        return running.env_steps, running.episodes
-
-    def _go_on_from(self, saved: SavedDescription) -> None:
-        """Continue the counts of a saved training."""
-        self._env_steps, self._episodes = saved.env_steps, saved.episodes
-        self._rounds = saved.rounds
-        self.learner.sync_target()
-        self.learner.go_on_from(saved.updates)
-        self._ratio.go_on_from(saved.env_steps, saved.updates)
-        if self._tensor_rollout is not None:
-            self._tensor_rollout.earlier_steps, self._tensor_rollout.episodes = (
-                saved.env_steps,
-                saved.episodes,
-            )
-        seed = partial(seeds_of, self.config.seed, count=1, round_=saved.rounds)
-        self.policy.reseed(seed(Stream.EXPLORATION)[0])
-        if self._sampler is not None:
-            self._sampler.reseed(seed(Stream.REPLAY)[0])
-
     @contextmanager
     def trainer(
         self,
@@ -198,13 +165,13 @@ class Trainable:
             until, made = self._env_steps + timesteps, self._ratio.updates
             self._own_sampler.expect(made, made + self._ratio.due(until))
             try:
-                yield build_loop(
+                trainer = build_loop(
                     rollout,
                     self.learner,
                     self._sampler,
                     ratio=self._ratio,
                     epsilon=build_schedule(config),
-                    learning_rate=build_learning_rate(config, timesteps),
+                    learning_rate=build_learning_rate(config, until - self._begun_at()),
                     until=until,
                     intervals=build_intervals(config, evaluates=recorded or asked),
                     callback=callback,
@@ -216,10 +183,9 @@ class Trainable:
                     value_range=self._value_range,
                     started=started,
                 )
+                yield self._taken_up(trainer)
             finally:
-                self._env_steps, self._episodes = rollout.env_steps, rollout.episodes
-                self._rollout = None
-                self.learner.close()
+                self._end_of(rollout)
 
     @property
     def _asks_for_evaluations(self) -> bool:
@@ -233,11 +199,14 @@ class Trainable:
         ladder = build_ladder(config, self.learner.device)
         rollout = HostRollout(source, self.policy, self.replay, ladder)
         rollout.env_steps, rollout.episodes = self._env_steps, self._episodes
+        rollout.restore_limit_s = config.restore_limit_s
         return rollout
 
     def _timesteps(self, asked: int | None) -> int:
         """Return the env steps of a call, or refuse so few that nothing would be learned."""
         timesteps = self.config.total_timesteps
+        if (left := self._left(asked)) is not None:
+            return left
         if asked is not None:
             timesteps = whole("total_timesteps", asked, way_out="Try 100_000.")
         waits = max(self._ratio.start - self._env_steps, 0)
@@ -253,6 +222,8 @@ class Trainable:
         asked, learner = self.config.execution, self.learner
         expected = int(self.config.replay_ratio * timesteps)
         first = self.execution_reason == NOT_TRAINED  # what CUDA measures holds afterwards
+        if self._goes_on_as_it_ran():
+            return
         if self._tensor_rollout is not None:
             mode, self.execution_reason = choose_execution(
                 asked,
@@ -271,12 +242,6 @@ class Trainable:
             learner.execute_as(self._chosen, background=is_auto(asked))
             if self._sampler is not None:
                 learner.prepare(self._sampler, max(self._sampler.due, 1))
-
-    def env_seeds(self) -> list[int]:
-        """Return seeds for the training environments, new ones at each call."""
-        self._rounds += 1
-        config = self.config
-        return seeds_of(config.seed, Stream.TRAINING_ENVS, config.num_envs, self._rounds - 1)
 
     @property
     def solved_at(self) -> float | None:

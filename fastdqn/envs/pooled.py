@@ -18,6 +18,8 @@ from fastdqn.envs.sharing import refuse_shared_by_processes
 from fastdqn.envs.vector_data import reader_of
 from fastdqn.envs.workers.failures import EnvFailures
 from fastdqn.envs.workers.local_pool import AssistedPool, LocalPool
+from fastdqn.envs.workers.open_episodes import EpisodeLog
+from fastdqn.envs.workers.origins import Origins
 from fastdqn.envs.workers.pool import Pool, WorkerPool
 from fastdqn.envs.workers.settings import EnvFactory, PoolSettings
 from fastdqn.envs.workers.shared_block import SharedBlock
@@ -59,6 +61,7 @@ class PooledVectorEnv(AsyncVectorEnv):
             for group in zip(*self._pool.spans, strict=True)
         ]
         self._read = reader_of(settings, self.rows)
+        self._episodes = self._pool.episodes
         self._state = AsyncState.DEFAULT
 
     @property
@@ -86,6 +89,8 @@ class PooledVectorEnv(AsyncVectorEnv):
             group: Which group steps; groups are received in the order in which they were sent.
         """
         np.copyto(self._groups[group].action, actions)
+        if self._episodes is not None:
+            self._episodes.append(group)
         try:
             self._pool.send_step(group)
         except EnvFailures as error:
@@ -118,6 +123,27 @@ class PooledVectorEnv(AsyncVectorEnv):
     def rows_of(self, group: int) -> SharedBlock:
         """Return the columns of the block that belong to a group."""
         return self._groups[group]
+
+    # Open episodes
+
+    @property
+    def episode_log(self) -> EpisodeLog | None:
+        """What is kept of the open episodes, or None."""
+        return self._episodes
+
+    def reset_from(self, origins: Origins, seeds: Sequence[int | None]) -> None:
+        """Reset all environments so that those with an origin begin the episode that began there.
+
+        Args:
+            origins: [N, 8] see `fastdqn.envs.workers.origins`.
+            seeds: Of the others; of those with an origin, that of the last reset with a seed.
+        """
+        self._expect_idle("reset_async")
+        self._send_call(
+            "reset", lambda a, b: (list(seeds[a:b]), None, [True] * (b - a), origins[a:b])
+        )
+        self._answers(None)
+        self.rows.clear()
 
     # Calls to all
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdqn.errors import UsageError
+from fastdqn.foundation.durations import seconds_of
 from fastdqn.foundation.scalars import (
     are_names,
     as_bool,
@@ -75,7 +76,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "it must be at least 1": (
         lambda value: value >= 1,
         "total_timesteps num_envs env_groups n_step buffer_size batch_size epsilon_decay_steps "
-        "eval_episodes cpu_threads log_interval checkpoint_interval num_quantiles",
+        "eval_episodes cpu_threads log_interval checkpoint_interval num_quantiles keep_last",
     ),
     "it must be at least 2, the ends of the support": (lambda value: value >= 2, "num_atoms"),
     "it must not be negative": (
@@ -91,10 +92,15 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "it must be positive": (
         lambda value: value > 0,
-        "replay_ratio clip_norm clip_value worker_deadline_s priority_eps munchausen_temperature",
+        "replay_ratio clip_norm clip_value worker_deadline_s restore_limit_s priority_eps "
+        "munchausen_temperature",
     ),
     "it must be negative": (lambda value: value < 0, "munchausen_clip"),
     "it must lie in (0, 1]": (lambda value: 0 < value <= 1, "tau epsilon_decay_factor"),
+    "it must be a time above 0, as 90s, 10m or 1h": (
+        lambda value: seconds_of(value) is not None,
+        "checkpoint_every",
+    ),
     "no machine keeps up with it": (lambda value: value <= 10_000, "replay_ratio"),
 }
 """Reason of a refusal -> what a value must fulfil, and the fields that it concerns."""

@@ -216,14 +216,18 @@ class ReplayBuffer(Whole):
         step = (new.action, new.reward, new.terminated, new.truncated, new.next_obs)
         self.write(*step, action_mask=new.next_action_mask)
 
-    def cut(self) -> None:
+    def cut(self, envs: npt.NDArray[np.bool_] | None = None) -> None:
         """Cut the episodes: the next `begin` of each group does not continue its last `write`.
 
         Stores what the environments show now as final observations. Waits for the device.
+
+        Args:
+            envs: [N] bool, those whose episodes are cut; None is all.
         """
-        everyone = torch.ones(self.row_size, dtype=torch.bool, device=self.device)
+        chosen = torch.from_numpy(np.ones(self.num_envs, np.bool_) if envs is None else envs)
+        cut = chosen.to(self.device).reshape(self.num_groups, self.row_size)
         for row in range(self._row - self.num_groups, self._row):
-            self._store_shown(row, everyone)
+            self._store_shown(row, cut[row % self.num_groups])
 
     def _store_shown(self, row: int, left: Tensor) -> None:
         """Store what the environments in `left` [M] show since `row`; nothing continues it."""

@@ -114,6 +114,11 @@ class FunctionalRing:
         )
         self.ring.next_index[last] = pointed
 
+    def counts(self) -> tuple[int, int]:
+        """Return the rows and the final observations written so far. Waits for the device."""
+        rows = int(self.row)
+        return rows, rows * self.num_envs
+
     def span(self) -> tuple[Tensor, Tensor]:
         """Return the number of the oldest transition that may be drawn, and how many there are.
 

@@ -12,10 +12,12 @@ from torch import Tensor
 from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import copied, snapshot
 from fastdqn.foundation.scalars import is_finite, python_scalar, whole
+from fastdqn.foundation.state import PartState
 from fastdqn.replay.buffer import MAX_DRAW, ReplayBuffer
 from fastdqn.replay.c_tree import CTree, c_tree_of
 from fastdqn.replay.functional_ring import FunctionalRing
 from fastdqn.replay.sampler import Sampler
+from fastdqn.replay.saved_priorities import priorities_state, read_mark, refuse_other_priorities
 from fastdqn.replay.storage import gather, refuse_gamma
 from fastdqn.replay.sum_tree import SumTree
 from fastdqn.transition import Transitions
@@ -106,6 +108,22 @@ class PrioritizedSampler(Sampler):
     def written(self) -> tuple[Tensor, ...]:
         """Return the tree's tensors and the count of batches."""
         return *self.tree.written(), self.draws
+
+    # As a part of a training
+
+    def state(self) -> PartState:
+        """Return the tree, the counts, and up to where it has followed the ring."""
+        return priorities_state(self.tree, self.draws, self.anneal, self._mark)
+
+    def restore(self, state: PartState) -> None:
+        """Go on from the state of a sampler of the same ring, which is restored; in place."""
+        own = None if isinstance(self.replay, FunctionalRing) else self.buffer.valid
+        mark = read_mark(state, own)
+        refuse_other_priorities(state, self.tree, self.replay, mark, LARGEST)
+        state.scalar("draws", self.draws)
+        state.scalar("anneal", self.anneal, 1)
+        state.copy_into(self.state().tensors)
+        self._mark = mark
 
     # The pure half
 

@@ -43,6 +43,7 @@ class SumTree(Whole):
         fan_out: Children of a node, F.
         leaves: [n1 * F] float32, the numbers; 0 behind the first S.
         levels: Four of [2, n] float32: sums, and largest values.
+        widths: Of each level, how many numbers below it a sum of it has.
     """
 
     def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
@@ -50,7 +51,7 @@ class SumTree(Whole):
         leaves, counts = _counts(size, fan_out)
         self.leaves = torch.zeros(leaves, device=device)
         self.levels = [self.leaves.new_zeros(2, count) for count in counts]
-        self._widths = CHUNK, fan_out // CHUNK, CHUNK, fan_out // CHUNK
+        self.widths = CHUNK, fan_out // CHUNK, CHUNK, fan_out // CHUNK
 
     def written(self) -> tuple[Tensor, ...]:
         """Return all tensors."""
@@ -106,7 +107,7 @@ class SumTree(Whole):
     def _refresh(self, places: Tensor) -> None:
         """Take anew the sums and largest values above some leaves."""
         below = self.leaves.unsqueeze(0)
-        for level, width in zip(self.levels, self._widths, strict=True):
+        for level, width in zip(self.levels, self.widths, strict=True):
             places = places // width
             numbers = below.view(len(below), -1, width).index_select(1, places)
             sums, largest = numbers[0].sum(1), numbers[-1].amax(1)

@@ -10,7 +10,6 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
@@ -24,9 +23,12 @@ from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import EvaluationStopped, Evaluator
 from fastdqn.training.events import BestPolicy, Episode, Evaluation, Report
 from fastdqn.training.host.rollout import HostRollout
+from fastdqn.training.resuming import Resumable
+from fastdqn.training.saved_state import restore_selection, selection_state
+from fastdqn.training.saving import Saving
 from fastdqn.training.schedules import Intervals, ReplayRatio, Schedule, crossed
 from fastdqn.training.selection import Selection
-from fastdqn.training.stopwatch import Stopwatch
+from fastdqn.training.stopwatch import Pace, Stopwatch
 from fastdqn.training.tensor.rollout import TensorRollout
 from fastdqn.training.value_range import ValueRange
 
@@ -34,7 +36,7 @@ __all__ = ["Trainer"]
 
 
 @dataclass(eq=False, repr=False)
-class Trainer(ABC):
+class Trainer(Resumable, ABC):
     """Trains until `until` env steps, a reached return, or `stop`.
 
     Args:
@@ -55,6 +57,7 @@ class Trainer(ABC):
         evaluated_at_end: Whether `evaluate_fully` follows a run that ends by itself. Then the
             interval that ends with it has no evaluation of its own, unless that may be a stop.
         value_range: What returns are compared with at reports.
+        saving: Copies the training between vector steps, while it is saved.
 
     Attributes:
         status: `running`, then `completed`, `solved` or `stopped`.
@@ -84,6 +87,7 @@ class Trainer(ABC):
     evaluated_at_end: bool = False
     value_range: ValueRange = field(default_factory=ValueRange)
     learning_rate: Schedule | None = None
+    saving: Saving = field(default_factory=Saving)
 
     def __post_init__(self) -> None:
         self.status = "running"
@@ -91,12 +95,13 @@ class Trainer(ABC):
         self.returns: deque[float] = deque(maxlen=100)
         self.solved_train_s: float | None = None
         self.solved_total_s: float | None = None
-        self.worker_restarts = 0
+        self.worker_restarts = self._seen_restarts = 0
         self.watch = Stopwatch()
         self._reported_steps: list[Progress] = []  # that are reported as compiled, or not
         self._first_update: tuple[int, float] | None = None
         self._begun_at = self.rollout.env_steps
         self._reported = (self._begun_at, 0.0)
+        self._saved = Pace(self.intervals.checkpoint_s, at_once=False)
         self.selection: Selection | None = None
         if self.evaluator is not None:
             self.evaluator.stopped = lambda: self.status == "stopped"
@@ -105,11 +110,13 @@ class Trainer(ABC):
 
     # The loop
 
-    def run(self, seeds: Sequence[int]) -> str:
-        """Reset the environments with these seeds and train; return the status."""
-        self.begin(seeds)
+    def run(self, seeds: Sequence[int] | None) -> str:
+        """Reset the environments with these seeds, or resume for None, and train; return status."""
+        self.resume() if seeds is None else self.begin(seeds)
+        self._take_up()
         while self.status == "running":
             self.vector_step()
+        self.saving.keep(self)
         self._end()
         return self.status
 
@@ -117,7 +124,7 @@ class Trainer(ABC):
         """Reset the environments and start the stopwatch."""
         self.rollout.reset(seeds)
         self.startup_s = time.perf_counter() - self.started
-        self.watch = Stopwatch()
+        self.watch.go_on_from({})
         self._reported_steps = [step for step in self._steps() if step.ready_after_s is not None]
 
     def _steps(self) -> Sequence[Progress]:
@@ -149,25 +156,26 @@ class Trainer(ABC):
     # By interval
 
     def _look(self, before: int, now: int) -> None:
-        if crossed(self.intervals.report, before, now):
+        reports = crossed(self.intervals.report, before, now)
+        if reports:
             report = self.report()
             self.peak_sps = max(self.peak_sps, report.sps)
             self.callback.on_report(report)
             self._report_compiled()
             self.value_range.report(self.rollout, self.callback)
-        if crossed(self.intervals.checkpoint, before, now):
-            self.callback.on_checkpoint(self)
         at_end = now >= self.until and self.evaluated_at_end and self.stop_at_return is None
-        due = crossed(self.intervals.evaluate, before, now) and not at_end
-        if due and self.status == "running":
+        self._evaluation_due = crossed(self.intervals.evaluate, before, now) and not at_end
+        if self._evaluation_due and self.status == "running":
             self._evaluate()
+        if crossed(self.intervals.checkpoint, before, now) or (reports and self._saved.due()):
+            self.callback.on_checkpoint(self)
         if now >= self.until and self.status == "running":
             self.status = "completed"
 
     def _report_restarts(self) -> None:
         rollout = self.rollout
-        new = rollout.num_restarts - self.worker_restarts
-        self.worker_restarts = rollout.num_restarts
+        new = rollout.num_restarts - self._seen_restarts
+        self._seen_restarts, self.worker_restarts = rollout.num_restarts, self.worker_restarts + new
         if self.status != "stopped":  # by a signal that may have ended the workers first
             for message in rollout.restarts[-new:]:
                 self.callback.on_restart(rollout.env_steps, message)
@@ -196,8 +204,12 @@ class Trainer(ABC):
         if self.selection is None or self._first_update is None:
             return
         self.watch.lap("other")
-        with suppress(EvaluationStopped):
+        before = selection_state(self.selection)
+        try:
             self._evaluate_by(self.selection)
+            self._evaluation_due = False
+        except EvaluationStopped:  # a training that goes on from here plays the same episodes
+            restore_selection(self.selection, before)
         self.watch.lap("evaluate")
 
     def _evaluate_by(self, selection: Selection) -> None:

@@ -14,11 +14,13 @@ import pytest
 from fastdqn.cli.arguments import parse, words_after
 from fastdqn.cli.commands import (
     COMMANDS,
+    TRAINING,
     DoctorArguments,
     EvaluateArguments,
     PlotArguments,
     PresetsArguments,
 )
+from fastdqn.cli.resuming import ResumeArguments, TrainArguments
 from fastdqn.config import Config, flag_of
 from fastdqn.presets import preset_config
 
@@ -31,7 +33,8 @@ ENVIRONMENTS, ARCHITECTURE = PAGES["environments.md"], PAGES["architecture.md"]
 PACKAGE = ROOT / "fastdqn"
 SMALL_BUDGET = 10_000
 KINDS: dict[str, type[Any]] = {
-    "train": Config,
+    "train": TrainArguments,
+    "resume": ResumeArguments,
     "evaluate": EvaluateArguments,
     "plot": PlotArguments,
     "presets": PresetsArguments,
@@ -62,7 +65,8 @@ def refuse_unknown_command(words: list[str]) -> None:
     default = None
     if command == "train":
         named = words_after(argv, "--preset")
-        default = preset_config(named[0]) if named else Config()
+        preset = preset_config(named[0]) if named else Config()
+        default = TrainArguments(**vars(preset))
     try:
         parse(KINDS[command], command, argv, default)
     except SystemExit as stop:
@@ -82,7 +86,7 @@ def test_readme_has_something_to_check() -> None:
 
 
 def test_the_commands_known_here_are_those_of_the_command_line() -> None:
-    assert set(KINDS) == {"train", *COMMANDS}
+    assert set(KINDS) == {*TRAINING, *COMMANDS}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from gymnasium import Env
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import write_to_shared_memory
 
@@ -27,6 +28,7 @@ from fastdqn.envs.space_check import SpaceCheck
 from fastdqn.envs.workers.env_access import EnvAccess
 from fastdqn.envs.workers.failures import Answer, EnvFailures, Failure, on_action
 from fastdqn.envs.workers.observation_writer import CallingWriter, CheckedWriter, writers_over
+from fastdqn.envs.workers.origins import OriginColumn, Origins, begin_from, known_in
 from fastdqn.envs.workers.settings import EnvFactory, PoolSettings
 from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.errors import UsageError
@@ -76,11 +78,16 @@ class HostedEnvs(EnvAccess):
         self._refuses_masks, self._infos_travel = settings.refuse_masks, settings.send_infos
         self._resets_same = settings.autoreset_mode == AutoresetMode.SAME_STEP.value
         self._resets_next = settings.autoreset_mode == AutoresetMode.NEXT_STEP.value
+        self._origins = OriginColumn.over(self.rows)
 
     def make(self) -> None:
         """Build the environments, and the writers of their observations."""
         super().make()
         self._writers = self._new_writers()
+
+    def take_envs(self, envs: list[Env[Any, Any]]) -> None:
+        """Step environments that another host has built; both hold the same list."""
+        self.envs, self._writers = envs, self._new_writers()
 
     def _new_writers(self) -> list[Any]:
         """Return a writer for each environment's observation, into the block or elsewhere."""
@@ -195,9 +202,15 @@ class HostedEnvs(EnvAccess):
         return over
 
     def _reset_one(
-        self, i: int, seed: int | None, options: dict[str, Any] | None
+        self, i: int, seed: int | None, options: dict[str, Any] | None, origin: Any = None
     ) -> dict[str, Any]:
-        obs, info = self.envs[i].reset(seed=seed, options=options)
+        env = self.envs[i]
+        if self._origins is not None:
+            self._origins.note(i, env, seed, options, origin)
+        if origin is None:
+            obs, info = env.reset(seed=seed, options=options)
+        else:
+            obs, info = begin_from(env, origin, seed)
         try:
             self._writers[i][:] = obs
         except (TypeError, ValueError):
@@ -224,9 +237,19 @@ class HostedEnvs(EnvAccess):
     # Resetting
 
     def reset(
-        self, seeds: list[int | None], options: dict[str, Any] | None, mask: list[bool]
+        self,
+        seeds: list[int | None],
+        options: dict[str, Any] | None,
+        mask: list[bool],
+        origins: Origins | None = None,
     ) -> Answer:
         """Reset the environments in the mask, rebuilding those that were closed after a failure.
+
+        Args:
+            seeds: One per environment.
+            options: Of the resets.
+            mask: Which environments.
+            origins: [N, 8] what those begin from that have one; None has none.
 
         Raises:
             EnvFailures: Some environments raised.
@@ -237,7 +260,7 @@ class HostedEnvs(EnvAccess):
             try:
                 self._rebuild_if_closed(i)
                 with self.permit:
-                    info = self._reset_one(i, seeds[i], options)
+                    info = self._reset_one(i, seeds[i], options, known_in(origins, i))
             except Exception as error:
                 failures.append(self._close_failed(i, error))
                 continue
@@ -247,13 +270,6 @@ class HostedEnvs(EnvAccess):
         if failures:
             raise EnvFailures(failures, message)
         return message
-
-    def revive(self, attributes: dict[str, list[Any]], seeds: list[int | None]) -> Answer:
-        """Build and reset the environments of a worker that was restarted; see `reset`."""
-        self.make()
-        for name, values in attributes.items():
-            self.set_attr(name, values)
-        return self.reset(seeds, None, [True] * len(seeds))
 
 
 def _refuse_flags(terminated: Any, truncated: Any) -> None:

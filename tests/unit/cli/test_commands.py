@@ -15,7 +15,7 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
 from fastdqn import __version__
-from fastdqn.agent import recorded_run
+from fastdqn.agent import run_words
 from fastdqn.cli import commands
 from fastdqn.cli import train as run
 from fastdqn.cli.commands import main
@@ -537,9 +537,9 @@ def test_plot_draws_the_pictures_again(
 def test_more_workers_than_cores_are_reported(
     workers: int, message: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorded_run, "available_cores", lambda: 2)
+    monkeypatch.setattr(run_words, "available_cores", lambda: 2)
     console = Console(tmp_path / "log.txt")
-    recorded_run._warn_crowded(console, workers)
+    run_words._warn_crowded(console, workers)
     console.close()
     said = (tmp_path / "log.txt").read_text()
     assert ("3 workers share 2 cores and take turns; --num-workers 1 leaves" in said) is message

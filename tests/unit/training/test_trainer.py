@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -97,6 +98,7 @@ class FakeEvaluator:
         """A mean that ends a full evaluation early."""
         self.length = NEVER
         """Env steps of an episode of a screening: too many for a full one to find the best."""
+        self.call, self._rounds = 0, Counter[Stream]()
 
     def close(self) -> None:
         self.stage.say("close")
