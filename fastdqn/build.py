@@ -53,6 +53,7 @@ __all__ = [
     "build_learner",
     "build_learning_rate",
     "build_loop",
+    "build_optimizer",
     "build_sampler",
     "build_schedule",
     "build_tensor_rollout",
@@ -127,7 +128,7 @@ def build_sampler(
 ) -> Sampler:
     """Allocate the replay ring and build its sampler."""
     ring = ReplayBuffer(
-        config.buffer_size,
+        _capacity(config),
         config.num_envs,
         env.obs_shape,
         storage_dtype(env.obs_dtype),
@@ -142,13 +143,18 @@ def build_sampler(
     return sampler
 
 
+def _capacity(config: Config) -> int:
+    assert config.buffer_size != "auto"  # the preflight chose a number
+    return config.buffer_size
+
+
 def build_learner(config: Config, network: FlatNetwork, objective: Objective) -> Learner:
     """Build the learner, eager at first; the network is on its device already."""
     return Learner(
         network,
         gamma=config.gamma,
         objective=objective,
-        optimizer=_optimizer(config),
+        optimizer=build_optimizer(config),
         learning_rate=config.learning_rate,
         clip_norm=config.clip_norm,
         clip_value=config.clip_value,
@@ -159,7 +165,8 @@ def build_learner(config: Config, network: FlatNetwork, objective: Objective) ->
     )
 
 
-def _optimizer(config: Config) -> Optimizer:
+def build_optimizer(config: Config) -> Optimizer:
+    """Build the optimizer."""
     kind = OPTIMIZERS[config.optimizer]
     if issubclass(kind, Adam | AdamW):
         return kind(weight_decay=config.weight_decay, amsgrad=config.amsgrad)
@@ -203,7 +210,7 @@ def build_tensor_rollout(
     return TensorRollout(
         env,
         learner,
-        capacity=config.buffer_size,
+        capacity=_capacity(config),
         batch_size=config.batch_size,
         seed=config.seed,
         sampler=make,

@@ -145,8 +145,9 @@ class Config:
     """Added to each priority (|TD error|, or a loss), so that none is 0."""
     n_step: int = 1
     """Rewards added up before the target network's value, over env steps of one episode."""
-    buffer_size: int = 100_000
-    """Transitions that the replay ring holds."""
+    buffer_size: int | Literal["auto"] = 100_000
+    """Transitions that the replay ring holds; auto is as many as fit into the free memory, of which
+    a tenth stays free, and at least 512 MiB, and no more than the run has env steps."""
     batch_size: int = 128
     """Transitions per update."""
     learning_starts: int = 1_024

@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastdqn.agent.arguments import name_of
-from fastdqn.agent.network import build_flat
+from fastdqn.agent.memory_parts import EVALUATION_ENVS
+from fastdqn.agent.network import build_flat, objective_for
+from fastdqn.agent.preflight import Training, fitted
 from fastdqn.agent.training_state import NOT_TRAINED, TrainingState
-from fastdqn.algorithms.named_objectives import named_objective
-from fastdqn.algorithms.objectives import Objective, objective_of
+from fastdqn.algorithms.objectives import Objective
 from fastdqn.build import (
     build_intervals,
     build_ladder,
@@ -36,7 +37,6 @@ from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.specs.plain_values import to_plain
 from fastdqn.errors import UsageError
 from fastdqn.execution.modes import choose_execution, is_auto
-from fastdqn.foundation.objective_checks import ARGUMENTS
 from fastdqn.foundation.scalars import whole
 from fastdqn.learner.settings import float32_products
 from fastdqn.policies.policy import Policy
@@ -53,8 +53,6 @@ from fastdqn.training.trainer import Trainer
 from fastdqn.training.value_range import value_range_of
 
 __all__ = ["NOT_TRAINED", "Trainable"]
-
-EVALUATION_ENVS = 20
 
 
 class Trainable(TrainingState):
@@ -73,6 +71,7 @@ class Trainable(TrainingState):
     config: Config
     description: EnvDescription
     origin: dict[str, str]
+    memory_line: str
     _caller_settings: Mapping[str, Any]
     _provider: EnvProvider
     _by_id: bool
@@ -88,10 +87,11 @@ class Trainable(TrainingState):
         device = resolve_device(config.device)
         tensors = self._provider.tensors(config.num_envs, device)
         refuse_impossible(config, device, builds=self._provider.builds)  # before any allocation
-        if objective is None:
-            settings = {name: getattr(config, name) for name in ARGUMENTS}
-            objective = named_objective(config.objective, **settings)
-        objective = objective_of(objective, None, None)
+        objective = objective_for(config, objective)
+        kinds = tensors is not None, self._provider.builds, sampler is not None
+        training = Training(config, self.description, network, objective, device, *kinds)
+        self.config, self.memory_line = fitted(training)
+        config = self.config
         flat = build_flat(config, self.description, network, objective, device, stacklevel=4)
         self.network = flat.module
         self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])

@@ -186,6 +186,7 @@ def _resolved(run_dir: Path, agent: Trainable) -> dict[str, object]:
         "run_dir": str(run_dir),
         "device": str(agent.learner.device),
         "execution": agent.learner.execution,
+        "buffer_size": agent.config.buffer_size,
         "solved_at": agent.solved_at,
         "num_parameters": sum(tensor.numel() for tensor in agent.parameters().values()),
         **agent.origin,

@@ -39,6 +39,8 @@ def introduce(console: Console, agent: Trainable, trainer: Trainer, callback: Ca
         f"Device {learner.device}, {precision}execution {learner.execution} "
         f"({agent.execution_reason})"
     )
+    if agent.memory_line:
+        console.say(agent.memory_line)
     if trainer.selection is None and config.eval_interval:
         callback.on_no_evaluations("the caller built those of the training")
     _warn_crowded(console, trainer.rollout.num_workers)

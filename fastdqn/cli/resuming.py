@@ -100,9 +100,12 @@ class Asked:
             UsageError: A setting may not change, or has a value that cannot be used.
         """
         of_run = replace(before, run_dir=self.run_dir)
-        asked = Draft(**{**vars(of_run), **self.settings})
+        settings = dict(self.settings)
+        if settings.get("buffer_size") == "auto":  # it chose the size that the run has
+            del settings["buffer_size"]
+        asked = Draft(**{**vars(of_run), **settings})
         ignored = NAMES_ONLY if self.anew is not None else ()
-        changes = changes_of(of_run, asked, self.settings, str(self.run_dir), ignored=ignored)
+        changes = changes_of(of_run, asked, settings, str(self.run_dir), ignored=ignored)
         return replace(of_run, **{change.name: change.after for change in changes}), changes
 
 

@@ -52,11 +52,17 @@ def check(config: Any) -> None:
 
 def _demand(config: Any, name: str, fine: Callable[[Any], bool], reason: str) -> None:
     value, field = getattr(config, name), config.__dataclass_fields__[name]
-    if (value is None and "None" in str(field.type)) or fine(value):
+    words = _words_beside(field)
+    if (value is None and "None" in str(field.type)) or _is_one_of(words, value) or fine(value):
         return
+    reason = " or ".join((reason, *words))
     default = field.default_factory() if field.default is MISSING else field.default
     way_out = f"The default is {spelled(default) or 'none'}."
     raise UsageError(f"{flag_of(name)} {_quoted(value)}", reason, way_out)
+
+
+def _is_one_of(words: tuple[str, ...], value: Any) -> bool:
+    return isinstance(value, str) and value in words
 
 
 def _quoted(value: Any) -> str:
@@ -173,7 +179,16 @@ def _check_choices(config: Any) -> None:
 
 def choices_of(field: Field[Any]) -> tuple[str, ...]:
     """Return the choices of a Literal field, none for a field of another type."""
-    return tuple(re.findall(r"'([^']+)'", str(field.type)))
+    return _quoted_in(str(field.type)) if str(field.type).startswith("Literal") else ()
+
+
+def _words_beside(field: Field[Any]) -> tuple[str, ...]:
+    """Return the words that a field of another type takes, too, as `auto` beside a number."""
+    return _quoted_in(str(field.type).partition(" | ")[2])
+
+
+def _quoted_in(kind: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"'([^']+)'", kind))
 
 
 def flag_of(name: str) -> str:

@@ -15,21 +15,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastdqn.replay.sizes import RingSizes
+from fastdqn.replay.sizes import FunctionalSizes
 from fastdqn.replay.storage import allocate
 
 __all__ = ["FunctionalRing"]
 
 ROW_FIELDS = ("next_index", "action", "reward", "terminated", "truncated", "continues")
 """Fields of the ring with one value per transition."""
-
-
-class _FullSizes(RingSizes):
-    """Sizes of a ring with a final observation for every place."""
-
-    @property
-    def finals(self) -> int:
-        return self.slots
 
 
 class FunctionalRing:
@@ -60,7 +52,7 @@ class FunctionalRing:
         n_step: int = 1,
     ) -> None:
         place = torch.device(device)
-        sizes = _FullSizes(capacity, num_envs, obs_shape, obs_dtype, n_step=n_step)
+        sizes = FunctionalSizes(capacity, num_envs, obs_shape, obs_dtype, n_step=n_step)
         sizes.refuse_unless_fits(place)
         self.num_envs, self.num_rows, slots = num_envs, sizes.rows, sizes.slots
         self.capacity = slots - num_envs

@@ -62,6 +62,7 @@ from tests.mutants import network_bugs
 from tests.mutants.best_policy_bugs import PLANTED as OF_THE_BEST
 from tests.mutants.call_bugs import PLANTED as OF_CALLS
 from tests.mutants.checkpoint_bugs import PLANTED as OF_CHECKPOINTS
+from tests.mutants.memory_bugs import PLANTED as OF_MEMORY
 from tests.mutants.native_bugs import plants
 from tests.mutants.objective_bugs import PLANTED as OF_OBJECTIVES
 from tests.mutants.replay_bugs import PLANTED
@@ -1237,5 +1238,5 @@ def randomness_that_is_not_looked_for() -> None:
 
 
 BY_ROOM = PLANTED | OF_THE_BEST | OF_OBJECTIVES | SCHEDULED | OF_SETTINGS | OF_RESUMING | OF_RUNS
-BY_ROOM |= network_bugs.PLANTED | OF_CHECKPOINTS | OF_CALLS | plants()
+BY_ROOM |= network_bugs.PLANTED | OF_CHECKPOINTS | OF_CALLS | OF_MEMORY | plants()
 MUTANTS |= {name: Mutant(*planted) for name, planted in BY_ROOM.items()}

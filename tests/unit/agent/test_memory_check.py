@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from fastdqn import DQN, MLP, C51Objective, IQNObjective, QRObjective, UsageError
-from fastdqn.agent import memory_check
-from fastdqn.agent import network as network_file
+from fastdqn.agent import memory_check, preflight
 from fastdqn.cli.commands import main
 from fastdqn.config import flag_of
 from fastdqn.training.checkpoint import load_policy, save_policy
@@ -74,7 +73,7 @@ def test_the_fractions_of_iqn_are_counted_in_every_row(
     settings = {**OWN_PROCESS, "batch_size": 4, "num_quantiles": 3, "hidden_sizes": hidden}
     settings["num_envs"] = num_envs
     needed = 4 * max(num_envs, 4) * 3 * width
-    monkeypatch.setattr(network_file, "refuse_wide", lambda *_: None)
+    monkeypatch.setattr(preflight, "refuse_wide", lambda *_: None)
     for free, fits in ((needed, True), (needed - 1, False)):
         monkeypatch.setattr(memory_check, "available_bytes", lambda _, free=free: free)
         with nullcontext() if fits else pytest.raises(UsageError, match="--num-quantiles 3"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import shutil
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
@@ -139,7 +140,7 @@ REFUSED = {
     "--num-envs 0": ("--num-envs 0: it must be at least 1. The default is 16.",),
     "--num-envs -4": ("--num-envs -4: it must be at least 1.",),
     "--num-workers -1": ("--num-workers -1: it must not be negative.",),
-    "--buffer-size -1": ("--buffer-size -1: it must be at least 1.",),
+    "--buffer-size -1": ("--buffer-size -1: it must be at least 1 or auto.",),
     "--batch-size 0": ("--batch-size 0: it must be at least 1.",),
     "--total-timesteps 0": ("--total-timesteps 0: it must be at least 1.",),
     "--hidden-sizes 64 0": ("--hidden-sizes 64 0: ", "1 or more"),
@@ -166,7 +167,6 @@ REFUSED = {
     "--execution compile+cudagraph --device cpu": ("--execution compile+cudagraph on cpu: ",),
     "--precision tf32 --device cpu": ("--precision tf32 on cpu: only CUDA", "--precision float32"),
     "--precision half": ("--precision half: it takes float32 or tf32 or bf16.",),
-    "--buffer-size 100000000000000": ("--buffer-size 100,000,000,000,000: ", "GiB", "fits"),
     # What is not spelled right
     "--numenvs 4": ("--numenvs: there is no such flag. Did you mean --num-envs",),
     "--quiet=yes": ("no flag takes the word yes", "fastdqn train --help"),
@@ -174,6 +174,9 @@ REFUSED = {
     "CartPole-v1": ("no flag takes the word CartPole-v1",),
     "--loss hubr": ("--loss hubr: it takes huber or mse. The default is huber.",),
     "--num-envs abc": ("--num-envs abc: it takes a whole number. The default is 16.",),
+    "--buffer-size Auto": ("--buffer-size Auto: it takes a whole number or auto. The default is",),
+    "--buffer-size 1.5": ("--buffer-size 1.5: it takes a whole number or auto.",),
+    "--buffer-size 0": ("--buffer-size 0: it must be at least 1 or auto.",),
     "--num-envs=1.5": ("--num-envs 1.5: it takes a whole number.",),
     "--num-envs nan": ("--num-envs nan: it takes a whole number.",),
     "--num-envs 1e999": ("--num-envs 1e999: it takes a whole number.",),
@@ -208,6 +211,19 @@ def test_a_run_that_cannot_be_is_refused_in_a_line_before_anything_starts(
     _assert_one_line(capsys, *REFUSED[words])
     assert list(folder.iterdir()) == []
     assert multiprocessing.active_children() == []
+
+
+def test_a_ring_that_does_not_fit_is_refused_with_a_table(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--buffer-size", "100000000000000"]) == 2
+    first, *table = capsys.readouterr().err.splitlines()
+    assert re.match(
+        "error: --buffer-size 100,000,000,000,000: .*At most --buffer-size .* fits", first
+    )
+    assert len(table) > 5
+    assert all(re.fullmatch(r"  \S.*\d B|.*iB", line) for line in table)
+    assert list(folder.iterdir()) == []
 
 
 def _assert_one_line(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
@@ -313,6 +329,7 @@ def test_flags_after_a_preset_win_whatever_the_order(asked: list[Config]) -> Non
         ("--num-envs 5 --num-envs 3", "num_envs", 3),
         ("--total-timesteps 1e6", "total_timesteps", 1_000_000),
         ("--buffer-size=2.5e5", "buffer_size", 250_000),
+        ("--buffer-size auto", "buffer_size", "auto"),
         ("--num_envs 3.0", "num_envs", 3),
         ("--hidden-sizes 1e2 64", "hidden_sizes", (100, 64)),
         ("--num-workers None", "num_workers", None),
