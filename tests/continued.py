@@ -58,7 +58,7 @@ class NoiseEnv(gym.Env[Any, Any]):
         if seed is not None:
             self.layout = float(seed)
         self.walk, self.t = self.np_random.normal(), 0
-        self.tag = int(self.np_random.integers(2**20, dtype=np.int32))  # half of a number is left
+        self.tag = int(self.np_random.integers(2**24, dtype=np.int32))  # half of a number is left
         return self._obs(), {}
 
     def step(self, action: int) -> Step:

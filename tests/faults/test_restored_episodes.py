@@ -65,23 +65,26 @@ def steps_by_episode(stored: Stored, env: int) -> dict[int, list[int]]:
     return {tag: sorted(taken) for tag, taken in steps.items()}
 
 
-def unfinished(stored: Stored, env: int) -> int:
-    """Count the episodes of an environment without an end, and check that none has a gap."""
+def lost(rollout: HostRollout, stored: Stored, env: int) -> int:
+    """Count the episodes of an environment that were cut, and check that none has a gap."""
     ended = {row[1] for row in rows_of(stored, {env}) if row[-1]}
     episodes = steps_by_episode(stored, env)
     for tag, steps in episodes.items():
         assert steps == list(range(len(steps))), f"environment {env}, episode {tag}: {steps}"
-    return sum(tag not in ended for tag in episodes)
+    size = rollout.replay.row_size
+    running = bool(rollout.replay.shown(env // size)[env % size, 2] > 0)  # it has begun
+    return sum(tag not in ended for tag in episodes) - running
 
 
 def assert_counted(stored: Stored, episodes: list[Episode]) -> None:
     """Check returns and lengths of finished episodes against the rewards that were stored."""
-    sums: Counter[int] = Counter()
-    ended: dict[int, float] = {}
+    sums: Counter[tuple[float, float]] = Counter()
+    ended: dict[tuple[float, float], float] = {}
     for row in rows_of(stored, range(100)):
-        sums[int(row[1])] += row[-2]  # type: ignore[assignment]
+        episode = row[4], row[1]
+        sums[episode] += row[-2]  # type: ignore[assignment]
         if row[-1]:
-            ended[int(row[1])] = row[2] + 1
+            ended[episode] = row[2] + 1
     found = sorted((round(sums[tag], 2), int(length)) for tag, length in ended.items())
     said = sorted((round(each.return_, 2), each.length) for each in episodes)
     assert np.allclose(np.array(found), np.array(said), atol=0.03)
@@ -97,7 +100,7 @@ def test_the_environments_of_a_worker_that_dies_within_a_step_go_on(
     episodes = roll_through(rollout, 1)
     stored = everything_in(rollout.replay)
     assert_nothing_is_joined(stored)
-    assert [unfinished(stored, env) for env in range(4)] == [1] * 4
+    assert [lost(rollout, stored, env) for env in range(4)] == [0] * 4
     assert_counted(stored, episodes)
     rollout.source.close()
 
@@ -108,7 +111,7 @@ def test_an_environment_that_raises_begins_anew_and_its_neighbours_go_on(tmp_pat
     roll_through(rollout, 1)
     stored = everything_in(rollout.replay)
     assert_nothing_is_joined(stored)
-    assert [unfinished(stored, env) for env in range(4)] == [1, 2, 1, 1]
+    assert [lost(rollout, stored, env) for env in range(4)] == [0, 1, 0, 0]
     rollout.source.close()
 
 
@@ -118,7 +121,7 @@ def test_an_environment_that_something_else_decides_begins_anew(tmp_path: Path) 
     roll_through(rollout, 1)
     stored = everything_in(rollout.replay)
     assert_nothing_is_joined(stored)
-    assert [unfinished(stored, env) for env in range(2)] == [2, 1]
+    assert [lost(rollout, stored, env) for env in range(2)] == [1, 0]
     rollout.source.close()
 
 
@@ -128,7 +131,7 @@ def test_without_the_setting_they_begin_anew(tmp_path: Path) -> None:
     roll_through(rollout, 1)
     stored = everything_in(rollout.replay)
     assert_nothing_is_joined(stored)
-    assert [unfinished(stored, env) for env in range(2)] == [2, 2]
+    assert [lost(rollout, stored, env) for env in range(2)] == [1, 1]
     rollout.source.close()
 
 
@@ -151,7 +154,7 @@ def test_workers_killed_at_random_moments_lose_nothing(groups: int, given: Any) 
         episodes += roll_through(rollout, kills, more=0)
     stored = everything_in(rollout.replay)
     assert_nothing_is_joined(stored)
-    assert [unfinished(stored, env) for env in range(6)] == [1] * 6
+    assert [lost(rollout, stored, env) for env in range(6)] == [0] * 6
     assert_counted(stored, episodes)
     twin = resumed(rollout, keeping(noisy(6), num_groups=groups))  # over the gaps, too
     assert twin.lost == {}

@@ -91,7 +91,8 @@ class HostedEnvs(EnvAccess):
 
     def take_envs(self, envs: list[Env[Any, Any]]) -> None:
         """Step environments that another host has built; both hold the same list."""
-        self.envs, self._writers = envs, self._new_writers()
+        self.envs = envs
+        self._writers = self._new_writers()
 
     def _new_writers(self) -> list[Any]:
         """Return a writer for each environment's observation, into the block or elsewhere."""
