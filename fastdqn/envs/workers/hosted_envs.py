@@ -32,12 +32,10 @@ from fastdqn.envs.workers.observation_writer import CallingWriter, CheckedWriter
 from fastdqn.envs.workers.origins import OriginColumn, Origins, begin_from, known_in
 from fastdqn.envs.workers.settings import EnvFactory, PoolSettings
 from fastdqn.envs.workers.shared_block import SharedBlock
-from fastdqn.errors import UsageError
+from fastdqn.envs.workers.step_checks import refuse_flags, scalar_reward
 
 __all__ = ["HostedEnvs"]
 
-FLAGS = (bool, np.bool_, int, np.integer, np.ndarray, type(None))
-"""Types of `terminated` and `truncated`."""
 _Step = tuple[Iterator[tuple[int, Any]], dict[int, dict[str, Any]], list[Failure]]
 """The environments that are left of a step, with their actions; infos and failures so far."""
 
@@ -135,7 +133,7 @@ class HostedEnvs(EnvAccess):
                     else:
                         obs, reward, terminated, truncated, info = env.step(action)
                         if not isinstance(reward, float):
-                            reward = _scalar_reward(reward)
+                            reward = scalar_reward(reward)
                         try:
                             writers[i][:] = obs
                         except (TypeError, ValueError):
@@ -150,7 +148,7 @@ class HostedEnvs(EnvAccess):
                         elif info and self._refuses_masks:
                             refuse_unexpected_mask(self.first_env + i, info)
                         if terminated or truncated:
-                            _refuse_flags(terminated, truncated)
+                            refuse_flags(terminated, truncated)
                             info = self._end(i, obs, info)
                 except Exception as error:  # any exception of an environment goes to the caller
                     failures.append(self._close_failed(i, error, on_action(env, action)))
@@ -281,27 +279,3 @@ class HostedEnvs(EnvAccess):
         if failures:
             raise EnvFailures(failures, message)
         return message
-
-
-def _refuse_flags(terminated: Any, truncated: Any) -> None:
-    """Refuse flags that are no bool, such as "False" or NaN, which Python takes for true."""
-    for name, flag in (("terminated", terminated), ("truncated", truncated)):
-        if flag is not True and flag is not False and not isinstance(flag, FLAGS):
-            raise UsageError(
-                f"{name} {flag!r}",
-                f"it is a {type(flag).__name__}, and no flag",
-                "Return True or False from the environment's step.",
-            )
-
-
-def _scalar_reward(reward: Any) -> float:
-    if reward is None or isinstance(reward, str | bytes):
-        raise UsageError(
-            f"reward {reward!r}", "it is no number", "Return a float from the environment's step."
-        )
-    if np.ndim(reward) != 0:
-        raise ValueError(
-            f"the reward must be a scalar, got {reward!r} of shape {np.shape(reward)}: "
-            "return float(reward[0]) from the environment's step"
-        )
-    return float(reward)
