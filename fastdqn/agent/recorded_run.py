@@ -13,6 +13,7 @@ from typing import Any
 from fastdqn.agent.learning import Trainable
 from fastdqn.agent.resumed_run import Resumed, lent_by
 from fastdqn.agent.run_words import conclude, introduce, reason_of
+from fastdqn.agent.whole_training import holds_training
 from fastdqn.config import Config
 from fastdqn.envs.specs.plain_values import spelled_arguments
 from fastdqn.errors import UsageError
@@ -126,7 +127,9 @@ def train_recorded(
                 resumed.introduce(trainer, record, best)
             record.write_config(_resolved(run_dir, agent))
             ended = _train(agent.next_seeds(), trainer, record, request or StopRequest())
-        _finish(record, run_dir, agent.config, has_best=trainer.best_policy is not None)
+        _finish(
+            record, run_dir, agent.config, ended.status, has_best=trainer.best_policy is not None
+        )
     return replace(ended, unsaved=record.unsaved)
 
 
@@ -144,20 +147,24 @@ def _recorder_of(
     )
 
 
-def _finish(record: RunRecorder, run_dir: Path, config: Config, *, has_best: bool) -> None:
-    """Print what is missing and what is there, draw the plots, and say how to evaluate."""
+def _finish(
+    record: RunRecorder, run_dir: Path, config: Config, status: str, *, has_best: bool
+) -> None:
+    """Print what is missing and what is there, draw the plots, say how to evaluate and go on."""
     console = record.console
     record.report_missing_files()
     _draw(console, run_dir)
     console.say(f"Results  {run_dir / 'result.json'}")
-    console.say(f"Try it   {_command(run_dir, config)}")
+    if status == "stopped" and holds_training(run_dir):
+        console.say(f"Go on    {_command('resume', run_dir, config)}")
+    console.say(f"Try it   {_command('evaluate', run_dir, config)}")
     if has_best:
-        console.say(f"Or best  {_command(run_dir, config, '--policy', 'best')}")
+        console.say(f"Or best  {_command('evaluate', run_dir, config, '--policy', 'best')}")
 
 
-def _command(run_dir: Path, config: Config, *flags: str) -> str:
-    """Return the command that evaluates the run, with the wrappers that no file may name."""
-    words = ["fastdqn", "evaluate", str(run_dir), *flags]
+def _command(verb: str, run_dir: Path, config: Config, *flags: str) -> str:
+    """Return a command for the run, with the environment and wrappers that no file may name."""
+    words = ["fastdqn", verb, str(run_dir), *flags]
     if any(":" in name for name in (config.env_id, *config.wrapper)):
         words += ["--env-id", config.env_id]
         if config.env_kwargs:

@@ -15,7 +15,7 @@ from fastdqn.foundation.changed_settings import MAY_CHANGE
 from fastdqn.foundation.policy_folders import CHECKPOINTS, kept
 from fastdqn.training.checkpoint import SavedPolicy
 
-__all__ = ["goes_on", "training_in"]
+__all__ = ["goes_on", "holds_training", "training_in"]
 
 OF_THE_ENV = {"env_id", "env_kwargs", "wrapper"}
 """Settings that say how environments are made, which a factory does as well."""
@@ -43,14 +43,19 @@ def training_in(
             raise UsageError("training=True", reason, "Pass the folder, and policy='last'.")
         return None
     path = Path(saved).absolute()
-    inner = path / CHECKPOINTS
-    folders = steps(inner) if inner.is_dir() else [kept(path)]
-    if not asked and not any((folder / STATE).exists() for folder in folders):
+    if not asked and not holds_training(path):
         return None
     training = newest_training(path)
     if ONLINE in training.state.values and not asked:
         return None  # its policy has made the last updates, which the training has yet to make
     return replace(training, policy=replace(training.policy, skipped=training.skipped))
+
+
+def holds_training(folder: Path) -> bool:
+    """Return whether a checkpoint, or one of a run, has the files of a whole training."""
+    inner = folder / CHECKPOINTS
+    folders = steps(inner) if inner.is_dir() else [kept(folder)]
+    return any((each / STATE).exists() for each in folders)
 
 
 def goes_on(config: Config, restored: Restored, *, asked: bool | None) -> bool:
