@@ -25,6 +25,8 @@ from fastdqn.presets import PRESETS, preset_config
 from fastdqn.reporting.console import Console
 from fastdqn.toolchain.cc import MLP
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -289,6 +291,7 @@ COMMANDS_REFUSED = {
 }
 
 
+@pytest.mark.plots
 @pytest.mark.parametrize("words", COMMANDS_REFUSED)
 def test_a_command_that_cannot_be_is_refused_in_a_line(
     words: str, folder: Path, capsys: pytest.CaptureFixture[str]
@@ -530,6 +533,7 @@ def test_evaluate_takes_an_older_policy_where_the_newest_is_damaged_and_says_so(
     assert err.startswith(f"skipped: {newer} is damaged")
 
 
+@pytest.mark.plots
 def test_plot_draws_the_pictures_again(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,8 @@ from fastdqn.reporting.run_lock import LOCK, locked
 from tests.resumed import assert_same_run, killed_at, metrics_of, newest, run, state_of
 from tests.small_agents import SMALL
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 TENSOR = (
     "--env-id CartPole-v1 --vectorizer tensor --num-envs 4 --learning-starts 64 --batch-size 8 "
     "--hidden-sizes 8 --execution eager --eval-episodes 2 --log-interval 64 --buffer-size 512 "
@@ -52,6 +54,7 @@ def refused(words: str, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.plots
 @pytest.mark.parametrize(
     "how",
     [

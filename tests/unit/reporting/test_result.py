@@ -30,6 +30,8 @@ from fastdqn.training.host.trainer import HostTrainer
 from fastdqn.training.schedules import ReplayRatio
 from fastdqn.training.stopwatch import Stopwatch
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 
 def a_trainer(**changes: Any) -> HostTrainer:
     """Return a finished loop as far as result_of looks at it."""
