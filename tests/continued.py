@@ -8,10 +8,13 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import os
 import random
+import signal
 import time
 from collections.abc import Callable, Container, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -23,10 +26,10 @@ from fastdqn.envs.grouped import GroupedVectorEnv
 from fastdqn.envs.workers.supervision import Supervision
 
 if TYPE_CHECKING:
-    from tests.oracles import Stored
     from fastdqn.foundation.state import PartState
     from fastdqn.replay import ReplayBuffer
     from fastdqn.training.host.rollout import HostRollout
+    from tests.oracles import Stored
 
 Step = tuple[Any, Any, bool, bool, dict[str, Any]]
 Factory = Callable[[], gym.Env[Any, Any]]
@@ -55,7 +58,7 @@ class NoiseEnv(gym.Env[Any, Any]):
         if seed is not None:
             self.layout = float(seed)
         self.walk, self.t = self.np_random.normal(), 0
-        self.tag = int(self.np_random.integers(2**20, dtype=np.int32))  # half of a number is left
+        self.tag = int(self.np_random.integers(2**24, dtype=np.int32))  # half of a number is left
         return self._obs(), {}
 
     def step(self, action: int) -> Step:
@@ -204,3 +207,26 @@ def resumed(
     twin.restore_limit_s = limit_s
     twin.restore(saved)
     return twin
+
+
+class DiesOnce(NoiseEnv):
+    """Ends its process, or raises, in one step of one of its lives.
+
+    Args:
+        env_id: Which one.
+        path: A file that says whether it has happened.
+        at: The step of the first episode that is long enough.
+        how: `dies` or `raises`.
+    """
+
+    def __init__(self, env_id: int, path: str, at: int = 9, how: str = "dies") -> None:
+        super().__init__(env_id=env_id)
+        self.path, self.at, self.how = Path(path), at, how
+
+    def step(self, action: int) -> Step:
+        if self.t == self.at and not self.path.exists():
+            self.path.touch()
+            if self.how == "raises":
+                raise ValueError("out of luck")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastdqn.cli.commands import main
+from fastdqn.envs.workers.origins import STEP
 from fastdqn.reporting.run_recorder import RunRecorder
 from fastdqn.training.events import Report
 
@@ -55,15 +56,20 @@ def newest(run_dir: Path) -> Path:
 def state_of(run_dir: Path) -> dict[str, Tensor]:
     """Return all tensors of the newest checkpoint, by file and name.
 
-    Without the global generators, which Python seeds anew in every process.
+    Without the global generators, which Python seeds anew in every process; the steps at which
+    open episodes began, which every process counts from its own start; and the last actions, which
+    a process has not taken that went on here.
     """
-    folder = newest(run_dir)
-    return {
+    folder, origins = newest(run_dir), "state.safetensors rollout/origins"
+    found = {
         f"{path.relative_to(folder)} {name}": tensor
         for path in sorted(folder.rglob("*.safetensors"))
         for name, tensor in load_file(path).items()
-        if not name.startswith("generators/")
+        if not name.startswith("generators/") and name != "rollout/action"
     }
+    if origins in found:
+        found[origins][:, STEP] = 0
+    return found
 
 
 def metrics_of(run_dir: Path) -> list[dict[str, Any]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -81,75 +82,65 @@ def _to_the_end(trainer: Trainer) -> None:
 
 # Comparing
 
-OF_THE_PROCESS = {
-    *("_modes", "_steps", "_background"),  # of a learner: how its steps are run
-    *("_runners", "_blocks", "_calls"),  # of a rollout: likewise, and what a call is filled with
-    *(
-        "_places",
-        "_plans",
-        "_uniform",
-        "_never",
-        "actor",
-    ),  # memory that is filled before it is read
-    *("_rows", "_row", "_act", "_library", "in_c", "_on_host"),
-    *("_provider", "description", "_caller_settings", "origin", "config"),  # of the caller
-    *("execution", "execution_reason", "_chosen", "_saved_mode", "inexact", "_batch"),
-    *("_middle", "_trainer", "_rollout", "_run_dir", "_recorded", "_unsaved_best", "_writer"),
+OF_THE_PROCESS: dict[str, str] = {
+    "DQN": "_provider description _caller_settings origin config _run_dir _recorded _unsaved_best "
+    "execution_reason _chosen _saved_mode inexact _middle _trainer _rollout",
+    "Learner": "_modes _steps _background _batch execution",
+    "TensorRollout": "_runners _blocks _calls execution",
+    "Iteration": "epsilon",  # written before it is read, as are the next ones
+    "CartPole": "_uniform",
+    "Policy": "_uniform _never actor",
+    "UniformSampler": "_places",
+    "NewestSampler": "_places",
+    "PrioritizedSampler": "_places in_c",
+    "ReplayBuffer": "_writer",
+    "Rows": "_cells _rows",  # views of the ring
+    "ValidTransitions": "_on_host",  # a view of the window
 }
-"""Attributes that no checkpoint holds: they are memory, or follow from settings and the machine."""
+"""Class -> attributes that no checkpoint holds: memory, views, and what the machine decides."""
+NUMBERS = (Tensor, torch.Generator, np.ndarray, random.Random)
 
 
-def differences(one: Any, other: Any, ignored: frozenset[str] = frozenset()) -> list[str]:
-    """Return where two objects differ, attribute by attribute, down to numbers and tensors.
-
-    Args:
-        one: Any object.
-        other: Of the same class.
-        ignored: Names of attributes that are left out.
-    """
-    return list(_differ("", one, other, ignored | OF_THE_PROCESS, set()))
+def differences(one: Any, other: Any) -> list[str]:
+    """Return where two objects differ, attribute by attribute, down to numbers and tensors."""
+    return list(_differ("", one, other, set()))
 
 
-def _differ(
-    path: str, one: Any, other: Any, ignored: frozenset[str] | set[str], seen: set[int]
-) -> Iterator[str]:
-    if id(one) in seen:
-        return
-    seen.add(id(one))
+def _differ(path: str, one: Any, other: Any, seen: set[int]) -> Iterator[str]:
+    named = _attributes(one)
+    if named is not None or isinstance(one, Mapping | list | tuple | deque):
+        if id(one) in seen:
+            return
+        seen.add(id(one))
     if type(one) is not type(other):
         yield f"{path}: {type(one).__name__}, {type(other).__name__}"
-    elif isinstance(one, Tensor):
-        if not _same_tensors(one, other):
-            yield path
-    elif isinstance(one, torch.Generator):
-        if not torch.equal(one.get_state(), other.get_state()):
-            yield path
-    elif isinstance(one, np.ndarray):
-        if not np.array_equal(one, other, equal_nan=one.dtype.kind == "f"):
-            yield path
-    elif isinstance(one, random.Random):
-        if one.getstate() != other.getstate():
-            yield path
-    elif isinstance(one, Mapping | list | tuple | deque | set | frozenset):
-        yield from _differ_in_parts(path, one, other, ignored, seen)
-    elif (named := _attributes(one)) is not None:
+    elif isinstance(one, Mapping | list | tuple | deque):
+        yield from _differ_in_parts(path, one, other, seen)
+    elif isinstance(one, NUMBERS):
+        yield from () if _same_numbers(one, other) else (path,)
+    elif named is not None:
         others = _attributes(other) or {}
-        for name in sorted((named.keys() | others.keys()) - ignored):
+        ignored = OF_THE_PROCESS.get(type(one).__name__, "").split()
+        for name in sorted((named.keys() | others.keys()) - {*ignored}):
             if name not in named or name not in others:
                 yield f"{path}.{name}: missing"
             else:
-                yield from _differ(f"{path}.{name}", named[name], others[name], ignored, seen)
-    elif one != other and not (one != one and other != other):
+                yield from _differ(f"{path}.{name}", named[name], others[name], seen)
+    elif one != other and not (_is_nan(one) and _is_nan(other)):
         yield f"{path}: {one!r}, {other!r}"
 
 
-def _differ_in_parts(
-    path: str, one: Any, other: Any, ignored: frozenset[str] | set[str], seen: set[int]
-) -> Iterator[str]:
-    if isinstance(one, set | frozenset):
-        if one != other:
-            yield path
-        return
+def _same_numbers(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return _same_tensors(one, other)
+    if isinstance(one, torch.Generator):
+        return torch.equal(one.get_state(), other.get_state())
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+    return bool(one.getstate() == other.getstate())
+
+
+def _differ_in_parts(path: str, one: Any, other: Any, seen: set[int]) -> Iterator[str]:
     if len(one) != len(other):
         yield f"{path}: {len(one)} parts, {len(other)}"
         return
@@ -158,23 +149,28 @@ def _differ_in_parts(
         if isinstance(other, Mapping) and key not in other:
             yield f"{path}[{key!r}]: missing"
         else:
-            yield from _differ(f"{path}[{key!r}]", value, other[key], ignored, seen)
+            yield from _differ(f"{path}[{key!r}]", value, other[key], seen)
 
 
 def _same_tensors(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    same: Tensor = (one == other) | ((one != one) & (other != other))
+    same = one == other
+    if one.is_floating_point():
+        same |= one.isnan() & other.isnan()
     return bool(same.all())
 
 
+def _is_nan(number: Any) -> bool:
+    return isinstance(number, float) and math.isnan(number)
+
+
 def _attributes(thing: Any) -> dict[str, Any] | None:
-    """Return the attributes of an object of this package, or of PyTorch's modules; else None."""
-    if callable(thing) and not isinstance(thing, nn.Module):
-        return {} if not type(thing).__module__.startswith("fastdqn.") else vars(thing)
-    if is_dataclass(thing) and not hasattr(thing, "__dict__"):
+    """Return the attributes of an object of this package or of a module; None of plain values."""
+    if isinstance(thing, (*NUMBERS, type)):
+        return None
+    if isinstance(thing, nn.Module) or type(thing).__module__.startswith(("fastdqn.", "tests.")):
+        if hasattr(thing, "__dict__"):
+            return dict(vars(thing))
         return {field.name: getattr(thing, field.name) for field in fields(thing)}
-    kind = type(thing).__module__
-    if isinstance(thing, nn.Module) or kind.startswith(("fastdqn.", "tests.")):
-        return dict(vars(thing)) if hasattr(thing, "__dict__") else None
-    return None
+    return {} if callable(thing) else None  # functions: two of them are never equal

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,18 +10,19 @@ from typing import Any
 
 from fastdqn.agent.arguments import chosen_in
 from fastdqn.agent.dqn import DQN
-from fastdqn.agent.resumed_run import Resumed, chunks_of
+from fastdqn.agent.resumed_run import Resumed
 from fastdqn.agent.saved_description import read_description
+from fastdqn.checkpoint.layout import STATE, steps
 from fastdqn.checkpoint.reader import SavedTraining, newest_training
 from fastdqn.config import Config
 from fastdqn.errors import CheckpointError
 from fastdqn.foundation.changed_settings import MAY_CHANGE, Change
+from fastdqn.foundation.policy_folders import CHECKPOINTS
 from fastdqn.foundation.saved_files import parse_json, read_regular
-from fastdqn.reporting.cutting_back import Counts
-from fastdqn.reporting.run_checkpoints import ONLINE
+from fastdqn.reporting.cutting_back import Counts, cut_back
 from fastdqn.training.checkpoint import SavedPolicy, newest_checkpoint
 
-__all__ = ["Found", "find", "is_finished"]
+__all__ = ["Found", "clear_for_a_new_beginning", "find", "is_finished"]
 
 MOST_BYTES = 10_000_000
 MOST_RESUMED = 1_000
@@ -44,6 +45,9 @@ class Found:
         config: The settings of the run.
         resumed: When it went on before.
         begun_at: Env steps at which its training began.
+        ends_at: Env steps at which the training of the checkpoint ends by itself, with
+            `total_timesteps`; a call of `learn` may have asked for another number than the setting.
+        total_timesteps: The setting when the checkpoint was made.
         env_steps: Env steps so far.
     """
 
@@ -53,7 +57,15 @@ class Found:
     config: Config
     resumed: list[dict[str, Any]]
     begun_at: int
+    ends_at: int
+    total_timesteps: int
     env_steps: int
+
+    def until(self, config: Config) -> int:
+        """Return the env steps at which the run ends by itself, with these settings."""
+        if config.total_timesteps == self.total_timesteps:
+            return self.ends_at
+        return self.begun_at + config.total_timesteps
 
     def agent(
         self, config: Config, changes: list[Change], env: str | None, named: Mapping[str, Any]
@@ -97,13 +109,8 @@ class Found:
 
 
 def _restore(agent: DQN, saved: SavedTraining, resumed: Resumed) -> None:
-    if ONLINE in saved.state.values:  # before the last updates of a run that had come to its end
-        online = saved.state.part(ONLINE).tensors
-        replace(saved.policy, parameters=dict(online)).copy_into(agent.parameters())
-    if saved.has_replay:
-        resumed.chunks = chunks_of(agent)
-        resumed.filled = saved.fill(resumed.chunks)
-    agent.restore_training(saved.state)
+    chunks, resumed.filled = agent.restore_from(saved)
+    resumed.chunks = chunks if saved.has_replay else None
     resumed.inexact = list(agent.inexact)
 
 
@@ -127,12 +134,15 @@ def find(run_dir: Path, *, from_policy: bool = False) -> Found:
         read = read_description(policy.description)
     except CheckpointError as error:
         raise CheckpointError(f"{policy.folder} cannot be resumed: {error}") from error
-    begun_at, env_steps = 0, read.env_steps
+    before = Config(**read.settings)
+    begun_at, ends_at, env_steps = 0, before.total_timesteps, read.env_steps
     if training is not None:
-        begun_at = training.state.part("trainer").whole("begun_at")
+        loop = training.state.part("trainer")
+        begun_at, ends_at = loop.whole("begun_at"), loop.whole("until")
         env_steps = training.state.part("agent").whole("env_steps")
-    config, resumed = _as_told(run_dir, Config(**read.settings))
-    return Found(run_dir, policy, training, config, resumed, begun_at, env_steps)
+    config, resumed = _as_told(run_dir, before)
+    counts = begun_at, ends_at, before.total_timesteps, env_steps
+    return Found(run_dir, policy, training, config, resumed, *counts)
 
 
 def _policy_alone(run_dir: Path, error: CheckpointError, *, from_policy: bool) -> SavedPolicy:
@@ -154,14 +164,43 @@ def _as_told(run_dir: Path, config: Config) -> tuple[Config, list[dict[str, Any]
     Those of config.json are newer than the checkpoint's where the run went on with others, and was
     stopped before its next checkpoint.
     """
+    content = _read(run_dir / "config.json")
     try:
-        content = parse_json(read_regular(run_dir / "config.json", MOST_BYTES))
         newer = content["config"]
         changed = {name: newer[name] for name in MAY_CHANGE & newer.keys()}
         resumed = [each for each in content.get("resumed", []) if isinstance(each, dict)]
         return replace(config, **changed), resumed[-MOST_RESUMED:]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return config, []
+
+
+def clear_for_a_new_beginning(run_dir: Path) -> bool:
+    """Return whether a run has nothing to go on from, and may begin anew in its folder.
+
+    Where it was given up before its first checkpoint, its policy is removed. One of an older
+    version, or of a run that failed, stays, and nothing begins.
+    """
+    folders = steps(run_dir / CHECKPOINTS)
+    if any((folder / STATE).exists() for folder in folders):
+        return False
+    status = _read(run_dir / "result.json").get("status")
+    settings = _read(run_dir / "config.json").get("config")
+    of_now = isinstance(settings, dict) and "save_replay" in settings
+    if folders and not (of_now and status in {"stopped", "running"}):
+        return False
+    for folder in folders:
+        shutil.rmtree(folder)
+    cut_back(run_dir, Counts(0, 0, 0))
+    return True
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return what a JSON file of a run holds; empty where it cannot be read."""
+    try:
+        content = parse_json(read_regular(path, MOST_BYTES))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def is_finished(found: Found, config: Config) -> str | None:
@@ -171,15 +210,12 @@ def is_finished(found: Found, config: Config) -> str | None:
         found: The run.
         config: Its settings from now on.
     """
-    try:
-        result = json.loads((found.run_dir / "result.json").read_text())
-        status, env_steps = result["status"], result["env_steps"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    if env_steps != found.env_steps:
+    result = _read(found.run_dir / "result.json")
+    status = result.get("status")
+    if result.get("env_steps") != found.env_steps:
         return None
     at = f"after {found.env_steps:,} env steps"
-    if status == "completed" and found.env_steps >= found.begun_at + config.total_timesteps:
+    if status == "completed" and found.env_steps >= found.until(config):
         return f"Completed {at} already; a larger --total-timesteps goes on"
     if status == "solved" and config.stop_at_return == found.config.stop_at_return:
         return f"Solved {at} already; another --stop-at-return goes on"

@@ -13,6 +13,7 @@ from typing import Any
 from fastdqn.agent.learning import Trainable
 from fastdqn.agent.resumed_run import Resumed, lent_by
 from fastdqn.agent.run_words import conclude, introduce, reason_of
+from fastdqn.agent.whole_training import holds_training
 from fastdqn.config import Config
 from fastdqn.envs.specs.plain_values import spelled_arguments
 from fastdqn.errors import UsageError
@@ -95,7 +96,7 @@ def train_recorded(
     """Train, and leave a complete run directory however it ends; a second call goes on there.
 
     Args:
-        agent: The agent.
+        agent: Trains.
         run_dir: The run's folder; exists.
         total_timesteps: Env steps; None takes the setting.
         started: `time.perf_counter()` at the start of the command.
@@ -104,7 +105,7 @@ def train_recorded(
         silent: Print nothing on the terminal.
         goes_on: Whether an earlier call wrote the folder, which may hold a best policy.
         unsaved: The best policy of that call, if it could not be written; or None.
-        resumed: How the run goes on from a checkpoint, to which the agent was restored; or None.
+        resumed: How the run goes on from the checkpoint that the agent has; or None.
 
     Returns:
         How it ended, errors of the training included: they are not raised, the policy is saved.
@@ -112,24 +113,23 @@ def train_recorded(
     Raises:
         UsageError: A setting cannot be used.
     """
-    config = agent.config
-    if resumed is not None:
-        resumed.cut_back(run_dir)
     with Console(run_dir / "log.txt", silent=silent) as console:
-        before = unsaved if goes_on else None
         lent = lent_by(agent, None if resumed is None else resumed.chunks)
-        record = _recorder_of(agent, run_dir, console, lent, started=started, unsaved=before)
+        of_run: Any = {"started": started, "unsaved": unsaved if goes_on else None}
+        record = _recorder_of(agent, run_dir, console, lent, **of_run)
         callbacks = record if callback is None else CallbackList(record, callback)
         best = record.best_so_far() if goes_on else None
-        of_run: Any = {"started": started, "recorded": True, "best": best}
+        of_run = {"started": started, "recorded": True, "best": best}
         with record, agent.trainer(total_timesteps, callbacks, **of_run) as trainer:
             trainer.saving = record.checkpoints
             introduce(console, agent, trainer, callbacks)
-            if resumed is not None:
+            if resumed:
                 resumed.introduce(trainer, record, best)
             record.write_config(_resolved(run_dir, agent))
             ended = _train(agent.next_seeds(), trainer, record, request or StopRequest())
-        _finish(record, run_dir, config, has_best=trainer.best_policy is not None)
+        _finish(
+            record, run_dir, agent.config, ended.status, has_best=trainer.best_policy is not None
+        )
     return replace(ended, unsaved=record.unsaved)
 
 
@@ -147,20 +147,24 @@ def _recorder_of(
     )
 
 
-def _finish(record: RunRecorder, run_dir: Path, config: Config, *, has_best: bool) -> None:
-    """Print what is missing and what is there, draw the plots, and say how to evaluate."""
+def _finish(
+    record: RunRecorder, run_dir: Path, config: Config, status: str, *, has_best: bool
+) -> None:
+    """Print what is missing and what is there, draw the plots, say how to evaluate and go on."""
     console = record.console
     record.report_missing_files()
     _draw(console, run_dir)
     console.say(f"Results  {run_dir / 'result.json'}")
-    console.say(f"Try it   {_command(run_dir, config)}")
+    if status == "stopped" and holds_training(run_dir):
+        console.say(f"Go on    {_command('resume', run_dir, config)}")
+    console.say(f"Try it   {_command('evaluate', run_dir, config)}")
     if has_best:
-        console.say(f"Or best  {_command(run_dir, config, '--policy', 'best')}")
+        console.say(f"Or best  {_command('evaluate', run_dir, config, '--policy', 'best')}")
 
 
-def _command(run_dir: Path, config: Config, *flags: str) -> str:
-    """Return the command that evaluates the run, with the wrappers that no file may name."""
-    words = ["fastdqn", "evaluate", str(run_dir), *flags]
+def _command(verb: str, run_dir: Path, config: Config, *flags: str) -> str:
+    """Return a command for the run, with the environment and wrappers that no file may name."""
+    words = ["fastdqn", verb, str(run_dir), *flags]
     if any(":" in name for name in (config.env_id, *config.wrapper)):
         words += ["--env-id", config.env_id]
         if config.env_kwargs:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor
 
@@ -187,7 +186,7 @@ class TrainingState(GoesOn):
         space = self.description.obs_space
         if isinstance(space, Discrete):  # its numbers are indices
             return membership_of(space, self.learner.device)
-        return lambda frames: torch.isfinite(frames).reshape(len(frames), -1).all(1)
+        return _finite
 
     def _restore_execution(self, state: PartState) -> None:
         asked = self.config.execution
@@ -207,3 +206,8 @@ class TrainingState(GoesOn):
         self._ratio.go_on_from(saved.env_steps, saved.updates)
         self._count_on()
         self.policy.reseed(self._seed(Stream.EXPLORATION))
+
+
+def _finite(frames: Tensor) -> Tensor:
+    fine = frames.isfinite()
+    return fine.flatten(1).all(1) if fine.ndim > 1 else fine

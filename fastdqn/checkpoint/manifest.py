@@ -192,8 +192,7 @@ def _refuse_other_files(files: Mapping[str, Entry], versions: Sequence[Version] 
     """Refuse names beside those of the format, so that none leads elsewhere."""
     chunks = {chunk_file(n) for n, value in enumerate(versions or ()) if value != 0}
     wanted = {MODEL, DESCRIPTION, OPTIMIZER, PARTS} | chunks
-    if files.keys() != wanted:
-        odd = min(files.keys() ^ wanted)
-        raise CheckpointError(
-            f"it lacks the file {odd}" if odd in wanted else f"it names a file {brief(odd)}"
-        )
+    for name in sorted(files.keys() - wanted):
+        raise CheckpointError(f"it names a file {brief(name)}")
+    for name in sorted(wanted - files.keys()):
+        raise CheckpointError(f"it lacks the file {name}")

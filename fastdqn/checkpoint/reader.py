@@ -112,6 +112,9 @@ class SavedTraining:
         try:
             with opened(self.folder, name, entry.bytes) as descriptor:
                 where = f"{self.folder / name}"
+                if digest(descriptor) != entry.sha256:
+                    raise CheckpointError(f"{where} was changed since it was compared")
+                os.lseek(descriptor, 0, os.SEEK_SET)
                 file = TensorFile(partial(read_into, descriptor), entry.bytes, where)
                 if file.data_bytes != sum(map(bytes_of, wanted.values())):
                     raise CheckpointError(f"{where} is a chunk of a ring of other sizes")
@@ -153,6 +156,8 @@ def read_training(folder: Path) -> SavedTraining:
         CheckpointError: A file is missing, damaged or of another schema, or the folder holds a
             policy alone.
     """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder")
     _refuse_policy_alone(folder)
     try:
         manifest = parsed(read_regular(folder / STATE, MAX_STATE_BYTES))

@@ -23,9 +23,11 @@ from fastdqn.device import available_bytes
 from fastdqn.errors import CheckpointError
 from fastdqn.foundation.saved_files import parse_json, read_regular
 
-__all__ = ["SavedPolicy", "most_bytes", "policy_digest", "policy_files", "read_policy"]
+__all__ = ["ONLINE", "SavedPolicy", "most_bytes", "policy_digest", "policy_files", "read_policy"]
 
 SCHEMA = 1
+ONLINE = "online"
+"""Part of a saved training: the parameters before the last updates of a run."""
 MAX_DESCRIPTION_BYTES = 1_000_000
 COPIES = 3
 """Of the tensors, at once in memory while they are loaded: the file, its tensors, the network's."""

@@ -39,7 +39,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 Fill = Callable[[memoryview], bool]
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 4 * 2**20
-MAX_NAME, MAX_DIMENSIONS, MAX_ELEMENTS = 1_000, 64, 2**62
+MAX_NAME, MAX_DIMENSIONS, MAX_ELEMENTS, MAX_NUMBER = 1_000, 64, 2**62, 2**64
 
 
 def bytes_of(tensor: Tensor) -> int:
@@ -71,7 +71,10 @@ def contents(tensors: Mapping[str, Tensor]) -> list[memoryview]:
 
 
 def _raw(tensor: Tensor) -> memoryview:
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+    flat = tensor.detach().reshape(-1)
+    if flat.numel() < 2:  # its stride may be 0, which no view as bytes may have
+        flat = torch.empty_strided(flat.shape, (1,), dtype=flat.dtype).copy_(flat)
+    return flat.view(torch.uint8).numpy().data
 
 
 def brief(value: object) -> str:
@@ -84,7 +87,9 @@ def brief(value: object) -> str:
 def _plain(value: object) -> str:
     if isinstance(value, list | dict):
         return "a mapping" if isinstance(value, dict) else "a list"
-    text = f"{value:.6g}" if type(value) is int and abs(value) > MAX_ELEMENTS else repr(value)
+    if type(value) is int and abs(value) > MAX_NUMBER:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

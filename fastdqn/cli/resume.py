@@ -8,14 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from fastdqn.agent.from_checkpoint import Found, find, is_finished
+from fastdqn.agent.from_checkpoint import Found, clear_for_a_new_beginning, find, is_finished
 from fastdqn.agent.recorded_run import refuse_missing_tensorboard, train_recorded
-from fastdqn.checkpoint.layout import steps
 from fastdqn.cli.resuming import NAMED_AGAIN, Asked
 from fastdqn.cli.train import FAILED, INTERRUPTED, train_in
 from fastdqn.config import Config
-from fastdqn.foundation.policy_folders import CHECKPOINTS
-from fastdqn.reporting.cutting_back import Counts, cut_back
 from fastdqn.reporting.run_directory import make_run_dir
 from fastdqn.reporting.run_lock import locked
 from fastdqn.training.signals import StopRequest, stop_on_signals
@@ -49,8 +46,7 @@ def resume(asked: Asked, started: float) -> int:
 
 def _go_on(asked: Asked, started: float, request: StopRequest) -> str:
     run_dir = asked.run_dir
-    if asked.anew is not None and not steps(run_dir / CHECKPOINTS):
-        cut_back(run_dir, Counts(0, 0, 0))  # an attempt that ended before its first checkpoint
+    if asked.anew is not None and clear_for_a_new_beginning(run_dir):
         return train_in(run_dir, asked.anew, started, request)
     found = find(run_dir, from_policy=asked.from_policy)
     config, changes = asked.changed(found.config)
@@ -61,6 +57,7 @@ def _go_on(asked: Asked, started: float, request: StopRequest) -> str:
         return "completed"
     agent, resumed = found.agent(config, changes, *_environment(asked))
     resumed.command = shlex.join(["fastdqn", *sys.argv[1:]])
+    resumed.cut_back(run_dir)
     left = _left(found, config)
     options: Any = {"goes_on": True, "resumed": resumed, "request": request}
     return train_recorded(agent, run_dir, left, started=started, **options).status
@@ -68,7 +65,7 @@ def _go_on(asked: Asked, started: float, request: StopRequest) -> str:
 
 def _left(found: Found, config: Config) -> int:
     """Return the env steps until the total is reached."""
-    return max(found.begun_at + config.total_timesteps - found.env_steps, 0)
+    return max(found.until(config) - found.env_steps, 0)
 
 
 def _environment(asked: Asked) -> tuple[str | None, dict[str, Any]]:

@@ -245,7 +245,7 @@ class GroupedVectorEnv(PooledVectorEnv):
     def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
         """Return the results, one per environment."""
         answers = self._answers_to(AsyncState.WAITING_CALL, timeout)
-        return tuple(result for part in answers for result in part)
+        return tuple(result for part in answers for result in part or ())
 
     def set_attr(self, name: str, values: Any) -> None:
         """Set an attribute: a list or tuple gives one value per environment."""
@@ -253,6 +253,7 @@ class GroupedVectorEnv(PooledVectorEnv):
         values = values_by_env(values, self.num_envs)
         self._expect_idle("set_attr")
         self._send_call("set_attr", lambda a, b: (name, values[a:b]))
+        self._state = AsyncState.WAITING_CALL
         self._answers(None)
 
     def _check_spaces(self) -> None:

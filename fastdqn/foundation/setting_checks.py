@@ -169,7 +169,7 @@ def _check_choices(config: Any) -> None:
     """Check the Literal fields, for a Config that is built in Python."""
     for field in fields(config):
         choices, value = choices_of(field), getattr(config, field.name)
-        if choices and value not in choices:
+        if choices and not (isinstance(value, str) and value in choices):
             raise UsageError(
                 f"{flag_of(field.name)} {value}",
                 "there is no such choice",

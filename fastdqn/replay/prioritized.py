@@ -34,7 +34,8 @@ class PrioritizedSampler(Sampler):
         P(i) = p_i^alpha / sum_k p_k^alpha,    p_i = |TD error| + eps
         w_i = (N P(i))^-beta / max_k w_k = (min_k P(k) / P(i))^beta,    k in the batch
 
-    A new transition has the largest priority of the buffer, so that it is learned from soon. beta
+    A new transition has the largest priority of the buffer, rows that leave it at the same time
+    included, so that it is learned from soon. beta
     moves from its start to its end over the batches of the training, on the device. A row that was
     overwritten, cut or is no transition has the leaf 0 and is never drawn; a skipped update writes
     nothing. Draws are independent of each other, not stratified.

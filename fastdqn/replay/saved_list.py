@@ -62,7 +62,7 @@ def read_listed(state: PartState, num_rows: int, row_size: int, like: Tensor) ->
         if first != oldest * row_size or count != len(there) * row_size:
             raise state.refusal("in_order", "true, and some rows are not whole")
     else:
-        listed = state.tensor("list", like)
+        listed = state.tensor("list", like).cpu()
         _refuse_other_places(state, listed, first, [oldest, num_rows, row_size], there)
     return Listed(oldest, rows, first, count, partial, counts, published, listed)
 

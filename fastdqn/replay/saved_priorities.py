@@ -58,14 +58,15 @@ def refuse_other_priorities(
     Raises:
         CheckpointError: Names the tensor.
     """
-    leaves, size = state.finite("leaves", tree.leaves), len(replay.ring.action)
+    here, size = tree.leaves.device, len(replay.ring.action)
+    leaves = state.finite("leaves", tree.leaves).to(here)
     if not 0.0 <= float(leaves.min()) <= float(leaves.max()) <= most:
         raise state.refusal("leaves", f"not in [0, {most:g}] throughout")
     known = torch.zeros(len(leaves), dtype=torch.bool, device=leaves.device)
     free = _listed(replay, known, mark)
     if bool((((leaves > 0) != known) & ~free).any()) or bool((leaves[size:] > 0).any()):
         raise state.refusal("leaves", "0 for what may be drawn, or above 0 for anything else")
-    levels = [state.tensor(f"level{n}", level) for n, level in enumerate(tree.levels)]
+    levels = [state.tensor(f"level{n}", level).to(here) for n, level in enumerate(tree.levels)]
     below = leaves.expand(2, -1)
     for number, (level, width) in enumerate(zip(levels, tree.widths, strict=True)):
         parts = below.reshape(2, -1, width)

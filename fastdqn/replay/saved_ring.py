@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.foundation.saved_generators import generator_state, restore_generator
-from fastdqn.foundation.state import PartState
+from fastdqn.foundation.state import LARGEST, PartState
 from fastdqn.replay.buffer import ReplayBuffer
 from fastdqn.replay.functional_ring import FunctionalRing
 from fastdqn.replay.storage import Ring
@@ -62,7 +62,7 @@ def restore_ring(
             of the state.
     """
     if isinstance(replay, FunctionalRing):
-        row = state.scalar("row", replay.row)
+        row = state.scalar("row", replay.row, 0, LARGEST // replay.num_envs)
         _refuse_other_cells(state, _functional(replay, row), num_actions, holds)
         replay.row.fill_(row)
         return
@@ -72,7 +72,7 @@ def restore_ring(
 
 def _restore_buffer(replay: ReplayBuffer, state: PartState) -> None:
     rows, groups = replay._rows, replay.num_groups
-    row, there = state.whole("row"), state.values.get("apart")
+    row, there = state.whole("row", 0, LARGEST // replay.num_envs), state.values.get("apart")
     if not isinstance(there, list) or len(there) != groups or not {*there} <= {True, False}:
         raise state.refusal("apart", f"no list of {groups} flags")
     like = torch.empty(replay.row_size, dtype=torch.bool)
@@ -162,7 +162,7 @@ def _refuse_other_cells(state: PartState, filled: _Filled, num_actions: int, hol
         if not bool(reward.isfinite().all()):
             raise state.refusal("reward", "not finite throughout")
         for frames in (drawn, ring.next_index[drawn]):
-            if not bool(holds(ring.frames[frames]).all()):
+            if len(frames) and not bool(holds(ring.frames[frames]).all()):
                 raise state.refusal("frames", "none that the environment may show")
 
 

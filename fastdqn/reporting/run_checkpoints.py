@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastdqn.checkpoint.saved_policy import ONLINE
 from fastdqn.checkpoint.saving import Chunk
 from fastdqn.checkpoint.writer import CheckpointWriter, Saved
 from fastdqn.errors import FastDQNError, UsageError
@@ -23,10 +24,7 @@ from fastdqn.training.saving import Saving
 if TYPE_CHECKING:
     from fastdqn.training.trainer import Trainer
 
-__all__ = ["ONLINE", "Lent", "RunCheckpoints"]
-
-ONLINE = "online"
-"""Part of a saved training: the parameters before the last updates of a run."""
+__all__ = ["Lent", "RunCheckpoints"]
 
 
 @dataclass(frozen=True)

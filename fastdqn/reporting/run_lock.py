@@ -122,7 +122,7 @@ def _may_live(mark: dict[str, Any]) -> bool:
 def _started(pid: int) -> int | None:
     """Return when a process started, in ticks since the machine did; None where that is unknown.
 
-    It tells a process from a later one with the same id.
+    A later process with the same id has another one.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()

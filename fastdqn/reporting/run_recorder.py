@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -130,7 +131,8 @@ class RunRecorder(Callback):
             self._episodes.flush()
         self._report_saved()
         if trainer.rollout.env_steps < trainer.until and trainer.status == "running":
-            with self._reporting_failure(CHECKPOINT, f"the checkpoint of {_at(trainer)}"):
+            words = f"the checkpoint of {_at(trainer)}"
+            with self._reporting_failure(CHECKPOINT, words, settles=False):
                 self.checkpoints.begin(trainer)
             self._report_policies_alone()
         self._save_others(trainer, trainer.status)
@@ -138,6 +140,9 @@ class RunRecorder(Callback):
     def _report_saved(self) -> None:
         """Log the checkpoints that were written meanwhile, and print what could not be."""
         for ended in self.checkpoints.poll():
+            if isinstance(ended, OSError) and ended.errno == errno.EBUSY:
+                self.console.log(f"{ended.strerror}: {ended.filename}")
+                continue
             with self._reporting_failure(CHECKPOINT, "a checkpoint"):
                 if isinstance(ended, OSError):
                     raise ended
@@ -163,7 +168,8 @@ class RunRecorder(Callback):
             envs = [env for env, why in lost.items() if why == reason]
             some = ", ".join(map(str, envs[:MOST_NAMED])) + ", ..." * (len(envs) > MOST_NAMED)
             words = f"{len(envs)} of the environments begin new episodes ({some}): {reason}"
-            self.console.say(f"Not bit for bit: {words}", style="yellow")
+            at = f"At env step {env_steps:,}, not bit for bit"
+            self.console.say(f"{at}: {words}", style="yellow")
 
     def on_returns_beyond(self, env_steps: int, message: str) -> None:
         """Print a line about a return that is outside of the objective's support."""

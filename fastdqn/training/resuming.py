@@ -144,6 +144,21 @@ class Resumable:
         if rollout.lost:
             self.callback.on_lost_episodes(rollout.env_steps, rollout.lost)
 
+    @property
+    def overall_sps(self) -> float:
+        """Env steps per training second of the whole call, before the first update, too."""
+        train_s = self.watch.train_s
+        return (self.rollout.env_steps - self._begun_at) / train_s if train_s > 0 else math.nan
+
+    @property
+    def train_sps(self) -> float:
+        """Env steps per training second, from the first update on; NaN before it."""
+        if self._first_update is None:
+            return math.nan
+        env_steps, train_s = self._first_update
+        elapsed = self.watch.train_s - train_s
+        return (self.rollout.env_steps - env_steps) / elapsed if elapsed > 0 else math.nan
+
     def _steps(self) -> Sequence[Progress]:
         raise NotImplementedError
 

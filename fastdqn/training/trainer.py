@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastdqn.errors import NonFiniteError
+from fastdqn.execution.compile import waits_for_a_compiler
 from fastdqn.execution.step import Progress
 from fastdqn.learner.learner import Learner
 from fastdqn.learner.state import why_skipped
@@ -132,8 +133,14 @@ class Trainer(Resumable, ABC):
         return self.learner.compiling
 
     def stop(self) -> None:
-        """End the loop after the current vector step; may be called from a signal handler."""
+        """End the loop after the current vector step; may be called from a signal handler.
+
+        Raises:
+            KeyboardInterrupt: The step waits for a compiler, which may take minutes.
+        """
         self.status = "stopped"
+        if waits_for_a_compiler():
+            raise KeyboardInterrupt
 
     @abstractmethod
     def vector_step(self) -> None:
@@ -288,18 +295,3 @@ class Trainer(Resumable, ABC):
     def return_mean_100(self) -> float:
         """Mean return of the last 100 finished episodes; NaN before the first."""
         return sum(self.returns) / len(self.returns) if self.returns else math.nan
-
-    @property
-    def overall_sps(self) -> float:
-        """Env steps per training second of the whole call, before the first update, too."""
-        train_s = self.watch.train_s
-        return (self.rollout.env_steps - self._begun_at) / train_s if train_s > 0 else math.nan
-
-    @property
-    def train_sps(self) -> float:
-        """Env steps per training second, from the first update on; NaN before it."""
-        if self._first_update is None:
-            return math.nan
-        env_steps, train_s = self._first_update
-        elapsed = self.watch.train_s - train_s
-        return (self.rollout.env_steps - env_steps) / elapsed if elapsed > 0 else math.nan

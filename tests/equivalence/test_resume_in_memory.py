@@ -6,7 +6,6 @@ Everything goes through JSON and tensors that share no memory with the agent, as
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,12 +15,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import SyncVectorEnv
 
 from fastdqn import DQN
 from fastdqn.envs.tensor import make_tensor_env
 from fastdqn.training.callbacks import Callback
+from tests.fake_cuda import RecordingCuda
+from tests.learner_modes import run_by_graphs
 from tests.masked import MaskedCounterEnv
-from tests.saved_trainings import Saved, differences, finish, restored, save, train_to
+from tests.saved_trainings import differences, finish, restored, save, train_to
 
 CARTPOLE, FROZEN_LAKE = "CartPole-v1", "FrozenLake-v1"
 SMALL: dict[str, Any] = {
@@ -48,6 +50,25 @@ def masked(**settings: Any) -> DQN:
     return DQN(make, **{**SMALL, **settings})
 
 
+class MaskedCartPole(gym.Wrapper[Any, Any, Any, Any]):
+    """Forbids to push a pole that leans far back further back."""
+
+    def reset(self, **settings: Any) -> Any:
+        obs, info = super().reset(**settings)
+        return obs, {**info, "action_mask": self.mask(obs)}
+
+    def step(self, action: Any) -> Any:
+        obs, *flags, info = super().step(action)
+        return obs, *flags, {**info, "action_mask": self.mask(obs)}
+
+    def mask(self, obs: Any) -> Any:
+        return np.array([obs[2] > -0.05, obs[2] < 0.05], np.int8)
+
+
+def masked_cartpole(**settings: Any) -> DQN:
+    return DQN(lambda: MaskedCartPole(gym.make(CARTPOLE)), **{**SMALL, **settings})
+
+
 def frozen_lake(**settings: Any) -> DQN:
     return DQN(FROZEN_LAKE, **{**SMALL, **settings})
 
@@ -56,7 +77,14 @@ def given_tensors(**settings: Any) -> DQN:
     return DQN(make_tensor_env(CARTPOLE, 4, "cpu"), **{**SMALL, "num_workers": None, **settings})
 
 
+def given_vector(**settings: Any) -> DQN:
+    """Environments that are reset in a step of its own: such rows are not whole."""
+    envs = SyncVectorEnv([partial(gym.make, CARTPOLE)] * 4)
+    return DQN(envs, **{**SMALL, "num_workers": None, **settings})
+
+
 AGENTS: dict[str, Make] = {
+    "rows that are not whole": partial(given_vector, **PRIORITIZED),
     "plain": cartpole,
     "native": partial(cartpole, execution="native"),
     "native prioritized": partial(cartpole, execution="native", **PRIORITIZED),
@@ -94,7 +122,15 @@ def assert_same_training(one: DQN, other: DQN) -> None:
     assert differences(one, other) == []
 
 
-QUICK = ("native prioritized", "groups", "masks", "frozen lake", "tensors prioritized", "noisy")
+QUICK = (
+    "rows that are not whole",
+    "native prioritized",
+    "groups",
+    "masks",
+    "frozen lake",
+    "tensors prioritized",
+    "noisy",
+)
 ALL = AGENTS | COMPILED
 slow = pytest.mark.slow
 EACH = [name if name in QUICK else pytest.param(name, marks=slow) for name in ALL]
@@ -106,6 +142,7 @@ def test_two_calls_of_learn_are_the_same_with_save_and_load_between_them(
 ) -> None:
     make = ALL[name]
     agent = make().learn(203)
+    torch.rand(3, generator=agent.learner.generator)  # as batches of the caller's own do
     saved, twin = save(agent), copy.deepcopy(agent)
     again = restored(make(), saved)
     assert again.inexact == ()
@@ -150,13 +187,19 @@ IN_THE_MIDDLE: dict[str, Make] = {
     "target by episodes": partial(
         cartpole, **TENSORS, target="hard", target_period_episodes=3, log_interval=60
     ),
-    "rainbow": partial(AGENTS["rainbow"], **TENSORS),
-    "given": given_tensors,
+    "host": partial(cartpole, **PRIORITIZED, execution="native"),
+    "host, groups": partial(cartpole, env_groups=2, replay_ratio=0.6, eval_interval=80),
+    "host, lake": partial(frozen_lake, eval_interval=70, eval_episodes=4),
+    "host, masks": partial(masked_cartpole, objective="munchausen"),
 }
 IN_THE_MIDDLE_SLOWLY: dict[str, Make] = {
     "in C": partial(cartpole, **TENSORS, execution="native"),
     "compiled": partial(cartpole, **TENSORS, execution="compile", **PRIORITIZED),
     "iqn": partial(cartpole, **TENSORS, objective="iqn"),
+    "rainbow": partial(AGENTS["rainbow"], **TENSORS),
+    "given": given_tensors,
+    "host, compiled": partial(cartpole, execution="compile", replay_ratio=0.5),
+    "host, workers": partial(cartpole, num_workers=2, env_groups=2, noisy=True, n_step=3),
 }
 MIDDLES = [*IN_THE_MIDDLE, *(pytest.param(each, marks=slow) for each in IN_THE_MIDDLE_SLOWLY)]
 
@@ -177,3 +220,57 @@ def test_a_training_that_was_stopped_is_the_one_that_was_not(name: str, one_thre
     again.learn(100)  # and both go on, in new episodes
     agent.learn(100)
     assert_same_training(agent, again)
+
+
+# In an agent that has trained already: every tensor is written where it lies
+
+
+def addresses(agent: DQN) -> list[int]:
+    """Return where the tensors lie that graphs, compiled steps and C read and write."""
+    sampler = agent._own_sampler
+    tensors = [*agent.learner.state.written(), agent.learner.state.learning_rate]
+    tensors += [*sampler.written(), *agent.replay_tensors().values()]
+    if agent._tensor_rollout is None:
+        tensors += [agent.replay.window, agent.replay.valid.order]
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "native prioritized",
+        "rows that are not whole",
+        "tensors prioritized",
+        pytest.param("prioritized", marks=slow),
+    ],
+)
+def test_an_agent_that_has_gone_further_goes_back_in_place(name: str, one_thread: None) -> None:
+    agent = ALL[name]().learn(203)
+    saved, twin = save(agent), copy.deepcopy(agent)
+    agent.learn(180)
+    places = addresses(agent)
+    restored(agent, saved)
+    assert addresses(agent) == places
+    assert differences(twin, agent) == []
+    twin.learn(90)
+    agent.learn(90)
+    assert_same_training(twin, agent)
+
+
+@pytest.mark.parametrize("target", [pytest.param("soft", marks=slow), "hard"])
+def test_recorded_graphs_go_on_with_a_restored_state(target: str, one_thread: None) -> None:
+    settings = {**PRIORITIZED, "target": target, "target_period": 7 if target == "hard" else 0}
+    agent, cuda = cartpole(**settings).learn(150), RecordingCuda()
+    saved, eager = save(agent), copy.deepcopy(agent)
+    run_by_graphs(agent.learner, cuda)
+    agent.learner.execute_as("cudagraph")
+    for updates in (1, 2, 4):
+        agent.learner.learn(agent._own_sampler, updates)
+    captures = cuda.captures()
+    restored(agent, saved)
+    for one in (agent, eager):
+        for updates in (4, 2, 1, 4):
+            one.learner.learn(one._own_sampler, updates)
+    assert cuda.captures() == captures > 0
+    assert differences(eager.learner, agent.learner) == []
+    assert differences(eager._own_sampler, agent._own_sampler) == []

@@ -124,6 +124,12 @@ def test_numbers_that_are_none_are_refused(name: str, value: object) -> None:
     assert refusal(name, value).reason == "it must be a finite number"
 
 
+@pytest.mark.parametrize("value", [3, ["dqn"], np.array(["dqn", "mse"]), np.array([1, 2])])
+@pytest.mark.parametrize("name", [field.name for field in fields(Config) if choices_of(field)])
+def test_what_is_no_word_is_no_choice(name: str, value: object) -> None:
+    assert refusal(name, value).reason == "there is no such choice"
+
+
 @pytest.mark.parametrize("value", ["8", True, 2.5, np.float32(2.5), np.array([8])])
 @pytest.mark.parametrize(
     "name", [field.name for field in fields(Config) if str(field.type).startswith("int")]

@@ -7,9 +7,10 @@ process has it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,12 @@ from fastdqn.envs.workers.observation_writer import CallingWriter, CheckedWriter
 from fastdqn.envs.workers.origins import OriginColumn, Origins, begin_from, known_in
 from fastdqn.envs.workers.settings import EnvFactory, PoolSettings
 from fastdqn.envs.workers.shared_block import SharedBlock
-from fastdqn.errors import UsageError
+from fastdqn.envs.workers.step_checks import refuse_flags, scalar_reward
 
 __all__ = ["HostedEnvs"]
 
-FLAGS = (bool, np.bool_, int, np.integer, np.ndarray, type(None))
-"""Types of `terminated` and `truncated`."""
+_Step = tuple[Iterator[tuple[int, Any]], dict[int, dict[str, Any]], list[Failure]]
+"""The environments that are left of a step, with their actions; infos and failures so far."""
 
 
 class HostedEnvs(EnvAccess):
@@ -61,6 +62,7 @@ class HostedEnvs(EnvAccess):
         self.pickled: list[Any] = [None] * self.num_envs
         self.returns, self.lengths = [0.0] * self.num_envs, [0] * self.num_envs
         self.ended = [False] * self.num_envs
+        self._interrupted: _Step | None = None  # the rest of a step, which the next call makes
         self.permit = permit or contextlib.nullcontext()
         self.pickles = settings.obs_space is not None and settings.shared_obs is None
         self._writers: list[Any] = []
@@ -87,7 +89,8 @@ class HostedEnvs(EnvAccess):
 
     def take_envs(self, envs: list[Env[Any, Any]]) -> None:
         """Step environments that another host has built; both hold the same list."""
-        self.envs, self._writers = envs, self._new_writers()
+        self.envs = envs
+        self._writers = self._new_writers()
 
     def _new_writers(self) -> list[Any]:
         """Return a writer for each environment's observation, into the block or elsewhere."""
@@ -115,14 +118,13 @@ class HostedEnvs(EnvAccess):
         Raises:
             EnvFailures: Some environments raised; the others were stepped.
         """
-        infos: dict[int, dict[str, Any]] = {}
-        failures: list[Failure] = []
+        turns, infos, failures = self._interrupted or self._turns(actions)
+        self._interrupted = None
         writers, reward_, resting = self._writers, self._reward, self._resting
         terminated_, truncated_ = self._terminated, self._truncated
         returns, lengths = self.returns, self.lengths
-        given = self._actions() if actions is None else actions
         with self.permit:
-            for i, (env, action) in enumerate(zip(self.envs, given, strict=True)):
+            for i, (env, action) in turns:
                 if resting[i]:
                     continue
                 try:
@@ -131,7 +133,7 @@ class HostedEnvs(EnvAccess):
                     else:
                         obs, reward, terminated, truncated, info = env.step(action)
                         if not isinstance(reward, float):
-                            reward = _scalar_reward(reward)
+                            reward = scalar_reward(reward)
                         try:
                             writers[i][:] = obs
                         except (TypeError, ValueError):
@@ -146,16 +148,22 @@ class HostedEnvs(EnvAccess):
                         elif info and self._refuses_masks:
                             refuse_unexpected_mask(self.first_env + i, info)
                         if terminated or truncated:
-                            _refuse_flags(terminated, truncated)
+                            refuse_flags(terminated, truncated)
                             info = self._end(i, obs, info)
                 except Exception as error:  # any exception of an environment goes to the caller
                     failures.append(self._close_failed(i, error, on_action(env, action)))
                     continue
+                except BaseException:  # Ctrl-C, in the caller's process
+                    self._interrupted = chain([(i, (env, action))], turns), infos, failures
+                    raise
                 if info and self._infos_travel:
                     infos[self.first_env + i] = info
-        if failures:
-            raise EnvFailures(failures, self._answer(infos))
-        return self._answer(infos)
+        return self._answer(infos, failures)
+
+    def _turns(self, actions: Sequence[Any] | None) -> _Step:
+        """Return (i, (env, action)) of all environments, and room for infos and failures."""
+        given = self._actions() if actions is None else actions
+        return enumerate(zip(self.envs, given, strict=True)), {}, []
 
     def _put_checked(self, i: int, obs: Any) -> None:
         """Write an observation that the fast writer refused, with a check; later ones likewise."""
@@ -168,10 +176,11 @@ class HostedEnvs(EnvAccess):
         """Return copies, since an environment may keep its action."""
         return self.rows.action.tolist() if self.settings.plain_actions else self.rows.action.copy()
 
-    def _answer(self, infos: dict[int, dict[str, Any]]) -> Answer | None:
-        if self.pickles:
-            return infos, self.pickled
-        return (infos, None) if infos else None
+    def _answer(self, infos: dict[int, dict[str, Any]], failures: list[Failure]) -> Answer | None:
+        answer = (infos, self.pickled if self.pickles else None) if infos or self.pickles else None
+        if failures:
+            raise EnvFailures(failures, answer)
+        return answer
 
     def _end(self, i: int, obs: Any, info: dict[str, Any]) -> dict[str, Any]:
         """Write return and length of an episode at its end; in SAME_STEP mode, begin the next one.
@@ -270,27 +279,3 @@ class HostedEnvs(EnvAccess):
         if failures:
             raise EnvFailures(failures, message)
         return message
-
-
-def _refuse_flags(terminated: Any, truncated: Any) -> None:
-    """Refuse flags that are no bool, such as "False" or NaN, which Python takes for true."""
-    for name, flag in (("terminated", terminated), ("truncated", truncated)):
-        if flag is not True and flag is not False and not isinstance(flag, FLAGS):
-            raise UsageError(
-                f"{name} {flag!r}",
-                f"it is a {type(flag).__name__}, and no flag",
-                "Return True or False from the environment's step.",
-            )
-
-
-def _scalar_reward(reward: Any) -> float:
-    if reward is None or isinstance(reward, str | bytes):
-        raise UsageError(
-            f"reward {reward!r}", "it is no number", "Return a float from the environment's step."
-        )
-    if np.ndim(reward) != 0:
-        raise ValueError(
-            f"the reward must be a scalar, got {reward!r} of shape {np.shape(reward)}: "
-            "return float(reward[0]) from the environment's step"
-        )
-    return float(reward)

@@ -66,6 +66,8 @@ class Supervision:
             raise UsageError(
                 f"--worker-deadline-s {self.deadline_s}", "it must be positive", "Try 120."
             )
+        if not 0 <= self.restore_s < math.inf:
+            raise UsageError(f"restore_s={self.restore_s}", "it must be positive", "0 is none.")
         if self.max_restarts < 0:
             raise UsageError(
                 f"--max-worker-restarts {self.max_restarts}", "it is negative", "0 allows none."

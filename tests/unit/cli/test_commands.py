@@ -148,6 +148,9 @@ REFUSED = {
     "--gamma 1.5": ("--gamma 1.5: it must lie in [0, 1].",),
     "--tau nan": ("--tau nan: it must be a finite number.",),
     "--seed -1": ("--seed -1: it must not be negative.",),
+    "--checkpoint-every 10": ("--checkpoint-every '10': it must be a time above 0, as 90s, 10m",),
+    "--keep-last 0": ("--keep-last 0: it must be at least 1.",),
+    "--resume auto": ("--resume auto: nothing says where the run lies. Add --run-dir FOLDER.",),
     # Values that exclude each other
     "--env-id CartPole-v1 --hidden-sizes 9999999 9999999": (
         "--hidden-sizes 9999999 9999999: ",
@@ -272,7 +275,7 @@ def test_a_run_directory_that_holds_a_run_is_refused_and_left_as_it_is(
 
 
 COMMANDS_REFUSED = {
-    "trian": ("fastdqn trian: there is no such command. Choose train, evaluate, plot, ",),
+    "trian": ("fastdqn trian: there is no such command. Choose train, resume, evaluate, ",),
     "--num-envs 3": ("fastdqn --num-envs: there is no such command.",),
     "presets --all": ("--all: there is no such flag. See fastdqn presets --help.",),
     "doctor please": ("no flag takes the word please",),
@@ -462,7 +465,13 @@ def test_a_run_leaves_a_complete_folder(finished_run: Path) -> None:
         "checkpoints/best/policy.json",
         "checkpoints/step-000000000400",
         "checkpoints/step-000000000400/model.safetensors",
+        "checkpoints/step-000000000400/optimizer.safetensors",
         "checkpoints/step-000000000400/policy.json",
+        "checkpoints/step-000000000400/replay",
+        "checkpoints/step-000000000400/replay/chunk-00000.safetensors",
+        "checkpoints/step-000000000400/replay/chunk-00001.safetensors",
+        "checkpoints/step-000000000400/state.json",
+        "checkpoints/step-000000000400/state.safetensors",
         "config.json",
         "episodes.csv",
         "evaluations.csv",

@@ -8,15 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from fastdqn import DQN
 from fastdqn.cli.commands import main
 from fastdqn.reporting.run_lock import LOCK, locked
 from tests.resumed import assert_same_run, killed_at, metrics_of, newest, run, state_of
+from tests.small_agents import SMALL
 
 TENSOR = (
     "--env-id CartPole-v1 --vectorizer tensor --num-envs 4 --learning-starts 64 --batch-size 8 "
     "--hidden-sizes 8 --execution eager --eval-episodes 2 --log-interval 64 --buffer-size 512 "
     "--replay-ratio 0.125 --quiet --checkpoint-interval 256 --eval-interval 128"
 )
+
+
+HOST = TENSOR.replace("--vectorizer tensor", "--num-workers 0").replace("0.125", "0.25")
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +38,13 @@ def killed(tmp_path: Path) -> Path:
     with killed_at(640):
         run("train", TENSOR, "--total-timesteps 1024", f"--run-dir {folder}")
     return folder
+
+
+def only_policies(run_dir: Path) -> None:
+    for folder in (run_dir / "checkpoints").glob("step-*"):
+        for path in folder.iterdir():
+            if path.name not in {"model.safetensors", "policy.json"}:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def refused(words: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -81,6 +93,42 @@ def test_a_run_that_has_come_to_its_end_goes_on_with_a_larger_total(
     assert (at["env_step"], at["changed"]) == (512, ["--total-timesteps 512 -> 1024"])
 
 
+def test_the_last_updates_and_report_of_a_run_that_goes_on_are_made_where_they_belong(
+    tmp_path: Path,
+) -> None:
+    """A run ends by updates, a report and an evaluation; one that goes on makes them later."""
+    run("train", HOST, f"--total-timesteps 1024 --run-dir {tmp_path / 'whole'}")
+    folder = tmp_path / "run"
+    run("train", HOST, f"--total-timesteps 500 --run-dir {folder}")
+    ended = json.loads((folder / "result.json").read_text())
+    assert run(f"resume {folder} --total-timesteps 1024") == 0
+    totals = {"total_env_steps": 1024}
+    here, there = metrics_of(folder), metrics_of(tmp_path / "whole")
+    assert [each | totals for each in here] == there
+    episodes = [(each / "episodes.csv").read_bytes() for each in (folder, tmp_path / "whole")]
+    assert episodes[0] == episodes[1]
+    now, then = state_of(folder), state_of(tmp_path / "whole")
+    assert [name for name in then if not now[name].equal(then[name])] == []
+    evaluations = (folder / "evaluations.csv").read_text()
+    assert "\n500," in evaluations
+    if ended["return"]["best_env_step"] == 500:
+        best = json.loads((folder / "result.json").read_text())["return"]["best_mean"]
+        assert best >= ended["return"]["best_mean"]
+
+
+def test_checkpoints_are_made_by_time_and_kept_as_many_as_asked_for(tmp_path: Path) -> None:
+    words = HOST.replace("--checkpoint-interval 256", "--checkpoint-every 0.001s --keep-last 2")
+    assert run("train", words, f"--total-timesteps 512 --run-dir {tmp_path / 'run'}") == 0
+    steps = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert len(steps) == 2
+    assert steps[-1] == "step-000000000512"
+    never = HOST.replace("--checkpoint-interval 256", "--checkpoint-every 1h")
+    assert run("train", never, f"--total-timesteps 256 --run-dir {tmp_path / 'other'}") == 0
+    assert [path.name for path in (tmp_path / "other" / "checkpoints").glob("step-*")] == [
+        "step-000000000256"
+    ]
+
+
 def test_what_changed_holds_though_the_run_was_killed_before_its_next_checkpoint(
     killed: Path,
 ) -> None:
@@ -103,6 +151,17 @@ def test_a_finished_run_has_nothing_left_to_do(
     assert {k: t for k, t in after.items() if k != never_stopped} == before
 
 
+def test_a_run_from_python_ends_where_its_call_of_learn_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = DQN("CartPole-v1", num_workers=0, **{**SMALL, "vectorizer": "grouped", "quiet": True})
+    agent.learn(200, run_dir=tmp_path / "run")
+    assert run(f"resume {tmp_path / 'run'}") == 0
+    assert "Completed after 200 env steps already" in capsys.readouterr().out
+    assert run(f"resume {tmp_path / 'run'} --total-timesteps 400") == 0
+    assert newest(tmp_path / "run").name == "step-000000000400"
+
+
 def test_auto_begins_what_is_not_there_and_what_has_no_checkpoint_yet(
     never_stopped: Path, tmp_path: Path
 ) -> None:
@@ -112,6 +171,18 @@ def test_auto_begins_what_is_not_there_and_what_has_no_checkpoint_yet(
     assert (tmp_path / "run" / "metrics.jsonl").stat().st_size > 0
     assert run(words) == 0
     assert_same_run(tmp_path / "run", never_stopped)
+
+
+@pytest.mark.parametrize(("status", "code"), [("stopped", 0), ("failed", 1)])
+def test_auto_begins_anew_what_was_given_up_before_its_first_checkpoint(
+    killed: Path, status: str, code: int
+) -> None:
+    """What failed is left for its user to look at."""
+    only_policies(killed)
+    (killed / "result.json").write_text(json.dumps({"status": status}))
+    words = f"train {TENSOR} --total-timesteps 1024 --resume auto --run-dir {killed}"
+    assert run(words) == code
+    assert newest(killed).name == ("step-000000001024" if code == 0 else "step-000000000512")
 
 
 def test_a_damaged_checkpoint_is_named_and_an_older_one_taken(
@@ -170,10 +241,7 @@ def test_a_policy_alone_is_refused_and_goes_on_where_that_is_asked_for(
     killed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As older versions saved it."""
-    for folder in (killed / "checkpoints").glob("step-*"):
-        for path in folder.iterdir():
-            if path.name not in {"model.safetensors", "policy.json"}:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    only_policies(killed)
     assert run(f"resume {killed}") == 1
     err = capsys.readouterr().err
     assert "holds a policy and no state of a training" in err

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from fastdqn.envs.grouped import GroupedVectorEnv
@@ -336,9 +335,8 @@ def test_a_value_that_cannot_be_is_refused_by_name(name: str) -> None:
     envs = keeping(noisy(6), num_groups=2)
     with pytest.raises(CheckpointError, match=rf"^rollout: its {name} is "):
         resumed(rollout, envs, forged(saved_and_read(rollout.state()), **LIES[name]))
-    assert all(
-        env.t == env.tag == 0 for env in [env for host in envs._pool.hosts for env in host.envs]
-    )  # untouched
+    pool: Any = envs._pool
+    assert all(env.t == env.tag == 0 for host in pool.hosts for env in host.envs)  # untouched
     envs.close()
     close(rollout)
 
