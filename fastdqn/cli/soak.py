@@ -29,6 +29,7 @@ from fastdqn.cli.soak_checks import (
 from fastdqn.cli.soak_faults import FAULTS, Fault, Victim, alive, descendants
 from fastdqn.errors import UsageError
 from fastdqn.foundation.policy_folders import CHECKPOINTS
+from fastdqn.presets import preset_config
 
 __all__ = ["Soak", "SoakArguments", "soak"]
 
@@ -67,6 +68,7 @@ class SoakArguments:
             raise UsageError(f"--minutes {self.minutes:g}", "it must lie in (0, 10,000]", "Try 10.")
         if self.run_dir is not None and self.run_dir.exists() and any(self.run_dir.iterdir()):
             raise UsageError(f"--run-dir {self.run_dir}", "it is not empty", "Name a new folder.")
+        preset_config(self.preset)
 
 
 def soak(argv: list[str]) -> int:
@@ -78,10 +80,9 @@ def soak(argv: list[str]) -> int:
     run = Soak(run_dir, words, random.Random(asked.seed))
     run.train_for(60 * asked.minutes)
     report = run.report()
-    (run_dir.parent if not run_dir.is_dir() else run_dir).joinpath("soak.json").write_text(
-        json.dumps(report, indent=2) + "\n"
-    )
-    _print(report, run_dir)
+    path = (run_dir if run_dir.is_dir() else run_dir.parent) / "soak.json"
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    _print(report, path)
     return 0 if report["injected"] and not report["lost"] else FAILED
 
 
@@ -125,10 +126,13 @@ class Soak:
         ended = False
         while not ended:
             victim = self._started()
-            if not self._has_saved(victim):
-                self._end(victim, None)
-                return
-            ended = self._disturb(victim, until)
+            try:
+                if not self._has_saved(victim):
+                    return
+                ended = self._disturb(victim, until)
+            finally:  # a Ctrl-C here, or an error, leaves no training behind
+                if victim.process.poll() is None:
+                    self._end(victim, None)
         self.lost += losses_of_table(self.run_dir)
         self.lost += [f"left in {SHARED}: {name}" for name in _names_in(SHARED) - self._shared]
 
@@ -232,7 +236,7 @@ def _names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
-def _print(report: dict[str, Any], run_dir: Path) -> None:
+def _print(report: dict[str, Any], path: Path) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -247,4 +251,4 @@ def _print(report: dict[str, Any], run_dir: Path) -> None:
     table.add_row("lost", "\n".join(report["lost"]) or "nothing")
     console = Console()
     console.print(table)
-    console.print(f"Written to {run_dir / 'soak.json'}", highlight=False, soft_wrap=True)
+    console.print(f"Written to {path}", highlight=False, soft_wrap=True)

@@ -12,7 +12,15 @@ from pathlib import Path
 
 from fastdqn.foundation.policy_folders import CHECKPOINTS
 
-__all__ = ["Growth", "losses_of_resume", "losses_of_table", "newest_step", "return_of", "slope"]
+__all__ = [
+    "Growth",
+    "losses_of_result",
+    "losses_of_resume",
+    "losses_of_table",
+    "newest_step",
+    "return_of",
+    "slope",
+]
 
 RESUMED = re.compile(r"Resumed at env step ([\d,]+) from ")
 STEP = re.compile(r"step-(\d{12})")
@@ -51,7 +59,8 @@ def losses_of_resume(run_dir: Path, resumes: int, expected: int) -> list[str]:
         resumes: Resumes so far, this one included.
         expected: Env steps of the checkpoint that was the newest before it.
     """
-    log = (run_dir / "log.txt").read_text(errors="replace")
+    path = run_dir / "log.txt"
+    log = path.read_text(errors="replace") if path.exists() else ""
     resumed = [int(words.replace(",", "")) for words in RESUMED.findall(log)]
     if len(resumed) < resumes:
         return [f"log.txt: {len(resumed)} resumes of {resumes}"]
@@ -137,5 +146,6 @@ def slope(points: Iterable[tuple[float, float]]) -> float | None:
     if len({x for x, _ in known}) < 2:
         return None
     mean_x, mean_y = (sum(column) / len(known) for column in zip(*known, strict=True))
-    above = sum((x - mean_x) * (y - mean_y) for x, y in known)
-    return above / sum((x - mean_x) ** 2 for x, _ in known)
+    above: float = sum((x - mean_x) * (y - mean_y) for x, y in known)
+    beside: float = sum((x - mean_x) ** 2 for x, _ in known)
+    return above / beside
