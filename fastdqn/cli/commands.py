@@ -27,6 +27,7 @@ from fastdqn.cli.resuming import (
     asked_by_auto,
     asked_by_flags,
 )
+from fastdqn.cli.soak import soak
 from fastdqn.config import Config, refuse_epsilon, with_named
 from fastdqn.errors import FastDQNError, UsageError
 from fastdqn.execution.modes import may_be_native
@@ -241,6 +242,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "plot": _plot,
     "presets": _presets,
     "doctor": _doctor,
+    "soak": soak,
 }
 _SUMMARIES = {
     "train": "Train an agent and leave a run directory.",
@@ -249,6 +251,7 @@ _SUMMARIES = {
     "plot": "Draw the plots of a run again.",
     "presets": "List the named settings.",
     "doctor": "Print what this machine has.",
+    "soak": "Train under injected faults, and say what was lost.",
 }
 
 

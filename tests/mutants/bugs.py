@@ -70,6 +70,7 @@ from tests.mutants.resume_bugs import PLANTED as OF_RESUMING
 from tests.mutants.run_bugs import PLANTED as OF_RUNS
 from tests.mutants.schedule_bugs import SCHEDULED
 from tests.mutants.settings_bugs import PLANTED as OF_SETTINGS
+from tests.mutants.soak_bugs import PLANTED as OF_SOAKS
 
 __all__ = ["MUTANTS", "Mutant"]
 
@@ -1238,5 +1239,5 @@ def randomness_that_is_not_looked_for() -> None:
 
 
 BY_ROOM = PLANTED | OF_THE_BEST | OF_OBJECTIVES | SCHEDULED | OF_SETTINGS | OF_RESUMING | OF_RUNS
-BY_ROOM |= network_bugs.PLANTED | OF_CHECKPOINTS | OF_CALLS | OF_MEMORY | plants()
+BY_ROOM |= network_bugs.PLANTED | OF_CHECKPOINTS | OF_CALLS | OF_MEMORY | OF_SOAKS | plants()
 MUTANTS |= {name: Mutant(*planted) for name, planted in BY_ROOM.items()}

@@ -21,6 +21,7 @@ from fastdqn.cli.commands import (
     PresetsArguments,
 )
 from fastdqn.cli.resuming import ResumeArguments, TrainArguments
+from fastdqn.cli.soak import SoakArguments
 from fastdqn.config import Config, flag_of
 from fastdqn.presets import preset_config
 
@@ -39,6 +40,7 @@ KINDS: dict[str, type[Any]] = {
     "plot": PlotArguments,
     "presets": PresetsArguments,
     "doctor": DoctorArguments,
+    "soak": SoakArguments,
 }
 
 

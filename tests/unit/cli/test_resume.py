@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fastdqn import DQN
 from fastdqn.cli.commands import main
+from fastdqn.cli.resuming import asked_by_auto
+from fastdqn.config import Config
 from fastdqn.reporting.run_lock import LOCK, locked
 from tests.resumed import assert_same_run, killed_at, metrics_of, newest, run, state_of
 from tests.small_agents import SMALL
@@ -272,3 +275,11 @@ def test_the_help_of_resume_lists_what_may_change(capsys: pytest.CaptureFixture[
     said = capsys.readouterr().out
     assert "--total-timesteps" in said
     assert "--gamma" not in said
+
+
+def test_a_ring_whose_size_was_chosen_keeps_it_when_the_command_comes_again() -> None:
+    before = Config(buffer_size=300, total_timesteps=5_000, run_dir=Path("run"))
+    again = asked_by_auto(replace(before, buffer_size="auto"), ["buffer_size"])
+    config, changes = again.changed(before)
+    assert config == before
+    assert changes == []
