@@ -104,7 +104,7 @@ def train_recorded(
         callback: Called beside the recorder; or None.
         silent: Print nothing on the terminal.
         goes_on: Whether an earlier call wrote the folder, which may hold a best policy.
-        unsaved: The best policy of that call, if it could not be written; or None.
+        unsaved: The best policy of that call, if it could not be written.
         resumed: How the run goes on from the checkpoint that the agent has; or None.
 
     Returns:
@@ -127,9 +127,8 @@ def train_recorded(
                 resumed.introduce(trainer, record, best)
             record.write_config(_resolved(run_dir, agent))
             ended = _train(agent.next_seeds(), trainer, record, request or StopRequest())
-        _finish(
-            record, run_dir, agent.config, ended.status, has_best=trainer.best_policy is not None
-        )
+        has_best = trainer.best_policy is not None
+        _finish(record, run_dir, agent.config, ended.status, has_best=has_best)
     return replace(ended, unsaved=record.unsaved)
 
 
