@@ -35,7 +35,7 @@ format: $(STAMP) ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(STAMP) ## Run the tests, JOBS at a time (2; about five minutes on two cores)
+test: $(STAMP) ## Run the tests, JOBS at a time (2; about four minutes on two cores)
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not learning and not cuda and not dropin and not oracle and not slow' $(ARGS)
 
 test-slow: $(STAMP) ## Run the tests that take minutes: whole runs, everything compiled, the C under sanitizers
