@@ -213,6 +213,7 @@ class Trainable:
                     best=best,
                     stop_at_return=config.stop_at_return,
                     value_range=self._value_range,
+                    on_nonfinite=config.on_nonfinite,
                     started=started,
                 )
             finally:
@@ -230,7 +231,7 @@ class Trainable:
         config, learning = self.config, partial(learning_seconds, self.learner, self._sampler)
         source = stack.enter_context(self._provider.training(config, learning))
         ladder = build_ladder(config, self.learner.device)
-        rollout = HostRollout(source, self.policy, self.replay, ladder)
+        rollout = HostRollout(source, self.policy, self.replay, ladder, config.on_nonfinite)
         rollout.env_steps, rollout.episodes = self._env_steps, self._episodes
         return rollout
 
@@ -296,4 +297,5 @@ class Trainable:
         make = partial(self._provider.evaluation, self.config, min(EVALUATION_ENVS, episodes))
         asked = self.config.eval_max_steps if max_steps is None else max_steps
         limit = step_limit(asked, self.description.max_episode_steps)
-        return Evaluator(self.policy, make, seed, episodes, max_steps=limit, call=call)
+        how: Any = {"max_steps": limit, "call": call, "on_nonfinite": self.config.on_nonfinite}
+        return Evaluator(self.policy, make, seed, episodes, **how)

@@ -137,6 +137,10 @@ def result_of(trainer: Trainer, config: Config, env_id: str, status: str) -> dic
             "total_wall": trainer.solved_total_s,
         },
         "worker_restarts": trainer.worker_restarts,
+        "nonfinite": {
+            "transitions": trainer.nonfinite.transitions,
+            "updates": trainer.nonfinite.updates,
+        },
         "status": status,
     }
     return without_nan(result)

@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from fastdqn.errors import NonFiniteError
 from fastdqn.execution.step import Progress
 from fastdqn.learner.learner import Learner
-from fastdqn.learner.state import why_skipped
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import EvaluationStopped, Evaluator
 from fastdqn.training.events import BestPolicy, Episode, Evaluation, Report
 from fastdqn.training.host.rollout import HostRollout
+from fastdqn.training.nonfinite import NonFiniteReports
 from fastdqn.training.schedules import Intervals, ReplayRatio, Schedule, crossed
 from fastdqn.training.selection import Selection
 from fastdqn.training.stopwatch import Stopwatch
@@ -55,6 +54,7 @@ class Trainer(ABC):
         evaluated_at_end: Whether `evaluate_fully` follows a run that ends by itself. Then the
             interval that ends with it has no evaluation of its own, unless that may be a stop.
         value_range: What returns are compared with at reports.
+        on_nonfinite: What is done about numbers that are not finite: `raise`, `skip` or `replace`.
 
     Attributes:
         status: `running`, then `completed`, `solved` or `stopped`.
@@ -64,6 +64,7 @@ class Trainer(ABC):
         solved_total_s: Seconds since `started` until then, or None.
         peak_sps: Most env steps per second of a report.
         worker_restarts: Workers of this run that were restarted.
+        nonfinite: What was not finite so far.
         selection: The evaluations so far and the best policy; None without an evaluator.
         watch: Seconds by activity.
     """
@@ -83,6 +84,7 @@ class Trainer(ABC):
     stop_at_return: float | None = None
     evaluated_at_end: bool = False
     value_range: ValueRange = field(default_factory=ValueRange)
+    on_nonfinite: str = "raise"
     learning_rate: Schedule | None = None
 
     def __post_init__(self) -> None:
@@ -92,6 +94,7 @@ class Trainer(ABC):
         self.solved_train_s: float | None = None
         self.solved_total_s: float | None = None
         self.worker_restarts = 0
+        self.nonfinite = NonFiniteReports(self.on_nonfinite)
         self.watch = Stopwatch()
         self._reported_steps: list[Progress] = []  # that are reported as compiled, or not
         self._first_update: tuple[int, float] | None = None
@@ -115,6 +118,7 @@ class Trainer(ABC):
 
     def begin(self, seeds: Sequence[int]) -> None:
         """Reset the environments and start the stopwatch."""
+        self.nonfinite.begin(self.learner.state, self.rollout)
         self.rollout.reset(seeds)
         self.startup_s = time.perf_counter() - self.started
         self.watch = Stopwatch()
@@ -138,6 +142,7 @@ class Trainer(ABC):
             report = self.report()
             self.peak_sps = self.peak_sps or report.sps
             self.callback.on_report(report)
+        self.nonfinite.report(self.rollout, self.callback)
         self.value_range.report(self.rollout, self.callback, last=True)
 
     def _anneal(self, env_steps: int) -> None:
@@ -154,6 +159,7 @@ class Trainer(ABC):
             self.peak_sps = max(self.peak_sps, report.sps)
             self.callback.on_report(report)
             self._report_compiled()
+            self.nonfinite.report(self.rollout, self.callback)
             self.value_range.report(self.rollout, self.callback)
         if crossed(self.intervals.checkpoint, before, now):
             self.callback.on_checkpoint(self)
@@ -226,14 +232,15 @@ class Trainer(ABC):
         """Read the metrics from the device and return a report.
 
         Raises:
-            NonFiniteError: An update was skipped as not finite.
+            NonFiniteError: An update was skipped as not finite, with `raise`; else a thousand in a
+                row.
         """
         self.watch.lap("other")
         env_steps, train_s = self.rollout.env_steps, self.watch.train_s
         sps = (env_steps - self._reported[0]) / max(train_s - self._reported[1], 1e-9)
         self._reported = (env_steps, train_s)
         loss, _, q_mean, grad_norm = self.learner.state.metrics.tolist()
-        self._refuse_skipped()
+        self.nonfinite.look_at(self.learner.state, env_steps)
         return Report(
             env_steps=env_steps,
             total_env_steps=self.until,
@@ -254,13 +261,6 @@ class Trainer(ABC):
     def _rate(self) -> float:
         """Return the step size with the digits that float32 holds."""
         return float(str(np.float32(self.learner.state.learning_rate.item())))
-
-    def _refuse_skipped(self) -> None:
-        skipped = int(self.learner.state.skipped)
-        if skipped:
-            why = why_skipped(self.learner.state.metrics)
-            before = f"before env step {self.rollout.env_steps}"
-            raise NonFiniteError(f"{skipped} updates {before} had {why}")
 
     @property
     def evaluation(self) -> Evaluation | None:

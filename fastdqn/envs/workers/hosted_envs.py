@@ -70,6 +70,7 @@ class HostedEnvs(EnvAccess):
         self._truncated: Any = memoryview(columns.truncated)
         self._real: Any = memoryview(columns.real)
         self._resting: Any = memoryview(columns.resting)
+        self._restarting: Any = memoryview(columns.restarting)
         num_masked = settings.spec.num_masked
         self._masked, self._mask_shape = num_masked > 0, (num_masked,)
         self._mask_names = [mask_name(env) for env in range(*span)]
@@ -117,6 +118,7 @@ class HostedEnvs(EnvAccess):
         with self.permit:
             for i, (env, action) in enumerate(zip(self.envs, given, strict=True)):
                 if resting[i]:
+                    self._reset_if_asked(i, failures)
                     continue
                 try:
                     if self._resets_next and self._resets_instead(i):
@@ -149,6 +151,17 @@ class HostedEnvs(EnvAccess):
         if failures:
             raise EnvFailures(failures, self._answer(infos))
         return self._answer(infos)
+
+    def _reset_if_asked(self, i: int, failures: list[Failure]) -> None:
+        """Reset an environment at rest if the caller has cut its episode."""
+        if not self._restarting[i]:
+            return
+        self._reward[i] = 0.0
+        self._terminated[i] = self._truncated[i] = self._resting[i] = self._restarting[i] = False
+        try:
+            self._reset_one(i, None, None)
+        except Exception as error:
+            failures.append(self._close_failed(i, error))
 
     def _put_checked(self, i: int, obs: Any) -> None:
         """Write an observation that the fast writer refused, with a check; later ones likewise."""
@@ -238,6 +251,8 @@ class HostedEnvs(EnvAccess):
                 self._rebuild_if_closed(i)
                 with self.permit:
                     info = self._reset_one(i, seeds[i], options)
+                if self._restarting[i]:
+                    self._resting[i] = self._restarting[i] = False
             except Exception as error:
                 failures.append(self._close_failed(i, error))
                 continue

@@ -13,21 +13,16 @@ from torch import Tensor
 
 from fastdqn.envs.sources.source import EnvSource
 from fastdqn.envs.workers.shared_block import SharedBlock
-from fastdqn.errors import NonFiniteError
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer
 from fastdqn.training.events import Episode
+from fastdqn.training.host.guard import NO_ENVS, Guard, guard_of
+from fastdqn.training.nonfinite import Tally
 from fastdqn.training.transfer import PackedTransfer, Rows, arrays_over, tensors_over
 from fastdqn.transition import storage_dtype
 
 __all__ = ["HostRollout"]
 
-_LARGEST = {
-    name: np.dtype(name).type(min(np.finfo(name).max, np.finfo(np.float32).max))
-    for name in ("float16", "float32", "float64")
-}
-"""Largest magnitude by dtype that is finite and stays so in float32."""
-NO_ENVS = np.zeros(0, np.int64)
 FALSE, TRUE = b"\0", b"\1"
 
 Shown = tuple[Tensor, Tensor | None]
@@ -47,6 +42,7 @@ class HostRollout:
         replay: Gets the transitions; also holds the current observations.
         ladder: [N] float32 on the device of the network, see `exploration.bend_`; None explores
             alike everywhere.
+        on_nonfinite: What is done about a NaN or an infinity: `raise`, `skip` or `replace`.
 
     Attributes:
         num_envs: Environments, N.
@@ -61,12 +57,15 @@ class HostRollout:
         policy: Policy,
         replay: ReplayBuffer,
         ladder: Tensor | None = None,
+        on_nonfinite: str = "raise",
     ) -> None:
         self.source, self.policy, self.replay = source, policy, replay
         self.num_envs, self.num_workers = source.num_envs, source.num_workers
         self.env_steps = self.episodes = 0
-        groups = range(source.num_groups)
+        self._tally, groups = Tally(on_nonfinite), range(source.num_groups)
         self._groups = [_Group(source, index, replay.device, ladder) for index in groups]
+        for group in self._groups:
+            group.guard = guard_of(source, group.index, self._tally, lambda: self.env_steps)
         self._waiting: deque[_Group] = deque()  # they act next
         self._stepping: deque[_Group] = deque()  # they step now, the oldest first
 
@@ -80,12 +79,31 @@ class HostRollout:
         """Why workers were restarted, the newest last."""
         return self.source.restarts
 
+    @property
+    def nonfinite(self) -> int:
+        """Steps of environments so far with a number that is not finite."""
+        return self._tally.count
+
+    def nonfinite_words(self) -> str:
+        """Return what the first of them was since the last call, or nothing."""
+        return self._tally.take_words()
+
+    @property
+    def has_nothing(self) -> bool:
+        """Whether the ring is empty since all of its transitions were skipped."""
+        return self._tally.count > 0 and not len(self.replay)
+
     def reset(self, seeds: Sequence[int]) -> None:
-        """Start new episodes everywhere; the running ones are cut."""
+        """Start new episodes everywhere; the running ones are cut.
+
+        Raises:
+            NonFiniteError: An environment showed a NaN or an infinity.
+        """
         self._stepping.clear()
         self.source.reset(seeds)
         self.replay.cut()
-        self._refuse_if_bad("observation", self.source.rows.obs)
+        for group in self._groups:
+            group.guard.begin()
         for group in self._groups:
             shown = group.arrived()
             self.replay.begin(shown.obs, shown.action_mask, group=group.index)
@@ -121,13 +139,16 @@ class HostRollout:
         """Write the rows into the ring and return the episodes that ended.
 
         Raises:
-            NonFiniteError: An environment returned a NaN or an infinity; nothing is written.
+            NonFiniteError: An environment returned a NaN or an infinity, which is not skipped or
+                replaced; nothing is written.
         """
         group = self._stepping.popleft()
         rows, within_step = group.rows, self.source.resets_within_step
         ended = group.ended()
-        self._refuse_non_finite(group, ended if within_step else NO_ENVS)
+        lost = group.guard.look(ended if within_step else NO_ENVS)
         real = rows.real if _holds(group.real, FALSE) else None
+        if lost is not None:
+            ended, real = group.ended(), rows.real & ~lost
         step = group.arrived()
         self.replay.write(
             group.action,
@@ -155,35 +176,6 @@ class HostRollout:
             bool(rows.truncated[index] and not rows.terminated[index]),
         )
 
-    def _refuse_non_finite(self, group: _Group, ended: npt.NDArray[np.int64]) -> None:
-        for what, values, flat, limit in group.watched:
-            if not flat.dot(flat) <= limit:
-                self._refuse_if_bad(what, values, group.first_env)
-        if ended.size:
-            final_obs = group.rows.final_obs[ended]
-            self._refuse_if_bad("observation", final_obs, group.first_env, ended)
-
-    def _refuse_if_bad(
-        self, what: str, values: npt.NDArray[Any], first_env: int = 0, envs: Any = None
-    ) -> None:
-        """Refuse a NaN, an infinity, or a number that float32 cannot hold; integers are fine.
-
-        One pass over the sum of squares finds nothing in nearly all cases.
-        """
-        flat = values.reshape(-1)
-        if values.dtype.kind != "f" or np.dot(flat, flat) <= _LARGEST[values.dtype.name]:
-            return
-        bad = ~(np.abs(values).reshape(len(values), -1) <= _LARGEST[values.dtype.name]).all(1)
-        if not bad.any():
-            return  # large, but no larger than float32 holds
-        first = int(np.flatnonzero(bad)[0])
-        env = first_env + (first if envs is None else int(envs[first]))
-        raise NonFiniteError(
-            f"environment {env} returned the {what} {values[first]} after env step "
-            f"{self.env_steps}: DQN cannot learn from it. Fix the environment, or wrap it "
-            "so that it returns finite numbers."
-        )
-
 
 class _Group:
     """A group of environments with its rows and buffers.
@@ -193,8 +185,7 @@ class _Group:
         first_env: Its first environment.
         rows: Its rows.
         on_host: Whether the replay reads the host's memory.
-        watched: What to check after a step: name, values, the same flat, and the largest sum of
-            squares of valid numbers.
+        guard: Looks at its numbers after each step.
         real: The bytes of its column `real`.
         arrived: Returns the rows of its last step, for the replay.
         shown: Observations and masks at a fixed address on the network's device; None on the host
@@ -202,6 +193,8 @@ class _Group:
         action: [M] int64, its last actions, for the replay.
         ladder: [M] of its environments, or None.
     """
+
+    guard: Guard
 
     def __init__(
         self, source: EnvSource, index: int, device: torch.device, ladder: Tensor | None
@@ -211,13 +204,6 @@ class _Group:
         size = len(self.rows.real)
         self.first_env = index * size
         self.ladder = None if ladder is None else ladder[self.first_env : self.first_env + size]
-        floats = (("reward", self.rows.reward), ("observation", self.rows.obs))
-        self.watched = [
-            (what, values, values.reshape(-1), float(_LARGEST[values.dtype.name]))
-            for what, values in floats
-            if values.dtype.kind == "f"
-        ]
-        assert all(np.shares_memory(flat, values) for _, values, flat, _ in self.watched)
         columns: Any = self.rows  # arrays are buffers, which NumPy's types do not say
         self._terminated = memoryview(columns.terminated)
         self._truncated = memoryview(columns.truncated)
