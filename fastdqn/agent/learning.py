@@ -230,8 +230,8 @@ class Trainable:
         """Build the environments of a training; the stack closes them."""
         config, learning = self.config, partial(learning_seconds, self.learner, self._sampler)
         source = stack.enter_context(self._provider.training(config, learning))
-        ladder = build_ladder(config, self.learner.device)
-        rollout = HostRollout(source, self.policy, self.replay, ladder, config.on_nonfinite)
+        options = build_ladder(config, self.learner.device), config.on_nonfinite
+        rollout = HostRollout(source, self.policy, self.replay, *options)
         rollout.env_steps, rollout.episodes = self._env_steps, self._episodes
         return rollout
 
@@ -297,5 +297,4 @@ class Trainable:
         make = partial(self._provider.evaluation, self.config, min(EVALUATION_ENVS, episodes))
         asked = self.config.eval_max_steps if max_steps is None else max_steps
         limit = step_limit(asked, self.description.max_episode_steps)
-        how: Any = {"max_steps": limit, "call": call, "on_nonfinite": self.config.on_nonfinite}
-        return Evaluator(self.policy, make, seed, episodes, **how)
+        return Evaluator(self.policy, make, seed, episodes, limit, call, self.config.on_nonfinite)

@@ -160,9 +160,9 @@ class Evaluator:
         episodes: Fresh episodes of a full evaluation.
         max_steps: Env steps after which an episode is cut; 0 is never.
         call: Serial number of the call of `learn`, from 0; each has other seeds.
+        on_nonfinite: See `evaluate`.
         on_progress: See `evaluate`; a `Selection` sets it.
         stopped: See `evaluate`; a trainer sets it.
-        on_nonfinite: See `evaluate`.
 
     Raises:
         UsageError: `episodes` is below 1, or `max_steps` below 0.
@@ -174,9 +174,9 @@ class Evaluator:
     episodes: int
     max_steps: int = 0
     call: int = 0
+    on_nonfinite: str = "raise"
     on_progress: OnProgress | None = None
     stopped: Callable[[], bool] | None = None
-    on_nonfinite: str = "raise"
 
     def __post_init__(self) -> None:
         if self.episodes < 1:

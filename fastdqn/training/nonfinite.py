@@ -89,8 +89,7 @@ class Tally:
 class TensorTally(Tally):
     """Notes which steps of tensor environments were skipped, by the log that the host reads."""
 
-    def __post_init__(self) -> None:
-        self._usable = 0  # vector steps with a transition
+    _usable = 0  # vector steps with a transition
 
     def note_skipped(self, skipped: npt.NDArray[np.bool_], env_steps: int) -> None:
         """Note the skipped steps [S, N] of S vector steps, which began after `env_steps`.
