@@ -61,6 +61,7 @@ from fastdqn.training.host import guard, rollout
 from tests.mutants import network_bugs
 from tests.mutants.best_policy_bugs import PLANTED as OF_THE_BEST
 from tests.mutants.native_bugs import plants
+from tests.mutants.nonfinite_bugs import PLANTED as OF_NONFINITE
 from tests.mutants.objective_bugs import PLANTED as OF_OBJECTIVES
 from tests.mutants.replay_bugs import PLANTED
 from tests.mutants.schedule_bugs import SCHEDULED
@@ -1232,5 +1233,5 @@ def randomness_that_is_not_looked_for() -> None:
 
 
 BY_ROOM = PLANTED | OF_THE_BEST | OF_OBJECTIVES | SCHEDULED | OF_SETTINGS
-BY_ROOM |= network_bugs.PLANTED | plants()
+BY_ROOM |= network_bugs.PLANTED | plants() | OF_NONFINITE
 MUTANTS |= {name: Mutant(*planted) for name, planted in BY_ROOM.items()}
