@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from benchmarks.guards import Measured, Selection, slower
-from benchmarks.measure import Effort, interleave, medians, rate_of
+from benchmarks.guards import Measured, Selection
+from benchmarks.measure import Effort
 from benchmarks.random_replay import random_replay
-from benchmarks.replay_options import BATCH, HIDDEN, UPDATES, call_of
+from benchmarks.replay_options import BATCH, HIDDEN, ROWS, call_of, compared
 from fastdqn.replay import UniformSampler
 
 __all__ = ["NetworkOptionsGroup"]
 
-ROWS = 1_000_000
 OPTIONS: dict[str, dict[str, Any]] = {
     "dueling": {"dueling": True},
     "with LayerNorm": {"layer_norm": True},
@@ -37,17 +34,8 @@ class NetworkOptionsGroup:
         options = [option for option in OPTIONS if selection.takes(_name(option))]
         sampler = UniformSampler(random_replay(capacity=ROWS), BATCH)
         calls = {name: call_of(sampler, **OPTIONS.get(name, {})) for name in ("plain", *options)}
-        device = torch.device("cpu")
-        timers = {name: rate_of(call, device, UPDATES) for name, call in calls.items()}
-        rounds = interleave(timers, effort.small, "network options")
-        guards = [
-            slower(_name(option), rounds, option, "plain", GOALS[option]) for option in options
-        ]
-        rates = medians(rounds)
-        rows = [f"| {name} | {1e6 / rate:,.1f} |" for name, rate in rates.items()]
-        table = "\n".join(["| update in C | us |", "|---|---|", *rows])
-        text = f"### Network options, a ring of {ROWS:,} transitions, batch {BATCH}\n\n{table}"
-        return Measured("network options", text, guards, {"rates": rates})
+        goals = {option: GOALS[option] for option in options}
+        return compared("network options", effort, calls, goals, _name)
 
 
 def _name(option: str) -> str:

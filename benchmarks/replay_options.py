@@ -6,7 +6,7 @@ then at a replay ratio of 1/4.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from benchmarks.random_replay import random_replay, random_step
 from benchmarks.update_modes import learner_of
 from fastdqn.replay import PrioritizedSampler, Sampler, UniformSampler
 
-__all__ = ["BATCH", "HIDDEN", "UPDATES", "ReplayOptionsGroup", "call_of"]
+__all__ = ["BATCH", "HIDDEN", "ROWS", "UPDATES", "ReplayOptionsGroup", "call_of", "compared"]
 
 ROWS = 1_000_000
 HIDDEN, BATCH, UPDATES = 64, 64, 4
@@ -48,6 +48,34 @@ def call_of(sampler: Sampler, **options: Any) -> Callable[[], None]:
     return call
 
 
+def compared(
+    title: str,
+    effort: Effort,
+    calls: Mapping[str, Callable[[], None]],
+    goals: Mapping[str, float | None],
+    name_of: Callable[[str], str],
+) -> Measured:
+    """Time calls that make `UPDATES` updates each, beside the first of them.
+
+    Args:
+        title: What differs between them.
+        effort: How long to measure.
+        calls: By name.
+        goals: Name -> what an update may take, as a multiple of one of the first call.
+        name_of: From the name of a call to that of its ratio.
+    """
+    device = torch.device("cpu")
+    timers = {name: rate_of(call, device, UPDATES) for name, call in calls.items()}
+    rounds = interleave(timers, effort.small, title)
+    base = next(iter(calls))
+    guards = [slower(name_of(name), rounds, name, base, goal) for name, goal in goals.items()]
+    rates = medians(rounds)
+    rows = [f"| {name} | {1e6 / rate:,.1f} |" for name, rate in rates.items()]
+    table = "\n".join(["| update in C | us |", "|---|---|", *rows])
+    text = f"### {title.capitalize()}, a ring of {ROWS:,} transitions, batch {BATCH}\n\n{table}"
+    return Measured(title, text, guards, {"rates": rates})
+
+
 @dataclass(frozen=True)
 class ReplayOptionsGroup:
     """Updates in C on the CPU."""
@@ -59,19 +87,9 @@ class ReplayOptionsGroup:
     def measure(self, effort: Effort, selection: Selection) -> Measured:
         """Time what the selected ratios need."""
         options = [option for option in GOALS if selection.takes(_name(option))]
-        timers = {
-            name: rate_of(call_of(SAMPLERS[name]()), torch.device("cpu"), UPDATES)
-            for name in ("uniform", *options)
-        }
-        rounds = interleave(timers, effort.small, "replay options")
-        guards = [
-            slower(_name(option), rounds, option, "uniform", GOALS[option]) for option in options
-        ]
-        rates = medians(rounds)
-        rows = [f"| {name} | {1e6 / rate:,.1f} |" for name, rate in rates.items()]
-        table = "\n".join(["| update in C | us |", "|---|---|", *rows])
-        text = f"### Replay options, a ring of {ROWS:,} transitions, batch {BATCH}\n\n{table}"
-        return Measured("replay options", text, guards, {"rates": rates})
+        calls = {name: call_of(SAMPLERS[name]()) for name in ("uniform", *options)}
+        goals = {option: GOALS[option] for option in options}
+        return compared("replay options", effort, calls, goals, _name)
 
 
 def _name(option: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.tensor import TensorEnv
 from fastdqn.errors import UsageError
 from fastdqn.execution.modes import refuse_execution
+from fastdqn.foundation.durations import seconds_of
 from fastdqn.learner.learner import Learner
 from fastdqn.learner.settings import refuse_precision
 from fastdqn.networks.flat_network import FlatNetwork
@@ -51,6 +53,7 @@ __all__ = [
     "build_learner",
     "build_learning_rate",
     "build_loop",
+    "build_optimizer",
     "build_sampler",
     "build_schedule",
     "build_tensor_rollout",
@@ -125,7 +128,7 @@ def build_sampler(
 ) -> Sampler:
     """Allocate the replay ring and build its sampler."""
     ring = ReplayBuffer(
-        config.buffer_size,
+        _capacity(config),
         config.num_envs,
         env.obs_shape,
         storage_dtype(env.obs_dtype),
@@ -140,13 +143,18 @@ def build_sampler(
     return sampler
 
 
+def _capacity(config: Config) -> int:
+    assert config.buffer_size != "auto"  # the preflight chose a number
+    return config.buffer_size
+
+
 def build_learner(config: Config, network: FlatNetwork, objective: Objective) -> Learner:
     """Build the learner, eager at first; the network is on its device already."""
     return Learner(
         network,
         gamma=config.gamma,
         objective=objective,
-        optimizer=_optimizer(config),
+        optimizer=build_optimizer(config),
         learning_rate=config.learning_rate,
         clip_norm=config.clip_norm,
         clip_value=config.clip_value,
@@ -157,7 +165,8 @@ def build_learner(config: Config, network: FlatNetwork, objective: Objective) ->
     )
 
 
-def _optimizer(config: Config) -> Optimizer:
+def build_optimizer(config: Config) -> Optimizer:
+    """Build the optimizer."""
     kind = OPTIMIZERS[config.optimizer]
     if issubclass(kind, Adam | AdamW):
         return kind(weight_decay=config.weight_decay, amsgrad=config.amsgrad)
@@ -201,7 +210,7 @@ def build_tensor_rollout(
     return TensorRollout(
         env,
         learner,
-        capacity=config.buffer_size,
+        capacity=_capacity(config),
         batch_size=config.batch_size,
         seed=config.seed,
         sampler=make,
@@ -218,6 +227,7 @@ def build_intervals(config: Config, *, evaluates: bool = True) -> Intervals:
         checkpoint=config.checkpoint_interval,
         evaluate=config.eval_interval if evaluates else 0,
         target_episodes=config.target_period_episodes if config.target == "hard" else 0,
+        checkpoint_s=seconds_of(config.checkpoint_every or "") or math.inf,
     )
 
 

@@ -58,6 +58,12 @@ class Config:
     """Seconds that a worker may take for a step or a reset; one that takes longer is restarted."""
     max_worker_restarts: int = 100
     """Restarts of workers within ten minutes; one more ends the run."""
+    restore_episodes: bool = False
+    """Let the environments of a restarted worker go on with their open episodes, which are played
+    again and compared, instead of losing them."""
+    restore_limit_s: float = 60.0
+    """Seconds that playing open episodes again may take, after a resume or the restart of a worker;
+    environments that are not ready by then begin new ones."""
     action_masks: bool = True
     """Obey the action masks of environments, when acting and in the target."""
     expect_action_masks: bool = False
@@ -139,8 +145,9 @@ class Config:
     """Added to each priority (|TD error|, or a loss), so that none is 0."""
     n_step: int = 1
     """Rewards added up before the target network's value, over env steps of one episode."""
-    buffer_size: int = 100_000
-    """Transitions that the replay ring holds."""
+    buffer_size: int | Literal["auto"] = 100_000
+    """Transitions that the replay ring holds; auto is as many as fit into the free memory, of which
+    a tenth stays free, and at least 512 MiB, and no more than the run has env steps."""
     batch_size: int = 128
     """Transitions per update."""
     learning_starts: int = 1_024
@@ -199,7 +206,15 @@ class Config:
     log_interval: int = 5_000
     """Env steps between reports and lines of metrics.jsonl."""
     checkpoint_interval: int = 50_000
-    """Env steps between saved policies; one is always saved at the end."""
+    """Env steps between checkpoints, from which a run can go on; one is always made at the end."""
+    checkpoint_every: str | None = None
+    """Time between checkpoints as well, as 90s, 10m or 1h, looked at with each report; None is no
+    such time."""
+    keep_last: int = 3
+    """Checkpoints that are kept, the newest ones; the best policy is kept beside them."""
+    save_replay: bool = True
+    """Save the replay ring with each checkpoint. Without it a run that goes on refills the ring to
+    learning_starts env steps before its next update."""
     tensorboard: bool = False
     """Write TensorBoard events beside metrics.jsonl."""
     quiet: bool = False

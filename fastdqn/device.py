@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fastdqn.errors import UsageError
+from fastdqn.foundation.host_memory import available_host_bytes
 
 __all__ = [
     "OPERATIONS",
@@ -92,21 +92,15 @@ def available_cores() -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return the bytes that can still be allocated on the device, by the system's count."""
+    """Return the bytes that can still be allocated on the device, by the system's count.
+
+    On the CPU the limits of control groups (containers) and of this process (ulimit) count, too.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return _available_host_bytes()
-
-
-def _available_host_bytes() -> int:
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return available_host_bytes()
 
 
 # The check of a device

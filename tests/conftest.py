@@ -62,6 +62,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
+def no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs of this process draw nothing, which takes longer than their trainings do.
+
+    Tests with the mark `plots` are left alone.
+    """
+    if request.node.get_closest_marker("plots") is None:
+        monkeypatch.setattr("fastdqn.reporting.plots.plot_run", lambda _: [])
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """Small layers on more threads than free cores take seconds instead of milliseconds."""
     import torch  # noqa: PLC0415

@@ -32,13 +32,16 @@ Vector = AsyncVectorEnv | SyncVectorEnv
 
 
 def vector_of(kind: str, factories: Sequence[EnvFactory], mode: AutoresetMode) -> Vector:
-    """Build a vector of one of KINDS."""
-    if kind.startswith("grouped"):
-        return GroupedVectorEnv(factories, autoreset_mode=mode, num_workers=int(kind.split()[1]))
+    """Build a vector of one of KINDS; its workers are forks of a server, see `quick_starts`."""
     if kind == "sync":
         return SyncVectorEnv(factories, autoreset_mode=mode)
+    if kind.startswith("grouped"):
+        workers = int(kind.split()[1])
+        return GroupedVectorEnv(
+            factories, context="forkserver", autoreset_mode=mode, num_workers=workers
+        )
     with without_main_module():
-        return AsyncVectorEnv(factories, context="spawn", autoreset_mode=mode)
+        return AsyncVectorEnv(factories, context="forkserver", autoreset_mode=mode)
 
 
 def random_policy(source: EnvSource, seed: int = 0) -> Policy:

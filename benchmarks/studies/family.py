@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import tyro
 
 from benchmarks.provenance import as_markdown, provenance, save_result
-from benchmarks.studies.solve import Run, train
+from benchmarks.studies.solve import UNCOUNTED_SEED, Run, seeds_of, train
 from fastdqn.errors import UsageError
 from fastdqn.foundation.formatting import format_return
 
@@ -63,11 +63,15 @@ class Arguments:
     preset: str = "cartpole"
     """Preset to train."""
     seeds: int = 3
-    """Seeds 0 to this, excluded."""
+    """How many seeds."""
+    first_seed: int = 0
+    """The first of them."""
     variants: tuple[str, ...] = field(default_factory=lambda: tuple(VARIANTS))
     """Names of variants; see the source for their flags."""
     train_args: str = ""
     """More flags of all variants, in one word: --train-args='--num-envs 8'."""
+    caches: Path | None = None
+    """Folder of compiled artefacts that stays for later calls; None is one of this call's own."""
     save: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """Write benchmarks/results/NAME.md and NAME.json."""
 
@@ -83,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     runs: dict[str, list[Run]] = {name: [] for name in arguments.variants}
     with tempfile.TemporaryDirectory() as folder:
-        for name, run in _trained(arguments, Path(folder)):
+        for name, run in _trained(arguments, arguments.caches or Path(folder)):
             runs[name].append(run)
             steps, seconds = run["env_steps"], run["seconds"]["command"]
             sys.stderr.write(f"{name}, seed {run['seed']}: {run['status']} after {steps:,} env ")
@@ -107,8 +111,8 @@ def _trained(arguments: Arguments, caches: Path) -> Iterator[tuple[str, Run]]:
     more = shlex.split(arguments.train_args)
     commands = {name: [*more, *flags_of(name, arguments.preset)] for name in arguments.variants}
     for command in commands.values():
-        train(arguments.preset, arguments.seeds, caches, [*command, *SHORT])
-    for seed in range(arguments.seeds):
+        train(arguments.preset, UNCOUNTED_SEED, caches, [*command, *SHORT])
+    for seed in seeds_of(arguments.first_seed, arguments.seeds):
         for name, command in commands.items():
             yield name, train(arguments.preset, seed, caches, command)
 

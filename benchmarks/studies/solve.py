@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -28,14 +28,28 @@ from fastdqn import DQN
 from fastdqn.cli.commands import SMALLEST
 from fastdqn.errors import UsageError
 from fastdqn.foundation.formatting import format_return
+from fastdqn.foundation.policy_folders import has_best
 
-__all__ = ["COLUMNS", "first_update_s", "main", "row", "split", "summary", "train"]
+__all__ = [
+    "COLUMNS",
+    "UNCOUNTED_SEED",
+    "first_update_s",
+    "main",
+    "row",
+    "seeds_of",
+    "split",
+    "summary",
+    "train",
+]
 
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "XDG_CACHE_HOME")
 """Where compiled artefacts are kept between runs."""
 FRESH_EPISODES = 100
 FRESH_SEED = 1_000_000
 """Plus the run's seed: environments that neither the training nor its evaluations have seen."""
+
+UNCOUNTED_SEED = 1_000
+"""Of the runs that fill the caches."""
 
 Run = dict[str, Any]
 """What a run's result.json says, with `seconds` by activity and `fresh_mean`."""
@@ -60,7 +74,7 @@ LEGEND = """\
 `evaluate`: the evaluations that may stop the run, and what little is left. `around`: the
 interpreter and the command line before, the plots after. `first update within`: the first line of
 metrics.jsonl that knows a loss, from the start of the program. `fresh greedy mean`: 100 episodes of
-environments that the run never saw, played after it."""
+environments that the run never saw, played after it by its best policy."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,9 @@ class Arguments:
     preset: str = "lunarlander"
     """Preset to train."""
     seeds: int = 10
-    """Seeds 0 to this, excluded."""
+    """How many seeds."""
+    first_seed: int = 0
+    """The first of them: seeds that chose a preset's settings say little about it."""
     cold: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Give every run empty compile caches of its own; the default."""
     warm: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -96,9 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         shared = Path(folder) if arguments.warm else None
         if shared:
-            train(arguments.preset, arguments.seeds, shared, train_args)
+            train(arguments.preset, UNCOUNTED_SEED, shared, train_args)
         runs = []
-        for seed in range(arguments.seeds):
+        for seed in seeds_of(arguments.first_seed, arguments.seeds):
             runs.append(train(arguments.preset, seed, shared, train_args))
             sys.stderr.write(row(runs[-1]) + "\n")
     header = provenance("python -m benchmarks.studies.solve")
@@ -109,6 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.write(text + "\n")
     save_result(arguments.save, {"provenance": header, "warm": arguments.warm, "runs": runs}, text)
     return int(any(run["status"] != "solved" for run in runs))
+
+
+def seeds_of(first: int, count: int) -> range:
+    """Return so many seeds from the first one on."""
+    return range(first, first + count)
 
 
 def train(preset: str, seed: int, caches: Path | None, train_args: Sequence[str] = ()) -> Run:
@@ -165,7 +186,8 @@ def first_update_s(metrics: str) -> float | None:
 
 
 def _fresh_mean(run_dir: Path, seed: int) -> float:
-    agent = DQN.load(run_dir, device="cpu", execution="eager", **SMALLEST)
+    policy: Literal["best", "last"] = "best" if has_best(run_dir) else "last"
+    agent = DQN.load(run_dir, policy=policy, device="cpu", execution="eager", **SMALLEST)
     return float(agent.evaluate(FRESH_EPISODES, seed=FRESH_SEED + seed).mean)
 
 

@@ -32,7 +32,10 @@ __all__ = [
     "without_run_directory",
 ]
 
-OF_BUILT_ENVS = ("num_workers", "vectorizer", "worker_deadline_s", "max_worker_restarts")
+OF_BUILT_ENVS = (
+    *("num_workers", "vectorizer", "worker_deadline_s", "max_worker_restarts"),
+    *("restore_episodes", "restore_limit_s"),
+)
 """Settings that say how environments are built and stepped."""
 OF_ENVS = ("num_envs", "env_groups")
 """Settings that environments of the caller decide."""
@@ -41,7 +44,9 @@ OF_THE_SAMPLER = "replay priority_alpha priority_beta_start priority_beta_end pr
 OF_THE_OBJECTIVE = ("objective", *ARGUMENTS)
 OF_PARTS = {"objective": OF_THE_OBJECTIVE, "sampler": tuple(OF_THE_SAMPLER.split())}
 """Part of the caller's own -> settings that it decides."""
-OF_A_RUN_DIRECTORY = ("run_dir", "tensorboard", "checkpoint_interval", "quiet")
+OF_CHECKPOINTS = ("checkpoint_interval", "checkpoint_every")
+OF_SAVED_TRAININGS = ("keep_last", "save_replay")
+OF_A_RUN_DIRECTORY = ("run_dir", "tensorboard", *OF_CHECKPOINTS, *OF_SAVED_TRAININGS, "quiet")
 
 
 def origin_of(env: Any, env_id: str, **parts: Any) -> dict[str, str]:
@@ -186,7 +191,8 @@ def refuse_unwritten(named: Collection[str], config: Config, *, has_callback: bo
     """
     asks = {
         "tensorboard": config.tensorboard,
-        "checkpoint_interval": not has_callback,
+        **dict.fromkeys(OF_CHECKPOINTS, not has_callback),
+        **dict.fromkeys(OF_SAVED_TRAININGS, True),
         "quiet": not config.quiet and not has_callback,
     }
     for name, asked in asks.items():

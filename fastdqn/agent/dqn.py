@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy.typing as npt
 from torch import nn
@@ -24,10 +23,7 @@ from fastdqn.agent.arguments import (
     warn_without_effect,
     without_run_directory,
 )
-from fastdqn.agent.learning import Trainable
-from fastdqn.agent.loading import restore
-from fastdqn.agent.saved_description import saved_policy
-from fastdqn.agent.saved_parts import refuse_other_parts
+from fastdqn.agent.saved_agent import SavedAgent
 from fastdqn.algorithms.objectives import Objective
 from fastdqn.build import build_config
 from fastdqn.config import Config
@@ -39,16 +35,13 @@ from fastdqn.foundation.copying import Whole, copied
 from fastdqn.foundation.scalars import whole
 from fastdqn.policies.predict import predict
 from fastdqn.replay.sampler_check import SamplerFactory
-from fastdqn.reporting.run_directory import make_run_dir
 from fastdqn.training.callbacks import Callback, refuse_callback
-from fastdqn.training.checkpoint import SavedPolicy, save_policy
 from fastdqn.training.evaluation import Evaluation, OnProgress
-from fastdqn.training.signals import exit_on_sigterm
 
 __all__ = ["DQN"]
 
 
-class DQN(Trainable, Whole):
+class DQN(SavedAgent, Whole):
     """A deep Q-learning agent for one kind of environment.
 
     Args:
@@ -122,8 +115,10 @@ class DQN(Trainable, Whole):
         """
         if self._tensor_rollout is not None and not self._provider.builds:
             memo[id(self._tensor_rollout.env)] = self._tensor_rollout.env
-        twin = copied(self, memo, shared=("_provider", "description"), anew=("_rollout",))
-        twin._rollout = None
+        twin = copied(
+            self, memo, shared=("_provider", "description"), anew=("_rollout", "_trainer")
+        )
+        twin._rollout = twin._trainer = None
         twin._env_steps, twin._episodes = self._counts()  # in the middle of a training, too
         twin._run_dir = twin._recorded = twin._unsaved_best = None
         twin.config = replace(self.config, run_dir=None)
@@ -147,9 +142,10 @@ class DQN(Trainable, Whole):
         """Train for a number of env steps; a later call goes on where this one ends.
 
         Episodes that run at the end of a call are cut there. With a run directory the call writes
-        the files of `fastdqn train`, also if it ends by an error, a Ctrl-C, or, in the main thread,
-        a SIGTERM that no other handler takes. It prints its progress unless the setting `quiet` is
-        on; a later call continues the files.
+        the files of `fastdqn train`, also if it ends by an error, a Ctrl-C or a SIGTERM: the first
+        of these ends it after a vector step, with a checkpoint, where the caller has no handlers of
+        its own. It prints its progress unless the setting `quiet` is on; a later call continues the
+        files.
 
         Args:
             total_timesteps: Env steps of this call; None takes the setting.
@@ -170,27 +166,20 @@ class DQN(Trainable, Whole):
             return self._learn_in(self._run_dir, total_timesteps, callback)
         refuse_unwritten(self._caller_settings, self.config, has_callback=callback is not None)
         with self.trainer(total_timesteps, Callback() if callback is None else callback) as trainer:
-            trainer.run(self.env_seeds())
+            trainer.run(self.next_seeds())
         return self
 
     def _learn_in(
         self, run_dir: Path, total_timesteps: int | None, callback: Callback | None
     ) -> Self:
         from fastdqn.agent.recorded_run import (  # noqa: PLC0415 - loaded only where a folder is written
-            refuse_missing_tensorboard,
-            train_recorded,
+            learn_recorded,
         )
 
-        started = time.perf_counter()
-        refuse_missing_tensorboard(self.config)
         goes_on = self._recorded == run_dir.resolve()
-        make_run_dir(replace(self.config, run_dir=run_dir), goes_on=goes_on)
-        self._recorded = run_dir.resolve()
-        with exit_on_sigterm():
-            of_call: Any = {"callback": callback, "silent": self.config.quiet, "goes_on": goes_on}
-            of_call["unsaved"] = self._unsaved_best
-            outcome = train_recorded(self, run_dir, total_timesteps, started=started, **of_call)
-        self._unsaved_best = outcome.unsaved
+        of_call: Any = {"callback": callback, "goes_on": goes_on, "unsaved": self._unsaved_best}
+        outcome = learn_recorded(self, run_dir, total_timesteps, **of_call)
+        self._recorded, self._unsaved_best = run_dir.resolve(), outcome.unsaved
         if outcome.error is not None:
             raise outcome.error
         return self
@@ -245,55 +234,3 @@ class DQN(Trainable, Whole):
         evaluator.on_progress = on_progress
         with threads(self.config.cpu_threads), closing(evaluator):
             return evaluator.full()
-
-    def save(self, path: str | Path) -> None:
-        """Save the policy in a folder: safetensors and JSON."""
-        save_policy(Path(path), self.parameters(), self.describe())
-
-    @classmethod
-    def load(
-        cls,
-        saved: str | Path | SavedPolicy,
-        env: AnyEnv | None = None,
-        *,
-        policy: Literal["best", "last"] = "last",
-        network: nn.Module | None = None,
-        objective: Objective | str | None = None,
-        sampler: SamplerFactory | None = None,
-        **settings: Any,
-    ) -> Self:
-        """Load a policy that `save` or a run wrote.
-
-        Counts, and epsilon, go on. Learning restarts with an empty replay, new seeds, no moments of
-        the optimizer, a learning rate at its start and a target network like the online one.
-
-        Args:
-            saved: Folder of the policy or run, or what `load_policy` returned.
-            env: The environment of the agent; None takes the saved one, if the file holds it: an
-                id that is registered, plain arguments, Gymnasium's own wrappers. The saved id keeps
-                these, unless `env_kwargs` or `wrapper` is given: one that cannot be applied again
-                is refused (name it as `wrapper`, or `()` for none); a UserWarning says that the
-                file does not hold them.
-            policy: Of a run's folder: `last`, or `best`, by full evaluations while it was trained.
-            network: The module whose parameters were saved, if the caller's own.
-            objective: The caller's own of the training; dqn and munchausen may take turns.
-            sampler: Likewise; None draws as `replay` says, with a UserWarning.
-            settings: Override saved ones.
-
-        Raises:
-            CheckpointError: There is no whole policy, an invalid value, or the parameters of
-                another network, or another objective or sampler.
-            UsageError: The environment cannot be built, `policy` is no choice, or the saved outputs
-                would mean something else.
-        """
-        objective, settings = apart(objective, settings)
-        read = saved_policy(saved, policy)
-        parts = {"objective": objective, "sampler": sampler}
-        restored = restore(read, env, settings, parts, own_network=network is not None)
-        agent = cls(restored.env, network=network, **{**parts, **restored.settings})
-        agent._caller_settings = settings
-        refuse_other_parts(restored.saved, agent._own_parts(), restored.folder)
-        restored.refuse_other_spaces(agent.description)
-        read.copy_into(agent.parameters())
-        agent._go_on_from(restored.saved)
-        return agent

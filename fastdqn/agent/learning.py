@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastdqn.agent.arguments import name_of
-from fastdqn.agent.network import build_flat
-from fastdqn.agent.saved_description import SavedDescription
-from fastdqn.algorithms.named_objectives import named_objective
-from fastdqn.algorithms.objectives import Objective, objective_of
+from fastdqn.agent.memory_parts import EVALUATION_ENVS
+from fastdqn.agent.network import build_flat, objective_for
+from fastdqn.agent.preflight import Training, fitted
+from fastdqn.agent.training_state import NOT_TRAINED, TrainingState
+from fastdqn.algorithms.objectives import Objective
 from fastdqn.build import (
     build_intervals,
     build_ladder,
@@ -36,11 +37,10 @@ from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.specs.plain_values import to_plain
 from fastdqn.errors import UsageError
 from fastdqn.execution.modes import choose_execution, is_auto
-from fastdqn.foundation.objective_checks import ARGUMENTS
 from fastdqn.foundation.scalars import whole
 from fastdqn.learner.settings import float32_products
 from fastdqn.policies.policy import Policy
-from fastdqn.replay import ReplayBuffer, Sampler
+from fastdqn.replay import ReplayBuffer
 from fastdqn.replay.sampler_check import SamplerFactory
 from fastdqn.training.autotune import learning_seconds, tune
 from fastdqn.training.callbacks import Callback
@@ -54,11 +54,8 @@ from fastdqn.training.value_range import value_range_of
 
 __all__ = ["NOT_TRAINED", "Trainable"]
 
-EVALUATION_ENVS = 20
-NOT_TRAINED = "not trained yet"
 
-
-class Trainable:
+class Trainable(TrainingState):
     """The parts of an agent, and how they train; its calls are those of `DQN`.
 
     Attributes:
@@ -74,6 +71,7 @@ class Trainable:
     config: Config
     description: EnvDescription
     origin: dict[str, str]
+    memory_line: str
     _caller_settings: Mapping[str, Any]
     _provider: EnvProvider
     _by_id: bool
@@ -89,10 +87,11 @@ class Trainable:
         device = resolve_device(config.device)
         tensors = self._provider.tensors(config.num_envs, device)
         refuse_impossible(config, device, builds=self._provider.builds)  # before any allocation
-        if objective is None:
-            settings = {name: getattr(config, name) for name in ARGUMENTS}
-            objective = named_objective(config.objective, **settings)
-        objective = objective_of(objective, None, None)
+        objective = objective_for(config, objective)
+        kinds = tensors is not None, self._provider.builds, sampler is not None
+        training = Training(config, self.description, network, objective, device, *kinds)
+        self.config, self.memory_line = fitted(training)
+        config = self.config
         flat = build_flat(config, self.description, network, objective, device, stacklevel=4)
         self.network = flat.module
         self.policy = Policy(flat, seeds_of(config.seed, Stream.EXPLORATION, 1)[0])
@@ -137,37 +136,6 @@ class Trainable:
         parts = {"objective": self.learner.objective, "sampler": self._own_sampler}
         return {part: name_of(type(own)) for part, own in parts.items() if part in self.origin}
 
-    @property
-    def _own_sampler(self) -> Sampler:
-        if self._tensor_rollout is not None:
-            return self._tensor_rollout.sampler
-        assert self._sampler is not None
-        return self._sampler
-
-    def _counts(self) -> tuple[int, int]:
-        """Return the env steps and episodes so far, in the middle of a training too."""
-        running = self._rollout
-        if running is None:
-            return self._env_steps, self._episodes
-        return running.env_steps, running.episodes
-
-    def _go_on_from(self, saved: SavedDescription) -> None:
-        """Continue the counts of a saved training."""
-        self._env_steps, self._episodes = saved.env_steps, saved.episodes
-        self._rounds = saved.rounds
-        self.learner.sync_target()
-        self.learner.go_on_from(saved.updates)
-        self._ratio.go_on_from(saved.env_steps, saved.updates)
-        if self._tensor_rollout is not None:
-            self._tensor_rollout.earlier_steps, self._tensor_rollout.episodes = (
-                saved.env_steps,
-                saved.episodes,
-            )
-        seed = partial(seeds_of, self.config.seed, count=1, round_=saved.rounds)
-        self.policy.reseed(seed(Stream.EXPLORATION)[0])
-        if self._sampler is not None:
-            self._sampler.reseed(seed(Stream.REPLAY)[0])
-
     @contextmanager
     def trainer(
         self,
@@ -197,13 +165,13 @@ class Trainable:
             until, made = self._env_steps + timesteps, self._ratio.updates
             self._own_sampler.expect(made, made + self._ratio.due(until))
             try:
-                yield build_loop(
+                trainer = build_loop(
                     rollout,
                     self.learner,
                     self._sampler,
                     ratio=self._ratio,
                     epsilon=build_schedule(config),
-                    learning_rate=build_learning_rate(config, timesteps),
+                    learning_rate=build_learning_rate(config, until - self._begun_at()),
                     until=until,
                     intervals=build_intervals(config, evaluates=recorded or asked),
                     callback=callback,
@@ -216,10 +184,9 @@ class Trainable:
                     on_nonfinite=config.on_nonfinite,
                     started=started,
                 )
+                yield self._taken_up(trainer)
             finally:
-                self._env_steps, self._episodes = rollout.env_steps, rollout.episodes
-                self._rollout = None
-                self.learner.close()
+                self._end_of(rollout)
 
     @property
     def _asks_for_evaluations(self) -> bool:
@@ -233,11 +200,14 @@ class Trainable:
         options = build_ladder(config, self.learner.device), config.on_nonfinite
         rollout = HostRollout(source, self.policy, self.replay, *options)
         rollout.env_steps, rollout.episodes = self._env_steps, self._episodes
+        rollout.restore_limit_s = config.restore_limit_s
         return rollout
 
     def _timesteps(self, asked: int | None) -> int:
         """Return the env steps of a call, or refuse so few that nothing would be learned."""
         timesteps = self.config.total_timesteps
+        if (left := self._left(asked)) is not None:
+            return left
         if asked is not None:
             timesteps = whole("total_timesteps", asked, way_out="Try 100_000.")
         waits = max(self._ratio.start - self._env_steps, 0)
@@ -253,6 +223,8 @@ class Trainable:
         asked, learner = self.config.execution, self.learner
         expected = int(self.config.replay_ratio * timesteps)
         first = self.execution_reason == NOT_TRAINED  # what CUDA measures holds afterwards
+        if self._goes_on_as_it_ran():
+            return
         if self._tensor_rollout is not None:
             mode, self.execution_reason = choose_execution(
                 asked,
@@ -271,12 +243,6 @@ class Trainable:
             learner.execute_as(self._chosen, background=is_auto(asked))
             if self._sampler is not None:
                 learner.prepare(self._sampler, max(self._sampler.due, 1))
-
-    def env_seeds(self) -> list[int]:
-        """Return seeds for the training environments, new ones at each call."""
-        self._rounds += 1
-        config = self.config
-        return seeds_of(config.seed, Stream.TRAINING_ENVS, config.num_envs, self._rounds - 1)
 
     @property
     def solved_at(self) -> float | None:

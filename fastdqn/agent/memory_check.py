@@ -18,7 +18,7 @@ from fastdqn.errors import UsageError
 from fastdqn.networks.iqn import NUM_COSINES
 from fastdqn.networks.mlp_options import OF_SHAPES, parameter_shapes
 
-__all__ = ["refuse_many_numbers", "refuse_wide"]
+__all__ = ["floats_of_numbers", "inputs_of", "number_of", "refuse_many_numbers", "refuse_wide"]
 
 COPIES = 5
 """Copies of the parameters in memory: online, target, two moments, gradient."""
@@ -39,10 +39,8 @@ def refuse_wide(config: Config, env: EnvDescription, num_atoms: int | None) -> N
     Raises:
         UsageError: Names the sizes.
     """
-    space: Any = env.obs_space
-    inputs = int(space.n) if isinstance(space, Discrete) else math.prod(env.obs_shape)
     options = {name: getattr(config, name) for name in OF_SHAPES}
-    sizes = inputs, config.hidden_sizes, env.num_actions
+    sizes = inputs_of(env), config.hidden_sizes, env.num_actions
     shapes = parameter_shapes(*sizes, num_atoms=num_atoms, **options)
     needed = COPIES * FLOAT_BYTES * sum(map(math.prod, shapes.values()))
     free = available_bytes(torch.device("cpu"))
@@ -70,24 +68,36 @@ def refuse_many_numbers(
     """
     if not isinstance(objective, C51Objective | QRObjective):
         return
-    needed = FLOAT_BYTES * _floats(config, env.num_actions, objective)
+    needed = FLOAT_BYTES * floats_of_numbers(config, env, objective)
     free = available_bytes(device)
     if needed > free:
-        name = "num_atoms" if isinstance(objective, C51Objective) else "num_quantiles"
         raise UsageError(
-            f"{flag_of(name)} {objective.numbers}",
+            f"{number_of(objective)} {objective.numbers}",
             f"an update of {config.batch_size} rows needs {_gib(needed)} to compare so many "
             f"numbers, and {_gib(free)} are left",
             f"Choose fewer, or a smaller {flag_of('batch_size')}.",
         )
 
 
-def _floats(config: Config, num_actions: int, objective: DistributionalObjective) -> int:
-    """Return the float32 numbers that an update or a step holds at a time, at least."""
+def inputs_of(env: EnvDescription) -> int:
+    """Return the inputs of an MLP: numbers of an observation, or values of a Discrete space."""
+    space: Any = env.obs_space
+    return int(space.n) if isinstance(space, Discrete) else math.prod(env.obs_shape)
+
+
+def number_of(objective: DistributionalObjective) -> str:
+    """Return the flag of the numbers that an objective learns for each action."""
+    return flag_of("num_atoms" if isinstance(objective, C51Objective) else "num_quantiles")
+
+
+def floats_of_numbers(
+    config: Config, env: EnvDescription, objective: DistributionalObjective
+) -> int:
+    """Return the float32 numbers that an update or a step of atoms or quantiles holds, at least."""
     count, rows = objective.numbers, max(config.batch_size, config.num_envs)
     held = next(held for kind, held in PAIRS.items() if isinstance(objective, kind))
     pairs = held * config.batch_size * count**2
-    width = num_actions
+    width = env.num_actions
     if isinstance(objective, IQNObjective):
         features = config.hidden_sizes[-1] if config.hidden_sizes else 0
         width += NUM_COSINES + 2 * features  # the embedding, and its product with the features

@@ -202,7 +202,7 @@ def _settings(config: Any) -> dict[str, Any]:
 
 def _setting(field: Field[Any], value: Any) -> Any:
     kind, _, optional = str(field.type).partition(" | ")
-    if value is None and (optional or kind == "Path"):
+    if value is None and (optional == "None" or kind == "Path"):
         return None
     check = _KINDS.get(field.name) or _KINDS.get(kind, _TEXT)
     value = _checked(f"setting {field.name}", value, *check)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -126,7 +127,7 @@ def relative_entropy(target: Tensor, cross_entropy: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistributionalObjective:
+class DistributionalObjective(ABC):
     """What objectives that learn a distribution share: the choice of the next action.
 
     Args:
@@ -150,13 +151,13 @@ class DistributionalObjective:
         return (TARGET_NEXT, ONLINE_NEXT) if self.double else (TARGET_NEXT,)
 
     @property
+    @abstractmethod
     def numbers(self) -> int:
         """Numbers for each action that the network gives, K."""
-        raise NotImplementedError
 
+    @abstractmethod
     def q_values(self, outputs: Tensor, /) -> Tensor:
         """Return the means [B, A] of the distributions."""
-        raise NotImplementedError
 
     def _next(self, passes: Sequence[Tensor], batch: Transitions) -> Tensor:
         """Return the outputs [B, K] of the target network for the best allowed next action."""

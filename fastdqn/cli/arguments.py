@@ -146,6 +146,7 @@ def _taken_by(field: Field[Any]) -> str:
         "str": "a word",
     }
     taken = words.get(kind) or " or ".join(choices_of(field))
+    optional = re.sub(r"Literal\['(\w+)'\]", r"\1", optional)
     return f"{taken} or {optional}" if optional else taken
 
 

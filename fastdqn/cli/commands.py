@@ -17,7 +17,18 @@ from rich.text import Text
 
 from fastdqn import __version__
 from fastdqn.cli.arguments import fields_in, parse, words_after
-from fastdqn.config import Config, Draft, refuse_epsilon, with_named
+from fastdqn.cli.resuming import (
+    AUTO,
+    MISSING,
+    Asked,
+    ResumeArguments,
+    ResumeHelp,
+    TrainArguments,
+    asked_by_auto,
+    asked_by_flags,
+)
+from fastdqn.cli.soak import soak
+from fastdqn.config import Config, refuse_epsilon, with_named
 from fastdqn.errors import FastDQNError, UsageError
 from fastdqn.execution.modes import may_be_native
 from fastdqn.foundation.formatting import format_return
@@ -119,8 +130,8 @@ def _dispatch(argv: list[str], started: float) -> int:
     name, rest = argv[0], argv[1:]
     if name == "--version":
         return _say(f"fastdqn {__version__}")
-    if name == "train":
-        return _train(rest, started)
+    if name in TRAINING:
+        return TRAINING[name](rest, started)
     if name in COMMANDS:
         return COMMANDS[name](rest)
     raise UsageError(
@@ -135,15 +146,38 @@ def _train(argv: list[str], started: float) -> int:
     if words_after(argv, "--run-dir") == [""]:
         raise UsageError("--run-dir ''", "it is no path", "Name a folder, or leave it out.")
     preset, named = _preset_of(argv), fields_in(Config, argv)
-    filled = parse(Draft, "train", argv, default=Draft(**vars(preset)))
+    filled = parse(TrainArguments, "train", argv, default=TrainArguments(**vars(preset)))
+    if filled.resume not in {None, AUTO}:
+        return _resume_by(asked_by_flags(Path(filled.resume), filled, named), started)
     config = with_named(preset, {name: getattr(filled, name) for name in named})
     if config.noisy:
         refuse_epsilon(named, "add --no-noisy")
-    if may_be_native(config.execution):
-        begin_to_compile(MLP)  # while another core loads PyTorch
+    _begin_to_compile(config)
+    if filled.resume == AUTO:
+        return _resume_by(asked_by_auto(config, named), started)
     from fastdqn.cli.train import train  # noqa: PLC0415 - PyTorch is loaded only where it is needed
 
     return train(config, started)
+
+
+def _resume(argv: list[str], started: float) -> int:
+    kind = ResumeHelp if {"-h", "--help"} & set(argv) else ResumeArguments
+    filled, named = parse(kind, "resume", argv), fields_in(Config, argv)
+    if filled.path == MISSING:
+        raise UsageError("fastdqn resume", "PATH is missing", "Give a run directory, runs/...")
+    asked = asked_by_flags(filled.path, filled, named, from_policy=filled.from_policy)
+    return _resume_by(asked, started)
+
+
+def _resume_by(asked: Asked, started: float) -> int:
+    from fastdqn.cli.resume import resume  # noqa: PLC0415
+
+    return resume(asked, started)
+
+
+def _begin_to_compile(config: Config) -> None:
+    if may_be_native(config.execution):
+        begin_to_compile(MLP)  # while another core loads PyTorch
 
 
 def _evaluate(argv: list[str]) -> int:
@@ -202,18 +236,22 @@ def _doctor(argv: list[str]) -> int:
     return 0
 
 
+TRAINING: dict[str, Callable[[list[str], float], int]] = {"train": _train, "resume": _resume}
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": _evaluate,
     "plot": _plot,
     "presets": _presets,
     "doctor": _doctor,
+    "soak": soak,
 }
 _SUMMARIES = {
     "train": "Train an agent and leave a run directory.",
+    "resume": "Go on with a run that was stopped, killed or has come to its end.",
     "evaluate": "Play greedy episodes with a saved policy.",
     "plot": "Draw the plots of a run again.",
     "presets": "List the named settings.",
     "doctor": "Print what this machine has.",
+    "soak": "Train under injected faults, and say what was lost.",
 }
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from fastdqn.device import available_bytes, available_cores
+from fastdqn.device import available_cores
 from fastdqn.execution.modes import choose_execution
+from fastdqn.foundation.host_memory import memory_limits, tightest
 from fastdqn.native import why_no_library
 from fastdqn.reporting.run_directory import describe_machine, versions
 from fastdqn.toolchain.disk_cache import cache_dir
@@ -43,10 +44,10 @@ def _software() -> Iterator[tuple[str, str, bool]]:
 
 
 def _devices() -> Iterator[tuple[str, str, bool]]:
-    cpu = torch.device("cpu")
     yield "machine", describe_machine(), True
     yield "cores", str(available_cores()), True
-    yield "memory", f"{available_bytes(cpu) / 2**30:.1f} GiB available", True
+    limit = tightest(memory_limits())
+    yield "memory", f"{limit.free / 2**30:.1f} GiB available ({limit.name})", True
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(count))
     yield "CUDA", names or "no device", True

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fastdqn.agent.dqn import DQN
 from fastdqn.agent.recorded_run import refuse_missing_tensorboard, train_recorded
 from fastdqn.config import Config
 from fastdqn.reporting.run_directory import make_run_dir
-from fastdqn.training.signals import stop_on_signals
+from fastdqn.reporting.run_lock import locked
+from fastdqn.training.signals import StopRequest, stop_on_signals
 
-__all__ = ["train"]
+__all__ = ["FAILED", "INTERRUPTED", "train", "train_in"]
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -31,7 +34,16 @@ def train(config: Config, started: float) -> int:
             refuse_missing_tensorboard(config)
             agent = DQN.from_config(config)
             run_dir = make_run_dir(config)
-            status = train_recorded(agent, run_dir, None, started=started, request=request).status
+            with locked(run_dir):
+                outcome = train_recorded(agent, run_dir, None, started=started, request=request)
+                status = outcome.status
         except KeyboardInterrupt:
             status = "stopped"
         return {"stopped": request.exit_code or INTERRUPTED, "failed": FAILED}.get(status, 0)
+
+
+def train_in(run_dir: Path, config: Config, started: float, request: StopRequest) -> str:
+    """Train in a folder that is locked already, and return how the run ended."""
+    refuse_missing_tensorboard(config)
+    agent = DQN.from_config(config)
+    return train_recorded(agent, run_dir, None, started=started, request=request).status

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Discrete, Space
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.async_vector_env import _async_worker
 
-from fastdqn.envs.workers.settings import EnvFactory
+from fastdqn.envs.workers.origins import NUM_WORDS
+from fastdqn.envs.workers.settings import EnvFactory, PoolSettings
 from fastdqn.envs.workers.supervision import Supervision
 from fastdqn.errors import UsageError
 
-__all__ = ["refuse_arguments", "reset_mask", "seed_list", "values_by_env"]
+__all__ = ["refuse_arguments", "reset_mask", "seed_list", "values_by_env", "with_kept_episodes"]
 
 
 def refuse_arguments(  # noqa: PLR0917 - called once, with names that are its own
@@ -57,6 +61,29 @@ def refuse_arguments(  # noqa: PLR0917 - called once, with names that are its ow
             "a worker that dies takes its permit along",
             "Choose fewer workers instead.",
         )
+
+
+def with_kept_episodes(settings: PoolSettings, actions: Space[Any]) -> PoolSettings:
+    """Return settings that keep the open episodes, so that they can be played again.
+
+    Args:
+        settings: Of the pool.
+        actions: Space of one action.
+
+    Raises:
+        UsageError: Episodes of this kind are not kept.
+    """
+    way_out = "Leave keep_episodes and Supervision.restore_s out."
+    if not isinstance(actions, Discrete):
+        raise UsageError(
+            f"keep_episodes with actions of {actions}", "only Discrete ones are kept", way_out
+        )
+    if settings.obs_space is not None or settings.autoreset_mode != AutoresetMode.SAME_STEP.value:
+        got = "keep_episodes without arrays in the block, or not in mode SAME_STEP"
+        raise UsageError(got, "no such episode is kept", way_out)
+    first = int(actions.start)
+    spec = replace(settings.spec, num_origin=NUM_WORDS)
+    return replace(settings, spec=spec, action_range=(first, first + int(actions.n) - 1))
 
 
 def _refuse_signature(worker: Any) -> None:

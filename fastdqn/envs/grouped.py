@@ -12,7 +12,13 @@ from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState
 
-from fastdqn.envs.call_arguments import refuse_arguments, reset_mask, seed_list, values_by_env
+from fastdqn.envs.call_arguments import (
+    refuse_arguments,
+    reset_mask,
+    seed_list,
+    values_by_env,
+    with_kept_episodes,
+)
 from fastdqn.envs.pooled import PooledVectorEnv
 from fastdqn.envs.spaces import ARRAY_SPACES, read_spaces, refuse_other_spaces
 from fastdqn.envs.vector_data import as_rows, shared_memory_for, single_actions
@@ -61,6 +67,9 @@ class GroupedVectorEnv(PooledVectorEnv):
             then not `real` for a while, listed in `infos["restarted"]`. None raises failures.
         allocation: How many processes, and how many environments in this one; None goes by
             `num_workers`.
+        keep_episodes: Whether what open episodes began from and their actions are kept, so that
+            other environments can go on with them. In mode SAME_STEP, for actions of a Discrete
+            space and observations that are arrays.
 
     Attributes:
         rows: The shared block as numpy views; valid between `recv` and the next `send`.
@@ -90,6 +99,7 @@ class GroupedVectorEnv(PooledVectorEnv):
         drop_masks: bool = False,
         supervision: Supervision | None = None,
         allocation: Allocation | None = None,
+        keep_episodes: bool = False,
     ) -> None:
         refuse_arguments(env_fns, worker, num_workers, num_groups, max_concurrency, supervision)
         self.shared_memory, self.copy, self.worker = shared_memory, copy, None
@@ -104,6 +114,8 @@ class GroupedVectorEnv(PooledVectorEnv):
         )
         refuse_masks = not (send_infos or num_masked or drop_masks)
         settings = self._settings(len(env_fns), num_groups, num_masked, refuse_masks, allocation)
+        if keep_episodes or (supervision is not None and supervision.restore_s):
+            settings = with_kept_episodes(settings, self.single_action_space)
         super().__init__(env_fns, settings, supervision)
         try:
             self._check_spaces()
@@ -233,7 +245,7 @@ class GroupedVectorEnv(PooledVectorEnv):
     def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
         """Return the results, one per environment."""
         answers = self._answers_to(AsyncState.WAITING_CALL, timeout)
-        return tuple(result for part in answers for result in part)
+        return tuple(result for part in answers for result in part or ())
 
     def set_attr(self, name: str, values: Any) -> None:
         """Set an attribute: a list or tuple gives one value per environment."""
@@ -241,6 +253,7 @@ class GroupedVectorEnv(PooledVectorEnv):
         values = values_by_env(values, self.num_envs)
         self._expect_idle("set_attr")
         self._send_call("set_attr", lambda a, b: (name, values[a:b]))
+        self._state = AsyncState.WAITING_CALL
         self._answers(None)
 
     def _check_spaces(self) -> None:

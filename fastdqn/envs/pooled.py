@@ -16,8 +16,10 @@ from gymnasium.vector.async_vector_env import AsyncState
 
 from fastdqn.envs.sharing import refuse_shared_by_processes
 from fastdqn.envs.vector_data import reader_of
-from fastdqn.envs.workers.failures import EnvFailures
+from fastdqn.envs.workers.failures import EnvFailures, raise_failures
 from fastdqn.envs.workers.local_pool import AssistedPool, LocalPool
+from fastdqn.envs.workers.open_episodes import EpisodeLog
+from fastdqn.envs.workers.origins import Origins
 from fastdqn.envs.workers.pool import Pool, WorkerPool
 from fastdqn.envs.workers.settings import EnvFactory, PoolSettings
 from fastdqn.envs.workers.shared_block import SharedBlock
@@ -59,7 +61,9 @@ class PooledVectorEnv(AsyncVectorEnv):
             for group in zip(*self._pool.spans, strict=True)
         ]
         self._read = reader_of(settings, self.rows)
+        self._episodes = self._pool.episodes
         self._state = AsyncState.DEFAULT
+        self._collected: list[list[Any]] = []  # answers to a pending call, by group
 
     @property
     def processes(self) -> list[Any]:  # type: ignore[override]
@@ -86,6 +90,8 @@ class PooledVectorEnv(AsyncVectorEnv):
             group: Which group steps; groups are received in the order in which they were sent.
         """
         np.copyto(self._groups[group].action, actions)
+        if self._episodes is not None:
+            self._episodes.append(group)
         try:
             self._pool.send_step(group)
         except EnvFailures as error:
@@ -100,14 +106,15 @@ class PooledVectorEnv(AsyncVectorEnv):
 
         Raises:
             multiprocessing.TimeoutError: `timeout` seconds passed; the call may be repeated.
+            KeyboardInterrupt: Ctrl-C came; the call may be repeated.
             WorkerError: A worker died.
             Exception: An exception of an environment, with its traceback as the cause.
         """
         try:
             answers = self._pool.collect(timeout, group)
         except multiprocessing.TimeoutError:
-            raise  # still pending
-        except BaseException as error:
+            raise  # still pending, as after Ctrl-C
+        except Exception as error:
             self._state = AsyncState.DEFAULT
             if isinstance(error, EnvFailures):
                 error.raise_last()
@@ -118,6 +125,27 @@ class PooledVectorEnv(AsyncVectorEnv):
     def rows_of(self, group: int) -> SharedBlock:
         """Return the columns of the block that belong to a group."""
         return self._groups[group]
+
+    # Open episodes
+
+    @property
+    def episode_log(self) -> EpisodeLog | None:
+        """What is kept of the open episodes, or None."""
+        return self._episodes
+
+    def reset_from(self, origins: Origins, seeds: Sequence[int | None]) -> None:
+        """Reset all environments so that those with an origin begin the episode that began there.
+
+        Args:
+            origins: [N, 8] see `fastdqn.envs.workers.origins`.
+            seeds: Of the others; of those with an origin, that of the last reset with a seed.
+        """
+        self._expect_idle("reset_async")
+        self._send_call(
+            "reset", lambda a, b: (list(seeds[a:b]), None, [True] * (b - a), origins[a:b])
+        )
+        self._answers(None)
+        self.rows.clear()
 
     # Calls to all
 
@@ -140,25 +168,40 @@ class PooledVectorEnv(AsyncVectorEnv):
         return self._answers(timeout)
 
     def _answers(self, timeout: float | None) -> list[Any]:
-        """Return the answers of all groups and workers, in the order of the environments."""
+        """Return the answers of all groups and workers, in the order of the environments.
+
+        What has come before a timeout or Ctrl-C is kept for the next call.
+        """
         try:
-            answers = [
-                answer
-                for group in range(self.num_groups)
-                for answer in self._pool.collect(timeout, group)
-            ]
+            while len(self._collected) < self.num_groups:
+                self._collected.append(self._collect(timeout, len(self._collected)))
         except multiprocessing.TimeoutError as error:  # the call is still pending
             raise multiprocessing.TimeoutError(
                 f"The call to `{self._state.value}_wait` has timed out after {timeout} second(s). "
                 f"Of the workers, {error}."
             ) from None
-        except BaseException as error:
-            self._state = AsyncState.DEFAULT
-            if isinstance(error, EnvFailures):
-                error.log()
-                error.raise_last()
+        except Exception:
+            self._take_collected()
             raise
+        answers = self._take_collected()
+        try:
+            raise_failures(answers)
+        except EnvFailures as error:
+            error.log()
+            error.raise_last()
+        return answers
+
+    def _collect(self, timeout: float | None, group: int) -> list[Any]:
+        """Return the answers of a group, or its failures: those of all groups are raised as one."""
+        try:
+            return self._pool.collect(timeout, group)
+        except EnvFailures as error:
+            return [error]
+
+    def _take_collected(self) -> list[Any]:
+        """Return what was collected; no call is pending then."""
         self._state = AsyncState.DEFAULT
+        answers, self._collected = [part for group in self._collected for part in group], []
         return answers
 
     def _received(self, answers: list[Any]) -> tuple[Any, dict[str, Any]]:

@@ -105,8 +105,15 @@ class GymnasiumEnvs(EnvProvider):
             num_envs,
             config.num_workers,
             num_groups=num_groups,
-            supervision=Supervision(config.worker_deadline_s, config.max_worker_restarts),
+            supervision=Supervision(
+                config.worker_deadline_s,
+                config.max_worker_restarts,
+                restore_s=min(config.restore_limit_s, config.worker_deadline_s / 2)
+                if config.restore_episodes and learning is not None
+                else 0.0,
+            ),
             allocation=allocation,
+            keep_episodes=learning is not None,
         )
 
     def _seconds(self, learning: Learning | None) -> tuple[float | None, float]:

@@ -6,8 +6,9 @@ The plain function is the truth. Everything here wraps it from outside, at one l
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,10 @@ from fastdqn.execution.modes import Mode
 from fastdqn.execution.step import EagerStep, PlainUntilCompiled, PureStep, Step, in_one_line
 from fastdqn.execution.trace import CompileError, Trace, UntraceableError, trace
 
-__all__ = ["CompiledStep", "run_step"]
+__all__ = ["CompiledStep", "run_step", "waits_for_a_compiler"]
+
+WAITING: list[AheadOfTime | InProcess] = []
+"""Compilers for which calls wait now."""
 
 
 class CompiledStep:
@@ -129,7 +133,8 @@ class CompiledStep:
             return None
         start = time.perf_counter()
         try:
-            form = self._ask(key, tensors)
+            with _waiting(self.compiler):
+                form = self._ask(key, tensors)
         except Exception as error:  # a compiler may fail in any way
             if self.compiler.background or self._optional:
                 self.failure, form = _reason(error), None
@@ -173,6 +178,24 @@ class CompiledStep:
             return
         self._last_there_s = time.perf_counter()
         self._forms[key] = form
+
+
+@contextmanager
+def _waiting(compiler: AheadOfTime | InProcess) -> Iterator[None]:
+    """Note that a call waits for a compiler, unless it compiles beside the calls."""
+    if compiler.background:
+        yield
+        return
+    WAITING.append(compiler)
+    try:
+        yield
+    finally:
+        WAITING.remove(compiler)
+
+
+def waits_for_a_compiler() -> bool:
+    """Return whether a call of this process waits until its step is compiled."""
+    return bool(WAITING)
 
 
 def _key(tensors: Sequence[Tensor]) -> Hashable:

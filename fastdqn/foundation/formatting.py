@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["format_duration", "format_figure", "format_return", "format_spread", "format_threshold"]
+__all__ = [
+    "format_bytes",
+    "format_duration",
+    "format_figure",
+    "format_return",
+    "format_spread",
+    "format_threshold",
+]
 
 PLACES_BELOW = ((1.0, 3), (10.0, 2), (10_000.0, 1), (1e12, 0))
 """(magnitude, places): a number below the magnitude is shown with so many places."""
 NEGLIGIBLE = 1e-9
 """Fraction of the number beside it below which a number is only rounding error."""
+UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
 def format_return(value: float, *, beside: float = 0.0, signed: bool = False) -> str:
@@ -96,3 +104,13 @@ def format_duration(seconds: float) -> str:
     if days:
         return f"{days}d {hour:02}:{minute:02}:{second:02}"
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def format_bytes(count: int) -> str:
+    """Write bytes with one place: 512 B, 1.5 MiB, 12.3 TiB."""
+    if count < 1024:
+        return f"{count} B"
+    power = min((count.bit_length() - 1) // 10, len(UNITS))
+    if round(count / 1024**power, 1) >= 1024:  # 1,024.0 MiB is 1.0 GiB
+        power = min(power + 1, len(UNITS))
+    return f"{count / 1024**power:,.1f} {UNITS[power - 1]}"

@@ -81,6 +81,8 @@ def refuse_idle(config: Any) -> None:
         UsageError: Names the flags of both.
     """
     for name, switch in SWITCHES.items():
+        if config.noisy and name == "epsilon_ladder_alpha":
+            continue  # beside noise every setting of epsilon is refused where it is named
         value, of_switch = getattr(config, name), getattr(config, switch.name)
         if not switch.is_on(of_switch) and value != config.__dataclass_fields__[name].default:
             raise UsageError(

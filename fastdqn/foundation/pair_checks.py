@@ -15,23 +15,13 @@ __all__ = ["check_pairs", "of_epsilon", "refuse_epsilon", "refuse_too_many_steps
 
 def check_pairs(config: Any) -> None:
     """Refuse pairs of values that exclude each other."""
-    if config.batch_size > config.buffer_size:
-        raise UsageError(
-            f"--batch-size {config.batch_size}",
-            f"it is larger than --buffer-size {config.buffer_size}",
-            "Make the batch smaller or the buffer larger.",
-        )
+    if config.buffer_size != "auto":  # which is chosen large enough
+        _check_buffer(config)
     if config.learning_starts >= config.total_timesteps:
         raise UsageError(
             f"--learning-starts {config.learning_starts}",
             f"the run ends at --total-timesteps {config.total_timesteps}, so nothing is learned",
             "Start earlier or run longer.",
-        )
-    if config.num_envs > config.buffer_size:
-        raise UsageError(
-            f"--num-envs {config.num_envs}",
-            f"one vector step does not fit into --buffer-size {config.buffer_size}",
-            "Use fewer environments or a larger buffer.",
         )
     refuse_idle(config)
     _check_replay(config)
@@ -65,6 +55,23 @@ def check_pairs(config: Any) -> None:
         )
 
 
+def _check_buffer(config: Any) -> None:
+    """Refuse a batch, environments or steps that the replay ring does not hold."""
+    if config.batch_size > config.buffer_size:
+        raise UsageError(
+            f"--batch-size {config.batch_size}",
+            f"it is larger than --buffer-size {config.buffer_size}",
+            "Make the batch smaller or the buffer larger.",
+        )
+    if config.num_envs > config.buffer_size:
+        raise UsageError(
+            f"--num-envs {config.num_envs}",
+            f"one vector step does not fit into --buffer-size {config.buffer_size}",
+            "Use fewer environments or a larger buffer.",
+        )
+    refuse_too_many_steps(config.n_step, config.buffer_size, config.num_envs)
+
+
 def refuse_too_many_steps(n_step: int, capacity: int, num_envs: int) -> None:
     """Refuse more steps than a ring of so many transitions holds of each environment.
 
@@ -81,8 +88,7 @@ def refuse_too_many_steps(n_step: int, capacity: int, num_envs: int) -> None:
 
 
 def _check_replay(config: Any) -> None:
-    """Refuse steps that a replay ring does not hold, or whose rewards are still missing."""
-    refuse_too_many_steps(config.n_step, config.buffer_size, config.num_envs)
+    """Refuse steps whose rewards are still missing."""
     if config.n_step > 1 and config.replay == "newest":
         raise UsageError(
             f"--n-step {config.n_step} with --replay newest",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdqn.errors import UsageError
+from fastdqn.foundation.durations import seconds_of
 from fastdqn.foundation.scalars import (
     are_names,
     as_bool,
@@ -51,11 +52,17 @@ def check(config: Any) -> None:
 
 def _demand(config: Any, name: str, fine: Callable[[Any], bool], reason: str) -> None:
     value, field = getattr(config, name), config.__dataclass_fields__[name]
-    if (value is None and "None" in str(field.type)) or fine(value):
+    words = _words_beside(field)
+    if (value is None and "None" in str(field.type)) or _is_one_of(words, value) or fine(value):
         return
+    reason = " or ".join((reason, *words))
     default = field.default_factory() if field.default is MISSING else field.default
     way_out = f"The default is {spelled(default) or 'none'}."
     raise UsageError(f"{flag_of(name)} {_quoted(value)}", reason, way_out)
+
+
+def _is_one_of(words: tuple[str, ...], value: Any) -> bool:
+    return isinstance(value, str) and value in words
 
 
 def _quoted(value: Any) -> str:
@@ -69,7 +76,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "it must be at least 1": (
         lambda value: value >= 1,
         "total_timesteps num_envs env_groups n_step buffer_size batch_size epsilon_decay_steps "
-        "eval_episodes cpu_threads log_interval checkpoint_interval num_quantiles",
+        "eval_episodes cpu_threads log_interval checkpoint_interval num_quantiles keep_last",
     ),
     "it must be at least 2, the ends of the support": (lambda value: value >= 2, "num_atoms"),
     "it must not be negative": (
@@ -85,10 +92,15 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "it must be positive": (
         lambda value: value > 0,
-        "replay_ratio clip_norm clip_value worker_deadline_s priority_eps munchausen_temperature",
+        "replay_ratio clip_norm clip_value worker_deadline_s restore_limit_s priority_eps "
+        "munchausen_temperature",
     ),
     "it must be negative": (lambda value: value < 0, "munchausen_clip"),
     "it must lie in (0, 1]": (lambda value: 0 < value <= 1, "tau epsilon_decay_factor"),
+    "it must be a time above 0, as 90s, 10m or 1h": (
+        lambda value: seconds_of(value) is not None,
+        "checkpoint_every",
+    ),
     "no machine keeps up with it": (lambda value: value <= 10_000, "replay_ratio"),
 }
 """Reason of a refusal -> what a value must fulfil, and the fields that it concerns."""
@@ -157,7 +169,7 @@ def _check_choices(config: Any) -> None:
     """Check the Literal fields, for a Config that is built in Python."""
     for field in fields(config):
         choices, value = choices_of(field), getattr(config, field.name)
-        if choices and value not in choices:
+        if choices and not (isinstance(value, str) and value in choices):
             raise UsageError(
                 f"{flag_of(field.name)} {value}",
                 "there is no such choice",
@@ -167,7 +179,16 @@ def _check_choices(config: Any) -> None:
 
 def choices_of(field: Field[Any]) -> tuple[str, ...]:
     """Return the choices of a Literal field, none for a field of another type."""
-    return tuple(re.findall(r"'([^']+)'", str(field.type)))
+    return _quoted_in(str(field.type)) if str(field.type).startswith("Literal") else ()
+
+
+def _words_beside(field: Field[Any]) -> tuple[str, ...]:
+    """Return the words that a field of another type takes, too, as `auto` beside a number."""
+    return _quoted_in(str(field.type).partition(" | ")[2])
+
+
+def _quoted_in(kind: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"'([^']+)'", kind))
 
 
 def flag_of(name: str) -> str:

@@ -61,6 +61,12 @@ class PartState:
         }
         return PartState(values, own, f"{self.where} {name}")
 
+    def with_parts(self, parts: Mapping[str, PartState]) -> PartState:
+        """Return this state and those of the part's own parts, which `part` gives back."""
+        joined = PartState.of_parts(parts)
+        tensors = {**self.tensors, **joined.tensors}
+        return PartState({**self.values, **joined.values}, tensors, self.where)
+
     # Reading values
 
     def whole(self, name: str, least: int = 0, most: int = LARGEST) -> int:
@@ -88,6 +94,13 @@ class PartState:
         if type(value) not in {int, float} or not math.isfinite(value):
             raise self.refusal(name, f"{_shown(value)}, no finite number")
         return float(value)
+
+    def numbers(self, name: str, most: int) -> list[float]:
+        """Return a list of at most so many numbers; None is NaN."""
+        values = self.values.get(name)
+        if not isinstance(values, list) or len(values) > most:
+            raise self.refusal(name, f"{_shown(values)}, no list of at most {most} numbers")
+        return [PartState({name: value}, {}, self.where).number(name) for value in values]
 
     def flag(self, name: str) -> bool:
         """Return True or False."""
@@ -120,6 +133,20 @@ class PartState:
         found = {name: self.tensor(name, tensor) for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
             tensor.copy_(found[name])
+
+    def scalar(self, name: str, like: Tensor, least: int = 0, most: int = LARGEST) -> int:
+        """Return the whole number that a scalar tensor like another one holds; waits for it."""
+        value = int(self.tensor(name, like))
+        if not least <= value <= most:
+            raise self.refusal(name, f"{value}, not in [{least}, {most}]")
+        return value
+
+    def finite(self, name: str, like: Tensor) -> Tensor:
+        """Return a tensor like another one, if all of its numbers are finite; waits for it."""
+        found = self.tensor(name, like)
+        if not bool(found.isfinite().all()):
+            raise self.refusal(name, "not finite throughout")
+        return found
 
     def refusal(self, name: str, what: str) -> CheckpointError:
         """Return the error that names a value of this part, and what it is."""
@@ -159,11 +186,29 @@ class Chunked(Protocol):
         ...
 
     def version(self, number: int) -> int:
-        """Return a number that grows whenever the contents of a chunk change."""
+        """Return a number that grows whenever the contents of a chunk change.
+
+        It is 0 as long as the chunk is as it was allocated.
+        """
         ...
 
     def next_written(self, vector_steps: int) -> set[int]:
-        """Return the chunks that so many vector steps from now on may change."""
+        """Return the chunks that may change by the end of so many vector steps from now on.
+
+        Resets and cuts before the first of these steps count, too.
+        """
+        ...
+
+    def refuse(self, number: int, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse tensors of a file that cannot be this chunk; nothing is written.
+
+        Raises:
+            CheckpointError: Names the tensor, and what is wrong with it.
+        """
+        ...
+
+    def load(self, number: int, tensors: Mapping[str, Tensor] | None) -> None:
+        """Copy tensors that `refuse` let pass into a chunk; None is what was allocated."""
         ...
 
 

@@ -9,7 +9,6 @@ then lies in a second, smaller ring of frames behind the first, and `next_index`
 
     frames      [ row 0 | row 1 | ... | row T-1 || final observations ]      (T * M + F) x O
     next_index  flat transition -> the frame of its next observation         T * M
-
     continues   flat transition -> does the column's next transition begin where it ends  T * M
 
 `ValidTransitions` lists the flat transitions that may be drawn, oldest first; rows that are no
@@ -216,14 +215,16 @@ class ReplayBuffer(Whole):
         step = (new.action, new.reward, new.terminated, new.truncated, new.next_obs)
         self.write(*step, action_mask=new.next_action_mask)
 
-    def cut(self) -> None:
+    def cut(self, envs: npt.NDArray[np.bool_] | None = None) -> None:
         """Cut the episodes: the next `begin` of each group does not continue its last `write`.
 
-        Stores what the environments show now as final observations. Waits for the device.
+        Stores what the environments `envs` [N] bool show now as final observations; None is all of
+        them. Waits for the device.
         """
-        everyone = torch.ones(self.row_size, dtype=torch.bool, device=self.device)
+        chosen = torch.from_numpy(np.ones(self.num_envs, np.bool_) if envs is None else envs)
+        cut = chosen.to(self.device).reshape(self.num_groups, self.row_size)
         for row in range(self._row - self.num_groups, self._row):
-            self._store_shown(row, everyone)
+            self._store_shown(row, cut[row % self.num_groups])
 
     def _store_shown(self, row: int, left: Tensor) -> None:
         """Store what the environments in `left` [M] show since `row`; nothing continues it."""

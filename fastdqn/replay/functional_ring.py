@@ -15,21 +15,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastdqn.replay.sizes import RingSizes
+from fastdqn.replay.sizes import FunctionalSizes
 from fastdqn.replay.storage import allocate
 
 __all__ = ["FunctionalRing"]
 
 ROW_FIELDS = ("next_index", "action", "reward", "terminated", "truncated", "continues")
 """Fields of the ring with one value per transition."""
-
-
-class _FullSizes(RingSizes):
-    """Sizes of a ring with a final observation for every place."""
-
-    @property
-    def finals(self) -> int:
-        return self.slots
 
 
 class FunctionalRing:
@@ -49,6 +41,9 @@ class FunctionalRing:
         UsageError: A size below 1, or more bytes than the device has left.
     """
 
+    sizes: type[FunctionalSizes] = FunctionalSizes
+    """Of the ring."""
+
     def __init__(
         self,
         capacity: int,
@@ -60,7 +55,7 @@ class FunctionalRing:
         n_step: int = 1,
     ) -> None:
         place = torch.device(device)
-        sizes = _FullSizes(capacity, num_envs, obs_shape, obs_dtype, n_step=n_step)
+        sizes = self.sizes(capacity, num_envs, obs_shape, obs_dtype, n_step=n_step)
         sizes.refuse_unless_fits(place)
         self.num_envs, self.num_rows, slots = num_envs, sizes.rows, sizes.slots
         self.capacity = slots - num_envs
@@ -122,6 +117,11 @@ class FunctionalRing:
         )
         self.ring.next_index[last] = pointed
 
+    def counts(self) -> tuple[int, int]:
+        """Return the rows and the final observations written so far. Waits for the device."""
+        rows = int(self.row)
+        return rows, rows * self.num_envs
+
     def span(self) -> tuple[Tensor, Tensor]:
         """Return the number of the oldest transition that may be drawn, and how many there are.
 
@@ -130,6 +130,13 @@ class FunctionalRing:
         """
         rows = self.row.clamp(max=self.num_rows - 1)
         return (self.row - rows) * self.num_envs, rows * self.num_envs
+
+    def drawable(self) -> Tensor:
+        """Return which flat transitions may be drawn, [T * N] bool. Waits for the device."""
+        flags = torch.zeros_like(self.ring.terminated)
+        first, count = self.span()
+        flags[self.nth(torch.arange(int(count), device=flags.device), first)] = True
+        return flags
 
     def turnover(self) -> tuple[Tensor, Tensor]:
         """Return the flat transitions [N] that the last `write` let be drawn, and took out."""

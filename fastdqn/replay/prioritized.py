@@ -12,10 +12,12 @@ from torch import Tensor
 from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import copied, snapshot
 from fastdqn.foundation.scalars import is_finite, python_scalar, whole
+from fastdqn.foundation.state import PartState
 from fastdqn.replay.buffer import MAX_DRAW, ReplayBuffer
 from fastdqn.replay.c_tree import CTree, c_tree_of
 from fastdqn.replay.functional_ring import FunctionalRing
 from fastdqn.replay.sampler import Sampler
+from fastdqn.replay.saved_priorities import priorities_state, read_mark, refuse_other_priorities
 from fastdqn.replay.skipping_ring import SkippingRing
 from fastdqn.replay.storage import gather, refuse_gamma
 from fastdqn.replay.sum_tree import SumTree
@@ -33,7 +35,8 @@ class PrioritizedSampler(Sampler):
         P(i) = p_i^alpha / sum_k p_k^alpha,    p_i = |TD error| + eps
         w_i = (N P(i))^-beta / max_k w_k = (min_k P(k) / P(i))^beta,    k in the batch
 
-    A new transition has the largest priority of the buffer, so that it is learned from soon. beta
+    A new transition has the largest priority of the buffer, rows that leave it at the same time
+    included, so that it is learned from soon. beta
     moves from its start to its end over the batches of the training, on the device. A row that was
     overwritten, cut or is no transition has the leaf 0 and is never drawn; a skipped update writes
     nothing. Draws are independent of each other, not stratified.
@@ -107,6 +110,22 @@ class PrioritizedSampler(Sampler):
     def written(self) -> tuple[Tensor, ...]:
         """Return the tree's tensors and the count of batches."""
         return *self.tree.written(), self.draws
+
+    # As a part of a training
+
+    def state(self) -> PartState:
+        """Return the tree, the counts, and up to where it has followed the ring."""
+        return priorities_state(self.tree, self.draws, self.anneal, self._mark)
+
+    def restore(self, state: PartState) -> None:
+        """Go on from the state of a sampler of the same ring, which is restored; in place."""
+        own = None if isinstance(self.replay, FunctionalRing) else self.buffer.valid
+        mark = read_mark(state, own)
+        refuse_other_priorities(state, self.tree, self.replay, mark, LARGEST)
+        state.scalar("draws", self.draws)
+        state.scalar("anneal", self.anneal, 1)
+        state.copy_into(self.state().tensors)
+        self._mark = mark
 
     # The pure half
 

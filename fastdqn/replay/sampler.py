@@ -17,6 +17,7 @@ from torch import Tensor
 from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import Whole
 from fastdqn.foundation.scalars import whole
+from fastdqn.foundation.state import PartState
 from fastdqn.replay.buffer import MAX_DRAW, ReplayBuffer
 from fastdqn.replay.functional_ring import FunctionalRing
 
@@ -105,6 +106,24 @@ class Sampler(Whole, ABC):
         Measurements and warm-ups restore them. They never move: `feedback` writes in place.
         """
         return ()
+
+    # As a part of a training
+
+    def state(self) -> PartState:
+        """Return what it consists of beside the ring and its generator.
+
+        That is what it has `written()`. A sampler that keeps anything else says so here, and takes
+        it back in `restore`: otherwise a training that is resumed draws other batches.
+        """
+        return PartState({}, {f"written{n}": each for n, each in enumerate(self.written())})
+
+    def restore(self, state: PartState) -> None:
+        """Go on from what `state` returned, once the ring is restored; writes in place.
+
+        Raises:
+            CheckpointError: Names what is none.
+        """
+        state.copy_into({f"written{n}": each for n, each in enumerate(self.written())})
 
     # The host's half
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -12,20 +12,27 @@ from fastdqn.device import available_bytes
 from fastdqn.errors import UsageError
 from fastdqn.foundation.pair_checks import refuse_too_many_steps
 from fastdqn.foundation.scalars import whole, whole_numbers
+from fastdqn.foundation.search import largest_that
 
-__all__ = ["RingSizes", "ring_bytes"]
+__all__ = ["FunctionalSizes", "RingSizes", "SkippingSizes", "ring_bytes"]
 
 SMALL_OBS_BYTES = 4096
 """Observations up to here get a final frame for every transition, larger ones for one in eight."""
-BYTES_BESIDE_FRAMES = 8 + 8 + 8 + 4 + 1 + 1 + 1
-"""Per transition: next index, place in the draw, action, reward, both end flags, `continues`."""
+BYTES_BESIDE_FRAMES = 8 + 8 + 4 + 1 + 1 + 1
+"""Per transition: next index, action, reward, both end flags, `continues`."""
+BYTES_OF_DRAW = 8
+"""Per transition: its place in the list of those that may be drawn."""
 BYTES_BESIDE_ROWS = 8
 """Per environment of a row: its number."""
+BYTES_OF_FINAL, BYTES_OF_ROW = 8, 8 + 8
+"""On the host, per final frame: the row that it serves; per row: two entries of lists."""
 FLAGS = {
     **{"capacity": "--buffer-size", "num_envs": "--num-envs"},
     **{"num_groups": "--env-groups", "n_step": "--n-step"},
 }
 """Whole numbers of at least 1 -> their flags."""
+BYTES_OF_COUNT = 8
+"""The rows written so far, on the device."""
 MARGIN = 0.9
 """Part of the free memory that an advised capacity may take."""
 
@@ -92,8 +99,23 @@ class RingSizes:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors of the ring."""
-        frames = (self.slots + self.finals) * (self._frame_bytes + self.num_masked)
-        return frames + self.slots * BYTES_BESIDE_FRAMES + self.row_size * BYTES_BESIDE_ROWS
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """Return the bytes of the ring's tensors by what they hold."""
+        masks = (self.slots + self.finals) * self.num_masked
+        beside = self.slots * (BYTES_BESIDE_FRAMES + BYTES_OF_DRAW)
+        return {
+            "observations": self.slots * self._frame_bytes,
+            "final observations": self.finals * self._frame_bytes,
+            **({"action masks": masks} if masks else {}),
+            "actions, rewards, indices": beside + self.row_size * BYTES_BESIDE_ROWS,
+        }
+
+    @property
+    def host_nbytes(self) -> int:
+        """Bytes of what the host keeps of the ring beside its tensors, wherever these are."""
+        return self.finals * BYTES_OF_FINAL + self.rows * BYTES_OF_ROW
 
     @property
     def _frame_bytes(self) -> int:
@@ -108,6 +130,7 @@ class RingSizes:
         free = available_bytes(device)
         if self.nbytes > free:
             fits = self._largest_within(int(free * MARGIN))
+            fits *= self.n_step == 1 or fits > self.n_step * self.num_envs
             raise UsageError(
                 f"--buffer-size {self.capacity:,}",
                 f"it needs {self.nbytes / 2**30:,.1f} GiB and {device} has "
@@ -119,8 +142,40 @@ class RingSizes:
 
     def _largest_within(self, nbytes: int) -> int:
         """Return the largest capacity whose ring takes at most `nbytes`, or 0."""
-        smaller = range(1, self.capacity)
-        return bisect_right(smaller, nbytes, key=lambda c: replace(self, capacity=c).nbytes)
+        return largest_that(lambda c: self.holding(c).nbytes <= nbytes, self.capacity - 1)
+
+    def holding(self, capacity: int) -> Self:
+        """Return the sizes of a ring of another capacity; its steps count for nothing."""
+        return replace(self, capacity=capacity, n_step=1)
+
+
+class FunctionalSizes(RingSizes):
+    """Sizes of a `FunctionalRing`: a final observation for every place, and no list of draws."""
+
+    @property
+    def finals(self) -> int:
+        """Final frames, F."""
+        return self.slots
+
+    def parts(self) -> dict[str, int]:
+        """Return the bytes of the ring's tensors by what they hold."""
+        beside = self.slots * BYTES_BESIDE_FRAMES + self.row_size * BYTES_BESIDE_ROWS
+        return {**super().parts(), "actions, rewards, indices": beside + BYTES_OF_COUNT}
+
+    @property
+    def host_nbytes(self) -> int:
+        """Nothing: its cursor is on the device."""
+        return 0
+
+
+class SkippingSizes(FunctionalSizes):
+    """Sizes of a `SkippingRing`: a list of draws, and a count for each row."""
+
+    def parts(self) -> dict[str, int]:
+        """Return the bytes of the ring's tensors by what they hold."""
+        listed = (self.slots + 1) * BYTES_OF_DRAW + (self.rows + 2) * BYTES_OF_COUNT
+        name, parts = "actions, rewards, indices", super().parts()
+        return {**parts, name: parts[name] + listed + self.row_size}
 
 
 def ring_bytes(

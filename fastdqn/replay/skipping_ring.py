@@ -16,12 +16,13 @@ from torch import Tensor
 
 from fastdqn.foundation.copying import snapshot
 from fastdqn.replay.functional_ring import FunctionalRing
+from fastdqn.replay.sizes import SkippingSizes
 
 __all__ = ["SkippingRing"]
 
 
 class SkippingRing(FunctionalRing):
-    """A `FunctionalRing` that is told of each row which of its steps are transitions.
+    """A `FunctionalRing` in which each row says which of its steps are transitions.
 
     A step that is none stays in its place with a reward of NaN, is never drawn, and no sum of n
     rewards passes through it. Where all that the ring holds was skipped, draws find such a step,
@@ -33,24 +34,28 @@ class SkippingRing(FunctionalRing):
     Attributes:
         real: [N] bool, which steps of the last row are transitions.
         order: [T * N + 1] int64, the list, and a place that is never read.
-        counts: [T] int64, transitions of each row in the list.
+        row_counts: [T] int64, transitions of each row in the list.
         entered: Scalar int64, transitions that ever entered it.
         left: Scalar int64, those that have left it.
     """
+
+    sizes = SkippingSizes
 
     def __init__(self, *sizes: Any, **named: Any) -> None:
         super().__init__(*sizes, **named)
         device, slots = self.row.device, len(self.ring.action)
         self.real = torch.ones(self.num_envs, dtype=torch.bool, device=device)
         self.order = torch.arange(slots + 1, device=device)
-        self.counts = torch.zeros(self.num_rows, dtype=torch.int64, device=device)
+        self.row_counts = torch.zeros(self.num_rows, dtype=torch.int64, device=device)
         self.entered = torch.zeros((), dtype=torch.int64, device=device)
         self.left = torch.zeros((), dtype=torch.int64, device=device)
 
     @property
-    def listed(self) -> tuple[Tensor, ...]:
-        """The tensors beside those of the ring."""
-        return self.real, self.order, self.counts, self.entered, self.left
+    def listed(self) -> dict[str, Tensor]:
+        """The tensors beside those of the ring, by name; but for the place that is never read."""
+        order = self.order[:-1]
+        whole = {"real": self.real, "order": order, "row_counts": self.row_counts}
+        return {**whole, "entered": self.entered, "left": self.left}
 
     def write_some(self, real: Tensor, step: tuple[Tensor, ...]) -> None:
         """Append one vector step of which some are no transitions, in place.
@@ -69,9 +74,9 @@ class SkippingRing(FunctionalRing):
         self.order[torch.where(real, number % slots, slots)] = here
         written = ((self.row - 1) % self.num_rows).view(1)
         oldest = (self.row % self.num_rows).view(1)
-        self.left.add_(self.counts.index_select(0, oldest).sum())
-        self.counts.index_fill_(0, oldest, 0)
-        self.counts.index_copy_(0, written, real.sum().view(1))
+        self.left.add_(self.row_counts.index_select(0, oldest).sum())
+        self.row_counts.index_fill_(0, oldest, 0)
+        self.row_counts.index_copy_(0, written, real.sum().view(1))
         self.entered.add_(real.sum())
         self.real.copy_(real)
 
@@ -90,9 +95,13 @@ class SkippingRing(FunctionalRing):
         listed = self.order[(first + n) % len(self.ring.action)]
         return torch.where(self.entered > self.left, listed, self._slots(self.row - 1)[0])
 
+    def drawable(self) -> Tensor:
+        """Return which flat transitions may be drawn, [T * N] bool. Waits for the device."""
+        return super().drawable() & bool(self.entered > self.left)
+
     def snapshot(self, num_rows: int) -> Callable[[], None]:
         """Copy what the next `num_rows` writes change, the whole list among it."""
-        restore_rows, restore_list = super().snapshot(num_rows), snapshot(self.listed)
+        restore_rows, restore_list = super().snapshot(num_rows), snapshot([*self.listed.values()])
 
         def restore() -> None:
             restore_rows()

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from fastdqn.foundation.copying import Whole
+from fastdqn.foundation.search import largest_that
 
-__all__ = ["BITS_PER_LEVEL", "SumTree"]
+__all__ = ["BITS_PER_LEVEL", "SumTree", "tree_bytes"]
 
 BITS_PER_LEVEL = 20
 """Random bits that choose a child: each level has bits of its own, of the 62 of a number."""
@@ -28,6 +29,7 @@ CHUNK = 16
 """Neighbours whose sum is kept."""
 STRIDE = 64
 """The fan-out is a multiple of it."""
+FLOAT_BYTES = 4
 
 
 class SumTree(Whole):
@@ -41,16 +43,15 @@ class SumTree(Whole):
         fan_out: Children of a node, F.
         leaves: [n1 * F] float32, the numbers; 0 behind the first S.
         levels: Four of [2, n] float32: sums, and largest values.
+        widths: Of each level, how many numbers below it a sum of it has.
     """
 
     def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
         self.fan_out = fan_out = _fan_out(size)
-        nodes = -(-size // fan_out)
-        above = -(-nodes // fan_out)
-        self.leaves = torch.zeros(nodes * fan_out, device=device)
-        counts = nodes * fan_out // CHUNK, above * fan_out, above * fan_out // CHUNK, fan_out
+        leaves, counts = _counts(size, fan_out)
+        self.leaves = torch.zeros(leaves, device=device)
         self.levels = [self.leaves.new_zeros(2, count) for count in counts]
-        self._widths = CHUNK, fan_out // CHUNK, CHUNK, fan_out // CHUNK
+        self.widths = CHUNK, fan_out // CHUNK, CHUNK, fan_out // CHUNK
 
     def written(self) -> tuple[Tensor, ...]:
         """Return all tensors."""
@@ -106,7 +107,7 @@ class SumTree(Whole):
     def _refresh(self, places: Tensor) -> None:
         """Take anew the sums and largest values above some leaves."""
         below = self.leaves.unsqueeze(0)
-        for level, width in zip(self.levels, self._widths, strict=True):
+        for level, width in zip(self.levels, self.widths, strict=True):
             places = places // width
             numbers = below.view(len(below), -1, width).index_select(1, places)
             sums, largest = numbers[0].sum(1), numbers[-1].amax(1)
@@ -114,12 +115,23 @@ class SumTree(Whole):
             below = level
 
 
+def tree_bytes(size: int) -> int:
+    """Return the bytes of the tensors of a SumTree of so many numbers."""
+    leaves, counts = _counts(size, _fan_out(size))
+    return FLOAT_BYTES * (leaves + 2 * sum(counts))
+
+
+def _counts(size: int, fan_out: int) -> tuple[int, tuple[int, ...]]:
+    """Return the leaves, and the numbers of each level above them."""
+    nodes = -(-size // fan_out)
+    above = -(-nodes // fan_out)
+    chunks = nodes * fan_out // CHUNK, above * fan_out // CHUNK
+    return nodes * fan_out, (chunks[0], above * fan_out, chunks[1], fan_out)
+
+
 def _fan_out(size: int) -> int:
     """Return the smallest multiple of STRIDE whose cube is at least `size`."""
-    fan_out = STRIDE
-    while fan_out**3 < size:
-        fan_out += STRIDE
-    return fan_out
+    return (largest_that(lambda count: (count * STRIDE) ** 3 < size, size) + 1) * STRIDE
 
 
 def _uniform(random_bits: Tensor, level: int) -> Tensor:

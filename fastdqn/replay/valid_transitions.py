@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from fastdqn.foundation.copying import copied
+from fastdqn.foundation.state import PartState
+from fastdqn.replay.saved_list import read_listed
 from fastdqn.replay.storage import queued
 
 __all__ = ["FinalObservations", "Places", "ValidTransitions"]
@@ -78,6 +80,37 @@ class ValidTransitions:
         self._counts[row % self.num_rows] = count
         self._last += count
         self._rows = row + 1
+
+    def state(self) -> PartState:
+        """Return the list and its counts; the list itself only while it is not in order."""
+        values = {
+            "in_order": self._in_order,
+            "newest_partial": self._newest_partial,
+            "oldest": self._oldest,
+            "first": self._first,
+            "last": self._last,
+            "rows": self._rows,
+            "published": list(self.published),
+        }
+        listed = {} if self._in_order else {"list": self._list}
+        return PartState(values, {"counts": torch.tensor(self._counts), **listed})
+
+    def restore(self, state: PartState) -> None:
+        """Go on from a state of the same sizes, in place.
+
+        Raises:
+            CheckpointError: Names what is none, or what does not add up.
+        """
+        read = read_listed(state, self.num_rows, self.row_size, self._list)
+        if read.listed is None:
+            torch.arange(len(self._list), out=self._list)
+        else:
+            self._list.copy_(read.listed)
+        self._in_order, self._newest_partial = read.listed is None, read.newest_partial
+        self._oldest, self._rows, self._counts = read.oldest, read.rows, read.counts
+        self._first, self._last = read.first, read.first + read.count
+        self.published = read.published
+        self.window.copy_(torch.tensor(read.published))
 
     def _enter(self, new: Tensor) -> None:
         head = self._last % len(self._list)
@@ -189,6 +222,25 @@ class FinalObservations:
         self._served = np.full(size, -1, np.int64)  # row that a place serves
         self._points_away = [False] * num_rows
 
+    def state(self) -> PartState:
+        """Return which rows the places serve, and which rows point to some."""
+        served, away = torch.from_numpy(self._served), torch.tensor(self._points_away)
+        return PartState({"used": self._used}, {"served": served, "points_away": away})
+
+    def restore(self, state: PartState, rows: int) -> None:
+        """Go on from a state of the same sizes, of a ring into which so many rows were written.
+
+        Raises:
+            CheckpointError: Names what is none.
+        """
+        used = state.whole("used")
+        served = state.tensor("served", torch.from_numpy(self._served)).cpu()
+        away = state.tensor("points_away", torch.tensor(self._points_away)).cpu()
+        if len(served) and not -1 <= int(served.min()) <= int(served.max()) < max(rows, 1):
+            raise state.refusal("served", f"not in [-1, {rows}) throughout")
+        self._used, self._served[:] = used, served.numpy()
+        self._points_away = [bool(flag) for flag in away.tolist()]
+
     def allocate(self, row: int, count: int) -> tuple[npt.NDArray[np.int64], int]:
         """Take the oldest places for last observations of a row.
 
@@ -202,6 +254,11 @@ class FinalObservations:
         self._points_away[row % self._num_rows] = count > 0
         self._used += count
         return places, lost
+
+    @property
+    def used(self) -> int:
+        """Return how many places were ever taken; place p is the p % F-th."""
+        return self._used
 
     def take_back(self, row: int) -> bool:
         """Return whether an older row at this place of the ring points to final observations."""

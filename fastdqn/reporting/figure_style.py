@@ -36,8 +36,8 @@ __all__ = [
 
 FloatArray = npt.NDArray[np.float64]
 
-THOUSANDS = "{x:,.0f}"
-"""Format of ticks: whole numbers with commas."""
+THOUSANDS = "{x:,.15g}"
+"""Format of ticks: commas between thousands, decimals where there are some."""
 SIZE_IN = (10.0, 5.0)
 TICK_STEPS = (1, 2, 2.5, 5, 10)
 SOLVED, EVALUATED, BEST = "#2e8b57", "#b5376b", "#e0a100"

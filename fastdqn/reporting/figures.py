@@ -239,7 +239,7 @@ def _draw_histogram(axes: Axes, returns: FloatArray) -> None:
     )
     dress(axes, x="return", y="episodes")
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=TICK_STEPS, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=TICK_STEPS, integer=True, min_n_ticks=1))
     axes.yaxis.set_major_formatter(THOUSANDS)
 
 

@@ -46,6 +46,9 @@ class MetricsLog(LineFile):
         self.add(json.dumps(without_nan(asdict(report)), allow_nan=False))
         self.flush()
 
+    def forget_after(self, env_steps: int) -> None:
+        """Do nothing: the file has been cut back."""
+
 
 class TensorBoardMetrics(RecordFile):
     """Writes every finite figure of a report as a TensorBoard scalar over env steps.
@@ -84,6 +87,16 @@ class TensorBoardMetrics(RecordFile):
         """
         values = [{"tag": tag, "simple_value": value} for tag, value in _scalars(asdict(report))]
         self._add_event(step=report.env_steps, summary={"value": values})
+        self.flush()
+
+    def forget_after(self, env_steps: int) -> None:
+        """Let TensorBoard forget the points of older files beyond so many env steps.
+
+        Raises:
+            OSError: It cannot be written; it waits.
+        """
+        start = self._proto.SessionLog.START
+        self._add_event(step=env_steps + 1, session_log=self._proto.SessionLog(status=start))
         self.flush()
 
     def _add_event(self, **fields: Any) -> None:

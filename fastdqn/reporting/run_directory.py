@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,13 +74,16 @@ def _name(config: Config) -> str:
     return f"{name}-{taken}" if taken else name
 
 
-def write_config(run_dir: Path, config: Config, resolved: dict[str, Any]) -> None:
+def write_config(
+    run_dir: Path, config: Config, resolved: dict[str, Any], resumed: Sequence[dict[str, Any]] = ()
+) -> None:
     """Write config.json: settings, what `auto` became, versions, machine, commit, command.
 
     Args:
         run_dir: The run's folder.
         config: The settings.
         resolved: Values that the program chose, e.g. the device.
+        resumed: When the run went on, by which command, and what that changed.
     """
     content = {
         "schema": SCHEMA,
@@ -89,6 +93,7 @@ def write_config(run_dir: Path, config: Config, resolved: dict[str, Any]) -> Non
         "versions": versions(),
         "machine": describe_machine(),
         "commit": commit(),
+        **({"resumed": list(resumed)} if resumed else {}),
     }
     write_json_whole(run_dir / "config.json", content)
 
@@ -137,10 +142,7 @@ def result_of(trainer: Trainer, config: Config, env_id: str, status: str) -> dic
             "total_wall": trainer.solved_total_s,
         },
         "worker_restarts": trainer.worker_restarts,
-        "nonfinite": {
-            "transitions": trainer.nonfinite.transitions,
-            "updates": trainer.nonfinite.updates,
-        },
+        "nonfinite": trainer.nonfinite.counts(),
         "status": status,
     }
     return without_nan(result)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from torch import Tensor
-
+from fastdqn.checkpoint.writer import Saved
 from fastdqn.config import Config
 from fastdqn.errors import CheckpointError
 from fastdqn.foundation.saved_files import write_json_whole
@@ -17,15 +17,20 @@ from fastdqn.reporting.best_policy import BestPolicyFolder, Unsaved
 from fastdqn.reporting.console import Console
 from fastdqn.reporting.metrics import MetricsLog, TensorBoardMetrics
 from fastdqn.reporting.progress import make_progress
+from fastdqn.reporting.run_checkpoints import Lent, RunCheckpoints
 from fastdqn.reporting.run_directory import result_of, write_config
 from fastdqn.reporting.tables import EpisodeLog, EvaluationLog
 from fastdqn.training.callbacks import Callback
-from fastdqn.training.checkpoint import save_checkpoint
 from fastdqn.training.evaluation import Evaluation
 from fastdqn.training.events import BestPolicy, Episode, Report
 from fastdqn.training.trainer import Trainer
 
 __all__ = ["RunRecorder"]
+
+
+CHECKPOINT = "the checkpoint"
+MOST_NAMED = 8
+"""Environments."""
 
 
 class RunRecorder(Callback):
@@ -40,10 +45,14 @@ class RunRecorder(Callback):
         config: The settings.
         env_id: Id of the environment.
         solved_at: Mean return that counts as solved, or None.
-        parameters: Returns the tensors of a policy, by name.
-        describe: Returns their description, plain JSON values.
+        lent: The agent.
         started: `time.perf_counter()` at the start of the command.
         unsaved: The best policy of an earlier call, if it could not be written; or None.
+
+    Attributes:
+        started: As above; of a run that goes on, less its seconds so far.
+        checkpoints: What makes the checkpoints.
+        resumed: When the run went on, for config.json.
     """
 
     def __init__(
@@ -54,17 +63,16 @@ class RunRecorder(Callback):
         config: Config,
         env_id: str,
         solved_at: float | None,
-        parameters: Callable[[], Mapping[str, Tensor]],
-        describe: Callable[[], dict[str, Any]],
+        lent: Lent,
         started: float,
         unsaved: Unsaved | None = None,
     ) -> None:
         self.run_dir, self.console = run_dir, console
-        self._config, self._env_id, self._started = config, env_id, started
-        self._parameters, self._describe = parameters, describe
+        self._config, self._env_id, self.started = config, env_id, started
         self._resolved: dict[str, object] = {}
+        self.resumed: list[dict[str, Any]] = []
         self._lost: set[str] = set()
-        self._evaluated = False
+        self._evaluated = self._policies_alone = False
         self._episodes = EpisodeLog(run_dir / "episodes.csv", env_id=env_id, solved_at=solved_at)
         self._evaluations = EvaluationLog(run_dir / "evaluations.csv")
         self._metrics: dict[str, MetricsLog | TensorBoardMetrics] = {
@@ -72,7 +80,8 @@ class RunRecorder(Callback):
         }
         if config.tensorboard:
             self._metrics["TensorBoard events"] = TensorBoardMetrics(run_dir / "tensorboard")
-        self._best = BestPolicyFolder(run_dir, parameters, describe, unsaved)
+        self._best = BestPolicyFolder(run_dir, lent.parameters, lent.describe, unsaved)
+        self.checkpoints = RunCheckpoints(run_dir, lent, keep_last=config.keep_last)
         self._progress = make_progress(
             console, quiet=config.quiet, may_stop_early=config.stop_at_return is not None
         )
@@ -92,7 +101,7 @@ class RunRecorder(Callback):
 
     def on_evaluation(self, env_steps: int, evaluation: Evaluation, reached: bool) -> None:
         """Save the best policy, append a line to evaluations.csv and print one."""
-        wall_s = time.perf_counter() - self._started
+        wall_s = time.perf_counter() - self.started
         self._evaluated = True
         if evaluation.best:
             best = BestPolicy(env_steps, evaluation.mean, evaluation.std, evaluation.episodes)
@@ -114,10 +123,37 @@ class RunRecorder(Callback):
         self.console.say(f"{lost}: no fresh environments to play in ({reason})", style="yellow")
 
     def on_checkpoint(self, trainer: Trainer) -> None:
-        """Save the policy and result.json; a failure is printed and leaves the older ones."""
+        """Begin a checkpoint, and write result.json; a failure is printed.
+
+        The last one of a run is made at its end, since updates are still to come.
+        """
         with self._reporting_failure("episodes.csv"):
             self._episodes.flush()
-        self.save(trainer, trainer.status)
+        self._report_saved()
+        if trainer.rollout.env_steps < trainer.until and trainer.status == "running":
+            words = f"the checkpoint of {_at(trainer)}"
+            with self._reporting_failure(CHECKPOINT, words, settles=False):
+                self.checkpoints.begin(trainer)
+            self._report_policies_alone()
+        self._save_others(trainer, trainer.status)
+
+    def _report_saved(self) -> None:
+        """Log the checkpoints that were written meanwhile, and print what could not be."""
+        for ended in self.checkpoints.poll():
+            if isinstance(ended, OSError) and ended.errno == errno.EBUSY:
+                self.console.log(f"{ended.strerror}: {ended.filename}")
+                continue
+            with self._reporting_failure(CHECKPOINT, "a checkpoint"):
+                if isinstance(ended, OSError):
+                    raise ended
+                self.console.log(_saved_words(ended))
+
+    def _report_policies_alone(self) -> None:
+        """Print once why the run cannot go on from its checkpoints."""
+        reason = self.checkpoints.failure
+        if reason is not None and not self._policies_alone:
+            self._policies_alone = True
+            self.console.say(f"Checkpoints hold the policy alone: {reason}", style="yellow")
 
     def on_restart(self, env_steps: int, message: str) -> None:
         """Print a line about a restarted worker, and write the traceback to log.txt."""
@@ -125,6 +161,15 @@ class RunRecorder(Callback):
         self.console.say(f"Restarted at env step {env_steps:,}: {first}", style="yellow")
         if rest:
             self.console.log("\n".join(rest))
+
+    def on_lost_episodes(self, env_steps: int, lost: Mapping[int, str]) -> None:
+        """Print which environments begin new episodes, and why."""
+        for reason in dict.fromkeys(lost.values()):
+            envs = [env for env, why in lost.items() if why == reason]
+            some = ", ".join(map(str, envs[:MOST_NAMED])) + ", ..." * (len(envs) > MOST_NAMED)
+            words = f"{len(envs)} of the environments begin new episodes ({some}): {reason}"
+            at = f"At env step {env_steps:,}, not bit for bit"
+            self.console.say(f"{at}: {words}", style="yellow")
 
     def on_returns_beyond(self, env_steps: int, message: str) -> None:
         """Print a line about a return that is outside of the objective's support."""
@@ -146,7 +191,19 @@ class RunRecorder(Callback):
         """
         self._resolved = resolved
         with self._reporting_failure("config.json"):
-            write_config(self.run_dir, self._config, resolved)
+            write_config(self.run_dir, self._config, resolved, self.resumed)
+
+    def go_on_from(self, env_steps: int, started: float) -> None:
+        """Go on with a run whose files were cut back to a checkpoint.
+
+        Args:
+            env_steps: Of the checkpoint.
+            started: `time.perf_counter()` now, less the wall seconds of the run so far.
+        """
+        self.started = started
+        for name, metrics in self._metrics.items():
+            with self._reporting_failure(name):
+                metrics.forget_after(env_steps)
 
     def best_so_far(self) -> BestPolicy | None:
         """Return the best policy of earlier calls that this one goes on from; or None."""
@@ -165,16 +222,19 @@ class RunRecorder(Callback):
         return self._best.unsaved
 
     def save(self, trainer: Trainer, status: str) -> None:
-        """Write a checkpoint and result.json, and the best policy, if it could not be written."""
+        """Write the last checkpoint and result.json, and the best policy, if it waits for room."""
+        self._report_saved()
+        with self._reporting_failure(CHECKPOINT, f"the checkpoint of {_at(trainer)}"):
+            self.checkpoints.save_last(trainer)
+        self._report_policies_alone()
+        self._save_others(trainer, status)
+
+    def _save_others(self, trainer: Trainer, status: str) -> None:
         if "config.json" in self._lost:
             self.write_config(self._resolved)
-        env_steps, folder = trainer.rollout.env_steps, self.run_dir / "checkpoints"
-        counts = {"env_steps": env_steps, "episodes": trainer.rollout.episodes}
-        with self._reporting_failure("the policy", f"the checkpoint of env step {env_steps}"):
-            save_checkpoint(folder, env_steps, self._parameters(), {**self._describe(), **counts})
         with self._reporting_failure("the best policy"):
             self._best.flush()
-        with self._reporting_failure("result.json", f"result.json at env step {env_steps}"):
+        with self._reporting_failure("result.json", f"result.json at {_at(trainer)}"):
             result = result_of(trainer, self._config, self._env_id, status)
             write_json_whole(self.run_dir / "result.json", result)
 
@@ -215,7 +275,20 @@ class RunRecorder(Callback):
 
     def __exit__(self, *_: object) -> None:
         self.end_progress()
+        self.checkpoints.close()
         logs = {"episodes.csv": self._episodes, "evaluations.csv": self._evaluations}
         for name, log in {**logs, **self._metrics}.items():
             with self._reporting_failure(name):
                 log.close()
+
+
+def _at(trainer: Trainer) -> str:
+    return f"env step {trainer.rollout.env_steps}"
+
+
+def _saved_words(saved: Saved) -> str:
+    megabytes = saved.written_bytes / 1e6
+    return (
+        f"Checkpoint {saved.folder.name}: {megabytes:.1f} MB in {saved.took_s:.1f} s, "
+        f"training held back for {saved.pause_s * 1e3:.0f} ms"
+    )

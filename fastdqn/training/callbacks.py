@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,14 @@ class Callback:
 
     def on_restart(self, env_steps: int, message: str) -> None:
         """Called when a worker was restarted, with the reason."""
+
+    def on_lost_episodes(self, env_steps: int, lost: Mapping[int, str]) -> None:
+        """Called when a resumed training could not take up all open episodes.
+
+        Args:
+            env_steps: Env steps of the run.
+            lost: Environments that begin new episodes, and why.
+        """
 
     def on_returns_beyond(self, env_steps: int, message: str) -> None:
         """Called when a return is the first one outside of what the objective can represent."""

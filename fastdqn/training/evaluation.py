@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -90,10 +90,7 @@ def evaluate(
     games = Games(source, episodes, max_steps or NO_LIMIT)
     act, pace = _acting(policy, source), Pace(PROGRESS_EVERY_S, at_once=False)
     tally = Tally(on_nonfinite, of=" of an evaluation")
-    guards = [
-        guard_of(source, group, tally, lambda: episodes - games.missing)
-        for group in range(source.num_groups)
-    ]
+    guards = _guards(source, tally, lambda: episodes - games.missing)
     _begin(games, guards, seeds)
     while games.missing:
         if stopped is not None and stopped():
@@ -105,8 +102,12 @@ def evaluate(
         if on_progress is not None and pace.due():
             on_progress(episodes - games.missing, episodes, games.num_steps)
     source.rows.resting[:] = False
-    found = Evaluation(games.returns, games.lengths, games.num_cut, max_steps)
-    return replace(found, num_nonfinite=tally.count)
+    own = games.returns, games.lengths, games.num_cut
+    return Evaluation(*own, max_steps, num_nonfinite=tally.count)
+
+
+def _guards(source: EnvSource, tally: Tally, progress: Callable[[], int]) -> list[Guard]:
+    return [guard_of(source, group, tally, progress) for group in range(source.num_groups)]
 
 
 def _begin(games: Games, guards: Sequence[Guard], seeds: Sequence[int]) -> None:

@@ -30,19 +30,21 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Intervals:
-    """Intervals of reports, checkpoints and evaluations; env steps.
+    """Intervals of reports, checkpoints and evaluations; env steps, if nothing else is said.
 
     Attributes:
         report: Between reports.
-        checkpoint: Between saved policies.
+        checkpoint: Between checkpoints.
         evaluate: Between evaluations; 0 is never.
         target_episodes: Finished episodes between hard copies of the target; 0 is never.
+        checkpoint_s: Seconds between checkpoints, too; looked at with each report.
     """
 
     report: int
     checkpoint: int
     evaluate: int = 0
     target_episodes: int = 0
+    checkpoint_s: float = math.inf
 
 
 class Schedule(Protocol):

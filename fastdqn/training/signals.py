@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-__all__ = ["EXIT_CODES", "StopRequest", "exit_on_sigterm", "stop_on_signals"]
+__all__ = ["EXIT_CODES", "StopRequest", "stop_on_default_signals", "stop_on_signals"]
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -27,6 +27,12 @@ class StopRequest:
     def exit_code(self) -> int:
         """Return 130 or 143 after a signal, 0 without one."""
         return EXIT_CODES[self.received] if self.received else 0
+
+    def exception(self) -> BaseException:
+        """Return what Python raises at the signal where nothing handles it."""
+        if self.received == signal.SIGTERM:
+            return SystemExit(self.exit_code)
+        return KeyboardInterrupt()
 
     @contextmanager
     def leads_to(self, stop: Callable[[], None]) -> Iterator[None]:
@@ -62,15 +68,16 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 @contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """Let a SIGTERM raise SystemExit(143), so that the run is saved as after a Ctrl-C.
+def stop_on_default_signals() -> Iterator[StopRequest]:
+    """Let a StopRequest handle SIGINT and SIGTERM where the caller has no handlers of its own.
 
-    Only if it would end the process at once: a handler of the caller stays, and outside the main
-    thread Python installs none.
+    Others stay, and are back at the end; outside the main thread Python installs none.
     """
-    ends = _in_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    with _handled([signal.SIGTERM] if ends else [], _exit):
-        yield
+    request = StopRequest()
+    usual = signal.SIG_DFL, signal.default_int_handler
+    free = [number for number in EXIT_CODES if signal.getsignal(number) in usual]
+    with _handled(free if _in_main_thread() else [], request.take):
+        yield request
 
 
 @contextmanager
@@ -85,7 +92,3 @@ def _handled(numbers: Sequence[signal.Signals], handle: Callable[[int], None]) -
 
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
-
-
-def _exit(number: int) -> None:
-    raise SystemExit(EXIT_CODES[signal.Signals(number)])

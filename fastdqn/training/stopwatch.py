@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 __all__ = ["ACTIVITIES", "Pace", "Stopwatch"]
 
@@ -28,6 +28,11 @@ class Stopwatch:
         now = time.perf_counter()
         self.seconds[activity] += now - self._last
         self._last = now
+
+    def go_on_from(self, seconds: Mapping[str, float]) -> None:
+        """Add to the seconds of an earlier stopwatch; the next lap begins now."""
+        self.seconds.update(seconds)
+        self._last = time.perf_counter()
 
     def move(self, seconds: float, source: str, to: str) -> None:
         """Move seconds from one activity to another."""

@@ -10,12 +10,12 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from fastdqn.execution.compile import waits_for_a_compiler
 from fastdqn.execution.step import Progress
 from fastdqn.learner.learner import Learner
 from fastdqn.training.callbacks import Callback
@@ -23,9 +23,12 @@ from fastdqn.training.evaluation import EvaluationStopped, Evaluator
 from fastdqn.training.events import BestPolicy, Episode, Evaluation, Report
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.nonfinite import NonFiniteReports
+from fastdqn.training.resuming import Resumable
+from fastdqn.training.saved_state import restore_selection, selection_state
+from fastdqn.training.saving import Saving
 from fastdqn.training.schedules import Intervals, ReplayRatio, Schedule, crossed
 from fastdqn.training.selection import Selection
-from fastdqn.training.stopwatch import Stopwatch
+from fastdqn.training.stopwatch import Pace, Stopwatch
 from fastdqn.training.tensor.rollout import TensorRollout
 from fastdqn.training.value_range import ValueRange
 
@@ -33,7 +36,7 @@ __all__ = ["Trainer"]
 
 
 @dataclass(eq=False, repr=False)
-class Trainer(ABC):
+class Trainer(Resumable, ABC):
     """Trains until `until` env steps, a reached return, or `stop`.
 
     Args:
@@ -55,6 +58,7 @@ class Trainer(ABC):
             interval that ends with it has no evaluation of its own, unless that may be a stop.
         value_range: What returns are compared with at reports.
         on_nonfinite: What is done about numbers that are not finite: `raise`, `skip` or `replace`.
+        saving: Copies the training between vector steps, while it is saved.
 
     Attributes:
         status: `running`, then `completed`, `solved` or `stopped`.
@@ -86,6 +90,7 @@ class Trainer(ABC):
     value_range: ValueRange = field(default_factory=ValueRange)
     on_nonfinite: str = "raise"
     learning_rate: Schedule | None = None
+    saving: Saving = field(default_factory=Saving)
 
     def __post_init__(self) -> None:
         self.status = "running"
@@ -93,13 +98,14 @@ class Trainer(ABC):
         self.returns: deque[float] = deque(maxlen=100)
         self.solved_train_s: float | None = None
         self.solved_total_s: float | None = None
-        self.worker_restarts = 0
+        self.worker_restarts = self._seen_restarts = 0
         self.nonfinite = NonFiniteReports(self.on_nonfinite)
         self.watch = Stopwatch()
         self._reported_steps: list[Progress] = []  # that are reported as compiled, or not
         self._first_update: tuple[int, float] | None = None
         self._begun_at = self.rollout.env_steps
         self._reported = (self._begun_at, 0.0)
+        self._saved = Pace(self.intervals.checkpoint_s, at_once=False)
         self.selection: Selection | None = None
         if self.evaluator is not None:
             self.evaluator.stopped = lambda: self.status == "stopped"
@@ -108,11 +114,13 @@ class Trainer(ABC):
 
     # The loop
 
-    def run(self, seeds: Sequence[int]) -> str:
-        """Reset the environments with these seeds and train; return the status."""
-        self.begin(seeds)
+    def run(self, seeds: Sequence[int] | None) -> str:
+        """Reset the environments with these seeds, or resume for None, and train; return status."""
+        self.resume() if seeds is None else self.begin(seeds)
+        self._take_up()
         while self.status == "running":
             self.vector_step()
+        self.saving.keep(self)
         self._end()
         return self.status
 
@@ -121,7 +129,7 @@ class Trainer(ABC):
         self.nonfinite.begin(self.learner.state, self.rollout)
         self.rollout.reset(seeds)
         self.startup_s = time.perf_counter() - self.started
-        self.watch = Stopwatch()
+        self.watch.go_on_from({})
         self._reported_steps = [step for step in self._steps() if step.ready_after_s is not None]
 
     def _steps(self) -> Sequence[Progress]:
@@ -129,8 +137,14 @@ class Trainer(ABC):
         return self.learner.compiling
 
     def stop(self) -> None:
-        """End the loop after the current vector step; may be called from a signal handler."""
+        """End the loop after the current vector step; may be called from a signal handler.
+
+        Raises:
+            KeyboardInterrupt: The step waits for a compiler, which may take minutes.
+        """
         self.status = "stopped"
+        if waits_for_a_compiler():
+            raise KeyboardInterrupt
 
     @abstractmethod
     def vector_step(self) -> None:
@@ -154,26 +168,27 @@ class Trainer(ABC):
     # By interval
 
     def _look(self, before: int, now: int) -> None:
-        if crossed(self.intervals.report, before, now):
+        reports = crossed(self.intervals.report, before, now)
+        if reports:
             report = self.report()
             self.peak_sps = max(self.peak_sps, report.sps)
             self.callback.on_report(report)
             self._report_compiled()
             self.nonfinite.report(self.rollout, self.callback)
             self.value_range.report(self.rollout, self.callback)
-        if crossed(self.intervals.checkpoint, before, now):
-            self.callback.on_checkpoint(self)
         at_end = now >= self.until and self.evaluated_at_end and self.stop_at_return is None
-        due = crossed(self.intervals.evaluate, before, now) and not at_end
-        if due and self.status == "running":
+        self._evaluation_due = crossed(self.intervals.evaluate, before, now) and not at_end
+        if self._evaluation_due and self.status == "running":
             self._evaluate()
+        if crossed(self.intervals.checkpoint, before, now) or (reports and self._saved.due()):
+            self.callback.on_checkpoint(self)
         if now >= self.until and self.status == "running":
             self.status = "completed"
 
     def _report_restarts(self) -> None:
         rollout = self.rollout
-        new = rollout.num_restarts - self.worker_restarts
-        self.worker_restarts = rollout.num_restarts
+        new = rollout.num_restarts - self._seen_restarts
+        self._seen_restarts, self.worker_restarts = rollout.num_restarts, self.worker_restarts + new
         if self.status != "stopped":  # by a signal that may have ended the workers first
             for message in rollout.restarts[-new:]:
                 self.callback.on_restart(rollout.env_steps, message)
@@ -202,8 +217,12 @@ class Trainer(ABC):
         if self.selection is None or self._first_update is None:
             return
         self.watch.lap("other")
-        with suppress(EvaluationStopped):
+        before = selection_state(self.selection)
+        try:
             self._evaluate_by(self.selection)
+            self._evaluation_due = False
+        except EvaluationStopped:  # a training that goes on from here plays the same episodes
+            restore_selection(self.selection, before)
         self.watch.lap("evaluate")
 
     def _evaluate_by(self, selection: Selection) -> None:
@@ -276,18 +295,3 @@ class Trainer(ABC):
     def return_mean_100(self) -> float:
         """Mean return of the last 100 finished episodes; NaN before the first."""
         return sum(self.returns) / len(self.returns) if self.returns else math.nan
-
-    @property
-    def overall_sps(self) -> float:
-        """Env steps per training second of the whole call, before the first update, too."""
-        train_s = self.watch.train_s
-        return (self.rollout.env_steps - self._begun_at) / train_s if train_s > 0 else math.nan
-
-    @property
-    def train_sps(self) -> float:
-        """Env steps per training second, from the first update on; NaN before it."""
-        if self._first_update is None:
-            return math.nan
-        env_steps, train_s = self._first_update
-        elapsed = self.watch.train_s - train_s
-        return (self.rollout.env_steps - env_steps) / elapsed if elapsed > 0 else math.nan

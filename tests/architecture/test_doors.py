@@ -62,7 +62,11 @@ def test_the_doors_are_kept() -> None:
         ("errors", set()),
         ("foundation/scalars", {"fastdqn.errors"}),
         ("foundation/objective_checks", {"fastdqn.errors"}),
-        ("foundation/setting_checks", {"fastdqn.errors", "fastdqn.foundation.scalars"}),
+        ("foundation/durations", set()),
+        (
+            "foundation/setting_checks",
+            {"fastdqn.errors", "fastdqn.foundation.durations", "fastdqn.foundation.scalars"},
+        ),
         (
             "foundation/pair_checks",
             {

@@ -60,7 +60,7 @@ def _counters(kind: type[MaskedCounterEnv], **kwargs: Any) -> Any:
     ],
     ids=lambda p: f"{p[0].__name__}, {p[1]}, {p[2].name}",
 )
-def vector(request: pytest.FixtureRequest) -> Iterator[Vector]:
+def vector(quick_starts: None, request: pytest.FixtureRequest) -> Iterator[Vector]:
     """Three masked counters of the caller's own; shared by several tests."""
     env, kind, mode = request.param
     # Gymnasium's own vectors hand over the array itself in SAME_STEP, after the reset wrote to it.

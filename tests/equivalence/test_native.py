@@ -117,12 +117,18 @@ def test_the_hard_target_goes_on_from_earlier_updates_as_the_eager_one(earlier: 
         copy_state(native.state, eager.state)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("double", [True, False])
-@pytest.mark.parametrize("loss", ["huber", "mse"])
+EACH = [
+    (optimizer, loss, double)
+    for number, optimizer in enumerate(OPTIMIZERS)
+    for loss, double in (("huber", number % 2 == 0), ("mse", number % 2 == 1))
+]
+"""Every optimizer with both losses and, of each kind, with one choice of the next action."""
+
+
+@pytest.mark.parametrize(("optimizer", "loss", "double"), EACH)
 def test_each_of_many_updates_is_the_eager_one(optimizer: str, loss: str, double: bool) -> None:
-    """From the same state, so that rounding cannot grow; two hundred states on one path."""
-    replay, steps = replay_of(masked=double), 200
+    """From the same state, so that rounding cannot grow; a hundred states on one path."""
+    replay, steps = replay_of(masked=double), 108
     for number, (target, clip) in enumerate(itertools.product(TARGETS, CLIPS)):
         torch.manual_seed(number)
         eager, native = pair(
@@ -135,12 +141,12 @@ def test_each_of_many_updates_is_the_eager_one(optimizer: str, loss: str, double
             clip_value=clip[1],
             **target,
         )
-        for index in replay.draw(steps // 18 + 1, 12).unbind(0):
+        for index in replay.draw(steps // 18, 12).unbind(0):
             for learner in (eager, native):
                 learner.learn(replay, index.unsqueeze(0))
             assert_alike(native.state, eager.state)
             copy_state(native.state, eager.state)
-        assert int(native.state.updates) == steps // 18 + 1
+        assert int(native.state.updates) == steps // 18
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES), ids=str)
@@ -189,7 +195,7 @@ def test_whole_numbers_become_one_hot_vectors() -> None:
     assert_alike(native.state, eager.state)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 70), min_size=0, max_size=4),
     obs=st.integers(1, 40),
@@ -440,6 +446,7 @@ def test_acting_is_epsilon_greedy_over_the_allowed_actions(
 
 
 def test_actions_follow_the_weights_of_the_moment() -> None:
+    torch.manual_seed(0)
     learner = pair(MLP((4,), 2, (8,)), learning_rate=0.3)[1]
     act, obs, draws = NativeActor(learner.network), torch.randn(64, 4), torch.ones(64, 2)
     before = act(obs, 0.0, draws)

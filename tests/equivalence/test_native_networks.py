@@ -31,7 +31,7 @@ from tests.equivalence.test_native import (
     replay_of,
     tensors,
 )
-from tests.equivalence.test_replay_options import UPDATES, Twins
+from tests.equivalence.test_replay_options import UPDATES, twins_of
 from tests.small_learners import filled_ring, random_batch, with_factors
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -169,13 +169,9 @@ def test_two_hundred_updates_in_a_row_stay_within_rounding(kind: str) -> None:
 
 def test_with_priorities_and_n_steps_two_hundred_updates_are_the_eager_ones() -> None:
     options: dict[str, Any] = {"prioritized": True, "n_step": 3, "num_masked": 3}
-    twins = Twins("native", network=KINDS["both"], **options)
-    for _ in range(UPDATES):
-        twins.align()
-        twins.learn(1)
-        for mine, theirs in twins.pairs():
-            torch.testing.assert_close(mine, theirs, rtol=2e-4, atol=2e-5)
-    assert int(twins.learners[0].state.skipped) == 0
+    twins = twins_of("native", network=KINDS["both"], **options)
+    twins.assert_learn_alike(UPDATES, rtol=2e-4, atol=2e-5)
+    twins.assert_learned(UPDATES, 0.05)
 
 
 def test_an_update_that_is_not_finite_changes_no_bit() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from fastdqn import DQN, Learner, make_tensor_env
 from fastdqn.execution.modes import mode_of
@@ -23,10 +22,11 @@ from fastdqn.training.tensor.block_runner import BlockRunner
 from fastdqn.training.tensor.blocks import Block
 from fastdqn.training.tensor.rollout import TensorRollout
 from tests.fake_cuda import RecordingCuda
-from tests.learner_modes import assert_from_a_library, run_by_graphs
+from tests.learner_modes import assert_from_a_library
 from tests.oracles import CounterRules
 from tests.small_learners import filled_ring, random_batch
 from tests.tensor_oracles import PureCounter
+from tests.twins import Twins
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,51 +42,25 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class Pair:
-    """A learner in a mode and an eager one, each with a sampler over a ring of its own."""
-
-    def __init__(self, mode: str, name: str, *, precision: str = "float32") -> None:
-        together = name == "all"
-        kind = PrioritizedSampler if together else UniformSampler
-        n_step = 3 if together else 1
-        self.samplers: list[Any] = [kind(filled_ring(n_step=n_step), 8) for _ in range(2)]
-        self.learners, self.cuda = [], RecordingCuda()
-        for _ in range(2):
-            torch.manual_seed(0)
-            network = MLP((4,), 2, (16, 8), **OPTIONS[name])
-            self.learners.append(Learner(network, learning_rate=1e-3, precision=precision))
-        if mode == "cudagraph":
-            run_by_graphs(self.learners[0], self.cuda)
-        self.learners[0].execute_as(mode)
-
-    def learn(self, updates: int) -> None:
-        for learner, sampler in zip(self.learners, self.samplers, strict=True):
-            learner.learn(sampler, updates)
-
-    def align(self) -> None:
-        """Let both trees be equal to the bit: rounding at a boundary may choose another row."""
-        for to, source in zip(*(sampler.written() for sampler in self.samplers), strict=True):
-            to.copy_(source)
-
-    def pairs(self) -> list[tuple[Tensor, Tensor]]:
-        states = [learner.state.written() for learner in self.learners]
-        samplers = [sampler.written() for sampler in self.samplers]
-        return [*zip(*states, strict=True), *zip(*samplers, strict=True)]
+def twins_of(mode: str, name: str, *, precision: str = "float32") -> Twins:
+    together = name == "all"
+    kind = PrioritizedSampler if together else UniformSampler
+    n_step = 3 if together else 1
+    options = OPTIONS[name]
+    return Twins(
+        mode,
+        lambda: Learner(MLP((4,), 2, (16, 8), **options), learning_rate=1e-3, precision=precision),
+        lambda: kind(filled_ring(n_step=n_step), 8),
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_two_hundred_compiled_updates_are_the_eager_ones(name: str) -> None:
-    pair = Pair("compile", name)
-    initial = pair.learners[1].state.online.clone()
-    for _ in range(UPDATES):
-        pair.align()
-        pair.learn(1)
-        for mine, theirs in pair.pairs():
-            torch.testing.assert_close(mine, theirs, rtol=2e-4, atol=2e-5)
-    assert (pair.learners[1].state.online - initial).abs().max() > 0.05
-    assert int(pair.learners[0].state.skipped) == 0
-    assert_from_a_library(pair.learners[0])
+    twins = twins_of("compile", name)
+    twins.assert_learn_alike(UPDATES, rtol=2e-4, atol=2e-5)
+    twins.assert_learned(UPDATES, 0.05)
+    assert_from_a_library(twins.learners[0])
 
 
 CALLS = (4, 1, 16, 8, 2, 4, 5, 16, 27, 1, 16, 100)
@@ -104,27 +78,23 @@ CALLS = (4, 1, 16, 8, 2, 4, 5, 16, 27, 1, 16, 100)
 def test_graphs_learn_what_eager_learning_does_to_the_bit(
     name: str, calls: tuple[int, ...]
 ) -> None:
-    pair = Pair("cudagraph", name)
-    initial = pair.learners[1].state.online.clone()
+    twins = twins_of("cudagraph", name)
     for updates in calls:
-        pair.learn(updates)
-    assert int(pair.learners[1].state.updates) == sum(calls)
-    for learner, sampler in zip(pair.learners, pair.samplers, strict=True):
+        twins.learn(updates)
+    twins.assert_learned(sum(calls), 1e-3)
+    for learner, sampler in zip(twins.learners, twins.samplers, strict=True):
         learner.update(random_batch())
         learner.learn(sampler.buffer, sampler.buffer.newest(2, 8))
-    assert pair.cuda.captures() > 0
-    assert (pair.learners[1].state.online - initial).abs().max() > 1e-3
-    for mine, theirs in pair.pairs():
-        assert torch.equal(mine, theirs)
+    assert twins.cuda.captures() > 0
+    twins.assert_equal()
 
 
 @pytest.mark.slow
 def test_bf16_learns_by_graphs_what_it_learns_eagerly() -> None:
-    pair = Pair("cudagraph", "all", precision="bf16")
-    pair.learn(20)
-    assert int(pair.learners[0].state.skipped) == 0
-    for mine, theirs in pair.pairs():
-        assert torch.equal(mine, theirs)
+    twins = twins_of("cudagraph", "all", precision="bf16")
+    twins.learn(20)
+    assert int(twins.learners[0].state.skipped) == 0
+    twins.assert_equal()
 
 
 @pytest.mark.parametrize("name", ["noisy", "all"])

@@ -59,7 +59,7 @@ def _run(rollout: TensorRollout) -> Iterator[list[Any]]:
 def _assert_equal(mine: TensorRollout, theirs: TensorRollout) -> None:
     pairs = zip(mine.ring.ring.cells().items(), theirs.ring.ring.cells().values(), strict=True)
     for (name, cell), other in pairs:
-        close = {"rtol": 1e-3, "atol": 1e-4, "equal_nan": True}
+        close: Any = {"rtol": 1e-3, "atol": 1e-4, "equal_nan": True}
         torch.testing.assert_close(cell, other, **close, msg=name)
     for field in ("online", "target"):
         states = mine._learner.state, theirs._learner.state

@@ -26,9 +26,9 @@ from fastdqn import (
     make_tensor_env,
 )
 from fastdqn.algorithms.objectives import Objective
-from tests.fake_cuda import RecordingCuda
-from tests.learner_modes import assert_from_a_library, run_by_graphs
+from tests.learner_modes import assert_from_a_library
 from tests.small_learners import filled_ring, random_batch
+from tests.twins import Twins
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,6 +63,10 @@ def sampler_of(name: str) -> Any:
     return kind(filled_ring(n_step=3, num_masked=NUM_MASKED), 8)
 
 
+def twins_of(mode: str, name: str, *, noisy: bool) -> Twins:
+    return Twins(mode, lambda: learner_of(name, noisy=noisy), lambda: sampler_of(name))
+
+
 def written(learner: Learner, sampler: Any) -> list[Tensor]:
     return [*learner.state.written(), *sampler.written()]
 
@@ -76,39 +80,25 @@ LONG = [pytest.param(CALLS, noisy, marks=pytest.mark.slow) for noisy in (False, 
 def test_graphs_learn_what_eager_learning_does_to_the_bit(
     name: str, calls: tuple[int, ...], noisy: bool
 ) -> None:
-    learners = [learner_of(name, noisy=noisy) for _ in range(2)]
-    samplers = [sampler_of(name) for _ in range(2)]
-    cuda = RecordingCuda()
-    run_by_graphs(learners[0], cuda)
-    learners[0].execute_as("cudagraph")
-    before = learners[1].state.online.clone()
+    twins = twins_of("cudagraph", name, noisy=noisy)
     for updates in calls:
-        for learner, sampler in zip(learners, samplers, strict=True):
-            learner.learn(sampler, updates)
-    assert int(learners[1].state.updates) == sum(calls)
-    assert int(learners[1].state.skipped) == 0
-    assert cuda.captures() > 0
-    assert (learners[1].state.online - before).abs().max() > 5e-3
-    pairs = zip(*map(written, learners, samplers), strict=True)
-    assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+        twins.learn(updates)
+    twins.assert_learned(sum(calls), 5e-3)
+    assert twins.cuda.captures() > 0
+    twins.assert_equal()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_two_hundred_compiled_updates_are_the_eager_ones(name: str) -> None:
-    learners = [learner_of(name, noisy=name != "qr") for _ in range(2)]
-    samplers = [sampler_of(name) for _ in range(2)]
-    learners[0].execute_as("compile")
-    for _ in range(UPDATES // 4):
-        for learner, sampler in zip(learners, samplers, strict=True):
-            learner.learn(sampler, 4)
-        pairs = zip(*map(written, learners, samplers), strict=True)
-        for mine, theirs in pairs:
+    twins = twins_of("compile", name, noisy=name != "qr")
+    for _ in range(UPDATES // 2):
+        twins.learn(2)
+        for mine, theirs in twins.pairs():
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
             mine.copy_(theirs)
-    assert int(learners[0].state.updates) == UPDATES
-    assert int(learners[0].state.skipped) == 0
-    assert_from_a_library(learners[0])
+    twins.assert_learned(UPDATES, 5e-3)
+    assert_from_a_library(twins.learners[0])
 
 
 @pytest.mark.parametrize("name", MADE)

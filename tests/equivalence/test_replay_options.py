@@ -7,21 +7,17 @@ both draw are compared, and what both write.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-import fastdqn
-from fastdqn import Learner
+from fastdqn import MLP, Learner
 from fastdqn.replay import PrioritizedSampler
 from fastdqn.replay.sampler import UniformSampler
-from tests.fake_cuda import RecordingCuda
-from tests.learner_modes import run_by_graphs
 from tests.small_learners import filled_ring
+from tests.twins import Twins
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,59 +32,25 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class Twins:
-    """A learner in a mode and an eager one, each with a sampler over a ring of its own."""
-
-    def __init__(
-        self,
-        mode: str,
-        *,
-        prioritized: bool = False,
-        network: Mapping[str, Any] = MappingProxyType({}),
-        **options: Any,
-    ) -> None:
-        ring = {name: options.pop(name) for name in ("n_step", "num_masked") if name in options}
-        self.mode, self.prioritized = mode, prioritized
-        kind = PrioritizedSampler if prioritized else UniformSampler
-        self.samplers: list[Any] = [kind(filled_ring(**ring), 8) for _ in range(2)]
-        self.learners = []
-        for _ in range(2):
-            torch.manual_seed(0)
-            module = fastdqn.MLP((4,), ring.get("num_masked", 2), (16,), **network)
-            self.learners.append(Learner(module, learning_rate=1e-3, **options))
-        self.cuda = RecordingCuda()
-        if mode == "cudagraph":
-            run_by_graphs(self.learners[0], self.cuda)
-        self.learners[0].execute_as(mode)
-
-    def learn(self, updates: int) -> None:
-        for learner, sampler in zip(self.learners, self.samplers, strict=True):
-            learner.learn(sampler, updates)
-
-    def align(self) -> None:
-        """Let both trees be equal to the bit."""
-        mine, theirs = self.samplers
-        for to, source in zip(mine.written(), theirs.written(), strict=True):
-            to.copy_(source)
-
-    def pairs(self) -> list[tuple[Tensor, Tensor]]:
-        states = [learner.state.written() for learner in self.learners]
-        samplers = [sampler.written() for sampler in self.samplers]
-        return [*zip(*states, strict=True), *zip(*samplers, strict=True)]
+def twins_of(
+    mode: str, *, prioritized: bool = False, network: Any = MappingProxyType({}), **options: Any
+) -> Twins:
+    ring = {name: options.pop(name) for name in ("n_step", "num_masked") if name in options}
+    kind = PrioritizedSampler if prioritized else UniformSampler
+    actions = ring.get("num_masked", 2)
+    return Twins(
+        mode,
+        lambda: Learner(MLP((4,), actions, (16,), **network), learning_rate=1e-3, **options),
+        lambda: kind(filled_ring(**ring), 8),
+    )
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("mode", ["native", COMPILE])
 def test_two_hundred_updates_are_the_eager_ones(mode: str, name: str) -> None:
-    twins = Twins(mode, **OPTIONS[name])
-    born = twins.learners[1].state.online.clone()
-    for _ in range(UPDATES):
-        twins.align()
-        twins.learn(1)
-        for mine, theirs in twins.pairs():
-            torch.testing.assert_close(mine, theirs, rtol=2e-4, atol=2e-5)
-    assert (twins.learners[1].state.online - born).abs().max() > 0.05
-    assert int(twins.learners[0].state.skipped) == 0
+    twins = twins_of(mode, **OPTIONS[name])
+    twins.assert_learn_alike(UPDATES, rtol=2e-4, atol=2e-5)
+    twins.assert_learned(UPDATES, 0.05)
 
 
 @pytest.mark.parametrize(
@@ -96,18 +58,17 @@ def test_two_hundred_updates_are_the_eager_ones(mode: str, name: str) -> None:
     [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in OPTIONS],
 )
 def test_graphs_learn_what_eager_learning_does_to_the_bit(name: str) -> None:
-    twins = Twins("cudagraph", **OPTIONS[name])
+    twins = twins_of("cudagraph", **OPTIONS[name])
     for updates in (4, 1, 16, 8, 2, 4, 5, 16, 27, 1, 16, 100):
         twins.learn(updates)
-    assert int(twins.learners[1].state.updates) == UPDATES
+    twins.assert_learned(UPDATES, 1e-3)
     assert twins.cuda.captures() > 0
-    for mine, theirs in twins.pairs():
-        assert torch.equal(mine, theirs)
+    twins.assert_equal()
 
 
 def test_native_batches_of_a_call_are_drawn_after_the_feedback_of_the_one_before() -> None:
     """Almost all priority lies on one row; once that is fed back, batches hold others."""
-    twins = Twins("native", prioritized=True)
+    twins = twins_of("native", prioritized=True)
     for sampler in twins.samplers:
         sampler.follow()
         live = sampler.tree.leaves.nonzero()[:, 0]
@@ -125,7 +86,7 @@ def test_native_batches_of_a_call_are_drawn_after_the_feedback_of_the_one_before
 
 @pytest.mark.parametrize("mode", ["eager", "native"])
 def test_a_skipped_update_writes_no_priority(mode: str) -> None:
-    twins = Twins(mode, prioritized=True)
+    twins = twins_of(mode, prioritized=True)
     learner, sampler = twins.learners[0], twins.samplers[0]
     sampler.follow()
     before = [tensor.clone() for tensor in sampler.tree.written()]

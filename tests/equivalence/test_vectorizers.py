@@ -51,7 +51,7 @@ SEEDS = (11, 22, 33, 44)
     params=[(k, m) for m in MODES for k in KINDS],
     ids=lambda p: f"{p[0]}, {p[1].name}",
 )
-def vector(request: pytest.FixtureRequest) -> Iterator[Vector]:
+def vector(quick_starts: None, request: pytest.FixtureRequest) -> Iterator[Vector]:
     """Four counters behind one kind of vector in one autoreset mode; shared by several tests."""
     kind, mode = request.param
     envs = vector_of(kind, counters(NUM_ENVS, kind=NonFiniteEnv), mode)

@@ -162,6 +162,7 @@ def test_a_signal_saves_and_ends_the_run_within_seconds(
     assert command.err.read_text() == ""
     said = command.out.read_text()
     assert "Stopped after " in said
+    assert "Go on    fastdqn resume " in said
     assert "Failed" not in said
     assert_complete(command.run_dir, "stopped")
 

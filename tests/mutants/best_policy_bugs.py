@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from fastdqn.envs.seeding import Stream, seeds_of
-from fastdqn.reporting import best_policy, plots, run_recorder
+from fastdqn.reporting import best_policy, plots
 from fastdqn.reporting.best_policy import BestPolicyFolder
+from fastdqn.reporting.run_checkpoints import RunCheckpoints
 from fastdqn.training import checkpoint, evaluation, selection
 from fastdqn.training.events import BestPolicy, Evaluation
 from fastdqn.training.selection import Selection
@@ -139,13 +139,13 @@ def an_exception_of_a_callback_taken_for_one_of_an_evaluation() -> None:
 
 @turns_red(AGENT + "the_best_policy_of_a_run_is_saved_loaded_and_said")
 def a_rotation_that_deletes_the_best_policy() -> None:
-    right = checkpoint.save_checkpoint
+    right = RunCheckpoints.save_last
 
-    def save_checkpoint(checkpoints: Path, *rest: Any) -> Path:
-        shutil.rmtree(checkpoints / "best", ignore_errors=True)
-        return right(checkpoints, *rest)
+    def save_last(self: RunCheckpoints, trainer: Trainer) -> None:
+        shutil.rmtree(self._folder / "best", ignore_errors=True)
+        right(self, trainer)
 
-    exchange(run_recorder, "save_checkpoint", save_checkpoint)
+    exchange(RunCheckpoints, "save_last", save_last)
 
 
 @turns_red(AGENT + "the_best_policy_of_a_run_is_saved_loaded_and_said")

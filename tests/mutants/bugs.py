@@ -60,12 +60,18 @@ from fastdqn.training import events, games, schedules
 from fastdqn.training.host import guard, rollout
 from tests.mutants import network_bugs
 from tests.mutants.best_policy_bugs import PLANTED as OF_THE_BEST
+from tests.mutants.call_bugs import PLANTED as OF_CALLS
+from tests.mutants.checkpoint_bugs import PLANTED as OF_CHECKPOINTS
+from tests.mutants.memory_bugs import PLANTED as OF_MEMORY
 from tests.mutants.native_bugs import plants
 from tests.mutants.nonfinite_bugs import PLANTED as OF_NONFINITE
 from tests.mutants.objective_bugs import PLANTED as OF_OBJECTIVES
 from tests.mutants.replay_bugs import PLANTED
+from tests.mutants.resume_bugs import PLANTED as OF_RESUMING
+from tests.mutants.run_bugs import PLANTED as OF_RUNS
 from tests.mutants.schedule_bugs import SCHEDULED
 from tests.mutants.settings_bugs import PLANTED as OF_SETTINGS
+from tests.mutants.soak_bugs import PLANTED as OF_SOAKS
 
 __all__ = ["MUTANTS", "Mutant"]
 
@@ -1232,6 +1238,7 @@ def randomness_that_is_not_looked_for() -> None:
 # The C
 
 
-BY_ROOM = PLANTED | OF_THE_BEST | OF_OBJECTIVES | SCHEDULED | OF_SETTINGS
-BY_ROOM |= network_bugs.PLANTED | plants() | OF_NONFINITE
+BY_ROOM = PLANTED | OF_THE_BEST | OF_OBJECTIVES | SCHEDULED | OF_SETTINGS | OF_RESUMING | OF_RUNS
+BY_ROOM |= network_bugs.PLANTED | OF_CHECKPOINTS | OF_CALLS | OF_MEMORY | OF_SOAKS | plants()
+BY_ROOM |= OF_NONFINITE
 MUTANTS |= {name: Mutant(*planted) for name, planted in BY_ROOM.items()}

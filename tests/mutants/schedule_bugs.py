@@ -10,7 +10,7 @@ from torch import Tensor
 from fastdqn import build
 from fastdqn.algorithms.exploration import ladder_of
 from fastdqn.policies import policy
-from fastdqn.training.host import rollout as host_rollout
+from fastdqn.training.host.group import EnvGroup
 from fastdqn.training.schedules import Constant, Cosine, Schedule, learning_rate_schedule
 from fastdqn.training.tensor import rollout as tensor_rollout
 from fastdqn.training.trainer import Trainer
@@ -35,13 +35,13 @@ def a_ladder_upside_down() -> None:
 
 @turns_red(EACH + "[groups-eager]")
 def a_ladder_that_begins_anew_in_each_group() -> None:
-    right = host_rollout._Group.__init__
+    right = EnvGroup.__init__
 
-    def begin(self: Any, source: Any, index: int, device: Any, ladder: Tensor | None) -> None:
-        right(self, source, index, device, ladder)
+    def begin(self: Any, source: Any, guard: Any, device: Any, ladder: Tensor | None) -> None:
+        right(self, source, guard, device, ladder)
         self.ladder = None if ladder is None else ladder[: len(self.rows.real)]
 
-    exchange(host_rollout._Group, "__init__", begin)
+    exchange(EnvGroup, "__init__", begin)
 
 
 @turns_red(EACH + "[one by one-eager]", OPTIONS + "whatever_acts_explores_by_the_ladder")

@@ -63,6 +63,9 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert list((tmp_path / "here").iterdir()) == []
 
 
+TABLE_ROW = re.compile(r"  [\w (),:.]+ +[\d,.]+ ([KMGTPEZY]i)?B")
+
+
 def load_or_refuse(path: Path, **settings: Any) -> str:
     """Load, and return what was said where it was refused; check what it cost."""
     before, modules, peak = set(sys.modules), len(gym.registry), resource.getrusage
@@ -75,7 +78,9 @@ def load_or_refuse(path: Path, **settings: Any) -> str:
     except FastDQNError as error:
         said = str(error)
         assert len(said) < 3000
-        assert said.isprintable()
+        first, *table = said.splitlines()  # of what a training takes of the memory
+        assert first.isprintable()
+        assert [row for row in table if not TABLE_ROW.fullmatch(row)] == []
     finally:
         allocated = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

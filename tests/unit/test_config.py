@@ -124,12 +124,18 @@ def test_numbers_that_are_none_are_refused(name: str, value: object) -> None:
     assert refusal(name, value).reason == "it must be a finite number"
 
 
+@pytest.mark.parametrize("value", [3, ["dqn"], np.array(["dqn", "mse"]), np.array([1, 2])])
+@pytest.mark.parametrize("name", [field.name for field in fields(Config) if choices_of(field)])
+def test_what_is_no_word_is_no_choice(name: str, value: object) -> None:
+    assert refusal(name, value).reason == "there is no such choice"
+
+
 @pytest.mark.parametrize("value", ["8", True, 2.5, np.float32(2.5), np.array([8])])
 @pytest.mark.parametrize(
     "name", [field.name for field in fields(Config) if str(field.type).startswith("int")]
 )
 def test_counts_that_are_no_whole_numbers_are_refused(name: str, value: object) -> None:
-    assert refusal(name, value).reason == "it must be a whole number (int)"
+    assert refusal(name, value).reason.removesuffix(" or auto") == "it must be a whole number (int)"
 
 
 @pytest.mark.parametrize("value", [1e3, np.int64(1000), np.float32(1000), np.array(1000)])
@@ -220,6 +226,23 @@ def test_optional_settings_may_be_none_and_others_may_not() -> None:
             assert getattr(changed(field.name, None), field.name) is None
         elif str(field.type) in {"int", "float"}:
             refusal(field.name, None)
+
+
+@pytest.mark.parametrize("value", ["Auto", "auto ", " auto", "", 0, -1, 1.5, True, None])
+def test_the_size_of_the_ring_is_a_number_or_auto(value: object) -> None:
+    assert refusal("buffer_size", value).reason.endswith(" or auto")
+    assert changed("buffer_size", "auto").buffer_size == "auto"
+    assert changed("buffer_size", np.str_("auto")).buffer_size == "auto"
+
+
+def test_a_ring_whose_size_is_chosen_later_is_compared_with_nothing() -> None:
+    asked = Config(buffer_size="auto", batch_size=10**6, num_envs=10**6, n_step=7)
+    assert plain(asked)["buffer_size"] == "auto"
+
+
+def test_no_other_number_may_be_auto() -> None:
+    for name in ("batch_size", "num_envs", "gamma", "num_workers"):
+        assert "auto" not in refusal(name, "auto").reason
 
 
 @given(st.integers(2, 10**6), st.integers(1, 10**6))

@@ -48,12 +48,14 @@ def run(folder: Path, *tests: str) -> tuple[int, str]:
     return done.returncode, (done.stdout.splitlines() or [done.stderr])[-1]
 
 
+@pytest.mark.slow
 def test_our_class_stands_in_everywhere_and_the_impossible_is_expected(tmp_path: Path) -> None:
     code, said = run(tmp_path, STANDS_IN, IMPOSSIBLE.format(holds=False), SKEWED)
     assert said == "2 workers: 2 passed, 1 xfailed, 0 failed, 0 skipped, 1 fail with both classes"
     assert code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("test", [OURS, IMPOSSIBLE.format(holds=True)], ids=["ours", "possible"])
 def test_a_failure_of_ours_and_a_possible_impossibility_count(tmp_path: Path, test: str) -> None:
     code, said = run(tmp_path, STANDS_IN, test)

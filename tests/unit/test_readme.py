@@ -14,11 +14,14 @@ import pytest
 from fastdqn.cli.arguments import parse, words_after
 from fastdqn.cli.commands import (
     COMMANDS,
+    TRAINING,
     DoctorArguments,
     EvaluateArguments,
     PlotArguments,
     PresetsArguments,
 )
+from fastdqn.cli.resuming import ResumeArguments, TrainArguments
+from fastdqn.cli.soak import SoakArguments
 from fastdqn.config import Config, flag_of
 from fastdqn.presets import preset_config
 
@@ -31,11 +34,13 @@ ENVIRONMENTS, ARCHITECTURE = PAGES["environments.md"], PAGES["architecture.md"]
 PACKAGE = ROOT / "fastdqn"
 SMALL_BUDGET = 10_000
 KINDS: dict[str, type[Any]] = {
-    "train": Config,
+    "train": TrainArguments,
+    "resume": ResumeArguments,
     "evaluate": EvaluateArguments,
     "plot": PlotArguments,
     "presets": PresetsArguments,
     "doctor": DoctorArguments,
+    "soak": SoakArguments,
 }
 
 
@@ -62,7 +67,8 @@ def refuse_unknown_command(words: list[str]) -> None:
     default = None
     if command == "train":
         named = words_after(argv, "--preset")
-        default = preset_config(named[0]) if named else Config()
+        preset = preset_config(named[0]) if named else Config()
+        default = TrainArguments(**vars(preset))
     try:
         parse(KINDS[command], command, argv, default)
     except SystemExit as stop:
@@ -82,7 +88,7 @@ def test_readme_has_something_to_check() -> None:
 
 
 def test_the_commands_known_here_are_those_of_the_command_line() -> None:
-    assert set(KINDS) == {"train", *COMMANDS}
+    assert set(KINDS) == {*TRAINING, *COMMANDS}
 
 
 @pytest.mark.parametrize(
@@ -125,15 +131,17 @@ def test_every_flag_in_the_prose_of_the_readme_exists() -> None:
     ],
     ids=lambda code: code.splitlines()[-1],
 )
-@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.usefixtures("nothing_left", "one_thread")
 def test_the_python_code_of_the_readme_runs(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it is, if it trains for a moment; with a smaller budget of env steps otherwise."""
+    """As it is, if it trains for a moment; else with fewer env steps, or fewer vector steps."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "")  # no compiler, so nothing is compiled
     script = tmp_path / "readme.py"
-    script.write_text(re.sub(r"(total_timesteps=)([\d_]+)", _smaller, code), encoding="utf-8")
+    code = re.sub(r"(total_timesteps=)([\d_]+)", _smaller, code)
+    code = re.sub(r"^for _ in range\(\d+\):", "for _ in range(10):", code, flags=re.MULTILINE)
+    script.write_text(code, encoding="utf-8")
     runpy.run_path(str(script), run_name="__main__")
 
 

@@ -1,8 +1,4 @@
-"""Sources of experience: anything that steps environments, seen by the rollout as rows.
-
-A source fills `rows` with true transitions, whatever the vector environment and its autoreset
-mode.
-"""
+"""Sources of experience over vectors: our own workers, Gymnasium's vectors, the caller's."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,66 +24,32 @@ from fastdqn.envs.masks import (
 )
 from fastdqn.envs.sharing import envs_in_use, register_holder
 from fastdqn.envs.sources.adapted_envs import with_copied_observations
+from fastdqn.envs.sources.continued import Continuation, RecordedSteps
 from fastdqn.envs.sources.new_episode import NewEpisode
+from fastdqn.envs.sources.protocol import ContinuingSource, EnvSource
 from fastdqn.envs.sources.reused_arrays import refuse_reused_arrays
 from fastdqn.envs.sources.vector_source import VectorSource
 from fastdqn.envs.specs.registrations import RegisteringFactory, packed_registry
 from fastdqn.envs.vector_data import as_env_actions
 from fastdqn.envs.workers.allocation import Allocation
+from fastdqn.envs.workers.open_episodes import Histories
 from fastdqn.envs.workers.process import without_main_module
-from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.envs.workers.supervision import Supervision
 from fastdqn.envs.workers.system_limits import refuse_unless_parent
 from fastdqn.errors import UsageError
 
-__all__ = ["VECTORIZERS", "EnvSource", "GroupedSource", "VectorSource", "make_source", "source_of"]
+__all__ = [
+    "VECTORIZERS",
+    "ContinuingSource",
+    "EnvSource",
+    "GroupedSource",
+    "VectorSource",
+    "make_source",
+    "source_of",
+]
 
 VECTORIZERS = ("grouped", "async", "sync")
 REPLY_DEADLINE_S = 120.0
-
-
-class EnvSource(Protocol):
-    """N environments, in one or more groups, that take actions and fill rows.
-
-    `send` starts a step of a group and `recv` ends it; groups are received in the order in which
-    they were sent. Between `recv` and the next `send` a group's rows belong to the caller; in
-    between they belong to the source. Rows that are not `real` are no transitions.
-    """
-
-    rows: SharedBlock
-    num_envs: int
-    num_workers: int
-    num_groups: int
-    description: EnvDescription
-    resets_within_step: bool
-    """Whether the last observation of an ended episode lies in `rows.final_obs`, and the first of
-    the next already in `rows.obs`; if not, the last one comes as an ordinary `rows.obs`."""
-
-    @property
-    def num_restarts(self) -> int:
-        """Workers that were restarted so far."""
-
-    @property
-    def restarts(self) -> Sequence[str]:
-        """Why workers were restarted, one text each, the newest last."""
-
-    def rows_of(self, group: int) -> SharedBlock:
-        """Return the rows of a group: columns of `rows`."""
-
-    def reset(self, seeds: Sequence[int]) -> None:
-        """Start new episodes everywhere; fills `rows.obs`. Steps under way are dropped."""
-
-    def send(self, actions: npt.NDArray[np.int64], group: int = 0) -> None:
-        """Start a step of a group with its actions [M] int64, counted from 0."""
-
-    def recv(self, group: int = 0) -> None:
-        """Wait for the step of a group and fill its rows."""
-
-    def begin_anew(self, envs: npt.NDArray[np.int64]) -> NewEpisode:
-        """Cut the episodes of some environments between `recv` and `send`; begin new ones."""
-
-    def close(self) -> None:
-        """End processes and free memory."""
 
 
 class GroupedSource:
@@ -131,6 +93,30 @@ class GroupedSource:
         if self._watches_infos:
             refuse_unexpected_masks(infos)
         self.rows.clear()
+
+    def histories(self) -> Histories | None:
+        """Return the open episodes; see `ContinuingSource`."""
+        kept = self.envs.episode_log
+        return None if kept is None else kept.histories()
+
+    def continue_episodes(
+        self,
+        histories: Histories,
+        recorded: RecordedSteps,
+        *,
+        seeds: Sequence[int],
+        fresh: Sequence[int],
+        limit_s: float,
+    ) -> dict[int, str]:
+        """Go on with the open episodes of another source; see `ContinuingSource`."""
+        continuation = Continuation(self, histories, recorded, limit_s)
+        continuation.run(seeds, fresh)
+        return continuation.lost
+
+    def leave_out(self, envs: npt.NDArray[np.int64]) -> None:
+        """Mark the rows of environments as no transitions until their next step."""
+        assert self.envs.episode_log is not None
+        self.envs.episode_log.mark_unreal(envs)
 
     def send(self, actions: npt.NDArray[np.int64], group: int = 0) -> None:
         """Wake the workers; returns at once."""
@@ -181,6 +167,7 @@ def make_source(
     num_groups: int = 1,
     supervision: Supervision | None = None,
     allocation: Allocation | None = None,
+    keep_episodes: bool = False,
 ) -> EnvSource:
     """Build `num_envs` environments behind the chosen kind of vector.
 
@@ -193,6 +180,7 @@ def make_source(
         num_groups: Groups of `grouped` that step separately.
         supervision: Restart workers of `grouped` that fail; None raises.
         allocation: Processes and the caller's share of `grouped`; None goes by `num_workers`.
+        keep_episodes: Keep the open episodes of `grouped`; see `ContinuingSource`.
     """
     if vectorizer == "grouped":
         grouped = GroupedVectorEnv(
@@ -205,6 +193,7 @@ def make_source(
             drop_masks=not description.obeys_masks,
             supervision=supervision,
             allocation=allocation,
+            keep_episodes=keep_episodes,
         )
         return GroupedSource(grouped, description)
     return _gymnasiums(vectorizer, factory, description, num_envs)

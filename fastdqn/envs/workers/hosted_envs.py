@@ -7,12 +7,14 @@ process has it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
+from gymnasium import Env
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import write_to_shared_memory
 
@@ -27,14 +29,15 @@ from fastdqn.envs.space_check import SpaceCheck
 from fastdqn.envs.workers.env_access import EnvAccess
 from fastdqn.envs.workers.failures import Answer, EnvFailures, Failure, on_action
 from fastdqn.envs.workers.observation_writer import CallingWriter, CheckedWriter, writers_over
+from fastdqn.envs.workers.origins import OriginColumn, Origins, begin_from, known_in
 from fastdqn.envs.workers.settings import EnvFactory, PoolSettings
 from fastdqn.envs.workers.shared_block import SharedBlock
-from fastdqn.errors import UsageError
+from fastdqn.envs.workers.step_checks import refuse_flags, scalar_reward
 
 __all__ = ["HostedEnvs"]
 
-FLAGS = (bool, np.bool_, int, np.integer, np.ndarray, type(None))
-"""Types of `terminated` and `truncated`."""
+_Step = tuple[Iterator[tuple[int, Any]], dict[int, dict[str, Any]], list[Failure]]
+"""The environments that are left of a step, with their actions; infos and failures so far."""
 
 
 class HostedEnvs(EnvAccess):
@@ -59,6 +62,7 @@ class HostedEnvs(EnvAccess):
         self.pickled: list[Any] = [None] * self.num_envs
         self.returns, self.lengths = [0.0] * self.num_envs, [0] * self.num_envs
         self.ended = [False] * self.num_envs
+        self._interrupted: _Step | None = None  # the rest of a step, which the next call makes
         self.permit = permit or contextlib.nullcontext()
         self.pickles = settings.obs_space is not None and settings.shared_obs is None
         self._writers: list[Any] = []
@@ -77,10 +81,16 @@ class HostedEnvs(EnvAccess):
         self._refuses_masks, self._infos_travel = settings.refuse_masks, settings.send_infos
         self._resets_same = settings.autoreset_mode == AutoresetMode.SAME_STEP.value
         self._resets_next = settings.autoreset_mode == AutoresetMode.NEXT_STEP.value
+        self._origins = OriginColumn.over(self.rows)
 
     def make(self) -> None:
         """Build the environments, and the writers of their observations."""
         super().make()
+        self._writers = self._new_writers()
+
+    def take_envs(self, envs: list[Env[Any, Any]]) -> None:
+        """Step environments that another host has built; both hold the same list."""
+        self.envs = envs
         self._writers = self._new_writers()
 
     def _new_writers(self) -> list[Any]:
@@ -109,24 +119,22 @@ class HostedEnvs(EnvAccess):
         Raises:
             EnvFailures: Some environments raised; the others were stepped.
         """
-        infos: dict[int, dict[str, Any]] = {}
-        failures: list[Failure] = []
+        turns, infos, failures = self._turns(actions)
         writers, reward_, resting = self._writers, self._reward, self._resting
         terminated_, truncated_ = self._terminated, self._truncated
         returns, lengths = self.returns, self.lengths
-        given = self._actions() if actions is None else actions
         with self.permit:
-            for i, (env, action) in enumerate(zip(self.envs, given, strict=True)):
-                if resting[i]:
-                    self._reset_if_asked(i, failures)
-                    continue
+            for i, (env, action) in turns:
                 try:
+                    if resting[i]:
+                        self._reset_if_asked(i)
+                        continue
                     if self._resets_next and self._resets_instead(i):
                         info = self._reset_one(i, None, None)
                     else:
                         obs, reward, terminated, truncated, info = env.step(action)
                         if not isinstance(reward, float):
-                            reward = _scalar_reward(reward)
+                            reward = scalar_reward(reward)
                         try:
                             writers[i][:] = obs
                         except (TypeError, ValueError):
@@ -141,27 +149,36 @@ class HostedEnvs(EnvAccess):
                         elif info and self._refuses_masks:
                             refuse_unexpected_mask(self.first_env + i, info)
                         if terminated or truncated:
-                            _refuse_flags(terminated, truncated)
+                            refuse_flags(terminated, truncated)
                             info = self._end(i, obs, info)
                 except Exception as error:  # any exception of an environment goes to the caller
                     failures.append(self._close_failed(i, error, on_action(env, action)))
                     continue
+                except BaseException:  # Ctrl-C, in the caller's process
+                    self._interrupted = chain([(i, (env, action))], turns), infos, failures
+                    raise
                 if info and self._infos_travel:
                     infos[self.first_env + i] = info
-        if failures:
-            raise EnvFailures(failures, self._answer(infos))
-        return self._answer(infos)
+        return self._answer(infos, failures)
 
-    def _reset_if_asked(self, i: int, failures: list[Failure]) -> None:
+    def _turns(self, actions: Sequence[Any] | None) -> _Step:
+        """Return (i, (env, action)) of all environments, and room for infos and failures.
+
+        After an interrupted step, return the rest of it.
+        """
+        interrupted, self._interrupted = self._interrupted, None
+        if interrupted is not None:
+            return interrupted
+        given = self._actions() if actions is None else actions
+        return enumerate(zip(self.envs, given, strict=True)), {}, []
+
+    def _reset_if_asked(self, i: int) -> None:
         """Reset an environment at rest if the caller has cut its episode."""
-        if not self._restarting[i]:
-            return
-        self._reward[i] = 0.0
-        self._terminated[i] = self._truncated[i] = self._resting[i] = self._restarting[i] = False
-        try:
+        if self._restarting[i]:
             self._reset_one(i, None, None)
-        except Exception as error:
-            failures.append(self._close_failed(i, error))
+            self._reward[i] = 0.0
+            self._terminated[i] = self._truncated[i] = False
+            self._resting[i] = self._restarting[i] = False
 
     def _put_checked(self, i: int, obs: Any) -> None:
         """Write an observation that the fast writer refused, with a check; later ones likewise."""
@@ -174,10 +191,11 @@ class HostedEnvs(EnvAccess):
         """Return copies, since an environment may keep its action."""
         return self.rows.action.tolist() if self.settings.plain_actions else self.rows.action.copy()
 
-    def _answer(self, infos: dict[int, dict[str, Any]]) -> Answer | None:
-        if self.pickles:
-            return infos, self.pickled
-        return (infos, None) if infos else None
+    def _answer(self, infos: dict[int, dict[str, Any]], failures: list[Failure]) -> Answer | None:
+        answer = (infos, self.pickled if self.pickles else None) if infos or self.pickles else None
+        if failures:
+            raise EnvFailures(failures, answer)
+        return answer
 
     def _end(self, i: int, obs: Any, info: dict[str, Any]) -> dict[str, Any]:
         """Write return and length of an episode at its end; in SAME_STEP mode, begin the next one.
@@ -208,9 +226,15 @@ class HostedEnvs(EnvAccess):
         return over
 
     def _reset_one(
-        self, i: int, seed: int | None, options: dict[str, Any] | None
+        self, i: int, seed: int | None, options: dict[str, Any] | None, origin: Any = None
     ) -> dict[str, Any]:
-        obs, info = self.envs[i].reset(seed=seed, options=options)
+        env = self.envs[i]
+        if self._origins is not None:
+            self._origins.note(i, env, seed, options, origin)
+        if origin is None:
+            obs, info = env.reset(seed=seed, options=options)
+        else:
+            obs, info = begin_from(env, origin, seed)
         try:
             self._writers[i][:] = obs
         except (TypeError, ValueError):
@@ -237,9 +261,19 @@ class HostedEnvs(EnvAccess):
     # Resetting
 
     def reset(
-        self, seeds: list[int | None], options: dict[str, Any] | None, mask: list[bool]
+        self,
+        seeds: list[int | None],
+        options: dict[str, Any] | None,
+        mask: list[bool],
+        origins: Origins | None = None,
     ) -> Answer:
         """Reset the environments in the mask, rebuilding those that were closed after a failure.
+
+        Args:
+            seeds: One per environment.
+            options: Of the resets.
+            mask: Which environments.
+            origins: [N, 8] what those begin from that have one; None has none.
 
         Raises:
             EnvFailures: Some environments raised.
@@ -250,7 +284,7 @@ class HostedEnvs(EnvAccess):
             try:
                 self._rebuild_if_closed(i)
                 with self.permit:
-                    info = self._reset_one(i, seeds[i], options)
+                    info = self._reset_one(i, seeds[i], options, known_in(origins, i))
                 if self._restarting[i]:
                     self._resting[i] = self._restarting[i] = False
             except Exception as error:
@@ -262,34 +296,3 @@ class HostedEnvs(EnvAccess):
         if failures:
             raise EnvFailures(failures, message)
         return message
-
-    def revive(self, attributes: dict[str, list[Any]], seeds: list[int | None]) -> Answer:
-        """Build and reset the environments of a worker that was restarted; see `reset`."""
-        self.make()
-        for name, values in attributes.items():
-            self.set_attr(name, values)
-        return self.reset(seeds, None, [True] * len(seeds))
-
-
-def _refuse_flags(terminated: Any, truncated: Any) -> None:
-    """Refuse flags that are no bool, such as "False" or NaN, which Python takes for true."""
-    for name, flag in (("terminated", terminated), ("truncated", truncated)):
-        if flag is not True and flag is not False and not isinstance(flag, FLAGS):
-            raise UsageError(
-                f"{name} {flag!r}",
-                f"it is a {type(flag).__name__}, and no flag",
-                "Return True or False from the environment's step.",
-            )
-
-
-def _scalar_reward(reward: Any) -> float:
-    if reward is None or isinstance(reward, str | bytes):
-        raise UsageError(
-            f"reward {reward!r}", "it is no number", "Return a float from the environment's step."
-        )
-    if np.ndim(reward) != 0:
-        raise ValueError(
-            f"the reward must be a scalar, got {reward!r} of shape {np.shape(reward)}: "
-            "return float(reward[0]) from the environment's step"
-        )
-    return float(reward)

@@ -52,6 +52,7 @@ class LocalPool(Pool):
         super().__init__(env_fns, settings, rows, budget)
         if beside:
             self.workers, self.restarted = beside.workers, beside.restarted
+            self.episodes = beside.episodes
         self._pending: deque[tuple[str, tuple[Any, ...], int]] = deque()
         self._in_a_row = [(0, -1)] * len(env_fns)
         self._steps = [0] * settings.num_groups
@@ -78,19 +79,36 @@ class LocalPool(Pool):
         self._pending.append((name, arguments[-1], group))
 
     def collect(self, timeout: float | None, group: int = 0) -> list[Any]:  # noqa: ARG002
-        """Do the oldest request; nothing interrupts it, so there is no timeout."""
-        name, arguments, asked_group = self._pending.popleft()
-        host = self.hosts[asked_group]
-        if name == "step":
-            self._steps[asked_group] += 1
-            self._mark_real(*self.spans[-1][asked_group])
+        """Do the oldest request; Ctrl-C alone interrupts it, so there is no timeout.
+
+        What was interrupted is done by the next call: a step goes on with the environment in which
+        it was interrupted, which is stepped again.
+        """
+        name, arguments, asked_group = self._pending[0]
         try:
-            return [getattr(host, name)(*arguments)]
+            answer = self._answer_to(name, arguments, asked_group)
+        except Exception:
+            self._pending.popleft()
+            raise
+        self._pending.popleft()
+        return [answer]
+
+    def _answer_to(self, name: str, arguments: tuple[Any, ...], group: int) -> Any:
+        """Do what was requested of a group; within the budget, rebuild what raises."""
+        if name == "rebuild":
+            return self._rebuild(group, *arguments)
+        if name == "step":
+            self._steps[group] += 1
+            self._mark_real(*self.spans[-1][group])
+        try:
+            return getattr(self.hosts[group], name)(*arguments)
         except EnvFailures as error:
             if self.budget is None or name not in {"step", "reset"}:
                 raise
             options = arguments[1] if name == "reset" else None
-            return [self._rebuild(asked_group, error, self.budget, options)]
+            rest = error, self.budget, options
+            self._pending[0] = "rebuild", rest, group  # what is left to do, if Ctrl-C comes
+            return self._rebuild(group, *rest)
 
     def _mark_real(self, start: int, stop: int) -> None:
         """Let the rows of rebuilt environments count as transitions again."""

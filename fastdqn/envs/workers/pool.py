@@ -21,6 +21,7 @@ import numpy as np
 
 from fastdqn.envs.specs.registrations import packed_registry
 from fastdqn.envs.workers.failures import EnvFailures, raise_failures
+from fastdqn.envs.workers.open_episodes import EpisodeLog
 from fastdqn.envs.workers.process import (
     LOOK_INTERVAL_S,
     WorkerProcess,
@@ -64,6 +65,7 @@ class Pool(ABC):
         spans: (first, last + 1) environment by share and group.
         budget: The restarts so far; None where failures are raised instead.
         restarted: [N] bool, whose last row is no transition since its environment was restarted.
+        episodes: The actions of the open episodes; None where they are not kept.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Pool(ABC):
         self.workers: list[WorkerProcess] = []
         self.spans = settings.spans()
         self.restarted = np.zeros(len(env_fns), np.bool_)
+        self.episodes = EpisodeLog(settings, rows) if settings.action_range else None
         self._seeds: list[int | None] = [None] * len(env_fns)  # of the last resets
         self._at_exit = Finalize(
             None, _close, args=(weakref.ref(self),), exitpriority=BEFORE_CHILDREN_ARE_ENDED

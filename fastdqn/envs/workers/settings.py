@@ -36,6 +36,8 @@ class PoolSettings:
         plain_actions: Whether environments get actions of the block as Python numbers, which are
             faster than NumPy's.
         refuse_masks: Whether an action mask in an info is refused, since it would be ignored.
+        action_range: The smallest and the largest action, where the episodes are kept so that they
+            can be played again; None keeps none.
         spin_s: Seconds to stay awake for a signal; 0 goes to sleep at once.
         name: Prefix of the process names.
     """
@@ -53,6 +55,7 @@ class PoolSettings:
     shared_obs: Any = None
     plain_actions: bool = False
     refuse_masks: bool = False
+    action_range: tuple[int, int] | None = None
     spin_s: float = 0.0
     name: str = "Workers"
 

@@ -28,6 +28,7 @@ class RowSpec:
         action_shape: Shape of one action; () for a Discrete space.
         action_dtype: Dtype of the action space, by name.
         num_masked: Actions of a mask, A; 0 without masks.
+        num_origin: Words that say what an episode began from, see `origins`; 0 keeps none.
     """
 
     num_envs: int
@@ -36,6 +37,7 @@ class RowSpec:
     action_shape: tuple[int, ...] = ()
     action_dtype: str = "int64"
     num_masked: int = 0
+    num_origin: int = 0
 
     @classmethod
     def of_spaces(
@@ -44,6 +46,7 @@ class RowSpec:
         obs: Space[Any] | None,
         action: Space[Any] | None,
         num_masked: int = 0,
+        num_origin: int = 0,
     ) -> RowSpec:
         """Return the layout for the two spaces of a single environment.
 
@@ -52,6 +55,7 @@ class RowSpec:
             obs: Space of one observation; None where observations do not lie in the block.
             action: Space of one action; None where actions do not lie in the block.
             num_masked: Actions of a mask.
+            num_origin: Words of an origin.
 
         Raises:
             UsageError: A space has no fixed shape and numeric dtype.
@@ -64,7 +68,8 @@ class RowSpec:
                     "Wrap the environment (gymnasium.wrappers.FlattenObservation) "
                     "or use Gymnasium's own AsyncVectorEnv.",
                 )
-        return cls(num_envs, *_shape_and_dtype(obs), *_shape_and_dtype(action), num_masked)
+        sizes = num_masked, num_origin
+        return cls(num_envs, *_shape_and_dtype(obs), *_shape_and_dtype(action), *sizes)
 
     def fields(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Return shape and dtype of every array of `SharedBlock`, in the order of the block."""
@@ -84,6 +89,8 @@ class RowSpec:
             "episode_length": ((n,), np.dtype(np.int64)),
             "action_mask": ((n, self.num_masked), np.dtype(np.bool_)),
             "final_action_mask": ((n, self.num_masked), np.dtype(np.bool_)),
+            "origin": ((n, self.num_origin), np.dtype(np.uint64)),
+            "steps_sent": ((n, min(self.num_origin, 1)), np.dtype(np.int64)),
         }
 
     @property
@@ -112,6 +119,8 @@ class SharedBlock:
         episode_length: [N] int64, env steps of the episode that ended last.
         action_mask: [N, A] bool, what may be done in `obs`; [N, 0] without masks.
         final_action_mask: [N, A] bool, what could have been done in `final_obs`; or [N, 0].
+        origin: [N, 8] uint64, what the running episode began from, see `origins`; or [N, 0].
+        steps_sent: [N, 1] int64, set by the caller: steps of the group so far; or [N, 0].
     """
 
     obs: npt.NDArray[Any]
@@ -127,6 +136,8 @@ class SharedBlock:
     episode_length: npt.NDArray[np.int64]
     action_mask: npt.NDArray[np.bool_]
     final_action_mask: npt.NDArray[np.bool_]
+    origin: npt.NDArray[np.uint64]
+    steps_sent: npt.NDArray[np.int64]
 
     @classmethod
     def over(cls, buffer: memoryview | bytearray, spec: RowSpec) -> SharedBlock:

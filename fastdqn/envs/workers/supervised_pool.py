@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from fastdqn.envs.workers.failures import EnvFailures, raise_failures
+from fastdqn.envs.workers.kept_rows import kept_rows
 from fastdqn.envs.workers.pool import WorkerPool
 from fastdqn.envs.workers.process import LOOK_INTERVAL_S
 from fastdqn.envs.workers.settings import EnvFactory, PoolSettings
@@ -22,10 +23,10 @@ from fastdqn.envs.workers.supervision import (
     RestartBudget,
     SupervisedWorker,
     Supervision,
-    failure_text,
+    blank,
     fresh_seeds,
     mark_unreal,
-    with_circumstances,
+    trouble_of,
 )
 from fastdqn.envs.workers.worker import CALL, DONE
 from fastdqn.errors import WorkerError
@@ -61,6 +62,7 @@ class SupervisedPool(WorkerPool):
         self._deadlines: dict[int, float] = {}
         self._steps = 0
         super().__init__(env_fns, settings, RestartBudget(supervision))
+        self._kept = kept_rows(self.rows, settings, self.episodes, supervision.restore_s)
         self._supervised = [SupervisedWorker(worker) for worker in self.workers]
 
     # Requests
@@ -71,6 +73,7 @@ class SupervisedPool(WorkerPool):
         self._asked[group] = "step", ()
         self._deadlines.pop(group, None)
         self._steps += 1
+        self._kept.keep(group)
         signal_ = bytes((group,))
         for member in self._supervised:
             if member.live and member.shown[group]:
@@ -84,6 +87,7 @@ class SupervisedPool(WorkerPool):
             self._steps += 1
         else:
             self._wait_until(all)
+            self._kept.forget(group)
         self._asked[group] = name, arguments
         self._deadlines.pop(group, None)
         for member, message, part in zip(self._supervised, messages, arguments, strict=True):
@@ -172,6 +176,7 @@ class SupervisedPool(WorkerPool):
             raise_failures(answers)
         if not any(member.live for member in self._supervised):
             self._wait_until(any, LONGEST_WAIT_S)
+        self._kept.release(group)
         return answers
 
     def _answer_to_step(self, member: SupervisedWorker, group: int) -> Any:
@@ -183,6 +188,7 @@ class SupervisedPool(WorkerPool):
             return answer
         start, stop = member.process.spans[group]
         mark_unreal(self.rows, start, stop)
+        self._kept.leave_out(start, stop, group)
         self.restarted[start:stop] = True
         self._advance(member)
         if member.live:
@@ -227,15 +233,10 @@ class SupervisedPool(WorkerPool):
 
     def _replace(self, member: SupervisedWorker, error: WorkerError | EnvFailures) -> None:
         """End a worker, drop what it wrote, and schedule a replacement of it."""
-        raised = error.failures if isinstance(error, EnvFailures) else []
-        trouble = f"{member.process}: {failure_text(raised)}" if raised else str(error)
-        member.end(politely=bool(raised))
-        for start, stop in member.process.spans:
-            self.rows.obs[start:stop] = 0
-            self.rows.action_mask[start:stop] = True
-        hosted = [env for span in member.process.spans for env in range(*span)]
-        seeds = [self._seeds[env] for env in [failure.env for failure in raised] or hosted]
-        trouble = with_circumstances(trouble, self._steps, seeds)
+        member.end(politely=isinstance(error, EnvFailures))
+        member.pasts = self._kept.pasts_of(member, error, self._seeds)
+        blank(self.rows, member.process.spans)
+        trouble = trouble_of(member, error, self._steps, self._seeds)
         delay_s = self.budget.spend(trouble, member.in_a_row)
         member.act_at = time.monotonic() + delay_s
         self._advance(member)
@@ -270,7 +271,7 @@ class SupervisedPool(WorkerPool):
         try:
             member.process = self.workers[index] = self._start(index)
             for group, span in enumerate(spans):
-                known = member.attributes[group], self._seeds[span]
+                known = member.attributes[group], self._seeds[span], member.pasts[group]
                 member.process.send(CALL, self.packed("revive", group, known))
                 member.owed.append(group)
         except (OSError, WorkerError) as error:

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from fastdqn.envs.workers.failures import EnvFailures, Failure
+from fastdqn.envs.workers.origins import UNKNOWN
 from fastdqn.envs.workers.process import WorkerProcess
+from fastdqn.envs.workers.revived_envs import Past
 from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.errors import UsageError, WorkerError
 
@@ -20,9 +22,11 @@ __all__ = [
     "RestartBudget",
     "SupervisedWorker",
     "Supervision",
+    "blank",
     "failure_text",
     "fresh_seeds",
     "mark_unreal",
+    "trouble_of",
     "with_circumstances",
 ]
 
@@ -43,6 +47,8 @@ class Supervision:
         window_s: Length of that window, seconds.
         max_in_a_row: Restarts of one worker without a step between them; one more is an error.
         delay_s: Delay before the second restart in a row; it doubles from there.
+        restore_s: Seconds for playing the open episodes of a restarted worker again, so that they
+            go on; 0 begins new ones.
 
     Raises:
         UsageError: A value below its minimum.
@@ -53,12 +59,15 @@ class Supervision:
     window_s: float = 600.0
     max_in_a_row: int = 5
     delay_s: float = 0.25
+    restore_s: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.deadline_s < math.inf:
             raise UsageError(
                 f"--worker-deadline-s {self.deadline_s}", "it must be positive", "Try 120."
             )
+        if not 0 <= self.restore_s < math.inf:
+            raise UsageError(f"restore_s={self.restore_s}", "it must be positive", "0 is none.")
         if self.max_restarts < 0:
             raise UsageError(
                 f"--max-worker-restarts {self.max_restarts}", "it is negative", "0 allows none."
@@ -150,6 +159,7 @@ class SupervisedWorker:
         shown: By group: whether the caller has seen the first observations of this process.
         first: Answers to the first resets of this process, by group.
         seen: The last pickled observations, by group; None where they lie in the block.
+        pasts: By group, the open episodes that a replacement may go on with.
     """
 
     def __init__(self, worker: WorkerProcess) -> None:
@@ -165,6 +175,7 @@ class SupervisedWorker:
         self.shown = [True for _ in groups]
         self.first: list[Any] = [None for _ in groups]
         self.seen: list[list[Any] | None] = [None for _ in groups]
+        self.pasts: list[Past | None] = [None for _ in groups]
 
     def end(self, *, politely: bool) -> None:
         """End the process, and drop what it has answered and still owes."""
@@ -197,6 +208,14 @@ def mark_unreal(rows: SharedBlock, start: int, stop: int) -> None:
     rows.terminated[start:stop] = rows.truncated[start:stop] = False
 
 
+def blank(rows: SharedBlock, spans: Sequence[tuple[int, int]]) -> None:
+    """Drop what environments have shown, by group."""
+    for start, stop in spans:
+        rows.obs[start:stop] = 0
+        rows.action_mask[start:stop] = True
+        rows.origin[start:stop] = UNKNOWN
+
+
 def fresh_seeds(seeds: Sequence[int | None], branch: int) -> list[int | None]:
     """Return new seeds for restarted environments; None stays None."""
     return [
@@ -213,6 +232,27 @@ def failure_text(failures: Sequence[Failure]) -> str:
     last, many = failures[-1], "s" * (len(failures) > 1)
     line = f"environment{many} {envs} raised{last.doing}: {last.reason}"
     return "\n".join([line, *map(str, failures)])
+
+
+def trouble_of(
+    member: SupervisedWorker,
+    error: WorkerError | EnvFailures,
+    step: int,
+    seeds: Sequence[int | None],
+) -> str:
+    """Return what happened to a worker, when, and the seeds of the environments concerned.
+
+    Args:
+        member: The worker.
+        error: Of the worker, or of some of its environments.
+        step: The vector step.
+        seeds: Of all environments.
+    """
+    raised = error.failures if isinstance(error, EnvFailures) else []
+    trouble = f"{member.process}: {failure_text(raised)}" if raised else str(error)
+    hosted = [env for span in member.process.spans for env in range(*span)]
+    envs = [failure.env for failure in raised] or hosted
+    return with_circumstances(trouble, step, [seeds[env] for env in envs])
 
 
 def with_circumstances(trouble: str, step: int, seeds: Sequence[int | None]) -> str:

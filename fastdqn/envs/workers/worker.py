@@ -22,8 +22,8 @@ import cloudpickle
 
 from fastdqn.envs.specs.registrations import register
 from fastdqn.envs.workers.failures import EnvFailures, Failure
-from fastdqn.envs.workers.hosted_envs import HostedEnvs
 from fastdqn.envs.workers.parent_watch import Parent, ignore_group_signals
+from fastdqn.envs.workers.revived_envs import RevivedEnvs
 from fastdqn.envs.workers.settings import PoolSettings
 from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.foundation.streams import hold_streams
@@ -154,7 +154,7 @@ def run_worker(
     factories = pickle.loads(env_fns)  # noqa: S301 - written by the parent process
     register(registry)
     hosts = [
-        HostedEnvs(settings, span, fns, rows, semaphore)
+        RevivedEnvs(settings, span, fns, rows, semaphore)
         for span, fns in zip(spans, factories, strict=True)
     ]
     gc.freeze()  # imported objects stay; the collector need not scan them
@@ -163,7 +163,7 @@ def run_worker(
         host.close()
 
 
-def _serve(wire: Wire, hosts: Sequence[HostedEnvs], spin_s: float) -> bool:
+def _serve(wire: Wire, hosts: Sequence[RevivedEnvs], spin_s: float) -> bool:
     """Answer one signal; return False when it was the last."""
     asked = wire.receive(spin_s)
     if asked == CLOSE:

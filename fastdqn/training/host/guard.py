@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdqn.envs.sources.new_episode import NewEpisode
-from fastdqn.envs.sources.source import EnvSource
+from fastdqn.envs.sources.protocol import EnvSource
 from fastdqn.training.nonfinite import Tally, limits_of
 
-__all__ = ["NO_ENVS", "Guard", "guard_of"]
+__all__ = ["NO_ENVS", "Guard", "bad_rows", "guard_of"]
 
 _LARGEST = {
     name: np.dtype(name).type(min(np.finfo(name).max, np.finfo(np.float32).max))
@@ -26,6 +26,7 @@ NO_ENVS = np.zeros(0, np.int64)
 
 Flags = npt.NDArray[np.bool_]
 """[M] bool of a group."""
+Returns = npt.NDArray[np.float64]
 
 
 class Guard:
@@ -38,14 +39,21 @@ class Guard:
         progress: Returns env steps, or what else grows with every step that counts.
 
     Attributes:
+        group: See above.
         rows: The group's rows; subclasses mend them in place.
         first_env: Its first environment.
     """
 
+    returns: Returns | None = None
+    """[M] of the running episodes, with what was put in the place of other rewards; None where
+    they are not counted here."""
+    skips = False
+    """Whether a row may be no transition on account of what was found."""
+
     def __init__(
         self, source: EnvSource, group: int, tally: Tally, progress: Callable[[], int]
     ) -> None:
-        self.source, self.rows = source, source.rows_of(group)
+        self.source, self.group, self.rows = source, group, source.rows_of(group)
         self._tally, self._progress = tally, progress
         self._size = len(self.rows.real)
         self.first_env = group * self._size
@@ -56,6 +64,27 @@ class Guard:
             for (flat, _), values in zip(self._watched, watched, strict=True)
         )
         self._spoiled: Flags | None = None  # whose next row is no transition
+
+    @property
+    def spoiled(self) -> Flags:
+        """[M] bool, whose next row is no transition; a copy."""
+        nowhere = np.zeros(self._size, np.bool_)
+        return nowhere if self._spoiled is None else self._spoiled.copy()
+
+    def go_on_from(self, spoiled: Flags, returns: Returns) -> None:
+        """Go on with `spoiled` and `returns` of another guard; copied."""
+        self._spoiled = spoiled.copy() if spoiled.any() else None
+        if self.returns is not None:
+            self.returns[:] = returns
+
+    def stored(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:  # noqa: ARG002
+        """Return what the ring holds of numbers that environments returned.
+
+        Args:
+            name: The array of the block that they are of.
+            values: [E, ...] of any environments.
+        """
+        return values
 
     def look(self, over: npt.NDArray[np.int64] = NO_ENVS) -> Flags | None:
         """Look at the last step. Hot path: nothing is found in nearly all cases.
@@ -76,22 +105,33 @@ class Guard:
             return self._judge(over)
         return None
 
-    def begin(self) -> None:
-        """Look at the first observations after a reset of all environments.
+    def begin(self, begun: Flags | None = None) -> None:
+        """Look at the first observations of new episodes.
+
+        Args:
+            begun: [M] whose they are, in the middle of the others' episodes; None is all.
 
         Raises:
             NonFiniteError: See `Tally`.
         """
-        self._spoiled = None
-        obs = _bad(self.rows.obs)
+        begun = np.ones(self._size, np.bool_) if begun is None else begun
+        self._forget(begun)
+        obs = bad_rows(self.rows.obs) & begun
         if obs.any():
             self._note(obs, "observation", self.rows.obs, obs)
             self._mend_start(obs)
 
+    def _forget(self, begun: Flags) -> None:
+        """Keep nothing of the former episodes of environments."""
+        self._spoil(self.spoiled & ~begun)
+
+    def _spoil(self, envs: Flags) -> None:
+        self._spoiled = envs if envs.any() else None
+
     def _judge(self, over: npt.NDArray[np.int64]) -> Flags | None:
         rows, final = self.rows, np.zeros(self._size, np.bool_)
-        reward, obs = _bad(rows.reward), _bad(rows.obs)
-        final[over] = _bad(rows.final_obs[over])
+        reward, obs = bad_rows(rows.reward), bad_rows(rows.obs)
+        final[over] = bad_rows(rows.final_obs[over])
         bad: Flags = reward | obs | final
         named = (
             ("reward", rows.reward, reward),
@@ -128,19 +168,32 @@ class _MendingGuard(Guard):
         super().__init__(source, *rest)
         self._limits = limits_of(source.description.obs_space)
 
+    def stored(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return what the ring holds of numbers that environments returned; a copy."""
+        values, where = values.copy(), bad_rows(values)
+        if name == "reward":
+            values[where] = 0.0
+        elif where.any():
+            values[where] = self._mended(values[where])
+        return values
+
+    def _mended(self, obs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return finite observations [E, *O]; writes into its argument."""
+        unfit = ~(np.abs(obs) <= _LARGEST[obs.dtype.name])
+        obs[unfit] = np.where(np.isnan(obs), 0.0, np.clip(obs, *self._limits))[unfit]
+        return obs
+
     def _mend_rows(self, reward: Flags, obs: Flags, final: Flags) -> None:
         self.rows.reward[reward] = 0.0
         for values, where in ((self.rows.obs, obs), (self.rows.final_obs, final)):
             if where.any():
-                some = values[where]
-                unfit = ~(np.abs(some) <= _LARGEST[some.dtype.name])
-                mended = np.where(np.isnan(some), 0.0, np.clip(some, *self._limits))
-                some[unfit] = mended[unfit]
-                values[where] = some
+                values[where] = self._mended(values[where])
 
 
 class _SkippingGuard(_MendingGuard):
     """Leaves out a step with a number that is not finite, and lets its environment begin anew."""
+
+    skips = True
 
     def _mend(
         self, reward: Flags, obs: Flags, final: Flags, over: npt.NDArray[np.int64]
@@ -166,24 +219,26 @@ class _SkippingGuard(_MendingGuard):
         when = self.source.begin_anew(np.flatnonzero(anew) + self.first_env)
         spoiled = anew if when is NewEpisode.NEXT else anew & obs
         if when is NewEpisode.NOW:
-            spoiled = _bad(self.rows.obs)
+            spoiled = bad_rows(self.rows.obs)
             if spoiled.any():
                 self._note(spoiled, "observation", self.rows.obs, spoiled)
                 self._mend_rows(np.zeros_like(obs), spoiled, np.zeros_like(obs))
-        self._spoiled = spoiled if spoiled.any() else None
+        self._spoil(self.spoiled | spoiled)
 
 
 class _ReplacingGuard(_MendingGuard):
     """Puts finite numbers in the place of those that are not; returns of episodes count them."""
 
+    returns: Returns
+
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._returns = np.zeros(self._size)
+        self.returns = np.zeros(self._size)
 
     def look(self, over: npt.NDArray[np.int64] = NO_ENVS) -> Flags | None:
         """Look at the last step; add up rewards, since who stepped them has added a NaN."""
         super().look(over)
-        rows, returns = self.rows, self._returns
+        rows, returns = self.rows, self.returns
         np.add(returns, rows.reward, out=returns, where=rows.real)
         ended = rows.terminated | rows.truncated
         if ended.any():
@@ -192,10 +247,9 @@ class _ReplacingGuard(_MendingGuard):
         returns[ended | ~rows.real] = 0.0
         return None
 
-    def begin(self) -> None:
-        """Look at first observations; count returns anew."""
-        self._returns[:] = 0.0
-        super().begin()
+    def _forget(self, begun: Flags) -> None:
+        self.returns[begun] = 0.0
+        super()._forget(begun)
 
     def _mend(
         self,
@@ -225,7 +279,7 @@ def _looks_bad(values: npt.NDArray[Any]) -> bool:
     return values.dtype.kind == "f" and not np.dot(flat, flat) <= _LARGEST[values.dtype.name]
 
 
-def _bad(values: npt.NDArray[Any]) -> Flags:
+def bad_rows(values: npt.NDArray[Any]) -> Flags:
     """Return which rows hold a NaN, an infinity, or what float32 cannot hold; integers are fine."""
     if not _looks_bad(values):
         return np.zeros(len(values), np.bool_)

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastdqn.envs.sources.source import EnvSource
+from fastdqn.envs.sources.protocol import ContinuingSource, EnvSource
+from fastdqn.envs.workers.open_episodes import Histories
 from fastdqn.envs.workers.shared_block import SharedBlock
+from fastdqn.envs.workers.supervision import fresh_seeds
+from fastdqn.errors import FastDQNError
+from fastdqn.foundation.state import PartState
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer
 from fastdqn.training.events import Episode
-from fastdqn.training.host.guard import NO_ENVS, Guard, guard_of
+from fastdqn.training.host.group import EnvGroup
+from fastdqn.training.host.guard import NO_ENVS, bad_rows, guard_of
+from fastdqn.training.host.recorded_steps import RecordedInRing
+from fastdqn.training.host.saved_guards import SavedGuards
+from fastdqn.training.host.saved_rollout import SHOWN, SavedRollout
 from fastdqn.training.nonfinite import Tally
-from fastdqn.training.transfer import PackedTransfer, Rows, arrays_over, tensors_over
-from fastdqn.transition import storage_dtype
 
 __all__ = ["HostRollout"]
 
-FALSE, TRUE = b"\0", b"\1"
-
-Shown = tuple[Tensor, Tensor | None]
-"""Observations [M, *O] and masks [M, A] of a group; None where there are no masks."""
+RESTORE_LIMIT_S = 60.0
+RESUMED = 0
+"""Branch of the seeds of episodes that begin anew in `restore`; restarts count from 1."""
+NOT_KEPT = "the episodes of these environments are not kept"
 
 
 class HostRollout:
@@ -49,6 +55,8 @@ class HostRollout:
         num_workers: Processes or threads that step them; 0 is none beside this one.
         env_steps: Real transitions so far.
         episodes: Finished episodes so far.
+        restore_limit_s: Seconds that `restore` may take to play open episodes again.
+        lost: Environments that began new episodes in `restore`, and why.
     """
 
     def __init__(
@@ -63,11 +71,15 @@ class HostRollout:
         self.num_envs, self.num_workers = source.num_envs, source.num_workers
         self.env_steps = self.episodes = 0
         self._tally, groups = Tally(on_nonfinite), range(source.num_groups)
-        self._groups = [_Group(source, index, replay.device, ladder) for index in groups]
-        for group in self._groups:
-            group.guard = guard_of(source, group.index, self._tally, lambda: self.env_steps)
-        self._waiting: deque[_Group] = deque()  # they act next
-        self._stepping: deque[_Group] = deque()  # they step now, the oldest first
+        guards = [guard_of(source, index, self._tally, lambda: self.env_steps) for index in groups]
+        self._groups = [EnvGroup(source, guard, replay.device, ladder) for guard in guards]
+        self._guards = SavedGuards(guards, self._tally)
+        self._waiting: deque[EnvGroup] = deque()  # they act next
+        self._stepping: deque[EnvGroup] = deque()  # they step now, the oldest first
+        self._received = 0  # of those, how many have arrived, and are not written yet
+        self._seeds: list[int] = []
+        self.restore_limit_s = RESTORE_LIMIT_S
+        self.lost: dict[int, str] = {}
 
     @property
     def num_restarts(self) -> int:
@@ -100,6 +112,8 @@ class HostRollout:
             NonFiniteError: An environment showed a NaN or an infinity.
         """
         self._stepping.clear()
+        self._received = 0
+        self._seeds = list(seeds)
         self.source.reset(seeds)
         self.replay.cut()
         for group in self._groups:
@@ -120,7 +134,7 @@ class HostRollout:
             self.source.send(self._choose_for(group, epsilon), group.index)
             self._stepping.append(group)
 
-    def _choose_for(self, group: _Group, epsilon: float) -> npt.NDArray[np.int64]:
+    def _choose_for(self, group: EnvGroup, epsilon: float) -> npt.NDArray[np.int64]:
         """Choose a group's actions and return them on the host."""
         if group.shown is None:
             shown, mask = self.replay.shown(group.index), self.replay.shown_mask(group.index)
@@ -133,7 +147,9 @@ class HostRollout:
 
     def collect(self) -> None:
         """Wait for the step that was started first; its rows are valid afterwards."""
-        self.source.recv(self._stepping[0].index)
+        if not self._received:
+            self.source.recv(self._stepping[0].index)
+            self._received = 1
 
     def write(self) -> list[Episode]:
         """Write the rows into the ring and return the episodes that ended.
@@ -143,10 +159,11 @@ class HostRollout:
                 replaced; nothing is written.
         """
         group = self._stepping.popleft()
+        self._received -= 1
         rows, within_step = group.rows, self.source.resets_within_step
         ended = group.ended()
         lost = group.guard.look(ended if within_step else NO_ENVS)
-        real = rows.real if _holds(group.real, FALSE) else None
+        real = None if group.all_real() else rows.real
         if lost is not None:
             ended, real = group.ended(), rows.real & ~lost
         step = group.arrived()
@@ -166,6 +183,101 @@ class HostRollout:
         self.env_steps += len(rows.real) if real is None else int(np.count_nonzero(real))
         return [self._episode(rows, index) for index in ended.tolist()]
 
+    # Saving and going on
+
+    def state(self) -> PartState:
+        """Return counts, turns of the groups, what they show, and the open episodes; copies.
+
+        Waits for the groups that step, whose rows are written later, as if nothing had been saved.
+        After a failure of the source there are no open episodes.
+        """
+        order, source = [*self._stepping, *self._waiting], self.source
+        try:
+            while self._received < len(self._stepping):
+                source.recv(self._stepping[self._received].index)
+                self._received += 1
+            histories = _histories_of(source)
+        except FastDQNError:  # as of workers that are restarted no more
+            histories = None
+        actions = [torch.as_tensor(group.action).cpu().numpy() for group in self._groups]
+        return (
+            SavedRollout(
+                self.env_steps,
+                self.episodes,
+                self._seeds,
+                [group.index for group in order],
+                0 if histories is None else self._received,
+                {name: getattr(source.rows, name) for name in SHOWN},
+                np.concatenate(actions),
+                histories,
+            )
+            .state()
+            .with_parts({"guards": self._guards.state()})
+        )
+
+    def restore(self, state: PartState) -> None:
+        """Go on from a state, instead of a `reset`; the ring was restored before, or is empty.
+
+        Open episodes are played again and compared with what is recorded. Environments that show
+        anything else begin new episodes, which `lost` lists, and are cut in the ring.
+
+        Raises:
+            CheckpointError: Names a value that is missing or cannot be.
+            NonFiniteError: A new episode begins with a NaN or an infinity; see `reset`.
+        """
+        saved, replay = SavedRollout.read(state, self.source), self.replay
+        fresh_ring = replay.valid.mark[1] == 0
+        if not fresh_ring and saved.order[0] != replay.next_group:
+            raise state.refusal("order", f"{saved.order}, and group {replay.next_group} is next")
+        self._guards.restore(state.part("guards"))
+        self.env_steps, self.episodes = saved.env_steps, saved.episodes
+        fresh = [int(seed or 0) for seed in fresh_seeds(saved.seeds, RESUMED)]
+        continues = saved.histories is not None and _continues(self.source)
+        self.lost = self._continue(saved, fresh)
+        self._seeds = [
+            fresh[env] if env in self.lost else seed for env, seed in enumerate(saved.seeds)
+        ]
+        lost = np.isin(np.arange(self.num_envs), list(self.lost))
+        num_unread = saved.num_unread if continues and not fresh_ring else 0
+        order = sorted(saved.order) if fresh_ring else saved.order
+        self._stepping = deque(self._groups[index] for index in order[:num_unread])
+        self._waiting = deque(self._groups[index] for index in order[num_unread:])
+        self._received = num_unread
+        self._show(saved, lost, fresh_ring=fresh_ring)
+
+    def _continue(self, saved: SavedRollout, fresh: Sequence[int]) -> dict[int, str]:
+        """Let open episodes go on; return the environments that begin new ones, and why."""
+        source = self.source
+        if saved.histories is None or not _continues(source):
+            source.reset(fresh)
+            return dict.fromkeys(range(self.num_envs), NOT_KEPT)
+        stored = self._groups[0].guard.stored
+        recorded = RecordedInRing(self.replay, saved.rows, saved.unread, stored)
+        return source.continue_episodes(
+            saved.histories, recorded, seeds=saved.seeds, fresh=fresh, limit_s=self.restore_limit_s
+        )
+
+    def _show(self, saved: SavedRollout, lost: npt.NDArray[np.bool_], *, fresh_ring: bool) -> None:
+        """Give groups whose step is not written yet their rows, and the ring what others show."""
+        rows, kept = self.source.rows, np.flatnonzero(~lost)
+        for name in set(SHOWN) - {"real"}:
+            getattr(rows, name)[kept] = saved.rows[name][kept]
+        rows.resting[kept] = rows.restarting[kept]
+        for group in self._stepping:
+            own = np.zeros(self.num_envs, np.bool_)
+            own[group.first_env : group.first_env + len(group.rows.real)] = True
+            assert _continues(self.source)
+            self.source.leave_out(np.flatnonzero(own & (lost | ~saved.rows["real"])))
+            group.take(saved.action[own])
+            lost = lost & ~own
+        if lost.any() and not fresh_ring:
+            self.replay.cut(lost)
+        for group in self._waiting:
+            begun = lost[group.first_env : group.first_env + len(group.rows.real)]
+            group.guard.begin(begun | bad_rows(group.rows.obs))
+            shown = group.arrived()
+            self.replay.begin(shown.obs, shown.action_mask, group=group.index)
+
     def _episode(self, rows: SharedBlock, index: int) -> Episode:
         self.episodes += 1
         return Episode(
@@ -177,54 +289,10 @@ class HostRollout:
         )
 
 
-class _Group:
-    """A group of environments with its rows and buffers.
-
-    Attributes:
-        index: Which group.
-        first_env: Its first environment.
-        rows: Its rows.
-        on_host: Whether the replay reads the host's memory.
-        guard: Looks at its numbers after each step.
-        real: The bytes of its column `real`.
-        arrived: Returns the rows of its last step, for the replay.
-        shown: Observations and masks at a fixed address on the network's device; None on the host
-            if only the replay has them in the dtype that the network takes.
-        action: [M] int64, its last actions, for the replay.
-        ladder: [M] of its environments, or None.
-    """
-
-    guard: Guard
-
-    def __init__(
-        self, source: EnvSource, index: int, device: torch.device, ladder: Tensor | None
-    ) -> None:
-        self.index = index
-        self.rows = source.rows_of(index)
-        size = len(self.rows.real)
-        self.first_env = index * size
-        self.ladder = None if ladder is None else ladder[self.first_env : self.first_env + size]
-        columns: Any = self.rows  # arrays are buffers, which NumPy's types do not say
-        self._terminated = memoryview(columns.terminated)
-        self._truncated = memoryview(columns.truncated)
-        self.real = memoryview(columns.real)
-        self.on_host = device.type == "cpu"
-        self.action: Any = np.zeros(size, np.int64)
-        arrays = arrays_over(self.rows)
-        self.arrived: Callable[[], Rows[Any]] = lambda: arrays
-        self.shown: Shown | None = None
-        if not self.on_host:
-            transfer = PackedTransfer(self.rows, device)
-            self.shown, self.arrived = transfer.rows.shown, transfer.load
-        elif storage_dtype(self.rows.obs.dtype) is torch.from_numpy(self.rows.obs).dtype:
-            self.shown = tensors_over(self.rows).shown
-
-    def ended(self) -> npt.NDArray[np.int64]:
-        """Return the environments whose episode has ended in this step, from 0; mostly none."""
-        if _holds(self._terminated, TRUE) or _holds(self._truncated, TRUE):
-            return np.flatnonzero(self.rows.terminated | self.rows.truncated)
-        return NO_ENVS
+def _histories_of(source: EnvSource) -> Histories | None:
+    return source.histories() if isinstance(source, ContinuingSource) else None
 
 
-def _holds(flags: memoryview, flag: bytes) -> bool:  # faster than `any` for few
-    return flag in flags.tobytes()
+def _continues(source: EnvSource) -> TypeGuard[ContinuingSource]:
+    """Return whether a source can go on with open episodes of another one."""
+    return _histories_of(source) is not None

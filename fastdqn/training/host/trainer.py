@@ -27,6 +27,7 @@ class HostTrainer(Trainer):
         """Act, learn while the workers step, collect, write, check intervals."""
         rollout, lap = self.rollout, self.watch.lap
         before = rollout.env_steps
+        self.saving.advance()
         lap("other")
         rollout.send(self.epsilon(before, rollout.episodes))
         lap("act")
@@ -38,7 +39,7 @@ class HostTrainer(Trainer):
         lap("write")
         if episodes:
             self._count(episodes)
-        if rollout.num_restarts > self.worker_restarts:
+        if rollout.num_restarts > self._seen_restarts:
             self._report_restarts()
         self._look(before, rollout.env_steps)
 

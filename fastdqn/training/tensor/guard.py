@@ -49,7 +49,6 @@ class TensorGuard:
     Attributes:
         holds: Returns of observations [N, *O] which ones the space holds, [N] bool.
         count: Scalar int64, steps so far with a number that is not finite; only others count.
-        state: What a step writes here.
     """
 
     def __init__(self, env: TensorEnv, device: torch.device) -> None:
@@ -60,7 +59,11 @@ class TensorGuard:
     @property
     def state(self) -> tuple[Tensor, ...]:
         """What a step writes here."""
-        return (self.count,)
+        return tuple(self.named().values())
+
+    def named(self) -> dict[str, Tensor]:
+        """Return what a step writes here, by name."""
+        return {"count": self.count}
 
     def refuses(self, obs: Tensor) -> Tensor:
         """Return which first observations [N, *O] no training can begin with, [N] bool."""
@@ -146,11 +149,12 @@ class SkippingGuard(ReplacingGuard):
         self.has_start = torch.zeros_like(self.spoiled)
         self.start_obs: Tensor | None = None
 
-    @property
-    def state(self) -> tuple[Tensor, ...]:
-        """What a step writes here."""
-        obs = () if self.start_obs is None else (self.start_obs,)
-        return (self.count, self.spoiled, self.has_start, *obs, *self.start_state)
+    def named(self) -> dict[str, Tensor]:
+        """Return what a step writes here, by name."""
+        named = {**super().named(), "spoiled": self.spoiled, "has_start": self.has_start}
+        if self.start_obs is not None:
+            named["start_obs"] = self.start_obs
+        return named | {f"start{number}": each for number, each in enumerate(self.start_state)}
 
     def begin(self, obs: Tensor) -> Tensor:
         """Keep the starts after a reset of all environments."""

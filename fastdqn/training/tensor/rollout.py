@@ -162,6 +162,11 @@ class TensorRollout(Whole):
             self._runners[execution] = self._runner(execution, background=background)
         self.execution, self._blocks = execution, self._runners[execution]
 
+    def rebuild(self) -> None:
+        """Build anew how blocks are run, e.g. since the learner counts on from other updates."""
+        self._runners = {}
+        self.execute_as(self.execution, background=self._blocks.background)
+
     def _runner(self, execution: str, *, background: bool) -> BlockRunner:
         mode, native, learner = mode_of(execution, self.device), None, self._learner
         if mode.native:

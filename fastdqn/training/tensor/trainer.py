@@ -29,6 +29,7 @@ class TensorTrainer(Trainer):
         """Run the next block, then check the intervals."""
         rollout, before = self.rollout, self.rollout.env_steps
         block = next_block(self.ratio, before, rollout.num_envs, self._planned, until=self.until)
+        self.saving.advance(block.total_steps)
         self.watch.lap("other")
         if block.total_updates and self._first_update is None:
             self._first_update = (before, self.watch.train_s)

@@ -28,6 +28,8 @@ from fastdqn.training.events import Episode, Evaluation
 from tests.masked import MaskedCounterEnv
 from tests.small_agents import SMALL
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 OFTEN: dict[str, Any] = {**SMALL, "eval_episodes": 3, "eval_interval": 100, "log_interval": 100}
 CARTPOLE = "CartPole-v1"
 

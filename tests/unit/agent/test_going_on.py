@@ -17,6 +17,8 @@ from fastdqn.training.callbacks import Callback
 from fastdqn.training.events import Episode, Report
 from tests.small_agents import SMALL
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 COUNTS = ("env_steps", "updates", "episodes", "rounds")
 SLOWLY: dict[str, Any] = {
     **SMALL,

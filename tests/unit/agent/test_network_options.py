@@ -212,7 +212,13 @@ def test_a_file_without_these_settings_is_of_a_plain_network(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "given", ["--epsilon-start 0.9", "--epsilon-end=0", "--epsilon_decay_steps 7"]
+    "given",
+    [
+        "--epsilon-start 0.9",
+        "--epsilon-end=0",
+        "--epsilon_decay_steps 7",
+        "--epsilon-ladder-alpha 3",
+    ],
 )
 def test_an_epsilon_flag_beside_noisy_is_refused(
     given: str, capsys: pytest.CaptureFixture[str]

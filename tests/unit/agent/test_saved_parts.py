@@ -17,18 +17,10 @@ from fastdqn import (
     QRObjective,
     UsageError,
 )
+from tests.small_agents import OWN_PROCESS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SETTINGS: dict[str, Any] = {
-    "num_envs": 2,
-    "num_workers": 0,
-    "batch_size": 8,
-    "buffer_size": 100,
-    "learning_starts": 20,
-    "hidden_sizes": (8,),
-    "execution": "eager",
-}
 OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
     "quantiles": ("c51", {"objective": "qr"}, "objective='qr' for .* with objective='c51'"),
     "any quantiles": ("qr", {"objective": "iqn"}, "objective='iqn' for .* with objective='qr'"),
@@ -49,7 +41,7 @@ def test_what_would_give_saved_outputs_another_meaning_is_refused(
     case: str, tmp_path: Path
 ) -> None:
     name, given, words = OTHERS[case]
-    agent = DQN("CartPole-v1", objective=name, **SETTINGS)
+    agent = DQN("CartPole-v1", objective=name, **OWN_PROCESS)
     agent.save(tmp_path)
     with pytest.raises(UsageError, match=words):
         DQN.load(tmp_path, **given)
@@ -68,7 +60,7 @@ def test_what_would_give_saved_outputs_another_meaning_is_refused(
     ],
 )
 def test_what_means_the_same_is_loaded(name: str, given: dict[str, Any], tmp_path: Path) -> None:
-    agent = DQN("CartPole-v1", objective=name, **SETTINGS)
+    agent = DQN("CartPole-v1", objective=name, **OWN_PROCESS)
     agent.save(tmp_path)
     again = DQN.load(tmp_path, **given)
     assert torch.equal(again.learner.state.online, agent.learner.state.online)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fastdqn.algorithms.distributional import (
     C51Objective,
+    DistributionalObjective,
     moved_atoms,
     of_action,
     project,
@@ -123,3 +124,13 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
         moved_atoms(one, one, torch.zeros(1, 3))
     with pytest.raises(ValueError, match="want"):
         project(one, one, torch.zeros(3), 0.0, 1.0)
+
+
+def test_what_says_no_numbers_and_no_q_values_is_no_objective() -> None:
+    class Half(DistributionalObjective):
+        numbers = 3
+
+    kinds: dict[type[Any], str] = {DistributionalObjective: "numbers", Half: "q_values"}
+    for kind, missing in kinds.items():
+        with pytest.raises(TypeError, match=missing):
+            kind()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import shutil
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
 from fastdqn import __version__
-from fastdqn.agent import recorded_run
+from fastdqn.agent import run_words
 from fastdqn.cli import commands
 from fastdqn.cli import train as run
 from fastdqn.cli.commands import main
@@ -23,6 +24,8 @@ from fastdqn.native import c_library
 from fastdqn.presets import PRESETS, preset_config
 from fastdqn.reporting.console import Console
 from fastdqn.toolchain.cc import MLP
+
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,7 +142,7 @@ REFUSED = {
     "--num-envs 0": ("--num-envs 0: it must be at least 1. The default is 16.",),
     "--num-envs -4": ("--num-envs -4: it must be at least 1.",),
     "--num-workers -1": ("--num-workers -1: it must not be negative.",),
-    "--buffer-size -1": ("--buffer-size -1: it must be at least 1.",),
+    "--buffer-size -1": ("--buffer-size -1: it must be at least 1 or auto.",),
     "--batch-size 0": ("--batch-size 0: it must be at least 1.",),
     "--total-timesteps 0": ("--total-timesteps 0: it must be at least 1.",),
     "--hidden-sizes 64 0": ("--hidden-sizes 64 0: ", "1 or more"),
@@ -147,6 +150,9 @@ REFUSED = {
     "--gamma 1.5": ("--gamma 1.5: it must lie in [0, 1].",),
     "--tau nan": ("--tau nan: it must be a finite number.",),
     "--seed -1": ("--seed -1: it must not be negative.",),
+    "--checkpoint-every 10": ("--checkpoint-every '10': it must be a time above 0, as 90s, 10m",),
+    "--keep-last 0": ("--keep-last 0: it must be at least 1.",),
+    "--resume auto": ("--resume auto: nothing says where the run lies. Add --run-dir FOLDER.",),
     # Values that exclude each other
     "--env-id CartPole-v1 --hidden-sizes 9999999 9999999": (
         "--hidden-sizes 9999999 9999999: ",
@@ -163,7 +169,6 @@ REFUSED = {
     "--execution compile+cudagraph --device cpu": ("--execution compile+cudagraph on cpu: ",),
     "--precision tf32 --device cpu": ("--precision tf32 on cpu: only CUDA", "--precision float32"),
     "--precision half": ("--precision half: it takes float32 or tf32 or bf16.",),
-    "--buffer-size 100000000000000": ("--buffer-size 100,000,000,000,000: ", "GiB", "fits"),
     # What is not spelled right
     "--numenvs 4": ("--numenvs: there is no such flag. Did you mean --num-envs",),
     "--quiet=yes": ("no flag takes the word yes", "fastdqn train --help"),
@@ -171,6 +176,9 @@ REFUSED = {
     "CartPole-v1": ("no flag takes the word CartPole-v1",),
     "--loss hubr": ("--loss hubr: it takes huber or mse. The default is huber.",),
     "--num-envs abc": ("--num-envs abc: it takes a whole number. The default is 16.",),
+    "--buffer-size Auto": ("--buffer-size Auto: it takes a whole number or auto. The default is",),
+    "--buffer-size 1.5": ("--buffer-size 1.5: it takes a whole number or auto.",),
+    "--buffer-size 0": ("--buffer-size 0: it must be at least 1 or auto.",),
     "--num-envs=1.5": ("--num-envs 1.5: it takes a whole number.",),
     "--num-envs nan": ("--num-envs nan: it takes a whole number.",),
     "--num-envs 1e999": ("--num-envs 1e999: it takes a whole number.",),
@@ -205,6 +213,19 @@ def test_a_run_that_cannot_be_is_refused_in_a_line_before_anything_starts(
     _assert_one_line(capsys, *REFUSED[words])
     assert list(folder.iterdir()) == []
     assert multiprocessing.active_children() == []
+
+
+def test_a_ring_that_does_not_fit_is_refused_with_a_table(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--buffer-size", "100000000000000"]) == 2
+    first, *table = capsys.readouterr().err.splitlines()
+    assert re.match(
+        "error: --buffer-size 100,000,000,000,000: .*At most --buffer-size .* fits", first
+    )
+    assert len(table) > 5
+    assert all(re.fullmatch(r"  \S.*\d B|.*iB", line) for line in table)
+    assert list(folder.iterdir()) == []
 
 
 def _assert_one_line(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
@@ -256,7 +277,7 @@ def test_a_run_directory_that_holds_a_run_is_refused_and_left_as_it_is(
 
 
 COMMANDS_REFUSED = {
-    "trian": ("fastdqn trian: there is no such command. Choose train, evaluate, plot, ",),
+    "trian": ("fastdqn trian: there is no such command. Choose train, resume, evaluate, ",),
     "--num-envs 3": ("fastdqn --num-envs: there is no such command.",),
     "presets --all": ("--all: there is no such flag. See fastdqn presets --help.",),
     "doctor please": ("no flag takes the word please",),
@@ -270,6 +291,7 @@ COMMANDS_REFUSED = {
 }
 
 
+@pytest.mark.plots
 @pytest.mark.parametrize("words", COMMANDS_REFUSED)
 def test_a_command_that_cannot_be_is_refused_in_a_line(
     words: str, folder: Path, capsys: pytest.CaptureFixture[str]
@@ -310,6 +332,7 @@ def test_flags_after_a_preset_win_whatever_the_order(asked: list[Config]) -> Non
         ("--num-envs 5 --num-envs 3", "num_envs", 3),
         ("--total-timesteps 1e6", "total_timesteps", 1_000_000),
         ("--buffer-size=2.5e5", "buffer_size", 250_000),
+        ("--buffer-size auto", "buffer_size", "auto"),
         ("--num_envs 3.0", "num_envs", 3),
         ("--hidden-sizes 1e2 64", "hidden_sizes", (100, 64)),
         ("--num-workers None", "num_workers", None),
@@ -445,7 +468,13 @@ def test_a_run_leaves_a_complete_folder(finished_run: Path) -> None:
         "checkpoints/best/policy.json",
         "checkpoints/step-000000000400",
         "checkpoints/step-000000000400/model.safetensors",
+        "checkpoints/step-000000000400/optimizer.safetensors",
         "checkpoints/step-000000000400/policy.json",
+        "checkpoints/step-000000000400/replay",
+        "checkpoints/step-000000000400/replay/chunk-00000.safetensors",
+        "checkpoints/step-000000000400/replay/chunk-00001.safetensors",
+        "checkpoints/step-000000000400/state.json",
+        "checkpoints/step-000000000400/state.safetensors",
         "config.json",
         "episodes.csv",
         "evaluations.csv",
@@ -504,6 +533,7 @@ def test_evaluate_takes_an_older_policy_where_the_newest_is_damaged_and_says_so(
     assert err.startswith(f"skipped: {newer} is damaged")
 
 
+@pytest.mark.plots
 def test_plot_draws_the_pictures_again(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -520,9 +550,9 @@ def test_plot_draws_the_pictures_again(
 def test_more_workers_than_cores_are_reported(
     workers: int, message: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorded_run, "available_cores", lambda: 2)
+    monkeypatch.setattr(run_words, "available_cores", lambda: 2)
     console = Console(tmp_path / "log.txt")
-    recorded_run._warn_crowded(console, workers)
+    run_words._warn_crowded(console, workers)
     console.close()
     said = (tmp_path / "log.txt").read_text()
     assert ("3 workers share 2 cores and take turns; --num-workers 1 leaves" in said) is message

@@ -37,11 +37,13 @@ FIELDS = {
     "episode_length": ((4,), "int64"),
     "action_mask": ((4, 2), "bool"),
     "final_action_mask": ((4, 2), "bool"),
+    "origin": ((4, 8), "uint64"),
+    "steps_sent": ((4, 1), "int64"),
 }
 
 
 def test_every_array_has_the_shape_and_dtype_that_the_table_says() -> None:
-    rows = SharedBlock.allocate(RowSpec(4, (3,), "uint8", num_masked=2))
+    rows = SharedBlock.allocate(RowSpec(4, (3,), "uint8", num_masked=2, num_origin=8))
     got = {f.name: getattr(rows, f.name) for f in fields(rows)}
     assert {name: (array.shape, array.dtype.name) for name, array in got.items()} == FIELDS
 

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from fastdqn.foundation.formatting import (
+    format_bytes,
     format_duration,
     format_figure,
     format_return,
@@ -131,3 +132,16 @@ def test_format_duration(seconds: float, text: str) -> None:
 )
 def test_format_figure(value: float, places: int, text: str) -> None:
     assert format_figure(value, places) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        *((0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536 * 2**10, "1.5 MiB")),
+        *((2**20 - 1, "1.0 MiB"), (2**30 - 1, "1.0 GiB"), (2**30, "1.0 GiB")),
+        *((4_509_715_661, "4.2 GiB"), (1000 * 2**30, "1,000.0 GiB"), (2**40, "1.0 TiB")),
+        *((2**60, "1.0 EiB"), (3 * 2**72, "12,288.0 EiB"), (2**70 - 1, "1,024.0 EiB")),
+    ],
+)
+def test_bytes_have_one_place_and_the_largest_unit_below_them(count: int, text: str) -> None:
+    assert format_bytes(count) == text

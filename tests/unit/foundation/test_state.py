@@ -65,3 +65,31 @@ def test_nothing_is_copied_where_one_tensor_does_not_fit() -> None:
     with pytest.raises(CheckpointError, match="its more is missing"):
         state.copy_into({"sums": into, "more": torch.zeros(1)})
     assert not into.any()
+
+
+def test_parts_of_parts_come_back_and_say_where_they_are() -> None:
+    inner = PartState({"count": 1}, {"sums": torch.ones(2)})
+    outer = PartState({"name": "b"}).with_parts({"inner": inner})
+    whole = PartState.of_parts({"outer": outer})
+    found = whole.part("outer").part("inner")
+    assert (found.whole("count"), found.tensors["sums"].tolist()) == (1, [1.0, 1.0])
+    with pytest.raises(CheckpointError, match="state outer inner: its count is 1, no whole number"):
+        found.whole("count", 2)
+
+
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        (lambda s: s.numbers("rows", 1), r"its rows is \[1, 'x'\], no list of at most 1 numbers"),
+        (lambda s: s.numbers("rows", 2), "its rows is 'x', no finite number"),
+        (lambda s: s.numbers("missing", 2), "its missing is None, no list"),
+        (lambda s: s.scalar("seven", torch.tensor(0), most=6), r"its seven is 7, not in \[0, 6\]"),
+        (lambda s: s.finite("inf", torch.zeros(1)), "its inf is not finite throughout"),
+    ],
+)
+def test_numbers_and_scalars_are_refused_by_name(
+    read: Callable[[PartState], Any], said: str
+) -> None:
+    tensors = {"seven": torch.tensor(7), "inf": torch.tensor([torch.inf])}
+    with pytest.raises(CheckpointError, match=said):
+        read(PartState({"rows": [1, "x"]}, tensors))

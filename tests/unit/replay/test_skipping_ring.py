@@ -106,7 +106,7 @@ def test_where_everything_was_skipped_draws_find_what_cannot_be_learned() -> Non
 @pytest.mark.parametrize("rows", [0, 3, 30])
 def test_a_snapshot_undoes_the_writes_after_it(rows: int) -> None:
     ring, _, _ = _written(rows)
-    before = [t.clone() for t in (*ring.ring.cells().values(), ring.row, *ring.listed)]
+    before = [t.clone() for t in (*ring.ring.cells().values(), ring.row, *ring.listed.values())]
     restore = ring.snapshot(2)
     real = torch.tensor([True, False, True])
     never = torch.zeros(N, dtype=torch.bool)
@@ -114,5 +114,5 @@ def test_a_snapshot_undoes_the_writes_after_it(rows: int) -> None:
     for _ in range(2):
         ring.write_some(real, (torch.zeros(N).long(), torch.ones(N), never, never, frames, frames))
     restore()
-    after = *ring.ring.cells().values(), ring.row, *ring.listed
+    after = *ring.ring.cells().values(), ring.row, *ring.listed.values()
     assert all(torch.allclose(a, b, equal_nan=True) for a, b in zip(before, after, strict=True))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.replay.c_tree import CTree
-from fastdqn.replay.sum_tree import SumTree
+from fastdqn.replay.sum_tree import SumTree, tree_bytes
 
 NUMBERS = {"alpha": 1.0, "eps": 1e-30, "beta_start": 0.0, "beta_end": 0.0}
 """Of a tree in C whose leaves are the priorities as they are."""
@@ -143,3 +143,15 @@ def test_the_first_and_the_last_number_choose_rows_that_live(
     tree.fill(torch.arange(300, 700), torch.tensor(0.1))
     row = int(ways_of(tree).draw(torch.tensor([extreme])))
     assert row == (300 if extreme == 0 else 699)
+
+
+@pytest.mark.parametrize("size", [1, 16, 17, 64**3, 64**3 + 1, 300_000, 128**3 + 1])
+def test_the_bytes_of_a_tree_are_known_before_it_is_built(size: int) -> None:
+    tree = SumTree(size)
+    assert tree_bytes(size) == sum(tensor.untyped_storage().nbytes() for tensor in tree.written())
+    assert tree.fan_out**3 >= size
+    assert tree.fan_out == 64 or (tree.fan_out - 64) ** 3 < size
+
+
+def test_the_bytes_of_a_tree_of_any_size_are_counted_at_once() -> None:
+    assert 4 * 10**30 < tree_bytes(10**30) < 5 * 10**30

@@ -124,3 +124,20 @@ def test_tensorboard_holds_every_finite_figure_over_env_steps(tmp_path: Path) ->
     }
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1000, 0.5), (2000, 0.25)]
     assert [e.value for e in events.Scalars("time_share/learn")] == [0.75, 0.75]
+
+
+def test_tensorboard_forgets_what_came_after_the_checkpoint_of_a_resumed_run(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("tensorboard")
+    killed, resumed = (TensorBoardMetrics(tmp_path / "events") for _ in range(2))
+    for step, loss in ((1000, 0.5), (2000, 0.25), (3000, 0.125)):
+        killed.append(_report(step, loss=loss))
+    killed.close()
+    resumed.forget_after(1500)
+    resumed.append(_report(2000, loss=4.0))
+    resumed.close()
+    module = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    events = module.EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1000, 0.5), (2000, 4.0)]

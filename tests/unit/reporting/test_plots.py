@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -311,6 +312,29 @@ def test_wall_time_figure_draws_return_speed_and_the_moment_of_solving() -> None
     assert band.get_datalim(speed.transData).y1 == 1064.0
     assert speed.get_ylim() == (0.0, 3 * 1064.0)
     assert figure.get_suptitle() == "Env-v0"
+
+
+def _ticks(axis: Axis) -> list[str]:
+    """Return the labels of an axis whose ticks lie within the picture."""
+    low, high = sorted(axis.get_view_interval())
+    places = [place for place in axis.get_majorticklocs() if low <= place <= high]
+    return axis.get_major_formatter().format_ticks(places)
+
+
+@pytest.mark.parametrize("wall_s", [0.004, 0.3, 1.4, 5.0, 40_000.0])
+def test_every_tick_has_a_label_of_its_own(wall_s: float) -> None:
+    """Also in runs of a second, of one episode and of few steps per second."""
+    metrics = _metrics([wall_s / 2, wall_s], [1.0, 2.0])
+    for record in metrics:
+        record["sps"] = 0.7 * wall_s
+    by_time = build_wall_time_figure(metrics, title="t", solved_at=None)
+    one = build_returns_figure(_table([7.0]), title="t", solved_at=None)
+    for axis in (by_time.axes[0].xaxis, by_time.axes[1].yaxis, one.axes[1].yaxis):
+        labels = _ticks(axis)
+        assert len(set(labels)) == len(labels) >= 2, labels
+        assert max(map(len, labels)) <= len("100,000")
+    assert "1" in labels
+    assert "20,000" in _ticks(by_time.axes[0].xaxis) or wall_s < 100
 
 
 @pytest.mark.parametrize("solved_at", [None, 300.0])

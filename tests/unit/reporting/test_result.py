@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from fastdqn.agent.dqn import DQN
+from fastdqn.agent.resumed_run import lent_by
 from fastdqn.config import Config
 from fastdqn.foundation.saved_files import write_json_whole
 from fastdqn.reporting.console import Console
@@ -28,6 +29,8 @@ from fastdqn.training.events import BestPolicy
 from fastdqn.training.host.trainer import HostTrainer
 from fastdqn.training.schedules import ReplayRatio
 from fastdqn.training.stopwatch import Stopwatch
+
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 def a_trainer(**changes: Any) -> HostTrainer:
@@ -228,7 +231,7 @@ def test_what_json_cannot_hold_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 LOSSES = {
-    "fastdqn.reporting.run_recorder.save_checkpoint": (
+    "fastdqn.reporting.run_checkpoints.RunCheckpoints.save_last": (
         "checkpoints",
         "the checkpoint of env step 300",
     ),
@@ -294,6 +297,7 @@ def _run(folder: Path) -> set[str]:
     )
     with Console(folder / "log.txt") as console, recording(agent, folder, console) as record:
         with agent.trainer(None, record) as trainer:
+            trainer.saving = record.checkpoints
             status = trainer.run(agent.env_seeds())
         record.save(trainer, status)
     return {path.name for path in folder.iterdir()}
@@ -306,7 +310,6 @@ def recording(agent: DQN, folder: Path, console: Console) -> RunRecorder:
         config=agent.config,
         env_id=agent.description.env_id,
         solved_at=agent.solved_at,
-        parameters=agent.parameters,
-        describe=agent.describe,
+        lent=lent_by(agent),
         started=time.perf_counter(),
     )

@@ -16,12 +16,13 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from fastdqn.checkpoint import layout
+from fastdqn.checkpoint.saved_policy import policy_digest
 from fastdqn.errors import CheckpointError, UsageError
 from fastdqn.training import checkpoint
 from fastdqn.training.checkpoint import (
     KEEP_LAST,
     SavedPolicy,
-    _digest,
     load_policy,
     newest_checkpoint,
     save_checkpoint,
@@ -224,7 +225,8 @@ def test_everything_is_on_the_disk_before_it_takes_its_place(
         tape.append(f"rename {target.name}")
         return rename(draft, target)
 
-    monkeypatch.setattr(checkpoint, "_sync", sync)
+    monkeypatch.setattr(checkpoint, "sync", sync)
+    monkeypatch.setattr(layout, "sync", sync)
     monkeypatch.setattr(Path, "rename", take_place)
     write(tmp_path / "runs" / "policy", OLD)
     assert tape == [
@@ -355,7 +357,7 @@ def test_a_pickle_in_the_tensors_place_is_refused_and_not_run(
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "policy", OLD)
     bomb = pickle.dumps(_Bomb())
-    digest = checkpoint._digest(bomb, description(OLD))
+    digest = policy_digest(bomb, description(OLD))
     (tmp_path / "policy" / "model.safetensors").write_bytes(bomb)
     message = {**description(OLD), "schema": 1, "sha256": digest}
     (tmp_path / "policy" / "policy.json").write_text(json.dumps(message))
@@ -388,7 +390,7 @@ def test_shapes_that_do_not_fit_the_file_are_refused(tmp_path: Path, shape: str)
     message = {
         **description(OLD),
         "schema": 1,
-        "sha256": checkpoint._digest(content, description(OLD)),
+        "sha256": policy_digest(content, description(OLD)),
     }
     (tmp_path / "policy" / "model.safetensors").write_bytes(content)
     (tmp_path / "policy" / "policy.json").write_text(json.dumps(message))
@@ -454,7 +456,7 @@ def test_a_hash_takes_no_copy_of_the_tensors() -> None:
     content = bytes(10_000_000)
     whole = hashlib.sha256(content + b'{"a": 1}').hexdigest()
     tracemalloc.start()
-    assert _digest(content, {"a": 1}) == whole
+    assert policy_digest(content, {"a": 1}) == whole
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < len(content) / 10

@@ -38,7 +38,7 @@ each_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 def _factories(num_envs: int = 2, **odd: Any) -> list[Any]:
     """Return counters, of which number 1 is glitchy."""
     what: Any = odd or {"rewards": REWARDS, "shows": SHOWS, "starts": STARTS}
-    kinds = [partial(CounterEnv, env, 4) for env in range(num_envs)]
+    kinds: list[Any] = [partial(CounterEnv, env, 4) for env in range(num_envs)]
     kinds[1] = partial(GlitchyEnv, 1, **what)
     return kinds
 
@@ -55,7 +55,8 @@ def _rolled(source: EnvSource, on_nonfinite: str, steps: int = STEPS) -> tuple[H
 def _of_env(stored: Stored, env: int) -> npt.NDArray[Any]:
     """Return [n, 2] episode and time of each stored transition of an environment, in order."""
     seen: npt.NDArray[Any] = stored.obs[::-1]
-    return seen[seen[:, 0] == env][:, 1:]
+    times: npt.NDArray[Any] = seen[seen[:, 0] == env][:, 1:]
+    return times
 
 
 # Skipped
@@ -179,7 +180,7 @@ def test_a_thousand_vector_steps_without_a_transition_end_the_run() -> None:
     class AlwaysBad(CounterEnv):
         def step(self, action: int) -> Step:
             obs, _, *rest = super().step(action)
-            return obs, math.nan, *rest  # type: ignore[return-value]
+            return obs, math.nan, *rest
 
     source = source_of(vector_of("sync", [AlwaysBad], AutoresetMode.DISABLED))
     rollout = rollout_of(source, on_nonfinite="skip")

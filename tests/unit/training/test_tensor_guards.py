@@ -184,7 +184,7 @@ def _tensors(rollout: TensorRollout) -> list[Tensor]:
     ring: Any = rollout.ring
     parts = rollout._learner.state.written(), rollout._iteration.state, rollout.env.state
     cells = [torch.nan_to_num(cell) for cell in ring.ring.cells().values()]
-    return [*cells, *ring.listed, *(tensor for part in parts for tensor in part)]
+    return [*cells, *ring.listed.values(), *(tensor for part in parts for tensor in part)]
 
 
 @pytest.mark.parametrize("on_nonfinite", ["raise", "skip", "replace"])

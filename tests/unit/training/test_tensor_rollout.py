@@ -260,18 +260,18 @@ def test_q_of_the_chain_converges_to_the_known_values(kind: Any, double: bool) -
         double=double,
         optimizer=Descent(),
         learning_rate=1.0,
-        tau=0.1,
+        tau=0.5,
         loss="mse",
         clip_norm=None,
     )
     rollout = rollout_of(kind(4), learner, capacity=400, batch_size=32)
     assert isinstance(rollout.env, PureTensorEnv) is (kind is PureChain)
     rollout.advance(Block(20, 0), 1.0)
-    episodes = [episode for _ in range(60) for episode in rollout.advance(Block(1, 1, 5), 0.5)]
+    episodes = [episode for _ in range(20) for episode in rollout.advance(Block(1, 1, 5), 0.5)]
     assert {episode.truncated for episode in episodes} == {True, False}
     want = torch.tensor(CHAIN_Q)
     torch.testing.assert_close(learner.state.online.view(2, 2), want, atol=0.02, rtol=0)
-    assert int(learner.state.updates) == 300
+    assert int(learner.state.updates) == 100
 
 
 def test_the_rollout_and_the_learner_count_the_same_updates() -> None:

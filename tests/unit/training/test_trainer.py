@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -97,6 +98,7 @@ class FakeEvaluator:
         """A mean that ends a full evaluation early."""
         self.length = NEVER
         """Env steps of an episode of a screening: too many for a full one to find the best."""
+        self.call, self._rounds = 0, Counter[Stream]()
 
     def close(self) -> None:
         self.stage.say("close")
@@ -178,7 +180,7 @@ def staged(
     epsilon: Schedule | None = None,
     learning_rate: Schedule | None = None,
     must_evaluate: bool = True,
-    **intervals: int,
+    **intervals: float,
 ) -> tuple[HostTrainer, Stage]:
     stage = stage or Stage(clock, num_envs, ends or {})
     trainer = HostTrainer(
@@ -189,7 +191,7 @@ def staged(
         epsilon=epsilon or Constant(0.5),
         learning_rate=learning_rate,
         until=until,
-        intervals=Intervals(**{"report": NEVER, "checkpoint": NEVER, **intervals}),
+        intervals=Intervals(**cast("Any", {"report": NEVER, "checkpoint": NEVER, **intervals})),
         callback=stage,
         evaluator=cast("Evaluator", FakeEvaluator(stage, means)),
         must_evaluate=must_evaluate,
@@ -733,3 +735,18 @@ def test_a_run_says_how_many_steps_it_took_in_its_training_seconds(clock: Clock)
     trainer.run(SEEDS)
     assert trainer.overall_sps == pytest.approx(20 / trainer.watch.train_s)
     assert trainer.overall_sps != pytest.approx(trainer.train_sps)
+
+
+def test_a_checkpoint_by_time_is_looked_for_with_each_report(clock: Clock) -> None:
+    trainer, stage = staged(clock, until=12, report=4, checkpoint_s=0.0)
+    trainer.run(SEEDS)
+    saw = [event for event in stage.tape if event.startswith(("saw report", "saw checkpoint"))]
+    assert saw[:4] == [
+        "saw report at 4",
+        "saw checkpoint at 4 running",
+        "saw report at 8",
+        "saw checkpoint at 8 running",
+    ]
+    trainer, stage = staged(clock, until=12, report=4, checkpoint_s=1e9)
+    trainer.run(SEEDS)
+    assert count(stage, "saw checkpoint") == 0

@@ -16,7 +16,7 @@ from fastdqn.algorithms.distributional import C51Objective
 from fastdqn.replay import ReplayBuffer
 from fastdqn.training.value_range import ValueRange, value_range_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("no_plots", "one_thread")
 
 
 def ring_of(rewards: list[float], ends: str) -> ReplayBuffer:

@@ -11,6 +11,7 @@ import pytest
 from benchmarks import provenance
 from benchmarks.studies import family
 from benchmarks.studies.family import VARIANTS, flags_of, main, row, table
+from benchmarks.studies.solve import UNCOUNTED_SEED
 
 STEPS = {"double": 100_000, "dueling": 50_000}
 
@@ -46,16 +47,26 @@ def test_variants_take_turns_after_runs_that_are_not_counted(
 ) -> None:
     training = Training(monkeypatch)
     words = ["--variants", "double", "dueling", "--seeds", "2", "--preset", "lunarlander"]
+    words += ["--first-seed", "7"]
     assert main([*words, "--train-args=--gamma 0.9"]) == 0
     seen = [(seed, "--dueling" in flags) for _, seed, flags in training.calls]
-    assert seen == [(2, False), (2, True), (0, False), (0, True), (1, False), (1, True)]
+    counted = [(7, False), (7, True), (8, False), (8, True)]
+    assert seen == [(UNCOUNTED_SEED, False), (UNCOUNTED_SEED, True), *counted]
     assert all(flags[:2] == ["--gamma", "0.9"] for *_, flags in training.calls)
     assert ["compile" in flags for *_, flags in training.calls] == [True] * 2 + [False] * 4
     assert {preset for preset, *_ in training.calls} == {"lunarlander"}
     assert len(training.caches) == 1
     out = capsys.readouterr().out
-    assert "| dueling | 2 of 2 | 50,000 (50,000 to 50,001) | 0.50 | 2.5 | 5.5 | 489.0 |" in out
+    assert "| dueling | 2 of 2 | 50,008 (50,007 to 50,008) | 0.50 | 9.5 | 12.5 | 482.0 |" in out
     assert "`dueling`: `--dueling`" in out
+
+
+def test_compiled_artefacts_stay_in_a_folder_that_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    training = Training(monkeypatch)
+    assert main(["--variants", "double", "--seeds", "1", "--caches", str(tmp_path)]) == 0
+    assert training.caches == {tmp_path}
 
 
 def test_a_target_that_was_not_reached_fails_and_has_no_steps(

@@ -75,6 +75,13 @@ def test_warm_runs_share_caches_that_a_run_not_counted_fills(
     assert "2 of 2 solved" in capsys.readouterr().out
 
 
+def test_seeds_begin_at_the_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = Command(monkeypatch)
+    assert main(["--seeds", "2", "--first-seed", "5", "--warm"]) == 0
+    seeds = [int(words[words.index("--seed") + 1]) for words, _ in command.calls]
+    assert seeds == [solve.UNCOUNTED_SEED, 5, 6]
+
+
 def test_a_seed_that_was_not_solved_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     Command(monkeypatch)
     monkeypatch.setitem(RESULT, "status", "completed")
