@@ -76,6 +76,24 @@ class NoiseEnv(gym.Env[Any, Any]):
         return np.array([self.walk, self.tag, self.t, fates.get(self.fate, 0.0), self.env_id])
 
 
+class GlitchyNoiseEnv(NoiseEnv):
+    """Pays a NaN, shows an infinity, or begins with a NaN, each with a tenth of probability."""
+
+    def reset(self, **given: Any) -> tuple[Any, Any]:
+        obs, info = super().reset(**given)
+        return self._spoiled(obs, np.nan), info
+
+    def step(self, action: int) -> Step:
+        obs, reward, *rest = super().step(action)
+        pays = self.np_random.random() < 0.1
+        return self._spoiled(obs, np.inf), np.nan if pays else reward, *rest
+
+    def _spoiled(self, obs: Any, value: float) -> Any:
+        if self.np_random.random() < 0.1:
+            obs[0] = value
+        return obs
+
+
 def noisy(num_envs: int, odd: Factory | None = None, index: int = 0) -> list[Factory]:
     """Return factories of environments 0 to num_envs - 1, one of which may be odd."""
     factories: list[Factory] = [partial(NoiseEnv, env_id=i) for i in range(num_envs)]
@@ -203,7 +221,7 @@ def resumed(
 
     saved = saved_and_read(rollout.state()) if state is None else state
     policy, ring = copy.deepcopy((rollout.policy, rollout.replay if replay is None else replay))
-    twin = HostRollout(source_of(envs), policy, ring)
+    twin = HostRollout(source_of(envs), policy, ring, None, rollout._tally.on_nonfinite)
     twin.restore_limit_s = limit_s
     twin.restore(saved)
     return twin

@@ -87,7 +87,7 @@ def refuse_other_lists(state: PartState, ring: SkippingRing, rows: int) -> None:
         raise state.refusal("row_counts", f"not in [0, {row_size}] throughout")
     if not sum(there) == sum(counts) == entered - left:
         raise state.refusal("row_counts", f"of {sum(counts)} in all, not {entered - left}")
-    listed = state.tensor("order", ring.listed["order"]).cpu()
+    listed = state.tensor("order", ring.order)[:-1].cpu()  # the last place is never read
     _refuse_other_places(state, "order", listed, left, [oldest, num_rows, row_size], there)
     newest = torch.zeros(row_size, dtype=torch.bool)
     numbers = torch.arange(entered - there[-1], entered) if there else torch.arange(0)

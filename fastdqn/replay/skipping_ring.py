@@ -52,10 +52,9 @@ class SkippingRing(FunctionalRing):
 
     @property
     def listed(self) -> dict[str, Tensor]:
-        """The tensors beside those of the ring, by name; but for the place that is never read."""
-        order = self.order[:-1]
-        whole = {"real": self.real, "order": order, "row_counts": self.row_counts}
-        return {**whole, "entered": self.entered, "left": self.left}
+        """The tensors beside those of the ring, by name."""
+        names = ("real", "order", "row_counts", "entered", "left")
+        return {name: getattr(self, name) for name in names}
 
     def write_some(self, real: Tensor, step: tuple[Tensor, ...]) -> None:
         """Append one vector step of which some are no transitions, in place.

@@ -89,8 +89,7 @@ def evaluate(
     policy = policy.to_play()
     games = Games(source, episodes, max_steps or NO_LIMIT)
     act, pace = _acting(policy, source), Pace(PROGRESS_EVERY_S, at_once=False)
-    tally = Tally(on_nonfinite, of=" of an evaluation")
-    guards = _guards(source, tally, lambda: episodes - games.missing)
+    tally, guards = _guards(source, on_nonfinite, lambda: episodes - games.missing)
     _begin(games, guards, seeds)
     while games.missing:
         if stopped is not None and stopped():
@@ -106,8 +105,12 @@ def evaluate(
     return Evaluation(*own, max_steps, num_nonfinite=tally.count)
 
 
-def _guards(source: EnvSource, tally: Tally, progress: Callable[[], int]) -> list[Guard]:
-    return [guard_of(source, group, tally, progress) for group in range(source.num_groups)]
+def _guards(
+    source: EnvSource, on_nonfinite: str, progress: Callable[[], int]
+) -> tuple[Tally, list[Guard]]:
+    """Return the guards of all groups, and what they count together."""
+    tally = Tally(on_nonfinite, of=" of an evaluation")
+    return tally, [guard_of(source, group, tally, progress) for group in range(source.num_groups)]
 
 
 def _begin(games: Games, guards: Sequence[Guard], seeds: Sequence[int]) -> None:
