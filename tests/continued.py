@@ -227,6 +227,42 @@ def resumed(
     return twin
 
 
+class PaysNaN(NoiseEnv):
+    """Pays a NaN in its ninth step, and touches a file."""
+
+    def __init__(self, env_id: int, path: str) -> None:
+        super().__init__(env_id=env_id)
+        self.path = Path(path)
+
+    def step(self, action: int) -> Step:
+        obs, reward, *rest = super().step(action)
+        if self.t == 9:
+            self.path.touch()
+            reward = float("nan")
+        return obs, reward, *rest
+
+
+class DiesAfter(NoiseEnv):
+    """Ends its process once, in its n-th step from the first one that finds a file.
+
+    Args:
+        env_id: Which one.
+        path: The file, and with a suffix, one that says that it has happened.
+        n: See above.
+    """
+
+    def __init__(self, env_id: int, path: str, n: int) -> None:
+        super().__init__(env_id=env_id)
+        self.path, self.died, self.left = Path(path), Path(path + ".died"), n
+
+    def step(self, action: int) -> Step:
+        self.left -= self.path.exists()
+        if self.left == 0 and not self.died.exists():
+            self.died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
 class DiesOnce(NoiseEnv):
     """Ends its process, or raises, in one step of one of its lives.
 

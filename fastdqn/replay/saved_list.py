@@ -107,7 +107,8 @@ def _refuse_other_places(  # noqa: PLR0917 - called in two places, with names th
     numbers = torch.arange(sum(there), device=listed.device) + first % len(listed)
     places = listed[numbers % len(listed)]
     rows = torch.arange(len(there), device=listed.device)
-    row = rows.repeat_interleave(torch.tensor(there, device=listed.device))
+    counts = torch.tensor(there, dtype=torch.int64, device=listed.device)  # also of no rows
+    row = rows.repeat_interleave(counts)
     in_turn = row * row_size + places % row_size
     wrong = places // row_size != (row + oldest) % num_rows
     if bool(wrong.any()) or not bool((in_turn.diff() > 0).all()):

@@ -76,17 +76,18 @@ def tensors(**settings: Any) -> DQN:
 
 
 AGENTS: dict[str, Make] = {
-    "host": partial(host, eval_interval=90, eval_episodes=3),
-    "host, groups": partial(host, env_groups=2, **PRIORITIZED),
-    "tensors": tensors,
+    "host, groups": partial(host, env_groups=2, **PRIORITIZED, eval_interval=90, eval_episodes=3),
     "tensors, prioritized": partial(tensors, **PRIORITIZED),
 }
 SLOWLY: dict[str, Make] = {
+    "host": host,
+    "tensors": tensors,
     "host, in C": partial(host, execution="native", **PRIORITIZED),
     "host, workers": partial(host, env_groups=2, num_workers=2, n_step=3),
     "tensors, in C": partial(tensors, execution="native"),
     "tensors, compiled": partial(tensors, execution="compile", **PRIORITIZED),
 }
+ALL = AGENTS | SLOWLY
 EACH = [*AGENTS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWLY)]
 each_policy = pytest.mark.parametrize("on_nonfinite", ["skip", "replace"])
 
@@ -103,7 +104,7 @@ class HeardAll(Heard):
 def test_a_training_that_was_stopped_is_the_one_that_was_not(
     name: str, on_nonfinite: str, one_thread: None
 ) -> None:
-    make = partial((AGENTS | SLOWLY)[name], on_nonfinite=on_nonfinite)
+    make = partial(ALL[name], on_nonfinite=on_nonfinite)
     agent, heard, after = make(), HeardAll(), HeardAll()
     saved = train_to(agent, TOTAL, 214, heard)
     again = restored(make(), saved)
@@ -120,10 +121,10 @@ def test_a_training_that_was_stopped_is_the_one_that_was_not(
     assert differences(agent, again) == []
 
 
-@each_policy
+@pytest.mark.parametrize("on_nonfinite", ["skip", pytest.param("replace", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["host", "tensors, prioritized"])
 def test_it_goes_on_wherever_it_was_stopped(name: str, on_nonfinite: str, one_thread: None) -> None:
-    make = partial(AGENTS[name], on_nonfinite=on_nonfinite)
+    make = partial(ALL[name], on_nonfinite=on_nonfinite)
     for stop_at in (1, 44, 90, 96, 100, 105, 110):
         agent = make()
         again = restored(make(), saved := train_to(agent, 130, stop_at))
@@ -147,7 +148,7 @@ def counts(name: str, saved: Any, make: Make) -> tuple[Any, list[Any]]:
 @each_policy
 @pytest.mark.parametrize("name", ["host", "tensors"])
 def test_without_the_ring_the_counts_go_on(name: str, on_nonfinite: str, one_thread: None) -> None:
-    make = partial(AGENTS[name], on_nonfinite=on_nonfinite, eval_interval=0)
+    make = partial(ALL[name], on_nonfinite=on_nonfinite, eval_interval=0)
     agent, steps = make(), 0
     with agent.trainer(TOTAL, HeardAll()) as trainer:
         trainer.begin(agent.env_seeds())

@@ -11,12 +11,16 @@ from torch import Tensor
 from fastdqn.envs.sources.source import GroupedSource
 from fastdqn.envs.sources.vector_source import VectorSource
 from fastdqn.envs.workers.hosted_envs import HostedEnvs
+from fastdqn.envs.workers.kept_rows import KeptRows
+from fastdqn.replay import saved_ring
 from fastdqn.replay.functional_ring import FunctionalRing
 from fastdqn.replay.skipping_ring import SkippingRing
 from fastdqn.training import nonfinite
 from fastdqn.training.games import Games
-from fastdqn.training.host import guard
+from fastdqn.training.host import guard, rollout, saved_rollout
+from fastdqn.training.host.saved_guards import SavedGuards
 from fastdqn.training.tensor import guard as tensor_guard
+from fastdqn.training.tensor import saved_state as tensor_state
 from tests.mutants.planted import Planted, exchange
 
 __all__ = ["PLANTED"]
@@ -26,6 +30,10 @@ TENSOR = "tests/unit/training/test_tensor_guards.py::test_"
 RING = "tests/unit/replay/test_skipping_ring.py::test_"
 COUNTS = "tests/unit/training/test_nonfinite.py::test_"
 GRAPHS = "tests/equivalence/test_nonfinite.py::test_"
+RESUMED = "tests/equivalence/test_resume_nonfinite.py::test_"
+MIDDLE = RESUMED + "a_training_that_was_stopped_is_the_one_that_was_not"
+SAVED = "tests/unit/training/test_saved_guards.py::test_"
+FAULTS = "tests/faults/test_"
 
 PLANTED = Planted()
 turns_red = PLANTED.turns_red
@@ -89,7 +97,7 @@ def all_environments_reset_for_one() -> None:
 
 @turns_red(HOST + "skipped_steps_are_no_transitions_and_nothing_joins_across")
 def an_environment_at_rest_that_never_begins_anew() -> None:
-    def rests(self: HostedEnvs, i: int, _failures: Any) -> None:
+    def rests(self: HostedEnvs, i: int) -> None:
         self._resting[i] = self._restarting[i] = False
 
     exchange(HostedEnvs, "_reset_if_asked", rests)
@@ -182,3 +190,127 @@ def a_reward_replaced_by_the_largest_float() -> None:
         return right(self, step)
 
     exchange(tensor_guard.ReplacingGuard, "__call__", judged)
+
+
+# Of trainings that go on
+
+
+def forgets(owner: Any, name: str) -> None:
+    """Let a function that restores something do nothing."""
+    exchange(owner, name, lambda *_, **__: None)
+
+
+@turns_red(SAVED + "it_goes_on_wherever_it_was_saved", MIDDLE + "[host, groups-replace]")
+def an_episode_played_again_compared_as_it_came() -> None:
+    exchange(guard._MendingGuard, "stored", guard.Guard.stored)
+
+
+@turns_red(SAVED + "it_goes_on_wherever_it_was_saved[1-skip]")
+def a_new_episode_that_was_due_forgotten_by_a_resume() -> None:
+    for module in (rollout, saved_rollout):
+        exchange(
+            module, "SHOWN", tuple(name for name in saved_rollout.SHOWN if name != "restarting")
+        )
+
+
+@turns_red(SAVED + "it_goes_on_wherever_it_was_saved")
+def guards_that_begin_anew_after_a_resume() -> None:
+    forgets(guard.Guard, "go_on_from")
+
+
+@turns_red(MIDDLE + "[host, groups-skip]", MIDDLE + "[host, groups-replace]")
+def a_tally_that_begins_anew_after_a_resume() -> None:
+    forgets(nonfinite.Tally, "restore")
+
+
+@turns_red(SAVED + "a_bad_start_in_the_place_of_a_lost_episode_is_looked_at")
+def a_new_start_after_a_resume_that_is_not_looked_at() -> None:
+    right = guard.Guard.begin
+
+    def begin(self: guard.Guard, begun: Any = None) -> None:
+        if begun is None:
+            right(self)
+
+    exchange(guard.Guard, "begin", begin)
+
+
+@turns_red(SAVED + "a_forged_state_is_refused_by_name")
+def a_forged_guard_taken_as_it_is() -> None:
+    forgets(SavedGuards, "restore")
+    forgets(rollout.SavedRollout, "read")
+
+
+@turns_red(RING + "a_ring_that_was_saved_lists_the_same", MIDDLE + "[tensors, prioritized-skip]")
+def a_list_that_begins_anew_after_a_resume() -> None:
+    class Never:
+        """No ring."""
+
+    exchange(saved_ring, "SkippingRing", Never)
+
+
+@turns_red(RING + "a_forged_list_is_refused_by_name")
+def a_forged_list_taken_as_it_is() -> None:
+    forgets(saved_ring, "refuse_other_lists")
+
+
+@turns_red(RING + "a_forged_list_is_refused_by_name[rewards everywhere]")
+def rewards_of_skipped_steps_taken_from_a_file() -> None:
+    forgets(saved_ring, "_refuse_learnable")
+
+
+@turns_red(RING + "a_ring_that_was_saved_lists_the_same")
+def a_step_that_may_be_drawn_from_an_empty_list() -> None:
+    exchange(SkippingRing, "drawable", FunctionalRing.drawable)
+
+
+@turns_red(MIDDLE + "[tensors, prioritized-skip]", MIDDLE + "[tensors, prioritized-replace]")
+def a_guard_on_the_device_that_begins_anew_after_a_resume() -> None:
+    forgets(tensor_state, "_restore_guard")
+
+
+@turns_red(MIDDLE + "[tensors, prioritized-skip]", MIDDLE + "[host, groups-skip]")
+def reports_that_begin_anew_after_a_resume() -> None:
+    forgets(nonfinite.NonFiniteReports, "restore")
+
+
+@turns_red(
+    RESUMED + "without_the_ring_the_counts_go_on",
+    RESUMED + "environments_that_do_not_come_back_begin_anew_and_the_counts_go_on",
+)
+def steps_of_a_restored_count_taken_off_again() -> None:
+    right = nonfinite.NonFiniteReports.begin
+
+    def begin(self: Any, state: Any, counted: Any) -> None:
+        right(self, state, counted)
+        self._steps_before = counted.nonfinite
+
+    exchange(nonfinite.NonFiniteReports, "begin", begin)
+
+
+@turns_red(
+    FAULTS + "restored_episodes.py::test_an_episode_that_was_cut_does_not_outlive_its_worker"
+)
+def a_cut_episode_that_outlives_its_worker() -> None:
+    right = KeptRows._past_of
+
+    def past_of(self: Any, *given: Any) -> Any:
+        self._rows.restarting[:] = self._kept.restarting[:] = False
+        return right(self, *given)
+
+    exchange(KeptRows, "_past_of", past_of)
+
+
+@turns_red(
+    FAULTS + "interrupted_calls.py::"
+    "test_a_new_episode_that_was_asked_for_begins_although_its_reset_was_interrupted"
+)
+def a_new_episode_forgotten_at_ctrl_c() -> None:
+    right = HostedEnvs._reset_if_asked
+
+    def reset_if_asked(self: HostedEnvs, i: int) -> None:
+        try:
+            right(self, i)
+        finally:
+            self._resting[i] = self._restarting[i] = False
+
+    exchange(HostedEnvs, "_reset_if_asked", reset_if_asked)

@@ -10,7 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastdqn.errors import CheckpointError
+from fastdqn.foundation.state import PartState
 from fastdqn.replay import PrioritizedSampler, UniformSampler, gather
+from fastdqn.replay.chunks import RingChunks
+from fastdqn.replay.saved_ring import restore_ring, ring_state
 from fastdqn.replay.skipping_ring import SkippingRing
 
 N, GAMMA = 3, 0.5
@@ -116,3 +120,93 @@ def test_a_snapshot_undoes_the_writes_after_it(rows: int) -> None:
     restore()
     after = *ring.ring.cells().values(), ring.row, *ring.listed.values()
     assert all(torch.allclose(a, b, equal_nan=True) for a, b in zip(before, after, strict=True))
+
+
+# Saved
+
+
+def _state(ring: SkippingRing) -> PartState:
+    """Return a copy of the state, with the tensors of the ring as CELLS/NAME."""
+    cells = {f"cells/{name}": cell for name, cell in ring.ring.cells().items()}
+    state = ring_state(ring)
+    return PartState(state.values, {k: t.clone() for k, t in (state.tensors | cells).items()})
+
+
+def _restored(state: PartState, capacity: int = 12) -> SkippingRing:
+    ring = SkippingRing(capacity, N, (1,))
+    for name, cell in ring.ring.cells().items():
+        cell.copy_(state.tensors[f"cells/{name}"])
+    holds = lambda frames: frames.isfinite().all(1)  # noqa: E731
+    restore_ring(ring, state, num_actions=2, holds=holds)
+    return ring
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("rows", [0, 1, 4, 5, 30])
+def test_a_ring_that_was_saved_lists_the_same(rows: int, chance: float) -> None:
+    """Also where nothing may be drawn; its sampler is then one of no priorities."""
+    ring, (prioritized, _), _ = _written(rows, chance=chance)
+    again = _restored(_state(ring))
+    sampler = PrioritizedSampler(again, 4)
+    sampler.restore(prioritized.state())
+    for name, tensor in ring.listed.items():
+        assert torch.equal(tensor, again.listed[name]), name
+    assert torch.equal(_listed(ring), _listed(again))
+    assert ring.drawable().sum() == again.drawable().sum() == ring.entered - ring.left
+    assert torch.equal(prioritized.tree.leaves, sampler.tree.leaves)
+
+
+LIES: dict[str, tuple[str, Any, str]] = {
+    "more than there were": ("entered", 91, r"entered is 91, not in \[0, 90\]"),
+    "more left than entered": ("left", 90, "left is 90, not in"),
+    "fewer listed": ("left", 0, "row_counts is of"),
+    "too many in a row": ("row_counts", 4, r"row_counts is not in \[0, 3\]"),
+    "outside of the ring": ("order", 15, r"order is not in \[0, 15\)"),
+    "before the ring": ("order", -1, "order is not in"),
+    "one for all": ("order", 0, "order is not what was written into these rows"),
+    "all real": ("real", True, "real is not what is listed of the last row"),
+    "rewards everywhere": ("cells/reward", 1.0, "reward is a number where a step was skipped"),
+    "rewards nowhere": ("cells/reward", torch.nan, "reward is not finite"),
+    "on through a skipped step": ("cells/continues", True, "continues is true where"),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_forged_list_is_refused_by_name(name: str) -> None:
+    tensor, value, message = LIES[name]
+    state = _state(_written(30)[0])
+    state.tensors[tensor].fill_(value)
+    with pytest.raises(CheckpointError, match=f"its {message}"):
+        _restored(state)
+
+
+def test_a_byte_that_is_no_flag_is_refused() -> None:
+    state = _state(_written(30)[0])
+    state.tensors["real"].view(torch.uint8).mul_(7)
+    with pytest.raises(CheckpointError, match="real is not what is listed"):
+        _restored(state)
+
+
+def test_a_step_changes_no_other_chunks_than_those_that_are_named() -> None:
+    for rows in range(12):
+        ring, _, _ = _written(rows)
+        chunks = RingChunks(ring, chunk_bytes=100)
+        named = chunks.next_written(1)
+        assert named < set(range(chunks.num_chunks))
+        before = [
+            {k: t.clone() for k, t in chunks.chunk(n).items()} for n in range(chunks.num_chunks)
+        ]
+        frames = torch.ones(N, 1)
+        never = torch.zeros(N, dtype=torch.bool)
+        step = torch.ones(N).long(), torch.ones(N), never, never, frames, frames
+        ring.write_some(torch.tensor([True, False, True]), step)
+        for number in set(range(chunks.num_chunks)) - named:
+            for name, cells in chunks.chunk(number).items():
+                assert torch.equal(cells.nan_to_num(), before[number][name].nan_to_num())
+
+
+def test_its_sizes_are_the_bytes_of_its_tensors() -> None:
+    ring = SkippingRing(12, N, (1,))
+    held = [*ring.ring.cells().values(), ring.row, ring._columns, *ring.listed.values()]
+    sizes = ring.sizes(12, N, (1,), torch.float32)
+    assert sizes.nbytes == sum(tensor.untyped_storage().nbytes() for tensor in held)
