@@ -85,11 +85,12 @@ def test_a_run_is_that_of_the_eager_mode(
 
 
 @each_policy
+@pytest.mark.parametrize("kind", SAMPLERS)
 def test_a_recorded_run_is_that_of_the_eager_mode(
-    on_nonfinite: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, on_nonfinite: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the stand-in of a CUDA graph, whose warm-up is taken back."""
-    graphs, eager = (_built("eager", on_nonfinite, "prioritized", 3) for _ in range(2))
+    graphs, eager = (_built("eager", on_nonfinite, kind, 3) for _ in range(2))
     device, cuda = torch.device("cpu"), FakeCuda()
 
     class Launched(EagerStep):

@@ -108,7 +108,7 @@ def a_return_that_keeps_the_replaced_nan() -> None:
     exchange(guard._ReplacingGuard, "look", guard.Guard.look)
 
 
-@turns_red(HOST + "an_evaluation_plays_a_skipped_episode_again")
+@turns_red(HOST + "the_steps_of_a_skipped_episode_do_not_count_towards_the_limit_of_the_next")
 def a_skipped_episode_of_an_evaluation_counted() -> None:
     right = Games.count
     exchange(Games, "count", lambda self, _lost=None: right(self))
@@ -139,7 +139,7 @@ def a_transition_of_a_lap_ago_drawn_from_an_empty_list() -> None:
     exchange(SkippingRing, "nth", nth)
 
 
-@turns_red(GRAPHS + "a_recorded_run_is_that_of_the_eager_mode")
+@turns_red(GRAPHS + "a_recorded_run_is_that_of_the_eager_mode[uniform-skip]")
 def a_warm_up_that_leaves_its_steps_in_the_list() -> None:
     exchange(SkippingRing, "snapshot", FunctionalRing.snapshot)
 
@@ -207,10 +207,13 @@ def an_episode_played_again_compared_as_it_came() -> None:
 
 @turns_red(SAVED + "it_goes_on_wherever_it_was_saved[1-skip]")
 def a_new_episode_that_was_due_forgotten_by_a_resume() -> None:
-    for module in (rollout, saved_rollout):
-        exchange(
-            module, "SHOWN", tuple(name for name in saved_rollout.SHOWN if name != "restarting")
-        )
+    right = rollout.HostRollout._show
+
+    def show(self: rollout.HostRollout, *saved: Any, **more: Any) -> None:
+        right(self, *saved, **more)
+        self.source.rows.resting[:] = self.source.rows.restarting[:] = False
+
+    exchange(rollout.HostRollout, "_show", show)
 
 
 @turns_red(SAVED + "it_goes_on_wherever_it_was_saved")
@@ -237,10 +240,17 @@ def a_new_start_after_a_resume_that_is_not_looked_at() -> None:
 @turns_red(SAVED + "a_forged_state_is_refused_by_name")
 def a_forged_guard_taken_as_it_is() -> None:
     forgets(SavedGuards, "restore")
-    forgets(rollout.SavedRollout, "read")
 
 
-@turns_red(RING + "a_ring_that_was_saved_lists_the_same", MIDDLE + "[tensors, prioritized-skip]")
+@turns_red(
+    SAVED + "a_forged_state_is_refused_by_name[new episodes]",
+    SAVED + "a_forged_state_is_refused_by_name[shown]",
+)
+def a_forged_new_episode_taken_as_it_is() -> None:
+    forgets(saved_rollout, "_refuse_outside")
+
+
+@turns_red(RING + "a_ring_that_was_saved_lists_the_same", MIDDLE + "[tensors-skip]")
 def a_list_that_begins_anew_after_a_resume() -> None:
     class Never:
         """No ring."""

@@ -91,6 +91,9 @@ def test_an_environment_begins_anew_at_once_and_loses_its_cut_episode_alone(
     rollout, _ = _rolled(source, "skip", 12)
     times = _of_env(everything_in(rollout.replay), 1).tolist()
     assert times[:6] == [[0, 0], [1, 0], [1, 1], [1, 2], [1, 3], [2, 0]]
+    others = _of_env(everything_in(rollout.replay), 0).tolist()
+    assert others == [[e, t] for e in range(3) for t in range(4)][: len(others)]
+    assert len(others) >= 9
     assert rollout.nonfinite == 1
     assert rollout.nonfinite_words() == ("environment 1 returned the reward nan after env step 2")
     assert not rollout.nonfinite_words()
@@ -249,15 +252,14 @@ def test_spaces_of_integers_have_limits_as_well() -> None:
 # Evaluations
 
 
-def _evaluated(on_nonfinite: str, **odd: Any) -> Any:
+def _evaluated(on_nonfinite: str, max_steps: int = 50, **odd: Any) -> Any:
     torch.manual_seed(0)
     source = make_source(
         "grouped", partial(GlitchyEnv, **odd), describe(CounterEnv), 2, num_workers=0
     )
+    given: Any = {"max_steps": max_steps, "on_nonfinite": on_nonfinite}
     try:
-        return evaluate(
-            random_policy(source), source, [0, 1], 5, max_steps=50, on_nonfinite=on_nonfinite
-        )
+        return evaluate(random_policy(source), source, [0, 1], 5, **given)
     finally:
         source.close()
 
@@ -274,6 +276,11 @@ def test_an_evaluation_plays_a_skipped_episode_again(odd: dict[str, Any]) -> Non
     assert np.isfinite(found.returns).all()
     assert found.num_nonfinite == 2
     assert (found + found).num_nonfinite == 4
+
+
+def test_the_steps_of_a_skipped_episode_do_not_count_towards_the_limit_of_the_next() -> None:
+    found = _evaluated("skip", max_steps=5, rewards=[3])
+    assert (found.num_cut, found.lengths.tolist()) == (0, [4] * 5)
 
 
 def test_an_evaluation_counts_replaced_rewards_as_nothing() -> None:
