@@ -216,6 +216,7 @@ def build_tensor_rollout(
         sampler=make,
         n_step=config.n_step,
         ladder=build_ladder(config, learner.device),
+        on_nonfinite=config.on_nonfinite,
     )
 
 

@@ -152,6 +152,10 @@ class Config:
     """Transitions per update."""
     learning_starts: int = 1_024
     """Env steps before the first update is due."""
+    on_nonfinite: Literal["raise", "skip", "replace"] = "raise"
+    """What follows a NaN or an infinity of an environment: an error; skip, the transition is left
+    out and its episode begins anew; or replace, by a finite number. Updates that are not finite
+    change nothing, and end the run only with raise."""
     replay_ratio: float = 0.25
     """Updates per env step, kept exactly."""
 

@@ -76,6 +76,24 @@ class NoiseEnv(gym.Env[Any, Any]):
         return np.array([self.walk, self.tag, self.t, fates.get(self.fate, 0.0), self.env_id])
 
 
+class GlitchyNoiseEnv(NoiseEnv):
+    """Pays a NaN, shows an infinity, or begins with a NaN, each with a tenth of probability."""
+
+    def reset(self, **given: Any) -> tuple[Any, Any]:
+        obs, info = super().reset(**given)
+        return self._spoiled(obs, np.nan), info
+
+    def step(self, action: int) -> Step:
+        obs, reward, *rest = super().step(action)
+        pays = self.np_random.random() < 0.1
+        return self._spoiled(obs, np.inf), np.nan if pays else reward, *rest
+
+    def _spoiled(self, obs: Any, value: float) -> Any:
+        if self.np_random.random() < 0.1:
+            obs[0] = value
+        return obs
+
+
 def noisy(num_envs: int, odd: Factory | None = None, index: int = 0) -> list[Factory]:
     """Return factories of environments 0 to num_envs - 1, one of which may be odd."""
     factories: list[Factory] = [partial(NoiseEnv, env_id=i) for i in range(num_envs)]
@@ -203,10 +221,46 @@ def resumed(
 
     saved = saved_and_read(rollout.state()) if state is None else state
     policy, ring = copy.deepcopy((rollout.policy, rollout.replay if replay is None else replay))
-    twin = HostRollout(source_of(envs), policy, ring)
+    twin = HostRollout(source_of(envs), policy, ring, None, rollout._tally.on_nonfinite)
     twin.restore_limit_s = limit_s
     twin.restore(saved)
     return twin
+
+
+class PaysNaN(NoiseEnv):
+    """Pays a NaN in its ninth step, and touches a file."""
+
+    def __init__(self, env_id: int, path: str) -> None:
+        super().__init__(env_id=env_id)
+        self.path = Path(path)
+
+    def step(self, action: int) -> Step:
+        obs, reward, *rest = super().step(action)
+        if self.t == 9:
+            self.path.touch()
+            reward = float("nan")
+        return obs, reward, *rest
+
+
+class DiesAfter(NoiseEnv):
+    """Ends its process once, in its n-th step from the first one that finds a file.
+
+    Args:
+        env_id: Which one.
+        path: The file, and with a suffix, one that says that it has happened.
+        n: See above.
+    """
+
+    def __init__(self, env_id: int, path: str, n: int) -> None:
+        super().__init__(env_id=env_id)
+        self.path, self.died, self.left = Path(path), Path(path + ".died"), n
+
+    def step(self, action: int) -> Step:
+        self.left -= self.path.exists()
+        if self.left == 0 and not self.died.exists():
+            self.died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
 
 
 class DiesOnce(NoiseEnv):

@@ -50,7 +50,9 @@ def random_policy(source: EnvSource, seed: int = 0) -> Policy:
     return Policy(FlatNetwork(mlp_for(env.obs_space, env.num_actions, (4,))), seed)
 
 
-def rollout_of(source: EnvSource, capacity: int = 8000, seed: int = 0) -> HostRollout:
+def rollout_of(
+    source: EnvSource, capacity: int = 8000, seed: int = 0, on_nonfinite: str = "raise"
+) -> HostRollout:
     """Return a rollout that acts at random and writes into a ring of its own."""
     env = source.description
     dtype = storage_dtype(env.obs_dtype)
@@ -62,7 +64,8 @@ def rollout_of(source: EnvSource, capacity: int = 8000, seed: int = 0) -> HostRo
         num_masked=env.num_masked,
         num_groups=source.num_groups,
     )
-    return HostRollout(source, random_policy(source, seed), replay)
+    policy = random_policy(source, seed)
+    return HostRollout(source, policy, replay, on_nonfinite=on_nonfinite)
 
 
 def roll(rollout: HostRollout, vector_steps: int, epsilon: float = 1.0) -> list[Episode]:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.spaces import Box
 from gymnasium.wrappers import TimeLimit
 
-from tests.oracles import LivingEnv
+from tests.oracles import CounterEnv, LivingEnv
 from tests.scripted import ScriptedEnv
 
 
@@ -178,3 +179,45 @@ def frail_cartpole() -> TimeLimit[Any, Any]:
 def _stop_soon() -> None:
     time.sleep(0.3)
     os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class GlitchyEnv(CounterEnv):
+    """Returns numbers that are not finite, again and again.
+
+    Args:
+        env_id: See `CounterEnv`.
+        rewards: Of each number of steps so far, the remainder by 100 after which it pays a NaN.
+        shows: Likewise, after which the last number of its observation is an infinity.
+        starts: Numbers of resets, from 0, whose first observation is a NaN.
+        value: What it shows.
+        length: Env steps of an episode.
+    """
+
+    def __init__(
+        self,
+        env_id: int = 0,
+        rewards: Sequence[int] = (),
+        shows: Sequence[int] = (),
+        starts: Sequence[int] = (),
+        *,
+        value: float = float("inf"),
+        length: int | Sequence[int] = 4,
+        ends_by: str = "truncated",
+    ) -> None:
+        super().__init__(env_id, length, ends_by)
+        self.rewards, self.shows, self.starts = rewards, shows, starts
+        self.value = value
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, info = super().reset(**kwargs)
+        if self.episode in self.starts:
+            obs[-1] = np.nan
+        return obs, info
+
+    def step(self, action: int) -> Any:
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self.wakes % 100 in self.rewards:
+            reward = float("nan")
+        if self.wakes % 100 in self.shows:
+            obs[-1] = self.value
+        return obs, reward, terminated, truncated, info

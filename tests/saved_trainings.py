@@ -120,7 +120,8 @@ def _differ(path: str, one: Any, other: Any, seen: set[int]) -> Iterator[str]:
         yield from () if _same_numbers(one, other) else (path,)
     elif named is not None:
         others = _attributes(other) or {}
-        ignored = OF_THE_PROCESS.get(type(one).__name__, "").split()
+        kinds = " ".join(OF_THE_PROCESS.get(kind.__name__, "") for kind in type(one).__mro__)
+        ignored = kinds.split()
         for name in sorted((named.keys() | others.keys()) - {*ignored}):
             if name not in named or name not in others:
                 yield f"{path}.{name}: missing"

@@ -181,6 +181,7 @@ class Trainable(TrainingState):
                     best=best,
                     stop_at_return=config.stop_at_return,
                     value_range=self._value_range,
+                    on_nonfinite=config.on_nonfinite,
                     started=started,
                 )
                 yield self._taken_up(trainer)
@@ -196,8 +197,8 @@ class Trainable(TrainingState):
         """Build the environments of a training; the stack closes them."""
         config, learning = self.config, partial(learning_seconds, self.learner, self._sampler)
         source = stack.enter_context(self._provider.training(config, learning))
-        ladder = build_ladder(config, self.learner.device)
-        rollout = HostRollout(source, self.policy, self.replay, ladder)
+        options = build_ladder(config, self.learner.device), config.on_nonfinite
+        rollout = HostRollout(source, self.policy, self.replay, *options)
         rollout.env_steps, rollout.episodes = self._env_steps, self._episodes
         rollout.restore_limit_s = config.restore_limit_s
         return rollout
@@ -262,4 +263,4 @@ class Trainable(TrainingState):
         make = partial(self._provider.evaluation, self.config, min(EVALUATION_ENVS, episodes))
         asked = self.config.eval_max_steps if max_steps is None else max_steps
         limit = step_limit(asked, self.description.max_episode_steps)
-        return Evaluator(self.policy, make, seed, episodes, max_steps=limit, call=call)
+        return Evaluator(self.policy, make, seed, episodes, limit, call, self.config.on_nonfinite)

@@ -20,7 +20,7 @@ from fastdqn.config import Config, flag_of, spelled
 from fastdqn.envs.description import EnvDescription
 from fastdqn.errors import UsageError
 from fastdqn.foundation.formatting import format_bytes
-from fastdqn.replay.sizes import FunctionalSizes, RingSizes
+from fastdqn.replay.sizes import FunctionalSizes, RingSizes, SkippingSizes
 from fastdqn.transition import storage_dtype
 
 __all__ = ["Training", "fitted"]
@@ -59,7 +59,8 @@ class Training:
         capacity = _least(config) if config.buffer_size == "auto" else config.buffer_size
         frame = config.num_envs, env.obs_shape, storage_dtype(env.obs_dtype)
         if self.tensor_envs:
-            return FunctionalSizes(capacity, *frame, n_step=config.n_step)
+            kind = SkippingSizes if config.on_nonfinite == "skip" else FunctionalSizes
+            return kind(capacity, *frame, n_step=config.n_step)
         return RingSizes(capacity, *frame, None, env.num_masked, config.env_groups, config.n_step)
 
     def num_workers(self, *, most: bool) -> tuple[int, int]:

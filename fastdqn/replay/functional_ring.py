@@ -41,6 +41,9 @@ class FunctionalRing:
         UsageError: A size below 1, or more bytes than the device has left.
     """
 
+    sizes: type[FunctionalSizes] = FunctionalSizes
+    """Of the ring."""
+
     def __init__(
         self,
         capacity: int,
@@ -52,7 +55,7 @@ class FunctionalRing:
         n_step: int = 1,
     ) -> None:
         place = torch.device(device)
-        sizes = FunctionalSizes(capacity, num_envs, obs_shape, obs_dtype, n_step=n_step)
+        sizes = self.sizes(capacity, num_envs, obs_shape, obs_dtype, n_step=n_step)
         sizes.refuse_unless_fits(place)
         self.num_envs, self.num_rows, slots = num_envs, sizes.rows, sizes.slots
         self.capacity = slots - num_envs
@@ -127,6 +130,13 @@ class FunctionalRing:
         """
         rows = self.row.clamp(max=self.num_rows - 1)
         return (self.row - rows) * self.num_envs, rows * self.num_envs
+
+    def drawable(self) -> Tensor:
+        """Return which flat transitions may be drawn, [T * N] bool. Waits for the device."""
+        flags = torch.zeros_like(self.ring.terminated)
+        first, count = self.span()
+        flags[self.nth(torch.arange(int(count), device=flags.device), first)] = True
+        return flags
 
     def turnover(self) -> tuple[Tensor, Tensor]:
         """Return the flat transitions [N] that the last `write` let be drawn, and took out."""

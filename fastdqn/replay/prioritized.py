@@ -18,6 +18,7 @@ from fastdqn.replay.c_tree import CTree, c_tree_of
 from fastdqn.replay.functional_ring import FunctionalRing
 from fastdqn.replay.sampler import Sampler
 from fastdqn.replay.saved_priorities import priorities_state, read_mark, refuse_other_priorities
+from fastdqn.replay.skipping_ring import SkippingRing
 from fastdqn.replay.storage import gather, refuse_gamma
 from fastdqn.replay.sum_tree import SumTree
 from fastdqn.transition import Transitions
@@ -149,7 +150,11 @@ class PrioritizedSampler(Sampler):
         new, old = self.replay.turnover()
         largest = self.tree.most()
         self.tree.fill(old, torch.zeros_like(largest))
-        self.tree.fill(new, torch.where(largest > 0, largest, 1.0))
+        largest = torch.where(largest > 0, largest, 1.0)
+        if isinstance(self.replay, SkippingRing):
+            self.tree.set(new, torch.where(self.replay.real, largest, 0.0))
+        else:
+            self.tree.fill(new, largest)
 
     # The host's half
 

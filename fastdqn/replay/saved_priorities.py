@@ -84,8 +84,7 @@ def _listed(replay: ReplayBuffer | FunctionalRing, known: Tensor, mark: Mark) ->
     """Mark in `known` what may be drawn; return what the tree has yet to follow, likewise."""
     free = torch.zeros_like(known)
     if isinstance(replay, FunctionalRing):
-        first, count = replay.span()
-        known[replay.nth(torch.arange(int(count), device=known.device), first)] = True
+        known[: len(replay.ring.action)] = replay.drawable()
         return free
     valid = replay.valid
     known[valid.nth(torch.arange(len(valid), device=known.device))] = True

@@ -17,6 +17,8 @@ from fastdqn.foundation.saved_generators import generator_state, restore_generat
 from fastdqn.foundation.state import LARGEST, PartState
 from fastdqn.replay.buffer import ReplayBuffer
 from fastdqn.replay.functional_ring import FunctionalRing
+from fastdqn.replay.saved_list import refuse_other_lists
+from fastdqn.replay.skipping_ring import SkippingRing
 from fastdqn.replay.storage import Ring
 
 __all__ = ["restore_ring", "ring_state"]
@@ -32,7 +34,8 @@ Holds = Callable[[Tensor], Tensor]
 def ring_state(replay: ReplayBuffer | FunctionalRing) -> PartState:
     """Return counts, generator, and what of the ring may be drawn; not `Ring.cells()`."""
     if isinstance(replay, FunctionalRing):
-        return PartState({}, {"row": replay.row})
+        listed = replay.listed if isinstance(replay, SkippingRing) else {}
+        return PartState({}, {"row": replay.row, **listed})
     rows = replay._rows
     named = {f"apart{group}": each for group, each in enumerate(rows.apart)}
     apart = {name: torch.from_numpy(each) for name, each in named.items() if each is not None}
@@ -63,8 +66,13 @@ def restore_ring(
     """
     if isinstance(replay, FunctionalRing):
         row = state.scalar("row", replay.row, 0, LARGEST // replay.num_envs)
-        _refuse_other_cells(state, _functional(replay, row), num_actions, holds)
+        if isinstance(replay, SkippingRing):
+            refuse_other_lists(state, replay, row)
+            state.copy_into(replay.listed)
         replay.row.fill_(row)
+        _refuse_other_cells(state, _functional(replay, row), num_actions, holds)
+        if isinstance(replay, SkippingRing):
+            _refuse_learnable(state, replay)
         return
     _restore_buffer(replay, state)
     _refuse_other_cells(state, _served(replay), num_actions, holds)
@@ -123,11 +131,7 @@ class _Filled:
 
 
 def _functional(replay: FunctionalRing, row: int) -> _Filled:
-    num_rows, size = replay.num_rows, replay.num_envs
-    drawn = torch.zeros_like(replay.ring.terminated)
-    rows = torch.arange(row - min(row, num_rows - 1), row, device=drawn.device) % num_rows
-    drawn.view(num_rows, size)[rows] = True
-    return _Filled(replay.ring, num_rows, size, row - 1, drawn)
+    return _Filled(replay.ring, replay.num_rows, replay.num_envs, row - 1, replay.drawable())
 
 
 def _served(replay: ReplayBuffer) -> _Filled:
@@ -185,6 +189,19 @@ def _refuse_other_places(state: PartState, filled: _Filled, places: Tensor) -> N
     next_row = filled.row_of(following) == filled.row_of(places) + step
     if bool((goes_on & (ends | ~next_row | ~filled.drawn[following])).any()):
         raise state.refusal("continues", "true where nothing goes on")
+
+
+def _refuse_learnable(state: PartState, replay: SkippingRing) -> None:
+    """Refuse a reward where a step was skipped: draws find such a step where the list is empty."""
+    rows = replay.row - 1 - torch.arange(replay.num_rows, device=replay.row.device)
+    written = (rows >= max(int(replay.row) - replay.num_rows + 1, 0)).repeat_interleave(
+        replay.num_envs
+    )
+    columns = torch.arange(replay.num_envs, device=rows.device)
+    places = (rows[:, None] % replay.num_rows * replay.num_envs + columns).ravel()[written]
+    skipped = places[~replay.drawable()[places]]
+    if not bool(replay.ring.reward[skipped].isnan().all()):
+        raise state.refusal("reward", "a number where a step was skipped")
 
 
 def _parts(cells: Tensor) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ from fastdqn.foundation.pair_checks import refuse_too_many_steps
 from fastdqn.foundation.scalars import whole, whole_numbers
 from fastdqn.foundation.search import largest_that
 
-__all__ = ["FunctionalSizes", "RingSizes", "ring_bytes"]
+__all__ = ["FunctionalSizes", "RingSizes", "SkippingSizes", "ring_bytes"]
 
 SMALL_OBS_BYTES = 4096
 """Observations up to here get a final frame for every transition, larger ones for one in eight."""
@@ -166,6 +166,16 @@ class FunctionalSizes(RingSizes):
     def host_nbytes(self) -> int:
         """Nothing: its cursor is on the device."""
         return 0
+
+
+class SkippingSizes(FunctionalSizes):
+    """Sizes of a `SkippingRing`: a list of draws, and a count for each row."""
+
+    def parts(self) -> dict[str, int]:
+        """Return the bytes of the ring's tensors by what they hold."""
+        listed = (self.slots + 1) * BYTES_OF_DRAW + (self.rows + 2) * BYTES_OF_COUNT
+        name, parts = "actions, rewards, indices", super().parts()
+        return {**parts, name: parts[name] + listed + self.row_size}
 
 
 def ring_bytes(

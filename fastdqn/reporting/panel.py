@@ -73,13 +73,19 @@ def mean_words(evaluation: Evaluation | BestPolicy) -> tuple[str, str]:
 
 
 def cut_words(evaluation: Evaluation) -> str:
-    """Return how many episodes were cut, as the end of a sentence; empty if none was."""
-    num_cut = evaluation.num_cut
-    if not num_cut:
-        return ""
-    were = "was" if num_cut == 1 else "were"
-    of_all = f"{num_cut} of {evaluation.episodes} episodes"
-    return f"; {of_all} {were} cut at {evaluation.max_steps:,} steps"
+    """Return how many episodes were cut, as the end of a sentence; empty if none was.
+
+    Steps with numbers that were not finite follow.
+    """
+    words = ""
+    if num_cut := evaluation.num_cut:
+        were = "was" if num_cut == 1 else "were"
+        of_all = f"{num_cut} of {evaluation.episodes} episodes"
+        words = f"; {of_all} {were} cut at {evaluation.max_steps:,} steps"
+    if number := evaluation.num_nonfinite:
+        steps, were = ("step", "was") if number == 1 else ("steps", "were")
+        words += f"; {number:,} {steps} that {were} not finite did not count as they came"
+    return words
 
 
 def evaluation_line(env_steps: int, evaluation: Evaluation, reached: bool) -> str:

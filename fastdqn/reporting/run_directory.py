@@ -142,6 +142,7 @@ def result_of(trainer: Trainer, config: Config, env_id: str, status: str) -> dic
             "total_wall": trainer.solved_total_s,
         },
         "worker_restarts": trainer.worker_restarts,
+        "nonfinite": trainer.nonfinite.counts(),
         "status": status,
     }
     return without_nan(result)

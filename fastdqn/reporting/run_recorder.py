@@ -175,6 +175,10 @@ class RunRecorder(Callback):
         """Print a line about a return that is outside of the objective's support."""
         self.console.say(f"At env step {env_steps:,}: {message}", style="yellow")
 
+    def on_nonfinite(self, env_steps: int, message: str) -> None:
+        """Print a line about numbers that are not finite."""
+        self.console.say(f"At env step {env_steps:,}: {message}", style="yellow")
+
     def on_compiled(self, env_steps: int, message: str) -> None:
         """Print a line about a compilation that has finished or failed."""
         self.console.say(f"At env step {env_steps:,}: {message}")

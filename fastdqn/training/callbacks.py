@@ -58,6 +58,14 @@ class Callback:
     def on_returns_beyond(self, env_steps: int, message: str) -> None:
         """Called when a return is the first one outside of what the objective can represent."""
 
+    def on_nonfinite(self, env_steps: int, message: str) -> None:
+        """Called after a report if numbers that are not finite were skipped or replaced before it.
+
+        Args:
+            env_steps: Env steps of the run.
+            message: How many steps of environments and updates, and what the first of them was.
+        """
+
     def on_compiled(self, env_steps: int, message: str) -> None:
         """Called when the updates run compiled from now on, or why they will not."""
 

@@ -17,6 +17,8 @@ from fastdqn.foundation.trial_env import generators_restored
 from fastdqn.policies.policy import Policy
 from fastdqn.training.events import Evaluation
 from fastdqn.training.games import Games
+from fastdqn.training.host.guard import Guard, guard_of
+from fastdqn.training.nonfinite import Tally
 from fastdqn.training.stopwatch import Pace
 from fastdqn.training.transfer import transfer_to
 
@@ -60,6 +62,7 @@ def evaluate(
     max_steps: int = 0,
     on_progress: OnProgress | None = None,
     stopped: Callable[[], bool] | None = None,
+    on_nonfinite: str = "raise",
 ) -> Evaluation:
     """Play greedy episodes and return their returns and lengths.
 
@@ -75,25 +78,57 @@ def evaluate(
         max_steps: Env steps after which an episode is cut; 0 is never.
         on_progress: Called every few seconds.
         stopped: Returns whether to stop; called before every step. None never stops.
+        on_nonfinite: What is done about a NaN or an infinity of an environment: `raise`; `skip`,
+            which plays the episode once more from a new start; or `replace`, by a finite number.
 
     Raises:
         EvaluationStopped: `stopped` returned True.
+        NonFiniteError: A number is not finite, and neither skipped nor replaced; or a thousand
+            times in a row, with no episode finished between.
     """
     policy = policy.to_play()
     games = Games(source, episodes, max_steps or NO_LIMIT)
     act, pace = _acting(policy, source), Pace(PROGRESS_EVERY_S, at_once=False)
-    games.begin(seeds)
+    tally, guards = _guards(source, on_nonfinite, lambda: episodes - games.missing)
+    _begin(games, guards, seeds)
     while games.missing:
         if stopped is not None and stopped():
             raise EvaluationStopped
         if not games.num_playing:  # all running episodes were cut
-            games.begin(_seeds_after(seeds, games.num_resets))
+            _begin(games, guards, _seeds_after(seeds, games.num_resets))
         _step(source, act())
-        games.count()
+        games.count(_lost(source, guards))
         if on_progress is not None and pace.due():
             on_progress(episodes - games.missing, episodes, games.num_steps)
     source.rows.resting[:] = False
-    return Evaluation(games.returns, games.lengths, games.num_cut, max_steps)
+    own = games.returns, games.lengths, games.num_cut
+    return Evaluation(*own, max_steps, num_nonfinite=tally.count)
+
+
+def _guards(
+    source: EnvSource, on_nonfinite: str, progress: Callable[[], int]
+) -> tuple[Tally, list[Guard]]:
+    """Return the guards of all groups, and what they count together."""
+    tally = Tally(on_nonfinite, of=" of an evaluation")
+    return tally, [guard_of(source, group, tally, progress) for group in range(source.num_groups)]
+
+
+def _begin(games: Games, guards: Sequence[Guard], seeds: Sequence[int]) -> None:
+    games.begin(seeds)
+    for guard in guards:
+        guard.begin()
+
+
+def _lost(source: EnvSource, guards: Sequence[Guard]) -> npt.NDArray[np.bool_] | None:
+    """Look at the last step; return [N] which rows count no more, or None for nowhere."""
+    rows, within_step = source.rows, source.resets_within_step
+    ended = rows.terminated | rows.truncated
+    each = ended.reshape(len(guards), -1) & within_step
+    found = [g.look(np.flatnonzero(over)) for g, over in zip(guards, each, strict=True)]
+    if all(lost is None for lost in found):
+        return None
+    nowhere = np.zeros(each.shape[1], np.bool_)
+    return np.concatenate([nowhere if lost is None else lost for lost in found])
 
 
 def _acting(policy: Policy, source: EnvSource) -> Callable[[], npt.NDArray[np.int64]]:
@@ -129,6 +164,7 @@ class Evaluator:
         episodes: Fresh episodes of a full evaluation.
         max_steps: Env steps after which an episode is cut; 0 is never.
         call: Serial number of the call of `learn`, from 0; each has other seeds.
+        on_nonfinite: See `evaluate`.
         on_progress: See `evaluate`; a `Selection` sets it.
         stopped: See `evaluate`; a trainer sets it.
 
@@ -142,6 +178,7 @@ class Evaluator:
     episodes: int
     max_steps: int = 0
     call: int = 0
+    on_nonfinite: str = "raise"
     on_progress: OnProgress | None = None
     stopped: Callable[[], bool] | None = None
 
@@ -208,7 +245,8 @@ class Evaluator:
         self._rounds[stream] += 1
         max_steps = self.max_steps
         seeds = seeds_of(self.seed, stream, source.num_envs, self._rounds[stream], self.call)
-        asks: Any = {"on_progress": self.on_progress, "stopped": self.stopped}
+        names = "on_progress", "stopped", "on_nonfinite"
+        asks: Any = {name: getattr(self, name) for name in names}
         return evaluate(self.policy, source, seeds, episodes, max_steps=max_steps, **asks)
 
     def close(self) -> None:

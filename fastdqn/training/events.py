@@ -40,6 +40,8 @@ class Evaluation:
         num_cut: Episodes that were cut since they were too long; they count with their return
             until then.
         max_steps: Env steps at which an episode was cut; 0 is never.
+        num_nonfinite: Steps of environments with a number that was not finite, and was skipped or
+            replaced.
         best: Whether it is a full evaluation of a training, and its mean is above those of all
             full evaluations before.
     """
@@ -49,6 +51,7 @@ class Evaluation:
     num_cut: int = 0
     max_steps: int = 0
     best: bool = False
+    num_nonfinite: int = 0
 
     @property
     def mean(self) -> float:
@@ -76,6 +79,7 @@ class Evaluation:
             np.concatenate([self.lengths, other.lengths]),
             self.num_cut + other.num_cut,
             max(self.max_steps, other.max_steps),
+            num_nonfinite=self.num_nonfinite + other.num_nonfinite,
         )
 
 

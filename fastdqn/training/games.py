@@ -52,16 +52,21 @@ class Games:
         self._so_far[:], self._steps[:], self._since_reset = 0.0, 0, 0
         self.rows.resting[:] = self._playing < 0
 
-    def count(self) -> None:
-        """Count the last step; end the episodes that ended or are too long."""
+    def count(self, lost: npt.NDArray[np.bool_] | None = None) -> None:
+        """Count the last step; end the episodes that ended or are too long.
+
+        Args:
+            lost: [N] bool, whose episode begins anew since a number was not finite; None is none.
+        """
         rows = self.rows
+        real = rows.real if lost is None else rows.real & ~lost
         self._since_reset += 1
-        counted = rows.real & (self._playing >= 0)
+        counted = real & (self._playing >= 0)
         np.add(self._so_far, rows.reward, out=self._so_far, where=counted)
         self._steps += counted
-        if not rows.real.all():  # a reset, or an episode lost with its worker
-            self._so_far[~rows.real], self._steps[~rows.real] = 0.0, 0
-        ended = (rows.terminated | rows.truncated) & rows.real
+        if not real.all():  # a reset, or an episode lost with its worker
+            self._so_far[~real], self._steps[~real] = 0.0, 0
+        ended = (rows.terminated | rows.truncated) & real
         for env in np.flatnonzero(ended).tolist():
             self._end(env, rows.episode_return[env], rows.episode_length[env])
             self._begin_next(env)

@@ -13,6 +13,7 @@ from fastdqn.foundation.state import PartState
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.events import BestPolicy
 from fastdqn.training.host.rollout import HostRollout
+from fastdqn.training.nonfinite import NonFiniteReports
 from fastdqn.training.saved_state import (
     best_values,
     finite_or_none,
@@ -48,6 +49,7 @@ class Resumable:
     solved_train_s: float | None
     solved_total_s: float | None
     worker_restarts: int
+    nonfinite: NonFiniteReports
     watch: Stopwatch
     callback: Callback
     _reported_steps: list[Progress]
@@ -83,7 +85,7 @@ class Resumable:
             "evaluation_due": self._evaluation_due,
             "best": best_values(self.best),
         }
-        return PartState(values)
+        return PartState(values).with_parts({"nonfinite": self.nonfinite.state(self.rollout)})
 
     def restore(self, state: PartState, rollout: PartState | None = None) -> None:
         """Go on from the state of a trainer, once the parts that it drives are restored.
@@ -111,6 +113,7 @@ class Resumable:
         updating = state.values.get("first_update") is not None
         first = _moment(state.part("first_update")) if updating else None
         due, best, peak = state.flag("evaluation_due"), read_best(state), state.number("peak_sps")
+        self.nonfinite.restore(state.part("nonfinite"))
         self.status = "solved" if status == "solved" and self.stop_at_return else "running"
         self._begun_at, self.returns = begun_at, deque(returns, maxlen=100)
         self.started = time.perf_counter() - wall_s

@@ -146,6 +146,7 @@ def _counts_of(evaluation: Evaluation) -> dict[str, Any]:
         "episodes": evaluation.episodes,
         "num_cut": evaluation.num_cut,
         "max_steps": evaluation.max_steps,
+        "num_nonfinite": evaluation.num_nonfinite,
         "best": evaluation.best,
     }
 
@@ -157,6 +158,7 @@ def _read_last(state: PartState) -> Evaluation:
     lengths = state.tensor("lengths", like).cpu().numpy().copy()
     returns = state.tensor("returns", like.double())
     cut, most = last.whole("num_cut", 0, episodes), last.whole("max_steps")
+    odd = last.whole("num_nonfinite")
     if lengths.min() < 0:
         raise state.refusal("lengths", "negative somewhere")
-    return Evaluation(returns.cpu().numpy().copy(), lengths, cut, most, last.flag("best"))
+    return Evaluation(returns.cpu().numpy().copy(), lengths, cut, most, last.flag("best"), odd)

@@ -15,15 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from fastdqn.errors import NonFiniteError
 from fastdqn.execution.compile import waits_for_a_compiler
 from fastdqn.execution.step import Progress
 from fastdqn.learner.learner import Learner
-from fastdqn.learner.state import why_skipped
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.evaluation import EvaluationStopped, Evaluator
 from fastdqn.training.events import BestPolicy, Episode, Evaluation, Report
 from fastdqn.training.host.rollout import HostRollout
+from fastdqn.training.nonfinite import NonFiniteReports
 from fastdqn.training.resuming import Resumable
 from fastdqn.training.saved_state import restore_selection, selection_state
 from fastdqn.training.saving import Saving
@@ -58,6 +57,7 @@ class Trainer(Resumable, ABC):
         evaluated_at_end: Whether `evaluate_fully` follows a run that ends by itself. Then the
             interval that ends with it has no evaluation of its own, unless that may be a stop.
         value_range: What returns are compared with at reports.
+        on_nonfinite: What is done about numbers that are not finite: `raise`, `skip` or `replace`.
         saving: Copies the training between vector steps, while it is saved.
 
     Attributes:
@@ -68,6 +68,7 @@ class Trainer(Resumable, ABC):
         solved_total_s: Seconds since `started` until then, or None.
         peak_sps: Most env steps per second of a report.
         worker_restarts: Workers of this run that were restarted.
+        nonfinite: What was not finite so far.
         selection: The evaluations so far and the best policy; None without an evaluator.
         watch: Seconds by activity.
     """
@@ -87,6 +88,7 @@ class Trainer(Resumable, ABC):
     stop_at_return: float | None = None
     evaluated_at_end: bool = False
     value_range: ValueRange = field(default_factory=ValueRange)
+    on_nonfinite: str = "raise"
     learning_rate: Schedule | None = None
     saving: Saving = field(default_factory=Saving)
 
@@ -97,6 +99,7 @@ class Trainer(Resumable, ABC):
         self.solved_train_s: float | None = None
         self.solved_total_s: float | None = None
         self.worker_restarts = self._seen_restarts = 0
+        self.nonfinite = NonFiniteReports(self.on_nonfinite)
         self.watch = Stopwatch()
         self._reported_steps: list[Progress] = []  # that are reported as compiled, or not
         self._first_update: tuple[int, float] | None = None
@@ -123,6 +126,7 @@ class Trainer(Resumable, ABC):
 
     def begin(self, seeds: Sequence[int]) -> None:
         """Reset the environments and start the stopwatch."""
+        self.nonfinite.begin(self.learner.state, self.rollout)
         self.rollout.reset(seeds)
         self.startup_s = time.perf_counter() - self.started
         self.watch.go_on_from({})
@@ -152,6 +156,7 @@ class Trainer(Resumable, ABC):
             report = self.report()
             self.peak_sps = self.peak_sps or report.sps
             self.callback.on_report(report)
+        self.nonfinite.report(self.rollout, self.callback)
         self.value_range.report(self.rollout, self.callback, last=True)
 
     def _anneal(self, env_steps: int) -> None:
@@ -169,6 +174,7 @@ class Trainer(Resumable, ABC):
             self.peak_sps = max(self.peak_sps, report.sps)
             self.callback.on_report(report)
             self._report_compiled()
+            self.nonfinite.report(self.rollout, self.callback)
             self.value_range.report(self.rollout, self.callback)
         at_end = now >= self.until and self.evaluated_at_end and self.stop_at_return is None
         self._evaluation_due = crossed(self.intervals.evaluate, before, now) and not at_end
@@ -245,14 +251,15 @@ class Trainer(Resumable, ABC):
         """Read the metrics from the device and return a report.
 
         Raises:
-            NonFiniteError: An update was skipped as not finite.
+            NonFiniteError: An update was skipped as not finite, with `raise`; else a thousand in a
+                row.
         """
         self.watch.lap("other")
         env_steps, train_s = self.rollout.env_steps, self.watch.train_s
         sps = (env_steps - self._reported[0]) / max(train_s - self._reported[1], 1e-9)
         self._reported = (env_steps, train_s)
         loss, _, q_mean, grad_norm = self.learner.state.metrics.tolist()
-        self._refuse_skipped()
+        self.nonfinite.look_at(self.learner.state, env_steps)
         return Report(
             env_steps=env_steps,
             total_env_steps=self.until,
@@ -273,13 +280,6 @@ class Trainer(Resumable, ABC):
     def _rate(self) -> float:
         """Return the step size with the digits that float32 holds."""
         return float(str(np.float32(self.learner.state.learning_rate.item())))
-
-    def _refuse_skipped(self) -> None:
-        skipped = int(self.learner.state.skipped)
-        if skipped:
-            why = why_skipped(self.learner.state.metrics)
-            before = f"before env step {self.rollout.env_steps}"
-            raise NonFiniteError(f"{skipped} updates {before} had {why}")
 
     @property
     def evaluation(self) -> Evaluation | None:

@@ -11,8 +11,9 @@ import pytest
 from gymnasium.error import AlreadyPendingCallError
 from gymnasium.vector import AutoresetMode
 
+from fastdqn.envs.description import describe
 from fastdqn.envs.grouped import GroupedVectorEnv
-from fastdqn.envs.sources.source import source_of
+from fastdqn.envs.sources.source import GroupedSource, source_of
 from fastdqn.envs.workers.allocation import Allocation
 from fastdqn.envs.workers.process import WorkerProcess
 from fastdqn.envs.workers.supervision import Supervision
@@ -90,6 +91,26 @@ def test_a_step_of_the_callers_own_environments_goes_on_where_it_was_interrupted
     assert (reward % 4).tolist() == [2, 1, 1, 2]
     assert_next_step(envs, 3)
     envs.close()
+
+
+def test_a_new_episode_that_was_asked_for_begins_although_its_reset_was_interrupted() -> None:
+    factories = counters(4, 9)
+    factories[2] = partial(InterruptedEnv, 2, 9, reset=2)
+    envs = vector(factories, 0, send_infos=False)
+    source = GroupedSource(envs, describe(factories[0]))
+    source.reset([1, 2, 3, 4])
+    source.begin_anew(np.array([2]))
+    source.send(np.zeros(4, np.int64))
+    with pytest.raises(KeyboardInterrupt):
+        source.recv()
+    source.recv()
+    assert source.rows.obs[:, 1:].tolist() == [[0, 1], [0, 1], [1, 0], [0, 1]]
+    assert not source.rows.restarting.any()
+    assert not source.rows.resting.any()
+    source.send(np.zeros(4, np.int64))
+    source.recv()
+    assert source.rows.obs[:, 1:].tolist() == [[0, 2], [0, 2], [1, 1], [0, 2]]
+    source.close()
 
 
 @pytest.mark.parametrize("processes", [0, 1])

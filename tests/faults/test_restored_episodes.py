@@ -21,8 +21,10 @@ from fastdqn.errors import UsageError
 from fastdqn.training.events import Episode
 from fastdqn.training.host.rollout import HostRollout
 from tests.continued import (
+    DiesAfter,
     DiesOnce,
     NoiseEnv,
+    PaysNaN,
     assert_nothing_is_joined,
     keeping,
     noisy,
@@ -102,6 +104,25 @@ def test_the_environments_of_a_worker_that_dies_within_a_step_go_on(
     assert_nothing_is_joined(stored)
     assert [lost(rollout, stored, env) for env in range(4)] == [0] * 4
     assert_counted(stored, episodes)
+    rollout.source.close()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_episode_that_was_cut_does_not_outlive_its_worker(tmp_path: Path, first: bool) -> None:
+    """A reward was a NaN: the worker dies in the next step, before or after the reset for it."""
+    path = str(tmp_path / "paid")
+    n = 2 if first else 1
+    kinds: list[Any] = [partial(PaysNaN, path=path), partial(DiesAfter, path=path, n=n)]
+    factories = [partial(kind, env) for env, kind in enumerate(kinds if first else kinds[::-1])]
+    source = source_of(restoring(factories, 1))
+    rollout = rollout_of(source, capacity=100_000, on_nonfinite="skip")
+    rollout.reset([11, 12])
+    roll_through(rollout, 1, more=60)
+    stored = everything_in(rollout.replay)
+    assert_nothing_is_joined(stored)
+    times = stored.obs[stored.obs[:, 4] == 1 - first][:, 2]
+    assert times.max() == 7  # its ninth step is no transition, and none follows
+    assert rollout.nonfinite >= 2
     rollout.source.close()
 
 

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdqn.envs.description import EnvDescription, describe_spaces
+from fastdqn.envs.sources.new_episode import NewEpisode
 from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
@@ -131,6 +132,9 @@ class RandomSource:
             flags[:] = self._rng.random(flags.shape) < 0.2
         if not self.resets_within_step:
             rows.real[:] = self._rng.random(len(rows.real)) < 0.7
+
+    def begin_anew(self, envs: npt.NDArray[np.int64]) -> NewEpisode:
+        raise AssertionError(f"{envs} showed finite numbers")
 
     def close(self) -> None:
         return

@@ -57,13 +57,14 @@ from fastdqn.replay.functional_ring import FunctionalRing
 from fastdqn.replay.row_writer import Rows
 from fastdqn.replay.valid_transitions import FinalObservations, ValidTransitions
 from fastdqn.training import events, games, schedules
-from fastdqn.training.host import rollout
+from fastdqn.training.host import guard, rollout
 from tests.mutants import network_bugs
 from tests.mutants.best_policy_bugs import PLANTED as OF_THE_BEST
 from tests.mutants.call_bugs import PLANTED as OF_CALLS
 from tests.mutants.checkpoint_bugs import PLANTED as OF_CHECKPOINTS
 from tests.mutants.memory_bugs import PLANTED as OF_MEMORY
 from tests.mutants.native_bugs import plants
+from tests.mutants.nonfinite_bugs import PLANTED as OF_NONFINITE
 from tests.mutants.objective_bugs import PLANTED as OF_OBJECTIVES
 from tests.mutants.replay_bugs import PLANTED
 from tests.mutants.resume_bugs import PLANTED as OF_RESUMING
@@ -800,14 +801,13 @@ def a_step_under_way_answers_the_next_reset() -> None:
 
 @turns_red(GROUPS + "a_nan_is_reported_by_the_environments_own_number")
 def environments_numbered_within_their_group() -> None:
-    right = rollout.HostRollout._refuse_if_bad
+    right = guard.Guard.__init__
 
-    def refuse(
-        self: rollout.HostRollout, what: str, values: Any, _: int = 0, envs: Any = None
-    ) -> None:
-        right(self, what, values, 0, envs)
+    def init(self: guard.Guard, *arguments: Any) -> None:
+        right(self, *arguments)
+        self.first_env = 0
 
-    exchange("_refuse_if_bad", refuse, rollout.HostRollout)
+    exchange("__init__", init, guard.Guard)
 
 
 # The hot path
@@ -1240,4 +1240,5 @@ def randomness_that_is_not_looked_for() -> None:
 
 BY_ROOM = PLANTED | OF_THE_BEST | OF_OBJECTIVES | SCHEDULED | OF_SETTINGS | OF_RESUMING | OF_RUNS
 BY_ROOM |= network_bugs.PLANTED | OF_CHECKPOINTS | OF_CALLS | OF_MEMORY | OF_SOAKS | plants()
+BY_ROOM |= OF_NONFINITE
 MUTANTS |= {name: Mutant(*planted) for name, planted in BY_ROOM.items()}

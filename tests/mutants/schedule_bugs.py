@@ -37,8 +37,8 @@ def a_ladder_upside_down() -> None:
 def a_ladder_that_begins_anew_in_each_group() -> None:
     right = EnvGroup.__init__
 
-    def begin(self: Any, source: Any, index: int, device: Any, ladder: Tensor | None) -> None:
-        right(self, source, index, device, ladder)
+    def begin(self: Any, source: Any, guard: Any, device: Any, ladder: Tensor | None) -> None:
+        right(self, source, guard, device, ladder)
         self.ladder = None if ladder is None else ladder[: len(self.rows.real)]
 
     exchange(EnvGroup, "__init__", begin)

@@ -21,6 +21,7 @@ from gymnasium.spaces import Box
 
 from fastdqn.device import available_cores
 from fastdqn.envs.description import EnvDescription, describe_spaces
+from fastdqn.envs.sources.new_episode import NewEpisode
 from fastdqn.envs.workers.shared_block import RowSpec, SharedBlock
 from fastdqn.errors import UsageError
 
@@ -144,6 +145,11 @@ class EnvPoolSource:
         self._elapsed[places] = info["elapsed_step"]
         rows.real[:] = self._alive
         self._count_episodes()
+
+    def begin_anew(self, envs: npt.NDArray[np.int64]) -> NewEpisode:
+        """Count the returns of some environments anew; EnvPool's episodes go on."""
+        self._returns[envs] = 0.0
+        return NewEpisode.NEVER
 
     def _count_episodes(self) -> None:
         """Count real rows only, cut episodes at the time limit, and sum their rewards."""

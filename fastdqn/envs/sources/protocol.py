@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.sources.continued import RecordedSteps
+from fastdqn.envs.sources.new_episode import NewEpisode
 from fastdqn.envs.workers.open_episodes import Histories
 from fastdqn.envs.workers.shared_block import SharedBlock
 
@@ -56,6 +57,9 @@ class EnvSource(Protocol):
 
     def recv(self, group: int = 0) -> None:
         """Wait for the step of a group and fill its rows."""
+
+    def begin_anew(self, envs: npt.NDArray[np.int64]) -> NewEpisode:
+        """Cut the episodes of some environments between `recv` and `send`; begin new ones."""
 
     def close(self) -> None:
         """End processes and free memory."""

@@ -25,6 +25,7 @@ from fastdqn.envs.masks import (
 from fastdqn.envs.sharing import envs_in_use, register_holder
 from fastdqn.envs.sources.adapted_envs import with_copied_observations
 from fastdqn.envs.sources.continued import Continuation, RecordedSteps
+from fastdqn.envs.sources.new_episode import NewEpisode
 from fastdqn.envs.sources.protocol import ContinuingSource, EnvSource
 from fastdqn.envs.sources.reused_arrays import refuse_reused_arrays
 from fastdqn.envs.sources.vector_source import VectorSource
@@ -145,6 +146,11 @@ class GroupedSource:
             for infos, _ in filter(None, answers):
                 for env, info in infos.items():
                     refuse_unexpected_mask(env, info)
+
+    def begin_anew(self, envs: npt.NDArray[np.int64]) -> NewEpisode:
+        """Let the workers reset them with the next step, while others may be under way."""
+        self.rows.resting[envs] = self.rows.restarting[envs] = True
+        return NewEpisode.NEXT
 
     def close(self) -> None:
         """End the workers."""

@@ -13,6 +13,7 @@ from gymnasium.vector.async_vector_env import AsyncState
 from fastdqn.envs.description import EnvDescription
 from fastdqn.envs.masks import MASK, checked_masks, observed_beside_mask, refuse_unexpected_masks
 from fastdqn.envs.sharing import EnvsInUse, refuse_shared
+from fastdqn.envs.sources.new_episode import NewEpisode
 from fastdqn.envs.sources.reused_arrays import ReuseWatch
 from fastdqn.envs.space_check import NUMBERS, VectorCheck
 from fastdqn.envs.vector_data import as_env_actions
@@ -118,6 +119,22 @@ class VectorSource:
         np.logical_or(rows.terminated, rows.truncated, out=self._ended)
         self._count_episodes()
         self._place_observations(obs, infos)
+
+    def begin_anew(self, envs: npt.NDArray[np.int64]) -> NewEpisode:
+        """Reset some environments where the vector can, else only count their episodes anew.
+
+        Vectors of Gymnasium's classes and of ours can, and those that leave it to the caller.
+        """
+        which = np.zeros(self.num_envs, np.bool_)
+        which[envs] = True
+        self._returns[which] = 0.0
+        self._lengths[which] = 0
+        known = isinstance(self.envs.unwrapped, AsyncVectorEnv | SyncVectorEnv)
+        if not known and self._mode is not AutoresetMode.DISABLED:
+            return NewEpisode.NEVER
+        self._ended[which] = False
+        self._show(*self.envs.reset(options={"reset_mask": which.copy()}), which)
+        return NewEpisode.NOW
 
     def _cut(self, restarted: npt.NDArray[np.bool_]) -> None:
         """Leave out the rows of environments whose worker was restarted; see GroupedVectorEnv."""

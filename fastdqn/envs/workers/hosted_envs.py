@@ -74,6 +74,7 @@ class HostedEnvs(EnvAccess):
         self._truncated: Any = memoryview(columns.truncated)
         self._real: Any = memoryview(columns.real)
         self._resting: Any = memoryview(columns.resting)
+        self._restarting: Any = memoryview(columns.restarting)
         num_masked = settings.spec.num_masked
         self._masked, self._mask_shape = num_masked > 0, (num_masked,)
         self._mask_names = [mask_name(env) for env in range(*span)]
@@ -118,16 +119,16 @@ class HostedEnvs(EnvAccess):
         Raises:
             EnvFailures: Some environments raised; the others were stepped.
         """
-        turns, infos, failures = self._interrupted or self._turns(actions)
-        self._interrupted = None
+        turns, infos, failures = self._turns(actions)
         writers, reward_, resting = self._writers, self._reward, self._resting
         terminated_, truncated_ = self._terminated, self._truncated
         returns, lengths = self.returns, self.lengths
         with self.permit:
             for i, (env, action) in turns:
-                if resting[i]:
-                    continue
                 try:
+                    if resting[i]:
+                        self._reset_if_asked(i)
+                        continue
                     if self._resets_next and self._resets_instead(i):
                         info = self._reset_one(i, None, None)
                     else:
@@ -161,9 +162,23 @@ class HostedEnvs(EnvAccess):
         return self._answer(infos, failures)
 
     def _turns(self, actions: Sequence[Any] | None) -> _Step:
-        """Return (i, (env, action)) of all environments, and room for infos and failures."""
+        """Return (i, (env, action)) of all environments, and room for infos and failures.
+
+        After an interrupted step, return the rest of it.
+        """
+        interrupted, self._interrupted = self._interrupted, None
+        if interrupted is not None:
+            return interrupted
         given = self._actions() if actions is None else actions
         return enumerate(zip(self.envs, given, strict=True)), {}, []
+
+    def _reset_if_asked(self, i: int) -> None:
+        """Reset an environment at rest if the caller has cut its episode."""
+        if self._restarting[i]:
+            self._reset_one(i, None, None)
+            self._reward[i] = 0.0
+            self._terminated[i] = self._truncated[i] = False
+            self._resting[i] = self._restarting[i] = False
 
     def _put_checked(self, i: int, obs: Any) -> None:
         """Write an observation that the fast writer refused, with a check; later ones likewise."""
@@ -270,6 +285,8 @@ class HostedEnvs(EnvAccess):
                 self._rebuild_if_closed(i)
                 with self.permit:
                     info = self._reset_one(i, seeds[i], options, known_in(origins, i))
+                if self._restarting[i]:
+                    self._resting[i] = self._restarting[i] = False
             except Exception as error:
                 failures.append(self._close_failed(i, error))
                 continue

@@ -65,6 +65,8 @@ class NoKeptRows:
 class KeptRows(NoKeptRows):
     """Keeps observations, masks and origins from before the last step of each group.
 
+    An episode that the caller has cut is none that goes on.
+
     Args:
         rows: The block.
         settings: Of the pool.
@@ -90,6 +92,7 @@ class KeptRows(NoKeptRows):
         np.copyto(kept.obs, now.obs)
         np.copyto(kept.action_mask, now.action_mask)
         np.copyto(kept.origin, now.origin)
+        np.copyto(kept.restarting, now.restarting)
         self._stepping[group] = self._valid[group] = True
 
     def release(self, group: int) -> None:
@@ -129,7 +132,7 @@ class KeptRows(NoKeptRows):
         origin, actions = rows.origin.copy(), []
         for i, env in enumerate(range(start, stop)):
             taken = self._log.raw_actions_of(env, int(origin[i, STEP]), until)
-            if env in raised or taken is None:
+            if env in raised or taken is None or rows.restarting[i]:
                 origin[i, KIND] = UNKNOWN
             actions.append(np.zeros(0, np.int64) if taken is None else taken)
         known = list(seeds[start:stop])

@@ -84,6 +84,7 @@ class RowSpec:
             "truncated": ((n,), np.dtype(np.bool_)),
             "real": ((n,), np.dtype(np.bool_)),
             "resting": ((n,), np.dtype(np.bool_)),
+            "restarting": ((n,), np.dtype(np.bool_)),
             "episode_return": ((n,), np.dtype(np.float64)),
             "episode_length": ((n,), np.dtype(np.int64)),
             "action_mask": ((n, self.num_masked), np.dtype(np.bool_)),
@@ -112,6 +113,8 @@ class SharedBlock:
         truncated: [N] bool.
         real: [N] bool; False where the step was only a reset (autoreset mode NEXT_STEP).
         resting: [N] bool, set by the caller: not to be stepped; the row stays as it is.
+        restarting: [N] bool, set by the caller beside `resting`: the next step resets instead, and
+            clears both.
         episode_return: [N] float64, sum of rewards of the episode that ended last.
         episode_length: [N] int64, env steps of the episode that ended last.
         action_mask: [N, A] bool, what may be done in `obs`; [N, 0] without masks.
@@ -128,6 +131,7 @@ class SharedBlock:
     truncated: npt.NDArray[np.bool_]
     real: npt.NDArray[np.bool_]
     resting: npt.NDArray[np.bool_]
+    restarting: npt.NDArray[np.bool_]
     episode_return: npt.NDArray[np.float64]
     episode_length: npt.NDArray[np.int64]
     action_mask: npt.NDArray[np.bool_]
@@ -155,7 +159,7 @@ class SharedBlock:
     def clear(self) -> None:
         """Clear the last step: no reward, no end, every row real, no environment at rest."""
         self.reward[:] = 0.0
-        self.terminated[:] = self.truncated[:] = self.resting[:] = False
+        self.terminated[:] = self.truncated[:] = self.resting[:] = self.restarting[:] = False
         self.real[:] = True
 
     def columns(self, start: int, stop: int) -> SharedBlock:

@@ -11,17 +11,12 @@ import torch
 from torch import Tensor
 
 from fastdqn.envs.sources.protocol import EnvSource
+from fastdqn.training.host.guard import NO_ENVS, Guard
 from fastdqn.training.transfer import PackedTransfer, Rows, arrays_over, tensors_over
 from fastdqn.transition import storage_dtype
 
-__all__ = ["LARGEST", "NO_ENVS", "EnvGroup"]
+__all__ = ["EnvGroup"]
 
-LARGEST = {
-    name: np.dtype(name).type(min(np.finfo(name).max, np.finfo(np.float32).max))
-    for name in ("float16", "float32", "float64")
-}
-"""Largest magnitude by dtype that is finite and stays so in float32."""
-NO_ENVS = np.zeros(0, np.int64)
 FALSE, TRUE = b"\0", b"\1"
 
 Shown = tuple[Tensor, Tensor | None]
@@ -32,13 +27,12 @@ class EnvGroup:
     """A group of environments with its rows and buffers.
 
     Attributes:
-        index: Which group.
+        index: Which group, that of its guard.
         first_env: Its first environment.
         rows: Its rows.
         device: Of the replay.
         on_host: Whether the replay reads the host's memory.
-        watched: What to check after a step: name, values, the same flat, and the largest sum of
-            squares of valid numbers.
+        guard: Looks at its numbers after each step.
         arrived: Returns the rows of its last step, for the replay.
         shown: Observations and masks at a fixed address on the network's device; None on the host
             if only the replay has them in the dtype that the network takes.
@@ -47,20 +41,13 @@ class EnvGroup:
     """
 
     def __init__(
-        self, source: EnvSource, index: int, device: torch.device, ladder: Tensor | None
+        self, source: EnvSource, guard: Guard, device: torch.device, ladder: Tensor | None
     ) -> None:
-        self.index = index
-        self.rows = source.rows_of(index)
+        self.index, self.guard = guard.group, guard
+        self.rows = source.rows_of(guard.group)
         size = len(self.rows.real)
-        self.first_env = index * size
+        self.first_env = guard.first_env
         self.ladder = None if ladder is None else ladder[self.first_env : self.first_env + size]
-        floats = (("reward", self.rows.reward), ("observation", self.rows.obs))
-        self.watched = [
-            (what, values, values.reshape(-1), float(LARGEST[values.dtype.name]))
-            for what, values in floats
-            if values.dtype.kind == "f"
-        ]
-        assert all(np.shares_memory(flat, values) for _, values, flat, _ in self.watched)
         columns: Any = self.rows  # arrays are buffers, which NumPy's types do not say
         self._terminated = memoryview(columns.terminated)
         self._truncated = memoryview(columns.truncated)

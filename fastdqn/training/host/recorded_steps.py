@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,17 @@ class RecordedInRing:
         replay: Read.
         last: What the environments showed when they were saved, by name of the block's arrays.
         unread: [N] bool, whether the last step is not written into the ring yet.
+        stored: Returns of an array of the block, by name, what is stored of it.
     """
 
     def __init__(
-        self, replay: ReplayBuffer, last: Mapping[str, npt.NDArray[Any]], unread: Bits
+        self,
+        replay: ReplayBuffer,
+        last: Mapping[str, npt.NDArray[Any]],
+        unread: Bits,
+        stored: Callable[[str, npt.NDArray[Any]], npt.NDArray[Any]] = lambda _, values: values,
     ) -> None:
-        self._replay, self._last, self._unread = replay, last, unread
+        self._replay, self._last, self._unread, self._stored = replay, last, unread, stored
         groups = np.arange(replay.num_envs) // replay.row_size
         self._column = np.arange(replay.num_envs) % replay.row_size
         self._written = written = replay.valid.mark[1]  # rows so far
@@ -68,14 +73,18 @@ class RecordedInRing:
         names = ["obs", "action_mask"]
         if stepped:
             names += ["reward", "terminated", "truncated"]
-        pairs = [(getattr(rows, name)[envs], self._last[name][envs]) for name in names]
-        return unlike(len(envs), pairs)
+        last = {name: self._stored(name, self._last[name][envs]) for name in names}
+        return unlike(len(envs), [(self._now(rows, name, envs), last[name]) for name in names])
+
+    def _now(self, rows: SharedBlock, name: str, envs: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Return what is stored of what environments show now."""
+        return self._stored(name, getattr(rows, name)[envs])
 
     def _differs_from_frames(
         self, rows: SharedBlock, envs: npt.NDArray[np.int64], shown: npt.NDArray[np.int64]
     ) -> Bits:
         ring, place = self._replay.ring, self._place(envs, shown)
-        pairs = [(rows.obs[envs], _taken(ring.frames, place))]
+        pairs = [(self._now(rows, "obs", envs), _taken(ring.frames, place))]
         if ring.masks is not None:
             pairs.append((rows.action_mask[envs], _taken(ring.masks, place)))
         return unlike(len(envs), pairs)
@@ -85,7 +94,9 @@ class RecordedInRing:
     ) -> Bits:
         ring, place = self._replay.ring, self._place(envs, written)
         names = ("reward", "terminated", "truncated")
-        pairs = [(getattr(rows, name)[envs], _taken(getattr(ring, name), place)) for name in names]
+        pairs = [
+            (self._now(rows, name, envs), _taken(getattr(ring, name), place)) for name in names
+        ]
         return unlike(len(envs), pairs)
 
     def _place(

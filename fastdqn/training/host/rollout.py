@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +15,17 @@ from fastdqn.envs.sources.protocol import ContinuingSource, EnvSource
 from fastdqn.envs.workers.open_episodes import Histories
 from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.envs.workers.supervision import fresh_seeds
-from fastdqn.errors import FastDQNError, NonFiniteError
+from fastdqn.errors import FastDQNError
 from fastdqn.foundation.state import PartState
 from fastdqn.policies.policy import Policy
 from fastdqn.replay import ReplayBuffer
 from fastdqn.training.events import Episode
-from fastdqn.training.host.group import LARGEST, NO_ENVS, EnvGroup
+from fastdqn.training.host.group import EnvGroup
+from fastdqn.training.host.guard import NO_ENVS, bad_rows, guard_of
 from fastdqn.training.host.recorded_steps import RecordedInRing
+from fastdqn.training.host.saved_guards import SavedGuards
 from fastdqn.training.host.saved_rollout import SHOWN, SavedRollout
+from fastdqn.training.nonfinite import Tally
 
 __all__ = ["HostRollout"]
 
@@ -45,6 +48,7 @@ class HostRollout:
         replay: Gets the transitions; also holds the current observations.
         ladder: [N] float32 on the device of the network, see `exploration.bend_`; None explores
             alike everywhere.
+        on_nonfinite: What is done about a NaN or an infinity: `raise`, `skip` or `replace`.
 
     Attributes:
         num_envs: Environments, N.
@@ -61,12 +65,15 @@ class HostRollout:
         policy: Policy,
         replay: ReplayBuffer,
         ladder: Tensor | None = None,
+        on_nonfinite: str = "raise",
     ) -> None:
         self.source, self.policy, self.replay = source, policy, replay
         self.num_envs, self.num_workers = source.num_envs, source.num_workers
         self.env_steps = self.episodes = 0
-        groups = range(source.num_groups)
-        self._groups = [EnvGroup(source, index, replay.device, ladder) for index in groups]
+        self._tally, groups = Tally(on_nonfinite), range(source.num_groups)
+        guards = [guard_of(source, index, self._tally, lambda: self.env_steps) for index in groups]
+        self._groups = [EnvGroup(source, guard, replay.device, ladder) for guard in guards]
+        self._guards = SavedGuards(guards, self._tally)
         self._waiting: deque[EnvGroup] = deque()  # they act next
         self._stepping: deque[EnvGroup] = deque()  # they step now, the oldest first
         self._received = 0  # of those, how many have arrived, and are not written yet
@@ -84,14 +91,33 @@ class HostRollout:
         """Why workers were restarted, the newest last."""
         return self.source.restarts
 
+    @property
+    def nonfinite(self) -> int:
+        """Steps of environments so far with a number that is not finite."""
+        return self._tally.count
+
+    def nonfinite_words(self) -> str:
+        """Return what the first of them was since the last call, or nothing."""
+        return self._tally.take_words()
+
+    @property
+    def has_nothing(self) -> bool:
+        """Whether the ring is empty since all of its transitions were skipped."""
+        return self._tally.count > 0 and not len(self.replay)
+
     def reset(self, seeds: Sequence[int]) -> None:
-        """Start new episodes everywhere; the running ones are cut."""
+        """Start new episodes everywhere; the running ones are cut.
+
+        Raises:
+            NonFiniteError: An environment showed a NaN or an infinity.
+        """
         self._stepping.clear()
         self._received = 0
         self._seeds = list(seeds)
         self.source.reset(seeds)
         self.replay.cut()
-        self._refuse_if_bad("observation", self.source.rows.obs)
+        for group in self._groups:
+            group.guard.begin()
         for group in self._groups:
             shown = group.arrived()
             self.replay.begin(shown.obs, shown.action_mask, group=group.index)
@@ -129,14 +155,17 @@ class HostRollout:
         """Write the rows into the ring and return the episodes that ended.
 
         Raises:
-            NonFiniteError: An environment returned a NaN or an infinity; nothing is written.
+            NonFiniteError: An environment returned a NaN or an infinity, which is not skipped or
+                replaced; nothing is written.
         """
         group = self._stepping.popleft()
         self._received -= 1
         rows, within_step = group.rows, self.source.resets_within_step
         ended = group.ended()
-        self._refuse_non_finite(group, ended if within_step else NO_ENVS)
+        lost = group.guard.look(ended if within_step else NO_ENVS)
         real = None if group.all_real() else rows.real
+        if lost is not None:
+            ended, real = group.ended(), rows.real & ~lost
         step = group.arrived()
         self.replay.write(
             group.action,
@@ -171,16 +200,20 @@ class HostRollout:
         except FastDQNError:  # as of workers that are restarted no more
             histories = None
         actions = [torch.as_tensor(group.action).cpu().numpy() for group in self._groups]
-        return SavedRollout(
-            self.env_steps,
-            self.episodes,
-            self._seeds,
-            [group.index for group in order],
-            0 if histories is None else self._received,
-            {name: getattr(source.rows, name) for name in SHOWN},
-            np.concatenate(actions),
-            histories,
-        ).state()
+        return (
+            SavedRollout(
+                self.env_steps,
+                self.episodes,
+                self._seeds,
+                [group.index for group in order],
+                0 if histories is None else self._received,
+                {name: getattr(source.rows, name) for name in SHOWN},
+                np.concatenate(actions),
+                histories,
+            )
+            .state()
+            .with_parts({"guards": self._guards.state()})
+        )
 
     def restore(self, state: PartState) -> None:
         """Go on from a state, instead of a `reset`; the ring was restored before, or is empty.
@@ -190,11 +223,13 @@ class HostRollout:
 
         Raises:
             CheckpointError: Names a value that is missing or cannot be.
+            NonFiniteError: A new episode begins with a NaN or an infinity; see `reset`.
         """
         saved, replay = SavedRollout.read(state, self.source), self.replay
         fresh_ring = replay.valid.mark[1] == 0
         if not fresh_ring and saved.order[0] != replay.next_group:
             raise state.refusal("order", f"{saved.order}, and group {replay.next_group} is next")
+        self._guards.restore(state.part("guards"))
         self.env_steps, self.episodes = saved.env_steps, saved.episodes
         fresh = [int(seed or 0) for seed in fresh_seeds(saved.seeds, RESUMED)]
         continues = saved.histories is not None and _continues(self.source)
@@ -216,7 +251,8 @@ class HostRollout:
         if saved.histories is None or not _continues(source):
             source.reset(fresh)
             return dict.fromkeys(range(self.num_envs), NOT_KEPT)
-        recorded = RecordedInRing(self.replay, saved.rows, saved.unread)
+        stored = self._groups[0].guard.stored
+        recorded = RecordedInRing(self.replay, saved.rows, saved.unread, stored)
         return source.continue_episodes(
             saved.histories, recorded, seeds=saved.seeds, fresh=fresh, limit_s=self.restore_limit_s
         )
@@ -226,6 +262,7 @@ class HostRollout:
         rows, kept = self.source.rows, np.flatnonzero(~lost)
         for name in set(SHOWN) - {"real"}:
             getattr(rows, name)[kept] = saved.rows[name][kept]
+        rows.resting[kept] = rows.restarting[kept]
         for group in self._stepping:
             own = np.zeros(self.num_envs, np.bool_)
             own[group.first_env : group.first_env + len(group.rows.real)] = True
@@ -235,8 +272,9 @@ class HostRollout:
             lost = lost & ~own
         if lost.any() and not fresh_ring:
             self.replay.cut(lost)
-        self._refuse_if_bad("observation", rows.obs)
         for group in self._waiting:
+            begun = lost[group.first_env : group.first_env + len(group.rows.real)]
+            group.guard.begin(begun | bad_rows(group.rows.obs))
             shown = group.arrived()
             self.replay.begin(shown.obs, shown.action_mask, group=group.index)
 
@@ -248,35 +286,6 @@ class HostRollout:
             float(rows.episode_return[index]),
             int(rows.episode_length[index]),
             bool(rows.truncated[index] and not rows.terminated[index]),
-        )
-
-    def _refuse_non_finite(self, group: EnvGroup, ended: npt.NDArray[np.int64]) -> None:
-        for what, values, flat, limit in group.watched:
-            if not flat.dot(flat) <= limit:
-                self._refuse_if_bad(what, values, group.first_env)
-        if ended.size:
-            final_obs = group.rows.final_obs[ended]
-            self._refuse_if_bad("observation", final_obs, group.first_env, ended)
-
-    def _refuse_if_bad(
-        self, what: str, values: npt.NDArray[Any], first_env: int = 0, envs: Any = None
-    ) -> None:
-        """Refuse a NaN, an infinity, or a number that float32 cannot hold; integers are fine.
-
-        One pass over the sum of squares finds nothing in nearly all cases.
-        """
-        flat = values.reshape(-1)
-        if values.dtype.kind != "f" or np.dot(flat, flat) <= LARGEST[values.dtype.name]:
-            return
-        bad = ~(np.abs(values).reshape(len(values), -1) <= LARGEST[values.dtype.name]).all(1)
-        if not bad.any():
-            return  # large, but no larger than float32 holds
-        first = int(np.flatnonzero(bad)[0])
-        env = first_env + (first if envs is None else int(envs[first]))
-        raise NonFiniteError(
-            f"environment {env} returned the {what} {values[first]} after env step "
-            f"{self.env_steps}: DQN cannot learn from it. Fix the environment, or wrap it "
-            "so that it returns finite numbers."
         )
 
 

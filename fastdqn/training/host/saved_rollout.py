@@ -16,6 +16,8 @@ from fastdqn.envs.workers.open_episodes import NOT_STEPPED, Histories
 from fastdqn.envs.workers.origins import NUM_WORDS, is_origin
 from fastdqn.envs.workers.shared_block import SharedBlock
 from fastdqn.foundation.state import LARGEST, PartState
+from fastdqn.training.host.guard import bad_rows
+from fastdqn.training.host.saved_guards import spoiled_in
 
 __all__ = ["SHOWN", "SavedRollout"]
 
@@ -162,5 +164,11 @@ def _refuse_outside(saved: SavedRollout, state: PartState, source: EnvSource) ->
     final = saved.rows["final_obs"][ended]
     if check.bounded and ((final < check.low) | (final > check.high)).any():
         raise state.refusal("rows/final_obs", "of values that the observation space does not hold")
+    shown = saved.rows["obs"][~saved.unread]
+    if bad_rows(shown).any():
+        raise state.refusal("rows/obs", "not finite throughout")
+    spoiled = spoiled_in(state.part("guards"), len(saved.action))
+    if (saved.rows["restarting"] & ~spoiled).any():
+        raise state.refusal("rows/restarting", "true where no episode was cut")
     if (saved.rows["episode_length"] < 0).any() or (saved.rows["episode_length"] > LARGEST).any():
         raise state.refusal("rows/episode_length", "negative")

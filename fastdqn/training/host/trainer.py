@@ -46,7 +46,7 @@ class HostTrainer(Trainer):
     def _learn(self) -> None:
         """Do the updates that are due after the env steps so far."""
         due = self.ratio.due(self.rollout.env_steps)
-        if not due:
+        if not due or (self.on_nonfinite == "skip" and self.rollout.has_nothing):
             return
         if self._first_update is None:
             self._first_update = (self.rollout.env_steps, self.watch.train_s)

@@ -9,24 +9,29 @@ block of them, see `Iteration.parts`, environments included, where the environme
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from fastdqn.algorithms.exploration import NUM_ACTING, explore
-from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv, TensorStep, membership_of
+from fastdqn.envs.tensor.protocol import PureTensorEnv, TensorEnv, TensorStep
 from fastdqn.errors import UsageError
 from fastdqn.foundation.copying import snapshot
 from fastdqn.networks.flat_network import FlatNetwork
 from fastdqn.replay import Sampler
 from fastdqn.replay.functional_ring import FunctionalRing
+from fastdqn.replay.skipping_ring import SkippingRing
 from fastdqn.training.tensor.blocks import Call, Parts
+from fastdqn.training.tensor.guard import guard_of
 
-__all__ = ["FAULT", "Iteration"]
+__all__ = ["FAULT", "SKIPPED", "Iteration"]
 
 FAULT = -(2**31)
 """In the log of ends: a number of this step was not finite, or not one of its space."""
+SKIPPED = FAULT + 1
+"""In the log of ends: the step is no transition."""
 
 
 class Iteration:
@@ -37,12 +42,14 @@ class Iteration:
         network: Its latest parameters act.
         learn: Makes updates, in place, one for each row of random bits.
         sampler: Draws from the ring that stores the transitions.
+        on_nonfinite: What is done about a NaN or an infinity: `raise`; `skip`, which needs a
+            `SkippingRing`; or `replace`.
 
     Attributes:
         epsilon: Scalar float32, probability of exploring; write into it to change it.
         shown: [N, *O] what the environments show now.
         action: [N] int64, the last actions.
-        holds: Returns of observations [N, *O] which ones the space holds, [N] bool.
+        guard: Judges what the environments return.
         returns: [N] float32, return of each running episode.
         lengths: [N] int32, env steps of each running episode.
         learn: See above.
@@ -56,6 +63,7 @@ class Iteration:
         network: FlatNetwork,
         learn: Callable[[Tensor], None],
         sampler: Sampler,
+        on_nonfinite: str = "raise",
     ) -> None:
         assert isinstance(sampler.replay, FunctionalRing)
         self.network, self.sampler, self.learn = network, sampler, learn
@@ -67,7 +75,7 @@ class Iteration:
             self.num_uniform += env.num_random
         new = partial(torch.zeros, device=network.flat.device)
         frames = ring.ring.frames
-        self.holds = membership_of(env.single_observation_space, network.flat.device)
+        self.guard = guard_of(on_nonfinite, env, network.flat.device)
         self.epsilon = new((), dtype=torch.float32)
         self.shown = new((env.num_envs, *frames.shape[1:]), dtype=frames.dtype)
         self.action = new(env.num_envs, dtype=torch.int64)
@@ -90,11 +98,12 @@ class Iteration:
     @property
     def state(self) -> tuple[Tensor, ...]:
         """What the parts write, but for the ring, the environments and what `learn` writes."""
-        return self.shown, self.action, self.returns, self.lengths
+        return self.shown, self.action, self.returns, self.lengths, *self.guard.state
 
     def begin(self, obs: Tensor) -> None:
         """Start episodes everywhere that show `obs` [N, *O]; the running ones are cut."""
         self._refuse_dtype(obs)
+        obs = self.guard.begin(obs)
         self.ring.cut()
         self.ring.begin(obs)
         self.shown.copy_(obs)
@@ -125,25 +134,37 @@ class Iteration:
         Args:
             step: What the environments returned; copied.
             ends: [N] int32; written: the length of an episode that terminated here, minus the
-                length of one that was truncated, FAULT where a number cannot be used, else 0.
+                length of one that was truncated, FAULT where a number cannot be used, SKIPPED where
+                it is no transition, else 0.
             returns: [N] float32; written: return of the episode up to here.
         """
         self._refuse_dtype(step.obs)
         self._refuse_dtype(step.final_obs)
         with torch.no_grad():
-            reward = step.reward.float()
+            step = replace(step, reward=step.reward.float())
+            step, fine, real = self.guard(step)
             terminated, truncated = step.terminated, step.truncated
-            self.ring.write(self.action, reward, terminated, truncated, step.obs, step.final_obs)
+            self._store(step, real)
             self.sampler.wrote()
             self.shown.copy_(step.obs)
-            total, length = self.returns + reward, self.lengths + 1
-            ended = terminated | truncated
+            total, length = self.returns + step.reward, self.lengths + 1
+            over = terminated | truncated
             end = torch.where(terminated, length, torch.where(truncated, -length, 0))
-            fine = torch.isfinite(reward) & self.holds(step.obs) & self.holds(step.final_obs)
+            if real is not None:
+                end, over = torch.where(real, end, SKIPPED), over | ~real
             ends.copy_(torch.where(fine, end, FAULT))
             returns.copy_(total)
-            self.returns.copy_(total.masked_fill(ended, 0.0))
-            self.lengths.copy_(length.masked_fill(ended, 0))
+            self.returns.copy_(total.masked_fill(over, 0.0))
+            self.lengths.copy_(length.masked_fill(over, 0))
+
+    def _store(self, step: TensorStep, real: Tensor | None) -> None:
+        """Write a step into the ring; `real` [N] says which are transitions, None all."""
+        flags, frames = (step.terminated, step.truncated), (step.obs, step.final_obs)
+        if real is None:
+            self.ring.write(self.action, step.reward, *flags, *frames)
+        else:
+            assert isinstance(self.ring, SkippingRing)
+            self.ring.write_some(real, (self.action, step.reward, *flags, *frames))
 
     def _refuse_dtype(self, obs: Tensor) -> None:
         """Refuse observations that the ring would have to convert; looks at no value."""

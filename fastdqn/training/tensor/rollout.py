@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.algorithms.exploration import bend_
-from fastdqn.envs.tensor.protocol import TensorEnv, holds_integers
+from fastdqn.envs.tensor.protocol import TensorEnv
 from fastdqn.errors import NonFiniteError, UsageError
 from fastdqn.execution.modes import mode_of
 from fastdqn.execution.step import Progress
@@ -29,10 +29,13 @@ from fastdqn.replay import UniformSampler
 from fastdqn.replay.buffer import MAX_DRAW
 from fastdqn.replay.functional_ring import FunctionalRing
 from fastdqn.replay.sampler_check import SamplerFactory, sampler_of
+from fastdqn.replay.skipping_ring import SkippingRing
 from fastdqn.training.events import Episode
+from fastdqn.training.nonfinite import TensorTally
 from fastdqn.training.tensor.block_runner import BlockRunner
 from fastdqn.training.tensor.blocks import Block, BlockTensors
-from fastdqn.training.tensor.iteration import FAULT, Iteration
+from fastdqn.training.tensor.guard import refusal_of
+from fastdqn.training.tensor.iteration import FAULT, SKIPPED, Iteration
 from fastdqn.transition import STORAGE_DTYPES
 
 __all__ = ["TensorRollout"]
@@ -54,6 +57,8 @@ class TensorRollout(Whole):
         sampler: Builds what draws the batches.
         n_step: Rewards that a drawn transition adds up.
         ladder: [N] float32 on the device, see `exploration.bend_`; None explores alike everywhere.
+        on_nonfinite: What is done about a NaN or an infinity: `raise`, `skip` or `replace`. A step
+            that is skipped counts as an env step here, since blocks are planned before.
 
     Attributes:
         ring: What was seen.
@@ -83,22 +88,23 @@ class TensorRollout(Whole):
         sampler: SamplerFactory = UniformSampler,
         n_step: int = 1,
         ladder: Tensor | None = None,
+        on_nonfinite: str = "raise",
     ) -> None:
         self.device = learner.device
         _refuse(env, self.device, batch_size)
         self.env, self.batch_size, self._learner = env, batch_size, learner
-        space = env.single_observation_space
+        self._space = space = env.single_observation_space
         frame = space.shape or (), STORAGE_DTYPES[str(space.dtype)]
-        self.ring = FunctionalRing(
-            capacity, env.num_envs, *frame, device=self.device, n_step=n_step
-        )
+        kind = SkippingRing if on_nonfinite == "skip" else FunctionalRing
+        self.ring = kind(capacity, env.num_envs, *frame, device=self.device, n_step=n_step)
         self.generator = torch.Generator(self.device)
         self.num_envs, self._ladder = env.num_envs, ladder
         self.earlier_steps = self.rows = self.updates = self.episodes = 0
         refuse_frames(learner.network, self.ring.ring.frames, None, env.env_id)
         self.sampler = sampler_of(sampler, self.ring, batch_size)
         learn = partial(learner.learn_from, learner.state, self.sampler)
-        self._iteration = Iteration(env, learner.network, learn, self.sampler)
+        self._iteration = Iteration(env, learner.network, learn, self.sampler, on_nonfinite)
+        self._tally = TensorTally(on_nonfinite)
         self._calls: dict[Block, BlockTensors] = {}
         self._runners: dict[str, BlockRunner] = {}
         self.execute_as(execution)
@@ -117,6 +123,15 @@ class TensorRollout(Whole):
     def env_steps(self) -> int:
         """Real transitions so far."""
         return self.earlier_steps + self.rows * self.num_envs
+
+    @property
+    def nonfinite(self) -> int:
+        """Steps of environments so far with a number that is not finite. Waits for the device."""
+        return int(self._iteration.guard.count)
+
+    def nonfinite_words(self) -> str:
+        """Return what the first of them was since the last call, or nothing."""
+        return self._tally.take_words()
 
     @property
     def replay(self) -> FunctionalRing:
@@ -173,10 +188,11 @@ class TensorRollout(Whole):
         """
         obs = self.env.reset(seeds[0])
         self.generator.manual_seed(seeds[0])
-        fine = self._iteration.holds(obs).cpu().numpy()
-        if not fine.all():
-            env = int(fine.argmin())
-            raise self._refusal(env, f"observation {obs[env].tolist()}", self.env_steps)
+        wrong = self._iteration.guard.refuses(obs).cpu().numpy()
+        if wrong.any():
+            env = int(wrong.argmax())
+            what = f"observation {obs[env].tolist()}"
+            raise refusal_of(self._space, env, what, self.env_steps)
         self._iteration.begin(obs)
 
     def advance(self, block: Block, epsilon: float) -> list[Episode]:
@@ -238,6 +254,9 @@ class TensorRollout(Whole):
         for row, env in found:
             if ends[row, env] == FAULT:
                 raise self._fault(before + row, env)
+        if self._tally.on_nonfinite == "skip":
+            self._tally.note_skipped(ends == SKIPPED, self.earlier_steps + before * self.num_envs)
+            found = np.argwhere((ends != 0) & (ends != SKIPPED)).tolist()
         returns = call.returns.cpu().numpy()
         return [
             self._episode(before + row + 1, int(ends[row, env]), float(returns[row, env]))
@@ -253,27 +272,13 @@ class TensorRollout(Whole):
         """Name what vector step `row` brought, as far as the ring still holds it."""
         rows, width = self.ring.num_rows, self.env.num_envs
         if self.rows - row >= rows:
-            return self._refusal(env, "number", (row + 1) * width)
+            return refusal_of(self._space, env, "number", (row + 1) * width)
         ring, slot = self.ring.ring, row % rows * width + env
         last, first = ring.frames[rows * width + slot], ring.frames[(slot + width) % (rows * width)]
-        shown = first if bool(self._iteration.holds(last[None])) else last
+        shown = first if bool(self._iteration.guard.holds(last[None])) else last
         reward = float(ring.reward[slot])
         what = f"observation {shown.tolist()}" if math.isfinite(reward) else f"reward {reward}"
-        return self._refusal(env, what, (row + 1) * width)
-
-    def _refusal(self, env: int, what: str, env_steps: int) -> NonFiniteError | UsageError:
-        """Return the refusal of what an environment returned."""
-        space = self.env.single_observation_space
-        if not what.startswith("reward") and holds_integers(space):
-            return UsageError(
-                f"environment {env} with the {what} by env step {env_steps}",
-                f"its observation space {' '.join(str(space).split())} holds no such value",
-                "Fix the environment, or let its single_observation_space say what it shows.",
-            )
-        return NonFiniteError(
-            f"environment {env} returned the {what} by env step {env_steps}: DQN cannot learn from "
-            "it. Fix the environment, or let it return finite numbers."
-        )
+        return refusal_of(self._space, env, what, (row + 1) * width)
 
 
 def _refuse(env: TensorEnv, device: torch.device, batch_size: int) -> None:

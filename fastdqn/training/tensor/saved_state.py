@@ -19,7 +19,9 @@ COUNTS = ("earlier_steps", "rows", "updates", "episodes")
 def rollout_state(rollout: TensorRollout) -> PartState:
     """Return counts, generator, running episodes and environments; tensors are its own."""
     values = {name: getattr(rollout, name) for name in COUNTS}
+    guard = PartState({}, rollout._iteration.guard.named())
     parts = {"generator": generator_state(rollout.generator), "env": _env_state(rollout.env)}
+    parts |= {"guard": guard, "nonfinite": rollout._tally.state()}
     return PartState(values, _running(rollout)).with_parts(parts)
 
 
@@ -46,6 +48,8 @@ def restore_rollout(rollout: TensorRollout, state: PartState, num_actions: int) 
     heads = ring.ring.frames[head : head + ring.num_envs]
     if not torch.equal(state.tensor("shown", running["shown"]).to(heads.device), heads):
         raise state.refusal("shown", "not what the ring shows")
+    _restore_guard(rollout, state.part("guard"))
+    rollout._tally.restore(state.part("nonfinite"))
     restore_generator(rollout.generator, state.part("generator"))
     _restore_env(rollout.env, state.part("env"))
     state.copy_into(running)
@@ -55,7 +59,23 @@ def restore_rollout(rollout: TensorRollout, state: PartState, num_actions: int) 
 
 def _running(rollout: TensorRollout) -> dict[str, Tensor]:
     names = ("shown", "action", "returns", "lengths")
-    return dict(zip(names, rollout._iteration.state, strict=True))
+    return {name: getattr(rollout._iteration, name) for name in names}
+
+
+def _restore_guard(rollout: TensorRollout, state: PartState) -> None:
+    """Go on with what a guard has counted and keeps; what it may show again is looked at."""
+    guard = rollout._iteration.guard
+    named = guard.named()
+    state.scalar("count", guard.count)
+    for name, tensor in named.items():
+        found = state.tensor(name, tensor)
+        if found.dtype is torch.bool and bool((found.view(torch.uint8) > 1).any()):
+            raise state.refusal(name, "not of flags throughout")
+    if "start_obs" in named:
+        shown = state.finite("start_obs", named["start_obs"]).to(rollout.device)
+        if bool(guard.refuses(shown).any()):
+            raise state.refusal("start_obs", "none that the environment may show")
+    state.copy_into(named)
 
 
 def _env_state(env: TensorEnv) -> PartState:

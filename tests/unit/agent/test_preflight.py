@@ -33,6 +33,7 @@ from fastdqn.foundation.host_memory import MemoryLimit
 from fastdqn.replay import PrioritizedSampler, ReplayBuffer
 from fastdqn.replay.functional_ring import FunctionalRing
 from fastdqn.replay.sizes import FunctionalSizes, RingSizes
+from fastdqn.replay.skipping_ring import SkippingRing
 from fastdqn.training.checkpoint import load_policy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -252,6 +253,7 @@ def test_environments_of_the_caller_need_no_workers_of_ours(leaves: Leaves) -> N
         {},
         {"env_groups": 2, "num_envs": 4},
         {"vectorizer": "tensor"},
+        {"vectorizer": "tensor", "on_nonfinite": "skip"},
         {"n_step": 3},
         {"expect_action_masks": True},
     ],
@@ -274,6 +276,8 @@ def test_the_items_of_the_ring_are_the_bytes_of_its_tensors(
     else:
         assert isinstance(sampler.replay, FunctionalRing)
         held += [sampler.replay.row, sampler.replay._columns]
+        if isinstance(sampler.replay, SkippingRing):
+            held += [*sampler.replay.listed.values()]
     if isinstance(sampler, PrioritizedSampler):
         held += 2 * list(sampler.tree.written())
     assert counted == sum(tensor.untyped_storage().nbytes() for tensor in held)

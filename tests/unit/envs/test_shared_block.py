@@ -32,6 +32,7 @@ FIELDS = {
     "truncated": ((4,), "bool"),
     "real": ((4,), "bool"),
     "resting": ((4,), "bool"),
+    "restarting": ((4,), "bool"),
     "episode_return": ((4,), "float64"),
     "episode_length": ((4,), "int64"),
     "action_mask": ((4, 2), "bool"),
