@@ -83,8 +83,8 @@ def cut_words(evaluation: Evaluation) -> str:
         of_all = f"{num_cut} of {evaluation.episodes} episodes"
         words = f"; {of_all} {were} cut at {evaluation.max_steps:,} steps"
     if number := evaluation.num_nonfinite:
-        steps, were = ("step", "was") if number == 1 else ("steps", "were")
-        words += f"; {number:,} {steps} that {were} not finite did not count as they came"
+        steps, as_came = ("step that was", "it") if number == 1 else ("steps that were", "they")
+        words += f"; {number:,} {steps} not finite did not count as {as_came} came"
     return words
 
 

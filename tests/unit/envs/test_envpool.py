@@ -21,6 +21,7 @@ import pytest
 
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.sources.envpool import EnvPoolSource, describe_envpool
+from fastdqn.envs.sources.new_episode import NewEpisode
 from fastdqn.errors import UsageError
 from tests.drive import everything_in, roll, rollout_of
 
@@ -178,6 +179,20 @@ def test_the_equations_are_gymnasiums() -> None:
 
 
 # Ends
+
+
+@needs_envpool
+def test_an_episode_that_is_cut_goes_on_and_its_return_counts_from_there(source: Source) -> None:
+    pool = source("CartPole-v1", 2, time_limit=6)
+    pool.reset([7, 8])
+    for t in range(1, 7):
+        pool.send(np.full(2, t % 2))
+        pool.recv()
+        if t == 2:
+            assert pool.begin_anew(np.array([1])) is NewEpisode.NEVER
+    assert pool.rows.truncated.tolist() == [True, True]
+    assert pool.rows.episode_return.tolist() == [6.0, 4.0]
+    assert pool.rows.episode_length.tolist() == [6, 6]  # the time limit is EnvPool's
 
 
 @needs_envpool

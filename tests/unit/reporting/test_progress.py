@@ -39,10 +39,17 @@ def _evaluation(
     *,
     num_cut: int = 0,
     max_steps: int = 0,
+    num_nonfinite: int = 0,
     best: bool = False,
 ) -> Evaluation:
     parts = SimpleNamespace(
-        mean=mean, std=std, episodes=episodes, num_cut=num_cut, max_steps=max_steps, best=best
+        mean=mean,
+        std=std,
+        episodes=episodes,
+        num_cut=num_cut,
+        max_steps=max_steps,
+        num_nonfinite=num_nonfinite,
+        best=best,
     )
     return cast("Evaluation", parts)
 
@@ -214,10 +221,16 @@ def test_cut_episodes_and_long_evaluations_are_reported() -> None:
     progress.evaluating(3, 100, 123_456)
     cut: dict[str, int] = {"num_cut": 3, "max_steps": 10_000}
     progress.evaluated(7_000, _evaluation(0.955, 0.0123, 100, best=True, **cut), False)
+    progress.evaluated(8_000, _evaluation(0.955, 0.0123, 100, num_nonfinite=1), False)
+    progress.evaluated(9_000, _evaluation(0.955, 0.0123, 100, num_nonfinite=1_234), False)
     assert out.getvalue().splitlines() == [
         "evaluating: 3 of 100 episodes done, 123,456 steps played",
         "evaluation at 7,000 steps: return 0.955 (std 0.012) over 100 episodes, the best so far; "
         "3 of 100 episodes were cut at 10,000 steps",
+        "evaluation at 8,000 steps: return 0.955 (std 0.012) over 100 episodes; "
+        "1 step that was not finite did not count as it came",
+        "evaluation at 9,000 steps: return 0.955 (std 0.012) over 100 episodes; "
+        "1,234 steps that were not finite did not count as they came",
     ]
 
 

@@ -27,6 +27,7 @@ from fastdqn.reporting.run_recorder import RunRecorder
 from fastdqn.training.evaluation import Evaluation
 from fastdqn.training.events import BestPolicy
 from fastdqn.training.host.trainer import HostTrainer
+from fastdqn.training.nonfinite import NonFiniteReports
 from fastdqn.training.schedules import ReplayRatio
 from fastdqn.training.stopwatch import Stopwatch
 
@@ -47,6 +48,8 @@ def a_trainer(**changes: Any) -> HostTrainer:
         "compile": 3.0,
         "evaluate": 7.0,
     }
+    not_finite = NonFiniteReports("skip")
+    not_finite.transitions, not_finite.updates = 4, 2
     parts = {
         "rollout": SimpleNamespace(env_steps=1000, episodes=33, num_envs=8, num_workers=2),
         "learner": SimpleNamespace(device="cpu", execution="eager", precision="bf16"),
@@ -57,6 +60,7 @@ def a_trainer(**changes: Any) -> HostTrainer:
         "train_sps": 125.0,
         "peak_sps": 150.0,
         "worker_restarts": 3,
+        "nonfinite": not_finite,
         "returns": deque([1.0, 2.0]),
         "return_mean_100": 1.5,
         "evaluation": Evaluation(np.array([10.0, 20.0]), np.array([3, 4])),
@@ -104,6 +108,7 @@ def test_a_solved_run_is_reported_in_full() -> None:
         },
         "time_to_target_s": {"train_wall": 6.0, "total_wall": 9.0},
         "worker_restarts": 3,
+        "nonfinite": {"transitions": 4, "updates": 2},
         "status": "solved",
     }
 
