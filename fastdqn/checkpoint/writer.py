@@ -35,6 +35,8 @@ SLOTS = 2
 SHARED_WITH = 2
 """Generations back to the checkpoint that a chunk is linked from. A file that is damaged on the
 disk damages all checkpoints that share it; so neighbours share none."""
+LOOK_AHEAD = 64
+"""Vector steps. What they may change is looked up once where they spare all chunks to copy."""
 
 
 class CheckpointWriter:
@@ -57,6 +59,7 @@ class CheckpointWriter:
         self._chunks: Chunked | None = None
         self._to_copy: list[int] = []
         self._copying = False
+        self._spared_steps = 0  # vector steps from now on that change no chunk to copy
         self._slots: list[Slot] = []
         self._generations: list[Generation] = []
         self._of: Chunked | None = None  # whose chunks the generations hold
@@ -99,7 +102,7 @@ class CheckpointWriter:
         snapshot = self._snapshot(folder, policy, state)
         self._make_slots(chunks)
         self._save = Save(snapshot, self._slots, len(self._to_copy), self._rotate)
-        self._copying = bool(self._to_copy)
+        self._copying, self._spared_steps = bool(self._to_copy), 0
         self._pause_s = time.perf_counter() - began
         self.advance()
 
@@ -159,13 +162,25 @@ class CheckpointWriter:
 
     def _advance(self, vector_steps: int) -> None:
         began = time.perf_counter()
-        assert self._chunks is not None
-        urgent = self._chunks.next_written(vector_steps).intersection(self._to_copy)
-        for number in sorted(urgent):
+        urgent = self._urgent(vector_steps)
+        for number in urgent:
             self._copy(number)
         if self._copying and not urgent:
             self._copy(self._to_copy[0], wait=False)
         self._pause_s += time.perf_counter() - began
+
+    def _urgent(self, vector_steps: int) -> list[int]:
+        """Return the chunks to copy that the next vector steps may change."""
+        if self._spared_steps >= vector_steps:
+            self._spared_steps -= vector_steps
+            return []
+        assert self._chunks is not None
+        ahead = max(LOOK_AHEAD, vector_steps)
+        if self._chunks.next_written(ahead).isdisjoint(self._to_copy):
+            self._spared_steps = ahead - vector_steps
+            return []
+        self._spared_steps = 0
+        return sorted(self._chunks.next_written(vector_steps).intersection(self._to_copy))
 
     def _copy(self, number: int, *, wait: bool = True) -> None:
         """Copy a chunk into memory that is free, or wait for it."""

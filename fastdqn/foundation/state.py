@@ -195,7 +195,7 @@ class Chunked(Protocol):
     def next_written(self, vector_steps: int) -> set[int]:
         """Return the chunks that may change by the end of so many vector steps from now on.
 
-        Resets and cuts before the first of these steps count, too.
+        Resets and cuts before each of these steps count, too.
         """
         ...
 

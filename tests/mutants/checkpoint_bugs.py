@@ -82,6 +82,19 @@ def a_chunk_copied_after_the_head_passed() -> None:
     exchange(RingChunks, "next_written", lambda self, vector_steps: {0})
 
 
+@turns_red(WRITER + "a_slow_disk_costs_a_look_at_the_ring_in_many_steps[337-False]")
+def a_look_at_the_ring_that_counts_for_too_many_steps() -> None:
+    right = CheckpointWriter._urgent
+
+    def urgent(self: Any, vector_steps: int) -> list[int]:
+        looks = self._spared_steps < vector_steps
+        found = right(self, vector_steps)
+        self._spared_steps += 30 * (looks and self._spared_steps > 0)
+        return found
+
+    exchange(CheckpointWriter, "_urgent", urgent)
+
+
 @turns_red(CHUNKS + "steps_change_no_other_chunks_than_those_that_are_named[few]")
 def a_cut_that_changes_no_chunk() -> None:
     right = chunks._touched

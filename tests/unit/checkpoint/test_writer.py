@@ -131,6 +131,39 @@ def test_a_ring_about_to_overwrite_a_chunk_waits_for_the_disk(
     training.refuse_other(newest(tmp_path))
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("rows", [300, 305, 337, 361, 420, 499, 530])
+def test_a_slow_disk_costs_a_look_at_the_ring_in_many_steps(
+    rows: int, on_device: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = Sizes(capacity=3_200, chunk_bytes=30_000, on_device=on_device)
+    training, looks = Training(tmp_path, sizes), list[int]()
+    rows_each, right = training.chunks._rows_each, training.chunks.next_written
+    assert rows_each > 150
+    training.go_on(rows)
+    slow = SlowDisk(monkeypatch)
+    training.begin()
+    slow.waiting.wait()
+    monkeypatch.setattr(
+        training.chunks, "next_written", lambda steps: looks.append(steps) or right(steps)
+    )
+    left = rows_each - rows % rows_each
+    training.go_on(min(left - 3, 60))
+    assert left < 130 or len(looks) <= 1
+    copy = training.writer._copy
+
+    def copy_and_let_go(number: int, *, wait: bool = True) -> None:
+        if wait:  # the ring is about to overwrite it
+            slow.go.set()
+        copy(number, wait=wait)
+
+    monkeypatch.setattr(training.writer, "_copy", copy_and_let_go)
+    training.go_on(900)
+    assert slow.go.is_set()
+    training.writer.finish()
+    training.refuse_other(newest(tmp_path))
+
+
 def test_at_most_two_chunks_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training, made = Training(tmp_path), list[int]()
     right = staging.Slot

@@ -52,15 +52,15 @@ def test_steps_change_no_other_chunks_than_those_that_are_named(seeds: range) ->
 
 
 def refuse_changes_elsewhere(sizes: Sizes, seed: int) -> None:
-    history, steps = sizes.history(seed), seed % 4 + 1
+    history, steps = sizes.history(seed), (1, 2, 3, 4, 9)[seed % 5]
     chunks, rng = sizes.chunks(history.ring), history.rng
     for _ in range(rng.integers(0, 3 * history.ring.num_rows)):
         history.step()
     for _ in range(12):
         before, named = all_chunks(chunks), chunks.next_written(steps)
-        if rng.random() < 0.3:
-            history.cut()
         for _ in range(steps):
+            if rng.random() < 0.3:
+                history.cut()
             history.step()
         assert changed(chunks, before) <= named
         assert named <= set(range(chunks.num_chunks))
