@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 ORACLES := .venv-oracles
 JOBS ?= 2
 PARALLEL := -n $(JOBS) --dist worksteal
+# Where a container sets this, every process that a test starts would compile all modules anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train check format test test-slow dropin gymnasium-tests test-gpu oracles learn mutants coverage bench bench-quick bench-save bench-compare bench-stepping solve clean
