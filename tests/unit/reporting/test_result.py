@@ -110,6 +110,7 @@ def test_a_solved_run_is_reported_in_full() -> None:
         "worker_restarts": 3,
         "nonfinite": {"transitions": 4, "updates": 2},
         "status": "solved",
+        "world_size": 1,
     }
 
 
