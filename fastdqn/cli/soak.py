@@ -30,6 +30,7 @@ from fastdqn.cli.soak_faults import FAULTS, Fault, Victim, alive, descendants
 from fastdqn.errors import UsageError
 from fastdqn.foundation.policy_folders import CHECKPOINTS
 from fastdqn.presets import preset_config
+from fastdqn.training.signals import stop_on_signals
 
 __all__ = ["Soak", "SoakArguments", "soak"]
 
@@ -49,7 +50,7 @@ SETTINGS = ("--num-workers", "2", "--checkpoint-interval", "2000", "--log-interv
 class SoakArguments:
     """Train under injected faults: killed workers, killed trainers, SIGTERM, a full disk.
 
-    The exit code is 0 only if nothing was lost.
+    The exit code is 0 only if nothing was lost. Ctrl-C ends it early, with its report.
     """
 
     minutes: float = 10.0
@@ -78,12 +79,15 @@ def soak(argv: list[str]) -> int:
     words = [*("--preset", asked.preset), *SETTINGS, *ENDLESS, "--seed", str(asked.seed)]
     words += ["--env-id", asked.env_id] if asked.env_id else []
     run = Soak(run_dir, words, random.Random(asked.seed))
-    run.train_for(60 * asked.minutes)
+    with stop_on_signals() as request, request.leads_to(run.stop):
+        run.train_for(60 * asked.minutes)
     report = run.report()
     path = (run_dir if run_dir.is_dir() else run_dir.parent) / "soak.json"
     path.write_text(json.dumps(report, indent=2) + "\n")
     _print(report, path)
-    return 0 if report["injected"] and not report["lost"] else FAILED
+    if report["lost"] or not (report["injected"] or request.received):
+        return FAILED
+    return request.exit_code
 
 
 @dataclass
@@ -115,7 +119,12 @@ class Soak:
 
     def __post_init__(self) -> None:
         self._left: list[Fault] = []
+        self._stopping = False
         self._shared = _names_in(SHARED)
+
+    def stop(self) -> None:
+        """Let `train_for` stop the training now."""
+        self._stopping = True
 
     def train_for(self, seconds: float) -> None:
         """Start, disturb and resume the training until the time is over, then stop it.
@@ -124,7 +133,7 @@ class Soak:
         """
         until = self.clock() + seconds
         ended = False
-        while not ended:
+        while not ended and not self._stopping:
             victim = self._started()
             try:
                 if not self._has_saved(victim):
@@ -144,16 +153,19 @@ class Soak:
         self.resumes += begun
         self.run_dir.parent.mkdir(parents=True, exist_ok=True)
         with (self.run_dir.parent / "soak-errors.txt").open("ab") as errors:
+            self.growth.begin()
             process = subprocess.Popen(
-                [*self.command, *words], stdout=subprocess.DEVNULL, stderr=errors
+                [*self.command, *words],
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                process_group=0,  # a Ctrl-C in the terminal reaches this process alone
             )
-        self.growth.begin()
         return Victim(process, self.run_dir / CHECKPOINTS)
 
     def _has_saved(self, victim: Victim) -> bool:
         """Wait for the next checkpoint of a training; return whether there is one."""
         until = self.clock() + START_S
-        while self.clock() < until and victim.process.poll() is None:
+        while not self._over(until) and victim.process.poll() is None:
             newest = newest_step(self.run_dir)
             if newest is not None and (self._before is None or newest > self._before):
                 if self._before is not None:
@@ -161,6 +173,8 @@ class Soak:
                 return True
             time.sleep(LOOK_S)
         code = victim.process.poll()
+        if self._stopping and code is None:
+            return False
         self.lost.append(
             f"no checkpoint after {'a resume' if self._before else 'the start'} ({code=})"
         )
@@ -170,7 +184,7 @@ class Soak:
         """Inject faults until the training ends by one; return whether the time is over."""
         while True:
             self._wait(victim, self.draws.uniform(*BETWEEN_S))
-            over = self.clock() >= until
+            over = self._over(until)
             fault = self.faults[-1] if over else self._next_fault()
             children = descendants(victim.pid)
             if victim.process.poll() is not None:
@@ -193,9 +207,12 @@ class Soak:
 
     def _wait(self, victim: Victim, seconds: float) -> None:
         until = self.clock() + seconds
-        while self.clock() < until and victim.process.poll() is None:
+        while not self._over(until) and victim.process.poll() is None:
             self.growth.look(victim.pid, self.clock())
             time.sleep(LOOK_S)
+
+    def _over(self, until: float) -> bool:
+        return self._stopping or self.clock() >= until
 
     def _end(self, victim: Victim, fault: Fault | None, children: list[int] | None = None) -> None:
         """Wait for the end of a training and of all processes that it started."""

@@ -144,7 +144,7 @@ def result_of(trainer: Trainer, config: Config, env_id: str, status: str) -> dic
         "worker_restarts": trainer.worker_restarts,
         "nonfinite": trainer.nonfinite.counts(),
         "status": status,
-            "world_size": 1,
+        "world_size": 1,
     }
     return without_nan(result)
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first ends the run cleanly, the second aborts it."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first ends the run cleanly, the second aborts it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from contextlib import contextmanager
 __all__ = ["EXIT_CODES", "StopRequest", "stop_on_default_signals", "stop_on_signals"]
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+HANGUP = (signal.SIGHUP,)
+"""The terminal went away: counts as a SIGTERM."""
 
 
 class StopRequest:
     """Handles a signal: raises, or calls a function while there is something to finish.
 
     Attributes:
-        received: The first signal, or None.
+        received: The first signal, or None; a SIGHUP is a SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -50,7 +52,8 @@ class StopRequest:
             KeyboardInterrupt: There is nothing to finish, or the signal is not the first.
         """
         stop, first = self._stop, self.received is None
-        self.received = self.received or signal.Signals(number)
+        known = signal.SIGTERM if number in HANGUP else number
+        self.received = self.received or signal.Signals(known)
         if stop is None or not first:
             raise KeyboardInterrupt
         stop()
@@ -58,24 +61,26 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Let a StopRequest handle SIGINT and SIGTERM; restore the caller's handlers at the end.
+    """Let a StopRequest handle SIGINT, SIGTERM and, unless it is ignored, SIGHUP.
 
-    Does nothing outside the main thread, where Python installs no handlers.
+    The caller's handlers are back at the end. Does nothing outside the main thread, where Python
+    installs no handlers.
     """
     request = StopRequest()
-    with _handled(list(EXIT_CODES) if _in_main_thread() else [], request.take):
+    handled = [*EXIT_CODES, *HANGUP] if signal.getsignal(*HANGUP) != signal.SIG_IGN else EXIT_CODES
+    with _handled(list(handled) if _in_main_thread() else [], request.take):
         yield request
 
 
 @contextmanager
 def stop_on_default_signals() -> Iterator[StopRequest]:
-    """Let a StopRequest handle SIGINT and SIGTERM where the caller has no handlers of its own.
+    """Let a StopRequest handle these signals where the caller has no handlers of its own.
 
     Others stay, and are back at the end; outside the main thread Python installs none.
     """
     request = StopRequest()
     usual = signal.SIG_DFL, signal.default_int_handler
-    free = [number for number in EXIT_CODES if signal.getsignal(number) in usual]
+    free = [number for number in (*EXIT_CODES, *HANGUP) if signal.getsignal(number) in usual]
     with _handled(free if _in_main_thread() else [], request.take):
         yield request
 

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,42 @@ def test_a_training_that_does_not_start_ends_the_soak(tmp_path: Path) -> None:
     soak = Soak(tmp_path / "run", [], random.Random(0), command=command)
     soak.train_for(60)
     assert soak.lost == ["no checkpoint after the start (code=2)"]
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_soak_that_is_stopped_ends_its_training_and_loses_nothing(
+    saves: bool, soaked: Callable[..., Soak], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, right = list[int](), Soak._started
+
+    def started(self: Soak) -> Victim:
+        victim = right(self)
+        begun.append(victim.pid)
+        threading.Timer(0.3 if saves else 0.0, self.stop).start()
+        return victim
+
+    if not saves:
+        monkeypatch.setattr(soak_file, "newest_step", lambda _: None)
+    monkeypatch.setattr(Soak, "_started", started)
+    monkeypatch.setattr(soak_file, "BETWEEN_S", (60.0, 60.0))
+    began = time.monotonic()
+    soak = soaked("none", TERM, seconds=100.0)
+    assert time.monotonic() - began < 50
+    assert soak.lost == []
+    assert len(begun) == 1
+    assert not alive(begun)
+    assert soak.injected["SIGTERM"] == saves
+
+
+def test_a_ctrl_c_in_the_terminal_does_not_reach_the_training(tmp_path: Path) -> None:
+    """It is in a group of its own."""
+    command = (sys.executable, "-S", "-c", "import time; time.sleep(60)")
+    soak = Soak(tmp_path / "run", [], random.Random(0), command=command)
+    victim = soak._started()
+    try:
+        assert os.getpgid(victim.pid) == victim.pid != os.getpgrp()
+    finally:
+        soak._end(victim, None)
 
 
 def test_names_left_in_shared_memory_are_losses(

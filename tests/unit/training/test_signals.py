@@ -19,6 +19,22 @@ def test_without_a_signal_nothing_is_called_and_the_exit_code_is_zero() -> None:
     assert (calls, request.received, request.exit_code) == ([], None, 0)
 
 
+def test_a_terminal_that_goes_away_is_a_sigterm_unless_that_is_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    calls: list[str] = []
+    try:
+        with stop_on_signals() as request, request.leads_to(lambda: calls.append("stop")):
+            signal.raise_signal(signal.SIGHUP)
+        assert (calls, request.received, request.exit_code) == (["stop"], signal.SIGTERM, 143)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        with stop_on_signals() as request, request.leads_to(lambda: calls.append("stop")):
+            signal.raise_signal(signal.SIGHUP)
+        assert (calls, request.received) == (["stop"], None)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
 )
