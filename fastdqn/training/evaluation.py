@@ -117,6 +117,7 @@ def _begin(games: Games, guards: Sequence[Guard], seeds: Sequence[int]) -> None:
     games.begin(seeds)
     for guard in guards:
         guard.begin()
+    games.settle()
 
 
 def _lost(source: EnvSource, guards: Sequence[Guard]) -> npt.NDArray[np.bool_] | None:

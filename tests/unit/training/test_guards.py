@@ -278,6 +278,33 @@ def test_an_evaluation_plays_a_skipped_episode_again(odd: dict[str, Any]) -> Non
     assert (found + found).num_nonfinite == 4
 
 
+@pytest.mark.parametrize("starts", [[1], [1, 2, 4]])
+def test_a_bad_start_between_two_episodes_of_an_evaluation_is_reset_before_it_is_played(
+    starts: list[int],
+) -> None:
+    """The return of an episode says which one it is: the bad ones are left out."""
+    source = make_source(
+        "grouped", partial(GlitchyEnv, starts=starts), describe(CounterEnv), 1, num_workers=0
+    )
+    found = evaluate(random_policy(source), source, [0], 3, on_nonfinite="skip")
+    good = [episode for episode in range(6) if episode not in starts][:3]
+    least = [sum(RULES.reward(0, each, t, 0) for t in range(4)) for each in good]
+    assert ((found.returns >= least) & (found.returns <= np.add(least, 12))).all()
+    assert found.lengths.tolist() == [4] * 3
+    assert not source.rows.restarting.any()
+    source.close()
+
+
+def test_environments_without_a_part_in_an_evaluation_rest_after_a_bad_start() -> None:
+    source: Any = make_source(
+        "grouped", partial(GlitchyEnv, starts=[0]), describe(CounterEnv), 3, num_workers=0
+    )
+    found = evaluate(random_policy(source), source, [0, 1, 2], 1, on_nonfinite="skip")
+    assert found.lengths.tolist() == [4]
+    assert [env.unwrapped.wakes for env in source.envs._pool.hosts[0].envs] == [4, 0, 0]
+    source.close()
+
+
 def test_the_steps_of_a_skipped_episode_do_not_count_towards_the_limit_of_the_next() -> None:
     found = _evaluated("skip", max_steps=5, rewards=[3])
     assert (found.num_cut, found.lengths.tolist()) == (0, [4] * 5)
