@@ -253,7 +253,7 @@ class _ReplacingGuard(_MendingGuard):
         np.add(returns, rows.reward, out=returns, where=rows.real)
         ended = rows.terminated | rows.truncated
         if ended.any():
-            wrong = ended & ~np.isfinite(rows.episode_return)
+            wrong = ended & bad_rows(rows.episode_return)
             rows.episode_return[wrong] = returns[wrong]
         returns[ended | ~rows.real] = 0.0
         return None

@@ -216,6 +216,22 @@ def test_replaced_numbers_are_finite_and_every_step_is_a_transition(
     assert all(math.isfinite(episode.return_) for episode in episodes)
 
 
+@pytest.mark.parametrize("kind", ["sync", "grouped 0"])
+@pytest.mark.parametrize("reward", [math.nan, math.inf, -1e39])
+def test_the_return_of_an_episode_counts_what_took_the_place_of_a_reward(
+    kind: str, reward: float
+) -> None:
+    class Pays(CounterEnv):
+        def step(self, action: int) -> Step:
+            obs, _, *rest = super().step(action)
+            return obs, reward if self.t == 2 else 1.0, *rest
+
+    source = source_of(vector_of(kind, [Pays], AutoresetMode.SAME_STEP))
+    rollout, episodes = _rolled(source, "replace", 7)
+    assert [(each.return_, each.length) for each in episodes] == [(2.0, 3)] * 2
+    assert rollout.nonfinite == 2
+
+
 @pytest.mark.parametrize(
     ("space", "value", "expected"),
     [
