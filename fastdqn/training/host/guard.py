@@ -232,7 +232,7 @@ class _SkippingGuard(_MendingGuard):
         if when is NewEpisode.NOW:
             spoiled = bad_rows(self.rows.obs)
             if spoiled.any():
-                self._note(spoiled, "observation", self.rows.obs, spoiled)
+                self._tally.count += int(spoiled.sum())  # within a step that was noted already
                 self._mend_rows(np.zeros_like(obs), spoiled, np.zeros_like(obs))
         self._spoil(self.spoiled | spoiled)
 

@@ -21,6 +21,7 @@ from fastdqn.envs.sources.source import EnvSource, make_source, source_of
 from fastdqn.envs.sources.vector_source import VectorSource
 from fastdqn.envs.workers.supervision import Supervision
 from fastdqn.errors import NonFiniteError
+from fastdqn.training import nonfinite
 from fastdqn.training.evaluation import evaluate
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.nonfinite import limits_of
@@ -192,6 +193,21 @@ def test_a_thousand_vector_steps_without_a_transition_end_the_run() -> None:
         roll(rollout, 1_001)
     assert rollout.env_steps == 0
     assert rollout.has_nothing
+
+
+def test_resets_within_a_vector_step_are_no_more_vector_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nonfinite, "MOST_IN_A_ROW", 10)
+    bad = partial(GlitchyEnv, shows=range(100), starts=range(100))
+    rollout = rollout_of(
+        source_of(vector_of("sync", [bad], AutoresetMode.DISABLED)), on_nonfinite="skip"
+    )
+    rollout.reset([0])
+    roll(rollout, 8)  # the first reset counts as well
+    with pytest.raises(NonFiniteError, match="10 vector steps in a row"):
+        roll(rollout, 1)
+    assert rollout.nonfinite == 2 * 9 + 1
 
 
 # Replaced
