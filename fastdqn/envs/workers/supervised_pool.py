@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from fastdqn.envs.workers.failures import EnvFailures, raise_failures
 from fastdqn.envs.workers.kept_rows import kept_rows
 from fastdqn.envs.workers.pool import WorkerPool
@@ -253,11 +251,9 @@ class SupervisedPool(WorkerPool):
             return
         try:
             member.take_owed()
-            if member.live:
-                self._remember_seeds_of_revived(member)
+            self._kept.revived(member, self._seeds)
             if not member.live and time.monotonic() > member.act_at:
-                late = f"{member.process} has not started within {self.deadline_s:g} s"
-                raise WorkerError(late)
+                raise WorkerError(f"{member.process} has not started within {self.deadline_s:g} s")
         except (WorkerError, EnvFailures) as error:
             if isinstance(error, EnvFailures) and (final := error.final()):
                 member.process.end()
@@ -265,14 +261,6 @@ class SupervisedPool(WorkerPool):
                 self.budget.over = final
                 raise final from None
             self._replace(member, error)
-
-    def _remember_seeds_of_revived(self, member: SupervisedWorker) -> None:
-        """Keep the former seeds of environments whose episodes go on: they were reset with them."""
-        for (start, _), past in zip(member.process.spans, member.pasts, strict=True):
-            if past is not None:
-                goes_on = (self.rows.origin[start : start + len(past.seeds)] == past.origin).all(1)
-                for i in np.flatnonzero(goes_on).tolist():
-                    self._seeds[start + i] = past.seeds[i]
 
     def _start_again(self, member: SupervisedWorker) -> None:
         """Start a fresh process and send it the calls that build and reset its environments."""
