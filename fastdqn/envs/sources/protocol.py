@@ -74,7 +74,7 @@ class ContinuingSource(EnvSource, Protocol):
 
     @property
     def last_seeds(self) -> Sequence[int | None]:
-        """Of the last reset with a seed of each environment, whoever asked for it."""
+        """Of the last reset with a seed of each environment; a restart gives other ones."""
 
     def continue_episodes(
         self,
