@@ -133,6 +133,11 @@ class PooledVectorEnv(AsyncVectorEnv):
         """What is kept of the open episodes, or None."""
         return self._episodes
 
+    @property
+    def last_seeds(self) -> list[int | None]:
+        """Of the last reset with a seed of each environment; a restart gives other ones."""
+        return self._pool.seeds
+
     def reset_from(self, origins: Origins, seeds: Sequence[int | None]) -> None:
         """Reset all environments so that those with an origin begin the episode that began there.
 

@@ -117,18 +117,32 @@ def _begin(games: Games, guards: Sequence[Guard], seeds: Sequence[int]) -> None:
     games.begin(seeds)
     for guard in guards:
         guard.begin()
+    games.settle()
 
 
 def _lost(source: EnvSource, guards: Sequence[Guard]) -> npt.NDArray[np.bool_] | None:
     """Look at the last step; return [N] which rows count no more, or None for nowhere."""
     rows, within_step = source.rows, source.resets_within_step
-    ended = rows.terminated | rows.truncated
-    each = ended.reshape(len(guards), -1) & within_step
-    found = [g.look(np.flatnonzero(over)) for g, over in zip(guards, each, strict=True)]
+    each = (rows.terminated | rows.truncated).reshape(len(guards), -1)
+    found = [_lost_of(g, ended, within_step) for g, ended in zip(guards, each, strict=True)]
     if all(lost is None for lost in found):
         return None
     nowhere = np.zeros(each.shape[1], np.bool_)
     return np.concatenate([nowhere if lost is None else lost for lost in found])
+
+
+def _lost_of(
+    guard: Guard, ended: npt.NDArray[np.bool_], within_step: bool
+) -> npt.NDArray[np.bool_] | None:
+    """Return [M] of a group, those among them whose cut episode goes on; or None for nowhere."""
+    going_on = guard.going_on
+    guard.ended(ended)
+    lost = guard.look(np.flatnonzero(ended & within_step))
+    if not within_step:  # what was found belongs to the episode that has ended
+        guard.ended(ended)
+    if going_on is None:
+        return lost
+    return going_on if lost is None else going_on | lost
 
 
 def _acting(policy: Policy, source: EnvSource) -> Callable[[], npt.NDArray[np.int64]]:

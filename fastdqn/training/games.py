@@ -70,15 +70,23 @@ class Games:
         for env in np.flatnonzero(ended).tolist():
             self._end(env, rows.episode_return[env], rows.episode_length[env])
             self._begin_next(env)
-        if self._since_reset >= self.max_steps:
+        late = self._since_reset >= self.max_steps
+        if late:
             self._cut()
+        if late or ended.any():
+            self.settle()
+
+    def settle(self) -> None:
+        """Let environments rest that play nothing, whatever else was asked of them."""
+        rows, idle = self.rows, self._playing < 0
+        rows.restarting[idle] = False
+        np.logical_or(idle, rows.restarting, out=rows.resting)
 
     def _cut(self) -> None:
-        """End the episodes that are too long; their environments rest."""
+        """End the episodes that are too long; their environments play nothing more."""
         for env in np.flatnonzero(self._steps >= self.max_steps).tolist():
             self.num_cut += 1
             self._end(env, self._so_far[env], self._steps[env])
-            self.rows.resting[env] = True
 
     def _end(self, env: int, return_: float, length: int) -> None:
         episode = self._playing[env]
@@ -90,10 +98,8 @@ class Games:
         self._so_far[env], self._steps[env] = 0.0, 0
 
     def _begin_next(self, env: int) -> None:
-        """Begin an episode in an environment that has just been reset, or let it rest."""
-        begins = self._begun < len(self.returns)
-        self.rows.resting[env] = not begins
-        if begins:
+        """Begin an episode in an environment that has just been reset, if one is left."""
+        if self._begun < len(self.returns):
             self._playing[env] = self._begun
             self._begun += 1
             self.num_playing += 1

@@ -130,6 +130,9 @@ class TensorTally(Tally):
         Raises:
             NonFiniteError: See `note`.
         """
+        if not skipped.any():
+            self._usable += len(skipped)
+            return
         for row, envs in enumerate(skipped, 1):
             self._usable += not envs.all()
             if envs.any():

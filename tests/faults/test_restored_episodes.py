@@ -195,6 +195,28 @@ def test_a_rollout_is_saved_over_the_gap_of_a_restart(tmp_path: Path) -> None:
     twin.source.close()
 
 
+def test_an_episode_outlives_two_workers_and_a_resume_with_the_seed_that_it_had() -> None:
+    """The layout follows from the seed, and the second worker has new ones for new episodes."""
+    factories = [partial(NoiseEnv, "layout", env) for env in range(2)]
+    envs = restoring(factories, 1)
+    rollout = started(envs)
+    for kills in (1, 2):
+        roll(rollout, 40)
+        rollout.send(1.0)
+        os.kill(envs.processes[0].pid, signal.SIGKILL)
+        rollout.collect()
+        rollout.write()
+        roll_through(rollout, kills, more=1)
+    stored = everything_in(rollout.replay)
+    assert_nothing_is_joined(stored)
+    assert [lost(rollout, stored, env) for env in range(2)] == [0, 0]
+    assert set(stored.obs[:, 3].tolist()) == {11.0, 12.0}
+    twin = resumed(rollout, keeping(factories))
+    assert twin.lost == {}
+    rollout.source.close()
+    twin.source.close()
+
+
 @pytest.mark.parametrize("given", [{"restore_s": -1.0}, {"restore_s": float("nan")}])
 def test_a_limit_that_is_none_is_refused(given: Any) -> None:
     with pytest.raises(UsageError, match="restore_s"):

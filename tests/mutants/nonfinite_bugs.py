@@ -114,6 +114,19 @@ def a_skipped_episode_of_an_evaluation_counted() -> None:
     exchange(Games, "count", lambda self, _lost=None: right(self))
 
 
+@turns_red(HOST + "a_bad_start_between_two_episodes_of_an_evaluation_is_reset_before_it_is_played")
+def an_episode_of_an_evaluation_played_from_a_bad_start() -> None:
+    def settle(self: Games) -> None:
+        self.rows.resting[:] = self._playing < 0
+
+    exchange(Games, "settle", settle)
+
+
+@turns_red(HOST + "an_evaluation_leaves_out_what_is_left_of_an_episode_that_cannot_be_cut")
+def the_rest_of_a_cut_episode_taken_for_a_whole_one() -> None:
+    exchange(guard.Guard, "going_on", property(lambda _: None, lambda _, __: None))
+
+
 @turns_red(HOST + "an_infinity_becomes_the_bound_of_the_space_or_a_million")
 def an_infinity_replaced_by_the_largest_float() -> None:
     exchange(nonfinite, "LARGEST", 3e38)

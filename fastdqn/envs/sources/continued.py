@@ -160,7 +160,8 @@ class Continuation:
         began = {env for env in self.lost if known_in(self._histories.origin, env) is not None}
         if began:
             mask = np.isin(np.arange(self._source.num_envs), sorted(began))
-            self._source.envs.reset_async(seed=list(fresh), options={"reset_mask": mask})
+            seeds = [seed if env in began else None for env, seed in enumerate(fresh)]
+            self._source.envs.reset_async(seed=seeds, options={"reset_mask": mask})
             self._source.envs.reset_wait()
         nothing = np.zeros(0, np.int64)
         actions = [

@@ -72,6 +72,10 @@ class ContinuingSource(EnvSource, Protocol):
     def histories(self) -> Histories | None:
         """Return the open episodes, copied; None where they are not kept. No group steps now."""
 
+    @property
+    def last_seeds(self) -> Sequence[int | None]:
+        """Of the last reset with a seed of each environment; a restart gives other ones."""
+
     def continue_episodes(
         self,
         histories: Histories,
@@ -86,7 +90,7 @@ class ContinuingSource(EnvSource, Protocol):
         Args:
             histories: Of the other source, of as many environments.
             recorded: What is compared on the way.
-            seeds: [N] of the other source's last reset.
+            seeds: [N] `last_seeds` of the other source.
             fresh: [N] of episodes that begin anew.
             limit_s: Seconds that playing the episodes again may take.
 

@@ -99,6 +99,11 @@ class GroupedSource:
         kept = self.envs.episode_log
         return None if kept is None else kept.histories()
 
+    @property
+    def last_seeds(self) -> Sequence[int | None]:
+        """Of the last resets with a seed; see `ContinuingSource`."""
+        return self.envs.last_seeds
+
     def continue_episodes(
         self,
         histories: Histories,

@@ -61,6 +61,14 @@ class NoKeptRows:
         """
         return [None for _ in member.process.spans]
 
+    def revived(self, member: SupervisedWorker, seeds: list[int | None]) -> None:
+        """Note that a worker may live again: write the seeds that its environments have now.
+
+        Args:
+            member: The worker.
+            seeds: Of the last resets, of all environments, those of new episodes for its own.
+        """
+
 
 class KeptRows(NoKeptRows):
     """Keeps observations, masks and origins from before the last step of each group.
@@ -120,6 +128,16 @@ class KeptRows(NoKeptRows):
             self._past_of(start, stop, group, raised, seeds)
             for group, (start, stop) in enumerate(member.process.spans)
         ]
+
+    def revived(self, member: SupervisedWorker, seeds: list[int | None]) -> None:
+        """Write the former seeds of environments whose episodes go on: they began with them."""
+        if not member.live:
+            return
+        for (start, stop), past in zip(member.process.spans, member.pasts, strict=True):
+            if past is not None:
+                goes_on = (self._rows.origin[start:stop] == past.origin).all(1)
+                for i in np.flatnonzero(goes_on).tolist():
+                    seeds[start + i] = past.seeds[i]
 
     def _past_of(
         self, start: int, stop: int, group: int, raised: set[int], seeds: Sequence[int | None]

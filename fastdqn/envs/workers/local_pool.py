@@ -52,7 +52,7 @@ class LocalPool(Pool):
         super().__init__(env_fns, settings, rows, budget)
         if beside:
             self.workers, self.restarted = beside.workers, beside.restarted
-            self.episodes = beside.episodes
+            self.episodes, self._seeds = beside.episodes, beside._seeds
         self._pending: deque[tuple[str, tuple[Any, ...], int]] = deque()
         self._in_a_row = [(0, -1)] * len(env_fns)
         self._steps = [0] * settings.num_groups

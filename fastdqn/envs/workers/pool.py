@@ -80,10 +80,15 @@ class Pool(ABC):
         self.spans = settings.spans()
         self.restarted = np.zeros(len(env_fns), np.bool_)
         self.episodes = EpisodeLog(settings, rows) if settings.action_range else None
-        self._seeds: list[int | None] = [None] * len(env_fns)  # of the last resets
+        self._seeds: list[int | None] = [None] * len(env_fns)
         self._at_exit = Finalize(
             None, _close, args=(weakref.ref(self),), exitpriority=BEFORE_CHILDREN_ARE_ENDED
         )
+
+    @property
+    def seeds(self) -> list[int | None]:
+        """Of the last reset with a seed of each environment; a restart gives other ones. A copy."""
+        return list(self._seeds)
 
     @abstractmethod
     def send_step(self, group: int = 0) -> None:

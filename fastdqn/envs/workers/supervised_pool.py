@@ -251,9 +251,9 @@ class SupervisedPool(WorkerPool):
             return
         try:
             member.take_owed()
+            self._kept.revived(member, self._seeds)
             if not member.live and time.monotonic() > member.act_at:
-                late = f"{member.process} has not started within {self.deadline_s:g} s"
-                raise WorkerError(late)
+                raise WorkerError(f"{member.process} has not started within {self.deadline_s:g} s")
         except (WorkerError, EnvFailures) as error:
             if isinstance(error, EnvFailures) and (final := error.final()):
                 member.process.end()

@@ -49,6 +49,9 @@ class Guard:
     they are not counted here."""
     skips = False
     """Whether a row may be no transition on account of what was found."""
+    going_on: Flags | None = None
+    """[M] bool, whose episode was cut and goes on, since its environment cannot be reset alone;
+    who counts whole episodes clears it where one has ended. None is nowhere."""
 
     def __init__(
         self, source: EnvSource, group: int, tally: Tally, progress: Callable[[], int]
@@ -124,6 +127,12 @@ class Guard:
     def _forget(self, begun: Flags) -> None:
         """Keep nothing of the former episodes of environments."""
         self._spoil(self.spoiled & ~begun)
+        self.ended(begun)
+
+    def ended(self, envs: Flags) -> None:
+        """Note whose episode is over: what begins now is whole."""
+        if self.going_on is not None:
+            self.going_on = self.going_on & ~envs
 
     def _spoil(self, envs: Flags) -> None:
         self._spoiled = envs if envs.any() else None
@@ -218,10 +227,12 @@ class _SkippingGuard(_MendingGuard):
         """Let environments begin anew; `obs` says whose observation is not their own."""
         when = self.source.begin_anew(np.flatnonzero(anew) + self.first_env)
         spoiled = anew if when is NewEpisode.NEXT else anew & obs
+        if when is NewEpisode.NEVER:
+            self.going_on = anew if self.going_on is None else anew | self.going_on
         if when is NewEpisode.NOW:
             spoiled = bad_rows(self.rows.obs)
             if spoiled.any():
-                self._note(spoiled, "observation", self.rows.obs, spoiled)
+                self._tally.count += int(spoiled.sum())  # within a step that was noted already
                 self._mend_rows(np.zeros_like(obs), spoiled, np.zeros_like(obs))
         self._spoil(self.spoiled | spoiled)
 
@@ -242,7 +253,7 @@ class _ReplacingGuard(_MendingGuard):
         np.add(returns, rows.reward, out=returns, where=rows.real)
         ended = rows.terminated | rows.truncated
         if ended.any():
-            wrong = ended & ~np.isfinite(rows.episode_return)
+            wrong = ended & bad_rows(rows.episode_return)
             rows.episode_return[wrong] = returns[wrong]
         returns[ended | ~rows.real] = 0.0
         return None

@@ -191,12 +191,14 @@ class HostRollout:
         Waits for the groups that step, whose rows are written later, as if nothing had been saved.
         After a failure of the source there are no open episodes.
         """
-        order, source = [*self._stepping, *self._waiting], self.source
+        order, source, seeds = [*self._stepping, *self._waiting], self.source, self._seeds
         try:
             while self._received < len(self._stepping):
                 source.recv(self._stepping[self._received].index)
                 self._received += 1
             histories = _histories_of(source)
+            if isinstance(source, ContinuingSource) and histories is not None:
+                seeds = [int(seed or 0) for seed in source.last_seeds]
         except FastDQNError:  # as of workers that are restarted no more
             histories = None
         actions = [torch.as_tensor(group.action).cpu().numpy() for group in self._groups]
@@ -204,7 +206,7 @@ class HostRollout:
             SavedRollout(
                 self.env_steps,
                 self.episodes,
-                self._seeds,
+                seeds,
                 [group.index for group in order],
                 0 if histories is None else self._received,
                 {name: getattr(source.rows, name) for name in SHOWN},

@@ -247,16 +247,15 @@ class TensorRollout(Whole):
     def _read(self, call: BlockTensors) -> list[Episode]:
         """Read the log of the call that was just made; the one wait for the device."""
         ends = call.ends.cpu().numpy()
-        found = np.argwhere(ends).tolist()
-        if not found:
-            return []
-        before = self.rows - len(ends)
+        found, before = np.argwhere(ends).tolist(), self.rows - len(ends)
         for row, env in found:
             if ends[row, env] == FAULT:
                 raise self._fault(before + row, env)
         if self._tally.on_nonfinite == "skip":
             self._tally.note_skipped(ends == SKIPPED, self.earlier_steps + before * self.num_envs)
             found = np.argwhere((ends != 0) & (ends != SKIPPED)).tolist()
+        if not found:
+            return []
         returns = call.returns.cpu().numpy()
         return [
             self._episode(before + row + 1, int(ends[row, env]), float(returns[row, env]))

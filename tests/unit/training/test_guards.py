@@ -21,6 +21,7 @@ from fastdqn.envs.sources.source import EnvSource, make_source, source_of
 from fastdqn.envs.sources.vector_source import VectorSource
 from fastdqn.envs.workers.supervision import Supervision
 from fastdqn.errors import NonFiniteError
+from fastdqn.training import nonfinite
 from fastdqn.training.evaluation import evaluate
 from fastdqn.training.host.rollout import HostRollout
 from fastdqn.training.nonfinite import limits_of
@@ -194,6 +195,21 @@ def test_a_thousand_vector_steps_without_a_transition_end_the_run() -> None:
     assert rollout.has_nothing
 
 
+def test_resets_within_a_vector_step_are_no_more_vector_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nonfinite, "MOST_IN_A_ROW", 10)
+    bad = partial(GlitchyEnv, shows=range(100), starts=range(100))
+    rollout = rollout_of(
+        source_of(vector_of("sync", [bad], AutoresetMode.DISABLED)), on_nonfinite="skip"
+    )
+    rollout.reset([0])
+    roll(rollout, 8)  # the first reset counts as well
+    with pytest.raises(NonFiniteError, match="10 vector steps in a row"):
+        roll(rollout, 1)
+    assert rollout.nonfinite == 2 * 9 + 1
+
+
 # Replaced
 
 
@@ -214,6 +230,22 @@ def test_replaced_numbers_are_finite_and_every_step_is_a_transition(
     firsts = [episode for episode in episodes if episode.length == 4]
     assert float(reward[:4].sum()) in {episode.return_ for episode in firsts}
     assert all(math.isfinite(episode.return_) for episode in episodes)
+
+
+@pytest.mark.parametrize("kind", ["sync", "grouped 0"])
+@pytest.mark.parametrize("reward", [math.nan, math.inf, -1e39])
+def test_the_return_of_an_episode_counts_what_took_the_place_of_a_reward(
+    kind: str, reward: float
+) -> None:
+    class Pays(CounterEnv):
+        def step(self, action: int) -> Step:
+            obs, _, *rest = super().step(action)
+            return obs, reward if self.t == 2 else 1.0, *rest
+
+    source = source_of(vector_of(kind, [Pays], AutoresetMode.SAME_STEP))
+    rollout, episodes = _rolled(source, "replace", 7)
+    assert [(each.return_, each.length) for each in episodes] == [(2.0, 3)] * 2
+    assert rollout.nonfinite == 2
 
 
 @pytest.mark.parametrize(
@@ -276,6 +308,51 @@ def test_an_evaluation_plays_a_skipped_episode_again(odd: dict[str, Any]) -> Non
     assert np.isfinite(found.returns).all()
     assert found.num_nonfinite == 2
     assert (found + found).num_nonfinite == 4
+
+
+@pytest.mark.parametrize("starts", [[1], [1, 2, 4]])
+def test_a_bad_start_between_two_episodes_of_an_evaluation_is_reset_before_it_is_played(
+    starts: list[int],
+) -> None:
+    """The return of an episode says which one it is: the bad ones are left out."""
+    source = make_source(
+        "grouped", partial(GlitchyEnv, starts=starts), describe(CounterEnv), 1, num_workers=0
+    )
+    found = evaluate(random_policy(source), source, [0], 3, on_nonfinite="skip")
+    good = [episode for episode in range(6) if episode not in starts][:3]
+    least = [sum(RULES.reward(0, each, t, 0) for t in range(4)) for each in good]
+    assert ((found.returns >= least) & (found.returns <= np.add(least, 8))).all()
+    assert found.lengths.tolist() == [4] * 3
+    assert not source.rows.restarting.any()
+    source.close()
+
+
+def test_environments_without_a_part_in_an_evaluation_rest_after_a_bad_start() -> None:
+    source: Any = make_source(
+        "grouped", partial(GlitchyEnv, starts=[0]), describe(CounterEnv), 3, num_workers=0
+    )
+    found = evaluate(random_policy(source), source, [0, 1, 2], 1, on_nonfinite="skip")
+    assert found.lengths.tolist() == [4]
+    assert [env.unwrapped.wakes for env in source.envs._pool.hosts[0].envs] == [4, 0, 0]
+    source.close()
+
+
+@each_mode
+@pytest.mark.parametrize(
+    ("odd", "cut"),
+    [({"rewards": [2]}, 0), ({"shows": [6]}, 1), ({"shows": [8]}, 1), ({"starts": [1]}, 1)],
+)
+def test_an_evaluation_leaves_out_what_is_left_of_an_episode_that_cannot_be_cut(
+    mode: AutoresetMode, odd: dict[str, Any], cut: int
+) -> None:
+    vector = vector_of("sync", [partial(GlitchyEnv, **odd)], mode)
+    source = _ResetsTogether(vector, describe(CounterEnv))
+    found = evaluate(random_policy(source), source, [0], 3, on_nonfinite="skip")
+    good = [episode for episode in range(4) if episode != cut]
+    least = [sum(RULES.reward(0, each, t, 0) for t in range(4)) for each in good]
+    assert ((found.returns >= least) & (found.returns <= np.add(least, 8))).all()
+    assert found.lengths.tolist() == [4] * 3
+    source.close()
 
 
 def test_the_steps_of_a_skipped_episode_do_not_count_towards_the_limit_of_the_next() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,13 @@ from fastdqn.envs.sources.source import source_of
 from fastdqn.envs.workers import open_episodes
 from fastdqn.envs.workers.allocation import Allocation
 from fastdqn.envs.workers.open_episodes import Histories
+from fastdqn.envs.workers.origins import GENERATOR, KIND
 from fastdqn.errors import CheckpointError
 from fastdqn.foundation.state import PartState
 from fastdqn.training.host.rollout import HostRollout
 from tests.continued import (
     FACTORIES,
+    DiesOnce,
     NoiseEnv,
     Silent,
     assert_nothing_is_joined,
@@ -115,6 +118,29 @@ def test_a_rollout_that_was_resumed_can_be_saved_again() -> None:
         close(former)
     assert_alike(rollout, twin)
     close(rollout, twin)
+
+
+def test_environments_go_on_after_other_seeds_than_those_of_the_last_reset(tmp_path: Path) -> None:
+    """One that raised has a new seed, which decides its layout in all later episodes, too."""
+
+    def raises_once(env_id: int, path: str) -> NoiseEnv:
+        env = DiesOnce(env_id, str(tmp_path / path), how="raises")
+        env.fate = "layout"
+        return env
+
+    factories = [partial(raises_once, 0, "raised"), partial(NoiseEnv, "layout", 1)]
+    rollout = started(keeping(factories), 100)
+    assert rollout.num_restarts == 1
+    assert rollout.source.rows.origin[:, KIND].tolist() == [GENERATOR] * 2
+    twin = resumed(rollout, keeping(factories))
+    assert twin.lost == {}
+    other = [partial(NoiseEnv, "hidden", 0), factories[1]]  # of which the first one is lost
+    again = resumed(twin, keeping(other))
+    roll(again, 100)
+    last = resumed(again, keeping([partial(NoiseEnv, "layout", 0), factories[1]]))
+    assert list(again.lost) == [0]
+    assert list(last.lost) == [0]
+    close(rollout, twin, again, last)
 
 
 # Workers

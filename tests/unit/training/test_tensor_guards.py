@@ -18,6 +18,7 @@ from fastdqn.errors import NonFiniteError, UsageError
 from fastdqn.learner.learner import Learner
 from fastdqn.networks.mlp import MLP
 from fastdqn.replay import gather
+from fastdqn.training import nonfinite
 from fastdqn.training.tensor.blocks import Block
 from fastdqn.training.tensor.rollout import TensorRollout
 from fastdqn.transition import Transitions
@@ -165,6 +166,25 @@ def test_a_thousand_vector_steps_without_a_transition_end_the_run() -> None:
         _advanced(rollout, 100)
     assert torch.equal(rollout._learner.state.online, learned)
     assert int(rollout._learner.state.skipped) == int(rollout._learner.state.updates) > 0
+
+
+def test_transitions_between_skipped_steps_keep_a_run_alive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class EverySecond(_Pure):
+        calls = 0
+
+        def step(self, action: Tensor) -> TensorStep:
+            step, self.calls = super().step(action), self.calls + 1
+            if self.calls % 2:
+                step.reward.fill_(math.nan)
+            return step
+
+    monkeypatch.setattr(nonfinite, "MOST_IN_A_ROW", 3)
+    env = EverySecond(1, CounterRules((50,)))
+    rollout = _rolled(env, "skip", 20)
+    assert rollout.nonfinite == 10
+    assert len(_stored(rollout).action) == 10
 
 
 def test_a_copy_of_a_rollout_skips_alike() -> None:
