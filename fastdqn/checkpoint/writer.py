@@ -36,6 +36,9 @@ SHARED_WITH = 2
 """Generations back to the checkpoint that a chunk is linked from. A file that is damaged on the
 disk damages all checkpoints that share it; so neighbours share none."""
 
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Errors of a full disk, on which the chunks that were written are as good as before."""
+
 
 class CheckpointWriter:
     """Writes the checkpoints of a run, one at a time.
@@ -162,7 +165,8 @@ class CheckpointWriter:
         assert self._chunks is not None
         urgent = self._chunks.next_written(vector_steps).intersection(self._to_copy)
         for number in sorted(urgent):
-            self._copy(number)
+            if self._copying:  # a thread that has ended early says so once
+                self._copy(number)
         if self._copying and not urgent:
             self._copy(self._to_copy[0], wait=False)
         self._pause_s += time.perf_counter() - began
@@ -264,8 +268,8 @@ class CheckpointWriter:
         save = save or self._save
         assert save is not None
         if save.generation is None:
-            if isinstance(save.error, OSError) and save.error.errno in {errno.ESTALE, errno.ENOENT}:
-                self._generations = []  # what was shared is gone: all is written again
+            if getattr(save.error, "errno", None) not in NO_ROOM:
+                self._generations = []  # what was shared may be gone: all is written again
             return
         kept = [each for each in self._generations if each.folder != save.generation.folder]
         self._generations = [*kept, save.generation][-SHARED_WITH:]
