@@ -185,12 +185,14 @@ def clear_for_a_new_beginning(run_dir: Path) -> bool:
         return False
     status = _read(run_dir / "result.json").get("status")
     settings = _read(run_dir / "config.json").get("config")
-    of_now = isinstance(settings, dict) and "save_replay" in settings
+    of_a_run = isinstance(settings, dict) and "env_id" in settings
+    of_now = of_a_run and "save_replay" in settings
     if folders and not (of_now and status in {"stopped", "running"}):
         return False
     for folder in folders:
         shutil.rmtree(folder)
-    cut_back(run_dir, Counts(0, 0, 0))
+    if of_a_run:  # else tables that lie there are the caller's own
+        cut_back(run_dir, Counts(0, 0, 0))
     return True
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastdqn import DQN
+from fastdqn.agent.from_checkpoint import clear_for_a_new_beginning
 from fastdqn.cli.commands import main
 from fastdqn.cli.resuming import asked_by_auto
 from fastdqn.config import Config
@@ -177,6 +178,14 @@ def test_auto_begins_what_is_not_there_and_what_has_no_checkpoint_yet(
     assert (tmp_path / "run" / "metrics.jsonl").stat().st_size > 0
     assert run(words) == 0
     assert_same_run(tmp_path / "run", never_stopped)
+
+
+def test_auto_cuts_no_table_of_a_folder_that_holds_no_run(tmp_path: Path) -> None:
+    tables = {"episodes.csv": "subject,age\n7,41\n", "metrics.jsonl": '{"env_steps": 5}\n'}
+    for name, text in tables.items():
+        (tmp_path / name).write_text(text)
+    assert clear_for_a_new_beginning(tmp_path)
+    assert {name: (tmp_path / name).read_text() for name in tables} == tables
 
 
 @pytest.mark.parametrize(("status", "code"), [("stopped", 0), ("failed", 1)])
