@@ -186,9 +186,9 @@ def clear_for_a_new_beginning(run_dir: Path) -> bool:
     if any((folder / STATE).exists() for folder in folders):
         return False
     status = _read(run_dir / "result.json").get("status")
-    settings = _read(run_dir / "config.json").get("config")
-    of_a_run = isinstance(settings, dict) and "env_id" in settings
-    of_now = of_a_run and "save_replay" in settings
+    found = _read(run_dir / "config.json").get("config")
+    settings = found if isinstance(found, dict) else {}
+    of_a_run, of_now = "env_id" in settings, "save_replay" in settings
     if folders and not (of_now and status in {"stopped", "running"}):
         return False
     for folder in folders:

@@ -388,6 +388,7 @@ def test_checkpoints_of_a_policy_alone_are_kept_as_many_as_asked_for(tmp_path: P
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     assert kept[-1] == "step-000000000500"
     assert len(kept) <= 3  # the last one of a run is one more
-    assert "Checkpoints hold the policy alone: the sampler" in (
-        tmp_path / "run" / "log.txt"
-    ).read_text()
+    assert (
+        "Checkpoints hold the policy alone: the sampler"
+        in (tmp_path / "run" / "log.txt").read_text()
+    )

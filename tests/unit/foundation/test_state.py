@@ -14,7 +14,9 @@ from fastdqn.foundation.state import PartState
 
 
 def joined() -> PartState:
-    one = PartState({"count": 3, "rows": [1, 2], "mean": None, "digits": 10**400}, {"sums": torch.arange(3.0)})
+    one = PartState(
+        {"count": 3, "rows": [1, 2], "mean": None, "digits": 10**400}, {"sums": torch.arange(3.0)}
+    )
     other = PartState({"name": "b", "on": True}, {"sums": torch.ones(2)})
     whole = PartState.of_parts({"one": one, "other": other})
     return PartState(json.loads(json.dumps(whole.values)), whole.tensors)
