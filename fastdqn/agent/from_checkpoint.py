@@ -11,7 +11,7 @@ from typing import Any
 from fastdqn.agent.arguments import chosen_in
 from fastdqn.agent.dqn import DQN
 from fastdqn.agent.resumed_run import Resumed
-from fastdqn.agent.saved_description import read_description
+from fastdqn.agent.saved_description import read_description, read_setting
 from fastdqn.checkpoint.layout import STATE, steps
 from fastdqn.checkpoint.reader import SavedTraining, newest_training
 from fastdqn.config import Config
@@ -65,6 +65,8 @@ class Found:
         """Return the env steps at which the run ends by itself, with these settings."""
         if config.total_timesteps == self.total_timesteps:
             return self.ends_at
+        if self.ends_at == self.total_timesteps:  # which is that of the run, also from a policy on
+            return config.total_timesteps
         return self.begun_at + config.total_timesteps
 
     def agent(
@@ -167,10 +169,10 @@ def _as_told(run_dir: Path, config: Config) -> tuple[Config, list[dict[str, Any]
     content = _read(run_dir / "config.json")
     try:
         newer = content["config"]
-        changed = {name: newer[name] for name in MAY_CHANGE & newer.keys()}
+        changed = {name: read_setting(name, newer[name]) for name in MAY_CHANGE & newer.keys()}
         resumed = [each for each in content.get("resumed", []) if isinstance(each, dict)]
         return replace(config, **changed), resumed[-MOST_RESUMED:]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (CheckpointError, ValueError, KeyError, TypeError, AttributeError):
         return config, []
 
 
@@ -184,13 +186,15 @@ def clear_for_a_new_beginning(run_dir: Path) -> bool:
     if any((folder / STATE).exists() for folder in folders):
         return False
     status = _read(run_dir / "result.json").get("status")
-    settings = _read(run_dir / "config.json").get("config")
-    of_now = isinstance(settings, dict) and "save_replay" in settings
+    found = _read(run_dir / "config.json").get("config")
+    settings = found if isinstance(found, dict) else {}
+    of_a_run, of_now = "env_id" in settings, "save_replay" in settings
     if folders and not (of_now and status in {"stopped", "running"}):
         return False
     for folder in folders:
         shutil.rmtree(folder)
-    cut_back(run_dir, Counts(0, 0, 0))
+    if of_a_run:  # else tables that lie there are the caller's own
+        cut_back(run_dir, Counts(0, 0, 0))
     return True
 
 

@@ -80,17 +80,22 @@ class Resumed:
             trainer.status = "running"
 
     def _adopt(self, trainer: Trainer, best: BestPolicy | None) -> None:
-        """Let the best policy of the folder be the one to beat, if the run had found it by now.
+        """Let the best policy of the folder be the one to beat, unless the run finds it again.
 
-        That of the end of a run is such a one. One of after the checkpoint is found again.
+        It finds again what it had not found by the checkpoint, if it goes on as it did before.
         """
-        if best is None or best.env_step > self.counts.env_steps:
+        if best is None or (best.env_step > self.counts.env_steps and self._finds(best, trainer)):
             return
         known = trainer.best_policy
         if known is None or best.mean > known.mean:
             trainer.best = best
             if trainer.selection is not None:
                 trainer.selection.best = best
+
+    def _finds(self, best: BestPolicy, trainer: Trainer) -> bool:
+        """Return whether the run comes to a policy of after the checkpoint once more."""
+        otherwise = any(change.startswith("--eval-") for change in self.changed)
+        return not self.inexact and not otherwise and best.env_step <= trainer.until
 
 
 def chunks_of(agent: Trainable) -> Chunked:

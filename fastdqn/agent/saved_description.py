@@ -30,6 +30,7 @@ from fastdqn.transition import STORAGE_DTYPES
 __all__ = [
     "SavedDescription",
     "read_description",
+    "read_setting",
     "refuse_other_layers",
     "refuse_other_shapes",
     "saved_policy",
@@ -180,6 +181,15 @@ def _numbers_of(saved: SavedDescription, tensors: Mapping[str, Tensor], last: st
 
 
 # Settings
+
+
+def read_setting(name: str, value: Any) -> Any:
+    """Check a setting as the JSON parser gave it.
+
+    Raises:
+        CheckpointError: It is of another type, or too large.
+    """
+    return _setting(Config.__dataclass_fields__[name], value)
 
 
 def _settings(config: Any) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def read_execution(
     device = state.text("device")
     if mode not in EXECUTIONS or is_auto(mode) or len(reason) > MOST_WORDS:
         raise state.refusal("execution", f"{mode[:20]!r}, which is no mode")
+    reason = "".join(each if each.isprintable() else " " for each in reason)  # it is shown
     if before != asked or device != learner.device.type:
         return None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from fastdqn.checkpoint.layout import STATE, steps
 from fastdqn.checkpoint.reader import SavedTraining, newest_training
 from fastdqn.checkpoint.saved_policy import ONLINE
 from fastdqn.config import Config
-from fastdqn.errors import UsageError
+from fastdqn.errors import CheckpointError, UsageError
 from fastdqn.foundation.changed_settings import MAY_CHANGE
 from fastdqn.foundation.policy_folders import CHECKPOINTS, kept
 from fastdqn.training.checkpoint import SavedPolicy
@@ -19,12 +20,15 @@ __all__ = ["goes_on", "holds_training", "training_in"]
 
 OF_THE_ENV = {"env_id", "env_kwargs", "wrapper"}
 """Settings that say how environments are made, which a factory does as well."""
+POLICY_ALONE = "DQN.load(folder, training=False) loads the newest policy that is whole"
 
 
 def training_in(
     saved: str | Path | SavedPolicy, policy: str, *, asked: bool | None
 ) -> SavedTraining | None:
     """Read the newest whole training of a folder, or of a run; None for a policy alone.
+
+    A UserWarning names newer checkpoints that were skipped, since the policy is an older one, too.
 
     Args:
         saved: The folder, or a policy that was read from one.
@@ -45,9 +49,16 @@ def training_in(
     path = Path(saved).absolute()
     if not asked and not holds_training(path):
         return None
-    training = newest_training(path)
+    try:
+        training = newest_training(path)
+    except CheckpointError as error:
+        raise error if asked else CheckpointError(f"{error}. {POLICY_ALONE}") from error
     if ONLINE in training.state.values and not asked:
         return None  # its policy has made the last updates, which the training has yet to make
+    if training.skipped:
+        skipped = "; ".join(training.skipped)
+        loaded = f"{training.folder.name} is loaded, and not a newer one"
+        warnings.warn(f"{loaded}: {skipped}. {POLICY_ALONE}.", stacklevel=3)
     return replace(training, policy=replace(training.policy, skipped=training.skipped))
 
 

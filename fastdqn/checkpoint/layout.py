@@ -105,14 +105,24 @@ def rotate(newest: Path, keep_last: int) -> None:
 
 
 def remove_stale(checkpoints: Path) -> None:
-    """Remove what dead processes left: drafts, and folders that were replaced by others."""
+    """Remove what dead processes left: drafts, and folders that were replaced by others.
+
+    What holds anything else than files of a checkpoint is not ours, whatever it is called.
+    """
     for path in checkpoints.iterdir() if checkpoints.is_dir() else ():
-        if not _is_folder(path):
+        if not _is_folder(path) or _foreign(path):
             continue
         draft, step = DRAFT.fullmatch(path.name), path.name.removeprefix(".replaced-")
         replaced = step != path.name and STEP.fullmatch(step) and (path.parent / step).is_dir()
         if replaced or (draft and not _is_alive(int(draft[1]), path)):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _foreign(folder: Path) -> bool:
+    try:
+        return foreign_entry(folder) is not None
+    except OSError:  # of another user, or gone meanwhile
+        return True
 
 
 def _step(path: Path) -> str:

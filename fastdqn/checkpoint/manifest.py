@@ -26,11 +26,13 @@ from fastdqn.checkpoint.tensor_file import brief
 from fastdqn.errors import CheckpointError
 from fastdqn.foundation.saved_files import parse_json
 
-__all__ = ["MAX_STATE_BYTES", "Manifest", "Version", "parsed", "written"]
+__all__ = ["MAX_STATE_BYTES", "Manifest", "Version", "parsed", "why_too_large", "written"]
 
 SCHEMA = 2
 """1 is that of folders with a policy alone."""
 MAX_STATE_BYTES = 64 * 2**20
+MAX_VALUES = 2_000_000
+"""In memory an empty list of two bytes takes sixty."""
 MAX_CHUNKS, MAX_DEPTH, MAX_VERSION, MAX_BYTES = 100_000, 64, 2**127, 2**62
 PACKAGES = ("fastdqn", "torch", "numpy", "gymnasium", "safetensors")
 FIRST_LINE = re.compile(rb'\{"sha256": "([0-9a-f]{64})",\n')
@@ -97,6 +99,14 @@ def _packages() -> dict[str, str]:
     return found
 
 
+def why_too_large(content: bytes) -> str:
+    """Return why state.json would not be read for its size; empty if it would."""
+    if len(content) > MAX_STATE_BYTES:
+        return f"takes {len(content):,} bytes, more than {MAX_STATE_BYTES:,}"
+    values = sum(content.count(mark) for mark in (b",", b"[", b"{"))
+    return f"holds some {values:,} values, more than {MAX_VALUES:,}" if values > MAX_VALUES else ""
+
+
 def parsed(content: bytes) -> Manifest:
     """Check the contents of state.json.
 
@@ -108,6 +118,8 @@ def parsed(content: bytes) -> Manifest:
         raise CheckpointError("its first line is not that of a checkpoint")
     if hashlib.sha256(memoryview(content)[first.end() :]).hexdigest().encode() != first[1]:
         raise CheckpointError("it is damaged: its sha256 is not the saved one")
+    if too_large := why_too_large(content):
+        raise CheckpointError(f"it {too_large}")
     try:
         found = parse_json(content)
     except ValueError as error:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastdqn.checkpoint.disk import digest, opened, read_into
-from fastdqn.checkpoint.layout import DESCRIPTION, OPTIMIZER, PARTS, STATE, remove_stale, steps
+from fastdqn.checkpoint.layout import DESCRIPTION, OPTIMIZER, PARTS, STATE, steps
 from fastdqn.checkpoint.manifest import MAX_STATE_BYTES, Manifest, parsed
 from fastdqn.checkpoint.saved_policy import SavedPolicy, most_bytes, read_policy
 from fastdqn.checkpoint.saving import Chunk
@@ -126,7 +126,7 @@ class SavedTraining:
 def newest_training(run_or_checkpoint: Path) -> SavedTraining:
     """Read the newest checkpoint of a run that is whole, or the one that is named.
 
-    Drafts of dead processes are removed; other entries of the folder are left alone.
+    Nothing is written or removed: a process of another machine may be writing there.
 
     Args:
         run_or_checkpoint: Folder of a run, its `checkpoints`, or of one checkpoint.
@@ -138,7 +138,6 @@ def newest_training(run_or_checkpoint: Path) -> SavedTraining:
     checkpoints = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
     if checkpoints == path and not steps(path):
         return read_training(kept(path))
-    remove_stale(checkpoints)
     reasons: list[str] = []
     for folder in reversed(steps(checkpoints)):
         try:

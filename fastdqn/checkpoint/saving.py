@@ -24,7 +24,7 @@ from fastdqn.checkpoint.layout import (
     draft_of,
     put_in_place,
 )
-from fastdqn.checkpoint.manifest import MAX_STATE_BYTES, Version, written
+from fastdqn.checkpoint.manifest import Version, why_too_large, written
 from fastdqn.checkpoint.saved_policy import policy_files
 from fastdqn.checkpoint.staging import Slot
 from fastdqn.checkpoint.tensor_file import contents
@@ -197,8 +197,8 @@ class Save:
             self._write_chunks()
             sync(draft / REPLAY)
         state = written(self._files, snapshot.versions, snapshot.values)
-        if len(state) > MAX_STATE_BYTES:
-            raise OSError(f"{STATE} would take {len(state):,} bytes, more than {MAX_STATE_BYTES:,}")
+        if too_large := why_too_large(state):
+            raise OSError(f"{STATE} {too_large}")
         write(draft / STATE, [memoryview(state)])
         sync(draft)
         put_in_place(draft, snapshot.folder)

@@ -1,4 +1,4 @@
-"""Memory on the host into which chunks are copied before the ring overwrites them."""
+"""Memory on the host into which tensors are copied before the training changes them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastdqn.checkpoint.tensor_file import bytes_of, contents, in_order
 
-__all__ = ["Slot"]
+__all__ = ["Slot", "copies_of"]
 
 
 class Slot:
@@ -42,3 +42,11 @@ class Slot:
         if self._copied is not None:
             self._copied.synchronize()
         return contents(self._tensors)
+
+
+def copies_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy small tensors to the host, at once."""
+    host = torch.device("cpu")
+    return {
+        name: tensor.detach().to(host, copy=True).contiguous() for name, tensor in tensors.items()
+    }

@@ -17,13 +17,12 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastdqn.checkpoint.layout import foreign_entry, remove_stale, rotate
 from fastdqn.checkpoint.manifest import Version
 from fastdqn.checkpoint.saving import Chunk, Generation, Save, Saved, Snapshot
-from fastdqn.checkpoint.staging import Slot
+from fastdqn.checkpoint.staging import Slot, copies_of
 from fastdqn.checkpoint.tensor_file import bytes_of
 from fastdqn.errors import UsageError
 from fastdqn.foundation.state import Chunked, PartState
@@ -37,6 +36,9 @@ SHARED_WITH = 2
 disk damages all checkpoints that share it; so neighbours share none."""
 LOOK_AHEAD = 64
 """Vector steps. What they may change is looked up once where they spare all chunks to copy."""
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Errors of a full disk, on which the chunks that were written are as good as before."""
 
 
 class CheckpointWriter:
@@ -164,7 +166,8 @@ class CheckpointWriter:
         began = time.perf_counter()
         urgent = self._urgent(vector_steps)
         for number in urgent:
-            self._copy(number)
+            if self._copying:  # a thread that has ended early says so once
+                self._copy(number)
         if self._copying and not urgent:
             self._copy(self._to_copy[0], wait=False)
         self._pause_s += time.perf_counter() - began
@@ -224,9 +227,9 @@ class CheckpointWriter:
         parameters, description = policy
         return Snapshot(
             folder,
-            _copies(parameters),
+            copies_of(parameters),
             copy.deepcopy(description),
-            _copies(state.tensors),
+            copies_of(state.tensors),
             json.dumps(state.values, allow_nan=False, separators=(",", ":")),
             versions,
             linked,
@@ -279,8 +282,8 @@ class CheckpointWriter:
         save = save or self._save
         assert save is not None
         if save.generation is None:
-            if isinstance(save.error, OSError) and save.error.errno in {errno.ESTALE, errno.ENOENT}:
-                self._generations = []  # what was shared is gone: all is written again
+            if getattr(save.error, "errno", None) not in NO_ROOM:
+                self._generations = []  # what was shared may be gone: all is written again
             return
         kept = [each for each in self._generations if each.folder != save.generation.folder]
         self._generations = [*kept, save.generation][-SHARED_WITH:]
@@ -290,10 +293,3 @@ def _versions(chunks: Chunked) -> list[Version]:
     """Return the versions of all chunks; None of those that may change without a new one."""
     may_change = chunks.next_written(1)
     return [None if n in may_change else chunks.version(n) for n in range(chunks.num_chunks)]
-
-
-def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    host = torch.device("cpu")
-    return {
-        name: tensor.detach().to(host, copy=True).contiguous() for name, tensor in tensors.items()
-    }

@@ -67,8 +67,11 @@ class SoakArguments:
     def __post_init__(self) -> None:
         if not 0 < self.minutes <= 10_000:
             raise UsageError(f"--minutes {self.minutes:g}", "it must lie in (0, 10,000]", "Try 10.")
-        if self.run_dir is not None and self.run_dir.exists() and any(self.run_dir.iterdir()):
-            raise UsageError(f"--run-dir {self.run_dir}", "it is not empty", "Name a new folder.")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed}", "it must be at least 0", "Try 0.")
+        path = self.run_dir
+        if path is not None and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise UsageError(f"--run-dir {path}", "it is no empty folder", "Name a new folder.")
         preset_config(self.preset)
 
 

@@ -24,6 +24,7 @@ __all__ = [
 
 RESUMED = re.compile(r"Resumed at env step ([\d,]+) from ")
 STEP = re.compile(r"step-(\d{12})")
+RESULTS = ("result.json", "episodes.csv")
 
 
 def losses_of_table(run_dir: Path) -> list[str]:
@@ -71,6 +72,8 @@ def losses_of_resume(run_dir: Path, resumes: int, expected: int) -> list[str]:
 
 def losses_of_result(run_dir: Path) -> list[str]:
     """Return where result.json, episodes.csv and the newest checkpoint differ after a stop."""
+    if missing := [name for name in RESULTS if not (run_dir / name).is_file()]:
+        return [f"{name} is missing" for name in missing]
     result = json.loads((run_dir / "result.json").read_text())
     with (run_dir / "episodes.csv").open(newline="") as file:
         rows = sum(1 for _ in csv.DictReader(file))

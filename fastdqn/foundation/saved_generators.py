@@ -23,6 +23,8 @@ __all__ = [
 WORDS, LAST_WORD = 624, 2**32 - 1
 """Of the Mersenne twister, which Python and NumPy share."""
 LARGEST_SEED = 2**64 - 1
+MOST_BYTES = 10_000
+"""Of the state of a generator: 5,056 on the CPU, fewer elsewhere."""
 cuda: Any = torch.cuda
 
 
@@ -46,8 +48,8 @@ def restore_generator(generator: torch.Generator, state: PartState) -> None:
         _set(state, generator.get_state(), generator.set_state)
         return
     found = state.tensors.get("generator")
-    if found is None or found.dtype is not torch.uint8:
-        raise state.refusal("generator", "no tensor of bytes")
+    if found is None or found.dtype is not torch.uint8 or found.numel() > MOST_BYTES:
+        raise state.refusal("generator", f"no tensor of at most {MOST_BYTES:,} bytes")
     digest = hashlib.sha256(str(seed).encode() + bytes(found.flatten().tolist())).digest()
     generator.manual_seed(int.from_bytes(digest[:4]) >> 1)
 

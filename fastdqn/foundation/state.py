@@ -91,7 +91,8 @@ class PartState:
         value = self.values.get(name, "missing")
         if value is None:
             return math.nan
-        if type(value) not in {int, float} or not math.isfinite(value):
+        within = type(value) is int and -LARGEST <= value <= LARGEST
+        if not within and not (type(value) is float and math.isfinite(value)):
             raise self.refusal(name, f"{_shown(value)}, no finite number")
         return float(value)
 

@@ -81,7 +81,7 @@ def restore_ring(
 def _restore_buffer(replay: ReplayBuffer, state: PartState) -> None:
     rows, groups = replay._rows, replay.num_groups
     row, there = state.whole("row", 0, LARGEST // replay.num_envs), state.values.get("apart")
-    if not isinstance(there, list) or len(there) != groups or not {*there} <= {True, False}:
+    if not isinstance(there, list) or [*map(type, there)] != [bool] * groups:
         raise state.refusal("apart", f"no list of {groups} flags")
     like = torch.empty(replay.row_size, dtype=torch.bool)
     apart = [state.tensor(f"apart{group}", like) for group, some in enumerate(there) if some]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastdqn.checkpoint.layout import rotate
 from fastdqn.checkpoint.saved_policy import ONLINE
 from fastdqn.checkpoint.saving import Chunk
 from fastdqn.checkpoint.writer import CheckpointWriter, Saved
@@ -58,7 +59,7 @@ class RunCheckpoints(Saving):
     """
 
     def __init__(self, run_dir: Path, lent: Lent, *, keep_last: int) -> None:
-        self._folder, self._lent = run_dir / CHECKPOINTS, lent
+        self._folder, self._lent, self._keep_last = run_dir / CHECKPOINTS, lent, keep_last
         self._writer = CheckpointWriter(self._folder, keep_last=keep_last)
         self.advance = self._writer.advance  # type: ignore[method-assign]
         self._kept: tuple[PartState, dict[str, Tensor]] | None = None
@@ -78,6 +79,7 @@ class RunCheckpoints(Saving):
         state = self._state()
         if state is None:
             self._save_policy(trainer)
+            rotate(self._folder / _name(trainer), self._keep_last)
         else:
             self._begin(trainer, state)
 

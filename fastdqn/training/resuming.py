@@ -142,8 +142,12 @@ class Resumable:
             self.status = "completed"
 
     def _resume_on_host(self, rollout: Any) -> None:
-        assert self._rollout_state is not None
-        rollout.restore(self._rollout_state)
+        state = self._rollout_state
+        assert state is not None
+        for name in ("env_steps", "episodes"):  # of which updates, schedules and numbers follow
+            count = getattr(rollout, name)
+            state.whole(name, count, count)
+        rollout.restore(state)
         if rollout.lost:
             self.callback.on_lost_episodes(rollout.env_steps, rollout.lost)
 

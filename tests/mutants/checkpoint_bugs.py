@@ -159,7 +159,7 @@ def a_number_that_another_process_took_over() -> None:
 
 @turns_red(WRITER + "the_small_tensors_and_values_are_those_of_begin")
 def small_tensors_not_copied() -> None:
-    exchange(writer, "_copies", dict)
+    exchange(writer, "copies_of", dict)
 
 
 @turns_red(WRITER + "a_disk_that_returns_something_else_is_an_error")

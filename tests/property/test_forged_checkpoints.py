@@ -187,6 +187,12 @@ def test_text_that_no_parser_should_be_given_is_refused(name: str, forged: Path)
         newest_training(forged)
 
 
+def test_a_state_of_millions_of_lists_is_not_parsed(forged: Path) -> None:
+    """Each of four bytes would take sixty."""
+    rehashed(forged, lambda told: told["state"].update(lists=[[]] * 1_100_000))
+    assert "values, more than 2,000,000" in read_or_refuse(forged)
+
+
 def test_a_state_of_gigabytes_is_not_read(forged: Path) -> None:
     os.truncate(forged / "state.json", 2**33)
     assert "state.json takes 8,589,934,592 bytes, more than" in read_or_refuse(forged)

@@ -24,6 +24,7 @@ from gymnasium.vector import SyncVectorEnv
 
 from fastdqn import DQN, Config, UsageError
 from fastdqn.cli.commands import main
+from fastdqn.replay import UniformSampler
 from fastdqn.reporting.plots import plot_run
 from fastdqn.training.callbacks import Callback
 from fastdqn.training.events import Report
@@ -372,3 +373,22 @@ def test_an_evaluation_has_the_threads_of_the_settings(monkeypatch: pytest.Monke
     )
     agent.evaluate(1)
     assert (seen, torch.get_num_threads()) == ([before + 1], before)
+
+
+class Unsaveable(UniformSampler):
+    """Says that it cannot be saved."""
+
+    def state(self) -> Any:
+        raise UsageError("the sampler", "its numbers lie elsewhere", "Do without.")
+
+
+def test_checkpoints_of_a_policy_alone_are_kept_as_many_as_asked_for(tmp_path: Path) -> None:
+    agent = small(checkpoint_interval=100, keep_last=2, sampler=Unsaveable)
+    agent.learn(500, run_dir=tmp_path / "run")
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert kept[-1] == "step-000000000500"
+    assert len(kept) <= 3  # the last one of a run is one more
+    assert (
+        "Checkpoints hold the policy alone: the sampler"
+        in (tmp_path / "run" / "log.txt").read_text()
+    )

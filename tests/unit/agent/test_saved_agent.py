@@ -137,6 +137,23 @@ def test_a_damaged_training_is_refused_by_its_file(tmp_path: Path) -> None:
         DQN.load(tmp_path / "agent")
 
 
+def test_an_older_training_is_not_taken_in_silence_where_the_newest_policy_has_none(
+    tmp_path: Path,
+) -> None:
+    """As after a run that failed within a step, or whose ring met a full disk."""
+    checkpoints = tmp_path / "run" / "checkpoints"
+    agent = make().learn(100)
+    agent.save(checkpoints / "step-000000000100", replay=True)
+    agent.learn(60).save(checkpoints / "step-000000000160")
+    words = r"step-000000000100 is loaded.*step-000000000160 holds a policy and no.*training=False"
+    with pytest.warns(UserWarning, match=words):
+        assert DQN.load(tmp_path / "run").describe()["env_steps"] == 100
+    assert DQN.load(tmp_path / "run", training=False).describe()["env_steps"] == 160
+    (checkpoints / "step-000000000100" / "optimizer.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="training=False"):
+        DQN.load(tmp_path / "run")
+
+
 def test_a_forged_value_is_refused_by_folder_part_and_name(tmp_path: Path) -> None:
     make().learn(100).save(tmp_path / "agent", replay=True)
     path = tmp_path / "agent" / "state.json"

@@ -150,6 +150,7 @@ FORGED: dict[str, tuple[str, Change, str]] = {
         everywhere("generators/python/words", 700),
         "position is 700",
     ),
+    "a ring apart": ("workers", put("replay/apart", [[]]), "apart is no list of 1 flags"),
     "no mode": ("workers", put("agent/execution", "rm -rf"), "execution is 'rm -rf', which is"),
     "another action on the device": ("tensors", put("rollout/action", [9]), "action is not in"),
     "shown by none": ("tensors", put("rollout/shown", [0.5]), "shown is not what the ring shows"),
@@ -190,6 +191,23 @@ def test_a_forged_state_of_a_loop_is_refused_before_a_step(name: str) -> None:
     agent = restored(agent_of("tensors", **PRIORITIZED), changed(saved_of("tensors"), change))
     with pytest.raises(CheckpointError, match=message):
         finish(agent)
+
+
+@pytest.mark.parametrize(("name", "number"), [("env_steps", 2**62), ("episodes", 0)])
+def test_counts_of_a_rollout_that_are_not_those_of_the_agent_are_refused(
+    name: str, number: int
+) -> None:
+    """More env steps would make a burst of updates, and memory for their draws."""
+    forged = changed(train_to(agent_of(), 400, 300), put(f"rollout/{name}", number))
+    with pytest.raises(CheckpointError, match=f"its {name} is {number}, no whole number in"):
+        finish(restored(agent_of(), forged))
+
+
+def test_words_of_a_stranger_are_shown_without_what_a_terminal_obeys() -> None:
+    """Nor what no file can hold."""
+    words = put("agent/execution_reason", "\x1b[2Jas asked\ud800")
+    agent = restored(agent_of(), changed(save(agent_of().learn(100)), words))
+    assert agent.execution_reason == " [2Jas asked "
 
 
 def paths(values: Any, path: str = "") -> Iterator[str]:

@@ -143,11 +143,27 @@ def draft(tmp_path: Path, pid: int, changed_s: float | None = None) -> Path:
     return folder
 
 
-def test_drafts_of_dead_processes_are_removed(tmp_path: Path) -> None:
+def test_drafts_of_dead_processes_are_removed_by_the_next_one_that_writes(tmp_path: Path) -> None:
     gone = [draft(tmp_path, pid) for pid in (dead_pid(), 9_999_999_999, 4_194_305)]
     run_of(tmp_path, 1)
-    newest(tmp_path)
     assert not any(folder.exists() for folder in gone)
+
+
+def test_reading_removes_nothing(tmp_path: Path) -> None:
+    """On another machine, or in a container, the number of a living process says nothing."""
+    run_of(tmp_path, 1)
+    kept = draft(tmp_path, dead_pid())
+    newest(tmp_path)
+    assert kept.exists()
+
+
+def test_a_folder_of_the_callers_own_is_no_draft_whatever_its_name(tmp_path: Path) -> None:
+    """As beside the folder that `agent.save` writes."""
+    own = tmp_path / "checkpoints" / ".tmp-backup-20240101"
+    own.mkdir(parents=True)
+    (own / "thesis.txt").write_text("mine")
+    run_of(tmp_path, 1)
+    assert (own / "thesis.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("mine", [True, False])

@@ -144,9 +144,12 @@ def test_a_slow_disk_costs_a_look_at_the_ring_in_many_steps(
     slow = SlowDisk(monkeypatch)
     training.begin()
     slow.waiting.wait()
-    monkeypatch.setattr(
-        training.chunks, "next_written", lambda steps: looks.append(steps) or right(steps)
-    )
+
+    def next_written(steps: int) -> set[int]:
+        looks.append(steps)
+        return right(steps)
+
+    monkeypatch.setattr(training.chunks, "next_written", next_written)
     left = rows_each - rows % rows_each
     training.go_on(min(left - 3, 60))
     assert left < 130 or len(looks) <= 1
@@ -162,6 +165,37 @@ def test_a_slow_disk_costs_a_look_at_the_ring_in_many_steps(
     assert slow.go.is_set()
     training.writer.finish()
     training.refuse_other(newest(tmp_path))
+
+
+@pytest.mark.timeout(30)
+def test_no_step_waits_for_a_thread_that_a_full_disk_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both pieces of memory are with the thread, and the next step changes two chunks."""
+    training, full = Training(tmp_path, Sizes(capacity=400, chunk_bytes=2_000)), threading.Event()
+    right = disk.write
+
+    def write(path: Path, parts: Any) -> Any:
+        if path.name.startswith("chunk"):
+            full.wait()
+            raise OSError(errno.ENOSPC, "no room")
+        return right(path, parts)
+
+    monkeypatch.setattr(saving, "write", write)
+    training.go_on(150)
+    training.begin()
+    training.go_on(2)
+    writer = training.writer
+    assert writer._save is not None
+    assert len(writer._to_copy) >= 2
+    assert writer._save.free.empty()
+    monkeypatch.setattr(training.chunks, "next_written", lambda steps: set(writer._to_copy[:2]))
+    writer._spared_steps = 0
+    full.set()
+    writer._save.wait()
+    writer.advance()
+    with pytest.raises(OSError, match="not saved"):
+        writer.finish()
 
 
 def test_at_most_two_chunks_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,6 +365,27 @@ def test_a_chunk_that_was_damaged_is_not_linked_and_then_written_again(tmp_path:
     training.go_on(5)
     training.begin()
     with pytest.raises(OSError, match="changed since"):
+        training.writer.finish()
+    training.save(5)
+    training.refuse_other(newest(tmp_path))
+
+
+@pytest.mark.parametrize("become", ["shorter", "a link", "a folder"])
+def test_a_chunk_that_became_something_else_costs_one_checkpoint(
+    become: str, tmp_path: Path
+) -> None:
+    training = Training(tmp_path, Sizes(capacity=400))
+    training.save(20)
+    chunk = files_of(newest(tmp_path).folder / "replay")[0]
+    training.save(5)
+    if become == "shorter":
+        os.truncate(chunk, 10)
+    else:
+        chunk.rename(tmp_path / "elsewhere")
+        chunk.symlink_to(tmp_path / "elsewhere") if become == "a link" else chunk.mkdir()
+    training.go_on(5)
+    training.begin()
+    with pytest.raises(OSError, match="not saved"):
         training.writer.finish()
     training.save(5)
     training.refuse_other(newest(tmp_path))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastdqn import DQN
+from fastdqn.agent.from_checkpoint import clear_for_a_new_beginning, find
 from fastdqn.cli.commands import main
 from fastdqn.cli.resuming import asked_by_auto
 from fastdqn.config import Config
@@ -179,6 +180,34 @@ def test_auto_begins_what_is_not_there_and_what_has_no_checkpoint_yet(
     assert_same_run(tmp_path / "run", never_stopped)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"device": "\x1b[2J"},
+        {"total_timesteps": 10**300},
+        {"cpu_threads": 10**9},
+        {"log_interval": [1]},
+        {"num_workers": -1},
+    ],
+)
+def test_settings_that_config_json_cannot_have_are_those_of_the_checkpoint(
+    killed: Path, other: dict[str, object]
+) -> None:
+    before, content = find(killed).config, json.loads((killed / "config.json").read_text())
+    content["config"] |= other
+    (killed / "config.json").write_text(json.dumps(content))
+    (name,) = other
+    assert getattr(find(killed).config, name) == getattr(before, name)
+
+
+def test_auto_cuts_no_table_of_a_folder_that_holds_no_run(tmp_path: Path) -> None:
+    tables = {"episodes.csv": "subject,age\n7,41\n", "metrics.jsonl": '{"env_steps": 5}\n'}
+    for name, text in tables.items():
+        (tmp_path / name).write_text(text)
+    assert clear_for_a_new_beginning(tmp_path)
+    assert {name: (tmp_path / name).read_text() for name in tables} == tables
+
+
 @pytest.mark.parametrize(("status", "code"), [("stopped", 0), ("failed", 1)])
 def test_auto_begins_anew_what_was_given_up_before_its_first_checkpoint(
     killed: Path, status: str, code: int
@@ -256,6 +285,8 @@ def test_a_policy_alone_is_refused_and_goes_on_where_that_is_asked_for(
     said = (killed / "log.txt").read_text()
     assert "Not bit for bit: learning goes on from the parameters alone" in said
     assert metrics_of(killed)[-1]["env_steps"] == 1024
+    assert run(f"resume {killed} --total-timesteps 1280") == 0
+    assert metrics_of(killed)[-1]["env_steps"] == 1280
 
 
 def test_a_ring_that_is_not_saved_is_filled_anew_without_a_burst(tmp_path: Path) -> None:

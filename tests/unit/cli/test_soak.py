@@ -260,6 +260,8 @@ def test_episodes_that_miss_or_come_twice_are_losses(rows: list[str], tmp_path: 
 def test_counts_that_differ_are_losses(tmp_path: Path) -> None:
     run = run_of(tmp_path, ["1,1,0", "2,2,0"], episodes=3, env_steps=30)
     assert len(losses_of_result(run)) == 2
+    (run / "result.json").unlink()
+    assert losses_of_result(run) == ["result.json is missing"]
     assert len(losses_of_resume(run, 3, 20)) == len(losses_of_resume(run, 2, 1000)) == 1
 
 
@@ -295,7 +297,9 @@ def test_a_process_that_runs_is_looked_at_and_one_that_has_ended_is_not() -> Non
         ("--minutes nan", "--minutes nan: it must lie in"),
         ("--minutes x", "--minutes x: it takes a number."),
         ("--preset cartpol", "--preset cartpol: there is no such preset. Did you mean"),
-        ("--run-dir .", "--run-dir .: it is not empty. Name a new folder."),
+        ("--run-dir .", "--run-dir .: it is no empty folder. Name a new folder."),
+        (f"--run-dir {__file__}", "test_soak.py: it is no empty folder. Name a new folder."),
+        ("--seed -1", "--seed -1: it must be at least 0. Try 0."),
     ],
 )
 def test_what_cannot_be_soaked_is_refused(

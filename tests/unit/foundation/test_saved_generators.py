@@ -42,8 +42,11 @@ def test_that_of_another_device_makes_seeds_that_follow_from_seed_and_state() ->
 
     assert first(1, 2) == first(1, 2)
     assert len({tuple(first(*of)) for of in ((1, 2), (1, 3), (2, 2), (2, 3))}) == 4
-    with pytest.raises(CheckpointError, match="its generator is no tensor of bytes"):
-        restore_generator(torch.Generator(), PartState({"device": "cuda", "seed": 1}))
+    large = {"generator": torch.zeros(10_001, dtype=torch.uint8)}
+    for tensors in ({}, large):
+        state = PartState({"device": "cuda", "seed": 1}, tensors)
+        with pytest.raises(CheckpointError, match="its generator is no tensor of at most 10,000"):
+            restore_generator(torch.Generator(), state)
 
 
 @pytest.mark.parametrize("seeded", [False, True])

@@ -14,7 +14,9 @@ from fastdqn.foundation.state import PartState
 
 
 def joined() -> PartState:
-    one = PartState({"count": 3, "rows": [1, 2], "mean": None}, {"sums": torch.arange(3.0)})
+    one = PartState(
+        {"count": 3, "rows": [1, 2], "mean": None, "digits": 10**400}, {"sums": torch.arange(3.0)}
+    )
     other = PartState({"name": "b", "on": True}, {"sums": torch.ones(2)})
     whole = PartState.of_parts({"one": one, "other": other})
     return PartState(json.loads(json.dumps(whole.values)), whole.tensors)
@@ -41,6 +43,7 @@ def test_parts_come_back_with_their_values_and_tensors() -> None:
         (lambda s: s.wholes("rows", 3), r"its rows is \[1, 2\], no list of 3"),
         (lambda s: s.wholes("rows", 2, least=2), "its rows is a list with 1"),
         (lambda s: s.number("missing"), "its missing is 'missing'"),
+        (lambda s: s.number("digits"), "its digits is 10000.*, no finite number"),
         (lambda s: s.flag("count"), "its count is 3, neither"),
         (lambda s: s.text("count"), "its count is 3, no text"),
         (lambda s: s.tensor("sums", torch.zeros(2)), r"its sums is \[3\] torch.float32, not \[2\]"),
