@@ -41,7 +41,8 @@ class SavedAgent(Trainable):
 
         Raises:
             OSError: The disk is full or the folder cannot be written; what it held stays.
-            UsageError: The folder holds something else.
+            UsageError: The folder holds something else, or a sampler of the caller's own says in
+                its `state` what cannot be saved.
         """
         folder, policy = Path(path).absolute(), (self.parameters(), self.describe())
         if not replay:

@@ -17,6 +17,7 @@ from torch import Tensor
 from fastdqn.agent.going_on import GoesOn
 from fastdqn.agent.saved_description import SavedDescription
 from fastdqn.agent.saved_execution import execution_values, read_execution, restore_actor
+from fastdqn.checkpoint.manifest import refuse_unsavable
 from fastdqn.envs.seeding import Stream, seeds_of
 from fastdqn.envs.tensor.protocol import PureTensorEnv, membership_of
 from fastdqn.foundation.saved_generators import (
@@ -72,6 +73,9 @@ class TrainingState(GoesOn):
             replay: Whether the ring is saved, too. Without it the training that goes on from here
                 begins new episodes, and learns again when `learning_starts` more env steps are
                 in its ring.
+
+        Raises:
+            UsageError: A sampler of the caller's own holds what cannot be saved.
         """
         parts = {
             "learner": learner_state(self.learner),
@@ -83,7 +87,10 @@ class TrainingState(GoesOn):
             "generators": global_generators(),
         }
         if replay:
-            parts |= {"replay": ring_state(self._ring), "sampler": self._own_sampler.state()}
+            sampler = self._own_sampler
+            what = f"the sampler {type(sampler).__name__}"
+            parts["replay"] = ring_state(self._ring)
+            parts["sampler"] = refuse_unsavable(sampler.state(), what)
         if replay and self._tensor_rollout is not None:
             parts["rollout"] = rollout_state(self._tensor_rollout)
         trainer = self._trainer

@@ -22,11 +22,20 @@ from typing import Any
 
 from fastdqn.checkpoint.disk import Entry
 from fastdqn.checkpoint.layout import DESCRIPTION, MODEL, OPTIMIZER, PARTS, chunk_file
-from fastdqn.checkpoint.tensor_file import brief
-from fastdqn.errors import CheckpointError
+from fastdqn.checkpoint.tensor_file import NAMES, brief
+from fastdqn.errors import CheckpointError, UsageError, first_line
 from fastdqn.foundation.saved_files import parse_json
+from fastdqn.foundation.state import PartState
 
-__all__ = ["MAX_STATE_BYTES", "Manifest", "Version", "parsed", "why_too_large", "written"]
+__all__ = [
+    "MAX_STATE_BYTES",
+    "Manifest",
+    "Version",
+    "parsed",
+    "refuse_unsavable",
+    "why_too_large",
+    "written",
+]
 
 SCHEMA = 2
 """1 is that of folders with a policy alone."""
@@ -87,6 +96,32 @@ def written(files: Mapping[str, Entry], versions: Sequence[Version] | None, valu
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in entries.items()]
     rest = ",\n".join([*lines, f'"state": {values}']).encode() + b"}\n"
     return b'{"sha256": "%s",\n' % hashlib.sha256(rest).hexdigest().encode() + rest
+
+
+def refuse_unsavable(state: PartState, what: str) -> PartState:
+    """Refuse the state of a part of the caller's own where no checkpoint can hold it.
+
+    Args:
+        state: Of the part.
+        what: The part, in words.
+
+    Returns:
+        The state.
+
+    Raises:
+        UsageError: A value is none of JSON's, or a tensor has an unusual dtype.
+    """
+    try:
+        json.dumps(state.values, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = f"its state() cannot be written as JSON: {first_line(error)}"
+        way_out = "Return plain numbers, texts, lists and mappings; None for what is not finite."
+        raise UsageError(what, reason, way_out) from None
+    for name, tensor in state.tensors.items():
+        if tensor.dtype not in NAMES:
+            reason = f"{name!r} of its state() has dtype {tensor.dtype}"
+            raise UsageError(what, reason, f"Return one of {', '.join(NAMES.values())}.")
+    return state
 
 
 def _packages() -> dict[str, str]:

@@ -7,7 +7,8 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -17,7 +18,7 @@ from gymnasium.vector import SyncVectorEnv
 from torch import Tensor
 
 from fastdqn import DQN
-from fastdqn.errors import CheckpointError
+from fastdqn.errors import CheckpointError, UsageError
 from fastdqn.foundation.state import PartState
 from fastdqn.replay import UniformSampler
 from fastdqn.training.callbacks import Callback
@@ -290,6 +291,47 @@ def test_a_sampler_of_the_callers_own_that_says_nothing_is_named() -> None:
     agent = agent_of(sampler=Mine).learn(100)
     (reason,) = restored(agent_of(sampler=Mine), save(agent)).inexact
     assert reason.startswith("the sampler Mine says what it consists of by written() alone")
+
+
+class Unsavable(UniformSampler):
+    """Says what no file of a checkpoint holds."""
+
+    independent = True
+    values: ClassVar[dict[str, Any]] = {}
+    tensors: ClassVar[dict[str, torch.Tensor]] = {}
+
+    def state(self) -> PartState:
+        return PartState(self.values, self.tensors)
+
+
+@pytest.mark.usefixtures("no_plots")
+@pytest.mark.parametrize(
+    ("values", "tensors", "why"),
+    [
+        ({"mean": np.float32(1.0)}, {}, "its state() cannot be written as JSON"),
+        ({"mean": float("nan")}, {}, "its state() cannot be written as JSON"),
+        ({}, {"waves": torch.zeros(2, dtype=torch.complex64)}, "'waves' of its state() has dtype"),
+    ],
+)
+def test_a_sampler_that_cannot_be_saved_is_named(
+    values: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(Unsavable, "values", values)
+    monkeypatch.setattr(Unsavable, "tensors", tensors)
+    agent = agent_of(sampler=Unsavable, checkpoint_interval=40)
+    agent.learn(100, run_dir=tmp_path / "run")
+    assert why in " ".join((tmp_path / "run" / "log.txt").read_text().split())
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*/*")} == {
+        "model.safetensors",
+        "policy.json",
+    }
+    with pytest.raises(UsageError, match="the sampler Unsavable") as error:
+        agent.save(tmp_path / "whole", replay=True)
+    assert why in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["workers", "tensors"])
