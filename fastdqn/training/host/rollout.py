@@ -263,12 +263,13 @@ class HostRollout:
         for name in set(SHOWN) - {"real"}:
             getattr(rows, name)[kept] = saved.rows[name][kept]
         rows.resting[kept] = rows.restarting[kept]
+        for group in self._groups:
+            group.take(saved.action[group.first_env : group.first_env + len(group.rows.real)])
         for group in self._stepping:
             own = np.zeros(self.num_envs, np.bool_)
             own[group.first_env : group.first_env + len(group.rows.real)] = True
             assert _continues(self.source)
             self.source.leave_out(np.flatnonzero(own & (lost | ~saved.rows["real"])))
-            group.take(saved.action[own])
             lost = lost & ~own
         if lost.any() and not fresh_ring:
             self.replay.cut(lost)
