@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -73,11 +73,18 @@ class Process:
     Args:
         words: The command.
         folder: Where it runs.
+        variables: Of its environment, beside those of this process.
         seed: Of the global generators; None lets them begin as they please.
-        variables: Of its environment.
     """
 
-    def __init__(self, words: str, folder: Path, seed: int | None = None, **variables: str) -> None:
+    def __init__(
+        self,
+        words: str,
+        folder: Path,
+        variables: Mapping[str, str] | None = None,
+        *,
+        seed: int | None = None,
+    ) -> None:
         started = ["-m", "fastdqn"] if seed is None else ["-c", SEEDED, str(seed)]
         self.out = folder / "out"
         with self.out.open("a") as out:
@@ -86,7 +93,7 @@ class Process:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
-                env={**os.environ, **variables},
+                env={**os.environ, **(variables or {})},
                 start_new_session=True,
             )
 
@@ -188,7 +195,7 @@ def test_a_signal_at_any_moment_leaves_a_checkpoint_that_loads(
         variables["XDG_CACHE_HOME"] = str(tmp_path / "cache")
     if when in {"saving", "resuming"}:
         words += " --execution eager --checkpoint-interval 50"
-    process = Process(f"train {words} --run-dir run", tmp_path, **variables)
+    process = Process(f"train {words} --run-dir run", tmp_path, variables)
     assert process.wait_until((run / "episodes.csv").exists)
     if when != "compiling":
         assert process.wait_until(lambda: env_steps_of(run) >= 400)
@@ -206,6 +213,6 @@ def test_a_signal_at_any_moment_leaves_a_checkpoint_that_loads(
     if (run / "checkpoints").exists():
         assert not list((run / "checkpoints").glob(".tmp-*"))
     begun = lines_in(run)
-    process = Process(f"train {words} --run-dir run --resume auto", tmp_path, **variables)
+    process = Process(f"train {words} --run-dir run --resume auto", tmp_path, variables)
     assert process.wait_until(lambda: lines_in(run) > begun + 1), process.out.read_text()
     assert process.end(signal.SIGTERM) == 143

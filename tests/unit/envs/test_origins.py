@@ -30,7 +30,8 @@ def noted(env: Any, seed: int | None = None, options: Any = None, origin: Any = 
     OriginColumn(words, sent).note(1, env, seed, options, origin)
     assert (words[0] == 77).all()
     assert words[1, STEP] == 9
-    return words[1]
+    own: Origins = words[1]
+    return own
 
 
 def began(seed: int = 3, steps: int = 5) -> NoiseEnv:

@@ -428,7 +428,7 @@ def test_a_forged_history_loses_its_episode_and_nothing_else() -> None:
     first = next(i for i, length in enumerate(state.values["lengths"]) if length)
     state.tensors["actions"][0] = (state.tensors["actions"][0] + 1) % 3
     twin = resumed(rollout, keeping(noisy(4)), state)
-    assert_only_one_began_anew(rollout, twin, first, UNLIKE)
     again = resumed(twin, keeping(noisy(4)))
     assert again.lost == {}
+    assert_only_one_began_anew(rollout, twin, first, UNLIKE)
     close(rollout, twin, again)
