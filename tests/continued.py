@@ -263,6 +263,28 @@ class DiesAfter(NoiseEnv):
         return super().step(action)
 
 
+class DiesBeginning(NoiseEnv):
+    """Shows what a clock decides, and ends its process once, in its second reset.
+
+    Args:
+        env_id: Which one.
+        path: A file that says whether it has happened.
+    """
+
+    resets = 0
+
+    def __init__(self, env_id: int, path: str) -> None:
+        super().__init__("clock", env_id)
+        self.path = Path(path)
+
+    def reset(self, **given: Any) -> tuple[Any, Any]:
+        self.resets += 1
+        if self.resets == 2 and not self.path.exists():
+            self.path.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().reset(**given)
+
+
 class DiesOnce(NoiseEnv):
     """Ends its process, or raises, in one step of one of its lives.
 

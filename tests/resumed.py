@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from fastdqn.cli.commands import main
-from fastdqn.envs.workers.origins import STEP
+from fastdqn.foundation.trial_env import generators_restored
 from fastdqn.reporting.run_recorder import RunRecorder
 from fastdqn.training.events import Report
 
@@ -27,9 +30,19 @@ class Killed(BaseException):
     """Ends a run as a kill does: nothing is saved any more."""
 
 
-def run(*words: str) -> int:
-    """Run a command in this process; each text holds one or several words."""
-    return main([word for text in words for word in text.split()])
+def run(*words: str, generators: int = 0) -> int:
+    """Run a command in this process.
+
+    Args:
+        words: Each text holds one or several of them.
+        generators: Seed of the global generators, which begin in every process as they please.
+            Afterwards they are as they were.
+    """
+    with generators_restored():
+        random.seed(generators)
+        np.random.seed(generators)
+        torch.manual_seed(generators)
+        return main([word for text in words for word in text.split()])
 
 
 @contextmanager
@@ -54,22 +67,13 @@ def newest(run_dir: Path) -> Path:
 
 
 def state_of(run_dir: Path) -> dict[str, Tensor]:
-    """Return all tensors of the newest checkpoint, by file and name.
-
-    Without the global generators, which Python seeds anew in every process; the steps at which
-    open episodes began, which every process counts from its own start; and the last actions, which
-    a process has not taken that went on here.
-    """
-    folder, origins = newest(run_dir), "state.safetensors rollout/origins"
-    found = {
+    """Return all tensors of the newest checkpoint, by file and name."""
+    folder = newest(run_dir)
+    return {
         f"{path.relative_to(folder)} {name}": tensor
         for path in sorted(folder.rglob("*.safetensors"))
         for name, tensor in load_file(path).items()
-        if not name.startswith("generators/") and name != "rollout/action"
     }
-    if origins in found:
-        found[origins][:, STEP] = 0
-    return found
 
 
 def metrics_of(run_dir: Path) -> list[dict[str, Any]]:

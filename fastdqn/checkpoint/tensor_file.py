@@ -21,7 +21,7 @@ from torch import Tensor
 from fastdqn.errors import CheckpointError
 from fastdqn.foundation.saved_files import parse_json
 
-__all__ = ["TensorFile", "brief", "bytes_of", "contents", "in_order"]
+__all__ = ["NAMES", "TensorFile", "brief", "bytes_of", "contents", "in_order"]
 
 DTYPES = {
     "BOOL": torch.bool,

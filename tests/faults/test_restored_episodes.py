@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from fastdqn.training.events import Episode
 from fastdqn.training.host.rollout import HostRollout
 from tests.continued import (
     DiesAfter,
+    DiesBeginning,
     DiesOnce,
     NoiseEnv,
     PaysNaN,
@@ -215,6 +217,63 @@ def test_an_episode_outlives_two_workers_and_a_resume_with_the_seed_that_it_had(
     assert twin.lost == {}
     rollout.source.close()
     twin.source.close()
+
+
+BEGUN_ANEW = "its worker was restarted meanwhile"
+
+
+def opened(least: Callable[[list[int]], bool]) -> HostRollout:
+    """Return a rollout of four environments of this process, once their lengths are such."""
+    rollout = started(keeping(noisy(4)))
+    while not least(lengths_of(rollout)):
+        roll(rollout, 1)
+    return rollout
+
+
+def lengths_of(rollout: HostRollout) -> list[int]:
+    source: Any = rollout.source
+    return [len(actions) for actions in source.histories().actions]
+
+
+def assert_goes_on(rollout: HostRollout, twin: HostRollout, lost: set[int]) -> None:
+    """Check that nothing is joined, and that those who lost nothing go on as ever."""
+    assert twin.num_restarts == 1
+    for each in (rollout, twin):
+        roll(each, 40)
+    stored, others = everything_in(twin.replay), set(range(4)) - lost
+    assert_nothing_is_joined(stored)
+    assert rows_of(stored, others) == rows_of(everything_in(rollout.replay), others)
+    for each in (rollout, twin):
+        each.source.close()
+
+
+@pytest.mark.parametrize("restore_s", [0.0, 30.0])
+def test_a_worker_that_dies_while_episodes_are_played_again_costs_its_own(
+    tmp_path: Path, restore_s: float
+) -> None:
+    """Environment 0 has been played already, and rests, when its neighbour ends their process.
+
+    It goes on where the next worker is there before the others have been played.
+    """
+    rollout = opened(lambda taken: 0 < taken[0] < 5 and min(taken[1:]) > 12)
+    factories = noisy(4, partial(DiesOnce, 1, str(tmp_path / "died")), 1)
+    supervision = Supervision(delay_s=0.0, restore_s=restore_s)
+    twin = resumed(rollout, restoring(factories, supervision=supervision))
+    assert set(twin.lost.values()) == {BEGUN_ANEW}
+    assert twin.lost.keys() - ({0} if restore_s else {}) == ({1} if restore_s else {0, 1})
+    assert_goes_on(rollout, twin, set(twin.lost))
+
+
+def test_a_worker_that_dies_as_new_episodes_begin_costs_those_of_its_neighbours(
+    tmp_path: Path,
+) -> None:
+    """Environment 1 shows something else; the reset for it ends the process of both."""
+    rollout = opened(lambda taken: min(taken) > 5)
+    factories = noisy(4, partial(DiesBeginning, 1, str(tmp_path / "died")), 1)
+    twin = resumed(rollout, restoring(factories))
+    assert twin.lost.keys() == {0, 1}
+    assert twin.lost[0] == BEGUN_ANEW
+    assert_goes_on(rollout, twin, {0, 1})
 
 
 @pytest.mark.parametrize("given", [{"restore_s": -1.0}, {"restore_s": float("nan")}])

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,8 @@ from tests.resumed import assert_same_run, newest
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SOON_S, GONE_S = 120.0, 10.0
-SLOW, FAST = 4_000, 60_000
-"""Env steps of a run that does some hundred a second, and of one that does ten thousand."""
+SLOW, FAST, FASTEST = 4_000, 60_000, 300_000
+"""Env steps of a run that does some hundred a second, ten thousand, or a hundred thousand."""
 SMALL = (
     "--num-envs 4 --num-workers 2 --learning-starts 200 "
     "--batch-size 16 --hidden-sizes 16 --eval-episodes 4 --buffer-size 1500"
@@ -45,6 +45,7 @@ CASES = {
     ),
     "noisy": (SLOW, "--env-id CartPole-v1 --noisy --execution eager"),
     "tensor": (SLOW, "--env-id CartPole-v1 --vectorizer tensor --execution eager"),
+    "tensor native": (FASTEST, "--env-id CartPole-v1 --vectorizer tensor --execution native"),
     "annealed": (
         SLOW,
         "--env-id CartPole-v1 --lr-schedule cosine --epsilon-schedule multiplicative "
@@ -54,18 +55,45 @@ CASES = {
 """Env steps and flags."""
 
 
-class Process:
-    """A running `fastdqn`, in a session of its own."""
+SEEDED = """
+import random, runpy, sys, numpy, torch
+seed = int(sys.argv.pop(1))
+random.seed(seed)
+numpy.random.seed(seed)
+torch.manual_seed(seed)
+runpy.run_module("fastdqn", run_name="__main__", alter_sys=True)
+"""
+"""`python -m fastdqn`, once the global generators have a seed: in every process they begin
+otherwise."""
 
-    def __init__(self, words: str, folder: Path, **variables: str) -> None:
+
+class Process:
+    """A running `fastdqn`, in a session of its own.
+
+    Args:
+        words: The command.
+        folder: Where it runs.
+        variables: Of its environment, beside those of this process.
+        seed: Of the global generators; None lets them begin as they please.
+    """
+
+    def __init__(
+        self,
+        words: str,
+        folder: Path,
+        variables: Mapping[str, str] | None = None,
+        *,
+        seed: int | None = None,
+    ) -> None:
+        started = ["-m", "fastdqn"] if seed is None else ["-c", SEEDED, str(seed)]
         self.out = folder / "out"
         with self.out.open("a") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "fastdqn", *words.split()],
+                [sys.executable, *started, *words.split()],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
-                env={**os.environ, **variables},
+                env={**os.environ, **(variables or {})},
                 start_new_session=True,
             )
 
@@ -129,13 +157,14 @@ def test_a_run_that_is_killed_and_stopped_again_and_again_equals_one_that_never_
     """And one that saves every few hundred steps one that saves at its end alone."""
     (total, flags), chance = CASES[case], random.Random(case)
     words = f"train {flags} {flags_of(total)}"
-    whole = Process(f"{words} --run-dir whole", tmp_path)
+    whole = Process(f"{words} --run-dir whole", tmp_path, seed=0)
     assert whole.end() == 0, whole.out.read_text()
     often = f"{words} --run-dir run --checkpoint-interval {total // 13} --resume auto"
     run, attempts, stopped = tmp_path / "run", 0, 0
     while not completed(run) and attempts < 12:
         attempts += 1
-        process = Process(often, tmp_path)
+        goes_on = any((run / "checkpoints").glob("step-*"))
+        process = Process(often, tmp_path, seed=attempts if goes_on else 0)
         after = env_steps_of(run) + chance.randrange(total // 20, total // 4)
         if not process.wait_until(lambda least=after: env_steps_of(run) >= least):  # type: ignore[misc]
             assert process.end() == 0, process.out.read_text()
@@ -166,7 +195,7 @@ def test_a_signal_at_any_moment_leaves_a_checkpoint_that_loads(
         variables["XDG_CACHE_HOME"] = str(tmp_path / "cache")
     if when in {"saving", "resuming"}:
         words += " --execution eager --checkpoint-interval 50"
-    process = Process(f"train {words} --run-dir run", tmp_path, **variables)
+    process = Process(f"train {words} --run-dir run", tmp_path, variables)
     assert process.wait_until((run / "episodes.csv").exists)
     if when != "compiling":
         assert process.wait_until(lambda: env_steps_of(run) >= 400)
@@ -184,6 +213,6 @@ def test_a_signal_at_any_moment_leaves_a_checkpoint_that_loads(
     if (run / "checkpoints").exists():
         assert not list((run / "checkpoints").glob(".tmp-*"))
     begun = lines_in(run)
-    process = Process(f"train {words} --run-dir run --resume auto", tmp_path, **variables)
+    process = Process(f"train {words} --run-dir run --resume auto", tmp_path, variables)
     assert process.wait_until(lambda: lines_in(run) > begun + 1), process.out.read_text()
     assert process.end(signal.SIGTERM) == 143

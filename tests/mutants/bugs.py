@@ -62,6 +62,7 @@ from tests.mutants import network_bugs
 from tests.mutants.best_policy_bugs import PLANTED as OF_THE_BEST
 from tests.mutants.call_bugs import PLANTED as OF_CALLS
 from tests.mutants.checkpoint_bugs import PLANTED as OF_CHECKPOINTS
+from tests.mutants.episode_bugs import PLANTED as OF_EPISODES
 from tests.mutants.memory_bugs import PLANTED as OF_MEMORY
 from tests.mutants.native_bugs import plants
 from tests.mutants.nonfinite_bugs import PLANTED as OF_NONFINITE
@@ -1240,5 +1241,5 @@ def randomness_that_is_not_looked_for() -> None:
 
 BY_ROOM = PLANTED | OF_THE_BEST | OF_OBJECTIVES | SCHEDULED | OF_SETTINGS | OF_RESUMING | OF_RUNS
 BY_ROOM |= network_bugs.PLANTED | OF_CHECKPOINTS | OF_CALLS | OF_MEMORY | OF_SOAKS | plants()
-BY_ROOM |= OF_NONFINITE
+BY_ROOM |= OF_NONFINITE | OF_EPISODES
 MUTANTS |= {name: Mutant(*planted) for name, planted in BY_ROOM.items()}

@@ -156,13 +156,17 @@ class Continuation:
         return other
 
     def _renew(self, fresh: Sequence[int]) -> None:
-        """Begin new episodes where they are lost, and keep the histories of the others."""
+        """Begin new episodes where they are lost, and keep the histories of the others.
+
+        A worker that ends meanwhile begins new ones in all of its environments.
+        """
         began = {env for env in self.lost if known_in(self._histories.origin, env) is not None}
         if began:
             mask = np.isin(np.arange(self._source.num_envs), sorted(began))
             seeds = [seed if env in began else None for env, seed in enumerate(fresh)]
             self._source.envs.reset_async(seed=seeds, options={"reset_mask": mask})
             self._source.envs.reset_wait()
+            self._lose(self._begun_anew(), lambda _: RESTARTED)
         nothing = np.zeros(0, np.int64)
         actions = [
             nothing if env in self.lost else taken

@@ -32,7 +32,8 @@ class Histories:
     """The open episodes of N environments: what each began from, and the actions since.
 
     Attributes:
-        origin: [N, 8] see `origins`; other kinds than SEEDED and GENERATOR have no actions.
+        origin: [N, 8] see `origins`; other kinds than SEEDED and GENERATOR have no actions. The
+            vector step is 0, since every process counts from its own start.
         actions: N arrays [L] int64, counted from 0, one per vector step; NOT_STEPPED in some.
     """
 
@@ -139,6 +140,7 @@ class EpisodeLog:
             until = self.sent[env // self._size]
             known = known_in(origin, env) is not None
             taken = self.actions_of(env, int(words[STEP]), until) if known else NO_ACTIONS
+            words[STEP] = 0
             if taken is None:
                 words[KIND], taken = TOO_LONG, NO_ACTIONS
             actions.append(taken)

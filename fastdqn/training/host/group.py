@@ -28,7 +28,7 @@ class EnvGroup:
 
     Attributes:
         index: Which group, that of its guard.
-        first_env: Its first environment.
+        envs: Its environments.
         rows: Its rows.
         device: Of the replay.
         on_host: Whether the replay reads the host's memory.
@@ -46,8 +46,8 @@ class EnvGroup:
         self.index, self.guard = guard.group, guard
         self.rows = source.rows_of(guard.group)
         size = len(self.rows.real)
-        self.first_env = guard.first_env
-        self.ladder = None if ladder is None else ladder[self.first_env : self.first_env + size]
+        self.envs = slice(guard.first_env, guard.first_env + size)
+        self.ladder = None if ladder is None else ladder[self.envs]
         columns: Any = self.rows  # arrays are buffers, which NumPy's types do not say
         self._terminated = memoryview(columns.terminated)
         self._truncated = memoryview(columns.truncated)

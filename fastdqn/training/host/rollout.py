@@ -265,18 +265,18 @@ class HostRollout:
         for name in set(SHOWN) - {"real"}:
             getattr(rows, name)[kept] = saved.rows[name][kept]
         rows.resting[kept] = rows.restarting[kept]
+        for group in self._groups:
+            group.take(saved.action[group.envs])
         for group in self._stepping:
             own = np.zeros(self.num_envs, np.bool_)
-            own[group.first_env : group.first_env + len(group.rows.real)] = True
+            own[group.envs] = True
             assert _continues(self.source)
             self.source.leave_out(np.flatnonzero(own & (lost | ~saved.rows["real"])))
-            group.take(saved.action[own])
             lost = lost & ~own
         if lost.any() and not fresh_ring:
             self.replay.cut(lost)
         for group in self._waiting:
-            begun = lost[group.first_env : group.first_env + len(group.rows.real)]
-            group.guard.begin(begun | bad_rows(group.rows.obs))
+            group.guard.begin(lost[group.envs] | bad_rows(group.rows.obs))
             shown = group.arrived()
             self.replay.begin(shown.obs, shown.action_mask, group=group.index)
 

@@ -71,7 +71,7 @@ def test_a_killed_run_goes_on_as_if_it_had_never_been_stopped(
     never_stopped: Path, killed: Path, how: str
 ) -> None:
     assert max(each["env_steps"] for each in metrics_of(killed)) >= 640
-    assert run(how.format(killed)) == 0
+    assert run(how.format(killed), generators=1) == 0
     assert_same_run(killed, never_stopped)
     result = json.loads((killed / "result.json").read_text())
     assert (result["status"], result["env_steps"]) == ("completed", 1024)
@@ -86,7 +86,7 @@ def test_a_run_that_has_come_to_its_end_goes_on_with_a_larger_total(
     folder = tmp_path / "run"
     run("train", TENSOR, "--total-timesteps 512", f"--run-dir {folder}")
     before = json.loads((folder / "result.json").read_text())["wall_s"]
-    assert run(f"resume {folder} --total-timesteps 1024") == 0
+    assert run(f"resume {folder} --total-timesteps 1024", generators=1) == 0
     assert (folder / "episodes.csv").read_bytes() == (never_stopped / "episodes.csv").read_bytes()
     here, there = state_of(folder), state_of(never_stopped)
     assert [name for name in there if not here[name].equal(there[name])] == []
@@ -108,7 +108,7 @@ def test_the_last_updates_and_report_of_a_run_that_goes_on_are_made_where_they_b
     folder = tmp_path / "run"
     run("train", HOST, f"--total-timesteps 500 --run-dir {folder}")
     ended = json.loads((folder / "result.json").read_text())
-    assert run(f"resume {folder} --total-timesteps 1024") == 0
+    assert run(f"resume {folder} --total-timesteps 1024", generators=1) == 0
     totals = {"total_env_steps": 1024}
     here, there = metrics_of(folder), metrics_of(tmp_path / "whole")
     assert [each | totals for each in here] == there
@@ -224,7 +224,7 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_taken(
     never_stopped: Path, killed: Path
 ) -> None:
     (newest(killed) / "model.safetensors").write_bytes(b"nonsense")
-    assert run(f"resume {killed}") == 0
+    assert run(f"resume {killed}", generators=1) == 0
     assert_same_run(killed, never_stopped)
     said = (killed / "log.txt").read_text()
     assert "Skipped  " in said

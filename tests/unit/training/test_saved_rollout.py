@@ -37,8 +37,10 @@ from tests.continued import (
 from tests.drive import MODES, everything_in, roll, rollout_of
 
 
-def started(envs: GroupedVectorEnv, vector_steps: int, seed: int = 3) -> HostRollout:
-    rollout = rollout_of(source_of(envs), capacity=2000, seed=seed)
+def started(
+    envs: GroupedVectorEnv, vector_steps: int, seed: int = 3, capacity: int = 2000
+) -> HostRollout:
+    rollout = rollout_of(source_of(envs), capacity, seed)
     rollout.reset(range(11, 11 + envs.num_envs))
     roll(rollout, vector_steps)
     return rollout
@@ -107,6 +109,20 @@ def test_groups_that_step_while_they_are_saved_go_on_alike(groups: int, steps: i
     close(rollout, never, twin, again)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("rows", range(4, 9))
+def test_they_go_on_alike_over_a_ring_that_holds_the_end_of_their_episodes_alone(
+    rows: int, groups: int
+) -> None:
+    factories = noisy(4)
+    rollout = started(keeping(factories, num_groups=groups), 61, capacity=4 * rows)
+    assert max(map(len, histories(rollout).actions)) > rows
+    twin = resumed(rollout, keeping(factories, num_groups=groups))
+    assert twin.lost == {}
+    assert_alike(rollout, twin)
+    close(rollout, twin)
+
+
 def test_a_rollout_that_was_resumed_can_be_saved_again() -> None:
     factories = [NoiseEnv] * 4
     rollout = started(keeping(factories), 25)
@@ -141,6 +157,22 @@ def test_environments_go_on_after_other_seeds_than_those_of_the_last_reset(tmp_p
     assert list(again.lost) == [0]
     assert list(last.lost) == [0]
     close(rollout, twin, again, last)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 20, 21])
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_what_is_saved_at_once_after_a_resume_is_what_was_saved_before_it(
+    groups: int, steps: int
+) -> None:
+    rollout = started(keeping(noisy(6), num_groups=groups), steps)
+    before = saved_and_read(rollout.state())
+    twin = resumed(rollout, keeping(noisy(6), num_groups=groups), before)
+    after = saved_and_read(twin.state())
+    assert after.values == before.values
+    assert after.tensors.keys() == before.tensors.keys()
+    found = [name for name in after.tensors if not after.tensors[name].equal(before.tensors[name])]
+    assert found == []
+    close(rollout, twin)
 
 
 # Workers
@@ -210,7 +242,7 @@ def test_what_was_shown_on_the_way_is_compared_and_not_the_last_observation_alon
     rollout = started(keeping(noisy(3)), 0)
     while min(map(len, histories(rollout).actions)) < 5:
         roll(rollout, 1)
-    for name, back in (("reward", 2), ("frames", 3), ("terminated", 4)):
+    for name, back in (("reward", 2), ("frames", 3), ("terminated", 4), ("truncated", 3)):
         twin_replay = copy.deepcopy(rollout.replay)
         cells = twin_replay.ring.cells()[name]
         place = (twin_replay.valid.mark[1] - back) * 3 + 1
@@ -295,13 +327,62 @@ def test_new_episodes_take_other_seeds_than_the_last_ones_and_the_same_in_every_
     tags = []
     for _ in range(2):
         twin = resumed(rollout, keeping(noisy(2)))
+        assert len(twin.lost) == 2
         tags.append([env.tag for env in envs_of(twin)])
+        roll(twin, 1)
         again = resumed(twin, keeping(noisy(2)), limit_s=0.0)
+        assert len(again.lost) == 2
+        tags.append([env.tag for env in envs_of(again)])
         close(twin, again)
-    assert tags[0] == tags[1]
+    assert tags[:2] == tags[2:]
     first = started(keeping(noisy(2)), 0)
-    assert all(env.tag != tag for env, tag in zip(envs_of(first), tags[0], strict=True))
+    tags.append([env.tag for env in envs_of(first)])
+    assert all(len({*each}) == 3 for each in zip(*tags[2:], strict=True))
     close(rollout, first)
+
+
+def test_an_episode_of_unknown_origin_is_followed_by_one_of_another_seed() -> None:
+    rollout = started(keeping(noisy(2)), 0)
+    tags = [env.tag for env in envs_of(rollout)]
+    state = saved_and_read(rollout.state())
+    state.tensors["origins"][1] = 0
+    twin = resumed(rollout, keeping(noisy(2)), state)
+    assert twin.lost == {1: UNKNOWN}
+    assert [env.tag == tag for env, tag in zip(envs_of(twin), tags, strict=True)] == [True, False]
+    close(rollout, twin)
+
+
+def test_a_mask_alone_that_differs_is_noticed_with_the_ring_and_without() -> None:
+    factories = [FACTORIES["masks"]] * 3
+    rollout = started(keeping(factories), 0)
+    while min(map(len, histories(rollout).actions)) < 5:
+        roll(rollout, 1)
+    for replay in (None, rollout_of(rollout.source).replay):
+        state = saved_and_read(rollout.state())
+        state.tensors["rows/action_mask"][2, 0] ^= True
+        twin = resumed(rollout, keeping(factories), state, replay=replay)
+        assert list(twin.lost) == [2]
+        close(twin)
+    forged_ring = copy.deepcopy(rollout.replay)
+    masks = forged_ring.ring.masks
+    assert masks is not None
+    masks[(forged_ring.valid.mark[1] - 2) * 3 + 1] ^= True
+    twin = resumed(rollout, keeping(factories), replay=forged_ring)
+    assert list(twin.lost) == [1]
+    close(rollout, twin)
+
+
+@pytest.mark.parametrize("name", ["reward", "terminated", "truncated", "obs"])
+def test_without_the_ring_the_last_step_is_compared(name: str) -> None:
+    rollout = started(keeping(noisy(3)), 0)
+    while min(map(len, histories(rollout).actions)) < 5:
+        roll(rollout, 1)
+    state = saved_and_read(rollout.state())
+    rows = state.tensors[f"rows/{name}"]
+    rows[1] = ~rows[1] if rows.dtype is torch.bool else rows[1] + 1
+    twin = resumed(rollout, keeping(noisy(3)), state, replay=rollout_of(rollout.source).replay)
+    assert list(twin.lost) == [1]
+    close(rollout, twin)
 
 
 # An empty ring
@@ -373,5 +454,7 @@ def test_a_forged_history_loses_its_episode_and_nothing_else() -> None:
     first = next(i for i, length in enumerate(state.values["lengths"]) if length)
     state.tensors["actions"][0] = (state.tensors["actions"][0] + 1) % 3
     twin = resumed(rollout, keeping(noisy(4)), state)
+    again = resumed(twin, keeping(noisy(4)))
+    assert again.lost == {}
     assert_only_one_began_anew(rollout, twin, first, UNLIKE)
-    close(rollout, twin)
+    close(rollout, twin, again)
