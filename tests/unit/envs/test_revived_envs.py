@@ -170,8 +170,8 @@ def test_one_that_ends_on_the_way_begins_anew_although_it_shows_the_same() -> No
     assert_gone_on(lived, host, [0, 2])
 
 
-class Raises(NoiseEnv):
-    """Raises in its third step."""
+class Raises(Blind):
+    """Raises in its third step, and shows the same as ever."""
 
     def step(self, action: int) -> Any:
         if self.t == 2:
@@ -180,6 +180,7 @@ class Raises(NoiseEnv):
 
 
 def test_one_that_raises_on_the_way_begins_anew() -> None:
-    lived = Lived(noisy())
-    lived.live()
-    assert_gone_on(lived, lived.revived(noisy(Raises), lived.past()), [0, 2])
+    lived = Lived(noisy(partial(Blind, 100)))
+    lived.live(4)
+    host = lived.revived(noisy(partial(Raises, 100)), lived.past())
+    assert_gone_on(lived, host, [0, 2])
