@@ -46,12 +46,14 @@ class StopRequest:
             self._stop = None
 
     def take(self, number: int) -> None:
-        """Handle a signal.
+        """Handle a signal. A SIGHUP after another signal says nothing new.
 
         Raises:
             KeyboardInterrupt: There is nothing to finish, or the signal is not the first.
         """
         stop, first = self._stop, self.received is None
+        if number in HANGUP and not first:
+            return  # a terminal that is closed sends it twice
         known = signal.SIGTERM if number in HANGUP else number
         self.received = self.received or signal.Signals(known)
         if stop is None or not first:

@@ -25,11 +25,18 @@ def test_a_terminal_that_goes_away_is_a_sigterm_unless_that_is_ignored() -> None
     try:
         with stop_on_signals() as request, request.leads_to(lambda: calls.append("stop")):
             signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(
+                signal.SIGHUP
+            )  # as the shell and the kernel do, one after the other
         assert (calls, request.received, request.exit_code) == (["stop"], signal.SIGTERM, 143)
+        with stop_on_signals() as request, request.leads_to(lambda: calls.append("and")):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGHUP)
+        assert (calls, request.exit_code) == (["stop", "and"], 130)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
         with stop_on_signals() as request, request.leads_to(lambda: calls.append("stop")):
             signal.raise_signal(signal.SIGHUP)
-        assert (calls, request.received) == (["stop"], None)
+        assert (calls, request.received) == (["stop", "and"], None)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
