@@ -139,14 +139,14 @@ class Save:
         self._draft = draft_of(snapshot.folder)
         self._files: dict[str, Entry] = {}
         self._chunks: dict[int, Chunk] = {}
-        self._began = time.perf_counter()
-        self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
-        self._thread.start()
+        self._began, self._took_s = time.perf_counter(), 0.0
+        self._done = threading.Event()  # a join that a signal interrupts takes the thread for ended
+        threading.Thread(target=self._run, name="checkpoint", daemon=True).start()
 
     @property
     def ended(self) -> bool:
         """Whether the thread has ended; never waits."""
-        return not self._thread.is_alive()
+        return self._done.is_set()
 
     def hand_over(self, number: int, slot: Slot) -> None:
         """Let a chunk be written."""
@@ -158,7 +158,7 @@ class Save:
 
     def wait(self) -> None:
         """Wait until the thread has ended."""
-        self._thread.join()
+        self._done.wait()
 
     def result(self, pause_s: float) -> Saved:
         """Return what was saved, once the thread has ended.
@@ -184,6 +184,7 @@ class Save:
             shutil.rmtree(self._draft, ignore_errors=True)
             self._took_s = time.perf_counter() - self._began
             self.free.put(None)
+            self._done.set()
 
     def _save(self) -> None:
         draft, snapshot = self._draft, self._snapshot
