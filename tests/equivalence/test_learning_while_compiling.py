@@ -101,6 +101,7 @@ def test_what_is_learned_does_not_depend_on_when_it_moves(
     assert len(inductor.traces) == 1
 
 
+@pytest.mark.slow
 def test_batches_and_indices_of_the_caller_move_too(inductor: HeldInductor) -> None:
     """However they lie in the caller's memory."""
     learner, eager = OWN.build(), OWN.build()
@@ -136,6 +137,7 @@ def test_where_compiling_fails_it_stays_recorded_and_says_so(inductor: HeldInduc
     assert len(inductor.traces) == 1
 
 
+@pytest.mark.slow
 def test_closed_a_learner_forgets_the_compile_and_goes_on_by_the_same_graphs(
     inductor: HeldInductor,
 ) -> None:
@@ -167,6 +169,7 @@ def test_what_was_asked_for_by_name_is_waited_for(inductor: HeldInductor) -> Non
     assert (len(inductor.traces), len(step._graphs)) == (1, 1)
 
 
+@pytest.mark.slow
 def test_auto_starts_without_a_compiler_and_records_nothing_twice(
     inductor: HeldInductor, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:

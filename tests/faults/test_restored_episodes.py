@@ -197,6 +197,7 @@ def test_a_rollout_is_saved_over_the_gap_of_a_restart(tmp_path: Path) -> None:
     twin.source.close()
 
 
+@pytest.mark.slow
 def test_an_episode_outlives_two_workers_and_a_resume_with_the_seed_that_it_had() -> None:
     """The layout follows from the seed, and the second worker has new ones for new episodes."""
     factories = [partial(NoiseEnv, "layout", env) for env in range(2)]
@@ -247,6 +248,7 @@ def assert_goes_on(rollout: HostRollout, twin: HostRollout, lost: set[int]) -> N
         each.source.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restore_s", [0.0, 30.0])
 def test_a_worker_that_dies_while_episodes_are_played_again_costs_its_own(
     tmp_path: Path, restore_s: float

@@ -136,6 +136,7 @@ def test_an_agent_that_builds_its_environments_restarts_them_too() -> None:
     assert_lived(everything_in(agent.replay), RULES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
 def test_a_vector_in_another_autoreset_mode_is_as_safe_a_source(mode: AutoresetMode) -> None:
     envs = supervised(mortals(4, kills=0.01, raises=0.01), 2, autoreset_mode=mode)

@@ -361,6 +361,7 @@ except Trouble as trouble:
 """
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_runs_once_and_may_define_anything(tmp_path: Path) -> None:
     """And it may forget to close."""
     with _script(NO_GUARD, tmp_path) as script:

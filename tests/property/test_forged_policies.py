@@ -352,6 +352,7 @@ def test_a_checkpoint_that_is_a_link_is_left_alone(policies: list[Path], nowhere
     assert load_or_refuse(run.parent) == ""
 
 
+@pytest.mark.slow
 def test_a_forged_run_is_refused_by_the_command_in_a_line(
     policies: list[Path], nowhere: Path
 ) -> None:

@@ -90,6 +90,7 @@ def test_what_is_counted_goes_on_after_loading(vectorizer: str, tmp_path: Path) 
     assert counts(DQN.load(tmp_path / "second")) == after
 
 
+@pytest.mark.slow
 def test_nothing_bursts_after_loading(tmp_path: Path) -> None:
     loaded = reloaded(small(replay_ratio=1.0).learn(400), tmp_path / "policy")
     assert loaded._ratio.due(440) == 0

@@ -13,6 +13,7 @@ from benchmarks.studies import priorities
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.slow
 def test_draws_and_write_backs_are_timed_beside_what_is_installed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -35,6 +35,7 @@ def test_a_program_beside_is_ended_even_if_it_would_go_on() -> None:
     assert time.perf_counter() - start < 60
 
 
+@pytest.mark.slow
 def test_a_row_has_all_rates_and_the_ratios_of_the_fast_mode() -> None:
     arguments = Arguments(
         device="cpu", execution="eager", rounds=2, seconds=0.02, repeats=1, beside=DOUBLES

@@ -15,6 +15,7 @@ from benchmarks.studies import torchrl_replay
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.slow
 def test_drawing_and_gathering_are_timed_beside_torchrl(monkeypatch: pytest.MonkeyPatch) -> None:
     def sample(batch_size: int, device: torch.device) -> Callable[[], Any]:
         assert batch_size == 256
