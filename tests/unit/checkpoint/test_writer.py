@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,34 @@ def test_a_slow_disk_costs_a_look_at_the_ring_in_many_steps(
     training.go_on(900)
     assert slow.go.is_set()
     training.writer.finish()
+    training.refuse_other(newest(tmp_path))
+
+
+@pytest.mark.timeout(30)
+def test_a_signal_within_the_wait_for_the_disk_loses_nothing_but_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python takes a thread for ended whose join was interrupted."""
+    training, go, right = Training(tmp_path), threading.Event(), disk.write
+
+    def write(path: Path, parts: Any) -> Any:
+        if path.name == "state.json":
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            go.wait()
+        return right(path, parts)
+
+    monkeypatch.setattr(saving, "write", write)
+    training.go_on(5)
+    training.begin()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            training.writer.finish()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert training.writer.poll() == []  # it is still being written
+    go.set()
+    training.writer.close()
     training.refuse_other(newest(tmp_path))
 
 
