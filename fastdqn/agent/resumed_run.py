@@ -20,6 +20,9 @@ from fastdqn.training.trainer import Trainer
 
 __all__ = ["Resumed", "chunks_of", "lent_by"]
 
+EVALUATED_OTHERWISE = ("--eval-", "--total-timesteps", "--stop-at-return")
+"""Settings with which a run is evaluated at other env steps, or for something else."""
+
 
 @dataclass
 class Resumed:
@@ -94,7 +97,7 @@ class Resumed:
 
     def _finds(self, best: BestPolicy, trainer: Trainer) -> bool:
         """Return whether the run comes to a policy of after the checkpoint once more."""
-        otherwise = any(change.startswith("--eval-") for change in self.changed)
+        otherwise = any(change.startswith(EVALUATED_OTHERWISE) for change in self.changed)
         return not self.inexact and not otherwise and best.env_step <= trainer.until
 
 

@@ -175,8 +175,8 @@ def _refuse_policy_alone(folder: Path) -> None:
     if (folder / DESCRIPTION).is_file() and not (folder / STATE).exists():
         raise CheckpointError(
             f"{folder} holds a policy and no state of a training: it was saved by "
-            "`agent.save(path)`, by a run that was aborted (by a second signal), or by a version "
-            "before checkpoints could be resumed. "
+            "`agent.save(path)`, by a run that was aborted by a second signal or whose disk was "
+            "full, or by a version before checkpoints could be resumed. "
             "`DQN.load(path)` loads the policy; its training starts anew from there"
         )
 

@@ -142,6 +142,9 @@ def refuse_no_run(run_dir: Path) -> None:
         raise UsageError(
             str(run_dir), "there is no such folder", "Give the folder of a run, runs/..."
         )
+    if run_dir.absolute().parent.name == CHECKPOINTS:
+        way_out = f"Give its run: {run_dir.parent.parent}. The newest checkpoint there is taken."
+        raise UsageError(str(run_dir), "it is a checkpoint of a run", way_out)
     if not (run_dir / CHECKPOINTS).is_dir():
         raise UsageError(
             str(run_dir),

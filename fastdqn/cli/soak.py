@@ -88,7 +88,7 @@ def soak(argv: list[str]) -> int:
     path = (run_dir if run_dir.is_dir() else run_dir.parent) / "soak.json"
     path.write_text(json.dumps(report, indent=2) + "\n")
     _print(report, path)
-    if report["lost"] or not (report["injected"] or request.received):
+    if report["lost"] or not (any(report["injected"].values()) or request.received):
         return FAILED
     return request.exit_code
 
@@ -243,7 +243,7 @@ class Soak:
         """Return what is written into soak.json."""
         return {
             "run_dir": str(self.run_dir),
-            "injected": dict(self.injected),
+            "injected": {fault.name: self.injected[fault.name] for fault in self.faults},
             "resumes": self.resumes,
             "lost": self.lost,
             "env_steps": newest_step(self.run_dir),

@@ -83,8 +83,8 @@ def cut_words(evaluation: Evaluation) -> str:
         of_all = f"{num_cut} of {evaluation.episodes} episodes"
         words = f"; {of_all} {were} cut at {evaluation.max_steps:,} steps"
     if number := evaluation.num_nonfinite:
-        steps, as_came = ("step that was", "it") if number == 1 else ("steps that were", "they")
-        words += f"; {number:,} {steps} not finite did not count as {as_came} came"
+        steps = "step" if number == 1 else "steps"
+        words += f"; numbers of {number:,} {steps} were not finite, and were skipped or replaced"
     return words
 
 

@@ -42,7 +42,9 @@ def make_run_dir(config: Config, *, goes_on: bool = False) -> Path:
     path = Path("runs") / _name(config) if config.run_dir is None else Path(config.run_dir)
     if (path / "config.json").exists() and not goes_on:
         raise UsageError(
-            f"--run-dir {path}", "it already holds a run", "Choose another folder or delete it."
+            f"--run-dir {path}",
+            "it already holds a run",
+            "Choose another folder, or go on with it: fastdqn resume, or --resume auto.",
         )
     try:
         path.mkdir(parents=True, exist_ok=True)

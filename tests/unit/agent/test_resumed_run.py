@@ -19,7 +19,9 @@ AGO, LATER = (BestPolicy(step, mean, 0.5, 20) for step, mean in ((100, 19.0), (3
     ("of_folder", "until", "how", "to_beat"),
     [
         (LATER, 1000, {}, AGO),  # found again
-        (LATER, 1000, {"changed": ["--total-timesteps 500 -> 1000"]}, AGO),
+        (LATER, 1000, {"changed": ["--log-interval 500 -> 1000"]}, AGO),
+        (LATER, 1000, {"changed": ["--total-timesteps 320 -> 1000"]}, LATER),  # found at its end
+        (LATER, 1000, {"changed": ["--stop-at-return 21.0 -> 30.0"]}, LATER),
         (LATER, 300, {"changed": ["--total-timesteps 1000 -> 300"]}, LATER),
         (LATER, 1000, {"changed": ["--eval-interval 64 -> 200"]}, LATER),
         (LATER, 1000, {"inexact": ["the replay ring was not saved"]}, LATER),

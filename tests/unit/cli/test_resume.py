@@ -266,6 +266,8 @@ def test_what_cannot_be_resumed_is_refused(
 def test_a_folder_to_which_another_process_writes_is_refused(
     killed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    checkpoint = killed / "checkpoints" / "step-000000000512"
+    assert f"Give its run: {killed}" in refused(f"resume {checkpoint}", capsys)
     with locked(killed):
         assert "writes there" in refused(f"resume {killed}", capsys)
         auto = f"train {TENSOR} --total-timesteps 1024 --resume auto --run-dir {killed}"

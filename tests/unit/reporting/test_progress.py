@@ -228,9 +228,9 @@ def test_cut_episodes_and_long_evaluations_are_reported() -> None:
         "evaluation at 7,000 steps: return 0.955 (std 0.012) over 100 episodes, the best so far; "
         "3 of 100 episodes were cut at 10,000 steps",
         "evaluation at 8,000 steps: return 0.955 (std 0.012) over 100 episodes; "
-        "1 step that was not finite did not count as it came",
+        "numbers of 1 step were not finite, and were skipped or replaced",
         "evaluation at 9,000 steps: return 0.955 (std 0.012) over 100 episodes; "
-        "1,234 steps that were not finite did not count as they came",
+        "numbers of 1,234 steps were not finite, and were skipped or replaced",
     ]
 
 
