@@ -20,6 +20,7 @@ from fastdqn.checkpoint.saved_policy import ONLINE
 from fastdqn.checkpoint.saving import Chunk
 from fastdqn.checkpoint.writer import CheckpointWriter
 from fastdqn.envs.provider import AnyEnv
+from fastdqn.foundation.scalars import refuse_unless_bool
 from fastdqn.replay.chunks import RingChunks
 from fastdqn.replay.sampler_check import SamplerFactory
 from fastdqn.training.checkpoint import SavedPolicy, save_policy
@@ -42,8 +43,9 @@ class SavedAgent(Trainable):
         Raises:
             OSError: The disk is full or the folder cannot be written; what it held stays.
             UsageError: The folder holds something else, or a sampler of the caller's own says in
-                its `state` what cannot be saved.
+                its `state` what cannot be saved, or `replay` is no bool.
         """
+        refuse_unless_bool("replay", replay, "Pass replay=True to save the whole training.")
         folder, policy = Path(path).absolute(), (self.parameters(), self.describe())
         if not replay:
             save_policy(folder, *policy)

@@ -83,7 +83,8 @@ class Tally:
         if self.on_nonfinite == "skip" and self._in_a_row >= MOST_IN_A_ROW:
             raise NonFiniteError(
                 f"{words}: of {self._in_a_row:,} vector steps in a row nothing could be used. "
-                "Fix the environment, or wrap it so that it returns finite numbers."
+                "Fix the environment, wrap it so that it returns finite numbers, or pass "
+                "--on-nonfinite replace."
             )
 
     def take_words(self) -> str:

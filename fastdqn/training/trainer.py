@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fastdqn.errors import NonFiniteError
 from fastdqn.execution.compile import waits_for_a_compiler
 from fastdqn.execution.step import Progress
 from fastdqn.learner.learner import Learner
@@ -118,10 +119,14 @@ class Trainer(Resumable, ABC):
         """Reset the environments with these seeds, or resume for None, and train; return status."""
         self.resume() if seeds is None else self.begin(seeds)
         self._take_up()
-        while self.status == "running":
-            self.vector_step()
-        self.saving.keep(self)
-        self._end()
+        try:
+            while self.status == "running":
+                self.vector_step()
+            self.saving.keep(self)
+            self._end()
+        except NonFiniteError:
+            self.nonfinite.report(self.rollout, self.callback)
+            raise
         return self.status
 
     def begin(self, seeds: Sequence[int]) -> None:
@@ -258,6 +263,7 @@ class Trainer(Resumable, ABC):
         env_steps, train_s = self.rollout.env_steps, self.watch.train_s
         sps = (env_steps - self._reported[0]) / max(train_s - self._reported[1], 1e-9)
         self._reported = (env_steps, train_s)
+        rate = self.learner.state.learning_rate.item()
         loss, _, q_mean, grad_norm = self.learner.state.metrics.tolist()
         self.nonfinite.look_at(self.learner.state, env_steps)
         return Report(
@@ -274,12 +280,8 @@ class Trainer(Resumable, ABC):
             wall_s=time.perf_counter() - self.started,
             time_left_s=max(self.until - env_steps, 0) / sps if sps else math.nan,
             time_share=self.watch.shares(),
-            learning_rate=self._rate(),
+            learning_rate=float(str(np.float32(rate))),  # with the digits that float32 holds
         )
-
-    def _rate(self) -> float:
-        """Return the step size with the digits that float32 holds."""
-        return float(str(np.float32(self.learner.state.learning_rate.item())))
 
     @property
     def evaluation(self) -> Evaluation | None:

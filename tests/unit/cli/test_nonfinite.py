@@ -58,3 +58,16 @@ def test_a_run_ends_with_the_number_where_that_is_not_asked_for(tmp_path: Path) 
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["status"] == "failed"
     assert result["nonfinite"] == {"transitions": 0, "updates": 0}
+
+
+def test_what_was_skipped_is_counted_where_nothing_else_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastdqn.training.nonfinite.MOST_IN_A_ROW", 50)
+    monkeypatch.setattr(f"{__name__}.glitchy_env", lambda: GlitchyEnv(starts=range(10_000)))
+    assert run(WORDS, f"--on-nonfinite skip --run-dir {tmp_path / 'run'}") == 1
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "vector steps in a row nothing could be used" in log
+    (said,) = re.findall(r"not finite since the last report: (\d+) steps of environments", log)
+    assert result["nonfinite"]["transitions"] == int(said) >= 50
