@@ -42,7 +42,7 @@ class Callback:
         """Called every few seconds of an evaluation: episodes done, all episodes, env steps."""
 
     def on_checkpoint(self, trainer: Any) -> None:
-        """Called when a checkpoint is due, which a run makes by itself; `trainer.rollout` counts."""
+        """Called when a checkpoint is due; a run makes it by itself. `trainer.rollout` counts."""
 
     def on_restart(self, env_steps: int, message: str) -> None:
         """Called when a worker was restarted, with the reason."""
