@@ -10,6 +10,7 @@ import torch
 from gymnasium.spaces import Box, Discrete, Space
 from torch import Tensor
 
+from fastdqn.envs.tensor.cartpole import CartPole
 from fastdqn.envs.tensor.protocol import TensorStep
 from fastdqn.transition import Transitions
 from tests.oracles import CounterRules
@@ -138,3 +139,16 @@ def assert_counts(batch: Transitions, rules: CounterRules) -> None:
         assert next_obs == [env, episode, t + 1]
         assert reward == rules.reward(env, episode, t, action)
         assert (terminated, truncated) == rules.flags(env, episode, t)
+
+
+class GlitchyCartPole(CartPole):
+    """CartPole that pays a NaN, or shows an infinity, in a share of its steps and first ones."""
+
+    share = 0.1
+
+    def advance(self, action: Tensor, uniform: Tensor) -> TensorStep:
+        step = super().advance(action, uniform)
+        pays, shows = uniform[:, 0] < self.share, (uniform[:, 1] < self.share).unsqueeze(1)
+        obs, final = (torch.where(shows, torch.inf, o) for o in (step.obs, step.final_obs))
+        reward = torch.where(pays, torch.nan, step.reward)
+        return TensorStep(obs, final, reward, step.terminated, step.truncated)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +30,7 @@ STATUSES = ("running", "completed", "solved", "stopped")
 WATCHED = (*ACTIVITIES, "compile", "evaluate")
 
 
-class Resumable:
+class Resumable(ABC):
     """State of a `fastdqn.training.trainer.Trainer`, between two of its vector steps.
 
     A schedule depends on counts alone, and on the total of the training where it falls until the
@@ -166,11 +167,13 @@ class Resumable:
         elapsed = self.watch.train_s - train_s
         return (self.rollout.env_steps - env_steps) / elapsed if elapsed > 0 else math.nan
 
+    @abstractmethod
     def _steps(self) -> Sequence[Progress]:
-        raise NotImplementedError
+        """Return the steps that may be compiled while the training runs."""
 
+    @abstractmethod
     def _evaluate(self) -> None:
-        raise NotImplementedError
+        """Evaluate the policy, which may end the run; a stop leaves it without a result."""
 
 
 def _values(moment: tuple[int, float]) -> dict[str, float]:

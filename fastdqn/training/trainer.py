@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -37,7 +37,7 @@ __all__ = ["Trainer"]
 
 
 @dataclass(eq=False, repr=False)
-class Trainer(Resumable, ABC):
+class Trainer(Resumable):
     """Trains until `until` env steps, a reached return, or `stop`.
 
     Args:

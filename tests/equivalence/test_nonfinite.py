@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fastdqn.envs.tensor import CartPole
-from fastdqn.envs.tensor.protocol import TensorStep
 from fastdqn.execution.modes import mode_of
 from fastdqn.execution.step import EagerStep
 from fastdqn.learner.learner import Learner
@@ -21,6 +20,7 @@ from fastdqn.training.tensor import block_runner
 from fastdqn.training.tensor.block_runner import BlockRunner
 from fastdqn.training.tensor.blocks import Block
 from fastdqn.training.tensor.rollout import TensorRollout
+from tests.tensor_oracles import GlitchyCartPole
 from tests.unit.execution.test_cuda_graph import FakeCuda
 
 BLOCK, CALLS = Block(1, 1, 2), 60
@@ -28,23 +28,12 @@ SAMPLERS: dict[str, Any] = {"uniform": UniformSampler, "prioritized": Prioritize
 each_policy = pytest.mark.parametrize("on_nonfinite", ["skip", "replace"])
 
 
-class Glitchy(CartPole):
-    """CartPole of which a tenth of all steps, and a tenth of all episodes, begin badly."""
-
-    def advance(self, action: Tensor, uniform: Tensor) -> TensorStep:
-        step = super().advance(action, uniform)
-        pays, shows = uniform[:, 0] < 0.1, (uniform[:, 1] < 0.1).unsqueeze(1)
-        obs, final = (torch.where(shows, torch.inf, o) for o in (step.obs, step.final_obs))
-        reward = torch.where(pays, torch.nan, step.reward)
-        return TensorStep(obs, final, reward, step.terminated, step.truncated)
-
-
 def _built(execution: str, on_nonfinite: str, kind: str, n_step: int = 1) -> TensorRollout:
     torch.manual_seed(0)
     learner = Learner(MLP((4,), 2, (8,), scale=0.1), learning_rate=1e-3)
     sizes: Any = {"capacity": 60, "batch_size": 8, "seed": 3, "n_step": n_step}
     how: Any = {"execution": execution, "sampler": SAMPLERS[kind], "on_nonfinite": on_nonfinite}
-    return TensorRollout(Glitchy(3), learner, **sizes, **how)
+    return TensorRollout(GlitchyCartPole(3), learner, **sizes, **how)
 
 
 def _run(rollout: TensorRollout) -> Iterator[list[Any]]:

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from fastdqn import DQN
-from fastdqn.envs.tensor import CartPole
 from fastdqn.envs.tensor.protocol import TensorStep
 from tests.equivalence.test_resume_in_memory import PRIORITIZED, SMALL, Heard
 from tests.saved_trainings import differences, finish, restored, save, train_to
-from tests.tensor_oracles import TensorCounter
+from tests.tensor_oracles import GlitchyCartPole, TensorCounter
 
 CARTPOLE = "CartPole-v1"
 TOTAL = 500
@@ -43,15 +42,10 @@ class Glitchy(gym.Wrapper[Any, Any, Any, Any]):
         return obs
 
 
-class GlitchyTensors(CartPole):
+class GlitchyTensors(GlitchyCartPole):
     """Likewise on the device; first observations of later episodes among them."""
 
-    def advance(self, action: Tensor, uniform: Tensor) -> TensorStep:
-        step = super().advance(action, uniform)
-        pays, shows = uniform[:, 0] < 0.05, (uniform[:, 1] < 0.05).unsqueeze(1)
-        obs, final = (torch.where(shows, torch.inf, o) for o in (step.obs, step.final_obs))
-        reward = torch.where(pays, torch.nan, step.reward)
-        return TensorStep(obs, final, reward, step.terminated, step.truncated)
+    share = 0.05
 
 
 class GlitchyCounters(TensorCounter):

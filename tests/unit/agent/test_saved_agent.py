@@ -172,3 +172,10 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
         make().save(tmp_path / "agent", replay=True)
     assert (tmp_path / "agent" / "thesis.txt").read_text() == "mine"
     shutil.rmtree(tmp_path / "agent")
+
+
+def test_whether_the_whole_training_is_saved_is_yes_or_no(tmp_path: Path) -> None:
+    agent: Any = DQN("CartPole-v1", num_envs=1, num_workers=0, execution="eager")
+    with pytest.raises(UsageError, match="replay 'no': it must be True or False"):
+        agent.save(tmp_path / "agent", replay="no")
+    assert not (tmp_path / "agent").exists()

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,20 +89,28 @@ def test_a_ring_is_left_out_where_it_is_not_wanted(tmp_path: Path) -> None:
 # Not in the way
 
 
+def before_writing(monkeypatch: pytest.MonkeyPatch, start: str, act: Callable[[], object]) -> None:
+    """Let the writing thread act before each file whose name starts so."""
+    right = disk.write
+
+    def write(path: Path, parts: Any) -> Any:
+        if path.name.startswith(start):
+            act()
+        return right(path, parts)
+
+    monkeypatch.setattr(saving, "write", write)
+
+
 class SlowDisk:
     """Holds the writing thread back before each chunk until it is let go."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.go, self.waiting = threading.Event(), threading.Event()
-        right = disk.write
+        before_writing(monkeypatch, "chunk", self._wait)
 
-        def write(path: Path, parts: Any) -> Any:
-            if path.name.startswith("chunk"):
-                self.waiting.set()
-                self.go.wait()
-            return right(path, parts)
-
-        monkeypatch.setattr(saving, "write", write)
+    def _wait(self) -> None:
+        self.waiting.set()
+        self.go.wait()
 
 
 def test_a_slow_disk_holds_no_step_back_that_writes_other_chunks(
@@ -173,15 +182,13 @@ def test_a_signal_within_the_wait_for_the_disk_loses_nothing_but_the_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python takes a thread for ended whose join was interrupted."""
-    training, go, right = Training(tmp_path), threading.Event(), disk.write
+    training, go = Training(tmp_path), threading.Event()
 
-    def write(path: Path, parts: Any) -> Any:
-        if path.name == "state.json":
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-            go.wait()
-        return right(path, parts)
+    def interrupt() -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        go.wait()
 
-    monkeypatch.setattr(saving, "write", write)
+    before_writing(monkeypatch, "state.json", interrupt)
     training.go_on(5)
     training.begin()
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -202,15 +209,12 @@ def test_no_step_waits_for_a_thread_that_a_full_disk_has_ended(
 ) -> None:
     """Both pieces of memory are with the thread, and the next step changes two chunks."""
     training, full = Training(tmp_path, Sizes(capacity=400, chunk_bytes=2_000)), threading.Event()
-    right = disk.write
 
-    def write(path: Path, parts: Any) -> Any:
-        if path.name.startswith("chunk"):
-            full.wait()
-            raise OSError(errno.ENOSPC, "no room")
-        return right(path, parts)
+    def refuse() -> None:
+        full.wait()
+        raise OSError(errno.ENOSPC, "no room")
 
-    monkeypatch.setattr(saving, "write", write)
+    before_writing(monkeypatch, "chunk", refuse)
     training.go_on(150)
     training.begin()
     training.go_on(2)

@@ -139,6 +139,42 @@ def test_a_soak_that_is_stopped_ends_its_training_and_loses_nothing(
     assert soak.injected["SIGTERM"] == saves
 
 
+def test_kinds_that_were_not_injected_are_reported_as_none(tmp_path: Path) -> None:
+    report = Soak(tmp_path / "run", [], random.Random(0)).report()
+    assert report["injected"] == dict.fromkeys(NAMED, 0)
+
+
+@pytest.mark.parametrize(
+    ("happens", "code"),
+    [
+        ((None, [], None), 1),  # nothing was tried
+        ((TERM, [], None), 0),
+        ((TERM, ["a row"], None), 1),
+        ((None, [], signal.SIGINT), 130),
+        ((TERM, [], signal.SIGTERM), 143),
+        ((TERM, ["a row"], signal.SIGINT), 1),
+    ],
+)
+def test_the_exit_code_says_whether_faults_were_injected_and_nothing_was_lost(
+    happens: tuple[Fault | None, list[str], signal.Signals | None],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fault, lost, number = happens
+
+    def train_for(self: Soak, seconds: float) -> None:  # noqa: ARG001
+        self.lost += lost
+        if fault is not None:
+            self.injected[fault.name] += 1
+        if number is not None:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Soak, "train_for", train_for)
+    assert soak_file.soak(["--run-dir", str(tmp_path / "run")]) == code
+    assert (tmp_path / "soak.json").is_file()
+
+
 def test_a_ctrl_c_in_the_terminal_does_not_reach_the_training(tmp_path: Path) -> None:
     """It is in a group of its own."""
     command = (sys.executable, "-S", "-c", "import time; time.sleep(60)")

@@ -7,7 +7,12 @@ import threading
 
 import pytest
 
-from fastdqn.training.signals import EXIT_CODES, StopRequest, stop_on_signals
+from fastdqn.training.signals import (
+    EXIT_CODES,
+    StopRequest,
+    stop_on_default_signals,
+    stop_on_signals,
+)
 
 SIGNALS = list(EXIT_CODES)
 
@@ -17,6 +22,21 @@ def test_without_a_signal_nothing_is_called_and_the_exit_code_is_zero() -> None:
     with stop_on_signals() as request, request.leads_to(lambda: calls.append("stop")):
         pass
     assert (calls, request.received, request.exit_code) == ([], None, 0)
+
+
+def test_calls_of_learn_handle_a_terminal_that_goes_away_unless_the_caller_does() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    calls: list[str] = []
+    try:
+        with stop_on_default_signals() as request, request.leads_to(lambda: calls.append("stop")):
+            signal.raise_signal(signal.SIGHUP)
+        assert (calls, request.exit_code) == (["stop"], 143)
+        signal.signal(signal.SIGHUP, lambda *_: calls.append("own"))
+        with stop_on_default_signals() as request, request.leads_to(lambda: calls.append("stop")):
+            signal.raise_signal(signal.SIGHUP)
+        assert (calls, request.received) == (["stop", "own"], None)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_terminal_that_goes_away_is_a_sigterm_unless_that_is_ignored() -> None:
