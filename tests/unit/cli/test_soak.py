@@ -163,7 +163,7 @@ def test_the_exit_code_says_whether_faults_were_injected_and_nothing_was_lost(
 ) -> None:
     fault, lost, number = happens
 
-    def train_for(self: Soak, seconds: float) -> None:  # noqa: ARG001
+    def train_for(self: Soak, seconds: float) -> None:
         self.lost += lost
         if fault is not None:
             self.injected[fault.name] += 1
